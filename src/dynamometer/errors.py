@@ -1,0 +1,39 @@
+"""The exceptions a user can meet.
+
+Each message names the thing at fault (a file, a port, a flag, a value) and what to do.
+`cli.run` prints it as one line and ends with the error's exit code; no traceback.
+"""
+
+from __future__ import annotations
+
+
+class DynamometerError(Exception):
+    """Anything this project says a user did, or met, that it cannot go on with."""
+
+    exit_code = 1
+
+
+class SettingsError(DynamometerError):
+    """A flag or an environment variable has a value that is not allowed."""
+
+    exit_code = 2
+
+
+class AddressError(DynamometerError):
+    """An address cannot be listened on."""
+
+
+class DirectoryError(DynamometerError):
+    """A directory of ours cannot be used: not writable, someone else's, or a link."""
+
+
+class DiscoveryError(DynamometerError):
+    """The place where instances are registered cannot be used."""
+
+
+class EngineError(DynamometerError):
+    """The engine did not start, or ended by itself; the message is its own reason."""
+
+
+class ExpositionError(DynamometerError):
+    """A text is no valid exposition page; names the line."""
