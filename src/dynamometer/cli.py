@@ -1,0 +1,89 @@
+"""`dyno`: one command, a subcommand a process."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from dynamometer import __version__
+from dynamometer.errors import DynamometerError, SettingsError
+from dynamometer.logs import printable
+
+# Subcommand, the module whose `main(argv, program)` runs it, and what it is for.
+_COMMANDS = {
+    "frontend": ("dynamometer.frontend.command", "OpenAI-compatible HTTP in front of all workers"),
+    "sglang": ("dynamometer.worker.command", "a worker: SGLang, its endpoint, its /metrics"),
+    "tiny-model": ("dynamometer.tiny_model", "make a tiny random model, for trying things out"),
+    #     "demo": ("dynamometer.demo", "all of it at once, on real input, with what the page says"),
+}
+
+
+def main() -> NoReturn:
+    """The `dyno` command."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        sys.exit(0 if arguments else 2)
+    if arguments[0] in ("-V", "--version"):
+        print(f"dynamometer {__version__}")
+        sys.exit(0)
+    run(arguments[0], arguments[1:])
+
+
+def run(command: str, argv: Sequence[str] | None = None, *, program: str | None = None) -> NoReturn:
+    """Run a subcommand and end the process: an error is one line, and its exit code.
+
+    Args:
+        command: a key of the list above.
+        argv: its arguments; by default the process's.
+        program: how it was called, for its help; by default `dyno COMMAND`.
+    """
+    try:
+        if command not in _COMMANDS:
+            known = ", ".join(_COMMANDS)
+            raise SettingsError(f"{command!r} is no command of dyno; there are: {known}")
+        module = importlib.import_module(_COMMANDS[command][0])
+        arguments = sys.argv[1:] if argv is None else argv
+        code = module.main(arguments, program or f"dyno {command}")
+    except DynamometerError as error:
+        red, plain = ("\x1b[31m", "\x1b[0m") if _coloured() else ("", "")
+        print(f"{red}error:{plain} {printable(str(error))}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
+
+
+def _help() -> str:
+    width = max(map(len, _COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, (_, what) in _COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: dyno COMMAND [options]",
+            "",
+            "Serve SGLang behind an OpenAI-compatible frontend, with everything that the engine",
+            "and the runtime know about themselves on one /metrics page per worker.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "dyno COMMAND --help says more of each. To begin with:",
+            "  dyno frontend                                    # in one terminal",
+            "  dyno sglang --model MODEL --enable-metrics       # in another",
+            "  curl localhost:8081/metrics                      # everything, on one page",
+        ]
+    )
+
+
+def _coloured() -> bool:
+    return sys.stderr.isatty() and "NO_COLOR" not in os.environ
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Whether this machine has an accelerator, read from its devices, without torch."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+_INTEL: Final = "0x8086"
+_HABANA: Final = "0x1da3"
+# An Intel GPU of the processor's own sits on bus 0; SGLang needs a discrete one.
+_DISCRETE: Final = re.compile(r"[0-9a-f]{4}:(?!00:)[0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f]")
+
+
+def find(root: Path = Path("/"), environment: Mapping[str, str] | None = None) -> str | None:
+    """The kind of accelerator found (`NVIDIA`, `AMD`, `Intel`, `Ascend`), or None.
+
+    Args:
+        root: where `/dev`, `/proc` and `/sys` are.
+        environment: variables that can hide devices (`CUDA_VISIBLE_DEVICES=`); this
+            process's by default.
+    """
+    variables = os.environ if environment is None else environment
+    if not _hidden(variables, "CUDA_VISIBLE_DEVICES") and _nvidia(root):
+        return "NVIDIA"
+    hidden = _hidden(variables, "HIP_VISIBLE_DEVICES") or _hidden(variables, "ROCR_VISIBLE_DEVICES")
+    if not hidden and _amd(root):
+        return "AMD"
+    if _intel(root):
+        return "Intel"
+    if not _hidden(variables, "ASCEND_RT_VISIBLE_DEVICES") and any(root.glob("dev/davinci[0-9]*")):
+        return "Ascend"
+    return None
+
+
+def _hidden(variables: Mapping[str, str], variable: str) -> bool:
+    return variables.get(variable, "0").strip() in ("", "-1", "NoDevFiles", "none")
+
+
+def _nvidia(root: Path) -> bool:
+    # WSL has no /dev/nvidia*; its paravirtual device comes with the driver's library.
+    wsl = (root / "dev/dxg").exists() and any(root.glob("usr/lib/wsl/lib/libcuda.so*"))
+    return wsl or any(root.glob("dev/nvidia[0-9]*")) or any(root.glob("proc/driver/nvidia/gpus/*"))
+
+
+def _amd(root: Path) -> bool:
+    """A compute node with SIMDs; the processors are nodes of the same list, with none."""
+    if not (root / "dev/kfd").exists():
+        return False
+    nodes = root.glob("sys/class/kfd/kfd/topology/nodes/*/properties")
+    return any(re.search(r"^simd_count [1-9]", _text(node), re.MULTILINE) for node in nodes)
+
+
+def _intel(root: Path) -> bool:
+    for node in root.glob("sys/class/drm/renderD*/device"):
+        address = node.resolve().name
+        if _text(node / "vendor") == _INTEL and _DISCRETE.fullmatch(address):
+            return True
+    return any(_text(v) == _HABANA for v in root.glob("sys/class/accel/accel*/device/vendor"))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return ""

@@ -1,0 +1,170 @@
+"""SGLang: its command line, its routes, and what it says when it ends.
+
+Started unmodified by `python -m sglang.launch_server`. Written against 0.5.23; nothing here
+needs that version but the list of routes and the CPU flags.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from dynamometer import names
+from dynamometer.engines import accelerators
+from dynamometer.engines.interface import Launch, Route, Usage
+from dynamometer.engines.sglang_cpu import overlay
+from dynamometer.errors import SettingsError
+from dynamometer.runtime.addresses import free_port
+
+# Flags that make SGLang serve on a CPU, each measured to be needed there.
+CPU_FLAGS: Final = {
+    "--device": "cpu",
+    "--attention-backend": "torch_native",
+    "--sampling-backend": "pytorch",
+    "--dtype": "float32",
+    "--grammar-backend": "none",
+    "--mem-fraction-static": "0.1",
+    "--max-total-tokens": "8192",
+    "--max-running-requests": "8",
+    "--skip-server-warmup": None,
+    "--sleep-on-idle": None,
+}
+
+_ROUTES: Final = (
+    Route("/v1/chat/completions", "chat_completions", Usage.OPENAI),
+    Route("/v1/completions", "completions", Usage.OPENAI),
+    Route("/v1/embeddings", "embeddings", Usage.OPENAI),
+    Route("/v1/responses", "responses", Usage.RESPONSES),
+    Route("/v1/messages", "messages", Usage.MESSAGES),
+    Route("/v1/messages/count_tokens", "messages_count_tokens"),
+    Route("/v1/score", "score", Usage.OPENAI),
+    Route("/v1/rerank", "rerank"),
+    Route("/v1/classify", "classify", Usage.OPENAI),
+    Route("/v1/decisions", "decisions"),
+    Route("/v1/tokenize", "tokenize"),
+    Route("/v1/detokenize", "detokenize"),
+    Route("/v1/audio/transcriptions", "audio_transcriptions", Usage.OPENAI),
+    Route("/tokenize", "tokenize"),
+    Route("/detokenize", "detokenize"),
+    Route("/generate", "generate", Usage.GENERATE),
+    Route("/encode", "encode"),
+    Route("/classify", "classify"),
+    Route("/separate_reasoning", "separate_reasoning"),
+    Route("/parse_function_call", "parse_function_call"),
+    Route("/invocations", "invocations", Usage.OPENAI),
+)
+
+
+class SGLang:
+    """See `interface.Engine`."""
+
+    name = "sglang"
+    routes: Mapping[str, Route] = {route.path: route for route in _ROUTES}
+    # One forward pass through the scheduler: the model answers.
+    health_path = "/health_generate"
+    metric_prefixes: Sequence[str] = (names.name_prefix.SGLANG,)
+
+    def plan(self, arguments: Sequence[str], *, directory: Path, python: str) -> Launch:
+        """See `interface.Engine.plan`."""
+        known = _known(arguments)
+        if known.model is None:
+            raise SettingsError("--model is missing: a directory, or a name on a model hub")
+        engine_port = free_port()
+        command = [python, "-m", "sglang.launch_server", *arguments]
+        command += ["--host", "127.0.0.1", "--port", str(engine_port)]
+        if known.nccl_port is None:
+            command += ["--nccl-port", str(free_port())]
+        environment = dict(os.environ)
+        environment["PYTHONUNBUFFERED"] = "1"
+        notes: list[str] = []
+        if _on_cpu(known.device):
+            added = _missing(CPU_FLAGS, arguments)
+            command += added
+            overlay.switch_on(environment, directory / "plugin")
+            why = "--device cpu was given" if known.device else "no accelerator was found"
+            flags = " ".join(added) or "none were missing"
+            notes.append(f"{why}: SGLang runs on the CPU, with flags added: {flags}")
+        if known.enable_metrics:
+            metrics = directory / "metrics"
+            metrics.mkdir(mode=0o700)
+            environment["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
+        else:
+            notes.append(
+                "--enable-metrics was not given: the page will have no sglang: families, "
+                "only the runtime's own"
+            )
+        return Launch(
+            command=command,
+            environment=environment,
+            url=f"http://127.0.0.1:{engine_port}",
+            model=known.served_model_name or known.model,
+            metrics=known.enable_metrics,
+            api_key=known.api_key,
+            notes=tuple(notes),
+        )
+
+    def reason(self, log: Sequence[str], exit_code: int) -> str:
+        """See `interface.Engine.reason`."""
+        return reason(log, exit_code)
+
+
+def _known(arguments: Sequence[str]) -> argparse.Namespace:
+    """The few flags of SGLang's that matter here; the rest is passed over."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--model", "--model-path", dest="model")
+    parser.add_argument("--served-model-name")
+    parser.add_argument("--device")
+    parser.add_argument("--nccl-port")
+    parser.add_argument("--api-key")
+    parser.add_argument("--enable-metrics", action="store_true")
+    try:
+        return parser.parse_known_args(list(arguments))[0]
+    except argparse.ArgumentError as error:
+        raise SettingsError(str(error)) from None
+
+
+def _on_cpu(device: str | None) -> bool:
+    if device is not None:
+        return device == "cpu"
+    return accelerators.find() is None
+
+
+def _missing(flags: Mapping[str, str | None], arguments: Sequence[str]) -> list[str]:
+    """The flags that the user has not given, as words of a command line."""
+    given = {word.split("=", 1)[0].replace("_", "-") for word in arguments}
+    missing = ((flag, value) for flag, value in flags.items() if flag not in given)
+    return [word for pair in missing for word in pair if word is not None]
+
+
+# A log line's own beginning: "[2026-01-31 12:00:00 TP0] ".
+_STAMP: Final = re.compile(r"^\[\d{4}-\d\d-\d\d[^\]]*\]\s*")
+_EXCEPTION: Final = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Refused): \S")
+_USAGE: Final = re.compile(r"^[\w. -]+: error: (?P<what>.+)")
+_MODULE: Final = re.compile(r"No module named '?(?P<name>[\w.]+)'?")
+
+
+def reason(log: Sequence[str], exit_code: int) -> str:
+    """The last exception or usage error in `log`, else its last line; then how it ended.
+
+    A child's exception stands before the server's word that a child failed: the last one in
+    the log is the cause that was raised to the top.
+    """
+    ended = f"exit code {exit_code}" if exit_code >= 0 else f"signal {-exit_code}"
+    lines = [_STAMP.sub("", line).strip() for line in log]
+    for line in reversed(lines):
+        if usage := _USAGE.match(line):
+            return f"{usage['what']} ({ended})"
+        if _EXCEPTION.match(line):
+            return f"{line} ({ended})"
+        missing = _MODULE.search(line)
+        if missing and missing["name"].split(".")[0] == "sglang":
+            return (
+                f"its interpreter has no SGLang ({ended}): install it there, or name the one "
+                "that has it with --engine-python"
+            )
+    last = next((line for line in reversed(lines) if line), "it said nothing")
+    return f"{last} ({ended})"

@@ -1,0 +1,1 @@
+"""The exposition format: bytes in, bytes out; nothing of files or sockets."""

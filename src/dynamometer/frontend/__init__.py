@@ -1,0 +1,1 @@
+"""OpenAI-compatible HTTP in front of the workers: picks one, forwards, counts."""

@@ -1,0 +1,184 @@
+"""The frontend, put together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from dynamometer.engines.sglang import SGLang
+from dynamometer.errors import DiscoveryError
+from dynamometer.frontend.accounting import FrontendMetrics
+from dynamometer.frontend.forward import Forwarder
+from dynamometer.frontend.routing import Instances, RouterMode
+from dynamometer.metrics import http
+from dynamometer.metrics.instruments import process_metrics, registry
+from dynamometer.metrics.page import MetricsPage
+from dynamometer.runtime import addresses, openai_errors, relay
+from dynamometer.runtime.discovery.file import FileDiscovery
+from dynamometer.runtime.discovery.interface import Discovery
+from dynamometer.runtime.endings import Stop, let_finish
+from dynamometer.runtime.identity import hexadecimal, new_id
+from dynamometer.runtime.record import Record, Role, State
+from dynamometer.runtime.servers import serving
+
+logger = logging.getLogger(__name__)
+
+# Less than the 75 s after which a worker closes an idle connection.
+_WORKER_KEEPALIVE_SECONDS: Final = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontendOptions:
+    """What a frontend is told, by flags and environment; port 0 is any free one."""
+
+    host: str
+    port: int
+    namespace: str | None
+    router_mode: RouterMode
+    max_body_size: int
+    drain_timeout: float
+    discovery_directory: Path | None
+
+
+async def serve(options: FrontendOptions) -> None:
+    """Run a frontend until a signal asks it to end.
+
+    Raises:
+        DynamometerError: something that it needs cannot be had; says what.
+    """
+    stop = Stop()
+    instance_id = new_id()
+    discovery = FileDiscovery(options.discovery_directory)
+    listener = addresses.listen(options.host, options.port, setting="--http-port, DYN_HTTP_PORT")
+    record = Record(
+        role=Role.FRONTEND,
+        id=instance_id,
+        namespace=options.namespace or "",
+        component="frontend",
+        request_url=addresses.url(listener),
+        system_url=addresses.url(listener),
+        state=State.READY,
+        since=time.time(),
+    )
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(discovery.register(record))
+        session = await stack.enter_async_context(
+            relay.client(keepalive_seconds=_WORKER_KEEPALIVE_SECONDS)
+        )
+        instruments = registry()
+        process_metrics(instruments, hexadecimal(instance_id))
+        frontend = Frontend(
+            instances=Instances(options.router_mode, options.namespace),
+            discovery=discovery,
+            metrics=FrontendMetrics(instruments),
+            page=MetricsPage(instruments),
+        )
+        forwarder = Forwarder(
+            routes=SGLang.routes,
+            instances=frontend.instances,
+            metrics=frontend.metrics,
+            session=session,
+        )
+        await frontend.refresh()
+        watching = asyncio.create_task(frontend.watch(), name="discovery")
+        stack.callback(watching.cancel)
+        application = frontend.application(forwarder, options.max_body_size)
+        stop_listening = await stack.enter_async_context(serving(application, listener))
+        logger.info("OpenAI-compatible at %s/v1, metrics at %s/metrics", *[record.request_url] * 2)
+        if not frontend.instances.ready:
+            logger.info("no worker yet: start one with `dyno sglang --model MODEL`")
+        await stop.asked.wait()
+        await stop_listening()
+        await let_finish(lambda: forwarder.active, stop, options.drain_timeout)
+
+
+class Frontend:
+    """What the frontend knows, and the routes that show it."""
+
+    def __init__(
+        self,
+        *,
+        instances: Instances,
+        discovery: Discovery,
+        metrics: FrontendMetrics,
+        page: MetricsPage,
+    ) -> None:
+        self.instances = instances
+        self.metrics = metrics
+        self._discovery = discovery
+        self._page = page
+        self._shown: frozenset[str] = frozenset()
+
+    async def watch(self) -> None:
+        """Follow discovery for ever."""
+        async for records in self._discovery.watch():
+            self._take(records)
+
+    async def refresh(self) -> None:
+        """Look at discovery now; what was known stands where that fails."""
+        try:
+            self._take(await self._discovery.records())
+        except DiscoveryError as error:
+            logger.warning("%s", error)
+
+    def _take(self, records: frozenset[Record]) -> None:
+        self.instances.update(records)
+        models = frozenset(self.instances.models())
+        self.metrics.expect(models)
+        for model in sorted(models - self._shown):
+            logger.info("serving %s", model)
+        for model in sorted(self._shown - models):
+            logger.info("no worker serves %s any more", model)
+        self._shown = models
+
+    def application(self, forwarder: Forwarder, max_body_size: int) -> web.Application:
+        """All routes; what is not listed is 404."""
+        app = web.Application(client_max_size=max_body_size, middlewares=[openai_errors.middleware])
+        for path in SGLang.routes:
+            app.router.add_post(path, forwarder.handle)
+        app.router.add_get("/v1/models", self._list)
+        app.router.add_get("/v1/models/{model:.+}", self._one)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/live", self._live)
+        http.add_route(app, self._page)
+        return app
+
+    async def _list(self, _: web.Request) -> web.Response:
+        await self.refresh()
+        cards = list(self.instances.models().values())
+        return web.json_response({"object": "list", "data": cards})
+
+    async def _one(self, request: web.Request) -> web.Response:
+        await self.refresh()
+        model = request.match_info["model"]
+        card = self.instances.models().get(model)
+        return openai_errors.unknown_model(model) if card is None else web.json_response(card)
+
+    async def _health(self, _: web.Request) -> web.Response:
+        await self.refresh()
+        instances = [
+            {
+                "namespace": worker.namespace,
+                "component": worker.component,
+                "endpoint": worker.endpoint,
+                "instance_id": worker.id,
+                "transport": {"http": worker.request_url},
+            }
+            for worker in self.instances.ready
+        ]
+        endpoints = sorted(
+            {f"dyn://{i['namespace']}.{i['component']}.{i['endpoint']}" for i in instances}
+        )
+        return web.json_response(
+            {"status": "healthy", "endpoints": endpoints, "instances": instances}
+        )
+
+    async def _live(self, _: web.Request) -> web.Response:
+        return web.json_response({"status": "live", "message": "Service is live"})

@@ -1,0 +1,192 @@
+"""One request's way: read, choose, forward, stream back, count."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+
+import aiohttp
+from aiohttp import web
+
+from dynamometer.engines.interface import Route, Usage
+from dynamometer.frontend import usage
+from dynamometer.frontend.accounting import FrontendMetrics, RequestAccount
+from dynamometer.frontend.body import BadBodyError, RequestBody, parse
+from dynamometer.frontend.routing import Instances
+from dynamometer.runtime import openai_errors, relay
+from dynamometer.runtime.record import Record
+
+logger = logging.getLogger(__name__)
+
+# The chosen instance, and one other.
+_ATTEMPTS = 2
+
+
+class Forwarder:
+    """The handler of every inference route."""
+
+    def __init__(
+        self,
+        *,
+        routes: Mapping[str, Route],
+        instances: Instances,
+        metrics: FrontendMetrics,
+        session: aiohttp.ClientSession,
+    ) -> None:
+        self._routes = routes
+        self._instances = instances
+        self._metrics = metrics
+        self._session = session
+        self.active = 0
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Answer one request; whatever happens, it is counted once."""
+        route = self._routes[request.path]
+        account = RequestAccount(self._metrics, route.name)
+        self.active += 1
+        try:
+            return await self._answer(request, route, account)
+        except (asyncio.CancelledError, ConnectionError):
+            account.vanished()
+            raise
+        except web.HTTPException as error:
+            account.failed(error.status)
+            raise
+        except BaseException:
+            account.failed(500)
+            raise
+        finally:
+            self.active -= 1
+            account.end()
+
+    async def _answer(
+        self, request: web.Request, route: Route, account: RequestAccount
+    ) -> web.StreamResponse:
+        content = await request.read()
+        try:
+            body = parse(content, request.headers.get("Content-Type", ""))
+        except BadBodyError as error:
+            return _refuse(account, openai_errors.invalid(str(error)))
+        served = self._instances.models()
+        model = body.model
+        if model is None and len(served) == 1:
+            model = next(iter(served))
+        registered = model if model and (model in served or self._was_served(model)) else None
+        account.start(registered, stream=body.stream)
+        if not served:
+            return _refuse(account, openai_errors.unavailable("no worker is ready"))
+        if model is None:
+            choice = ", ".join(sorted(served)[:10])
+            message = f"model is missing; served are: {choice}"
+            return _refuse(account, openai_errors.invalid(message, "model"))
+        if model not in served:
+            if registered:
+                why = f"no worker serves {model!r} now"
+                return _refuse(account, openai_errors.unavailable(why))
+            return _refuse(account, openai_errors.unknown_model(model))
+        return await self._forward(request, route, account, body, model)
+
+    def _was_served(self, model: str) -> bool:
+        return self._instances.was_served(model)
+
+    async def _forward(
+        self,
+        request: web.Request,
+        route: Route,
+        account: RequestAccount,
+        body: RequestBody,
+        model: str,
+    ) -> web.StreamResponse:
+        """Ask an instance, and one other where the first has not taken the request."""
+        add_usage = body.stream and route.usage is Usage.OPENAI and not body.client_asked_for_usage
+        content = body.with_usage() if add_usage else body.content
+        headers = relay.request_headers(request.headers)
+        tried: set[int] = set()
+        refusal: web.Response | None = None
+        for _ in range(_ATTEMPTS):
+            instance = self._instances.choose(model, without=tried)
+            if instance is None:
+                break
+            tried.add(instance.id)
+            account.sent()
+            url = f"{instance.request_url}{request.path_qs}"
+            try:
+                with self._instances.carrying(instance):
+                    async with relay.exchange(self._session, url, content, headers) as answer:
+                        if openai_errors.RETRY_HEADER in answer.headers:
+                            refusal = openai_errors.unavailable("the workers cannot take it now")
+                            continue
+                        return await self._relay(request, route, account, answer, add_usage)
+            except (relay.NotReachedError, relay.BrokenError) as error:
+                refusal = openai_errors.engine_died()
+                _say_lost(instance, error)
+        return _refuse(account, refusal or openai_errors.unavailable(f"nobody serves {model!r}"))
+
+    async def _relay(
+        self,
+        request: web.Request,
+        route: Route,
+        account: RequestAccount,
+        answer: aiohttp.ClientResponse,
+        hide_usage: bool,
+    ) -> web.StreamResponse:
+        if answer.status >= 400:
+            account.failed(answer.status)
+        if answer.content_type == "text/event-stream":
+            return await self._relay_stream(request, route, account, answer, hide_usage)
+        response = await relay.begin(request, answer, length=answer.content_length)
+        whole = []
+        try:
+            async for chunk in relay.chunks(answer):
+                whole.append(chunk)
+                await response.write(chunk)
+        except relay.BrokenError:
+            account.failed(502)
+            if request.transport is not None:
+                request.transport.abort()  # the length that was promised cannot be kept
+            return response
+        if answer.status < 400:
+            account.counted(usage.of_answer(b"".join(whole), route.usage))
+        await response.write_eof()
+        return response
+
+    async def _relay_stream(
+        self,
+        request: web.Request,
+        route: Route,
+        account: RequestAccount,
+        answer: aiohttp.ClientResponse,
+        hide_usage: bool,
+    ) -> web.StreamResponse:
+        reader = usage.StreamReader(route.usage, hide_usage=hide_usage)
+        try:
+            response = await relay.begin(request, answer, length=None)
+            try:
+                async for chunk in relay.chunks(answer):
+                    if passed := reader.feed(chunk, time.perf_counter()):
+                        await response.write(passed)
+                rest = reader.finish()
+            except relay.BrokenError as error:
+                account.failed(502)
+                logger.warning("a stream broke off: %s", error)
+                reader.finish()
+                rest = openai_errors.event(openai_errors.ENGINE_DIED, "engine_error")
+            if rest:
+                await response.write(rest)
+            if reader.error_code is not None:
+                account.failed(reader.error_code)
+            await response.write_eof()
+            return response
+        finally:
+            account.streamed(reader)
+
+
+def _refuse(account: RequestAccount, answer: web.Response) -> web.Response:
+    account.failed(answer.status)
+    return answer
+
+
+def _say_lost(instance: Record, error: Exception) -> None:
+    logger.warning("instance %016x at %s is lost: %s", instance.id, instance.request_url, error)

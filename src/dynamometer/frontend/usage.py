@@ -1,0 +1,189 @@
+"""What an answer says of itself: tokens, when its content came, whether it failed.
+
+A stream is read event by event as it passes; the bytes that go on are the engine's, less the
+usage chunk that the frontend asked for and the client did not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import orjson
+
+from dynamometer.engines.interface import Usage
+
+_EVENT_END: Final = re.compile(rb"\r?\n\r?\n")
+_DATA: Final = b"data:"
+Event = Mapping[str, object]
+
+
+@dataclass(slots=True)
+class Tokens:
+    """Tokens of a whole request; None where the answer did not say."""
+
+    input: int | None = None
+    output: int | None = None
+    cached: int | None = None
+
+
+class StreamReader:
+    """Follows one stream of server-sent events."""
+
+    def __init__(self, usage: Usage, *, hide_usage: bool) -> None:
+        """Begin before the first byte.
+
+        Args:
+            usage: where the route's answers say their tokens.
+            hide_usage: take out the chunk that holds nothing but usage.
+        """
+        self._read: Callable[[Event], bool] = {
+            Usage.NONE: self._read_nothing,
+            Usage.OPENAI: self._read_openai,
+            Usage.RESPONSES: self._read_responses,
+            Usage.MESSAGES: self._read_messages,
+            Usage.GENERATE: self._read_generate,
+        }[usage]
+        self._hide_usage = hide_usage
+        self._rest = b""
+        self._generated: dict[object, Event] = {}
+        self.tokens = Tokens()
+        # Seconds (the caller's clock) at which each event with content was there.
+        self.content_times: list[float] = []
+        self.error_code: int | None = None
+
+    def feed(self, chunk: bytes, now: float) -> bytes:
+        """What goes on to the client of `chunk`, and of what was held back before it.
+
+        Args:
+            chunk: the next bytes of the stream.
+            now: when they were there, seconds.
+        """
+        data = self._rest + chunk if self._rest else chunk
+        begin = 0
+        passed = []
+        for end in _EVENT_END.finditer(data):
+            if self._passes(data[begin : end.start()], now):
+                passed.append(data[begin : end.end()])
+            begin = end.end()
+        self._rest = data[begin:]
+        return b"".join(passed)
+
+    def finish(self) -> bytes:
+        """What was held back at the stream's end: an event without its empty line."""
+        rest, self._rest = self._rest, b""
+        return rest
+
+    def _passes(self, event: bytes, now: float) -> bool:
+        """Read one event; whether it goes on."""
+        at = 0 if event.startswith(_DATA) else event.find(b"\n" + _DATA) + 1
+        if at == 0 and not event.startswith(_DATA):
+            return True  # a comment, or an event without data
+        try:
+            content = orjson.loads(event[at + len(_DATA) :])
+        except ValueError:
+            return True  # [DONE], or none of ours
+        if not isinstance(content, dict):
+            return True
+        if content.get("error") or content.get("object") == "error":
+            self.error_code = _code(content)
+        times = len(self.content_times)
+        if self._read(content):
+            self.content_times.append(now)
+        only_usage = len(self.content_times) == times and content.get("choices") == []
+        return not (self._hide_usage and only_usage and content.get("usage"))
+
+    # One of these reads an event, and says whether it has content.
+
+    def _read_nothing(self, _: Event) -> bool:
+        return False
+
+    def _read_openai(self, event: Event) -> bool:
+        usage = event.get("usage")
+        if isinstance(usage, dict):
+            self.tokens = _openai_tokens(usage)
+        choices = event.get("choices")
+        if not isinstance(choices, list):
+            return False
+        for choice in choices:
+            if choice.get("text"):
+                return True
+            delta = choice.get("delta")
+            if delta and any(value for key, value in delta.items() if key != "role"):
+                return True
+        return False
+
+    def _read_responses(self, event: Event) -> bool:
+        response = event.get("response")
+        if isinstance(response, dict) and isinstance(response.get("usage"), dict):
+            self.tokens = _openai_tokens(response["usage"])
+        return str(event.get("type", "")).endswith(".delta")
+
+    def _read_messages(self, event: Event) -> bool:
+        message = event.get("message")
+        usage = message.get("usage") if isinstance(message, dict) else event.get("usage")
+        if isinstance(usage, dict):
+            self.tokens.input = _integer(usage.get("input_tokens"), self.tokens.input)
+            self.tokens.output = _integer(usage.get("output_tokens"), self.tokens.output)
+            self.tokens.cached = _integer(usage.get("cache_read_input_tokens"), self.tokens.cached)
+        return event.get("type") == "content_block_delta"
+
+    def _read_generate(self, event: Event) -> bool:
+        meta = event.get("meta_info")
+        if not isinstance(meta, dict):
+            return False
+        self._generated[event.get("index", 0)] = meta
+        self.tokens = _generated_tokens(list(self._generated.values()))
+        return True
+
+
+def of_answer(body: bytes, usage: Usage) -> Tokens:
+    """The tokens of an answer that came in one piece; empty where it says nothing."""
+    if usage is Usage.NONE:
+        return Tokens()
+    try:
+        content = orjson.loads(body)
+    except ValueError:
+        return Tokens()
+    if usage is Usage.GENERATE:
+        parts = content if isinstance(content, list) else [content]
+        metas = [p["meta_info"] for p in parts if isinstance(p, dict) and "meta_info" in p]
+        return _generated_tokens([meta for meta in metas if isinstance(meta, dict)])
+    if isinstance(content, dict) and isinstance(content.get("usage"), dict):
+        return _openai_tokens(content["usage"])
+    return Tokens()
+
+
+def _openai_tokens(usage: Event) -> Tokens:
+    """OpenAI's two spellings: of chats and completions, and of responses and messages."""
+    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    return Tokens(
+        input=_integer(usage.get("prompt_tokens"), _integer(usage.get("input_tokens"), None)),
+        output=_integer(usage.get("completion_tokens"), _integer(usage.get("output_tokens"), None)),
+        cached=_integer(cached, None),
+    )
+
+
+def _generated_tokens(metas: list[Event]) -> Tokens:
+    def total(key: str) -> int | None:
+        values = [meta[key] for meta in metas if isinstance(meta.get(key), int)]
+        return sum(int(str(value)) for value in values) if values else None
+
+    return Tokens(
+        input=total("prompt_tokens"),
+        output=total("completion_tokens"),
+        cached=total("cached_tokens"),
+    )
+
+
+def _integer(value: object, default: int | None) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else default
+
+
+def _code(content: Event) -> int:
+    error = content.get("error")
+    code = error.get("code") if isinstance(error, dict) else content.get("code")
+    return code if isinstance(code, int) else 500

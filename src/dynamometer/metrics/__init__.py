@@ -1,0 +1,1 @@
+"""What `/metrics` returns: the engine's families merged with the runtime's."""

@@ -1,0 +1,48 @@
+"""Directories of ours: made with mode 0700, owned by us, never reached through a link."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from dynamometer.errors import DirectoryError
+
+
+def private(path: Path) -> Path:
+    """`path`, made where it was missing, and safe to keep files in.
+
+    Raises:
+        DirectoryError: it cannot be made, is a link, is someone else's, or others may write.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
+        status = path.lstat()
+    except FileExistsError:
+        raise DirectoryError(f"{path} is no directory: remove it, or name another one") from None
+    except OSError as error:
+        raise DirectoryError(f"cannot make the directory {path}: {error.strerror}") from None
+    if not stat.S_ISDIR(status.st_mode):
+        raise DirectoryError(f"{path} is a link: name the directory itself")
+    if status.st_uid != os.geteuid():
+        raise DirectoryError(f"{path} belongs to user {status.st_uid}: name another directory")
+    if status.st_mode & 0o022:
+        raise DirectoryError(f"others may write to {path}: chmod 700 it, or name another one")
+    return path
+
+
+def runtime() -> Path:
+    """This user's directory for what lives as long as a login: sockets, locks, records."""
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    if base and Path(base).is_dir() and os.access(base, os.W_OK):
+        return private(Path(base) / "dynamometer")
+    return private(Path(f"/tmp/dynamometer-{os.geteuid()}"))  # noqa: S108  # checked by private()
+
+
+def memory() -> Path:
+    """This user's directory on tmpfs: an engine's metrics are written on its token path."""
+    shared = Path("/dev/shm")  # noqa: S108  # checked by private()
+    if shared.is_dir() and os.access(shared, os.W_OK):
+        return private(shared / f"dynamometer-{os.geteuid()}")
+    return private(runtime() / "memory")

@@ -1,0 +1,1 @@
+"""Where instances are found: `interface` is the promise, each other module a variant."""

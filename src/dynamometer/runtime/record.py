@@ -1,0 +1,99 @@
+"""What a process says of itself in discovery: one JSON object."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
+
+from dynamometer.errors import DiscoveryError
+
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+
+
+class Role(StrEnum):
+    """What kind of process it is."""
+
+    WORKER = "worker"
+    FRONTEND = "frontend"
+    EXPORTER = "exporter"
+
+
+class State(StrEnum):
+    """Whether requests go there: to the ready ones only."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+AGGREGATED: Final = "aggregated"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A process in discovery, there from its start to its clean end whatever its engine does.
+
+    `models` are the names that a request may ask for; `model_info` holds, for each, what the
+    engine's `/v1/models` says. `since` is the Unix time, in seconds, of the last change of
+    `state`.
+    """
+
+    role: Role
+    id: int
+    namespace: str
+    component: str
+    endpoint: str = ""
+    models: tuple[str, ...] = ()
+    mode: str = AGGREGATED
+    engine: str = ""
+    request_url: str | None = None
+    system_url: str | None = None
+    bootstrap: str | None = None
+    model_info: Mapping[str, Json] = field(default_factory=lambda: MappingProxyType({}))
+    state: State = State.STARTING
+    since: float = 0.0
+
+    def __hash__(self) -> int:
+        """By identity of the process: a record's mapping has no hash."""
+        return hash((self.id, self.state, self.since))
+
+    def to_json(self) -> bytes:
+        """The record as one line of JSON."""
+        content = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "model_info"}
+        return json.dumps(content | {"model_info": dict(self.model_info)}).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Record:
+        """The record that `text` holds; fields of a later version are passed over.
+
+        Raises:
+            DiscoveryError: it holds none, or one with a field of the wrong type.
+        """
+        try:
+            content = json.loads(text)
+            known = {f.name for f in fields(cls)}
+            values = {key: value for key, value in content.items() if key in known}
+            record = cls(**values)
+            record = replace(
+                record,
+                role=Role(record.role),
+                state=State(record.state),
+                models=tuple(record.models),
+            )
+        except (ValueError, TypeError, AttributeError) as error:
+            raise DiscoveryError(f"is no record of an instance: {error}") from None
+        if not (
+            isinstance(record.id, int)
+            and 0 < record.id < 2**64
+            and all(isinstance(model, str) for model in record.models)
+            and isinstance(record.model_info, Mapping)
+            and isinstance(record.request_url, str | None)
+            and isinstance(record.namespace, str)
+        ):
+            raise DiscoveryError("is no record of an instance: a field has the wrong type")
+        return record

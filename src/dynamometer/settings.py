@@ -1,0 +1,148 @@
+"""Environment variables, read in one place and typed.
+
+A command line flag of the same meaning wins over its variable; each command's `--help` names
+both. Names and meanings are NVIDIA Dynamo's where it has them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from dynamometer.errors import SettingsError
+
+Value = TypeVar("Value")
+
+LOG_LEVELS = ("trace", "debug", "info", "warn", "warning", "error", "off")
+DEFAULT_SYSTEM_PORT = 8081
+DEFAULT_HTTP_PORT = 8000
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the environment says; a field is None where it says nothing."""
+
+    system_host: str = LOOPBACK
+    system_port: int | None = None
+    http_host: str = LOOPBACK
+    http_port: int = DEFAULT_HTTP_PORT
+    namespace: str | None = None
+    discovery_directory: Path | None = None
+    log_level: str = "info"
+    log_json: bool = False
+
+
+def read(environment: Mapping[str, str] | None = None) -> Settings:
+    """The settings of this process's environment, or of the one given.
+
+    Raises:
+        SettingsError: a value is not allowed; names variable, value and what is.
+    """
+    env = _Reader(os.environ if environment is None else environment)
+    return Settings(
+        system_host=env.get("DYN_SYSTEM_HOST", text, LOOPBACK),
+        system_port=env.get("DYN_SYSTEM_PORT", system_port, None),
+        http_host=env.get("DYN_HTTP_HOST", text, LOOPBACK),
+        http_port=env.get("DYN_HTTP_PORT", port, DEFAULT_HTTP_PORT),
+        namespace=env.get("DYN_NAMESPACE", name, None),
+        discovery_directory=env.get("DYN_FILE_KV", Path, None),
+        log_level=env.get("DYN_LOG", log_level, "info"),
+        log_json=env.get("DYN_LOGGING_JSONL", flag, False),
+    )
+
+
+class _Reader:
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+
+    def get(self, variable: str, parse: Callable[[str], Value], default: Value) -> Value:
+        value = self._environment.get(variable, "").strip()
+        if not value:
+            return default
+        try:
+            return parse(value)
+        except ValueError as error:
+            raise SettingsError(f"{variable}={value!r}: {error}") from None
+
+
+# Parsers of one value each; flags of the command line use the same ones.
+
+
+def text(value: str) -> str:
+    """Any text."""
+    return value
+
+
+def port(value: str) -> int:
+    """A TCP port, 0 to 65535; 0 takes any free one."""
+    return _integer(value, 0, "a port from 0 (any free one) to 65535")
+
+
+def system_port(value: str) -> int:
+    """A TCP port, or -1 for none."""
+    return _integer(value, -1, "a port from 0 (any free one) to 65535, or -1 for none")
+
+
+def _integer(value: str, least: int, allowed: str) -> int:
+    try:
+        number = int(value)
+    except ValueError:
+        number = least - 1
+    if not least <= number <= 65535:
+        raise ValueError(f"must be {allowed}")
+    return number
+
+
+def seconds(value: str) -> float:
+    """A duration in seconds, 0 or more."""
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise ValueError("must be a number of seconds, 0 or more")
+    return number
+
+
+def size(value: str) -> int:
+    """A number of bytes, with an optional unit: 64MiB, 10MB, 4096."""
+    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+    units |= {"K": 2**10, "M": 2**20, "G": 2**30, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+    digits = value.strip()
+    unit = digits.lstrip("0123456789").strip().upper()
+    number = digits[: len(digits) - len(digits.lstrip("0123456789"))]
+    if not number or unit not in units or int(number) == 0:
+        raise ValueError("must be a number of bytes above 0, such as 4096, 64MiB or 1GB")
+    return int(number) * units[unit]
+
+
+def name(value: str) -> str:
+    """A namespace, component or endpoint name: letters, digits, `_`, `-` and `.`."""
+    if not value or not all(c.isascii() and (c.isalnum() or c in "_-.") for c in value):
+        raise ValueError("must be letters, digits, '_', '-' or '.'")
+    return value
+
+
+def flag(value: str) -> bool:
+    """A boolean: 1, true, yes, on, or 0, false, no, off."""
+    lowered = value.lower()
+    if lowered in ("1", "true", "yes", "on"):
+        return True
+    if lowered in ("0", "false", "no", "off"):
+        return False
+    raise ValueError("must be 1, true, yes or on, or 0, false, no or off")
+
+
+def log_level(value: str) -> str:
+    """A log level.
+
+    Dynamo's form of `level,module=level,...` is accepted, and its first word counts.
+    """
+    first = value.split(",")[0].strip().lower()
+    if first not in LOG_LEVELS:
+        raise ValueError(f"must be one of {', '.join(LOG_LEVELS)}")
+    return first

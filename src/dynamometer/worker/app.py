@@ -1,0 +1,199 @@
+"""A worker, put together: system server first, then its record, its endpoint, its engine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from dynamometer.engines.interface import Engine, Launch
+from dynamometer.errors import AddressError
+from dynamometer.metrics.instruments import process_metrics, registry
+from dynamometer.metrics.page import MetricsPage
+from dynamometer.metrics.sources import EngineSource
+from dynamometer.multiprocess import MultiprocessDirectory
+from dynamometer.names import labels
+from dynamometer.runtime import addresses, relay
+from dynamometer.runtime.discovery.file import FileDiscovery
+from dynamometer.runtime.discovery.interface import Registration
+from dynamometer.runtime.endings import Stop, let_finish
+from dynamometer.runtime.identity import hexadecimal, new_id
+from dynamometer.runtime.record import Record, Role
+from dynamometer.runtime.servers import serving
+from dynamometer.settings import DEFAULT_SYSTEM_PORT
+from dynamometer.worker import system
+from dynamometer.worker.accounting import EndpointMetrics
+from dynamometer.worker.endpoint import Endpoint
+from dynamometer.worker.health import EngineClient
+from dynamometer.worker.run_directory import RunDirectory, run_directory
+from dynamometer.worker.supervisor import Supervisor, failure
+
+logger = logging.getLogger(__name__)
+
+# Less than the 5 s after which SGLang's HTTP server closes an idle connection.
+_ENGINE_KEEPALIVE_SECONDS: Final = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions:
+    """What a worker is told, by flags and environment. Ports: 0 is any free one.
+
+    `system_port` is None where nobody asked for one (8081, or any free one where that is
+    taken) and -1 for no system server.
+    """
+
+    arguments: Sequence[str]
+    engine_python: str
+    host: str
+    port: int
+    system_host: str
+    system_port: int | None
+    namespace: str
+    component: str
+    endpoint: str
+    runtime_labels: bool
+    drain_timeout: float
+    max_body_size: int
+    discovery_directory: Path | None
+
+
+async def serve(options: WorkerOptions, engine: Engine) -> None:
+    """Run a worker until a signal asks it to end.
+
+    Raises:
+        EngineError: the engine ended by itself.
+        DynamometerError: something that it needs cannot be had; says what.
+    """
+    stop = Stop()
+    async with AsyncExitStack() as stack:
+        instance_id = new_id()
+        directory = stack.enter_context(run_directory(instance_id))
+        launch = engine.plan(
+            options.arguments, directory=directory.path, python=options.engine_python
+        )
+        listener = _listener(options)
+        request_socket = addresses.listen(options.host, options.port, setting="--host, --port")
+        worker = _Worker(options, engine, launch, instance_id, directory)
+        worker.record = replace(worker.record, request_url=addresses.url(request_socket))
+        await stack.enter_async_context(worker.session)
+        if listener is not None:
+            worker.record = replace(worker.record, system_url=addresses.url(listener))
+            await stack.enter_async_context(serving(worker.system_application(), listener))
+            logger.info("metrics and health: %s/metrics, /health", worker.record.system_url)
+        discovery = FileDiscovery(options.discovery_directory)
+        registration = await stack.enter_async_context(discovery.register(worker.record))
+        await stack.enter_async_context(serving(worker.endpoint.application(), request_socket))
+        logger.info("requests: %s (instance %016x)", worker.record.request_url, instance_id)
+        for note in launch.notes:
+            logger.info("%s", note)
+        await worker.run(registration, stop)
+
+
+class _Worker:
+    """The parts that a running worker is made of."""
+
+    def __init__(
+        self,
+        options: WorkerOptions,
+        engine: Engine,
+        launch: Launch,
+        instance_id: int,
+        directory: RunDirectory,
+    ) -> None:
+        self._options = options
+        constant = {
+            labels.NAMESPACE: options.namespace,
+            labels.COMPONENT: options.component,
+            labels.ENDPOINT: options.endpoint,
+            labels.MODEL: launch.model,
+            labels.WORKER_ID: hexadecimal(instance_id),
+        }
+        instruments = registry()
+        process_metrics(instruments, hexadecimal(instance_id))
+        self.session = relay.client(keepalive_seconds=_ENGINE_KEEPALIVE_SECONDS)
+        client = EngineClient(self.session, launch, engine.health_path)
+        self._supervisor = Supervisor(engine, launch, client, directory)
+        self.endpoint = Endpoint(
+            engine_url=launch.url,
+            routes=engine.routes,
+            metrics=EndpointMetrics(instruments, constant),
+            session=self.session,
+            state=lambda: self._supervisor.state,
+            models=lambda: self._supervisor.models,
+            max_body_size=options.max_body_size,
+        )
+        self._page = MetricsPage(instruments)
+        if launch.metrics:
+            files = MultiprocessDirectory(
+                directory.path / "metrics", labels=constant if options.runtime_labels else None
+            )
+            self._page.add(EngineSource(engine.name, files, prefixes=engine.metric_prefixes))
+        self.record = Record(
+            role=Role.WORKER,
+            id=instance_id,
+            namespace=options.namespace,
+            component=options.component,
+            endpoint=options.endpoint,
+            engine=engine.name,
+            since=time.time(),
+        )
+
+    def system_application(self) -> web.Application:
+        status = system.SystemStatus(self._options.endpoint, lambda: self._supervisor.state)
+        return system.application(self._page, status)
+
+    def _active(self) -> int:
+        return self.endpoint.active
+
+    async def run(self, registration: Registration, stop: Stop) -> None:
+        async def changed() -> None:
+            self.record = replace(
+                self.record,
+                state=self._supervisor.state,
+                since=self._supervisor.since,
+                models=self._supervisor.models.names,
+                model_info=dict(self._supervisor.models.cards),
+            )
+            await registration.update(self.record)
+
+        async with self._supervisor.running(changed) as ended:
+            asked = asyncio.create_task(stop.asked.wait())
+            await asyncio.wait({asked, ended}, return_when=asyncio.FIRST_COMPLETED)
+            asked.cancel()
+            if ended.done():
+                await changed()
+                await let_finish(
+                    self._active, stop, 1.0
+                )  # their 502s, or the ends of their streams
+                raise failure(ended.result())
+            self._supervisor.drain()
+            await changed()
+            await let_finish(self._active, stop, self._options.drain_timeout)
+
+
+def _listener(options: WorkerOptions) -> socket.socket | None:
+    """The system server's socket, under DESIGN's rule for a taken port."""
+    port = options.system_port
+    if port == -1:
+        return None
+    if port is not None:
+        return addresses.listen(options.system_host, port, setting="DYN_SYSTEM_PORT")
+    try:
+        return addresses.listen(options.system_host, DEFAULT_SYSTEM_PORT, setting="DYN_SYSTEM_PORT")
+    except AddressError:
+        listener = addresses.listen(options.system_host, 0, setting="DYN_SYSTEM_HOST")
+        logger.warning(
+            "port %d is taken: this worker's /metrics and /health are at %s instead; "
+            "DYN_SYSTEM_PORT chooses a port",
+            DEFAULT_SYSTEM_PORT,
+            addresses.url(listener),
+        )
+        return listener

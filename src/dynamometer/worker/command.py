@@ -1,0 +1,120 @@
+"""`dyno sglang`, `python -m dynamometer.sglang`: a worker's command line."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+
+import uvloop
+
+from dynamometer import arguments, logs, settings
+from dynamometer.engines.sglang import SGLang
+from dynamometer.worker.app import WorkerOptions, serve
+
+_DESCRIPTION = """\
+Start SGLang and serve it: requests at its own OpenAI-compatible address and through the
+frontend; /metrics, /health and /live at the system port.
+
+Every flag that is not listed here goes to SGLang as it is; `python -m sglang.launch_server
+--help` lists those. --model, --served-model-name and --enable-metrics are SGLang's too:
+without --enable-metrics the page has no sglang: families.
+"""
+
+_EPILOG = """\
+examples:
+  dyno sglang --model ./tiny --enable-metrics
+  DYN_SYSTEM_PORT=9090 dyno sglang --model Qwen/Qwen3-8B --enable-metrics --tp-size 2
+  dyno sglang --engine-python /opt/sglang/bin/python --model ./tiny --port 30000
+"""
+
+
+def parser(program: str) -> argparse.ArgumentParser:
+    """The worker's own flags.
+
+    Args:
+        program: how the command was called, for its help.
+    """
+    result = arguments.parser(program, _DESCRIPTION, _EPILOG, usage="%(prog)s --model MODEL ...")
+    engine = result.add_argument_group("the engine")
+    engine.add_argument(
+        "--engine-python",
+        default=sys.executable,
+        metavar="PATH",
+        help="the interpreter that has SGLang (default: this one)",
+    )
+    engine.add_argument(
+        "--drain-timeout",
+        type=arguments.checked(settings.seconds),
+        default=30.0,
+        metavar="SECONDS",
+        help="how long requests in flight may go on after Ctrl-C or SIGTERM (default: 30)",
+    )
+    own = result.add_argument_group("the worker's own OpenAI-compatible address")
+    own.add_argument("--host", default=settings.LOOPBACK, help="default: 127.0.0.1")
+    own.add_argument(
+        "--port",
+        type=arguments.checked(settings.port),
+        default=0,
+        help="default: any free one; the engine itself gets a loopback port of its own",
+    )
+    arguments.add_max_body_size(own)
+    page = result.add_argument_group("the page")
+    page.add_argument(
+        "--system-host", help="address of /metrics and /health (DYN_SYSTEM_HOST; 127.0.0.1)"
+    )
+    page.add_argument(
+        "--system-port",
+        type=arguments.checked(settings.system_port),
+        help="their port (DYN_SYSTEM_PORT; 8081, or any free one if that is taken; -1: off)",
+    )
+    page.add_argument(
+        "--no-runtime-labels",
+        action="store_true",
+        help="leave dynamo_namespace, dynamo_component, dynamo_endpoint, model and worker_id "
+        "off the engine's series",
+    )
+    place = result.add_argument_group("its place")
+    place.add_argument(
+        "--namespace",
+        type=arguments.checked(settings.name),
+        help="DYN_NAMESPACE; default: dynamo",
+    )
+    place.add_argument(
+        "--component", type=arguments.checked(settings.name), default="backend", help="backend"
+    )
+    place.add_argument(
+        "--endpoint", type=arguments.checked(settings.name), default="generate", help="generate"
+    )
+    arguments.add_discovery(place)
+    return result
+
+
+def main(argv: Sequence[str], program: str = "dyno sglang") -> int:
+    """Run a worker until it is asked to end; the exit code.
+
+    Raises:
+        DynamometerError: with the message for the user.
+    """
+    own, rest = parser(program).parse_known_args(list(argv))
+    environment = settings.read()
+    logs.set_up("worker", level=environment.log_level, as_json=environment.log_json)
+    options = WorkerOptions(
+        arguments=rest,
+        engine_python=own.engine_python,
+        host=own.host,
+        port=own.port,
+        system_host=own.system_host or environment.system_host,
+        system_port=environment.system_port if own.system_port is None else own.system_port,
+        namespace=own.namespace or environment.namespace or "dynamo",
+        component=own.component,
+        endpoint=own.endpoint,
+        runtime_labels=not own.no_runtime_labels,
+        drain_timeout=own.drain_timeout,
+        max_body_size=own.max_body_size,
+        discovery_directory=own.discovery or environment.discovery_directory,
+    )
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(options, SGLang()))
+    return 0

@@ -1,0 +1,111 @@
+"""The `generate` endpoint: one request's way from the frontend, or a client, to the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+
+import aiohttp
+from aiohttp import web
+
+from dynamometer.engines.interface import ModelCards, Route
+from dynamometer.runtime import openai_errors, relay
+from dynamometer.runtime.record import State
+from dynamometer.worker.accounting import EndpointMetrics, RequestCount
+
+logger = logging.getLogger(__name__)
+
+
+class Endpoint:
+    """Forwards the engine's inference routes to it, and counts."""
+
+    def __init__(
+        self,
+        *,
+        engine_url: str,
+        routes: Mapping[str, Route],
+        metrics: EndpointMetrics,
+        session: aiohttp.ClientSession,
+        state: Callable[[], State],
+        models: Callable[[], ModelCards],
+        max_body_size: int,
+    ) -> None:
+        self._engine_url = engine_url
+        self._routes = routes
+        self._metrics = metrics
+        self._session = session
+        self._state = state
+        self._models = models
+        self._max_body_size = max_body_size
+        self.active = 0
+
+    def application(self) -> web.Application:
+        """Inference routes, `/v1/models` and `/health`; everything else is 404."""
+        app = web.Application(
+            client_max_size=self._max_body_size, middlewares=[openai_errors.middleware]
+        )
+        for path in self._routes:
+            app.router.add_post(path, self._forward)
+        app.router.add_get("/v1/models", self._list)
+        app.router.add_get("/v1/models/{model:.+}", self._one)
+        app.router.add_get("/health", self._health)
+        return app
+
+    async def _forward(self, request: web.Request) -> web.StreamResponse:
+        self.active += 1
+        try:
+            with self._metrics.request() as count:
+                try:
+                    return await self._to_engine(request, count)
+                except asyncio.CancelledError:
+                    count.cancelled = True
+                    raise
+        finally:
+            self.active -= 1
+
+    async def _to_engine(self, request: web.Request, count: RequestCount) -> web.StreamResponse:
+        body = await request.read()
+        count.bytes_in = len(body)
+        if self._state() is not State.READY:
+            return openai_errors.unavailable(f"this worker is {self._state()}", retry=True)
+        url = self._engine_url + request.path_qs
+        headers = relay.request_headers(request.headers)
+        begun: web.StreamResponse | None = None
+        try:
+            async with relay.exchange(self._session, url, body, headers) as answer:
+                begun = await relay.begin(request, answer, length=answer.content_length)
+                async for chunk in relay.chunks(answer):
+                    count.bytes_out += len(chunk)
+                    await begun.write(chunk)
+                await begun.write_eof()
+                return begun
+        except relay.NotReachedError:
+            count.failed = True
+            return openai_errors.unavailable("the engine does not answer", retry=True)
+        except relay.BrokenError as error:
+            count.failed = True
+            logger.warning("the engine's answer to %s broke off: %s", request.path, error)
+            if begun is None:
+                return openai_errors.engine_died()
+            # The next hop sees the broken answer, and ends its client's in form.
+            if request.transport is not None:
+                request.transport.abort()
+            return begun
+        except ConnectionError:
+            count.cancelled = True  # the client went away while it was written to
+            raise
+
+    async def _list(self, _: web.Request) -> web.Response:
+        cards = list(self._models().cards.values())
+        return web.json_response({"object": "list", "data": cards})
+
+    async def _one(self, request: web.Request) -> web.Response:
+        card = self._models().cards.get(request.match_info["model"])
+        if card is None:
+            return openai_errors.unknown_model(request.match_info["model"])
+        return web.json_response(card)
+
+    async def _health(self, _: web.Request) -> web.Response:
+        ready = self._state() is State.READY
+        return web.json_response({"status": str(self._state())}, status=200 if ready else 503)

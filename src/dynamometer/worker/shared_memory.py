@@ -1,0 +1,67 @@
+"""Files in /dev/shm that an engine leaves behind: those that its processes were seen to hold."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+DIRECTORY: Final = Path("/dev/shm")  # noqa: S108  # where POSIX shared memory lives on Linux
+# A line of /proc/PID/maps: "7f..-7f.. rw-s 00000000 00:1a 42    /dev/shm/sem.x". The name may
+# be one of before a rename; the inode is the file.
+_MAPPING: Final = re.compile(r" (?P<inode>\d+) +/dev/shm/")
+
+
+class SharedFile(NamedTuple):
+    """A file in /dev/shm: its inode, and its name when it was last seen."""
+
+    inode: int
+    name: str
+
+
+def held_by(pids: Iterable[int]) -> frozenset[SharedFile]:
+    """The files of this user in /dev/shm that one of the processes maps."""
+    inodes = set().union(*(_mapped(pid) for pid in pids))
+    return frozenset(file for file in _present() if file.inode in inodes)
+
+
+def remove_unheld(files: Iterable[SharedFile]) -> int:
+    """Remove those of `files` that are still there, the same, and held by no live process.
+
+    Returns:
+        How many were removed.
+    """
+    left = set(files) & set(_present())
+    if not left:
+        return 0
+    pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]  # noqa: PTH208
+    held = set().union(*(_mapped(pid) for pid in pids))
+    removed = 0
+    for file in left:
+        if file.inode not in held:
+            with contextlib.suppress(OSError):
+                (DIRECTORY / file.name).unlink()
+                removed += 1
+    return removed
+
+
+def _mapped(pid: int) -> set[int]:
+    try:
+        maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return set()  # it ended, or is another user's
+    return {int(match["inode"]) for match in _MAPPING.finditer(maps)}
+
+
+def _present() -> list[SharedFile]:
+    files = []
+    with contextlib.suppress(OSError), os.scandir(DIRECTORY) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                status = entry.stat(follow_symlinks=False)
+                if status.st_uid == os.geteuid() and entry.is_file(follow_symlinks=False):
+                    files.append(SharedFile(status.st_ino, entry.name))
+    return files

@@ -1,0 +1,144 @@
+"""The engine's life: started, waited for, watched, ended.
+
+    starting ──▶ ready ──▶ draining ──▶ (ended)
+        └───────────┴────▶ failed: the engine ended by itself
+
+Restarting it is a later matter; until then a worker ends with its engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+from dynamometer import logs
+from dynamometer.engines.interface import Engine, Launch, ModelCards
+from dynamometer.errors import EngineError
+from dynamometer.runtime.record import State
+from dynamometer.worker.health import EngineClient
+from dynamometer.worker.process import EngineProcess, ProcessMark, marks
+from dynamometer.worker.run_directory import RunDirectory
+from dynamometer.worker.shared_memory import SharedFile, held_by, remove_unheld
+
+logger = logging.getLogger(__name__)
+engine_log = logging.getLogger(logs.ENGINE_LOGGER)
+
+# SGLang drains for some seconds after SIGTERM; all must be gone within 15 s.
+END_GRACE_SECONDS: Final = 8.0
+_ASK_SECONDS: Final = 0.5
+_SAY_SECONDS: Final = 5.0
+
+Changed = Callable[[], Awaitable[None]]
+
+
+class Supervisor:
+    """One engine, and the state that the worker is in because of it."""
+
+    def __init__(
+        self, engine: Engine, launch: Launch, client: EngineClient, directory: RunDirectory
+    ) -> None:
+        self._engine = engine
+        self._launch = launch
+        self._client = client
+        self._directory = directory
+        self._held: frozenset[SharedFile] = frozenset()
+        self._marks: frozenset[ProcessMark] = frozenset()
+        self.state = State.STARTING
+        self.since = time.time()
+        self.models = ModelCards()
+
+    @asynccontextmanager
+    async def running(self, changed: Changed) -> AsyncIterator[asyncio.Task[str]]:
+        """Keep the engine running while the context is open, and nothing of it afterwards.
+
+        Args:
+            changed: called after each change of `state` or `models`.
+
+        Yields:
+            A task that ends, with the reason, when the engine ends by itself.
+
+        Raises:
+            EngineError: it cannot be started at all.
+        """
+        process = await EngineProcess.start(self._launch.command, self._launch.environment)
+        logger.info("engine started, process %d", process.pid)
+        tasks = [
+            asyncio.create_task(process.follow(self._show), name="engine log"),
+            asyncio.create_task(self._wait_until_ready(process, changed), name="engine start"),
+        ]
+        ended = asyncio.create_task(self._ended(process, tasks[0]), name="engine end")
+        try:
+            yield ended
+        finally:
+            tasks[1].cancel()
+            self._look(process)
+            logger.info("ending the engine")
+            await process.end(grace=END_GRACE_SECONDS if self.state is not State.FAILED else 0)
+            for task in (*tasks, ended):
+                task.cancel()
+            await asyncio.gather(*tasks, ended, return_exceptions=True)
+            removed = remove_unheld(self._held)
+            logger.info("the engine is gone, with all its processes")
+            if removed:
+                logger.debug("removed %d files that it left in /dev/shm", removed)
+
+    def drain(self) -> None:
+        """Welcome no more requests."""
+        if self.state is not State.FAILED:
+            self._enter(State.DRAINING)
+
+    async def _wait_until_ready(self, process: EngineProcess, changed: Changed) -> None:
+        begun = said = time.monotonic()
+        while not (await self._client.answers() and (models := await self._client.models()).cards):
+            self._look(process)
+            if time.monotonic() - said >= _SAY_SECONDS:
+                said = time.monotonic()
+                last = process.log[-1] if process.log else "nothing said yet"
+                logger.info(
+                    "waiting for the engine's model to answer, %.0f s so far; it last said: %s",
+                    said - begun,
+                    last[:120],
+                )
+            await asyncio.sleep(_ASK_SECONDS)
+        self._look(process)
+        self.models = models
+        self._enter(State.READY)
+        logger.info(
+            "ready after %.1f s: serving %s", time.monotonic() - begun, ", ".join(models.names)
+        )
+        await changed()
+
+    async def _ended(self, process: EngineProcess, log: asyncio.Task[None]) -> str:
+        exit_code = await process.wait()
+        if self.state is not State.DRAINING:
+            self._enter(State.FAILED)
+        # What it said last is still in the pipe; an orphan may hold that open.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(log), 1)
+        return self._engine.reason(process.log, exit_code)
+
+    def _look(self, process: EngineProcess) -> None:
+        """Note the engine's processes, and the shared memory that they hold."""
+        members = process.members()
+        self._held |= held_by(member.pid for member in members)
+        with contextlib.suppress(OSError):
+            self._marks |= marks(members)
+        self._directory.note(self._marks, self._held)
+
+    def _enter(self, state: State) -> None:
+        self.state = state
+        self.since = time.time()
+
+    @staticmethod
+    def _show(line: str) -> None:
+        engine_log.info("%s", line)
+
+
+def failure(reason: str) -> EngineError:
+    """The error that a worker ends with when its engine has ended."""
+    return EngineError(f"the engine ended: {reason}")
