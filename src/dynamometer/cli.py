@@ -17,7 +17,7 @@ _COMMANDS = {
     "frontend": ("dynamometer.frontend.command", "OpenAI-compatible HTTP in front of all workers"),
     "sglang": ("dynamometer.worker.command", "a worker: SGLang, its endpoint, its /metrics"),
     "tiny-model": ("dynamometer.tiny_model", "make a tiny random model, for trying things out"),
-    #     "demo": ("dynamometer.demo", "all of it at once, on real input, with what the page says"),
+    "demo": ("dynamometer.demo", "all of it at once, on real input, with what the page says"),
 }
 
 

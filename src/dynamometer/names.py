@@ -123,3 +123,34 @@ OUTPUT_TOKENS_BUCKETS: Final = (0.0, 100, 210, 430, 880, 1800, 3700, 7600, 16000
 COMPONENT_DURATION_BUCKETS: Final = (
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600,
 )  # fmt: skip
+
+# SGLang's families, by the categories of its documentation, for those who look at a page for
+# the first time. Those of a disaggregated engine are there when it is one.
+SGLANG_CATEGORIES: Final = {
+    "throughput": (
+        "sglang:gen_throughput",
+        "sglang:num_requests_total",
+        "sglang:prompt_tokens_total",
+        "sglang:generation_tokens_total",
+        "sglang:cached_tokens_total",
+        "sglang:cache_hit_rate",
+    ),
+    "resource usage": (
+        "sglang:num_running_reqs",
+        "sglang:num_queue_reqs",
+        "sglang:token_usage",
+        "sglang:num_used_tokens",
+        "sglang:max_total_num_tokens",
+    ),
+    "latency": (
+        "sglang:time_to_first_token_seconds",
+        "sglang:inter_token_latency_seconds",
+        "sglang:e2e_request_latency_seconds",
+        "sglang:queue_time_seconds",
+    ),
+    "disaggregation": (
+        "sglang:kv_transfer_latency_ms",
+        "sglang:kv_transfer_speed_gb_s",
+        "sglang:kv_transfer_total_mb",
+    ),
+}

@@ -36,7 +36,8 @@ class RegistrySource:
         """See `MetricsSource.render`."""
         chosen = self._registry.restricted_registry(names) if names else self._registry
         if openmetrics:
-            return openmetrics_exposition.generate_latest(chosen).removesuffix(b"# EOF\n")
+            page = bytes(openmetrics_exposition.generate_latest(chosen))
+            return page.removesuffix(b"# EOF\n")
         return bytes(generate_latest(chosen))
 
 

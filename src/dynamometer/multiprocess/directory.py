@@ -57,7 +57,7 @@ class MultiprocessDirectory:
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Collected(chosen))
         if openmetrics:
-            return openmetrics_exposition.generate_latest(registry)
+            return bytes(openmetrics_exposition.generate_latest(registry))
         return bytes(generate_latest(registry))
 
     def collect(self) -> Iterable[Metric]:

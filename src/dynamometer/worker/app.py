@@ -164,7 +164,7 @@ class _Worker:
             )
             await registration.update(self.record)
 
-        async with self._supervisor.running(changed) as ended:
+        async with self._supervisor.running(changed, lambda: stop.insisted) as ended:
             asked = asyncio.create_task(stop.asked.wait())
             await asyncio.wait({asked, ended}, return_when=asyncio.FIRST_COMPLETED)
             asked.cancel()

@@ -106,13 +106,13 @@ class EngineProcess:
                     found[member.pid] = member
         return [p for p in found.values() if _alive(p)]
 
-    async def end(self, *, grace: float) -> None:
-        """End all processes: asked first, killed after `grace` seconds."""
+    async def end(self, *, grace: float, hurry: Callable[[], bool]) -> None:
+        """End all processes: asked first, killed after `grace` seconds, or on `hurry`."""
         members = self.members()
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
         deadline = asyncio.get_running_loop().time() + grace
-        while asyncio.get_running_loop().time() < deadline:
+        while asyncio.get_running_loop().time() < deadline and not hurry():
             self._reap(members)
             members = list({*members, *self.members()})
             if not any(_alive(member) for member in members):

@@ -1,11 +1,10 @@
 """A worker's own directory on tmpfs, and what a killed worker left behind.
 
-    <memory>/<id>/lock          held while the worker lives
-                  engine.json   the engine's processes, and the shared memory they hold
+    <memory>/<id>/engine.json   the engine's processes, and the shared memory they hold
                   metrics/      the engine's multiprocess files
                   plugin/       the CPU platform, where it is switched on
 
-Whoever starts next and finds a directory whose lock is free ends the processes named in it,
+The directory is locked (flock) while the worker lives. Whoever starts next and finds a directory whose lock is free ends the processes named in it,
 if any still run, and removes what they held and the directory itself.
 """
 
@@ -57,10 +56,10 @@ def run_directory(instance_id: int) -> Iterator[RunDirectory]:
     path = base / hexadecimal(instance_id)
     try:
         # One at a time: a directory that is being made has no lock of its own yet.
-        with _locked(base / "lock", wait=True):
+        with _locked(base, wait=True):
             _clear_leftovers(base)
-            path.mkdir(mode=0o700)
-            lock = _locked(path / "lock", wait=False)
+            directories.private(path)
+            lock = _locked(path, wait=False)
             lock.__enter__()
     except OSError as error:
         raise DirectoryError(f"cannot make {path}: {error.strerror}") from None
@@ -69,28 +68,34 @@ def run_directory(instance_id: int) -> Iterator[RunDirectory]:
     finally:
         shutil.rmtree(path, ignore_errors=True)
         lock.__exit__(None, None, None)
+        with contextlib.suppress(OSError):
+            base.rmdir()  # the last one out
 
 
 @contextmanager
 def _locked(path: Path, *, wait: bool) -> Iterator[None]:
-    """Hold the lock of `path` while the context is open.
+    """Hold the lock of the directory `path` while the context is open; make it if missing.
 
     Raises:
         BlockingIOError: another process holds it, and `wait` is false.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
-    finally:
-        os.close(fd)
+    while True:
+        fd = os.open(directories.private(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            # The last worker out may have removed it between the two calls.
+            if path.exists() and os.path.samestat(path.lstat(), os.fstat(fd)):
+                yield
+                return
+        finally:
+            os.close(fd)
 
 
 def _clear_leftovers(base: Path) -> None:
     for path in base.iterdir():
         if not path.is_dir() or path.is_symlink():
             continue
-        with contextlib.suppress(BlockingIOError), _locked(path / "lock", wait=False):
+        with contextlib.suppress(BlockingIOError), _locked(path, wait=False):
             processes, held = _noted(path)
             ended = end_marked(processes)
             removed = remove_unheld(held)

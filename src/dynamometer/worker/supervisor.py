@@ -53,11 +53,14 @@ class Supervisor:
         self.models = ModelCards()
 
     @asynccontextmanager
-    async def running(self, changed: Changed) -> AsyncIterator[asyncio.Task[str]]:
+    async def running(
+        self, changed: Changed, hurry: Callable[[], bool]
+    ) -> AsyncIterator[asyncio.Task[str]]:
         """Keep the engine running while the context is open, and nothing of it afterwards.
 
         Args:
             changed: called after each change of `state` or `models`.
+            hurry: whether the engine's own way of ending is to be cut short.
 
         Yields:
             A task that ends, with the reason, when the engine ends by itself.
@@ -77,8 +80,12 @@ class Supervisor:
         finally:
             tasks[1].cancel()
             self._look(process)
-            logger.info("ending the engine")
-            await process.end(grace=END_GRACE_SECONDS if self.state is not State.FAILED else 0)
+            failed = self.state is State.FAILED
+            if not failed:
+                logger.info(
+                    "ending the engine: up to %.0f s; Ctrl-C again kills it", END_GRACE_SECONDS
+                )
+            await process.end(grace=0 if failed else END_GRACE_SECONDS, hurry=hurry)
             for task in (*tasks, ended):
                 task.cancel()
             await asyncio.gather(*tasks, ended, return_exceptions=True)

@@ -1,0 +1,62 @@
+# `make demo` and `make test` do everything on a fresh Debian 12 with Python 3.11, as root.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ENGINE_PACKAGES := src/dynamometer/engines/sglang_cpu/requirements.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# What a figure is measured against, and what tests run: fixed, so that two runs compare.
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help setup system-packages demo test test-quick lint format clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+setup: $(VENV)/.engine $(VENV)/.project system-packages ## .venv with the CPU build of SGLang, this package, and what tests need
+
+$(VENV)/bin/python:
+	@echo "==> a virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { \
+	  command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq python3-venv >/dev/null; \
+	  $(PYTHON) -m venv --clear $(VENV); }
+
+$(VENV)/.engine: $(ENGINE_PACKAGES) | $(VENV)/bin/python
+	@echo "==> the CPU build of SGLang (about a minute, 2.8 GB)"
+	@$(PIP) install --no-deps -r $(ENGINE_PACKAGES) --progress-bar off
+	@touch $@
+
+$(VENV)/.project: pyproject.toml src/dynamometer/__init__.py requirements-dev.txt $(VENV)/.engine
+	@echo "==> dynamometer itself, and the tools of its developers"
+	@$(PIP) install -r requirements-dev.txt -e .
+	@touch $@
+
+# promtool. The service that Debian's package would start is not wanted.
+system-packages:
+	@command -v promtool >/dev/null || { \
+	  echo "==> Debian's prometheus, for promtool"; \
+	  if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	    echo "promtool is missing: install Debian's package prometheus" >&2; exit 1; fi; \
+	  apt-get update -qq; \
+	  DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends prometheus >/dev/null; }
+
+demo: setup ## the main job on real input: frontend, worker, real SGLang, and what the page says
+	@$(BIN)/dyno demo
+
+test: setup ## all tests, with the real engine
+	@$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+test-quick: setup ## the tests that need no engine
+	@$(BIN)/python -m pytest -m "not engine and not slow" $(PYTEST_FLAGS)
+
+lint: setup ## ruff and mypy
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: setup ## let ruff put the code in form
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) .demo build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,66 @@
+"""One tiny model, one frontend and one real engine serve the whole run."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from stack import Stack
+
+ROOT = Path(__file__).parent.parent
+
+
+def pytest_sessionstart() -> None:
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    for variable in [name for name in os.environ if name.startswith("DYN_")]:
+        del os.environ[variable]
+
+
+def pytest_sessionfinish() -> None:
+    """No engine outlives the run: it would spin on a core, and spoil what comes after."""
+    for process in psutil.Process().children(recursive=True):
+        if "sglang" in " ".join(process.cmdline()):
+            process.kill()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("model") / "tiny"
+    subprocess.run(
+        [sys.executable, "-m", "dynamometer.cli", "tiny-model", str(directory)], check=True
+    )
+    return directory
+
+
+@pytest.fixture(scope="session")
+def stack(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A frontend and a worker, ready; on the documented ports where those are free."""
+    directory = tmp_path_factory.mktemp("stack")
+    found = Stack(directory, tiny_model, directory / "discovery")
+    flags = ("--model", str(tiny_model), "--enable-metrics")
+    with (
+        found.run_frontend(port=_port(8000)) as (frontend, url),
+        found.run_worker(*flags, system_port=_port(8081)) as worker,
+    ):
+        found.frontend, found.frontend_url, found.worker = frontend, url, worker
+        worker.wait_until_ready()
+        yield found
+
+
+def _port(wanted: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError:
+            return 0
+    return wanted

@@ -1,0 +1,113 @@
+"""The worker's page, against the engine's own and against promtool."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse
+from stack import Stack, Worker, http
+
+pytestmark = pytest.mark.engine
+RUNTIME_LABELS = {"dynamo_namespace", "dynamo_component", "dynamo_endpoint", "model", "worker_id"}
+Series = tuple[str, frozenset[tuple[str, str]]]
+
+# promtool's lint, of names that are SGLang's and Dynamo's: what it says of them is not ours to
+# change. Parse errors are never among them.
+NOT_OURS = re.compile(r"^(sglang:|dynamo_frontend_disconnected_clients|process_)")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def traffic(stack: Stack) -> None:
+    for stream in (False, True):
+        body = {
+            "model": str(stack.model),
+            "stream": stream,
+            "max_tokens": 8,
+            "messages": [{"role": "user", "content": "hi"}],
+        }
+        assert http(f"{stack.frontend_url}/v1/chat/completions", body).status == 200
+
+
+@pytest.fixture
+def worker(stack: Stack) -> Worker:
+    assert stack.worker is not None
+    return stack.worker
+
+
+def series(page: str, *, without: set[str] = frozenset()) -> dict[Series, float]:  # type: ignore[assignment]
+    return {
+        (s.name, frozenset((k, v) for k, v in s.labels.items() if k not in without)): s.value
+        for family in parse(page)
+        for s in family.samples
+        if s.name.startswith("sglang:")
+    }
+
+
+def test_at_least_79_families_after_the_first_requests(worker: Worker) -> None:
+    types = re.findall(r"^# TYPE (sglang:\S+) ", worker.page(), re.MULTILINE)
+    assert len(types) >= 79
+    assert len(types) == len(set(types))
+
+
+def test_the_samples_are_the_engines_own(worker: Worker) -> None:
+    """Less what moves by itself between the two looks: times of the CPU, and of the looks."""
+    http(f"{worker.engine_url}/metrics")  # the first look makes a series of its own
+    own = series(http(f"{worker.engine_url}/metrics").body.decode())
+    ours = series(worker.page(), without=RUNTIME_LABELS)
+    assert ours.keys() == own.keys()
+    moving = re.compile(r"cpu_seconds|idle_seconds|http_re|scheduler_stage|get_loads|throughput")
+    still = {key for key in own if not moving.search(key[0])}
+    assert len(still) > 500
+    assert {key: ours[key] for key in still} == {key: own[key] for key in still}
+
+
+def test_every_engine_series_has_the_runtimes_labels(worker: Worker, stack: Stack) -> None:
+    for family in parse(worker.page()):
+        if family.name.startswith("sglang:"):
+            for sample in family.samples:
+                assert sample.labels.keys() >= RUNTIME_LABELS
+                assert sample.labels["dynamo_namespace"] == "dynamo"
+                assert sample.labels["dynamo_component"] == "backend"
+                assert sample.labels["dynamo_endpoint"] == "generate"
+                assert sample.labels["model"] == str(stack.model)
+                assert re.fullmatch("[0-9a-f]{16}", sample.labels["worker_id"])
+
+
+def test_each_family_has_help_and_type_once(worker: Worker, stack: Stack) -> None:
+    for page in (worker.page(), http(f"{stack.frontend_url}/metrics").body.decode()):
+        for kind in ("HELP", "TYPE"):
+            names = re.findall(rf"^# {kind} (\S+) ", page, re.MULTILINE)
+            assert len(names) == len(set(names)) > 10
+
+
+def test_no_series_of_creation_times(worker: Worker, stack: Stack) -> None:
+    assert "_created" not in worker.page()
+    assert "_created" not in http(f"{stack.frontend_url}/metrics").body.decode()
+
+
+def test_promtool_finds_no_fault_of_ours(worker: Worker, stack: Stack) -> None:
+    for page in (worker.page(), http(f"{stack.frontend_url}/metrics").body.decode()):
+        done = subprocess.run(
+            ["promtool", "check", "metrics"], input=page, capture_output=True, text=True, check=False
+        )
+        said = (done.stdout + done.stderr).splitlines()
+        assert not [line for line in said if "error while" in line or "parsing" in line]
+        assert not [line for line in said if not NOT_OURS.match(line)]
+
+
+def test_openmetrics_where_it_is_asked_for(worker: Worker) -> None:
+    answer = http(f"{worker.system_url}/metrics", Accept="application/openmetrics-text;version=1.0.0")
+    assert answer.headers["Content-Type"].startswith("application/openmetrics-text")
+    families = list(parse_openmetrics(answer.body.decode()))
+    assert sum(family.name.startswith("sglang:") for family in families) >= 79
+
+
+def test_the_worker_is_small_and_imports_no_engine(worker: Worker) -> None:
+    with open(f"/proc/{worker.process.pid}/maps") as maps:
+        assert "torch" not in maps.read()
+    with open(f"/proc/{worker.process.pid}/status") as status:
+        resident = int(re.search(r"VmRSS:\s+(\d+) kB", status.read())[1])  # type: ignore[index]
+    assert resident < 120 * 1024

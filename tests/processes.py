@@ -1,0 +1,100 @@
+"""Processes that tests start, which cannot outlive the test run."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+PYTHON = sys.executable
+_libc = ctypes.CDLL(None)
+
+
+class Process:
+    """A process whose output goes to a file; ended, with all that it started, by `end`."""
+
+    def __init__(self, command: list[str], log: Path, environment: dict[str, str]) -> None:
+        self.log_path = log
+        with log.open("wb") as output:
+            self._popen = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=os.environ | environment,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+        self.pid = self._popen.pid
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def running(self) -> bool:
+        return self._popen.poll() is None
+
+    def wait_for(self, pattern: str, *, within: float) -> re.Match[str]:
+        """The first match of `pattern` in the log."""
+        deadline = time.monotonic() + within
+        while time.monotonic() < deadline:
+            if match := re.search(pattern, self.log):
+                return match
+            if not self.running:
+                break
+            time.sleep(0.05)
+        if match := re.search(pattern, self.log):
+            return match
+        raise AssertionError(f"no {pattern!r} within {within} s in:\n{self.log[-4000:]}")
+
+    def signal(self, number: int) -> None:
+        self._popen.send_signal(number)
+
+    def wait(self, *, within: float) -> int:
+        """The exit code."""
+        return self._popen.wait(within)
+
+    def descendants(self) -> list[psutil.Process]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return psutil.Process(self.pid).children(recursive=True)
+        return []
+
+    def end(self) -> None:
+        family = self.descendants()
+        if self.running:
+            self.signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.wait(within=2)
+        if self.running:
+            self.signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.wait(within=15)
+        if self.running:
+            self.signal(signal.SIGKILL)
+            self.wait(within=5)
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+@contextlib.contextmanager
+def running(command: list[str], log: Path, environment: dict[str, str]) -> Iterator[Process]:
+    process = Process(command, log, environment)
+    try:
+        yield process
+    finally:
+        process.end()
+
+
+def _die_with_parent() -> None:
+    _libc.prctl(1, signal.SIGKILL, 0, 0, 0)

@@ -1,0 +1,125 @@
+"""A frontend and workers around the real engine, as a user starts them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+from processes import PYTHON, Process, running
+
+READY_SECONDS = 150
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> dict[str, object]:
+        content = json.loads(self.body)
+        assert isinstance(content, dict)
+        return content
+
+
+def http(url: str, body: object = None, **headers: str) -> Answer:
+    """GET, or POST of `body`: bytes as they are, anything else as JSON."""
+    data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json", **headers})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return Answer(response.status, dict(response.headers), response.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return Answer(error.code, dict(error.headers), error.read())
+
+
+def eventually(condition: Callable[[], object], *, within: float, what: str) -> None:
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within} s: {what}"
+        time.sleep(0.02)
+
+
+@dataclass
+class Worker:
+    process: Process
+    system_url: str
+    request_url: str
+
+    def ready(self) -> bool:
+        try:
+            return http(f"{self.system_url}/health").status == 200
+        except (urllib.error.URLError, ConnectionError):
+            return False
+
+    def wait_until_ready(self) -> Worker:
+        def ready() -> bool:
+            assert self.process.running, f"the worker ended:\n{self.process.log[-3000:]}"
+            return self.ready()
+
+        eventually(ready, within=READY_SECONDS, what=f"worker ready\n{self.process.log[-2000:]}")
+        return self
+
+    @property
+    def engine(self) -> psutil.Process:
+        """The engine's first process."""
+        (first,) = psutil.Process(self.process.pid).children()
+        return first
+
+    @property
+    def engine_url(self) -> str:
+        words = self.engine.cmdline()
+        ports = [words[i + 1] for i, word in enumerate(words) if word == "--port"]
+        return f"http://127.0.0.1:{ports[-1]}"
+
+    def page(self) -> str:
+        return http(f"{self.system_url}/metrics").body.decode()
+
+
+@dataclass
+class Stack:
+    """Where things are, and how to start more of them."""
+
+    directory: Path
+    model: Path
+    discovery: Path
+    frontend_url: str = ""
+    frontend: Process | None = None
+    worker: Worker | None = None
+    _count: list[int] = field(default_factory=list)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"DYN_FILE_KV": str(self.discovery), "HF_HUB_OFFLINE": "1"}
+
+    def _log(self, name: str) -> Path:
+        self._count.append(1)
+        return self.directory / f"{name}-{len(self._count)}.log"
+
+    @contextlib.contextmanager
+    def run_frontend(self, *flags: str, port: int = 0) -> Iterator[tuple[Process, str]]:
+        command = [PYTHON, "-m", "dynamometer.frontend", "--http-port", str(port), *flags]
+        with running(command, self._log("frontend"), self.environment) as process:
+            url = process.wait_for(r"OpenAI-compatible at (\S+)/v1", within=20)[1]
+            yield process, url
+
+    @contextlib.contextmanager
+    def run_worker(
+        self, *flags: str, system_port: int | None = 0, **environment: str
+    ) -> Iterator[Worker]:
+        command = [PYTHON, "-m", "dynamometer.sglang", *flags]
+        variables = self.environment | environment
+        if system_port is not None:
+            variables["DYN_SYSTEM_PORT"] = str(system_port)
+        with running(command, self._log("worker"), variables) as process:
+            system = process.wait_for(r"metrics and health: (\S+)/metrics", within=20)[1]
+            requests = process.wait_for(r"requests: (\S+) ", within=20)[1]
+            yield Worker(process, system, requests)
