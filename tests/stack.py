@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+
 from processes import PYTHON, Process, running
 
 READY_SECONDS = 150

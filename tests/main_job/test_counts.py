@@ -10,7 +10,9 @@ from collections.abc import Callable
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse
-from stack import Stack, Worker, eventually, http as fetch
+
+from stack import Stack, Worker, eventually
+from stack import http as fetch
 
 pytestmark = pytest.mark.engine
 REQUESTS, TOKENS = 4, 20

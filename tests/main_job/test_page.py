@@ -8,6 +8,7 @@ import subprocess
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
+
 from stack import Stack, Worker, http
 
 pytestmark = pytest.mark.engine
@@ -61,7 +62,7 @@ def test_the_samples_are_the_engines_own(worker: Worker) -> None:
     moving = re.compile(r"cpu_seconds|idle_seconds|http_re|scheduler_stage|get_loads|throughput")
     still = {key for key in own if not moving.search(key[0])}
     assert len(still) > 500
-    assert {key: ours[key] for key in still} == {key: own[key] for key in still}
+    assert {key: str(ours[key]) for key in still} == {key: str(own[key]) for key in still}
 
 
 def test_every_engine_series_has_the_runtimes_labels(worker: Worker, stack: Stack) -> None:
@@ -91,7 +92,11 @@ def test_no_series_of_creation_times(worker: Worker, stack: Stack) -> None:
 def test_promtool_finds_no_fault_of_ours(worker: Worker, stack: Stack) -> None:
     for page in (worker.page(), http(f"{stack.frontend_url}/metrics").body.decode()):
         done = subprocess.run(
-            ["promtool", "check", "metrics"], input=page, capture_output=True, text=True, check=False
+            ["promtool", "check", "metrics"],
+            input=page,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         said = (done.stdout + done.stderr).splitlines()
         assert not [line for line in said if "error while" in line or "parsing" in line]
@@ -99,7 +104,9 @@ def test_promtool_finds_no_fault_of_ours(worker: Worker, stack: Stack) -> None:
 
 
 def test_openmetrics_where_it_is_asked_for(worker: Worker) -> None:
-    answer = http(f"{worker.system_url}/metrics", Accept="application/openmetrics-text;version=1.0.0")
+    answer = http(
+        f"{worker.system_url}/metrics", Accept="application/openmetrics-text;version=1.0.0"
+    )
     assert answer.headers["Content-Type"].startswith("application/openmetrics-text")
     families = list(parse_openmetrics(answer.body.decode()))
     assert sum(family.name.startswith("sglang:") for family in families) >= 79

@@ -36,7 +36,7 @@ class RegistrySource:
         """See `MetricsSource.render`."""
         chosen = self._registry.restricted_registry(names) if names else self._registry
         if openmetrics:
-            page = bytes(openmetrics_exposition.generate_latest(chosen))
+            page = bytes(openmetrics_exposition.generate_latest(chosen, escaping="allow-utf-8"))
             return page.removesuffix(b"# EOF\n")
         return bytes(generate_latest(chosen))
 

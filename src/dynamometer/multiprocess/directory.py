@@ -15,6 +15,9 @@ from prometheus_client.samples import Sample
 
 logger = logging.getLogger(__name__)
 
+# Names with a colon stay as they are; prometheus_client's default would write another one.
+_ESCAPING = "allow-utf-8"
+
 
 class MultiprocessDirectory:
     """The files in the tree below a directory, read with prometheus_client's collector."""
@@ -57,7 +60,7 @@ class MultiprocessDirectory:
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Collected(chosen))
         if openmetrics:
-            return bytes(openmetrics_exposition.generate_latest(registry))
+            return bytes(openmetrics_exposition.generate_latest(registry, escaping=_ESCAPING))
         return bytes(generate_latest(registry))
 
     def collect(self) -> Iterable[Metric]:

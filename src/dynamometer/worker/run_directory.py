@@ -4,8 +4,9 @@
                   metrics/      the engine's multiprocess files
                   plugin/       the CPU platform, where it is switched on
 
-The directory is locked (flock) while the worker lives. Whoever starts next and finds a directory whose lock is free ends the processes named in it,
-if any still run, and removes what they held and the directory itself.
+The directory is locked (flock) while the worker lives. Whoever starts next and finds one whose
+lock is free ends the processes named in it, if any still run, and removes what they held and
+the directory itself.
 """
 
 from __future__ import annotations

@@ -1,0 +1,62 @@
+"""Devices as Linux shows them, in trees made for it: this machine has none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from dynamometer.engines import accelerators
+
+KFD = "sys/class/kfd/kfd/topology/nodes/{}/properties"
+TREES: Mapping[str, tuple[Mapping[str, str], str | None]] = {
+    "nothing": ({"dev/null": ""}, None),
+    "NVIDIA": ({"dev/nvidia0": "", "dev/nvidiactl": ""}, "NVIDIA"),
+    "NVIDIA's driver without a card": ({"dev/nvidiactl": ""}, None),
+    "NVIDIA under WSL": ({"dev/dxg": "", "usr/lib/wsl/lib/libcuda.so.1": ""}, "NVIDIA"),
+    "WSL without CUDA": ({"dev/dxg": ""}, None),
+    "AMD": ({"dev/kfd": "", KFD.format(1): "cpu_cores_count 0\nsimd_count 304\n"}, "AMD"),
+    "AMD, processor alone": (
+        {"dev/kfd": "", KFD.format(0): "cpu_cores_count 8\nsimd_count 0"},
+        None,
+    ),
+    "Ascend": ({"dev/davinci0": ""}, "Ascend"),
+    "Ascend's manager without a card": ({"dev/davinci_manager": ""}, None),
+    "Gaudi": ({"sys/class/accel/accel0/device/vendor": "0x1da3\n"}, "Intel"),
+    "Intel's NPU": ({"sys/class/accel/accel0/device/vendor": "0x8086\n"}, None),
+}
+
+
+def tree(root: Path, files: Mapping[str, str]) -> Path:
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return root
+
+
+@pytest.mark.parametrize("case", TREES)
+def test_devices_tell_the_accelerator(tmp_path: Path, case: str) -> None:
+    files, expected = TREES[case]
+    assert accelerators.find(tree(tmp_path, files), {}) == expected
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"), [("0000:00:02.0", None), ("0000:03:00.0", "Intel")]
+)
+def test_of_intels_gpus_only_discrete_ones_count(
+    tmp_path: Path, address: str, expected: str | None
+) -> None:
+    tree(tmp_path, {f"devices/{address}/vendor": "0x8086\n"})
+    link = tmp_path / "sys/class/drm/renderD128/device"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "devices" / address)
+    assert accelerators.find(tmp_path, {}) == expected
+
+
+def test_a_hidden_accelerator_is_none(tmp_path: Path) -> None:
+    root = tree(tmp_path, {"dev/nvidia0": ""})
+    assert accelerators.find(root, {"CUDA_VISIBLE_DEVICES": ""}) is None
+    assert accelerators.find(root, {"CUDA_VISIBLE_DEVICES": "-1"}) is None
+    assert accelerators.find(root, {"CUDA_VISIBLE_DEVICES": "0"}) == "NVIDIA"

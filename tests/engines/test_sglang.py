@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from dynamometer.engines import accelerators
+from dynamometer.engines.sglang import CPU_FLAGS, SGLang, reason
+from dynamometer.engines.sglang_cpu import SWITCH
+from dynamometer.errors import SettingsError
+
+
+def plan(tmp_path: Path, *arguments: str):  # type: ignore[no-untyped-def]
+    return SGLang().plan(arguments, directory=tmp_path, python="python9")
+
+
+@pytest.fixture
+def no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accelerators, "find", lambda: None)
+
+
+@pytest.fixture
+def accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accelerators, "find", lambda: "NVIDIA")
+
+
+def test_flags_go_through_untouched_and_in_order(tmp_path: Path, accelerator: None) -> None:
+    given = ["--tp-size", "2", "--model", "m", "--json-model-override-args", '{"a": -1}', "--x=-3"]
+    launch = plan(tmp_path, *given)
+    assert launch.command[: 3 + len(given)] == ["python9", "-m", "sglang.launch_server", *given]
+    assert launch.command[-6::2] == ["--host", "--port", "--nccl-port"]
+    assert SWITCH not in launch.environment
+
+
+def test_without_an_accelerator_the_cpu_flags_that_were_not_given_are_added(
+    tmp_path: Path, no_accelerator: None
+) -> None:
+    launch = plan(tmp_path, "--model", "m", "--dtype=bfloat16", "--max_running_requests", "2")
+    for flag in CPU_FLAGS:
+        given = flag in ("--dtype", "--max-running-requests")
+        assert (flag in launch.command) is not given
+    assert launch.environment[SWITCH] == "1"
+    assert "--attention-backend torch_native" in launch.notes[0]
+    assert "--dtype" not in launch.notes[0]
+
+
+@pytest.mark.parametrize(("device", "on_cpu"), [("cuda", False), ("cpu", True), ("xpu", False)])
+def test_a_device_that_the_user_gave_decides(
+    tmp_path: Path, no_accelerator: None, device: str, on_cpu: bool
+) -> None:
+    launch = plan(tmp_path, "--model", "m", "--device", device)
+    assert (SWITCH in launch.environment) is on_cpu
+    assert launch.command.count("--device") == 1
+
+
+def test_metrics_are_written_where_they_were_asked_for(tmp_path: Path, accelerator: None) -> None:
+    assert not plan(tmp_path, "--model", "m").metrics
+    launch = plan(tmp_path, "--model-path", "m", "--enable-metrics")
+    assert launch.metrics
+    assert Path(launch.environment["PROMETHEUS_MULTIPROC_DIR"]).is_dir()
+
+
+def test_the_model_label_is_the_served_name(tmp_path: Path, accelerator: None) -> None:
+    assert plan(tmp_path, "--model", "m").model == "m"
+    assert plan(tmp_path, "--model", "m", "--served-model-name", "s").model == "s"
+
+
+def test_no_model_is_an_error_that_names_the_flag(tmp_path: Path, accelerator: None) -> None:
+    with pytest.raises(SettingsError, match="--model"):
+        plan(tmp_path, "--enable-metrics")
+    with pytest.raises(SettingsError, match="--model"):
+        plan(tmp_path, "--model")
+
+
+LOGS = {
+    "an exception": (
+        ["[2026-01-31 12:00:00] Load weight begin.", "Traceback (most recent call last):",
+         '  File "x.py", line 1, in <module>', "ValueError: no memory: raise --mem-fraction"],
+        1,
+        "ValueError: no memory: raise --mem-fraction (exit code 1)",
+    ),
+    "a child's exception": (
+        ["torch.OutOfMemoryError: CUDA out of memory", "",
+         "[2026-01-31 12:00:00 TP0] Received sigquit from a child process. It means the child failed.",
+         "[2026-01-31 12:00:00] kill_process_tree called: parent_pid=1"],
+        -9,
+        "torch.OutOfMemoryError: CUDA out of memory (signal 9)",
+    ),
+    "a flag": (
+        ["usage: sglang serve [-h]", "sglang serve: error: unrecognized arguments: --no-such 3"],
+        2,
+        "unrecognized arguments: --no-such 3 (exit code 2)",
+    ),
+    "no SGLang": (
+        ["python: No module named sglang"],
+        1,
+        (
+            "its interpreter has no SGLang (exit code 1): install it there, or name the one that "
+            "has it with --engine-python"
+        ),
+    ),
+    "silence": ([], -9, "it said nothing (signal 9)"),
+    "a last word": (["hello", " "], 3, "hello (exit code 3)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LOGS)
+def test_the_reason_is_the_engines_own(case: str) -> None:
+    log, exit_code, expected = LOGS[case]
+    assert reason(log, exit_code) == expected
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_the_cpu_platform_reaches_an_engine_of_another_interpreter(
+    tmp_path: Path, no_accelerator: None
+) -> None:
+    """One that has SGLang, and nothing of this package."""
+    directory = tmp_path / "run"
+    directory.mkdir()
+    launch = SGLang().plan(["--model", "m"], directory=directory, python="python")
+    site = tmp_path / "site"
+    site.mkdir()
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if "dynamometer" not in entry.name and entry.suffix != ".pth":
+            (site / entry.name).symlink_to(entry)
+    subprocess.run(["python3", "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    ask = "from sglang.srt.platforms import current_platform as p; print(type(p).__module__)"
+    variables = dict(launch.environment)
+    for switch, expected in (("1", "dynamometer.engines.sglang_cpu.cpu_platform"), ("0", "sglang")):
+        variables["PYTHONPATH"] = f"{launch.environment['PYTHONPATH']}{os.pathsep}{site}"
+        variables[SWITCH] = switch
+        done = subprocess.run(
+            [tmp_path / "venv/bin/python", "-c", ask],
+            env=variables, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip().splitlines()[-1].startswith(expected)

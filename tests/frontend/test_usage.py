@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from dynamometer.engines.interface import Usage
+from dynamometer.frontend.usage import StreamReader, Tokens, of_answer
+
+USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 2}}
+
+
+def event(content: object) -> bytes:
+    return b"data: " + json.dumps(content).encode() + b"\n\n"
+
+
+def delta(**content: object) -> bytes:
+    return event({"choices": [{"index": 0, "delta": content}], "usage": None})
+
+
+ROLE = delta(role="assistant", content="")
+LAST = event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+ONLY_USAGE = event({"choices": [], "usage": USAGE})
+DONE = b"data: [DONE]\n\n"
+CHAT = ROLE + delta(content="a") + delta(reasoning_content="b") + LAST + ONLY_USAGE + DONE
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 50, 10_000])
+def test_the_usage_chunk_is_read_and_taken_out_however_the_bytes_come(size: int) -> None:
+    reader = StreamReader(Usage.OPENAI, hide_usage=True)
+    parts = [CHAT[i : i + size] for i in range(0, len(CHAT), size)]
+    passed = b"".join(reader.feed(part, float(i)) for i, part in enumerate(parts))
+    assert passed + reader.finish() == CHAT.replace(ONLY_USAGE, b"")
+    assert reader.tokens == Tokens(7, 3, 2)
+    assert len(reader.content_times) == 2
+    assert reader.error_code is None
+
+
+def test_a_client_that_asked_for_usage_gets_every_byte() -> None:
+    reader = StreamReader(Usage.OPENAI, hide_usage=False)
+    assert reader.feed(CHAT, 0.0) == CHAT
+    assert reader.tokens == Tokens(7, 3, 2)
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        b": a comment\n\n" + DONE,
+        b"data: no json\n\n",
+        b"data: 7\n\ndata: [1]\n\n",
+        b"event: x\r\ndata: {}\r\n\r\nid: 3\n\n",
+        b"data: {}",
+        b"\n\n\n\n",
+        event({"choices": 7, "usage": 3}),
+        event({"choices": [{"delta": None}, {"text": None}]}),
+    ],
+)
+def test_what_is_not_understood_passes_unchanged(stream: bytes) -> None:
+    reader = StreamReader(Usage.OPENAI, hide_usage=True)
+    assert reader.feed(stream, 0.0) + reader.finish() == stream
+    assert reader.tokens == Tokens()
+
+
+def test_tool_calls_and_texts_are_content_and_a_role_is_not() -> None:
+    reader = StreamReader(Usage.OPENAI, hide_usage=True)
+    reader.feed(ROLE, 1.0)
+    assert reader.content_times == []
+    reader.feed(delta(tool_calls=[{"index": 0}]), 2.0)
+    reader.feed(event({"choices": [{"index": 0, "text": "x"}]}), 3.0)
+    assert reader.content_times == [2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        ({"error": {"message": "x", "code": 400}}, 400),
+        ({"error": {"message": "x", "code": "bad"}}, 500),
+        ({"object": "error", "message": "x", "code": 503}, 503),
+    ],
+)
+def test_an_error_in_the_stream_is_seen(content: object, code: int) -> None:
+    reader = StreamReader(Usage.OPENAI, hide_usage=True)
+    assert reader.feed(event(content), 0.0) == event(content)
+    assert reader.error_code == code
+
+
+def test_responses_messages_and_generate_have_their_own_forms() -> None:
+    responses = StreamReader(Usage.RESPONSES, hide_usage=False)
+    responses.feed(event({"type": "response.output_text.delta", "delta": "a"}), 1.0)
+    completed = {"usage": {"input_tokens": 4, "output_tokens": 5}}
+    responses.feed(event({"type": "response.completed", "response": completed}), 2.0)
+    assert (responses.tokens, responses.content_times) == (Tokens(4, 5), [1.0])
+    messages = StreamReader(Usage.MESSAGES, hide_usage=False)
+    messages.feed(event({"type": "message_start", "message": {"usage": {"input_tokens": 4}}}), 0.0)
+    messages.feed(event({"type": "content_block_delta", "delta": {"text": "a"}}), 1.0)
+    messages.feed(event({"type": "message_delta", "usage": {"output_tokens": 6}}), 2.0)
+    assert (messages.tokens, messages.content_times) == (Tokens(4, 6), [1.0])
+    generate = StreamReader(Usage.GENERATE, hide_usage=False)
+    for index, tokens in ((0, 1), (1, 1), (0, 2), (1, 3)):
+        meta = {"prompt_tokens": 2, "completion_tokens": tokens, "cached_tokens": 1}
+        generate.feed(event({"index": index, "meta_info": meta}), float(tokens))
+    assert generate.tokens == Tokens(4, 5, 2)
+
+
+@pytest.mark.parametrize(
+    ("body", "usage", "tokens"),
+    [
+        ({"usage": USAGE}, Usage.OPENAI, Tokens(7, 3, 2)),
+        ({"usage": {"input_tokens": 1, "output_tokens": 2}}, Usage.MESSAGES, Tokens(1, 2)),
+        ({"meta_info": {"prompt_tokens": 1, "completion_tokens": 2}}, Usage.GENERATE, Tokens(1, 2)),
+        (
+            [{"meta_info": {"completion_tokens": 2}}, {"meta_info": {"completion_tokens": 3}}],
+            Usage.GENERATE,
+            Tokens(None, 5),
+        ),
+        ({"usage": {"completion_tokens": "3"}}, Usage.OPENAI, Tokens()),
+        ({"usage": USAGE}, Usage.NONE, Tokens()),
+        ([1], Usage.GENERATE, Tokens()),
+        ([1], Usage.OPENAI, Tokens()),
+    ],
+)
+def test_tokens_of_an_answer_in_one_piece(body: object, usage: Usage, tokens: Tokens) -> None:
+    assert of_answer(json.dumps(body).encode(), usage) == tokens
+    assert of_answer(b"{", usage) == Tokens()

@@ -1,0 +1,172 @@
+"""What every discovery promises. A variant is one more parameter of the fixture."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import stat
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dynamometer.errors import DiscoveryError
+from dynamometer.runtime.discovery.file import FileDiscovery
+from dynamometer.runtime.discovery.interface import Discovery
+from dynamometer.runtime.identity import new_id
+from dynamometer.runtime.record import Record, Role, State
+from processes import PYTHON
+
+SPAWNED = """
+import asyncio, sys
+from pathlib import Path
+from dynamometer.runtime.discovery.file import FileDiscovery
+from dynamometer.runtime.record import Record
+
+async def main():
+    record = Record.from_json(sys.argv[2].encode())
+    async with FileDiscovery(Path(sys.argv[1])).register(record):
+        print("registered", flush=True)
+        await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+def record(**changes: object) -> Record:
+    made = Record(
+        role=Role.WORKER, id=new_id(), namespace="dynamo", component="backend", models=("tiny",)
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def discovery(tmp_path: Path) -> Discovery:
+    return FileDiscovery(tmp_path / "kv")
+
+
+@pytest.fixture
+def spawn(tmp_path: Path) -> Iterator[Callable[[Record], subprocess.Popen[str]]]:
+    """Register a record from another process."""
+    started = []
+
+    def start(what: Record) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [PYTHON, "-c", SPAWNED, str(tmp_path / "kv"), what.to_json().decode()],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "registered\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+async def until(watch: AsyncIterator[frozenset[Record]], wanted: set[Record]) -> None:
+    async with asyncio.timeout(5):
+        async for found in watch:
+            if found == wanted:
+                return
+
+
+async def test_a_registered_process_is_seen_while_its_context_is_open(discovery: Discovery) -> None:
+    one = record()
+    async with discovery.register(one):
+        assert await discovery.records() == {one}
+    assert await discovery.records() == frozenset()
+
+
+async def test_an_update_replaces_the_record(discovery: Discovery) -> None:
+    one = record()
+    async with discovery.register(one) as registration:
+        ready = replace(one, state=State.READY, since=1.5, request_url="http://127.0.0.1:1")
+        await registration.update(ready)
+        assert await discovery.records() == {ready}
+
+
+async def test_a_watch_shows_what_is_there_and_each_change(discovery: Discovery) -> None:
+    async with aclosing(discovery.watch()) as watch:  # type: ignore[type-var]
+        assert await anext(watch) == frozenset()
+        one, two = record(), record()
+        async with discovery.register(one):
+            await until(watch, {one})
+            async with discovery.register(two):
+                await until(watch, {one, two})
+            await until(watch, {one})
+        await until(watch, set())
+
+
+async def test_a_killed_process_is_withdrawn_at_once(
+    discovery: Discovery, spawn: Callable[[Record], subprocess.Popen[str]]
+) -> None:
+    one, two = record(), record()
+    killed, _ = spawn(one), spawn(two)
+    assert await discovery.records() == {one, two}
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert await discovery.records() == {two}
+
+
+async def test_readers_at_the_same_time_do_not_take_each_other_for_owners(
+    discovery: Discovery, spawn: Callable[[Record], subprocess.Popen[str]]
+) -> None:
+    one = record()
+    process = spawn(one)
+    looks = await asyncio.gather(*(discovery.records() for _ in range(50)))
+    assert set(looks) == {frozenset({one})}
+    process.kill()
+    process.wait()
+    looks = await asyncio.gather(*(discovery.records() for _ in range(50)))
+    assert set(looks) == {frozenset()}
+
+
+async def test_what_is_no_record_is_passed_over_and_stays(tmp_path: Path) -> None:
+    discovery = FileDiscovery(tmp_path / "kv")
+    one = record()
+    (discovery.directory / "notes.txt").write_text("mine")
+    os.mkfifo(discovery.directory / "0123456789abcdef.json")
+    async with discovery.register(one):
+        assert await discovery.records() == {one}
+    assert (discovery.directory / "notes.txt").read_text() == "mine"
+
+
+async def test_a_record_that_cannot_be_written_names_the_place(tmp_path: Path) -> None:
+    discovery = FileDiscovery(tmp_path / "kv")
+    discovery.directory.rmdir()
+    with pytest.raises(DiscoveryError, match=str(discovery.directory)):
+        async with discovery.register(record()):
+            pass
+
+
+def test_the_directory_is_private_and_no_link(tmp_path: Path) -> None:
+    made = FileDiscovery(tmp_path / "kv").directory
+    assert stat.S_IMODE(made.stat().st_mode) == 0o700
+    (tmp_path / "link").symlink_to(tmp_path / "kv")
+    with pytest.raises(DiscoveryError, match="is a link"):
+        FileDiscovery(tmp_path / "link")
+    (tmp_path / "open").mkdir(mode=0o777)
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(DiscoveryError, match="others may write"):
+        FileDiscovery(tmp_path / "open")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DiscoveryError, match="file"):
+        FileDiscovery(tmp_path / "file")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_somebody_elses_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir(mode=0o700)
+    os.chown(tmp_path / "theirs", 1234, 1234)
+    with pytest.raises(DiscoveryError, match="belongs to user 1234"):
+        FileDiscovery(tmp_path / "theirs")

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from dynamometer.errors import DiscoveryError
+from dynamometer.runtime.record import Record, Role, State
+
+RECORD = Record(
+    role=Role.WORKER,
+    id=2**64 - 1,
+    namespace="dynamo",
+    component="backend",
+    endpoint="generate",
+    models=("a", "b"),
+    engine="sglang",
+    request_url="http://127.0.0.1:1",
+    model_info={"a": {"id": "a", "max_model_len": 2048}},
+    state=State.READY,
+    since=12.5,
+)
+
+
+def test_a_record_survives_json() -> None:
+    assert Record.from_json(RECORD.to_json()) == RECORD
+
+
+def test_fields_of_a_later_version_are_passed_over() -> None:
+    content = json.loads(RECORD.to_json()) | {"zone": "a"}
+    assert Record.from_json(json.dumps(content).encode()) == RECORD
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": "7"},
+        {"id": 0},
+        {"id": 2**64},
+        {"role": "cook"},
+        {"state": "asleep"},
+        {"models": 3},
+        {"models": [3]},
+        {"model_info": []},
+        {"request_url": 8},
+        {"namespace": None},
+    ],
+)
+def test_a_field_of_the_wrong_type_is_no_record(change: dict[str, object]) -> None:
+    content = json.loads(RECORD.to_json()) | change
+    with pytest.raises(DiscoveryError):
+        Record.from_json(json.dumps(content).encode())
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"\xff", b"{}"])
+def test_half_a_record_is_none(text: bytes) -> None:
+    with pytest.raises(DiscoveryError):
+        Record.from_json(text)
