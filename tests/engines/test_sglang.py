@@ -84,7 +84,7 @@ LOGS = {
     ),
     "a child's exception": (
         ["torch.OutOfMemoryError: CUDA out of memory", "",
-         "[2026-01-31 12:00:00 TP0] Received sigquit from a child process. It means the child failed.",
+         "[2026-01-31 12:00:00 TP0] Received sigquit from a child process: it failed.",
          "[2026-01-31 12:00:00] kill_process_tree called: parent_pid=1"],
         -9,
         "torch.OutOfMemoryError: CUDA out of memory (signal 9)",

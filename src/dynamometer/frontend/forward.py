@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import aiohttp
 from aiohttp import web
@@ -34,7 +34,18 @@ class Forwarder:
         instances: Instances,
         metrics: FrontendMetrics,
         session: aiohttp.ClientSession,
+        look: Callable[[], Awaitable[None]],
     ) -> None:
+        """Forward to what `instances` shows.
+
+        Args:
+            routes: the inference routes, by path.
+            instances: the workers.
+            metrics: where requests are counted.
+            session: to the workers.
+            look: brings `instances` up to date.
+        """
+        self._look = look
         self._routes = routes
         self._instances = instances
         self._metrics = metrics
@@ -70,6 +81,9 @@ class Forwarder:
         except BadBodyError as error:
             return _refuse(account, openai_errors.invalid(str(error)))
         served = self._instances.models()
+        if not served or (body.model and body.model not in served):
+            await self._look()  # it may have come since the last look
+            served = self._instances.models()
         model = body.model
         if model is None and len(served) == 1:
             model = next(iter(served))
@@ -111,7 +125,7 @@ class Forwarder:
                 break
             tried.add(instance.id)
             account.sent()
-            url = f"{instance.request_url}{request.path_qs}"
+            url = relay.target(instance.request_url or "", request)
             try:
                 with self._instances.carrying(instance):
                     async with relay.exchange(self._session, url, content, headers) as answer:

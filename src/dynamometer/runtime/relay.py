@@ -12,6 +12,7 @@ from typing import Final
 import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
 
 # Of one connection, not of the message (RFC 9110, 7.6.1); lengths are set anew.
 HOP_BY_HOP: Final = frozenset(
@@ -46,6 +47,12 @@ def response_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
     return CIMultiDict((k, v) for k, v in headers.items() if k.lower() not in dropped)
 
 
+def target(base: str, request: web.Request) -> URL:
+    """Where `request` goes on the next hop: its route's path, and its query as it came."""
+    query = request.rel_url.raw_query_string
+    return URL(f"{base}{request.path}{'?' if query else ''}{query}", encoded=True)
+
+
 def _named_by_connection(headers: Mapping[str, str]) -> set[str]:
     return {word.strip().lower() for word in headers.get("Connection", "").split(",") if word}
 
@@ -77,7 +84,7 @@ class BrokenError(Exception):
 
 @asynccontextmanager
 async def exchange(
-    session: aiohttp.ClientSession, url: str, body: bytes, headers: CIMultiDict[str]
+    session: aiohttp.ClientSession, url: URL, body: bytes, headers: CIMultiDict[str]
 ) -> AsyncIterator[aiohttp.ClientResponse]:
     """POST `body`, and the answer once its headers are there.
 

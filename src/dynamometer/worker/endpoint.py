@@ -69,7 +69,7 @@ class Endpoint:
         count.bytes_in = len(body)
         if self._state() is not State.READY:
             return openai_errors.unavailable(f"this worker is {self._state()}", retry=True)
-        url = self._engine_url + request.path_qs
+        url = relay.target(self._engine_url, request)
         headers = relay.request_headers(request.headers)
         begun: web.StreamResponse | None = None
         try:
