@@ -68,6 +68,27 @@ def test_the_model_label_is_the_served_name(tmp_path: Path, accelerator: None) -
     assert plan(tmp_path, "--model", "m", "--served-model-name", "s").model == "s"
 
 
+def test_flags_in_a_config_file_are_known_and_overridden(
+    tmp_path: Path, no_accelerator: None
+) -> None:
+    file = tmp_path / "engine.yaml"
+    file.write_text("model-path: m\nenable_metrics: true\ndtype: bfloat16\nport: 1\n")
+    launch = plan(tmp_path, "--config", str(file), "--served-model-name", "s")
+    assert (launch.model, launch.metrics) == ("s", True)
+    assert "--dtype" not in launch.command
+    assert launch.command[3:5] == ["--config", str(file)]
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{", None])
+def test_a_config_file_that_cannot_be_read_is_sglangs_to_explain(
+    tmp_path: Path, accelerator: None, content: str | None
+) -> None:
+    file = tmp_path / "engine.yaml"
+    if content is not None:
+        file.write_text(content)
+    assert plan(tmp_path, "--model", "m", "--config", str(file)).model == "m"
+
+
 def test_no_model_is_an_error_that_names_the_flag(tmp_path: Path, accelerator: None) -> None:
     with pytest.raises(SettingsError, match="--model"):
         plan(tmp_path, "--enable-metrics")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from dynamometer import names
-from dynamometer.engines import accelerators
+from dynamometer.engines import accelerators, sglang_config
 from dynamometer.engines.interface import Launch, Route, Usage
 from dynamometer.engines.sglang_cpu import overlay
 from dynamometer.errors import SettingsError
@@ -70,7 +70,8 @@ class SGLang:
 
     def plan(self, arguments: Sequence[str], *, directory: Path, python: str) -> Launch:
         """See `interface.Engine.plan`."""
-        known = _known(arguments)
+        given = sglang_config.with_file(arguments)
+        known = _known(given)
         if known.model is None:
             raise SettingsError("--model is missing: a directory, or a name on a model hub")
         engine_port = free_port()
@@ -82,7 +83,7 @@ class SGLang:
         environment["PYTHONUNBUFFERED"] = "1"
         notes: list[str] = []
         if _on_cpu(known.device):
-            added = _missing(CPU_FLAGS, arguments)
+            added = _missing(CPU_FLAGS, given)
             command += added
             overlay.switch_on(environment, directory / "plugin")
             why = "--device cpu was given" if known.device else "no accelerator was found"
