@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from dynamometer import __version__
+from processes import running
+from stack import http
 
 
 def dyno(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -73,6 +75,21 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert f"port {port} on 127.0.0.1 is taken" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_engines_variable_in_the_shell_makes_no_files_of_ours(tmp_path: Path) -> None:
+    directory = tmp_path / "multiproc"
+    directory.mkdir()
+    environment = {
+        "PROMETHEUS_MULTIPROC_DIR": str(directory),
+        "DYN_FILE_KV": str(tmp_path / "kv"),
+        "DYN_HTTP_PORT": "0",
+    }
+    command = [sys.executable, "-m", "dynamometer.frontend"]
+    with running(command, tmp_path / "log", environment) as frontend:
+        url = frontend.wait_for(r"metrics at (\S+)", within=20)[1]
+        assert b"dynamo_frontend_requests_total" in http(url).body
+    assert list(directory.iterdir()) == []
 
 
 def test_a_model_is_not_written_over_anything(tmp_path: Path) -> None:

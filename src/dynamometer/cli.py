@@ -45,6 +45,10 @@ def run(command: str, argv: Sequence[str] | None = None, *, program: str | None 
         if command not in _COMMANDS:
             known = ", ".join(_COMMANDS)
             raise SettingsError(f"{command!r} is no command of dyno; there are: {known}")
+        # Set for an engine, perhaps in the whole shell: prometheus_client would read it when it
+        # is imported, and keep our own counts in that engine's files.
+        for variable in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
+            os.environ.pop(variable, None)
         module = importlib.import_module(_COMMANDS[command][0])
         arguments = sys.argv[1:] if argv is None else argv
         code = module.main(arguments, program or f"dyno {command}")
