@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -30,8 +31,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     skipped test is a missing prerequisite, and fails the run.
     """
     for process in psutil.Process().children(recursive=True):
-        if "sglang" in " ".join(process.cmdline()):
-            process.kill()
+        with contextlib.suppress(psutil.Error):
+            if "sglang" in " ".join(process.cmdline()):
+                process.kill()
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if os.environ.get("CI") == "true" and reporter and reporter.stats.get("skipped"):
         reporter.write_line("\na test was skipped in CI: that is a failure")

@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "dynamometer"
 
 # From the top; a room may import from itself and from the floors below it.
 FLOORS = (
-    {"sglang", "frontend.__main__"},
+    {"__main__", "sglang", "frontend.__main__"},
     {"cli"},
     {"demo"},
     {"frontend", "worker", "tiny_model"},

@@ -60,3 +60,19 @@ def test_sizes(text: str, bytes_: int) -> None:
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(ValueError, match="number of bytes"):
         settings.size(text)
+
+
+def test_a_mistyped_variable_is_told_from_one_of_dynamos() -> None:
+    environment = {"DYN_SYSTEM_PROT": "1", "DYN_HTTP_PORT": "1", "DYN_TCP_RPC_HOST": "x"}
+    assert settings.unknown(environment) == [("DYN_SYSTEM_PROT", "DYN_SYSTEM_PORT")]
+
+
+def test_every_variable_that_is_read_is_listed() -> None:
+    class Asked(dict[str, str]):
+        def get(self, key: str, default: object = None) -> str:
+            self[key] = ""
+            return ""
+
+    asked = Asked()
+    settings.read(asked)
+    assert set(asked) == set(settings.VARIABLES)

@@ -123,6 +123,12 @@ LOGS = {
             "has it with --engine-python"
         ),
     ),
+    "a crash, and what came of it": (
+        ["[2026-01-31 12:00:00] Subprocess scheduler_0 (pid=7) crashed with exit code -9", "",
+         "asyncio.exceptions.CancelledError: x", "[2026-01-31 12:00:01] kill_process_tree called"],
+        -9,
+        "Subprocess scheduler_0 (pid=7) crashed with exit code -9 (signal 9)",
+    ),
     "silence": ([], -9, "it said nothing (signal 9)"),
     "a last word": (["hello", " "], 3, "hello (exit code 3)"),
 }  # fmt: skip
@@ -132,6 +138,26 @@ LOGS = {
 def test_the_reason_is_the_engines_own(case: str) -> None:
     log, exit_code, expected = LOGS[case]
     assert reason(log, exit_code) == expected
+
+
+def test_a_model_that_is_not_there_is_said(
+    tmp_path: Path, accelerator: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    engine = SGLang()
+    said = ["OSError: Repo id must be in the form 'namespace/repo_name'"]
+    launch = plan(tmp_path, "--model", "./nosuch")
+    assert engine.reason(said, 1, launch).endswith("(exit code 1); there is no ./nosuch")
+    launch = plan(tmp_path, "--model", "Qwen/Qwen3-8B")
+    assert "HF_HUB_OFFLINE is set" in engine.reason(said, 1, launch)
+    launch = plan(tmp_path, "--model", str(tmp_path))
+    assert engine.reason(said, 1, launch).endswith("(exit code 1)")
+
+
+def test_its_last_word_is_no_warning() -> None:
+    log = ["[2026-01-31 12:00:00] Load weight begin.", "x.py:3: UserWarning: y", "  warnings.warn("]
+    assert SGLang().last_word(log) == "Load weight begin."
+    assert SGLang().last_word([]) == ""
 
 
 @pytest.mark.engine

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import aiohttp
 import pytest
 from aiohttp import web
+from multidict import CIMultiDict, CIMultiDictProxy
 from prometheus_client import CollectorRegistry
 from yarl import URL
 
@@ -96,6 +97,7 @@ async def make_bench(max_body_size: int = 2**20) -> AsyncIterator[Bench]:
             metrics=FrontendMetrics(registry),
             session=session,
             look=nothing_new,
+            max_body_size=max_body_size,
         )
         app = web.Application(client_max_size=max_body_size, middlewares=[openai_errors.middleware])
         for path in SGLang.routes:
@@ -231,7 +233,7 @@ async def test_a_worker_that_is_not_ready_is_tried_elsewhere(bench: Bench) -> No
     async with bench.session.post(bench.url + CHAT, json={"model": "m"}) as answer:
         assert answer.status == 503
         assert answer.headers["Retry-After"]
-        assert openai_errors.RETRY_HEADER not in answer.headers
+        assert relay.RETRY_HEADER not in answer.headers
     assert bench.count("requests_total", error_type="overload") == 1
 
 
@@ -376,6 +378,32 @@ async def test_a_client_that_vanishes_closes_the_way_to_the_engine(bench: Bench)
     assert bench.count("model_cancellation_total", model="m", request_type="unary") == 1
     assert bench.count("inflight_requests") == 0
     assert bench.instances.choose("m") == record
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br"])
+async def test_a_body_that_is_not_as_encoded_is_400_and_counted(
+    bench: Bench, encoding: str
+) -> None:
+    await bench.worker(fine)
+    headers = {"Content-Encoding": encoding, "Content-Type": "application/json"}
+    async with bench.session.post(
+        bench.url + CHAT, data=b'{"model":"m"}', headers=headers
+    ) as answer:
+        assert answer.status == 400
+        assert encoding in (await answer.json())["error"]["message"]
+    assert bench.count("requests_total", error_type="validation") == 1
+
+
+def test_an_engines_own_retry_header_goes_no_further() -> None:
+    headers = CIMultiDictProxy(CIMultiDict({relay.RETRY_HEADER: "1", "X-Engine": "yes"}))
+    assert relay.response_headers(headers) == {"X-Engine": "yes"}
+
+
+async def test_a_frontend_that_ends_takes_no_new_requests(bench: Bench) -> None:
+    await bench.worker(fine)
+    bench.forwarder.draining = True
+    async with bench.session.post(bench.url + CHAT, json={"model": "m"}) as answer:
+        assert (answer.status, answer.headers["Connection"]) == (503, "close")
 
 
 async def test_garbage_on_the_socket_ends_nothing(bench: Bench) -> None:

@@ -88,6 +88,7 @@ async def serve(options: FrontendOptions) -> None:
             metrics=frontend.metrics,
             session=session,
             look=frontend.refresh,
+            max_body_size=options.max_body_size,
         )
         await frontend.refresh()
         watching = asyncio.create_task(frontend.watch(), name="discovery")
@@ -98,6 +99,7 @@ async def serve(options: FrontendOptions) -> None:
         if not frontend.instances.ready:
             logger.info("no worker yet: start one with `dyno sglang --model MODEL`")
         await stop.asked.wait()
+        forwarder.draining = True
         await stop_listening()
         await let_finish(lambda: forwarder.active, stop, options.drain_timeout)
 
@@ -133,7 +135,7 @@ class Frontend:
         try:
             self._take(await self._discovery.records())
         except DiscoveryError as error:
-            logger.warning("%s", error)
+            logger.debug("%s", error)  # said once by the discovery itself
 
     def _take(self, records: frozenset[Record]) -> None:
         self.instances.update(records)

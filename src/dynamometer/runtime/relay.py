@@ -14,6 +14,10 @@ from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
+# Set by a worker on an answer that came before its engine had seen the request: another worker
+# may be asked. An engine's own, or one on its way to a client, is none.
+RETRY_HEADER: Final = "X-Dynamometer-Retry"
+
 # Of one connection, not of the message (RFC 9110, 7.6.1); lengths are set anew.
 HOP_BY_HOP: Final = frozenset(
     {
@@ -29,8 +33,10 @@ HOP_BY_HOP: Final = frozenset(
         "content-length",
     }
 )
-# The server has decoded the body, and both hops count what is in the answer: no compression.
-NOT_FORWARDED: Final = HOP_BY_HOP | {"host", "content-encoding", "accept-encoding", "expect"}
+# Whether an answer's head has been sent: an error can then only break the answer off.
+BEGUN: Final = web.RequestKey("begun", bool)
+# Both hops count what is in the answer: no compression.
+NOT_FORWARDED: Final = HOP_BY_HOP | {"host", "accept-encoding", "expect"}
 
 
 def request_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
@@ -43,7 +49,7 @@ def request_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
 
 def response_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
     """An answer's headers as they go back to the client."""
-    dropped = HOP_BY_HOP | _named_by_connection(headers)
+    dropped = HOP_BY_HOP | _named_by_connection(headers) | {RETRY_HEADER.lower()}
     return CIMultiDict((k, v) for k, v in headers.items() if k.lower() not in dropped)
 
 
@@ -136,5 +142,6 @@ async def begin(
         status=answer.status, reason=answer.reason, headers=response_headers(answer.headers)
     )
     response.content_length = length
+    request[BEGUN] = True
     await response.prepare(request)
     return response
