@@ -11,10 +11,10 @@ SOURCE = Path(__file__).parent.parent / "src" / "dynamometer"
 
 # From the top; a room may import from itself and from the floors below it.
 FLOORS = (
-    {"__main__", "sglang", "frontend.__main__"},
+    {"__main__", "sglang", "frontend.__main__", "mocker.__main__"},
     {"cli"},
     {"demo"},
-    {"frontend", "worker", "tiny_model"},
+    {"frontend", "worker", "mocker", "tiny_model"},
     {"engines"},
     {"runtime"},
     {"metrics"},

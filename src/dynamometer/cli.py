@@ -16,6 +16,7 @@ from dynamometer.logs import printable
 _COMMANDS = {
     "frontend": ("dynamometer.frontend.command", "OpenAI-compatible HTTP in front of all workers"),
     "sglang": ("dynamometer.worker.command", "a worker: SGLang, its endpoint, its /metrics"),
+    "mocker": ("dynamometer.mocker.command", "a simulated engine, for tests and dashboards"),
     "tiny-model": ("dynamometer.tiny_model", "make a tiny random model, for trying things out"),
     "demo": ("dynamometer.demo", "all of it at once, on real input, with what the page says"),
 }
@@ -45,10 +46,11 @@ def run(command: str, argv: Sequence[str] | None = None, *, program: str | None 
         if command not in _COMMANDS:
             known = ", ".join(_COMMANDS)
             raise SettingsError(f"{command!r} is no command of dyno; there are: {known}")
-        # Set for an engine, perhaps in the whole shell: prometheus_client would read it when it
-        # is imported, and keep our own counts in that engine's files.
-        for variable in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
-            os.environ.pop(variable, None)
+        if command != "mocker":
+            # Set for an engine, perhaps in the whole shell: prometheus_client would read it when
+            # it is imported, and keep our own counts in that engine's files.
+            for variable in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
+                os.environ.pop(variable, None)
         module = importlib.import_module(_COMMANDS[command][0])
         for variable, meant in settings.unknown():
             print(f"{variable} means nothing here: is {meant} meant?", file=sys.stderr)

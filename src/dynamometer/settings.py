@@ -133,6 +133,32 @@ def seconds(value: str) -> float:
     return number
 
 
+def rate(value: str) -> float:
+    """A number per second, above 0."""
+    number = seconds(value)
+    if not number:
+        raise ValueError("must be above 0")
+    return number
+
+
+def part(value: str) -> float:
+    """A part of a whole, 0 to 1."""
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise ValueError("must be a part of a whole, 0 to 1")
+    return number
+
+
+def count(value: str) -> int:
+    """A whole number, 0 or more."""
+    if not value.isascii() or not value.isdigit():
+        raise ValueError("must be a whole number, 0 or more")
+    return int(value)
+
+
 def size(value: str) -> int:
     """A number of bytes, with an optional unit: 64MiB, 10MB, 4096."""
     units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}

@@ -73,7 +73,7 @@ class SGLang:
     def plan(self, arguments: Sequence[str], *, directory: Path, python: str) -> Launch:
         """See `interface.Engine.plan`."""
         given = sglang_config.with_file(arguments)
-        known = _known(given)
+        known = known_flags(given)
         if known.model is None:
             raise SettingsError("--model is missing: a directory, or a name on a model hub")
         engine_port = free_port()
@@ -124,7 +124,7 @@ class SGLang:
         return _STAMP.sub("", next(own, ""))
 
 
-def _known(arguments: Sequence[str]) -> argparse.Namespace:
+def known_flags(arguments: Sequence[str]) -> argparse.Namespace:
     """The few flags of SGLang's that matter here; the rest is passed over."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--model", "--model-path", dest="model")

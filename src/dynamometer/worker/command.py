@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import uvloop
 
 from dynamometer import arguments, logs, settings
+from dynamometer.engines.interface import Engine
+from dynamometer.engines.mocker import Mocker
 from dynamometer.engines.sglang import SGLang
 from dynamometer.worker.app import WorkerOptions, serve
+
+ENGINES: Mapping[str, Engine] = {SGLang.name: SGLang(), Mocker.name: Mocker()}
 
 _DESCRIPTION = """\
 Start SGLang and serve it: requests at its own OpenAI-compatible address and through the
@@ -40,6 +44,12 @@ def parser(program: str) -> argparse.ArgumentParser:
     """
     result = arguments.parser(program, _DESCRIPTION, _EPILOG, usage="%(prog)s --model MODEL ...")
     engine = result.add_argument_group("the engine")
+    engine.add_argument(
+        "--engine",
+        choices=sorted(ENGINES),
+        default=SGLang.name,
+        help="what to start: the real one, or a simulation of it (default: sglang)",
+    )
     engine.add_argument(
         "--engine-python",
         default=sys.executable,
@@ -118,5 +128,5 @@ def main(argv: Sequence[str], program: str = "dyno sglang") -> int:
         discovery_directory=own.discovery or environment.discovery_directory,
     )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(options, SGLang()))
+        runner.run(serve(options, ENGINES[own.engine]))
     return 0

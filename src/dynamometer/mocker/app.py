@@ -1,0 +1,207 @@
+"""The simulated engine's HTTP: chats and completions at a set rate, models, health, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from typing import Protocol
+
+from aiohttp import web
+
+from dynamometer.mocker.options import MockerOptions
+
+logger = logging.getLogger(__name__)
+_WORD = " mock"
+
+
+class Instruments(Protocol):
+    """What the simulated engine counts of its requests; see `instruments`."""
+
+    def begin(self) -> None:
+        """A request runs."""
+
+    def first_token(self, seconds: float) -> None:
+        """Its first token was there after `seconds`."""
+
+    def end(self, *, prompt: int, generated: int, seconds: float, aborted: bool) -> None:
+        """It has ended."""
+
+    def page(self) -> bytes:
+        """The page of all of the engine's processes."""
+
+
+class Mocker:
+    """The handlers."""
+
+    def __init__(self, options: MockerOptions, instruments: Instruments) -> None:
+        self._options = options
+        self._instruments = instruments
+
+    def application(self) -> web.Application:
+        """All routes of the simulated engine."""
+        app = web.Application(client_max_size=2**30)
+        app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/v1/completions", self._completions)
+        app.router.add_get("/v1/models", self._models)
+        for path in ("/health", "/health_generate", "/ready"):
+            app.router.add_get(path, self._health)
+        for path in ("/server_info", "/get_server_info"):
+            app.router.add_get(path, self._server_info)
+        for path in ("/get_model_info", "/model_info"):
+            app.router.add_get(path, self._model_info)
+        app.router.add_get("/metrics", self._metrics)
+        return app
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        return await self._answer(request, chat=True)
+
+    async def _completions(self, request: web.Request) -> web.StreamResponse:
+        return await self._answer(request, chat=False)
+
+    async def _answer(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
+        try:
+            body = json.loads(await request.read())
+            asked = int(body.get("max_completion_tokens") or body.get("max_tokens") or 16)
+        except (ValueError, TypeError, AttributeError):
+            message = {"object": "error", "message": "no such request", "code": 400}
+            return web.json_response(message, status=400)
+        prompt = len(json.dumps(body.get("messages") or body.get("prompt") or "").split())
+        answer = _Answer(self._options.model, chat=chat, prompt=prompt)
+        begun = time.perf_counter()
+        aborted = True
+        self._instruments.begin()
+        try:
+            if body.get("stream"):
+                options = body.get("stream_options") or {}
+                usage = options.get("include_usage") is True
+                response = await self._stream(request, answer, asked, usage)
+            else:
+                async for _ in self._tokens(asked, answer):
+                    pass
+                response = web.json_response(answer.whole())
+            aborted = False
+            return response
+        finally:
+            self._instruments.end(
+                prompt=prompt,
+                generated=answer.generated,
+                seconds=time.perf_counter() - begun,
+                aborted=aborted,
+            )
+
+    async def _tokens(self, asked: int, answer: _Answer) -> AsyncIterator[int]:
+        """Token numbers, each when its time has come."""
+        begun = time.perf_counter()
+        for number in range(asked):
+            due = begun + self._options.first_token_seconds
+            due += number / self._options.tokens_per_second
+            delay = due - time.perf_counter()
+            if delay > 0:
+                await asyncio.sleep(delay)
+            if number == 0:
+                self._instruments.first_token(time.perf_counter() - begun)
+            answer.generated += 1
+            yield number
+
+    async def _stream(
+        self, request: web.Request, answer: _Answer, asked: int, usage: bool
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        async for number in self._tokens(asked, answer):
+            await response.write(answer.event(last=number == asked - 1))
+        if usage:
+            await response.write(answer.usage_event())
+        await response.write(b"data: [DONE]\n\n")
+        await response.write_eof()
+        return response
+
+    async def _models(self, _: web.Request) -> web.Response:
+        card = {
+            "id": self._options.model,
+            "object": "model",
+            "created": int(time.time()),
+            "owned_by": "mocker",
+            "root": self._options.model,
+            "parent": None,
+            "max_model_len": self._options.context_length,
+        }
+        return web.json_response({"object": "list", "data": [card]})
+
+    async def _health(self, _: web.Request) -> web.Response:
+        return web.Response()
+
+    async def _server_info(self, _: web.Request) -> web.Response:
+        return web.json_response(
+            {
+                "version": "mocker",
+                "model_path": self._options.model,
+                "context_length": self._options.context_length,
+                "page_size": 1,
+                "max_total_num_tokens": self._options.context_length * 8,
+                "max_running_requests": self._options.max_running_requests,
+                "max_prefill_tokens": 16384,
+            }
+        )
+
+    async def _model_info(self, _: web.Request) -> web.Response:
+        return web.json_response(
+            {
+                "model_path": self._options.model,
+                "served_model_name": self._options.model,
+                "is_generation": True,
+            }
+        )
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        page = await asyncio.to_thread(self._instruments.page)
+        return web.Response(body=page, headers={"Content-Type": "text/plain; version=0.0.4"})
+
+
+class _Answer:
+    """One answer in OpenAI's form."""
+
+    def __init__(self, model: str, *, chat: bool, prompt: int) -> None:
+        self._chat = chat
+        self._prompt = prompt
+        self.generated = 0
+        self._common: Mapping[str, object] = {
+            "id": uuid.uuid4().hex,
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": "mocker",
+        }
+
+    @property
+    def _usage(self) -> Mapping[str, int]:
+        total = self._prompt + self.generated
+        return {
+            "prompt_tokens": self._prompt,
+            "completion_tokens": self.generated,
+            "total_tokens": total,
+        }
+
+    def whole(self) -> Mapping[str, object]:
+        text = _WORD * self.generated
+        said = {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
+        kind = "chat.completion" if self._chat else "text_completion"
+        choice = {"index": 0, **said, "finish_reason": "length"}
+        return {**self._common, "object": kind, "choices": [choice], "usage": self._usage}
+
+    def event(self, *, last: bool) -> bytes:
+        said = {"delta": {"content": _WORD}} if self._chat else {"text": _WORD}
+        choice = {"index": 0, **said, "finish_reason": "length" if last else None}
+        return self._chunk({"choices": [choice]})
+
+    def usage_event(self) -> bytes:
+        return self._chunk({"choices": [], "usage": self._usage})
+
+    def _chunk(self, content: Mapping[str, object]) -> bytes:
+        kind = "chat.completion.chunk" if self._chat else "text_completion"
+        return (
+            b"data: " + json.dumps({**self._common, "object": kind, **content}).encode() + b"\n\n"
+        )

@@ -1,0 +1,117 @@
+"""The simulated engine alone, and as the engine of a worker."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+from processes import PYTHON, Process, running
+from stack import Stack, eventually, http
+
+SERIES, PROCESSES = 1200, 3
+
+
+@pytest.fixture(scope="module")
+def mocker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process, str]]:
+    directory = tmp_path_factory.mktemp("mocker")
+    (directory / "multiproc").mkdir()
+    command = [PYTHON, "-m", "dynamometer.mocker", "--port", "0", "--model", "mock"]
+    command += ["--series", str(SERIES), "--processes", str(PROCESSES)]
+    command += ["--change", "0.5", "--interval", "0.05", "--tokens-per-second", "1000"]
+    environment = {"PROMETHEUS_MULTIPROC_DIR": str(directory / "multiproc")}
+    with running(command, directory / "log", environment) as process:
+        url = process.wait_for(r"serving mock at (\S+);", within=20)[1]
+        eventually(
+            lambda: len(list((directory / "multiproc").glob("histogram_*.db"))) > PROCESSES,
+            within=20,
+            what="every process writes",
+        )
+        yield process, url
+
+
+def test_it_speaks_openais_api(mocker: tuple[Process, str]) -> None:
+    with openai.OpenAI(base_url=f"{mocker[1]}/v1", api_key="none", max_retries=0) as client:
+        answer = client.chat.completions.create(
+            model="mock", messages=[{"role": "user", "content": "hi"}], max_tokens=7
+        )
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens == 7
+        assert answer.system_fingerprint == "mocker"
+        chunks = client.completions.create(
+            model="mock",
+            prompt="hi",
+            max_tokens=7,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        found = list(chunks)
+        assert sum(len(chunk.choices) for chunk in found) == 7
+        assert found[-1].usage is not None
+        assert found[-1].usage.completion_tokens == 7
+        assert [model.id for model in client.models.list()] == ["mock"]
+
+
+def test_it_answers_what_a_worker_asks(mocker: tuple[Process, str]) -> None:
+    url = mocker[1]
+    assert http(f"{url}/health_generate").status == 200
+    assert http(f"{url}/server_info").json()["page_size"] == 1
+    assert http(f"{url}/get_model_info").json()["served_model_name"] == "mock"
+    assert http(f"{url}/v1/chat/completions", b"{").status == 400
+
+
+def test_its_page_has_the_size_asked_for_and_moves(mocker: tuple[Process, str]) -> None:
+    def page() -> dict[str, float]:
+        text = http(f"{mocker[1]}/metrics").body.decode()
+        return {
+            f"{s.name}{s.labels}": s.value
+            for family in parse(text)
+            for s in family.samples
+            if "tp_rank" in s.labels
+        }
+
+    first = page()
+    assert 0.9 * SERIES <= len(first) <= 1.1 * SERIES
+    time.sleep(0.3)
+    second = page()
+    assert first.keys() == second.keys()
+    assert any(first[key] != second[key] for key in first)
+
+
+def test_it_says_on_every_line_that_it_is_simulated(mocker: tuple[Process, str]) -> None:
+    process, url = mocker
+    for line in process.log.splitlines():
+        assert line.startswith("[simulated engine] ")
+    for line in http(f"{url}/metrics").body.decode().splitlines():
+        assert 'engine_type="mocker"' in line or line.startswith("# ")
+        assert not line.startswith("# HELP") or "Simulated: " in line or "Multiprocess" in line
+
+
+def test_a_worker_around_one(tmp_path: Path) -> None:
+    stack = Stack(tmp_path, Path("mock"), tmp_path / "discovery")
+    flags = ("--engine", "mocker", "--model", "mock", "--enable-metrics", "--processes", "2")
+    with stack.run_frontend() as (_, frontend), stack.run_worker(*flags) as worker:
+        worker.wait_until_ready()
+        body = {"model": "mock", "prompt": "hi", "max_tokens": 5, "stream": True}
+        answer = http(f"{frontend}/v1/completions", body)
+        assert answer.status == 200
+        assert b'"usage": {' not in answer.body
+        page = http(f"{frontend}/metrics").body.decode()
+        assert re.search(r'dynamo_frontend_output_tokens_total\{model="mock"\} 5\.0', page)
+        assert re.search(
+            r"^sglang:generation_tokens_total\{.*\} 5\.0$", worker.page(), re.MULTILINE
+        )
+        assert 'engine_type="mocker"' in worker.page()
+        family = worker.process.descendants()
+        assert len(family) >= 3
+        worker.process.signal(9)
+        eventually(
+            lambda: not [p for p in family if p.is_running() and p.status() != "zombie"],
+            within=10,
+            what="its processes end with it",
+        )
