@@ -28,7 +28,7 @@ class _Round(NamedTuple):
     """
 
     values: NDArray[np.intp]
-    cells: NDArray[np.int32]
+    cells: NDArray[np.intp]
 
 
 class Aggregation:
@@ -48,7 +48,7 @@ class Aggregation:
         self._sum_cells = cell_of_value[self._sums].astype(np.intp)
         self._all_sums = self._sums.size == cell_of_value.size
         last = np.flatnonzero(kinds == Kind.LAST)
-        self._last = _Round(last, cell_of_value[last])
+        self._last = _Round(last, cell_of_value[last].astype(np.intp))
         self._rounds = {
             kind: _rounds(np.flatnonzero(kinds == kind), cell_of_value) for kind in _COMPARED
         }
@@ -117,12 +117,18 @@ class Aggregation:
             out[chosen] = values[indices][later]
             latest[chosen] = timestamps[indices][later]
         everywhere = self._rounds[Kind.RECENT][0].cells
-        self._cells.absent[everywhere] = latest[everywhere] == 0
+        absent = latest[everywhere] == 0
+        appeared = everywhere[self._cells.absent[everywhere] != absent]
+        self._cells.absent[everywhere] = absent
+        for cell in appeared.tolist():
+            family = self._cells.families[cell]
+            assert family is not None
+            family.restructured = True
 
 
 def _rounds(indices: NDArray[np.intp], cell_of_value: NDArray[np.int32]) -> list[_Round]:
     """Values in rounds, so that within one no cell comes twice, and the order is kept."""
-    cells = cell_of_value[indices]
+    cells = cell_of_value[indices].astype(np.intp)
     order = np.argsort(cells, kind="stable")
     grouped = cells[order]
     begins = np.flatnonzero(np.diff(grouped, prepend=-1))

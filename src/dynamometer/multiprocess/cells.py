@@ -81,18 +81,17 @@ class Cells:
             self.families.append(family)
             if cell == self.capacity:
                 self._grow()
-        self.kind[cell] = kind
-        self.base[cell] = 0.0
-        self.based[cell] = False
-        self.derived[cell] = False
-        self.values[cell] = 0.0
-        self.absent[cell] = kind is Kind.RECENT
-        self.chunk[cell] = NOWHERE
+        if kind is not Kind.SUM:
+            self.kind[cell] = kind
+            self.absent[cell] = kind is Kind.RECENT
         return cell
 
     def remove(self, cell: int) -> None:
-        """Free a cell's number."""
+        """Free a cell's number; an unused one is as it was at first."""
         self.series[cell] = self.families[cell] = None
+        self.kind[cell] = Kind.SUM
+        self.base[cell] = self.values[cell] = 0.0
+        self.based[cell] = self.derived[cell] = self.absent[cell] = False
         self.chunk[cell] = NOWHERE
         self._free.append(cell)
 
@@ -112,17 +111,8 @@ class Cells:
 
     def changed(self) -> NDArray[np.intp]:
         """The cells on the page whose value is no longer the one shown."""
-        different = self.values.view(np.int64) != self.shown
-        return np.flatnonzero(different & (self.chunk != NOWHERE))
-
-    def mark_misplaced(self) -> None:
-        """Mark families in which a process has given a mostrecent gauge its first value."""
-        recent = self.kind == Kind.RECENT
-        misplaced = recent & (self.absent == (self.chunk != NOWHERE))
-        for cell in np.flatnonzero(misplaced).tolist():
-            family = self.families[cell] if cell < len(self.families) else None
-            if family is not None:
-                family.restructured = True
+        changed = np.flatnonzero(self.values.view(np.int64) != self.shown)
+        return changed[self.chunk[changed] != NOWHERE]
 
     def _grow(self) -> None:
         capacity = self.capacity

@@ -16,8 +16,7 @@ Numbers have the byte order of the machine.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import orjson
 
@@ -26,12 +25,12 @@ from dynamometer.multiprocess.faults import FileFault, Reason
 HEADER_BYTES: Final = 8
 WORD_BYTES: Final = 8
 _KEY_PARTS: Final = 4
+_TEXT: Final = {str}
 _VALUE_AND_TIMESTAMP_BYTES: Final = 16
 _int32 = struct.Struct("=i").unpack_from
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One entry.
 
     Attributes:
@@ -45,8 +44,7 @@ class Entry:
     key: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(NamedTuple):
     """A key's content."""
 
     family: str
@@ -131,6 +129,6 @@ def parse_key(key: bytes) -> Key:
         raise FileFault(Reason.KEY, f"a key with names that are no text: {key[:80]!r}")
     if not family or not sample:
         raise FileFault(Reason.KEY, f"a key with an empty name: {key[:80]!r}")
-    if not isinstance(labels, dict) or not all(isinstance(v, str) for v in labels.values()):
+    if not isinstance(labels, dict) or not {type(value) for value in labels.values()} <= _TEXT:
         raise FileFault(Reason.KEY, f"a key with labels that are no object of texts: {key[:80]!r}")
     return Key(family, sample, labels, documentation)

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamometer.exposition.families import Metadata
-from dynamometer.exposition.numbers import format_number
 from dynamometer.exposition.series import series_text
 from dynamometer.multiprocess.cells import Cells, Kind
 from dynamometer.multiprocess.order import SortKey, sort_key
@@ -25,12 +24,12 @@ class Rows(NamedTuple):
     """Histogram groups with the same number of buckets.
 
     Attributes:
-        cells: int32, shape (groups, buckets), in the order of the bounds.
-        counts: int32, shape (groups,), the cell of `_count`.
+        cells: intp, shape (groups, buckets), in the order of the bounds.
+        counts: intp, shape (groups,), the cell of `_count`.
     """
 
-    cells: NDArray[np.int32]
-    counts: NDArray[np.int32]
+    cells: NDArray[np.intp]
+    counts: NDArray[np.intp]
 
 
 @dataclass(slots=True)
@@ -124,7 +123,8 @@ class OpenFamily:
             self.restructured = True
             self._rows = None
             if count:
-                cells.derived[self.other_cell(cells, group, self.count_name)] = True
+                derived = self.other_cell(cells, group, self.count_name)
+                cells.derived[derived] = True
         return cell
 
     def other_cell(self, cells: Cells, group: HistogramGroup, sample: str) -> int:
@@ -158,8 +158,8 @@ class OpenFamily:
                     lists.setdefault(len(cells), []).append((cells, group.others[self.count_name]))
             self._rows = {
                 size: Rows(
-                    np.array([cells for cells, _ in rows], np.int32),
-                    np.array([count for _, count in rows], np.int32),
+                    np.array([cells for cells, _ in rows], np.intp),
+                    np.array([count for _, count in rows], np.intp),
                 )
                 for size, rows in lists.items()
             }
@@ -224,8 +224,3 @@ class OpenFamily:
             for place in self._unsorted:
                 bisect.insort(self._sorted, place, key=key)
         self._unsorted.clear()
-
-
-def bound_text(bound: float) -> str:
-    """A bucket's upper bound as its `le` label has it."""
-    return format_number(bound)

@@ -18,7 +18,7 @@ from dynamometer.exposition.numbers import format_lines
 from dynamometer.multiprocess.cells import NOWHERE, Cells
 from dynamometer.multiprocess.family import OpenFamily
 
-LINES_PER_CHUNK: Final = 256
+LINES_PER_CHUNK: Final = 32
 
 
 @dataclass(slots=True)

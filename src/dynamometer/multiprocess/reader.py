@@ -23,7 +23,7 @@ from dynamometer.multiprocess.page import Page
 from dynamometer.multiprocess.reading import Reading, UnreadableError
 from dynamometer.multiprocess.retired import RetiredFile, RetiredFiles
 from dynamometer.multiprocess.series import LeftOutError, SeriesTable
-from dynamometer.multiprocess.tree import FileTree
+from dynamometer.multiprocess.tree import FileSource
 
 KEYS_PER_STEP: Final = 64
 # A file that grows while it is read is followed this often; the rest comes the next time.
@@ -40,7 +40,7 @@ class Reader:
     """
 
     def __init__(
-        self, tree: FileTree, labels: Mapping[str, str], *, max_series: int, accumulate: bool = True
+        self, tree: FileSource, labels: Mapping[str, str], *, max_series: int, accumulate: bool = True
     ) -> None:
         """Nothing is read yet.
 
@@ -194,7 +194,6 @@ class Reader:
         if not self._changed:
             return
         self._aggregation.apply(self._reading.values, self._reading.timestamps)
-        self._cells.mark_misplaced()
         families = list(self._table.families.values())
         restructured = [family for family in families if family.restructured]
         for family in restructured:

@@ -83,14 +83,18 @@ class Reading:
             end = begin + file.cells.size
             plan.add(file, stamped[begin:end])
             begin = end
-        self._batches, self._is_mark = plan.finished()
+        self._batches, is_mark = plan.finished()
+        self._mark_places = np.flatnonzero(is_mark)
+        self._timestamp_places = np.flatnonzero(~is_mark)
         owners = np.repeat(np.arange(len(self.files)), [file.marks.size for file in self.files])
         self._mark_owners = owners
         self._marked = _joined([file.marked for file in self.files], np.int64)
-        self._others = np.zeros(self._is_mark.size, np.int64)
+        self._others = np.zeros(is_mark.size, np.int64)
         self._last_others = np.zeros_like(self._others)
         self._baseline = self._joined_baselines()
         self._begun = False
+        self._others_changed = True
+        self._found_stale = False
 
     @property
     def values(self) -> NDArray[np.float64]:
@@ -102,7 +106,7 @@ class Reading:
     def timestamps(self) -> NDArray[np.float64]:
         """The timestamp of each value whose cell needs one (mostrecent), else 0; seconds."""
         timestamps = np.zeros(self.bits.size)
-        timestamps[self._stamped] = self._others[~self._is_mark].view(np.float64)
+        timestamps[self._stamped] = self._others[self._timestamp_places].view(np.float64)
         return timestamps
 
     def read(self) -> bool:
@@ -122,18 +126,18 @@ class Reading:
                     raise UnreadableError(file, _short())
             np.take(buffer, batch.value_words, out=bits[batch.values], mode="clip")
             np.take(buffer, batch.other_words, out=others[batch.others], mode="clip")
-        same = (
-            self._begun
-            and np.array_equal(bits, self._last_bits)
-            and np.array_equal(others, self._last_others)
-        )
-        self._begun = True
-        return not same
+        begun, self._begun = self._begun, True
+        self._others_changed = not (begun and _equal(others, self._last_others))
+        return self._others_changed or not _equal(bits, self._last_bits)
 
     def stale_files(self) -> list[MultiprocessFile]:
         """The files that are not what they were: longer, or with another's content."""
-        different = self._others[self._is_mark] != self._marked
-        return [self.files[owner] for owner in np.unique(self._mark_owners[different]).tolist()]
+        if not (self._others_changed or self._found_stale):
+            return []
+        different = self._others[self._mark_places] != self._marked
+        stale = [self.files[owner] for owner in np.unique(self._mark_owners[different]).tolist()]
+        self._found_stale = bool(stale)
+        return stale
 
     def values_of(self, file: MultiprocessFile) -> NDArray[np.float64]:
         """A file's values as last read, in the order of its cells; not less its baseline."""
@@ -225,6 +229,10 @@ def _within(words: NDArray[np.int64], begin: int, end: int) -> NDArray[np.int64]
 
 def _joined(arrays: Sequence[NDArray[_Scalar]], dtype: type[_Scalar]) -> NDArray[_Scalar]:
     return np.concatenate([np.empty(0, dtype), *arrays])
+
+
+def _equal(one: NDArray[np.int64], other: NDArray[np.int64]) -> bool:
+    return not (one != other).any()
 
 
 def _read_closed(

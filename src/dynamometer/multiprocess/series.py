@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamometer.exposition.families import Metadata
+from dynamometer.exposition.numbers import format_number
 from dynamometer.exposition.series import label_text
 from dynamometer.multiprocess.cells import NOWHERE, Cells, Kind
 from dynamometer.multiprocess.entries import Key, parse_key
-from dynamometer.multiprocess.family import OpenFamily, bound_text
+from dynamometer.multiprocess.family import HistogramGroup, OpenFamily
 from dynamometer.multiprocess.faults import FileFault, Reason
 from dynamometer.multiprocess.filename import FileName
 
@@ -56,7 +57,8 @@ class SeriesTable:
         self._max_series = max_series
         self._accumulate = accumulate
         self._cell_of_key: dict[tuple[str, str, bytes], int] = {}
-        self._label_texts: dict[tuple[str, str], str] = {}
+        self._texts: dict[tuple[str, str], str] = {}
+        self._bounds: dict[str, tuple[float, str]] = {}
 
     def cell(self, file: FileName, key: bytes) -> int:
         """The cell of an entry.
@@ -81,7 +83,8 @@ class SeriesTable:
     def forget_keys(self) -> None:
         """Give up what makes reading many files at once fast: it is large."""
         self._cell_of_key.clear()
-        self._label_texts.clear()
+        self._texts.clear()
+        self._bounds.clear()
 
     def remove(self, gone: list[int], counts: NDArray[np.int64]) -> None:
         """Remove the cells that nothing keeps, and the families that have none left.
@@ -138,37 +141,42 @@ class SeriesTable:
         return family
 
     def _find_in_histogram(self, family: OpenFamily, key: Key, labels: Mapping[str, str]) -> int:
+        texts = self._texts
+        found = [texts.get(item) or self._new_text(item) for item in sorted(labels.items())]
         written = labels.get(_BOUND)
         if written is None:
-            text = self._text(labels)
-        else:
-            bound = _bound(written)
-            text = self._text({name: v for name, v in labels.items() if name != _BOUND})
-        if len(self._cells) >= self._max_series and text not in family.groups:
-            raise self._full()
-        group = family.group(text)
-        if written is None:
+            group = self._group(family, ",".join(found))
             return family.other_cell(self._cells, group, key.sample)
+        bound, text = self._bounds.get(written) or self._new_bound(written)
+        place = found.index(texts[_BOUND, written])
+        found[place] = text
+        group = self._group(family, ",".join(found[:place] + found[place + 1 :]))
         cell = group.buckets.get(bound)
-        if cell is None:
-            cell = family.bucket_cell(
-                self._cells,
-                group,
-                bound,
-                self._text({**labels, _BOUND: bound_text(bound)}),
-                count=self._accumulate,
-            )
-        return cell
+        if cell is not None:
+            return cell
+        return family.bucket_cell(
+            self._cells, group, bound, ",".join(found), count=self._accumulate
+        )
+
+    def _group(self, family: OpenFamily, labels: str) -> HistogramGroup:
+        if len(self._cells) >= self._max_series and labels not in family.groups:
+            raise self._full()
+        return family.group(labels)
 
     def _text(self, labels: Mapping[str, str]) -> str:
-        texts = self._label_texts
-        found = []
-        for item in sorted(labels.items()):
-            text = texts.get(item)
-            if text is None:
-                text = texts[item] = label_text(*item)
-            found.append(text)
-        return ",".join(found)
+        texts = self._texts
+        return ",".join(
+            [texts.get(item) or self._new_text(item) for item in sorted(labels.items())]
+        )
+
+    def _new_text(self, item: tuple[str, str]) -> str:
+        text = self._texts[item] = label_text(*item)
+        return text
+
+    def _new_bound(self, written: str) -> tuple[float, str]:
+        bound = _bound(written)
+        found = self._bounds[written] = bound, label_text(_BOUND, format_number(bound))
+        return found
 
     def _full(self) -> LeftOutError:
         return LeftOutError(Reason.MAX_SERIES, f"more than {self._max_series} series")

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from dynamometer.multiprocess.faults import FileFault, of_os_error
 from dynamometer.multiprocess.filename import SUFFIX
@@ -20,6 +21,21 @@ from dynamometer.multiprocess.filename import SUFFIX
 _FINE_TICK_NS: Final = 100_000_000
 _COARSE_TICK_NS: Final = 2_000_000_000
 _SECOND_NS: Final = 1_000_000_000
+
+
+class FileSource(Protocol):
+    """Where a reader's files are."""
+
+    @property
+    def files(self) -> Mapping[str, int]:
+        """The inode number of each file, by path, in the order in which they are read."""
+
+    @property
+    def faults(self) -> Sequence[tuple[str, FileFault]]:
+        """The directories that could not be listed, by path."""
+
+    def refresh(self) -> bool:
+        """Look again; False where nothing can have come, gone or been replaced."""
 
 
 @dataclass(slots=True)
@@ -94,3 +110,21 @@ class FileTree:
                 elif entry.is_dir(follow_symlinks=False):
                     directory.directories.append(entry.path)
         return directory
+
+
+class FileList:
+    """Files that somebody names, in the order in which he does."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self._paths = list(paths)
+        self.files: Mapping[str, int] = {}
+        self.faults: Sequence[tuple[str, FileFault]] = ()
+
+    def refresh(self) -> bool:
+        """Look which of them there are; True: any may have been replaced."""
+        found = {}
+        for path in self._paths:
+            with suppress(OSError):
+                found[path] = os.stat(path).st_ino
+        self.files = found
+        return True
