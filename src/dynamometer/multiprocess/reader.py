@@ -114,11 +114,8 @@ class Reader:
         self._files.close()
 
     def _follow_files(self) -> list[MultiprocessFile]:
-        unread, self._again = self._again, []
-        for file in unread:
-            file.forget()
-        unread += self._files.bad_files()
-        unread += [file for file in self._files.good.values() if file.waiting]
+        """Look which files there are; those of which something is to be parsed."""
+        new: list[MultiprocessFile] = []
         if self._tree.refresh():
             listing = self._tree.files
             if self._retired:
@@ -127,13 +124,17 @@ class Reader:
                     path: inode for path, inode in listing.items() if path not in self._retired
                 }
             new, given_up = self._files.follow(listing)
-            unread += new
             self._replan = self._replan or given_up
-        if self._retired:
-            for retired in self._retired.pop_awakened():
-                self._awakened[retired.file.path] = retired
-                unread.append(retired.file)
-        return unread
+        good = self._files.good
+        again, self._again = [file for file in self._again if file.path in good], []
+        for file in again:
+            file.forget()
+        unread = again + [file for file in good.values() if file.waiting]
+        unread += self._files.bad_files()
+        for retired in self._retired.pop_awakened():
+            self._awakened[retired.file.path] = retired
+            unread.append(retired.file)
+        return unread + new
 
     def _parse(self, file: MultiprocessFile) -> Iterator[None]:
         values: list[int] = []

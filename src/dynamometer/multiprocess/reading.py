@@ -78,10 +78,12 @@ class Reading:
         self._stamped = np.flatnonzero(stamped)
         self._buffer = np.empty(BATCH_WORDS, np.int64)
         plan = _Plan(self._buffer)
+        self._values_of: dict[MultiprocessFile, slice] = {}
         begin = 0
         for file in self.files:
             end = begin + file.cells.size
             plan.add(file, stamped[begin:end])
+            self._values_of[file] = slice(begin, end)
             begin = end
         self._batches, is_mark = plan.finished()
         self._mark_places = np.flatnonzero(is_mark)
@@ -141,8 +143,7 @@ class Reading:
 
     def values_of(self, file: MultiprocessFile) -> NDArray[np.float64]:
         """A file's values as last read, in the order of its cells; not less its baseline."""
-        begin = sum(other.cells.size for other in self.files[: self.files.index(file)])
-        return self.bits[begin : begin + file.cells.size].view(np.float64)
+        return self.bits[self._values_of[file]].view(np.float64)
 
     def _joined_baselines(self) -> NDArray[np.float64] | None:
         if all(file.baseline is None for file in self.files):
