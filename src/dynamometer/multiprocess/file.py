@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Final
 
 import numpy as np
+from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
 from dynamometer.multiprocess import entries
@@ -136,7 +137,7 @@ class MultiprocessFile:
         return found
 
     def fingerprint(self) -> int:
-        """A number that changes when what the file holds does.
+        """A checksum of what the file holds.
 
         Raises:
             FileFault: the file cannot be read, or is none.
@@ -145,7 +146,7 @@ class MultiprocessFile:
             try:
                 header = os.pread(descriptor, HEADER_BYTES, 0)
                 used = entries.used_bytes(header, os.fstat(descriptor).st_size)
-                return hash(os.pread(descriptor, used, 0))
+                return crc32(os.pread(descriptor, used, 0))
             except OSError as error:
                 raise of_os_error(error) from None
 

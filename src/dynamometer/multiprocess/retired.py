@@ -1,8 +1,9 @@
 """Files of ended processes that are not ours to remove.
 
 What they had counted stays in the totals, and they are read no more. A process that gets an
-old pid again continues the old file, so a few of them are looked at in each reading: one
-whose content has changed is read again, and what it had counted before is not counted twice.
+old pid again continues the old files, so a few are looked at in each reading: when the
+content of one has changed, those of its process are read again, and what they had counted
+before is not counted twice.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from dynamometer.multiprocess.faults import FileFault
 from dynamometer.multiprocess.file import MultiprocessFile
 
-_LOOKED_AT: Final = 4
+# Some 20 µs each; more files than these take several readings in turn.
+_LOOKED_AT: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +89,21 @@ class RetiredFiles:
         }
 
     def pop_awakened(self) -> list[RetiredFile]:
-        """Look at the next few: those whose content has changed, which are retired no more."""
-        awakened = []
+        """Look at the next few: the files of processes that write again, retired no more."""
+        awakened: set[str] = set()
         for _ in range(min(_LOOKED_AT, len(self._files))):
             if not self._next:
                 self._next = list(self._files)
             retired = self._files.get(self._next.pop())
             if retired is not None and _fingerprint(retired.file) != retired.fingerprint:
-                awakened.append(self._files.pop(retired.file.path))
-        return awakened
+                awakened.add(retired.file.name.process)
+        if not awakened:
+            return []
+        return [
+            self._files.pop(path)
+            for path, retired in list(self._files.items())
+            if retired.file.name.process in awakened
+        ]
 
 
 def _fingerprint(file: MultiprocessFile) -> int | None:
