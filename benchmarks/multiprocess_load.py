@@ -93,9 +93,7 @@ class Load:
             ]
             self._children.append(_Child(histograms, [total, buckets[0]], floats=False))
 
-    def _write(
-        self, file: MmapedDict, family: str, sample: str, labels: dict, value: float
-    ) -> int:
+    def _write(self, file: MmapedDict, family: str, sample: str, labels: dict, value: float) -> int:
         key = mmap_key(family, sample, list(labels), list(labels.values()), _HELP)
         file.write_value(key, value, 1_700_000_000.0)
         position: int = file._positions[key]

@@ -98,9 +98,7 @@ def test_the_old_variable_is_deprecated(directory: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("path", [None, "", "/does/not/exist"])
-def test_no_directory_is_the_same_error(
-    path: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_directory_is_the_same_error(path: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
     monkeypatch.delenv("prometheus_multiproc_dir", raising=False)
     messages = []

@@ -330,9 +330,7 @@ def test_a_directory_that_comes_and_goes(tmp_path: Path) -> None:
     assert ours.errors == {}
 
 
-def test_more_files_than_may_be_held_open(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_files_than_may_be_held_open(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dynamometer.multiprocess.files._MOST_HELD", 5)
     for number in range(20):
         (directory / f"counter_{number}.db").write_bytes(content(entry(key(), 2.0)))

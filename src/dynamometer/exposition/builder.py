@@ -6,7 +6,6 @@ from dynamometer.exposition.families import Family, Metadata, text_header
 
 # Without a meaning in the text format: there they are gauges of their own, at the end.
 _GAUGES_OF_THEIR_OWN = ("_gcount", "_gsum")
-_MILLISECONDS = 1000
 
 
 class FamilyBuilder:
@@ -21,7 +20,14 @@ class FamilyBuilder:
         self._differ = False
 
     def add(
-        self, name: str, series: str, value: str, *, seconds: str = "", exemplar: str = ""
+        self,
+        name: str,
+        series: str,
+        value: str,
+        *,
+        seconds: str = "",
+        milliseconds: str = "",
+        exemplar: str = "",
     ) -> None:
         """One sample.
 
@@ -30,6 +36,7 @@ class FamilyBuilder:
             series: the left part of its line, in our own form.
             value: its value as it is to be written.
             seconds: its timestamp as OpenMetrics has it; empty for none.
+            milliseconds: its timestamp as the text format has it; empty for none.
             exemplar: labels, value and timestamp of its exemplar; empty for none.
         """
         metadata = self.metadata
@@ -41,8 +48,8 @@ class FamilyBuilder:
             self._differ = True
             stamp = f" {seconds}" if seconds else ""
             line = f"{series} {value}{stamp}{f' # {exemplar}' if exemplar else ''}\n"
-            if seconds:
-                text_line = f"{series} {value} {int(float(seconds) * _MILLISECONDS)}\n"
+            if milliseconds:
+                text_line = f"{series} {value} {milliseconds}\n"
         self._openmetrics_lines.append(line)
         suffix = name[len(metadata.name) :]
         if metadata.type == "gaugehistogram" and suffix in _GAUGES_OF_THEIR_OWN:
@@ -55,9 +62,7 @@ class FamilyBuilder:
         """The family of the samples so far."""
         chunks = ["".join(self._lines).encode()]
         for suffix, lines in sorted(self._own_gauges.items()):
-            header = text_header(
-                self.metadata.name + suffix, "gauge", self.metadata.documentation
-            )
+            header = text_header(self.metadata.name + suffix, "gauge", self.metadata.documentation)
             chunks += [header, "".join(lines).encode()]
         other = ("".join(self._openmetrics_lines).encode(),) if self._differ else None
         return Family(self.metadata, frozenset(self._names), tuple(chunks), other)

@@ -59,3 +59,20 @@ class Selection:
 
 
 EVERYTHING = Selection()
+
+
+class FamilyFilter:
+    """A selection out of one source, the same tuple as long as the source has the same."""
+
+    def __init__(self, selection: Selection) -> None:
+        self._selection = selection
+        self._last: tuple[Sequence[Family], tuple[Family, ...]] = ((), ())
+
+    def apply(self, families: Sequence[Family]) -> tuple[Family, ...]:
+        """The chosen families."""
+        before, chosen = self._last
+        if before is not families:
+            found = tuple(self._selection.apply(families))
+            chosen = chosen if found == chosen else found
+            self._last = (families, chosen)
+        return chosen

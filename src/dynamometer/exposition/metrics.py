@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from prometheus_client import Metric
-from prometheus_client.samples import Sample
+from prometheus_client.samples import Exemplar, Sample
 
 from dynamometer.exposition.builder import FamilyBuilder
 from dynamometer.exposition.families import Family, Metadata
 from dynamometer.exposition.numbers import format_number
 from dynamometer.exposition.series import labels_text, series_text, split_lines, split_series
+
+_MILLISECONDS: Final = 1000
 
 
 class FamilyMetric(Metric):
@@ -28,7 +31,7 @@ class FamilyMetric(Metric):
         self._samples: list[Sample] | None = None
 
     @property
-    def samples(self) -> list[Sample]:  # type: ignore[override]  # an attribute there
+    def samples(self) -> list[Sample]:
         """The samples, without timestamps and exemplars."""
         if self._samples is None:
             self._samples = to_samples(self.family.lines)
@@ -57,22 +60,23 @@ def from_metric(metric: Metric) -> Family:
     """A family of prometheus_client's as its bytes; those it has kept where it is one of ours."""
     if isinstance(metric, FamilyMetric) and metric.family.metadata.name == metric.name:
         return metric.family
-    builder = FamilyBuilder(
-        Metadata(metric.name, metric.type, metric.documentation, metric.unit)
-    )
+    builder = FamilyBuilder(Metadata(metric.name, metric.type, metric.documentation, metric.unit))
     for sample in metric.samples:
         if sample.native_histogram is not None:
             continue  # OpenMetrics 2.0's
-        exemplar = ""
-        if sample.exemplar:
-            stamp = "" if sample.exemplar.timestamp is None else f" {sample.exemplar.timestamp}"
-            value = format_number(float(sample.exemplar.value))
-            exemplar = f"{{{labels_text(sample.exemplar.labels)}}} {value}{stamp}"
+        stamp = sample.timestamp
         builder.add(
             sample.name,
             series_text(sample.name, labels_text(sample.labels)),
             format_number(float(sample.value)),
-            seconds="" if sample.timestamp is None else str(sample.timestamp),
-            exemplar=exemplar,
+            seconds="" if stamp is None else str(stamp),
+            milliseconds="" if stamp is None else str(int(float(stamp) * _MILLISECONDS)),
+            exemplar=_exemplar_text(sample.exemplar) if sample.exemplar else "",
         )
     return builder.family()
+
+
+def _exemplar_text(exemplar: Exemplar) -> str:
+    stamp = "" if exemplar.timestamp is None else f" {exemplar.timestamp}"
+    value = format_number(float(exemplar.value))
+    return f"{{{labels_text(exemplar.labels)}}} {value}{stamp}"

@@ -67,9 +67,7 @@ def split_labels(text: str) -> list[tuple[str, str]]:
         text: in our own form, with or without the braces and the name before them.
     """
     brace = text.find("{")
-    return [
-        (name, unescape(value)) for name, value in _LABEL.findall(text, 0 if brace < 0 else brace)
-    ]
+    return [(name, unescape(value)) for name, value in _LABEL.findall(text, max(brace, 0))]
 
 
 def split_series(text: str) -> tuple[str, list[tuple[str, str]]]:
@@ -86,11 +84,12 @@ def split_lines(lines: bytes) -> Iterable[tuple[str, str]]:
     for line in lines.decode().split("\n"):
         if not line or line[0] == "#":
             continue
-        end = _end_of_series(line)
+        end = end_of_series(line)
         yield line[:end], line[end + 1 :]
 
 
-def _end_of_series(line: str) -> int:
+def end_of_series(line: str) -> int:
+    """Where the series ends that a sample line in our own form begins with."""
     brace, space = line.find("{"), line.find(" ")
     if brace < 0 or space < brace:
         return space

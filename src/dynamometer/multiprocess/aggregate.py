@@ -85,9 +85,9 @@ class Aggregation:
 
     def _add_up(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         summed = values if self._all_sums else values[self._sums]
-        out = np.zeros(self._cells.capacity)
+        out: NDArray[np.float64] = np.zeros(self._cells.capacity)
         if self._sum_cells.size:  # of nothing, numpy makes integers
-            out = np.bincount(self._sum_cells, summed, self._cells.capacity)
+            out = np.bincount(self._sum_cells, summed, self._cells.capacity).astype(float, copy=False)
         if self._based:
             out += self._cells.base
         for buckets in self._buckets:
@@ -141,4 +141,3 @@ def _rounds(indices: NDArray[np.intp], cell_of_value: NDArray[np.int32]) -> list
         chosen = order[turn == number]
         rounds.append(_Round(indices[chosen], cells[chosen]))
     return rounds
-

@@ -104,15 +104,14 @@ class Cells:
         kept = (counts > 0) | self.based | self.derived
         size = len(self.series)
         return [
-            cell
-            for cell in np.flatnonzero(~kept[:size]).tolist()
-            if self.series[cell] is not None
+            cell for cell in np.flatnonzero(~kept[:size]).tolist() if self.series[cell] is not None
         ]
 
     def changed(self) -> NDArray[np.intp]:
         """The cells on the page whose value is no longer the one shown."""
         changed = np.flatnonzero(self.values.view(np.int64) != self.shown)
-        return changed[self.chunk[changed] != NOWHERE]
+        shown: NDArray[np.intp] = changed[self.chunk[changed] != NOWHERE]
+        return shown
 
     def _grow(self) -> None:
         capacity = self.capacity

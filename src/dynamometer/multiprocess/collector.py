@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Metric
@@ -54,7 +54,7 @@ class MultiProcessCollector(Collector):
             ValueError: there is no such directory.
         """
         path = _path_of_environment() if path is None else path
-        if not path or not os.path.isdir(path):
+        if not path or not Path(path).is_dir():
             raise ValueError("env PROMETHEUS_MULTIPROC_DIR is not set or not a directory")
         self.directory = _directory(path)
         if registry:
@@ -65,7 +65,7 @@ class MultiProcessCollector(Collector):
         return self.directory.collect()
 
     @staticmethod
-    def merge(files: Iterable[str], accumulate: bool = True) -> Iterable[Metric]:  # noqa: FBT001, FBT002  # as there
+    def merge(files: Iterable[str], accumulate: bool = True) -> Iterable[Metric]:
         """The families of some files.
 
         Args:

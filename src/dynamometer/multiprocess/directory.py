@@ -113,9 +113,7 @@ class MultiprocessDirectory:
             exclude_prefixes: left out before anything is chosen.
             openmetrics: OpenMetrics 1.0.0 instead of text 0.0.4.
         """
-        selection = Selection.of(
-            prefixes=prefixes, names=names, exclude_prefixes=exclude_prefixes
-        )
+        selection = Selection.of(prefixes=prefixes, names=names, exclude_prefixes=exclude_prefixes)
         return self._pages.render(self.families(), selection, openmetrics=openmetrics)
 
     def collect(self) -> Iterable[Metric]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -194,9 +195,9 @@ def _open(path: str) -> int:
     try:
         descriptor = os.open(path, _FLAGS)
     except OSError as error:
-        with suppress(OSError):
-            if not stat.S_ISREG(os.stat(path).st_mode):
-                raise FileFault(Reason.NOT_A_FILE, "no regular file") from None
+        found = Path(path)
+        if found.exists() and not found.is_file():
+            raise FileFault(Reason.NOT_A_FILE, "no regular file") from None
         raise of_os_error(error) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import resource
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from dynamometer.multiprocess import filename
@@ -50,9 +50,7 @@ class OpenFiles:
     def bad_files(self) -> list[MultiprocessFile]:
         """The bad files that may have become good, to be tried again."""
         return [
-            bad.file
-            for bad in self._bad.values()
-            if bad.file is not None and _may_be_good(bad)
+            bad.file for bad in self._bad.values() if bad.file is not None and _may_be_good(bad)
         ]
 
     def follow(self, listing: Mapping[str, int]) -> tuple[list[MultiprocessFile], bool]:
@@ -71,9 +69,7 @@ class OpenFiles:
         ]
         for path in given_up:
             self.give_up(self.good[path])
-        self._bad = {
-            path: bad for path, bad in self._bad.items() if listing.get(path) == bad.inode
-        }
+        self._bad = {path: bad for path, bad in self._bad.items() if listing.get(path) == bad.inode}
         new = [
             file
             for path, inode in listing.items()
@@ -149,7 +145,7 @@ def unlink(file: MultiprocessFile) -> None:
         FileFault: it is still there.
     """
     try:
-        os.unlink(file.path)
+        Path(file.path).unlink()
     except FileNotFoundError:
         return
     except OSError as error:

@@ -40,7 +40,12 @@ class Reader:
     """
 
     def __init__(
-        self, tree: FileSource, labels: Mapping[str, str], *, max_series: int, accumulate: bool = True
+        self,
+        tree: FileSource,
+        labels: Mapping[str, str],
+        *,
+        max_series: int,
+        accumulate: bool = True,
     ) -> None:
         """Nothing is read yet.
 
@@ -59,12 +64,13 @@ class Reader:
         self._retired = RetiredFiles()
         self._awakened: dict[str, RetiredFile] = {}
         self._cells = Cells()
-        self._table = SeriesTable(
-            self._cells, labels, max_series=max_series, accumulate=accumulate
-        )
+        self._table = SeriesTable(self._cells, labels, max_series=max_series, accumulate=accumulate)
         self._page = Page(self._cells)
         self._again: list[MultiprocessFile] = []
-        self._plan()
+        self._replan = False
+        self._changed = True
+        self._reading = Reading([], self._cells)
+        self._aggregation = Aggregation(self._reading.cells, self._cells)
 
     @property
     def errors(self) -> Mapping[str, int]:
@@ -182,9 +188,7 @@ class Reader:
             self._table.remove(gone, self._aggregation.counts)
             # There is room again, or a family's name is free.
             self._again = [
-                file
-                for file in self._reading.files
-                if file.left_out and file.baseline is None
+                file for file in self._reading.files if file.left_out and file.baseline is None
             ]
         if self._accumulate:
             self._aggregation.accumulate_buckets(self._table.families.values())

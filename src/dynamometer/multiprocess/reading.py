@@ -161,7 +161,7 @@ class _Plan:
     """Packs files into batches; a file larger than the buffer is read in several parts."""
 
     def __init__(self, buffer: NDArray[np.int64]) -> None:
-        self._view = memoryview(buffer).cast("B")
+        self._view = memoryview(buffer.data).cast("B")
         self._batches: list[_Batch] = []
         self._parts: list[_Part] = []
         self._value_words: list[NDArray[np.int64]] = []
