@@ -74,7 +74,11 @@ class Load:
             self._write_label_set(counters, gauges, histograms, labels)
 
     def _write_label_set(
-        self, counters: MmapedDict, gauges: MmapedDict, histograms: MmapedDict, labels: dict
+        self,
+        counters: MmapedDict,
+        gauges: MmapedDict,
+        histograms: MmapedDict,
+        labels: dict[str, str],
     ) -> None:
         for k in range(COUNTERS):
             name = f"sglang:some_counted_thing_{k}"
@@ -93,7 +97,9 @@ class Load:
             ]
             self._children.append(_Child(histograms, [total, buckets[0]], floats=False))
 
-    def _write(self, file: MmapedDict, family: str, sample: str, labels: dict, value: float) -> int:
+    def _write(
+        self, file: MmapedDict, family: str, sample: str, labels: dict[str, str], value: float
+    ) -> int:
         key = mmap_key(family, sample, list(labels), list(labels.values()), _HELP)
         file.write_value(key, value, 1_700_000_000.0)
         position: int = file._positions[key]

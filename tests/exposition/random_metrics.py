@@ -54,7 +54,12 @@ def metric(draw: st.DrawFn, name: str, *, openmetrics: bool) -> Metric:
 
 
 def _add(
-    draw: st.DrawFn, found: Metric, labels: dict, seconds: float | None, *, openmetrics: bool
+    draw: st.DrawFn,
+    found: Metric,
+    labels: dict[str, str],
+    seconds: float | None,
+    *,
+    openmetrics: bool,
 ) -> None:
     name, kind = found.name, found.type
     exemplar = draw(EXEMPLARS) if openmetrics else None

@@ -23,7 +23,7 @@ from dynamometer.exposition.text import TextParser
 SAMPLES = Path(__file__).parent.parent / "samples"
 
 
-def comparable(families: list[Metric]) -> list[tuple]:
+def comparable(families: list[Metric]) -> list[tuple[object, ...]]:
     return [
         (
             family.name,

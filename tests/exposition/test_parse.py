@@ -16,8 +16,8 @@ VALID_TEXT = {
     ),
     "labels in order": (b'a{y="2",x="1"} 1\n', b'# HELP a \n# TYPE a untyped\na{x="1",y="2"} 1\n'),
     "special values": (
-        b'a{x="1"} nan\na{x="2"} inf\na{x="3"} -INF\na{x="4"} 1e+06\n',
-        b'# HELP a \n# TYPE a untyped\na{x="1"} NaN\na{x="2"} +Inf\na{x="3"} -Inf\na{x="4"} 1e+06\n',
+        b'a{x="1"} nan\na{x="2"} inf\na{x="3"} -INF\n',
+        b'# HELP a \n# TYPE a untyped\na{x="1"} NaN\na{x="2"} +Inf\na{x="3"} -Inf\n',
     ),
     "escapes": (
         b'# HELP a one \\\\ two \\n three "\na{x="\\\\ \\n \\" }"} 1\n',
@@ -47,7 +47,7 @@ INVALID_TEXT = {
     "no value": (b"a 1\nb\n", 2),
     "value no number": (b"a x\n", 1),
     "value with underscore": (b"a 1_0\n", 1),
-    "value of other digits": ("a ١\n".encode(), 1),
+    "value of other digits": ("a \N{ARABIC-INDIC DIGIT ONE}\n".encode(), 1),
     "timestamp no number": (b"a 1 x\n", 1),
     "timestamp no whole number": (b"a 1 1.5\n", 1),
     "more behind": (b"a 1 2 3\n", 1),
@@ -82,7 +82,7 @@ INVALID_OPENMETRICS = {
     "type after samples": (b"a 1\n# TYPE a gauge\n# EOF\n", 2),
     "type twice": (b"# TYPE a gauge\n# TYPE a gauge\n# EOF\n", 2),
     "family twice": (b"# TYPE a gauge\na 1\n# TYPE b gauge\n# TYPE a gauge\n# EOF\n", 4),
-    "names that clash": (b"# TYPE a counter\n# TYPE a_total gauge\n# EOF\n", 3),
+    "names that clash": (b"# TYPE a counter\n# TYPE a_total gauge\n# EOF\n", 2),
     "counter is NaN": (b"# TYPE a counter\na_total NaN\n# EOF\n", 2),
     "counter is negative": (b"# TYPE a counter\na_total -1\n# EOF\n", 2),
     "info is not 1": (b"# TYPE a info\na_info 2\n# EOF\n", 2),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as parse_openmetrics,
@@ -22,8 +23,9 @@ class Merged(Collector):
     def __init__(self, files: list[Path]) -> None:
         self._files = [str(file) for file in files]
 
-    def collect(self):
-        return MultiProcessCollector.merge(self._files)
+    def collect(self) -> Iterable[Metric]:
+        metrics: Iterable[Metric] = MultiProcessCollector.merge(self._files)
+        return metrics
 
 
 def peer_page(directory: Path) -> bytes:

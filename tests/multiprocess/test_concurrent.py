@@ -37,14 +37,14 @@ while time.monotonic() < end:
 
 
 @pytest.mark.slow
-def test_others_write_grow_and_remove_files_while_it_is_read(directory: Path) -> None:
-    environment = {"PROMETHEUS_MULTIPROC_DIR": str(directory), "PATH": ""}
+def test_others_write_grow_and_remove_files_while_it_is_read(tmp_path: Path) -> None:
+    environment = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PATH": ""}
     seconds = 4.0
     writers = [
         subprocess.Popen([sys.executable, "-c", PROGRAM, kind, str(seconds)], env=environment)
         for kind in ("writes", "grows", "removes")
     ]
-    ours = MultiprocessDirectory(directory)
+    ours = MultiprocessDirectory(tmp_path)
     last: dict[str, float] = {}
     renders = 0
     while any(writer.poll() is None for writer in writers):
@@ -56,6 +56,6 @@ def test_others_write_grow_and_remove_files_while_it_is_read(directory: Path) ->
         time.sleep(0.001)
     assert [writer.wait(10) for writer in writers] == [0, 0, 0]
     assert renders > 100
-    assert_same_lines(ours.render(), peer_page(directory))
+    assert_same_lines(ours.render(), peer_page(tmp_path))
     assert set(ours.errors) <= {"empty", "vanished"}
     assert len(last) > 20

@@ -8,7 +8,6 @@ import os
 import shutil
 import socket
 import sqlite3
-import stat
 import struct
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 import pytest
 from pages import assert_same_lines, peer_page, values
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
-from writer import Writer, Written
+from writer import Written, write_process
 
 from dynamometer.multiprocess import MultiprocessDirectory
 
@@ -127,23 +126,22 @@ FAULTS: dict[str, tuple[str, str, Callable[[Path], object]]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_bad_file_costs_only_itself(
     fault: str,
-    writer: Writer,
-    directory: Path,
+    tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     name, reason, make = FAULTS[fault]
     caplog.set_level(logging.INFO, "dynamometer")
-    monkeypatch.chdir(directory)
-    writer.process(directory, GOOD)
-    expected = peer_page(directory)
-    make(directory / name)
-    ours = MultiprocessDirectory(directory)
+    monkeypatch.chdir(tmp_path)
+    write_process(tmp_path, GOOD)
+    expected = peer_page(tmp_path)
+    make(tmp_path / name)
+    ours = MultiprocessDirectory(tmp_path)
     for times in (1, 2):
         assert_same_lines(ours.render(), expected)
         assert ours.errors == {reason: times}
     assert [name in record.getMessage() for record in caplog.records] == [True]
-    remove(directory / name)
+    remove(tmp_path / name)
     assert_same_lines(ours.render(), expected)
     assert ours.errors == {reason: 2}
     assert len(caplog.records) == 2
@@ -155,34 +153,34 @@ def remove(path: Path) -> None:
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_good_file_that_turns_bad_and_good_again(
-    fault: str, writer: Writer, directory: Path, monkeypatch: pytest.MonkeyPatch
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, _, make = FAULTS[fault]
-    monkeypatch.chdir(directory)
-    writer.process(directory, GOOD)
-    expected = peer_page(directory)
-    pid = writer.process(directory, GOOD)
-    counter = directory / f"counter_{pid}.db"
+    monkeypatch.chdir(tmp_path)
+    write_process(tmp_path, GOOD)
+    expected = peer_page(tmp_path)
+    pid = write_process(tmp_path, GOOD)
+    counter = tmp_path / f"counter_{pid}.db"
     whole = counter.read_bytes()
-    ours = MultiprocessDirectory(directory)
+    ours = MultiprocessDirectory(tmp_path)
     before = ours.render()
     counter.unlink()
-    make(directory / name)
+    make(tmp_path / name)
     without_counter = values(ours.render())
     assert without_counter['c_total{x="a"}'] == values(expected)['c_total{x="a"}']
-    remove(directory / name)
+    remove(tmp_path / name)
     counter.write_bytes(whole)
     assert ours.render() == before
 
 
-def test_no_permission(writer: Writer, directory: Path, tmp_path: Path) -> None:
-    writer.process(directory, GOOD)
-    expected = peer_page(directory)
-    forbidden = directory / "counter_1.db"
+def test_no_permission(tmp_path: Path) -> None:
+    write_process(tmp_path, GOOD)
+    expected = peer_page(tmp_path)
+    forbidden = tmp_path / "counter_1.db"
     forbidden.write_bytes(content(FIRST))
     forbidden.chmod(0)
-    for path in (directory, *directory.glob("*_*.db")):
-        path.chmod(path.stat().st_mode | stat.S_IRGRP | stat.S_IROTH | stat.S_IXOTH)
+    for path in (tmp_path, *tmp_path.glob("*_*.db")):
+        path.chmod(path.stat().st_mode | 0o055)
     forbidden.chmod(0)
     program = (
         "import os, sys\n"
@@ -194,19 +192,19 @@ def test_no_permission(writer: Writer, directory: Path, tmp_path: Path) -> None:
         "assert ours.errors == {'permission': 1}, ours.errors\n"
     )
     found = subprocess.run(
-        [sys.executable, "-c", program, str(directory)], stdout=subprocess.PIPE, check=True
+        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, check=True
     )
     assert_same_lines(found.stdout, expected)
 
 
 def test_removed_between_listing_and_reading(
-    writer: Writer, directory: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writer.process(directory, GOOD)
-    expected = peer_page(directory)
-    gone = directory / "counter_1.db"
+    write_process(tmp_path, GOOD)
+    expected = peer_page(tmp_path)
+    gone = tmp_path / "counter_1.db"
     gone.write_bytes(content(FIRST))
-    ours = MultiprocessDirectory(directory)
+    ours = MultiprocessDirectory(tmp_path)
     really_open = os.open
 
     def open_too_late(path: str, flags: int) -> int:
@@ -221,13 +219,13 @@ def test_removed_between_listing_and_reading(
     assert ours.errors == {"vanished": 1}
 
 
-def test_truncated_while_held_open(writer: Writer, directory: Path) -> None:
-    writer.process(directory, GOOD)
-    expected = peer_page(directory)
-    held = directory / "counter_1.db"
+def test_truncated_while_held_open(tmp_path: Path) -> None:
+    write_process(tmp_path, GOOD)
+    expected = peer_page(tmp_path)
+    held = tmp_path / "counter_1.db"
     same = key(labels={"x": "a"}, text="What it is.")
     held.write_bytes(content(FIRST, entry(same, 5.0)))
-    ours = MultiprocessDirectory(directory)
+    ours = MultiprocessDirectory(tmp_path)
     assert values(ours.render())["other_total"] == 1.0
     os.truncate(held, 16)
     assert_same_lines(ours.render(), expected)
@@ -237,31 +235,31 @@ def test_truncated_while_held_open(writer: Writer, directory: Path) -> None:
     assert ours.errors == {"truncated": 1}
 
 
-def test_truncated_and_written_anew_between_two_calls(directory: Path) -> None:
-    path = directory / "counter_1.db"
+def test_truncated_and_written_anew_between_two_calls(tmp_path: Path) -> None:
+    path = tmp_path / "counter_1.db"
     path.write_bytes(content(FIRST, entry(key(labels={"x": "a"}), 5.0)))
-    ours = MultiprocessDirectory(directory)
+    ours = MultiprocessDirectory(tmp_path)
     assert values(ours.render()) == {"other_total": 1.0, 'c_total{x="a"}': 5.0}
     path.write_bytes(content(entry(key("n", "n_total"), 2.0)))
     assert values(ours.render()) == {"n_total": 2.0}
     assert ours.errors == {}
 
 
-def test_a_replaced_file_is_noticed(directory: Path) -> None:
-    path, other = directory / "counter_1.db", directory / "new"
-    ours = MultiprocessDirectory(directory)
+def test_a_replaced_file_is_noticed(tmp_path: Path) -> None:
+    path, other = tmp_path / "counter_1.db", tmp_path / "new"
+    ours = MultiprocessDirectory(tmp_path)
     for number in range(20):
         other.write_bytes(content(entry(key(f"n{number}", f"n{number}_total"), 2.0)))
         other.rename(path)
         assert values(ours.render()) == {f"n{number}_total": 2.0}
 
 
-def test_a_half_written_key_is_taken_at_the_next_call(directory: Path) -> None:
-    path = directory / "counter_1.db"
+def test_a_half_written_key_is_taken_at_the_next_call(tmp_path: Path) -> None:
+    path = tmp_path / "counter_1.db"
     second = entry(key(labels={"x": "a"}), 5.0)
     for half in (b"\0" * len(second), second[:4].ljust(len(second), b"\0")):
         path.write_bytes(content(FIRST, half))
-        ours = MultiprocessDirectory(directory)
+        ours = MultiprocessDirectory(tmp_path)
         if not half.strip(b"\0"):  # a length of zero leads elsewhere than the key's will
             path.write_bytes(content(FIRST, half[: len(entry(b""))]))
         assert values(ours.render()) == {"other_total": 1.0}
@@ -272,45 +270,56 @@ def test_a_half_written_key_is_taken_at_the_next_call(directory: Path) -> None:
         ours.close()
 
 
-def test_a_key_that_stays_half_written_is_a_fault(directory: Path) -> None:
-    (directory / "counter_1.db").write_bytes(content(FIRST, entry(b"\0\0\0\0")))
-    ours = MultiprocessDirectory(directory)
+def test_a_file_that_its_process_has_not_begun_is_no_fault(tmp_path: Path) -> None:
+    path = tmp_path / "counter_1.db"
+    path.write_bytes(bytes(1 << 16))
+    ours = MultiprocessDirectory(tmp_path)
+    assert ours.render() == ours.render() == b""
+    with path.open("r+b") as file:
+        file.write(content(FIRST))
+    assert values(ours.render()) == {"other_total": 1.0}
+    assert ours.errors == {}
+
+
+def test_a_key_that_stays_half_written_is_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "counter_1.db").write_bytes(content(FIRST, entry(b"\0\0\0\0")))
+    ours = MultiprocessDirectory(tmp_path)
     assert values(ours.render()) == {"other_total": 1.0}
     assert ours.errors == {}
     assert ours.render() == b""
     assert ours.errors == {"key": 1}
 
 
-def test_a_type_that_files_disagree_on_is_the_first_ones(directory: Path) -> None:
-    (directory / "counter_1.db").write_bytes(content(entry(key(), 2.0)))
-    (directory / "gauge_sum_1.db").write_bytes(
+def test_a_type_that_files_disagree_on_is_the_first_ones(tmp_path: Path) -> None:
+    (tmp_path / "counter_1.db").write_bytes(content(entry(key(), 2.0)))
+    (tmp_path / "gauge_sum_1.db").write_bytes(
         content(entry(key("g", "g"), 1.0), entry(key("c", "c"), 7.0))
     )
-    ours = MultiprocessDirectory(directory)
+    ours = MultiprocessDirectory(tmp_path)
     assert values(ours.render()) == {"c_total": 2.0, "g": 1.0}
     assert ours.errors == {"type_conflict": 1}
-    (directory / "counter_1.db").unlink()
+    (tmp_path / "counter_1.db").unlink()
     ours.render()
     assert values(ours.render()) == {"c": 7.0, "g": 1.0}
 
 
 def test_more_series_than_allowed_are_left_out_and_said(
-    directory: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     entries = [entry(key(labels={"x": str(n)}), n) for n in range(50)]
-    (directory / "counter_1.db").write_bytes(content(*entries, size=1 << 14))
-    (directory / "counter_2.db").write_bytes(content(*entries, size=1 << 14))
-    ours = MultiprocessDirectory(directory, max_series=20)
+    (tmp_path / "counter_1.db").write_bytes(content(*entries, size=1 << 14))
+    (tmp_path / "counter_2.db").write_bytes(content(*entries, size=1 << 14))
+    ours = MultiprocessDirectory(tmp_path, max_series=20)
     found = values(ours.render())
     assert found == {f'c_total{{x="{n}"}}': 2.0 * n for n in range(20)}
     assert ours.errors == {"max_series": 2}
     assert "30 of its series: more than 20 series" in caplog.text
-    histogram = MmapedDict(str(directory / "histogram_1.db"))
+    histogram = MmapedDict(str(tmp_path / "histogram_1.db"))
     histogram.write_value(mmap_key("h", "h_sum", [], [], "h"), 1.0, 0.0)
     assert values(ours.render()) == found
     histogram.close()
-    (directory / "counter_1.db").unlink()
-    (directory / "counter_2.db").write_bytes(content(*entries[:10]))
+    (tmp_path / "counter_1.db").unlink()
+    (tmp_path / "counter_2.db").write_bytes(content(*entries[:10]))
     ours.render()
     assert values(ours.render()) == {
         **{f'c_total{{x="{n}"}}': 1.0 * n for n in range(10)},
@@ -330,18 +339,18 @@ def test_a_directory_that_comes_and_goes(tmp_path: Path) -> None:
     assert ours.errors == {}
 
 
-def test_more_files_than_may_be_held_open(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_files_than_may_be_held_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dynamometer.multiprocess.files._MOST_HELD", 5)
     for number in range(20):
-        (directory / f"counter_{number}.db").write_bytes(content(entry(key(), 2.0)))
-    ours = MultiprocessDirectory(directory)
+        (tmp_path / f"counter_{number}.db").write_bytes(content(entry(key(), 2.0)))
+    ours = MultiprocessDirectory(tmp_path)
     before = len(os.listdir("/proc/self/fd"))
     assert values(ours.render()) == {"c_total": 40.0}
     assert len(os.listdir("/proc/self/fd")) == before + 5
     for number in range(20):
-        (directory / f"counter_{number}.db").write_bytes(content(entry(key(), 3.0)))
+        (tmp_path / f"counter_{number}.db").write_bytes(content(entry(key(), 3.0)))
     assert values(ours.render()) == {"c_total": 60.0}
-    os.truncate(directory / "counter_19.db", 0)
+    os.truncate(tmp_path / "counter_19.db", 0)
     assert values(ours.render()) == {"c_total": 57.0}
     assert ours.errors == {"truncated": 1} or ours.errors == {"empty": 1}
     ours.close()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from pages import assert_parsers_accept, values
-from writer import Writer, Written
+from writer import Written, write_process
 
 from dynamometer.multiprocess import MultiprocessDirectory
 
@@ -37,32 +37,30 @@ def owned(request: pytest.FixtureRequest) -> bool:
 
 
 def test_a_dead_process_keeps_its_counters_and_loses_its_gauges(
-    owned: bool, writer: Writer, directory: Path
+    owned: bool, tmp_path: Path
 ) -> None:
-    ours = MultiprocessDirectory(directory, owned=owned)
-    dead = writer.process(directory, everything(2.0))
+    ours = MultiprocessDirectory(tmp_path, owned=owned)
+    dead = write_process(tmp_path, everything(2.0))
     before = totals(ours.render())
     ours.retire([dead])
     assert totals(ours.render()) == before
     assert gauges(ours.render()) == set()
     assert_parsers_accept(ours)
-    assert any(directory.iterdir()) is not owned
+    assert any(tmp_path.iterdir()) is not owned
 
 
-def test_a_process_never_seen_before_it_ended_counts_too(
-    owned: bool, writer: Writer, directory: Path
-) -> None:
-    ours = MultiprocessDirectory(directory, owned=owned)
-    ours.retire([writer.process(directory, everything(2.0))])
+def test_a_process_never_seen_before_it_ended_counts_too(owned: bool, tmp_path: Path) -> None:
+    ours = MultiprocessDirectory(tmp_path, owned=owned)
+    ours.retire([write_process(tmp_path, everything(2.0))])
     assert totals(ours.render())["c_total"] == 2.0
 
 
-def test_the_living_count_on_beside_the_dead(owned: bool, writer: Writer, directory: Path) -> None:
-    ours = MultiprocessDirectory(directory, owned=owned)
-    dead = [writer.process(directory, everything(2.0)) for _ in range(3)]
+def test_the_living_count_on_beside_the_dead(owned: bool, tmp_path: Path) -> None:
+    ours = MultiprocessDirectory(tmp_path, owned=owned)
+    dead = [write_process(tmp_path, everything(2.0)) for _ in range(3)]
     ours.render()
     ours.retire(map(int, dead[:2]))
-    writer.process(directory, everything(0.5))
+    write_process(tmp_path, everything(0.5))
     found = values(ours.render())
     assert found["c_total"] == 6.5
     assert found['h_bucket{le="1.0"}'] == 1.0
@@ -76,12 +74,10 @@ def test_the_living_count_on_beside_the_dead(owned: bool, writer: Writer, direct
     assert found["g_max"] == 0.5
 
 
-def test_a_pid_used_again_counts_nothing_twice(
-    owned: bool, writer: Writer, directory: Path
-) -> None:
-    ours = MultiprocessDirectory(directory, owned=owned)
+def test_a_pid_used_again_counts_nothing_twice(owned: bool, tmp_path: Path) -> None:
+    ours = MultiprocessDirectory(tmp_path, owned=owned)
     for life in range(1, 4):
-        writer.process(directory, everything(2.0), pid="77")
+        write_process(tmp_path, everything(2.0), pid="77")
         assert totals(ours.render())["c_total"] == 2.0 * life
         assert totals(ours.render())["h_count"] == 1.0 * life
         assert len(gauges(ours.render())) == len(MODES)
@@ -92,36 +88,36 @@ def test_a_pid_used_again_counts_nothing_twice(
     assert ours.errors == {}
 
 
-def test_an_old_file_continued_with_new_series(writer: Writer, directory: Path) -> None:
-    ours = MultiprocessDirectory(directory)
-    writer.process(directory, [Written("counter", "c", actions=[((), "+", 2.0)])], pid="5")
+def test_an_old_file_continued_with_new_series(tmp_path: Path) -> None:
+    ours = MultiprocessDirectory(tmp_path)
+    write_process(tmp_path, [Written("counter", "c", actions=[((), "+", 2.0)])], pid="5")
     ours.retire(["5"])
     more = [
         Written("counter", "c", actions=[((), "+", 1.0)]),
         Written("counter", "d", actions=[((), "+", 4.0)]),
     ]
-    writer.process(directory, more, pid="5")
+    write_process(tmp_path, more, pid="5")
     assert values(ours.render()) == {"c_total": 3.0, "d_total": 4.0}
     ours.retire(["5"])
     assert values(ours.render()) == {"c_total": 3.0, "d_total": 4.0}
 
 
-def test_a_retired_file_that_somebody_removes_still_counts(writer: Writer, directory: Path) -> None:
-    ours = MultiprocessDirectory(directory)
-    dead = writer.process(directory, everything(2.0))
+def test_a_retired_file_that_somebody_removes_still_counts(tmp_path: Path) -> None:
+    ours = MultiprocessDirectory(tmp_path)
+    dead = write_process(tmp_path, everything(2.0))
     ours.retire([dead])
     before = ours.render()
-    for path in directory.iterdir():
+    for path in tmp_path.iterdir():
         path.unlink()
     assert ours.render() == before
-    writer.process(directory, everything(1.0), pid=dead)
+    write_process(tmp_path, everything(1.0), pid=dead)
     assert values(ours.render())["c_total"] == 3.0
 
 
-def test_a_total_never_falls_by_its_last_bit(owned: bool, writer: Writer, directory: Path) -> None:
-    ours = MultiprocessDirectory(directory, owned=owned)
+def test_a_total_never_falls_by_its_last_bit(owned: bool, tmp_path: Path) -> None:
+    ours = MultiprocessDirectory(tmp_path, owned=owned)
     pids = [
-        writer.process(directory, [Written("counter", "c", actions=[((), "+", amount)])])
+        write_process(tmp_path, [Written("counter", "c", actions=[((), "+", amount)])])
         for amount in (0.1, 0.7, 1e9 / 3, 1e-9, 0.3)
     ]
     total = values(ours.render())["c_total"]
@@ -133,23 +129,23 @@ def test_a_total_never_falls_by_its_last_bit(owned: bool, writer: Writer, direct
 
 
 def test_a_file_that_cannot_be_removed_counts_once(
-    writer: Writer, directory: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(path: Path) -> None:
         raise PermissionError(13, "no", str(path))
 
-    ours = MultiprocessDirectory(directory, owned=True)
-    dead = writer.process(directory, [Written("counter", "c", actions=[((), "+", 2.0)])])
+    ours = MultiprocessDirectory(tmp_path, owned=True)
+    dead = write_process(tmp_path, [Written("counter", "c", actions=[((), "+", 2.0)])])
     monkeypatch.setattr(Path, "unlink", refuse)
     ours.retire([dead])
     assert values(ours.render()) == {"c_total": 2.0}
     assert ours.errors["not_removed"]
 
 
-def test_many_retired_processes_leave_nothing_to_read(writer: Writer, directory: Path) -> None:
-    ours = MultiprocessDirectory(directory, owned=True)
+def test_many_retired_processes_leave_nothing_to_read(tmp_path: Path) -> None:
+    ours = MultiprocessDirectory(tmp_path, owned=True)
     for number in range(40):
-        ours.retire([writer.process(directory, everything(1.0), pid=str(number))])
+        ours.retire([write_process(tmp_path, everything(1.0), pid=str(number))])
     assert values(ours.render())["c_total"] == 40.0
-    assert list(directory.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
     assert len(ours.families()) == 3

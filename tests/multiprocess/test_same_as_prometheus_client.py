@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pages import assert_parsers_accept, assert_same_lines, peer_page
 from prometheus_client.multiprocess import mark_process_dead
-from writer import Writer, Written
+from writer import Written, write_process
 
 from dynamometer.multiprocess import MultiprocessDirectory
 
@@ -88,14 +88,14 @@ def processes(draw: st.DrawFn) -> list[list[Written]]:
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(processes=processes(), dead=st.integers(0, 3))
 def test_live_and_dead_processes_come_to_the_same_page(
-    processes: list[list[Written]], dead: int, writer: Writer
+    processes: list[list[Written]], dead: int
 ) -> None:
     path = Path(tempfile.mkdtemp())
     try:
         ours = MultiprocessDirectory(path)
         pids = []
         for process in processes:
-            pids.append(writer.process(path, process))
+            pids.append(write_process(path, process))
             assert_same_lines(ours.render(), peer_page(path))
         for pid in pids[:dead]:
             mark_process_dead(int(pid), str(path))
@@ -107,8 +107,8 @@ def test_live_and_dead_processes_come_to_the_same_page(
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_gauge_mode(mode: str, writer: Writer, directory: Path) -> None:
-    ours = MultiprocessDirectory(directory)
+def test_every_gauge_mode(mode: str, tmp_path: Path) -> None:
+    ours = MultiprocessDirectory(tmp_path)
     values = {
         "a": (3.0, 5.0, 1.0),
         "b": (-1.0, float("nan"), 7.0),
@@ -118,25 +118,21 @@ def test_every_gauge_mode(mode: str, writer: Writer, directory: Path) -> None:
     }
     for number in range(3):
         actions = [((label,), "=", of_process[number]) for label, of_process in values.items()]
-        writer.process(
-            directory, [Written("gauge", "g", mode=mode, labels=["of"], actions=actions)]
-        )
-        assert_same_lines(ours.render(), peer_page(directory))
+        write_process(tmp_path, [Written("gauge", "g", mode=mode, labels=["of"], actions=actions)])
+        assert_same_lines(ours.render(), peer_page(tmp_path))
     assert len(ours.render().splitlines()) > len(values)
     assert_parsers_accept(ours)
 
 
-def test_a_mostrecent_gauge_that_nobody_has_set_has_no_sample(
-    writer: Writer, directory: Path
-) -> None:
-    ours = MultiprocessDirectory(directory)
-    writer.process(directory, [Written("gauge", "g", mode="mostrecent")])
+def test_a_mostrecent_gauge_that_nobody_has_set_has_no_sample(tmp_path: Path) -> None:
+    ours = MultiprocessDirectory(tmp_path)
+    write_process(tmp_path, [Written("gauge", "g", mode="mostrecent")])
     assert ours.render() == b"# HELP g What it is.\n# TYPE g gauge\n"
-    writer.process(directory, [Written("gauge", "g", mode="mostrecent", actions=[((), "=", 4.0)])])
+    write_process(tmp_path, [Written("gauge", "g", mode="mostrecent", actions=[((), "=", 4.0)])])
     assert ours.render() == b"# HELP g What it is.\n# TYPE g gauge\ng 4.0\n"
 
 
-def test_a_service_of_all_types(writer: Writer, directory: Path) -> None:
+def test_a_service_of_all_types(tmp_path: Path) -> None:
     odd = 'quote " backslash \\ newline \n é 漢 🙂'
     metrics = [
         Written("counter", "c", labels=["x"], actions=[((odd,), "+", 1e7), (("",), "+", 0.5)]),
@@ -146,9 +142,9 @@ def test_a_service_of_all_types(writer: Writer, directory: Path) -> None:
         Written("gauge", "m", mode="max", labels=["pid"], actions=[(("mine",), "=", 2.0)]),
     ]
     for _ in range(2):
-        writer.process(directory, metrics)
-    ours = MultiprocessDirectory(directory)
-    assert_same_lines(ours.render(), peer_page(directory))
+        write_process(tmp_path, metrics)
+    ours = MultiprocessDirectory(tmp_path)
+    assert_same_lines(ours.render(), peer_page(tmp_path))
     assert_parsers_accept(ours)
 
 
@@ -159,10 +155,10 @@ def test_files_of_a_real_sglang() -> None:
     assert ours.errors == {}
 
 
-def test_files_in_the_tree_below_count_together(writer: Writer, directory: Path) -> None:
-    ours = MultiprocessDirectory(directory)
+def test_files_in_the_tree_below_count_together(tmp_path: Path) -> None:
+    ours = MultiprocessDirectory(tmp_path)
     for name in ("", "one", "one/two"):
-        (directory / name).mkdir(exist_ok=True)
-        writer.process(directory / name, [Written("counter", "c", actions=[((), "+", 1.0)])])
-        assert_same_lines(ours.render(), peer_page(directory))
+        (tmp_path / name).mkdir(exist_ok=True)
+        write_process(tmp_path / name, [Written("counter", "c", actions=[((), "+", 1.0)])])
+        assert_same_lines(ours.render(), peer_page(tmp_path))
     assert b"c_total 3.0\n" in ours.render()

@@ -7,13 +7,16 @@ label values; `+` counts up, `=` sets, `o` observes.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -29,59 +32,69 @@ class Written:
     buckets: Sequence[float] = (0.5, 1.0, 8.0)
 
 
-class Writer:
-    """The program, as a test uses it."""
+class _Program:
+    """This file, running."""
 
     def __init__(self) -> None:
         environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": os.devnull}
-        self._program = subprocess.Popen(
+        self._process = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env=environment,
         )
+        atexit.register(self._close)
 
-    def process(self, directory: Path, metrics: Sequence[Written], *, pid: str = "") -> str:
-        """Let a process write these metrics into a directory and end; its pid.
-
-        Args:
-            directory: where its files are.
-            metrics: what it writes.
-            pid: what it takes for its pid; its own if empty.
-        """
-        assert self._program.stdin
-        assert self._program.stdout
-        order = {"directory": str(directory), "metrics": [asdict(m) for m in metrics], "pid": pid}
-        self._program.stdin.write(json.dumps(order) + "\n")
-        self._program.stdin.flush()
-        answer = self._program.stdout.readline().strip()
+    def order(self, order: Mapping[str, object]) -> str:
+        """Let a process do something, and its pid once it has ended."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline().strip()
+        assert answer, "the program has ended"
         assert not answer.startswith("failed"), answer
         return answer
 
-    def close(self) -> None:
-        """End the program."""
-        assert self._program.stdin
-        assert self._program.stdout
-        self._program.stdin.close()
-        self._program.wait(10)
-        self._program.stdout.close()
+    def _close(self) -> None:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.close()
+        self._process.wait(10)
+        self._process.stdout.close()
 
 
-def write(order: dict) -> None:
+@cache
+def _program() -> _Program:
+    return _Program()
+
+
+def write_process(directory: Path, metrics: Sequence[Written], *, pid: str = "") -> str:
+    """Let a process write these metrics into a directory and end; its pid.
+
+    Args:
+        directory: where its files are.
+        metrics: what it writes.
+        pid: what it takes for its pid; its own if empty.
+    """
+    return _program().order(
+        {"directory": str(directory), "metrics": [asdict(m) for m in metrics], "pid": pid}
+    )
+
+
+def _write(order: dict[str, Any]) -> None:
     """In the forked process: write everything, and leave the files behind."""
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, values
 
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = order["directory"]
     if order["pid"]:
-        from prometheus_client import metrics
-
         identifier = order["pid"]
-        values.ValueClass = metrics.values.ValueClass = values.MultiProcessValue(lambda: identifier)
+        vars(values)["ValueClass"] = values.MultiProcessValue(lambda: identifier)
     registry = CollectorRegistry()
     classes = {"counter": Counter, "gauge": Gauge, "histogram": Histogram, "summary": Summary}
     for metric in order["metrics"]:
-        options = {"registry": registry}
+        options: dict[str, Any] = {"registry": registry}
         if metric["type"] == "gauge":
             options["multiprocess_mode"] = metric["mode"]
         if metric["type"] == "histogram":
@@ -102,7 +115,7 @@ def main() -> None:
         if pid == 0:
             status = 1
             try:
-                write(order)
+                _write(order)
                 status = 0
             finally:
                 os._exit(status)

@@ -42,7 +42,7 @@ class MultiprocessFile:
             header, and the beginning of the last entry.
         marked: int64, what those words were.
         left_out: the series that have no place on the page: how many, and why, by reason.
-        waiting: whether its last key was half written.
+        waiting: whether its header or its last key was half written.
     """
 
     def __init__(self, path: str, name: FileName, inode: int) -> None:
@@ -133,7 +133,7 @@ class MultiprocessFile:
         half_written = bool(found) and entries.half_written(found[-1].key)
         if half_written:
             used = self._wait_for(found.pop())
-        self.waiting = half_written
+        self.waiting = half_written or not used
         self._mark(header, used, found)
         return found
 
