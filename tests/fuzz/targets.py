@@ -22,6 +22,7 @@ from dynamometer.exposition.metrics import to_metric
 from dynamometer.exposition.negotiate import accepts_gzip, choose_format
 from dynamometer.exposition.parse import parse
 from dynamometer.exposition.render import render
+from dynamometer.exposition.series import label_name, metric_name
 from dynamometer.multiprocess import MultiprocessDirectory
 
 _NAMES = (
@@ -125,10 +126,9 @@ def _samples(families: Iterable[Metric]) -> list[tuple[object, ...]]:
     for family in families:
         for sample in family.samples:
             if sample.native_histogram is None and not sample.name.endswith("_created"):
-                labels = sorted(sample.labels.items())
-                found.append(
-                    (family.name, family.type, sample.name, labels, str(float(sample.value)))
-                )
+                labels = sorted((label_name(k), v) for k, v in sample.labels.items())
+                names = metric_name(family.name), family.type, metric_name(sample.name)
+                found.append((*names, labels, str(float(sample.value))))
     return sorted(found, key=repr)
 
 

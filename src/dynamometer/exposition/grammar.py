@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from dynamometer.exposition.series import labels_text, metric_name, series_text, unescape
+from dynamometer.exposition.series import label_name, labels_text, metric_name, series_text, unescape
 
 NAME: Final = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
 QUOTED: Final = r'"(?:[^"\\\n]|\\.)*"'
@@ -114,7 +114,7 @@ class SeriesParser:
             if value is None:
                 if name is not None or quoted is None:
                     raise GrammarError(f"a label without value: {match[0]!r}")
-                name = unquote(quoted)
+                name = metric_name(unquote(quoted))
             else:
                 _add_label(labels, plain or unquote(quoted), unquote(value))
             position = match.end()
@@ -128,6 +128,7 @@ class SeriesParser:
 
 
 def _add_label(labels: dict[str, str], name: str, value: str) -> None:
+    name = label_name(name)  # two names that become one are a label twice
     if not name or name.startswith(_RESERVED):
         raise GrammarError(f"no name of a label: {name!r}")
     if name in labels:
@@ -157,13 +158,13 @@ def parse_number(text: str) -> tuple[float, str]:
 
 
 def parse_name(text: str) -> str:
-    """A metric's name, plain or quoted.
+    """A metric's name, plain or quoted, in the legacy character set.
 
     Raises:
         GrammarError: it is none.
     """
     if re.fullmatch(NAME, text, re.ASCII):
         return text
-    if re.fullmatch(QUOTED, text) and metric_name(unquote(text)):
-        return unquote(text)
+    if re.fullmatch(QUOTED, text) and unquote(text):
+        return metric_name(unquote(text))
     raise GrammarError(f"no metric name: {text[:80]!r}")
