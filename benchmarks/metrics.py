@@ -89,20 +89,22 @@ def measure(processes: int, label_sets: int, *, quick: bool) -> Costs:
             return generate_latest(registry)
 
         directory = MultiprocessDirectory(path)
-        _same(peer(), MultiprocessDirectory(path).render())  # and everything is imported
+        _same(peer(), directory.render())
         peers, firsts = [], []
         for _ in range(2 if quick else 3):
+            gc.collect()
             peers.append(timed(peer))
             firsts.append(timed(MultiprocessDirectory(path).render))
-        directory.render()
+        for _ in range(5):  # until numbers are as long as they are in service
+            load.change(1.0)
+            directory.render()
         steady: dict[str, list[float]] = {share: [] for share in SHARES}
         selections = []
-        for _ in range(11 if quick else 31):
-            for share in SHARES:
+        for share in SHARES:
+            for _ in range(11 if quick else 31):
                 load.change(SHARES[share])
-                gc.collect(0)
                 steady[share].append(timed(directory.render))
-            selections.append(_selection(directory))
+                selections.append(_selection(directory))
         _same(peer(), directory.render())
         peers.append(timed(peer))
         return Costs(

@@ -136,17 +136,19 @@ class OpenFamily:
             self.restructured = True
         return cell
 
-    def lines(self, cells: Cells) -> list[int]:
-        """The cells of all lines, in the order of the page."""
+    def blocks(self, cells: Cells, size: int) -> list[list[int]]:
+        """The cells of all lines in the order of the page, in blocks that change together.
+
+        Args:
+            cells: where the cells are.
+            size: how many lines a block has where the lines do not say it; a histogram's
+                label set is not divided.
+        """
         self._sort(cells)
-        if self.metadata.type != "histogram":
-            return [place for place in self._sorted if isinstance(place, int)]
-        return [
-            cell
-            for group in self._sorted
-            if isinstance(group, HistogramGroup)
-            for cell in group.cells()
-        ]
+        if self.metadata.type == "histogram":
+            return [list(group.cells()) for group in self._sorted if not isinstance(group, int)]
+        lines = [cell for cell in self._sorted if isinstance(cell, int)]
+        return [lines[begin : begin + size] for begin in range(0, len(lines), size)]
 
     def rows(self) -> Mapping[int, Rows]:
         """A histogram's groups, by the number of their buckets."""

@@ -201,8 +201,9 @@ class Reader:
         self._aggregation.apply(self._reading.values, self._reading.timestamps)
         families = list(self._table.families.values())
         restructured = [family for family in families if family.restructured]
-        for family in restructured:
-            self._page.rebuild(family)
+        done = 0
+        while done < len(restructured):
+            done += self._page.rebuild(restructured[done:])
             yield
         if self._page.update() or restructured or len(families) != len(self.families):
             self.families = self._page.families(self._table.families)
