@@ -1,5 +1,6 @@
-"""prometheus_client's multiprocess files: what several processes of an engine have counted."""
+"""prometheus_client's multiprocess files: what several processes have counted, as one page."""
 
+from dynamometer.multiprocess.collector import MultiProcessCollector, generate_latest
 from dynamometer.multiprocess.directory import MultiprocessDirectory
 
-__all__ = ["MultiprocessDirectory"]
+__all__ = ["MultiProcessCollector", "MultiprocessDirectory", "generate_latest"]

@@ -2,37 +2,100 @@
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
 
-from prometheus_client import CollectorRegistry, Metric, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
-from prometheus_client.openmetrics import exposition as openmetrics_exposition
-from prometheus_client.registry import Collector
-from prometheus_client.samples import Sample
+from prometheus_client import Metric
 
-logger = logging.getLogger(__name__)
+from dynamometer.exposition.families import Family
+from dynamometer.exposition.filters import Selection
+from dynamometer.exposition.metrics import to_metric
+from dynamometer.exposition.pages import Pages
+from dynamometer.multiprocess.reader import Reader
+from dynamometer.multiprocess.tree import FileTree
 
-# Names with a colon stay as they are; prometheus_client's default would write another one.
-_ESCAPING = "allow-utf-8"
+DEFAULT_MAX_SERIES: Final = 200_000
 
 
 class MultiprocessDirectory:
-    """The files in the tree below a directory, read with prometheus_client's collector."""
+    """What several processes have counted, kept current from one call to the next.
 
-    def __init__(self, path: Path | str, *, labels: Mapping[str, str] | None = None) -> None:
+    Safe to use from several threads; callers that come at once share one reading. No file
+    makes a call fail: `errors` counts what was left out.
+    """
+
+    def __init__(
+        self,
+        path: os.PathLike[str] | str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        owned: bool = False,
+        max_series: int = DEFAULT_MAX_SERIES,
+        recursive: bool = True,
+    ) -> None:
         """Nothing is read yet, and the directory need not be there yet.
 
         Args:
-            path: where the tree begins; SGLang makes a directory inside.
+            path: where the files are.
             labels: constant ones, added to every series that has not its own.
+            owned: the directory is ours: `retire` removes files.
+            max_series: how many series are shown; the first ones to come, and a histogram
+                that is begun is finished.
+            recursive: look through the tree below too; SGLang makes a directory inside.
         """
-        self._path = Path(path)
-        self._labels = dict(labels or {})
-        self._bad: set[str] = set()
-        self.errors: Counter[str] = Counter()
+        self._owned = owned
+        self._lock = threading.Lock()
+        self._reading: Iterator[None] | None = None
+        self._metrics: tuple[tuple[Family, ...], list[Metric]] = ((), [])
+        self._pages = Pages()
+        self._reader = Reader(
+            FileTree(os.fspath(path), recursive=recursive), labels or {}, max_series=max_series
+        )
+
+    @property
+    def errors(self) -> Mapping[str, int]:
+        """How often a file, or series of one, was left out of a reading, by reason.
+
+        Only grows. The reasons are those of `dynamometer.multiprocess.faults.Reason`.
+        """
+        return self._reader.errors
+
+    def families(self) -> tuple[Family, ...]:
+        """The families by name, read now.
+
+        A family in which nothing changed is the same object as before, and the tuple is the
+        same where nothing changed at all.
+        """
+        with self._lock:
+            self._finish()
+            self._reading = self._reader.steps()
+            self._finish()
+            return self._reader.families
+
+    def current_families(self) -> tuple[Family, ...]:
+        """The families as they were last read; see `refresh_steps`."""
+        return self._reader.families
+
+    def refresh_steps(self, *, seconds: float = 0.002) -> Iterator[None]:
+        """Read in steps, so that a first reading does not hold up an event loop.
+
+        Whoever else asks for the families in between finishes the reading.
+
+        Args:
+            seconds: how long a step takes, about.
+        """
+        with self._lock:
+            if self._reading is None:
+                self._reading = self._reader.steps()
+            mine = self._reading
+        while True:
+            with self._lock:
+                if self._reading is not mine or self._advance(seconds):
+                    return
+            yield
 
     def render(
         self,
@@ -50,51 +113,57 @@ class MultiprocessDirectory:
             exclude_prefixes: left out before anything is chosen.
             openmetrics: OpenMetrics 1.0.0 instead of text 0.0.4.
         """
-        chosen = [
-            metric
-            for metric in self.collect()
-            if not metric.name.startswith(tuple(exclude_prefixes))
-            and (not prefixes or metric.name.startswith(tuple(prefixes)))
-            and (not names or any(sample.name in names for sample in metric.samples))
-        ]
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Collected(chosen))
-        if openmetrics:
-            return bytes(openmetrics_exposition.generate_latest(registry, escaping=_ESCAPING))
-        return bytes(generate_latest(registry))
+        selection = Selection.of(prefixes=prefixes, names=names, exclude_prefixes=exclude_prefixes)
+        return self._pages.render(self.families(), selection, openmetrics=openmetrics)
 
     def collect(self) -> Iterable[Metric]:
-        """The families of all readable files; a bad file costs only itself, and is counted."""
-        files = sorted(str(file) for file in self._path.rglob("*.db"))
-        try:
-            metrics = MultiProcessCollector.merge(files)
-        except Exception:  # noqa: BLE001, RUF100  # prometheus_client raises whatever the bytes led to
-            metrics = MultiProcessCollector.merge([f for f in files if self._readable(f)])
-        return [self._with_labels(metric) for metric in metrics]
+        """The families as prometheus_client has them; their samples are made when looked at."""
+        families = self.families()
+        known, metrics = self._metrics
+        if known is not families:
+            of_family = dict(zip(known, metrics, strict=True))
+            metrics = [of_family.get(family) or to_metric(family) for family in families]
+            self._metrics = (families, metrics)
+        return list(metrics)
 
-    def _readable(self, file: str) -> bool:
-        try:
-            list(MultiProcessCollector.merge([file]))
-        except Exception as error:  # noqa: BLE001, RUF100  # as above
-            self.errors["unreadable"] += 1
-            if file not in self._bad:
-                self._bad.add(file)
-                logger.warning("metrics file %s is left out: %r", file, error)
-            return False
-        self._bad.discard(file)
+    def retire(self, pids: Iterable[int | str]) -> None:
+        """Keep what ended processes have counted, and drop their gauges.
+
+        Counters, histograms and summaries of theirs stay in the totals; their files are
+        removed where the directory is ours, else read no more. A process that gets such a pid
+        again and goes on with the old file is noticed, and nothing counts twice.
+
+        Args:
+            pids: the processes, as the files' names have them.
+        """
+        processes = frozenset(str(pid) for pid in pids)
+        with self._lock:
+            self._finish()
+            self._reading = self._reader.steps()
+            self._finish()
+            self._reader.retire(processes, owned=self._owned)
+
+    def close(self) -> None:
+        """Close all files; the next call opens them again."""
+        with self._lock:
+            self._finish()
+            self._reader.close()
+
+    def _finish(self) -> None:
+        """Finish the reading that has begun, if there is one."""
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            for _ in reading:
+                pass
+
+    def _advance(self, seconds: float) -> bool:
+        """Go on with the reading for a while; whether it is complete."""
+        reading = self._reading
+        assert reading is not None
+        end = time.perf_counter() + seconds
+        self._reading = None  # not kept where a step fails
+        for _ in reading:
+            if time.perf_counter() >= end:
+                self._reading = reading
+                return False
         return True
-
-    def _with_labels(self, metric: Metric) -> Metric:
-        metric.samples = [
-            Sample(s.name, {**self._labels, **s.labels}, s.value, s.timestamp, s.exemplar)
-            for s in metric.samples
-        ]
-        return metric
-
-
-class _Collected(Collector):
-    def __init__(self, metrics: Iterable[Metric]) -> None:
-        self._metrics = metrics
-
-    def collect(self) -> Iterable[Metric]:
-        return self._metrics

@@ -1,0 +1,209 @@
+"""`make bench-metrics`: what a page costs, against prometheus_client in the same run.
+
+The same files, made of several processes' counters, gauges and histograms (see
+`multiprocess_load`), are rendered by both, in turn; times are medians of processor time, and
+each pair of pages is compared as sorted lines. Prints a table; `--svg` draws the picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import resource
+import shutil
+import statistics
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cost_picture import draw
+from multiprocess_load import Load
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from dynamometer.exposition.filters import Selection
+from dynamometer.exposition.render import render
+from dynamometer.multiprocess import MultiprocessDirectory
+
+# Processes and label sets, each of which has 330 lines.
+SIZES = ((1, 1), (4, 1), (4, 4), (8, 6), (16, 6), (33, 6))
+QUICK_SIZES = ((1, 1), (8, 6))
+SHARES = {"none": 0.0, "10 %": 0.1, "all": 1.0}
+FIVE_FAMILIES = [f"sglang:some_counted_thing_{k}_total" for k in range(5)]
+_FILES_IN = Path("/dev/shm")
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Processor seconds for a page of so many lines."""
+
+    lines: int
+    peer: float
+    first: float
+    steady: dict[str, float]
+    selection: float
+
+    def per_changed(self, share: str) -> float:
+        """What a changed line costs, in seconds, over a page in which nothing changed."""
+        changed = self.lines * SHARES[share]
+        return (self.steady[share] - self.steady["none"]) / changed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="two sizes, few repetitions")
+    parser.add_argument("--svg", type=Path, help="where the picture goes")
+    parser.add_argument("--memory-renders", type=int, default=100_000, help="0: leave it out")
+    options = parser.parse_args()
+    sizes = QUICK_SIZES if options.quick else SIZES
+    found = [measure(*size, quick=options.quick) for size in sizes]
+    print_table(found)
+    if not options.quick and options.memory_renders:
+        print_memory(*sizes[-1], renders=options.memory_renders)
+    if options.svg:
+        options.svg.write_text(
+            draw(
+                {
+                    "prometheus_client": [(c.lines, c.peer) for c in found],
+                    "first reading": [(c.lines, c.first) for c in found],
+                    **{
+                        f"{share} changed": [(c.lines, c.steady[share]) for c in found]
+                        for share in reversed(SHARES)
+                    },
+                }
+            ),
+            encoding="utf-8",
+        )
+
+
+def measure(processes: int, label_sets: int, *, quick: bool) -> Costs:
+    """Measure one size."""
+    with _load(processes, label_sets) as (path, load):
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, str(path))
+
+        def peer() -> bytes:
+            return generate_latest(registry)
+
+        directory = MultiprocessDirectory(path)
+        _same(peer(), directory.render())
+        peers, firsts = [], []
+        for _ in range(2 if quick else 3):
+            gc.collect()
+            peers.append(timed(peer))
+            firsts.append(timed(MultiprocessDirectory(path).render))
+        for _ in range(5):  # until numbers are as long as they are in service
+            load.change(1.0)
+            directory.render()
+        steady: dict[str, list[float]] = {share: [] for share in SHARES}
+        selections = []
+        for share in SHARES:
+            for _ in range(11 if quick else 31):
+                load.change(SHARES[share])
+                steady[share].append(timed(directory.render))
+                selections.append(_selection(directory))
+        _same(peer(), directory.render())
+        peers.append(timed(peer))
+        return Costs(
+            load.lines,
+            statistics.median(peers),
+            statistics.median(firsts),
+            {share: statistics.median(times) for share, times in steady.items()},
+            statistics.median(selections),
+        )
+
+
+def _selection(directory: MultiprocessDirectory) -> float:
+    """Five families out of what was just read: rendering alone."""
+    families = directory.current_families()
+    selection = Selection.of(names=FIVE_FAMILIES)
+    return timed(lambda: render(selection.apply(families)))
+
+
+def timed(work: Callable[[], object]) -> float:
+    """The processor time that some work takes, in seconds."""
+    begin = time.process_time()
+    work()
+    return time.process_time() - begin
+
+
+class _load:  # noqa: N801  # a context
+    def __init__(self, processes: int, label_sets: int) -> None:
+        place = _FILES_IN if _FILES_IN.is_dir() else None
+        self._path = Path(tempfile.mkdtemp(dir=place))
+        self._load = Load(self._path, processes=processes, label_sets=label_sets)
+
+    def __enter__(self) -> tuple[Path, Load]:
+        return self._path, self._load
+
+    def __exit__(self, *_: object) -> None:
+        self._load.close()
+        shutil.rmtree(self._path)
+
+
+def _same(theirs: bytes, ours: bytes) -> None:
+    assert sorted(theirs.splitlines()) == sorted(ours.splitlines()), "the pages differ"
+
+
+def print_table(found: list[Costs]) -> None:
+    """Times in milliseconds, and how many times faster than prometheus_client that is."""
+    print("Processor time of one page, milliseconds (times faster than prometheus_client)\n")
+    head = ["lines", "prometheus_client", "first reading", *(f"{s} changed" for s in SHARES)]
+    print("| " + " | ".join([*head, "five families", "µs a changed line (10 %, all)"]) + " |")
+    print("| " + " | ".join(["---"] * (len(head) + 2)) + " |")
+    for costs in found:
+        cells = [f"{costs.lines:,}", _ms(costs.peer)]
+        cells.append(f"{_ms(costs.first)} ({costs.first / costs.peer:.2f} of it)")
+        cells += [f"{_ms(t)} ({costs.peer / t:,.0f}×)" for t in costs.steady.values()]
+        cells.append(_ms(costs.selection))
+        cells.append(", ".join(f"{costs.per_changed(s) * 1e6:.2f}" for s in ("10 %", "all")))
+        print("| " + " | ".join(cells) + " |")
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g}"
+
+
+def print_memory(processes: int, label_sets: int, *, renders: int) -> None:
+    """What a series costs in memory, and whether renderings leak."""
+    with _load(processes, label_sets) as (path, load):
+        gc.collect()
+        before = _resident()
+        directory = MultiprocessDirectory(path)
+        directory.render()
+        gc.collect()
+        held = _resident() - before
+        print(f"\nmemory: {held / load.lines:.0f} bytes a series at {load.lines:,} series")
+    with _load(1, 1) as (path, load):
+        directory = MultiprocessDirectory(path)
+        for _ in range(100):
+            load.change(0.1)
+            directory.render()
+        gc.collect()
+        tracemalloc.start()
+        directory.render()
+        begin, _ = tracemalloc.get_traced_memory()
+        resident = _resident()
+        for number in range(renders):
+            if number % 10 == 0:
+                load.change(0.1)
+            directory.render()
+        gc.collect()
+        end, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        print(
+            f"after {renders:,} renders: {end - begin:+,} bytes allocated, "
+            f"{_resident() - resident:+,} resident"
+        )
+
+
+def _resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * resource.getpagesize()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""prometheus_client's families to ours, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from prometheus_client import Metric
+from prometheus_client.samples import Exemplar, Sample
+
+from dynamometer.exposition.builder import FamilyBuilder
+from dynamometer.exposition.families import Family, Metadata
+from dynamometer.exposition.numbers import format_number
+from dynamometer.exposition.series import labels_text, series_text, split_lines, split_series
+
+_MILLISECONDS: Final = 1000
+
+
+class FamilyMetric(Metric):
+    """A family as prometheus_client has it, whose samples are made when they are looked at.
+
+    Attributes:
+        family: the family, for those who can do with its bytes.
+    """
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        metadata = family.metadata
+        super().__init__(metadata.name, metadata.documentation, metadata.type)
+        self.unit = metadata.unit
+        self._samples: list[Sample] | None = None
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The samples, without timestamps and exemplars."""
+        if self._samples is None:
+            self._samples = to_samples(self.family.lines)
+        return self._samples
+
+    @samples.setter
+    def samples(self, samples: Sequence[Sample]) -> None:
+        self._samples = list(samples)
+
+
+def to_metric(family: Family) -> Metric:
+    """A family as prometheus_client has it."""
+    return FamilyMetric(family)
+
+
+def to_samples(lines: bytes) -> list[Sample]:
+    """The samples of sample lines in our own form, without timestamps and exemplars."""
+    samples = []
+    for series, rest in split_lines(lines):
+        name, labels = split_series(series)
+        samples.append(Sample(name, dict(labels), float(rest.split(" ", 1)[0])))
+    return samples
+
+
+def from_metric(metric: Metric) -> Family:
+    """A family of prometheus_client's as its bytes; those it has kept where it is one of ours."""
+    if isinstance(metric, FamilyMetric) and metric.family.metadata.name == metric.name:
+        return metric.family
+    builder = FamilyBuilder(Metadata(metric.name, metric.type, metric.documentation, metric.unit))
+    for sample in metric.samples:
+        if sample.native_histogram is not None:
+            continue  # OpenMetrics 2.0's
+        stamp = sample.timestamp
+        builder.add(
+            sample.name,
+            series_text(sample.name, labels_text(sample.labels)),
+            format_number(float(sample.value)),
+            seconds="" if stamp is None else str(stamp),
+            milliseconds="" if stamp is None else str(int(float(stamp) * _MILLISECONDS)),
+            exemplar=_exemplar_text(sample.exemplar) if sample.exemplar else "",
+        )
+    return builder.family()
+
+
+def _exemplar_text(exemplar: Exemplar) -> str:
+    stamp = "" if exemplar.timestamp is None else f" {exemplar.timestamp}"
+    value = format_number(float(exemplar.value))
+    return f"{{{labels_text(exemplar.labels)}}} {value}{stamp}"

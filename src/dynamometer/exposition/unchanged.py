@@ -1,0 +1,42 @@
+"""The same objects for the same families, so that what was made of them can be kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dynamometer.exposition.families import Family
+
+
+def same(one: Family, other: Family) -> bool:
+    """Whether two families look the same on every page."""
+    return (
+        one.metadata == other.metadata
+        and one.chunks == other.chunks
+        and one.openmetrics_chunks == other.openmetrics_chunks
+    )
+
+
+class Unchanged:
+    """Remembers a source's families from one time to the next."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Family, ...] = ()
+
+    def keep(self, families: Sequence[Family]) -> tuple[Family, ...]:
+        """The families, each the object of the last time where it is the same.
+
+        The very tuple of the last time where all are.
+        """
+        last = {(family.metadata.name, family.metadata.type): family for family in self._last}
+        kept = tuple(
+            [
+                before
+                if (before := last.get((family.metadata.name, family.metadata.type))) is not None
+                and same(before, family)
+                else family
+                for family in families
+            ]
+        )
+        if kept != self._last:  # families are equal to themselves only
+            self._last = kept
+        return self._last

@@ -1,0 +1,205 @@
+"""One multiprocess file: kept open where there is room, read and never mapped.
+
+A mapped file that is truncated kills its reader (SIGBUS); a read that comes up short says so.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from isal.isal_zlib import crc32
+from numpy.typing import NDArray
+
+from dynamometer.multiprocess import entries
+from dynamometer.multiprocess.entries import HEADER_BYTES, WORD_BYTES, Entry
+from dynamometer.multiprocess.faults import FileFault, Reason, of_os_error
+from dynamometer.multiprocess.filename import FileName
+
+# A FIFO must not block the reader, nor a terminal become its own.
+_FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+CLOSED: Final = -1
+_MARKS_OF_ENTRIES: Final = 2
+
+
+class MultiprocessFile:
+    """A file and what has been read of it.
+
+    Attributes:
+        path: where it is.
+        name: the parts of its name.
+        inode: its number in the directory.
+        used: how many bytes of it are known; 0 before anything is.
+        values: int64, where the values are that have a cell, in words of eight bytes.
+        cells: int32, the cell of each.
+        baseline: float64, what each value counts from; None for zero.
+        marks: int64, words that change when the file is not the one that was read: the
+            header, and the beginning of the last entry.
+        marked: int64, what those words were.
+        left_out: the series that have no place on the page: how many, and why, by reason.
+        waiting: whether its header or its last key was half written.
+    """
+
+    def __init__(self, path: str, name: FileName, inode: int) -> None:
+        """Nothing is opened or read yet."""
+        self.path = path
+        self.name = name
+        self.inode = inode
+        self.descriptor = CLOSED
+        self.left_out: dict[Reason, tuple[int, str]] = {}
+        self.baseline: NDArray[np.float64] | None = None
+        self.waiting = False
+        self._half_written = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """As if nothing of it had been read."""
+        self.used = 0
+        self.values: NDArray[np.int64] = np.empty(0, np.int64)
+        self.cells: NDArray[np.int32] = np.empty(0, np.int32)
+        self.marks: NDArray[np.int64] = np.empty(0, np.int64)
+        self.marked: NDArray[np.int64] = np.empty(0, np.int64)
+        self.baseline = None
+        self.left_out.clear()
+
+    @contextmanager
+    def opened(self) -> Iterator[int]:
+        """Its descriptor: the one kept, or one for the time of the context.
+
+        Raises:
+            FileFault: it cannot be opened, or is no regular file.
+        """
+        if self.descriptor != CLOSED:
+            yield self.descriptor
+            return
+        descriptor = _open(self.path)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def keep_open(self) -> None:
+        """Open it for good.
+
+        Raises:
+            FileFault: as `opened`.
+        """
+        if self.descriptor == CLOSED:
+            self.descriptor = _open(self.path)
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        if self.descriptor != CLOSED:
+            os.close(self.descriptor)
+            self.descriptor = CLOSED
+
+    def replaced(self, inode: int) -> bool:
+        """Whether the directory has another file in its place now.
+
+        Args:
+            inode: the number in the directory.
+        """
+        if inode != self.inode:
+            return True
+        # A number is used again as soon as nobody holds the file: then the marks differ.
+        return self.descriptor != CLOSED and os.fstat(self.descriptor).st_nlink == 0
+
+    def new_entries(self) -> list[Entry]:
+        """The entries behind those that are known.
+
+        A key that is half written when it is read is left for the next call.
+
+        Raises:
+            FileFault: the file cannot be read, or is none.
+        """
+        with self.opened() as descriptor:
+            try:
+                header = os.pread(descriptor, HEADER_BYTES, 0)
+                used = entries.used_bytes(header, os.fstat(descriptor).st_size)
+                if used < self.used or not self._same_last_entry(descriptor):
+                    self.forget()
+                begin = self.used or HEADER_BYTES
+                data = os.pread(descriptor, used - begin, begin) if used > begin else b""
+            except OSError as error:
+                raise of_os_error(error) from None
+        if used and len(data) < used - begin:
+            raise FileFault(Reason.TRUNCATED, f"{used} bytes in use, it says")
+        found = entries.split(data, begin)
+        half_written = bool(found) and entries.half_written(found[-1].key)
+        if half_written:
+            used = self._wait_for(found.pop())
+        self.waiting = half_written or not used
+        self._mark(header, used, found)
+        return found
+
+    def fingerprint(self) -> int:
+        """A checksum of what the file holds.
+
+        Raises:
+            FileFault: the file cannot be read, or is none.
+        """
+        with self.opened() as descriptor:
+            try:
+                header = os.pread(descriptor, HEADER_BYTES, 0)
+                used = entries.used_bytes(header, os.fstat(descriptor).st_size)
+                return crc32(os.pread(descriptor, used, 0))
+            except OSError as error:
+                raise of_os_error(error) from None
+
+    def place(self, values: list[int], cells: list[int]) -> None:
+        """Take in the values that have got cells.
+
+        Args:
+            values: where they are, in words.
+            cells: the cell of each.
+        """
+        self.values = np.concatenate([self.values, np.array(values, np.int64)])
+        self.cells = np.concatenate([self.cells, np.array(cells, np.int32)])
+        if self.baseline is not None:
+            self.baseline = np.concatenate([self.baseline, np.zeros(len(values))])
+
+    def leave_out(self, reason: Reason, text: str) -> None:
+        """Count a series that has no place on the page."""
+        count, first = self.left_out.get(reason, (0, text))
+        self.left_out[reason] = count + 1, first
+
+    def _same_last_entry(self, descriptor: int) -> bool:
+        if self.marks.size < _MARKS_OF_ENTRIES:
+            return True
+        word = os.pread(descriptor, WORD_BYTES, int(self.marks[1]) * WORD_BYTES)
+        return word == self.marked[1:].tobytes()
+
+    def _wait_for(self, entry: Entry) -> int:
+        if self._half_written == entry.begin:
+            raise FileFault(Reason.KEY, f"an empty key at byte {entry.begin * WORD_BYTES}")
+        self._half_written = entry.begin
+        return entry.begin * WORD_BYTES
+
+    def _mark(self, header: bytes, used: int, found: list[Entry]) -> None:
+        self.used = used
+        last = self.marks[1:]
+        last_word = self.marked[1:]
+        if found:
+            last = np.array([found[-1].begin])
+            last_word = np.frombuffer(entries.first_word(found[-1].key), np.int64)
+        self.marks = np.concatenate([[0], last]).astype(np.int64)
+        self.marked = np.concatenate([np.frombuffer(header, np.int64), last_word])
+
+
+def _open(path: str) -> int:
+    try:
+        descriptor = os.open(path, _FLAGS)
+    except OSError as error:
+        found = Path(path)
+        if found.exists() and not found.is_file():
+            raise FileFault(Reason.NOT_A_FILE, "no regular file") from None
+        raise of_os_error(error) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FileFault(Reason.NOT_A_FILE, "no regular file")
+    return descriptor

@@ -1,0 +1,131 @@
+"""Which files there are, without listing a directory in which nothing was added or removed.
+
+A directory's modification time moves when an entry comes, goes or is replaced. Its clock
+ticks coarsely: a directory that changed within its last tick can change again without
+showing it, so such a listing is not trusted and made again.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Protocol
+
+from dynamometer.multiprocess.faults import FileFault, of_os_error
+from dynamometer.multiprocess.filename import SUFFIX
+
+# A kernel tick is at most 10 ms; file systems of whole seconds show it by their zeros.
+_FINE_TICK_NS: Final = 100_000_000
+_COARSE_TICK_NS: Final = 2_000_000_000
+_SECOND_NS: Final = 1_000_000_000
+
+
+class FileSource(Protocol):
+    """Where a reader's files are."""
+
+    @property
+    def files(self) -> Mapping[str, int]:
+        """The inode number of each file, by path, in the order in which they are read."""
+
+    @property
+    def faults(self) -> Sequence[tuple[str, FileFault]]:
+        """The directories that could not be listed, by path."""
+
+    def refresh(self) -> bool:
+        """Look again; False where nothing can have come, gone or been replaced."""
+
+
+@dataclass(slots=True)
+class _Directory:
+    identity: tuple[int, int, int]
+    settled: bool
+    files: dict[str, int]
+    directories: list[str] = field(default_factory=list)
+
+
+class FileTree:
+    """The files whose name ends with `.db`, in a directory and the tree below it.
+
+    Directories are not followed through links; names that begin with a dot are left out.
+    """
+
+    def __init__(self, path: str, *, recursive: bool = True) -> None:
+        """Nothing is read yet, and the directory need not be there yet."""
+        self._path = path
+        self._recursive = recursive
+        self._known: dict[str, _Directory] = {}
+        self._files: dict[str, int] = {}
+        self.faults: list[tuple[str, FileFault]] = []
+
+    @property
+    def files(self) -> Mapping[str, int]:
+        """The inode number of each file, by path, in the order of the paths."""
+        return self._files
+
+    def refresh(self) -> bool:
+        """Look again; whether any directory was listed."""
+        self.faults = []
+        known, self._known = self._known, {}
+        listed = False
+        for path in self._walk(known):
+            listed = listed or self._known[path] is not known.get(path)
+        if listed or len(known) != len(self._known):
+            found = [item for directory in self._known.values() for item in directory.files.items()]
+            self._files = dict(sorted(found))
+            return True
+        return False
+
+    def _walk(self, known: Mapping[str, _Directory]) -> Iterator[str]:
+        waiting = [self._path]
+        while waiting:
+            path = waiting.pop()
+            try:
+                self._known[path] = directory = self._look(path, known.get(path))
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                self.faults.append((path, of_os_error(error)))
+                continue
+            yield path
+            if self._recursive:
+                waiting.extend(directory.directories)
+
+    def _look(self, path: str, known: _Directory | None) -> _Directory:
+        status = os.stat(path)  # noqa: PTH116  # each reading does it, and pathlib takes thrice as long
+        identity = (status.st_dev, status.st_ino, status.st_mtime_ns)
+        if known is not None and known.settled and known.identity == identity:
+            return known
+        coarse = status.st_mtime_ns % _SECOND_NS == 0
+        age = time.time_ns() - status.st_mtime_ns
+        directory = _Directory(identity, age > (_COARSE_TICK_NS if coarse else _FINE_TICK_NS), {})
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.name.endswith(SUFFIX):
+                    directory.files[entry.path] = entry.inode()
+                elif entry.is_dir(follow_symlinks=False):
+                    directory.directories.append(entry.path)
+        return directory
+
+
+class FileList:
+    """Files that somebody names, in the order in which he does."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self._paths = list(paths)
+        self.files: Mapping[str, int] = {}
+        self.faults: Sequence[tuple[str, FileFault]] = ()
+
+    def refresh(self) -> bool:
+        """Look which of them there are; True: any may have been replaced."""
+        found = {}
+        for path in self._paths:
+            with suppress(OSError):
+                found[path] = Path(path).stat().st_ino
+        self.files = found
+        return True

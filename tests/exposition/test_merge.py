@@ -1,0 +1,107 @@
+"""Several sources, one page: every family once, no series twice."""
+
+from __future__ import annotations
+
+from dynamometer.exposition.filters import Selection
+from dynamometer.exposition.merge import Clash, LeftOut, Merger, Source
+from dynamometer.exposition.merged_page import MergedPage
+from dynamometer.exposition.parse import parse
+from dynamometer.exposition.render import render
+
+FILES = parse(
+    b"# HELP a_total files\n# TYPE a_total counter\n"
+    b'a_total{x="1"} 1\na_total{x="2"} 2\n'
+    b"# HELP h files\n# TYPE h histogram\n"
+    b'h_bucket{le="1.0",x="1"} 1\nh_bucket{le="+Inf",x="1"} 1\nh_count{x="1"} 1\nh_sum{x="1"} 1\n'
+    b"# HELP g files\n# TYPE g gauge\ng 1\n"
+)
+HTTP = parse(
+    b"# HELP a_total page\n# TYPE a_total counter\n"
+    b'a_total{x="2"} 20\na_total{x="3"} 30\n'
+    b"# HELP h page\n# TYPE h histogram\n"
+    b'h_bucket{le="2.0",x="1"} 9\nh_bucket{le="+Inf",x="1"} 9\nh_count{x="1"} 9\nh_sum{x="1"} 9\n'
+    b'h_bucket{le="2.0",x="2"} 8\nh_bucket{le="+Inf",x="2"} 8\nh_count{x="2"} 8\nh_sum{x="2"} 8\n'
+    b"# HELP g page\n# TYPE g histogram\n"
+    b"# HELP only page\n# TYPE only gauge\nonly 1\n"
+)
+MERGED = (
+    b"# HELP a_total files\n# TYPE a_total counter\n"
+    b'a_total{x="1"} 1\na_total{x="2"} 2\na_total{x="3"} 30\n'
+    b"# HELP h files\n# TYPE h histogram\n"
+    b'h_bucket{le="1.0",x="1"} 1\nh_bucket{le="+Inf",x="1"} 1\nh_count{x="1"} 1\nh_sum{x="1"} 1\n'
+    b'h_bucket{le="2.0",x="2"} 8\nh_bucket{le="+Inf",x="2"} 8\nh_count{x="2"} 8\nh_sum{x="2"} 8\n'
+    b"# HELP g files\n# TYPE g gauge\ng 1\n"
+    b"# HELP only page\n# TYPE only gauge\nonly 1\n"
+)
+SOURCES = [Source("files", FILES), Source("page", HTTP)]
+
+
+def test_the_first_source_wins_and_histograms_stay_whole() -> None:
+    merger = Merger()
+    assert render(merger.merge(SOURCES)) == MERGED
+
+
+def test_what_is_left_out_is_told() -> None:
+    merger = Merger()
+    merger.merge(SOURCES)
+    assert set(merger.left_out) == {
+        LeftOut("page", "files", "a", Clash.OVERLAP, 1),
+        LeftOut("page", "files", "h", Clash.OVERLAP, 1),
+        LeftOut("page", "files", "g", Clash.TYPE_CONFLICT, 0),
+    }
+
+
+def test_names_that_would_clash_in_openmetrics_are_a_conflict() -> None:
+    merger = Merger()
+    first = Source("one", parse(b"# TYPE a_total counter\na_total 1\n"))
+    other = Source("two", parse(b"# TYPE a gauge\na 1\n# TYPE b gauge\nb 1\n"))
+    assert [family.name for family in merger.merge([first, other])] == ["a", "b"]
+    assert [part.clash for part in merger.left_out] == [Clash.TYPE_CONFLICT]
+    assert [family.name for family in merger.merge([other, first])] == ["a", "b"]
+    assert merger.left_out[0].source == "one"
+
+
+def test_nothing_new_is_nothing_done() -> None:
+    page = MergedPage()
+    assert page.update(SOURCES)
+    pages = [page.render(), page.render(openmetrics=True), page.compressed()]
+    assert not page.update(SOURCES)
+    assert not page.update([Source(s.name, tuple(s.families)) for s in SOURCES])
+    again = [page.render(), page.render(openmetrics=True), page.compressed()]
+    assert all(one is other for one, other in zip(pages, again, strict=True))
+
+
+def test_only_what_changed_is_merged_again() -> None:
+    merger = Merger()
+    before = {family.name: family for family in merger.merge(SOURCES)}
+    (changed,) = parse(b"# HELP only page\n# TYPE only gauge\nonly 2\n")
+    families = [changed if family.name == "only" else family for family in HTTP]
+    after = {f.name: f for f in merger.merge([SOURCES[0], Source("page", families)])}
+    assert [name for name in after if after[name] is not before[name]] == ["only"]
+
+
+def test_a_source_that_goes_takes_its_families_along() -> None:
+    page = MergedPage()
+    page.update(SOURCES)
+    assert page.update(SOURCES[:1])
+    assert page.render() == render(FILES)
+
+
+def test_a_selection_is_kept_when_other_families_change() -> None:
+    page = MergedPage()
+    page.update(SOURCES)
+    selection = Selection.of(names=["a_total"])
+    before = page.compressed(selection)
+    (changed,) = parse(b"# HELP only page\n# TYPE only gauge\nonly 2\n")
+    families = [changed if family.name == "only" else family for family in HTTP]
+    assert page.update([SOURCES[0], Source("page", families)])
+    assert page.compressed(selection) is before
+
+
+def test_timestamps_of_one_source_stay_in_both_formats() -> None:
+    stamped = parse(b'# TYPE a_total counter\na_total{x="9"} 1 1700000000000\n')
+    merger = Merger()
+    families = merger.merge([Source("files", FILES), Source("stamped", stamped)])
+    assert b'a_total{x="9"} 1 1700000000000\n' in render(families)
+    assert b'a_total{x="9"} 1 1700000000.0\n' in render(families, openmetrics=True)
+    assert b'a_total{x="1"} 1\n' in render(families, openmetrics=True)

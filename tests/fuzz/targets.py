@@ -1,0 +1,150 @@
+"""What is fuzzed: bytes in; nothing but the documented errors out.
+
+Where prometheus_client takes the same input, the results are compared.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import struct
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from prometheus_client import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as peer_parse_om
+from prometheus_client.parser import text_string_to_metric_families as peer_parse_text
+
+from dynamometer.errors import ExpositionError
+from dynamometer.exposition.metrics import to_metric
+from dynamometer.exposition.negotiate import accepts_gzip, choose_format
+from dynamometer.exposition.parse import parse
+from dynamometer.exposition.render import render
+from dynamometer.exposition.series import label_name, metric_name
+from dynamometer.multiprocess import MultiprocessDirectory
+
+_NAMES = (
+    "counter_1.db",
+    "gauge_all_1.db",
+    "gauge_mostrecent_1.db",
+    "gauge_min_1.db",
+    "histogram_1.db",
+    "summary_1.db",
+)
+_scratch = Path(
+    tempfile.mkdtemp(prefix="fuzz", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
+)
+logging.disable(logging.CRITICAL)
+
+
+def multiprocess_file(data: bytes) -> None:
+    """A file of any content, of each type in turn, beside a good one; read twice, then grown."""
+    if not data:
+        return
+    path = _scratch / _NAMES[data[0] % len(_NAMES)]
+    good = _scratch / "counter_2.db"
+    good.write_bytes(_GOOD)
+    content, rest = data[1:], b""
+    if data[0] & 0x80:
+        content, rest = data[1 : len(data) // 2], data[len(data) // 2 :]
+    path.write_bytes(content)
+    directory = MultiprocessDirectory(_scratch, recursive=False)
+    try:
+        for more in (b"", b"", rest):
+            if more:
+                with path.open("ab") as file:
+                    file.write(more)
+            page = directory.render()
+            assert b"good_total 1.0\n" in page, page
+            directory.render(openmetrics=True)
+    finally:
+        directory.close()
+        path.unlink()
+
+
+def multiprocess_entries(data: bytes) -> None:
+    """Keys of any content in a well-formed file."""
+    keys = data[1:].split(b"\0\n")
+    entries = []
+    for number, key in enumerate(keys):
+        padded = key + b" " * (8 - (len(key) + 4) % 8)
+        value = float(number) if data[:1] < b"\x80" else math.nan
+        entries.append(struct.pack("=i", len(key)) + padded + struct.pack("=dd", value, number))
+    body = b"".join(entries)
+    multiprocess_file(data[:1] + struct.pack("=ii", 8 + len(body), 0) + body)
+
+
+def text_page(data: bytes) -> None:
+    """A text page; what we take, prometheus_client takes too, and to the same samples."""
+    try:
+        families = parse(data)
+    except ExpositionError:
+        return
+    # It takes any white space for the same, and splits lines at more than newlines.
+    if _plain(data):
+        theirs = _samples(peer_parse_text(data.decode()))
+        assert _samples(map(to_metric, families)) == theirs, (theirs, render(families))
+    again = render(families)
+    assert render(parse(again)) == again, again
+
+
+def openmetrics_page(data: bytes) -> None:
+    """An OpenMetrics page; as `text_page`."""
+    try:
+        families = parse(data, openmetrics=True)
+    except ExpositionError:
+        return
+    if _plain(data):
+        theirs = _samples(peer_parse_om(data.decode()))
+        assert _samples(map(to_metric, families)) == theirs, (theirs, render(families))
+    again = render(families, openmetrics=True)
+    assert render(parse(again, openmetrics=True), openmetrics=True) == again, again
+
+
+def accept_header(data: bytes) -> None:
+    """Headers of any content."""
+    header = data.decode("latin-1")
+    assert choose_format(header) is choose_format(header + ",")
+    accepts_gzip(header)
+
+
+def _plain(data: bytes) -> bool:
+    """Whether prometheus_client's parsers read a valid page as the formats' descriptions do.
+
+    They take other white space for spaces, and a comment for a header.
+    """
+    lines = data.split(b"\n")
+    return all(32 <= byte < 127 for line in lines for byte in line) and not any(
+        line.lstrip().startswith(b"#") and not line.startswith(b"# ") for line in lines
+    )
+
+
+def _samples(families: Iterable[Metric]) -> list[tuple[object, ...]]:
+    found: list[tuple[object, ...]] = []
+    for family in families:
+        for sample in family.samples:
+            if sample.native_histogram is None and not sample.name.endswith("_created"):
+                labels = sorted((label_name(k), v) for k, v in sample.labels.items())
+                names = metric_name(family.name), family.type, metric_name(sample.name)
+                found.append((*names, labels, str(float(sample.value))))
+    return sorted(found, key=repr)
+
+
+_GOOD = (
+    struct.pack("=iii", 8 + 64, 0, 36)
+    + b'["good", "good_total", {}, "A good"]'.ljust(44)
+    + struct.pack("=dd", 1.0, 0.0)
+)[: 8 + 64]
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    found.__name__: found
+    for found in (
+        multiprocess_file,
+        multiprocess_entries,
+        text_page,
+        openmetrics_page,
+        accept_header,
+    )
+}

@@ -1,0 +1,134 @@
+"""The drop-in: prometheus_client's class by another import."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+from pages import assert_same_lines, values
+from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import generate_latest as peer_generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector as PeerCollector
+from prometheus_client.multiprocess import mark_process_dead
+from writer import Written, write_process
+
+from dynamometer.multiprocess import MultiProcessCollector, generate_latest
+
+METRICS = [
+    Written("counter", "c", labels=["x"], actions=[(('a"\n',), "+", 2.0)]),
+    Written("histogram", "h", labels=["x"], actions=[(("a",), "o", 0.7), (("b",), "o", 7.0)]),
+    Written("gauge", "g", mode="livesum", actions=[((), "=", 3.0)]),
+    Written("gauge", "i", mode="all", actions=[((), "=", math.inf)]),
+]
+
+
+Either: TypeAlias = type[MultiProcessCollector] | type[PeerCollector]
+
+
+def registry_of(collector: Either, tmp_path: Path) -> CollectorRegistry:
+    registry = CollectorRegistry()
+    collector(registry, str(tmp_path))
+    return registry
+
+
+def test_pages_are_the_same_with_either_generate_latest(tmp_path: Path) -> None:
+    for _ in range(2):
+        write_process(tmp_path, METRICS)
+        ours = registry_of(MultiProcessCollector, tmp_path)
+        expected = peer_generate_latest(registry_of(PeerCollector, tmp_path))
+        assert_same_lines(peer_generate_latest(ours), expected)
+        assert_same_lines(generate_latest(ours), expected)
+
+
+def test_other_collectors_of_the_registry_are_on_the_page_too(tmp_path: Path) -> None:
+    write_process(tmp_path, METRICS)
+    registry = registry_of(MultiProcessCollector, tmp_path)
+    Gauge("other", "Of this process", ["x"], registry=registry).labels("y").set(2)
+    page = generate_latest(registry)
+    assert_same_lines(page, peer_generate_latest(registry))
+    assert b'other{x="y"} 2.0\n' in page
+
+
+def test_a_restricted_registry_has_the_named_samples(tmp_path: Path) -> None:
+    write_process(tmp_path, METRICS)
+    registry = CollectorRegistry(auto_describe=True)
+    MultiProcessCollector(registry, str(tmp_path))
+    restricted = registry.restricted_registry(["g", "h_sum"])
+    assert values(peer_generate_latest(restricted)).keys() == {
+        "g",
+        'h_sum{x="a"}',
+        'h_sum{x="b"}',
+    }
+
+
+def test_mark_process_dead_drops_live_gauges(tmp_path: Path) -> None:
+    pid = write_process(tmp_path, METRICS)
+    registry = registry_of(MultiProcessCollector, tmp_path)
+    assert "g" in values(generate_latest(registry))
+    mark_process_dead(int(pid), str(tmp_path))
+    assert "g" not in values(generate_latest(registry))
+    assert values(generate_latest(registry))['c_total{x="a\\"\\n"}'] == 2.0
+
+
+def test_one_directory_without_its_tree(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    write_process(tmp_path / "below", METRICS)
+    assert generate_latest(registry_of(MultiProcessCollector, tmp_path)) == b""
+
+
+def test_collectors_of_a_path_share_what_was_read(tmp_path: Path) -> None:
+    write_process(tmp_path, METRICS)
+    first = generate_latest(registry_of(MultiProcessCollector, tmp_path))
+    assert generate_latest(registry_of(MultiProcessCollector, tmp_path)) is first
+
+
+def test_the_path_is_the_environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    assert list(MultiProcessCollector(None).collect()) == []
+
+
+def test_the_old_variable_is_deprecated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+    monkeypatch.setenv("prometheus_multiproc_dir", str(tmp_path))
+    with pytest.warns(DeprecationWarning, match="PROMETHEUS_MULTIPROC_DIR"):
+        MultiProcessCollector(None)
+    assert os.environ["PROMETHEUS_MULTIPROC_DIR"] == str(tmp_path)
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR")
+
+
+@pytest.mark.parametrize("path", [None, "", "/does/not/exist"])
+def test_no_directory_is_the_same_error(path: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+    monkeypatch.delenv("prometheus_multiproc_dir", raising=False)
+    messages = []
+    for collector in (MultiProcessCollector, PeerCollector):
+        with pytest.raises(ValueError) as error:
+            collector(CollectorRegistry(), path)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+
+
+@pytest.mark.parametrize("accumulate", [True, False])
+def test_merge_of_files(accumulate: bool, tmp_path: Path) -> None:
+    for _ in range(2):
+        write_process(tmp_path, METRICS)
+    files = sorted(str(path) for path in tmp_path.glob("*.db"))
+
+    def samples(collector: Either) -> list[tuple[object, ...]]:
+        return sorted(
+            (metric.name, metric.type, metric.documentation, s.name, sorted(s.labels.items()), s[2])
+            for metric in collector.merge(files, accumulate)
+            for s in metric.samples
+        )
+
+    assert samples(MultiProcessCollector) == samples(PeerCollector)
+
+
+def test_merge_of_a_missing_file(tmp_path: Path) -> None:
+    live, other = (str(tmp_path / name) for name in ("gauge_liveall_1.db", "counter_1.db"))
+    assert list(MultiProcessCollector.merge([live])) == []
+    with pytest.raises(FileNotFoundError):
+        MultiProcessCollector.merge([other])

@@ -1,0 +1,357 @@
+"""One bad file costs only itself."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import socket
+import sqlite3
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pages import assert_same_lines, peer_page, values
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
+from writer import Written, write_process
+
+from dynamometer.multiprocess import MultiprocessDirectory
+
+GOOD = [
+    Written("counter", "c", labels=["x"], actions=[(("a",), "+", 2.0), (("b",), "+", 3.0)]),
+    Written("histogram", "h", actions=[((), "o", 0.7)]),
+]
+
+
+def entry(key: bytes, value: float = 1.0, *, length: int | None = None) -> bytes:
+    """An entry as the writer makes it; `length` may lie."""
+    padded = key + b" " * (8 - (len(key) + 4) % 8)
+    return (
+        struct.pack("=i", len(key) if length is None else length)
+        + padded
+        + struct.pack("=dd", value, 0)
+    )
+
+
+def content(*entries: bytes, used: int | None = None, size: int = 1 << 12) -> bytes:
+    """A file's bytes; `used` may lie."""
+    body = b"".join(entries)
+    header = struct.pack("=ii", 8 + len(body) if used is None else used, 0)
+    return (header + body).ljust(size, b"\0")
+
+
+def key(name: str = "c", sample: str = "c_total", labels: object = None, text: str = "h") -> bytes:
+    return json.dumps([name, sample, labels or {}, text]).encode()
+
+
+FIRST = entry(key("other", "other_total"))
+
+
+def sqlite(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("create table t (x)")
+    connection.close()
+
+
+def unix_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as found:
+        found.bind(os.path.relpath(path))
+
+
+def written(data: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(data)
+
+
+FAULTS: dict[str, tuple[str, str, Callable[[Path], object]]] = {
+    "empty": ("counter_1.db", "empty", written(b"")),
+    "shorter than a header": ("counter_1.db", "truncated", written(b"\x08\0")),
+    "truncated": ("counter_1.db", "truncated", written(content(FIRST)[:24])),
+    "used beyond its end": ("counter_1.db", "truncated", written(content(FIRST, used=1 << 20))),
+    "used negative": ("counter_1.db", "corrupt", written(content(FIRST, used=-8))),
+    "used odd": ("counter_1.db", "corrupt", written(content(FIRST, used=13))),
+    "key too long": (
+        "counter_1.db",
+        "corrupt",
+        written(content(FIRST, entry(key(), length=1 << 20))),
+    ),
+    "key of negative length": (
+        "counter_1.db",
+        "corrupt",
+        written(content(FIRST, entry(key(), length=-4))),
+    ),
+    "no JSON": ("counter_1.db", "key", written(content(FIRST, entry(b'["c", "c_total", {')))),
+    "no UTF-8": (
+        "counter_1.db",
+        "key",
+        written(content(FIRST, entry(b'["c", "c\xff_total", {}, "h"]'))),
+    ),
+    "lone surrogate": (
+        "counter_1.db",
+        "key",
+        written(content(FIRST, entry(b'["c", "c_total", {"x": "\\ud800"}, "h"]'))),
+    ),
+    "JSON but no list": ("counter_1.db", "key", written(content(FIRST, entry(b"12")))),
+    "labels no object": (
+        "counter_1.db",
+        "key",
+        written(content(FIRST, entry(b'["c", "c_total", [1], "h"]'))),
+    ),
+    "label no text": (
+        "counter_1.db",
+        "key",
+        written(content(FIRST, entry(b'["c", "c_total", {"x": 1}, "h"]'))),
+    ),
+    "bound no number": (
+        "histogram_1.db",
+        "key",
+        written(content(FIRST, entry(b'["h", "h_bucket", {"le": "much"}, "h"]'))),
+    ),
+    "SQLite": ("x.db", "name", sqlite),
+    "SQLite with a fitting name": ("counter_1.db", "corrupt", sqlite),
+    "unknown type": ("meter_1.db", "name", written(content(FIRST))),
+    "unknown mode": ("gauge_most_1.db", "name", written(content(FIRST))),
+    "no mode": ("gauge.db", "name", written(content(FIRST))),
+    "no process": ("counter.db", "name", written(content(FIRST))),
+    "FIFO": ("counter_1.db", "not_a_file", os.mkfifo),
+    "socket": ("counter_1.db", "not_a_file", unix_socket),
+    "directory": ("counter_1.db", "not_a_file", Path.mkdir),
+    "dangling link": ("counter_1.db", "vanished", lambda path: path.symlink_to("nowhere")),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_bad_file_costs_only_itself(
+    fault: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name, reason, make = FAULTS[fault]
+    caplog.set_level(logging.INFO, "dynamometer")
+    monkeypatch.chdir(tmp_path)
+    write_process(tmp_path, GOOD)
+    expected = peer_page(tmp_path)
+    make(tmp_path / name)
+    ours = MultiprocessDirectory(tmp_path)
+    for times in (1, 2):
+        assert_same_lines(ours.render(), expected)
+        assert ours.errors == {reason: times}
+    assert [name in record.getMessage() for record in caplog.records] == [True]
+    remove(tmp_path / name)
+    assert_same_lines(ours.render(), expected)
+    assert ours.errors == {reason: 2}
+    assert len(caplog.records) == 2
+
+
+def remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_good_file_that_turns_bad_and_good_again(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, _, make = FAULTS[fault]
+    monkeypatch.chdir(tmp_path)
+    write_process(tmp_path, GOOD)
+    expected = peer_page(tmp_path)
+    pid = write_process(tmp_path, GOOD)
+    counter = tmp_path / f"counter_{pid}.db"
+    whole = counter.read_bytes()
+    ours = MultiprocessDirectory(tmp_path)
+    before = ours.render()
+    counter.unlink()
+    make(tmp_path / name)
+    without_counter = values(ours.render())
+    assert without_counter['c_total{x="a"}'] == values(expected)['c_total{x="a"}']
+    remove(tmp_path / name)
+    counter.write_bytes(whole)
+    assert ours.render() == before
+
+
+def test_no_permission(tmp_path: Path) -> None:
+    write_process(tmp_path, GOOD)
+    expected = peer_page(tmp_path)
+    forbidden = tmp_path / "counter_1.db"
+    forbidden.write_bytes(content(FIRST))
+    forbidden.chmod(0)
+    for path in (tmp_path, *tmp_path.glob("*_*.db")):
+        path.chmod(path.stat().st_mode | 0o055)
+    forbidden.chmod(0)
+    program = (
+        "import os, sys\n"
+        "from dynamometer.multiprocess import MultiprocessDirectory\n"
+        "os.chdir(sys.argv[1])\n"
+        "os.getuid() or os.setuid(65534)\n"
+        "ours = MultiprocessDirectory('.')\n"
+        "sys.stdout.buffer.write(ours.render())\n"
+        "assert ours.errors == {'permission': 1}, ours.errors\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, check=True
+    )
+    assert_same_lines(found.stdout, expected)
+
+
+def test_removed_between_listing_and_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_process(tmp_path, GOOD)
+    expected = peer_page(tmp_path)
+    gone = tmp_path / "counter_1.db"
+    gone.write_bytes(content(FIRST))
+    ours = MultiprocessDirectory(tmp_path)
+    really_open = os.open
+
+    def open_too_late(path: str, flags: int) -> int:
+        if path == str(gone):
+            gone.unlink(missing_ok=True)
+        return really_open(path, flags)
+
+    monkeypatch.setattr(os, "open", open_too_late)
+    assert_same_lines(ours.render(), expected)
+    assert ours.errors == {"vanished": 1}
+    assert_same_lines(ours.render(), expected)
+    assert ours.errors == {"vanished": 1}
+
+
+def test_truncated_while_held_open(tmp_path: Path) -> None:
+    write_process(tmp_path, GOOD)
+    expected = peer_page(tmp_path)
+    held = tmp_path / "counter_1.db"
+    same = key(labels={"x": "a"}, text="What it is.")
+    held.write_bytes(content(FIRST, entry(same, 5.0)))
+    ours = MultiprocessDirectory(tmp_path)
+    assert values(ours.render())["other_total"] == 1.0
+    os.truncate(held, 16)
+    assert_same_lines(ours.render(), expected)
+    assert ours.errors == {"truncated": 1}
+    held.write_bytes(content(FIRST))
+    assert values(ours.render())["other_total"] == 1.0
+    assert ours.errors == {"truncated": 1}
+
+
+def test_truncated_and_written_anew_between_two_calls(tmp_path: Path) -> None:
+    path = tmp_path / "counter_1.db"
+    path.write_bytes(content(FIRST, entry(key(labels={"x": "a"}), 5.0)))
+    ours = MultiprocessDirectory(tmp_path)
+    assert values(ours.render()) == {"other_total": 1.0, 'c_total{x="a"}': 5.0}
+    path.write_bytes(content(entry(key("n", "n_total"), 2.0)))
+    assert values(ours.render()) == {"n_total": 2.0}
+    assert ours.errors == {}
+
+
+def test_a_replaced_file_is_noticed(tmp_path: Path) -> None:
+    path, other = tmp_path / "counter_1.db", tmp_path / "new"
+    ours = MultiprocessDirectory(tmp_path)
+    for number in range(20):
+        other.write_bytes(content(entry(key(f"n{number}", f"n{number}_total"), 2.0)))
+        other.rename(path)
+        assert values(ours.render()) == {f"n{number}_total": 2.0}
+
+
+def test_a_half_written_key_is_taken_at_the_next_call(tmp_path: Path) -> None:
+    path = tmp_path / "counter_1.db"
+    second = entry(key(labels={"x": "a"}), 5.0)
+    for half in (b"\0" * len(second), second[:4].ljust(len(second), b"\0")):
+        path.write_bytes(content(FIRST, half))
+        ours = MultiprocessDirectory(tmp_path)
+        if not half.strip(b"\0"):  # a length of zero leads elsewhere than the key's will
+            path.write_bytes(content(FIRST, half[: len(entry(b""))]))
+        assert values(ours.render()) == {"other_total": 1.0}
+        with path.open("r+b") as file:
+            file.write(content(FIRST, second))
+        assert values(ours.render()) == {"other_total": 1.0, 'c_total{x="a"}': 5.0}
+        assert ours.errors == {}
+        ours.close()
+
+
+def test_a_file_that_its_process_has_not_begun_is_no_fault(tmp_path: Path) -> None:
+    path = tmp_path / "counter_1.db"
+    path.write_bytes(bytes(1 << 16))
+    ours = MultiprocessDirectory(tmp_path)
+    assert ours.render() == ours.render() == b""
+    with path.open("r+b") as file:
+        file.write(content(FIRST))
+    assert values(ours.render()) == {"other_total": 1.0}
+    assert ours.errors == {}
+
+
+def test_a_key_that_stays_half_written_is_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "counter_1.db").write_bytes(content(FIRST, entry(b"\0\0\0\0")))
+    ours = MultiprocessDirectory(tmp_path)
+    assert values(ours.render()) == {"other_total": 1.0}
+    assert ours.errors == {}
+    assert ours.render() == b""
+    assert ours.errors == {"key": 1}
+
+
+def test_a_type_that_files_disagree_on_is_the_first_ones(tmp_path: Path) -> None:
+    (tmp_path / "counter_1.db").write_bytes(content(entry(key(), 2.0)))
+    (tmp_path / "gauge_sum_1.db").write_bytes(
+        content(entry(key("g", "g"), 1.0), entry(key("c", "c"), 7.0))
+    )
+    ours = MultiprocessDirectory(tmp_path)
+    assert values(ours.render()) == {"c_total": 2.0, "g": 1.0}
+    assert ours.errors == {"type_conflict": 1}
+    (tmp_path / "counter_1.db").unlink()
+    ours.render()
+    assert values(ours.render()) == {"c": 7.0, "g": 1.0}
+
+
+def test_more_series_than_allowed_are_left_out_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    entries = [entry(key(labels={"x": str(n)}), n) for n in range(50)]
+    (tmp_path / "counter_1.db").write_bytes(content(*entries, size=1 << 14))
+    (tmp_path / "counter_2.db").write_bytes(content(*entries, size=1 << 14))
+    ours = MultiprocessDirectory(tmp_path, max_series=20)
+    found = values(ours.render())
+    assert found == {f'c_total{{x="{n}"}}': 2.0 * n for n in range(20)}
+    assert ours.errors == {"max_series": 2}
+    assert "30 of its series: more than 20 series" in caplog.text
+    histogram = MmapedDict(str(tmp_path / "histogram_1.db"))
+    histogram.write_value(mmap_key("h", "h_sum", [], [], "h"), 1.0, 0.0)
+    assert values(ours.render()) == found
+    histogram.close()
+    (tmp_path / "counter_1.db").unlink()
+    (tmp_path / "counter_2.db").write_bytes(content(*entries[:10]))
+    ours.render()
+    assert values(ours.render()) == {
+        **{f'c_total{{x="{n}"}}': 1.0 * n for n in range(10)},
+        "h_sum": 1.0,
+    }
+
+
+def test_a_directory_that_comes_and_goes(tmp_path: Path) -> None:
+    path = tmp_path / "metrics"
+    ours = MultiprocessDirectory(path)
+    for _ in range(3):
+        assert ours.render() == b""
+        path.mkdir()
+        (path / "counter_1.db").write_bytes(content(FIRST))
+        assert values(ours.render()) == {"other_total": 1.0}
+        shutil.rmtree(path)
+    assert ours.errors == {}
+
+
+def test_more_files_than_may_be_held_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dynamometer.multiprocess.files._MOST_HELD", 5)
+    for number in range(20):
+        (tmp_path / f"counter_{number}.db").write_bytes(content(entry(key(), 2.0)))
+    ours = MultiprocessDirectory(tmp_path)
+    before = len(os.listdir("/proc/self/fd"))
+    assert values(ours.render()) == {"c_total": 40.0}
+    assert len(os.listdir("/proc/self/fd")) == before + 5
+    for number in range(20):
+        (tmp_path / f"counter_{number}.db").write_bytes(content(entry(key(), 3.0)))
+    assert values(ours.render()) == {"c_total": 60.0}
+    os.truncate(tmp_path / "counter_19.db", 0)
+    assert values(ours.render()) == {"c_total": 57.0}
+    assert ours.errors == {"truncated": 1} or ours.errors == {"empty": 1}
+    ours.close()
+    assert len(os.listdir("/proc/self/fd")) == before

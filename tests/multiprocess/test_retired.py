@@ -1,0 +1,151 @@
+"""What ended processes have counted stays; what they were gauging goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pages import assert_parsers_accept, values
+from writer import Written, write_process
+
+from dynamometer.multiprocess import MultiprocessDirectory
+
+MODES = ("all", "liveall", "min", "max", "sum", "livesum", "mostrecent")
+
+
+def everything(amount: float) -> list[Written]:
+    """Some of each type, and a gauge of each mode."""
+    return [
+        Written("counter", "c", actions=[((), "+", amount)]),
+        Written("histogram", "h", actions=[((), "o", amount)], buckets=[1.0, 5.0]),
+        Written("summary", "s", actions=[((), "o", amount)]),
+        *(Written("gauge", f"g_{mode}", mode=mode, actions=[((), "=", amount)]) for mode in MODES),
+    ]
+
+
+def totals(page: bytes) -> dict[str, float]:
+    return {series: value for series, value in values(page).items() if series[:2] != "g_"}
+
+
+def gauges(page: bytes) -> set[str]:
+    return {series for series in values(page) if series[:2] == "g_"}
+
+
+@pytest.fixture(params=[True, False], ids=["ours", "not ours"])
+def owned(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+def test_a_dead_process_keeps_its_counters_and_loses_its_gauges(
+    owned: bool, tmp_path: Path
+) -> None:
+    ours = MultiprocessDirectory(tmp_path, owned=owned)
+    dead = write_process(tmp_path, everything(2.0))
+    before = totals(ours.render())
+    ours.retire([dead])
+    assert totals(ours.render()) == before
+    assert gauges(ours.render()) == set()
+    assert_parsers_accept(ours)
+    assert any(tmp_path.iterdir()) is not owned
+
+
+def test_a_process_never_seen_before_it_ended_counts_too(owned: bool, tmp_path: Path) -> None:
+    ours = MultiprocessDirectory(tmp_path, owned=owned)
+    ours.retire([write_process(tmp_path, everything(2.0))])
+    assert totals(ours.render())["c_total"] == 2.0
+
+
+def test_the_living_count_on_beside_the_dead(owned: bool, tmp_path: Path) -> None:
+    ours = MultiprocessDirectory(tmp_path, owned=owned)
+    dead = [write_process(tmp_path, everything(2.0)) for _ in range(3)]
+    ours.render()
+    ours.retire(map(int, dead[:2]))
+    write_process(tmp_path, everything(0.5))
+    found = values(ours.render())
+    assert found["c_total"] == 6.5
+    assert found['h_bucket{le="1.0"}'] == 1.0
+    assert found['h_bucket{le="+Inf"}'] == found["h_count"] == 4.0
+    assert found["h_sum"] == found["s_sum"] == 6.5
+    assert found["g_sum"] == 2.5
+    assert found["g_max"] == 2.0
+    ours.retire([dead[2]])
+    found = values(ours.render())
+    assert found["c_total"] == 6.5
+    assert found["g_max"] == 0.5
+
+
+def test_a_pid_used_again_counts_nothing_twice(owned: bool, tmp_path: Path) -> None:
+    ours = MultiprocessDirectory(tmp_path, owned=owned)
+    for life in range(1, 4):
+        write_process(tmp_path, everything(2.0), pid="77")
+        assert totals(ours.render())["c_total"] == 2.0 * life
+        assert totals(ours.render())["h_count"] == 1.0 * life
+        assert len(gauges(ours.render())) == len(MODES)
+        ours.retire(["77"])
+        assert totals(ours.render())["c_total"] == 2.0 * life
+        assert totals(ours.render())["h_count"] == 1.0 * life
+        assert gauges(ours.render()) == set()
+    assert ours.errors == {}
+
+
+def test_an_old_file_continued_with_new_series(tmp_path: Path) -> None:
+    ours = MultiprocessDirectory(tmp_path)
+    write_process(tmp_path, [Written("counter", "c", actions=[((), "+", 2.0)])], pid="5")
+    ours.retire(["5"])
+    more = [
+        Written("counter", "c", actions=[((), "+", 1.0)]),
+        Written("counter", "d", actions=[((), "+", 4.0)]),
+    ]
+    write_process(tmp_path, more, pid="5")
+    assert values(ours.render()) == {"c_total": 3.0, "d_total": 4.0}
+    ours.retire(["5"])
+    assert values(ours.render()) == {"c_total": 3.0, "d_total": 4.0}
+
+
+def test_a_retired_file_that_somebody_removes_still_counts(tmp_path: Path) -> None:
+    ours = MultiprocessDirectory(tmp_path)
+    dead = write_process(tmp_path, everything(2.0))
+    ours.retire([dead])
+    before = ours.render()
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert ours.render() == before
+    write_process(tmp_path, everything(1.0), pid=dead)
+    assert values(ours.render())["c_total"] == 3.0
+
+
+def test_a_total_never_falls_by_its_last_bit(owned: bool, tmp_path: Path) -> None:
+    ours = MultiprocessDirectory(tmp_path, owned=owned)
+    pids = [
+        write_process(tmp_path, [Written("counter", "c", actions=[((), "+", amount)])])
+        for amount in (0.1, 0.7, 1e9 / 3, 1e-9, 0.3)
+    ]
+    total = values(ours.render())["c_total"]
+    for pid in reversed(pids):
+        ours.retire([pid])
+        now = values(ours.render())["c_total"]
+        assert now >= total
+        total = now
+
+
+def test_a_file_that_cannot_be_removed_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "no", str(path))
+
+    ours = MultiprocessDirectory(tmp_path, owned=True)
+    dead = write_process(tmp_path, [Written("counter", "c", actions=[((), "+", 2.0)])])
+    monkeypatch.setattr(Path, "unlink", refuse)
+    ours.retire([dead])
+    assert values(ours.render()) == {"c_total": 2.0}
+    assert ours.errors["not_removed"]
+
+
+def test_many_retired_processes_leave_nothing_to_read(tmp_path: Path) -> None:
+    ours = MultiprocessDirectory(tmp_path, owned=True)
+    for number in range(40):
+        ours.retire([write_process(tmp_path, everything(1.0), pid=str(number))])
+    assert values(ours.render())["c_total"] == 40.0
+    assert list(tmp_path.iterdir()) == []
+    assert len(ours.families()) == 3

@@ -1,0 +1,164 @@
+"""Whatever prometheus_client writes, the page is the one that it would make."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pages import assert_parsers_accept, assert_same_lines, peer_page
+from prometheus_client.multiprocess import mark_process_dead
+from writer import Written, write_process
+
+from dynamometer.multiprocess import MultiprocessDirectory
+
+SAMPLE = Path(__file__).parent.parent / "samples" / "sglang-0.5.23"
+MODES = (
+    "all",
+    "liveall",
+    "min",
+    "livemin",
+    "max",
+    "livemax",
+    "sum",
+    "livesum",
+    "mostrecent",
+    "livemostrecent",
+)
+# Sums of these are exact, in whatever order.
+AMOUNTS = st.integers(0, 2**40).map(lambda n: n / 8) | st.sampled_from(
+    [0.0, 1e-7, 1e6, 999999.0, 1e16, 123456789.125, 1e300]
+)
+VALUES = (
+    AMOUNTS
+    | AMOUNTS.map(lambda amount: -amount)
+    | st.sampled_from([float("nan"), float("inf"), float("-inf"), -0.0])
+)
+LABEL_VALUES = st.text(
+    st.characters(codec="utf-8", exclude_characters="\0") | st.sampled_from('"\\\n{}=, '),
+    max_size=6,
+)
+LABEL_NAMES = st.sampled_from(["le_", "model", "rank", "tp_rank", "zone", "a"])
+DOCUMENTATION = st.text(st.sampled_from('ab "\\\né#'), max_size=8)
+
+
+@st.composite
+def metrics(draw: st.DrawFn) -> list[Written]:
+    """The metrics that the processes of one service have: the same in each, but for values."""
+    found = []
+    kinds = st.sampled_from(["counter", "gauge", "gauge", "histogram", "summary"])
+    for number, kind in enumerate(draw(st.lists(kinds, min_size=1, max_size=5))):
+        labels = draw(st.lists(LABEL_NAMES, unique=True, max_size=2))
+        found.append(
+            Written(
+                type=kind,
+                name=f"m{number}:{kind}",
+                documentation=draw(DOCUMENTATION),
+                mode=draw(st.sampled_from(MODES)),
+                labels=labels,
+                buckets=sorted(draw(st.sets(st.sampled_from([-1.0, 0.25, 1.0, 1e6, 2e7])))) or [1],
+            )
+        )
+    return found
+
+
+@st.composite
+def processes(draw: st.DrawFn) -> list[list[Written]]:
+    shapes = draw(metrics())
+    found = []
+    for _ in range(draw(st.integers(1, 3))):
+        process = []
+        for shape in shapes:
+            action, amounts = {
+                "counter": ("+", AMOUNTS),
+                "gauge": ("=", VALUES),
+                "histogram": ("o", VALUES.filter(lambda value: value == value)),
+                "summary": ("o", AMOUNTS),
+            }[shape.type]
+            tuples = st.tuples(*[LABEL_VALUES for _ in shape.labels])
+            acts = draw(st.lists(st.tuples(tuples, st.just(action), amounts), max_size=3))
+            process.append(Written(**{**vars(shape), "actions": acts}))
+        found.append(process)
+    return found
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(processes=processes(), dead=st.integers(0, 3))
+def test_live_and_dead_processes_come_to_the_same_page(
+    processes: list[list[Written]], dead: int
+) -> None:
+    path = Path(tempfile.mkdtemp())
+    try:
+        ours = MultiprocessDirectory(path)
+        pids = []
+        for process in processes:
+            pids.append(write_process(path, process))
+            assert_same_lines(ours.render(), peer_page(path))
+        for pid in pids[:dead]:
+            mark_process_dead(int(pid), str(path))
+            assert_same_lines(ours.render(), peer_page(path))
+        assert ours.errors == {}
+        ours.close()
+    finally:
+        shutil.rmtree(path)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_gauge_mode(mode: str, tmp_path: Path) -> None:
+    ours = MultiprocessDirectory(tmp_path)
+    values = {
+        "a": (3.0, 5.0, 1.0),
+        "b": (-1.0, float("nan"), 7.0),
+        "c": (float("nan"), 2.0, float("-inf")),
+        "d": (-0.0, 0.0, -0.0),
+        "e": (0.0, -0.0, 0.0),
+    }
+    for number in range(3):
+        actions = [((label,), "=", of_process[number]) for label, of_process in values.items()]
+        write_process(tmp_path, [Written("gauge", "g", mode=mode, labels=["of"], actions=actions)])
+        assert_same_lines(ours.render(), peer_page(tmp_path))
+    assert len(ours.render().splitlines()) > len(values)
+    assert_parsers_accept(ours)
+
+
+def test_a_mostrecent_gauge_that_nobody_has_set_has_no_sample(tmp_path: Path) -> None:
+    ours = MultiprocessDirectory(tmp_path)
+    write_process(tmp_path, [Written("gauge", "g", mode="mostrecent")])
+    assert ours.render() == b"# HELP g What it is.\n# TYPE g gauge\n"
+    write_process(tmp_path, [Written("gauge", "g", mode="mostrecent", actions=[((), "=", 4.0)])])
+    assert ours.render() == b"# HELP g What it is.\n# TYPE g gauge\ng 4.0\n"
+
+
+def test_a_service_of_all_types(tmp_path: Path) -> None:
+    odd = 'quote " backslash \\ newline \n é 漢 🙂'
+    metrics = [
+        Written("counter", "c", labels=["x"], actions=[((odd,), "+", 1e7), (("",), "+", 0.5)]),
+        Written("histogram", "h", labels=["x"], actions=[((odd,), "o", 0.7), ((odd,), "o", 99.0)]),
+        Written("summary", "s", actions=[((), "o", 2.0)]),
+        Written("gauge", "g", mode="all", labels=["pid"], actions=[(("mine",), "=", 2.0)]),
+        Written("gauge", "m", mode="max", labels=["pid"], actions=[(("mine",), "=", 2.0)]),
+    ]
+    for _ in range(2):
+        write_process(tmp_path, metrics)
+    ours = MultiprocessDirectory(tmp_path)
+    assert_same_lines(ours.render(), peer_page(tmp_path))
+    assert_parsers_accept(ours)
+
+
+def test_files_of_a_real_sglang() -> None:
+    ours = MultiprocessDirectory(SAMPLE / "multiproc")
+    assert_same_lines(ours.render(), (SAMPLE / "expected.prom").read_bytes())
+    assert_parsers_accept(ours)
+    assert ours.errors == {}
+
+
+def test_files_in_the_tree_below_count_together(tmp_path: Path) -> None:
+    ours = MultiprocessDirectory(tmp_path)
+    for name in ("", "one", "one/two"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        write_process(tmp_path / name, [Written("counter", "c", actions=[((), "+", 1.0)])])
+        assert_same_lines(ours.render(), peer_page(tmp_path))
+    assert b"c_total 3.0\n" in ours.render()
