@@ -9,7 +9,7 @@ from pathlib import Path
 from dynamometer.engines import sglang
 from dynamometer.engines.interface import Launch, Route
 from dynamometer.errors import SettingsError
-from dynamometer.names import name_prefix
+from dynamometer.names import label_value, name_prefix
 from dynamometer.runtime.addresses import free_port
 
 
@@ -36,11 +36,16 @@ class Mocker:
             ],
             environment=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(metrics)},
             url=f"http://127.0.0.1:{port}",
-            model=known.served_model_name or known.model,
+            model=label_value(known.served_model_name or known.model),
+            model_path=known.model,
             metrics=known.enable_metrics,
             notes=("the engine is a simulation: --engine mocker",),
         )
 
-    def reason(self, log: Sequence[str], exit_code: int) -> str:
+    def reason(self, log: Sequence[str], exit_code: int, launch: Launch) -> str:  # noqa: ARG002  # a seam
         """See `interface.Engine.reason`."""
         return sglang.reason(log, exit_code)
+
+    def last_word(self, log: Sequence[str]) -> str:
+        """See `interface.Engine.last_word`."""
+        return log[-1] if log else ""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 from collections.abc import Sequence
-
-import uvloop
 
 from dynamometer import arguments, logs, settings
 from dynamometer.frontend.app import FrontendOptions, serve
 from dynamometer.frontend.routing import RouterMode
+from dynamometer.runtime import loops
 
 _DESCRIPTION = """\
 Serve all workers of this machine at one OpenAI-compatible address: /v1/chat/completions,
@@ -83,6 +81,5 @@ def main(argv: Sequence[str], program: str = "dyno frontend") -> int:
         drain_timeout=own.drain_timeout,
         discovery_directory=own.discovery or environment.discovery_directory,
     )
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(options))
+    loops.run(serve(options))
     return 0

@@ -1,66 +1,125 @@
-"""The page: every source's families, one after the other; a broken source costs only itself."""
+"""The page: all sources' families merged; a broken source costs only itself."""
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Sequence
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter
 
 from dynamometer import names as metric_names
+from dynamometer.exposition.families import Family
+from dynamometer.exposition.filters import EVERYTHING, Selection
+from dynamometer.exposition.merge import Clash, LeftOut, Source
+from dynamometer.exposition.merged_page import MergedPage
+from dynamometer.metrics.collection import Collection, SourceError
 from dynamometer.metrics.sources import MetricsSource, RegistrySource
 
 logger = logging.getLogger(__name__)
 
+DEADLINE_SECONDS: Final = 5.0
+
 
 class MetricsPage:
-    """What `/metrics` returns. Safe to render from several threads."""
+    """What `/metrics` returns. Safe to use from several threads."""
 
-    def __init__(self, instruments: CollectorRegistry) -> None:
+    def __init__(
+        self, instruments: CollectorRegistry, *, deadline: float = DEADLINE_SECONDS
+    ) -> None:
         """A page of this process's own instruments.
 
         Args:
             instruments: the registry that holds them; the page counts its errors there.
+            deadline: how long the engines' sources together may take, and the runtime's own,
+                seconds each.
         """
-        self._engines: list[MetricsSource] = []
-        self._runtime = RegistrySource("runtime", instruments)
-        self._failing: set[str] = set()
+        self._deadline = deadline
+        self._engines: list[Collection] = []
+        self._runtime = Collection(RegistrySource("runtime", instruments))
+        self._page = MergedPage()
+        self._counted: dict[tuple[str, str], int] = {}
+        self._failing: dict[str, str] = {}
+        self._left_out: tuple[LeftOut, ...] = ()
         self._lock = threading.Lock()
         self._errors = Counter(
             metric_names.scrape.ERRORS_TOTAL,
-            "Scrapes in which a source of engine metrics, or one of its files, was left out",
+            "Scrapes in which a source of engine metrics, one of its files or a series of one was "
+            "left out",
             (metric_names.labels.SOURCE, metric_names.labels.REASON),
             registry=instruments,
         )
 
     def add(self, source: MetricsSource) -> None:
-        """Show the families of `source` too, after those of the runtime."""
-        self._engines.append(source)
-        self._errors.labels(source.name, "failed")
+        """Show the families of `source` too; of a series that two have, the first one's stands."""
+        self._engines.append(Collection(source))
+        for reason in ("failed", "timeout", "invalid"):
+            self._errors.labels(source.name, reason)
 
-    def render(self, *, names: Sequence[str] = (), openmetrics: bool = False) -> bytes:
-        """The whole page.
+    def refresh(self) -> None:
+        """Ask all sources; what does not answer, or nonsense, is not on the page."""
+        with self._lock:
+            end = time.monotonic() + self._deadline
+            for collection in self._engines:
+                collection.ask()
+            engines = [self._families(collection, end) for collection in self._engines]
+            # Last, for the errors that were just counted; and first on the page.
+            self._runtime.ask()
+            end = time.monotonic() + self._deadline
+            sources = [self._families(self._runtime, end), *engines]
+            self._page.update(sources)
+            self._tell_left_out()
+
+    def render(self, selection: Selection = EVERYTHING, *, openmetrics: bool = False) -> bytes:
+        """The page as it was at the last refresh.
 
         Args:
-            names: families that have a sample of one of these names; none: all.
+            selection: which families.
             openmetrics: OpenMetrics 1.0.0 instead of text 0.0.4.
         """
-        with self._lock:
-            engines = [self._render(source, names, openmetrics) for source in self._engines]
-            runtime = self._runtime.render(names=names, openmetrics=openmetrics)
-        return b"".join([runtime, *engines, b"# EOF\n" if openmetrics else b""])
+        return self._page.render(selection, openmetrics=openmetrics)
 
-    def _render(self, source: MetricsSource, names: Sequence[str], openmetrics: bool) -> bytes:
+    def compressed(self, selection: Selection = EVERYTHING, *, openmetrics: bool = False) -> bytes:
+        """The same, with gzip; the same bytes as before where nothing changed."""
+        return self._page.compressed(selection, openmetrics=openmetrics)
+
+    def _families(self, collection: Collection, end: float) -> Source:
+        source = collection.source
         try:
-            text = source.render(names=names, openmetrics=openmetrics)
-        except Exception:  # a source of any kind; the page must stand
-            self._errors.labels(source.name, "failed").inc()
-            if source.name not in self._failing:
-                self._failing.add(source.name)
-                logger.exception("metrics of %s are left out of the page", source.name)
-            return b""
-        if source.name in self._failing:
-            self._failing.discard(source.name)
-            logger.info("metrics of %s are on the page again", source.name)
-        return text
+            families: Sequence[Family] = collection.answer(end - time.monotonic())
+        except SourceError as error:
+            families = ()
+            self._errors.labels(source.name, error.reason).inc()
+            if self._failing.get(source.name) != error.reason:
+                self._failing[source.name] = error.reason
+                logger.warning("metrics of %s are not on the page: %s", source.name, error)
+                logger.debug("metrics of %s", source.name, exc_info=error.__cause__)
+        else:
+            if self._failing.pop(source.name, None):
+                logger.info("metrics of %s are on the page again", source.name)
+            self._count_errors(source)
+        return Source(source.name, families)
+
+    def _count_errors(self, source: MetricsSource) -> None:
+        for reason, count in source.errors.items():
+            key = (source.name, str(reason))
+            self._errors.labels(*key).inc(count - self._counted.get(key, 0))
+            self._counted[key] = count
+
+    def _tell_left_out(self) -> None:
+        """Count and say what two sources both have, where that is not expected."""
+        left_out = self._page.left_out
+        if left_out is self._left_out:
+            return
+        owners = {c.source.name: c.source.owner for c in (self._runtime, *self._engines)}
+        for part in set(left_out) - set(self._left_out):
+            expected = part.clash is Clash.OVERLAP and owners[part.source] == owners[part.winner]
+            if not expected:
+                self._errors.labels(part.source, str(part.clash)).inc()
+                logger.warning(
+                    "%s of %s is not on the page (%s): %s has it", part.family, part.source,
+                    part.clash, part.winner,
+                )  # fmt: skip
+        self._left_out = left_out

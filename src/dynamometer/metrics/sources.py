@@ -2,60 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Final, Protocol
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.openmetrics import exposition as openmetrics_exposition
+from prometheus_client import CollectorRegistry
 
+from dynamometer.exposition.families import Family
+from dynamometer.exposition.filters import Selection
+from dynamometer.exposition.metrics import from_metric
+from dynamometer.exposition.unchanged import Unchanged
 from dynamometer.multiprocess import MultiprocessDirectory
+
+_NO_ERRORS: Final[Mapping[str, int]] = MappingProxyType({})
 
 
 class MetricsSource(Protocol):
-    """One source of families; no two sources of a page have a family in common."""
+    """One source of families.
+
+    `name` is what its errors are counted under. Sources of one `owner` (an engine's files, and
+    its own page) may show the same series; that is expected.
+    """
 
     name: str
+    owner: str
 
-    def render(self, *, names: Sequence[str], openmetrics: bool) -> bytes:
-        """The page of this source alone, without `# EOF`.
+    def families(self) -> Sequence[Family]:
+        """The families as they are now: the same objects where nothing changed.
 
-        Args:
-            names: families that have a sample of one of these names; none: all.
-            openmetrics: OpenMetrics 1.0.0 instead of text 0.0.4.
+        May raise anything, and may take its time: it has a thread and a deadline.
         """
+
+    @property
+    def errors(self) -> Mapping[str, int]:
+        """What was left out so far, and never raised: how often, by reason; only grows."""
 
 
 class RegistrySource:
     """prometheus_client's instruments in this process."""
 
     def __init__(self, name: str, instruments: CollectorRegistry) -> None:
-        self.name = name
+        self.name = self.owner = name
         self._registry = instruments
+        self._unchanged = Unchanged()
 
-    def render(self, *, names: Sequence[str], openmetrics: bool) -> bytes:
-        """See `MetricsSource.render`."""
-        chosen = self._registry.restricted_registry(names) if names else self._registry
-        if openmetrics:
-            page = bytes(openmetrics_exposition.generate_latest(chosen, escaping="allow-utf-8"))
-            return page.removesuffix(b"# EOF\n")
-        return bytes(generate_latest(chosen))
+    def families(self) -> Sequence[Family]:
+        """See `MetricsSource.families`."""
+        return self._unchanged.keep([from_metric(metric) for metric in self._registry.collect()])
+
+    @property
+    def errors(self) -> Mapping[str, int]:
+        """None: an instrument that fails raises."""
+        return _NO_ERRORS
 
 
 class EngineSource:
     """An engine's multiprocess files; only names with one of `prefixes` pass."""
 
     def __init__(
-        self,
-        name: str,
-        directory: MultiprocessDirectory,
-        *,
-        prefixes: Sequence[str],
+        self, name: str, directory: MultiprocessDirectory, *, prefixes: Sequence[str]
     ) -> None:
-        self.name = name
+        self.name = self.owner = name
         self._directory = directory
-        self._prefixes = prefixes
+        self._selection = Selection.of(prefixes=prefixes)
+        self._last: tuple[Sequence[Family], Sequence[Family]] = ((), ())
 
-    def render(self, *, names: Sequence[str], openmetrics: bool) -> bytes:
-        """See `MetricsSource.render`."""
-        page = self._directory.render(prefixes=self._prefixes, names=names, openmetrics=openmetrics)
-        return page.removesuffix(b"# EOF\n")
+    def families(self) -> Sequence[Family]:
+        """See `MetricsSource.families`."""
+        families = self._directory.families()
+        before, chosen = self._last
+        if families is not before:
+            chosen = self._selection.apply(families)
+            self._last = (families, chosen)
+        return chosen
+
+    @property
+    def errors(self) -> Mapping[str, int]:
+        """What the directory could not read."""
+        return self._directory.errors

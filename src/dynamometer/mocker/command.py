@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
 import os
 import shutil
@@ -11,13 +10,11 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-import uvloop
-
 from dynamometer import arguments, logs, settings
 from dynamometer.mocker.app import Mocker
 from dynamometer.mocker.options import MockerOptions
 from dynamometer.mocker.writers import writing
-from dynamometer.runtime import addresses
+from dynamometer.runtime import addresses, loops
 from dynamometer.runtime.endings import Stop
 from dynamometer.runtime.servers import serving
 
@@ -121,8 +118,7 @@ def main(argv: Sequence[str], program: str = "dyno mocker") -> int:
             os.environ[_DIRECTORY] = made
             stack.callback(shutil.rmtree, made, ignore_errors=True)
         stack.enter_context(writing(options))
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(options))
+        loops.run(_serve(options))
     return 0
 
 

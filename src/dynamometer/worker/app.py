@@ -62,6 +62,7 @@ class WorkerOptions:
     runtime_labels: bool
     drain_timeout: float
     max_body_size: int
+    max_series: int
     discovery_directory: Path | None
 
 
@@ -134,7 +135,10 @@ class _Worker:
         self._page = MetricsPage(instruments)
         if launch.metrics:
             files = MultiprocessDirectory(
-                directory.path / "metrics", labels=constant if options.runtime_labels else None
+                directory.path / "metrics",
+                labels=constant if options.runtime_labels else None,
+                owned=True,
+                max_series=options.max_series,
             )
             self._page.add(EngineSource(engine.name, files, prefixes=engine.metric_prefixes))
         self.record = Record(

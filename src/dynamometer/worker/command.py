@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 from collections.abc import Mapping, Sequence
-
-import uvloop
 
 from dynamometer import arguments, logs, settings
 from dynamometer.engines.interface import Engine
 from dynamometer.engines.mocker import Mocker
 from dynamometer.engines.sglang import SGLang
+from dynamometer.multiprocess.directory import DEFAULT_MAX_SERIES
+from dynamometer.runtime import loops
 from dynamometer.worker.app import WorkerOptions, serve
 
 ENGINES: Mapping[str, Engine] = {SGLang.name: SGLang(), Mocker.name: Mocker()}
@@ -87,6 +86,14 @@ def parser(program: str) -> argparse.ArgumentParser:
         help="leave dynamo_namespace, dynamo_component, dynamo_endpoint, model and worker_id "
         "off the engine's series",
     )
+    page.add_argument(
+        "--max-series",
+        type=arguments.checked(settings.count),
+        default=DEFAULT_MAX_SERIES,
+        metavar="N",
+        help="how many series of the engine's the page shows at most; what is left out is "
+        "counted and said (default: 200000)",
+    )
     place = result.add_argument_group("its place")
     place.add_argument(
         "--namespace",
@@ -125,8 +132,8 @@ def main(argv: Sequence[str], program: str = "dyno sglang") -> int:
         runtime_labels=not own.no_runtime_labels,
         drain_timeout=own.drain_timeout,
         max_body_size=own.max_body_size,
+        max_series=own.max_series,
         discovery_directory=own.discovery or environment.discovery_directory,
     )
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(options, ENGINES[own.engine]))
+    loops.run(serve(options, ENGINES[own.engine]))
     return 0

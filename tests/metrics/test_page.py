@@ -1,0 +1,162 @@
+"""The page, with sources that have every fault."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from dynamometer.exposition.families import Family
+from dynamometer.exposition.parse import parse
+from dynamometer.metrics.instruments import registry
+from dynamometer.metrics.page import MetricsPage
+from dynamometer.metrics.sources import RegistrySource
+
+
+@dataclass
+class Source:
+    """A source that does what the test says."""
+
+    name: str
+    answer: Callable[[], Sequence[Family]]
+    owner: str = ""
+    errors: Mapping[str, int] = field(default_factory=dict)
+
+    def families(self) -> Sequence[Family]:
+        return self.answer()
+
+
+def families(text: str) -> tuple[Family, ...]:
+    return parse(text.encode())
+
+
+@pytest.fixture
+def instruments() -> CollectorRegistry:
+    made = registry()
+    Counter("own_total", "ours", registry=made).inc(3)
+    return made
+
+
+@pytest.fixture
+def never() -> Iterator[threading.Event]:
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def samples(page: MetricsPage) -> dict[str, float]:
+    page.refresh()
+    return {
+        s.name + "".join(f"|{k}={v}" for k, v in sorted(s.labels.items())): s.value
+        for family in parse_text(page.render().decode())
+        for s in family.samples
+    }
+
+
+def errors(found: Mapping[str, float], source: str, reason: str) -> float:
+    return found[f"dynamometer_engine_scrape_errors_total|reason={reason}|source={source}"]
+
+
+def test_the_runtimes_families_stand_before_the_engines(instruments: CollectorRegistry) -> None:
+    page = MetricsPage(instruments)
+    page.add(Source("engine", lambda: families("# TYPE a gauge\na 1\n")))
+    page.refresh()
+    text = page.render().decode()
+    assert text.index("own_total 3.0") < text.index("a 1\n")
+    assert page.render(openmetrics=True).endswith(b"# EOF\n")
+
+
+@pytest.mark.parametrize("fault", ["raises", "hangs", "nonsense"])
+def test_a_broken_source_loses_only_its_own_families(
+    instruments: CollectorRegistry, never: threading.Event, fault: str
+) -> None:
+    def broken() -> Sequence[Family]:
+        if fault == "raises":
+            raise OSError("no such thing")
+        if fault == "hangs":
+            never.wait()
+            return families("late 1\n")
+        return ("nonsense",)  # type: ignore[return-value]
+
+    reason = {"raises": "failed", "hangs": "timeout", "nonsense": "invalid"}[fault]
+    page = MetricsPage(instruments, deadline=0.2)
+    page.add(Source("broken", broken))
+    page.add(Source("whole", lambda: families("whole 1\n")))
+    for times in (1, 2):
+        found = samples(page)
+        assert found["own_total"] == 3
+        assert found["whole"] == 1
+        assert errors(found, "broken", reason) == times
+        assert errors(found, "whole", reason) == 0
+    if fault == "hangs":
+        never.set()
+        for _ in range(100):
+            if "late" in samples(page):
+                return
+            threading.Event().wait(0.02)
+        raise AssertionError("it has come back, and is not on the page")
+
+
+def test_a_source_that_hung_is_not_waited_for_again(
+    instruments: CollectorRegistry, never: threading.Event
+) -> None:
+    def hang() -> Sequence[Family]:
+        never.wait()
+        return ()
+
+    page = MetricsPage(instruments, deadline=0.3)
+    page.add(Source("hung", hang))
+    page.refresh()
+    for _ in range(50):  # with the deadline each, 15 s
+        page.refresh()
+    assert sum(thread.name == "metrics of hung" for thread in threading.enumerate()) == 1
+
+
+def test_what_a_source_left_out_is_counted(instruments: CollectorRegistry) -> None:
+    left_out = {"truncated": 2}
+    page = MetricsPage(instruments)
+    page.add(Source("files", lambda: families("a 1\n"), errors=left_out))
+    assert errors(samples(page), "files", "truncated") == 2
+    assert errors(samples(page), "files", "truncated") == 2
+    left_out["truncated"] = 5
+    assert errors(samples(page), "files", "truncated") == 5
+
+
+def test_of_a_series_that_two_sources_have_the_first_stands(
+    instruments: CollectorRegistry,
+) -> None:
+    page = MetricsPage(instruments)
+    one, other = families('a{x="1"} 1\n'), families('a{x="1"} 9\na{x="2"} 2\n')
+    page.add(Source("files", lambda: one, owner="engine"))
+    page.add(Source("page", lambda: other, owner="engine"))
+    found = samples(page)
+    assert (found["a|x=1"], found["a|x=2"]) == (1, 2)
+    assert not any("overlap" in name for name in found)
+
+
+def test_overlap_of_strangers_is_counted(instruments: CollectorRegistry) -> None:
+    page = MetricsPage(instruments)
+    one, other = families("# TYPE a gauge\na 1\n"), families("# TYPE a counter\na 9\n")
+    page.add(Source("one", lambda: one, owner="one"))
+    page.add(Source("other", lambda: other, owner="other"))
+    page.add(Source("third", lambda: one, owner="third"))
+    samples(page)
+    found = samples(page)
+    assert found["a"] == 1
+    assert errors(found, "other", "type_conflict") == 1
+    assert errors(found, "third", "overlap") == 1
+
+
+def test_nothing_is_made_again_where_nothing_changed(instruments: CollectorRegistry) -> None:
+    source = RegistrySource("runtime", instruments)
+    assert source.families() is source.families()
+    page = MetricsPage(instruments)
+    page.refresh()
+    plain, packed = page.render(), page.compressed()
+    page.refresh()
+    assert page.render() is plain
+    assert page.compressed() is packed
