@@ -24,9 +24,10 @@ ALL_GONE_SECONDS = 15
 
 
 def left_behind() -> set[str]:
-    """What stands in /dev/shm, and the workers' temporary directories."""
-    temporary = {path.name for path in Path(tempfile.gettempdir()).glob("dyno-*")}
-    return set(os.listdir(SHARED_MEMORY)) | temporary
+    """Files in /dev/shm of the kinds that engines and workers make, and temporary directories."""
+    kinds = ("dynamometer-", "sglang", "sem.", "psm_")
+    shared = {name for name in os.listdir(SHARED_MEMORY) if name.startswith(kinds)}
+    return shared | {path.name for path in Path(tempfile.gettempdir()).glob("dyno-*")}
 
 
 def processes_of(worker: Worker) -> list[psutil.Process]:

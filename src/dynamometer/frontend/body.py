@@ -86,12 +86,11 @@ def parse(content: bytes, content_type: str) -> RequestBody:
         return _parse_form(content, content_type)
     try:
         request = _decoder.decode(content)
-        model = msgspec.json.decode(request.model, type=str | None)
+        model = _model(request.model)
         stream = _is_true(request.stream)
         options = bytes(request.stream_options)
-    except msgspec.ValidationError as error:
-        what = "model must be a string" if "str" in str(error) else "must be a JSON object"
-        raise BadBodyError(f"The request body is not as it must be: {what}") from None
+    except msgspec.ValidationError:
+        raise BadBodyError("The request body must be a JSON object") from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise BadBodyError(f"The request body is no JSON that can be read: {error}") from None
     return RequestBody(
@@ -101,6 +100,13 @@ def parse(content: bytes, content_type: str) -> RequestBody:
         add_usage=stream and _lacks_usage(options),
         stream_options=options,
     )
+
+
+def _model(value: msgspec.Raw) -> str | None:
+    try:
+        return msgspec.json.decode(value, type=str | None)
+    except msgspec.ValidationError:
+        raise BadBodyError("model must be a string") from None
 
 
 def _is_true(value: msgspec.Raw) -> bool:
