@@ -15,10 +15,10 @@ export HF_HUB_OFFLINE := 1
 # are shown where it fails.
 logged = $(1) >$(VENV)/setup.log 2>&1 || { cat $(VENV)/setup.log >&2; exit 1; }
 
-.PHONY: help setup system-packages demo test test-quick lint format clean
+.PHONY: help setup system-packages demo test test-quick lint format bench-metrics fuzz clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 setup: $(VENV)/.engine $(VENV)/.project system-packages ## .venv with the CPU build of SGLang, this package, and what tests need
 
@@ -62,6 +62,13 @@ lint: setup ## ruff and mypy
 
 format: setup ## let ruff put the code in form
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+bench-metrics: setup ## what a page costs against prometheus_client, in one run; the picture in docs/
+	@$(BIN)/python benchmarks/metrics.py --svg docs/metrics-cost.svg $(BENCH_FLAGS)
+	@$(BIN)/python benchmarks/scrape.py
+
+fuzz: setup ## files and texts that no writer would write, bounded: FUZZ_FLAGS="--runs 200000 --seconds 120"
+	@$(BIN)/python tests/fuzz/run.py $(FUZZ_FLAGS)
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) .demo build dist .pytest_cache .mypy_cache .ruff_cache
