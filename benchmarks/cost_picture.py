@@ -27,7 +27,9 @@ def draw(curves: Mapping[str, Curve]) -> str:
     parts = [_frame(axes)]
     for (name, curve), colour in zip(curves.items(), _COLOURS, strict=False):
         points = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in curve)
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts.append(
+            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
+        )
         parts += [
             f'<circle cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="3" fill="{colour}"/>'
             for x, y in curve

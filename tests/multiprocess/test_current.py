@@ -100,6 +100,15 @@ def test_a_file_that_grows_is_followed(tmp_path: Path, written: Opener) -> None:
     assert_same_lines(ours.render(), peer_page(tmp_path))
 
 
+def test_thousands_of_values_that_change_at_once(tmp_path: Path, written: Opener) -> None:
+    file = written(tmp_path / "counter_1.db")
+    ours = MultiprocessDirectory(tmp_path)
+    for value in (1.0, 2.5):
+        for number in range(5000):
+            file.set("c_total", value * number, x=str(number))
+        assert_same_lines(ours.render(), peer_page(tmp_path))
+
+
 def test_a_file_larger_than_the_buffer(tmp_path: Path, written: Opener) -> None:
     for name in ("counter_1.db", "gauge_mostrecent_1.db"):
         file = written(tmp_path / name)

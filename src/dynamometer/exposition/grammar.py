@@ -7,7 +7,13 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from dynamometer.exposition.series import label_name, labels_text, metric_name, series_text, unescape
+from dynamometer.exposition.series import (
+    label_name,
+    labels_text,
+    metric_name,
+    series_text,
+    unescape,
+)
 
 NAME: Final = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
 QUOTED: Final = r'"(?:[^"\\\n]|\\.)*"'

@@ -87,7 +87,9 @@ class Aggregation:
         summed = values if self._all_sums else values[self._sums]
         out: NDArray[np.float64] = np.zeros(self._cells.capacity)
         if self._sum_cells.size:  # of nothing, numpy makes integers
-            out = np.bincount(self._sum_cells, summed, self._cells.capacity).astype(float, copy=False)
+            out = np.bincount(self._sum_cells, summed, self._cells.capacity).astype(
+                float, copy=False
+            )
         if self._based:
             out += self._cells.base
         for buckets in self._buckets:
