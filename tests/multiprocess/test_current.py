@@ -227,6 +227,18 @@ def test_whoever_comes_in_between_finishes_the_reading(tmp_path: Path, written: 
     assert ours.render() is page
 
 
+def test_a_closed_directory_is_read_no_more(tmp_path: Path, written: Opener) -> None:
+    written(tmp_path / "counter_1.db").set("c_total", 1.0)
+    ours = MultiprocessDirectory(tmp_path)
+    families = ours.families()
+    ours.close()
+    assert ours.current_families() is families
+    with pytest.raises(ValueError, match="closed"):
+        ours.render()
+    with pytest.raises(ValueError, match="closed"):
+        next(ours.refresh_steps())
+
+
 def test_many_threads_share_a_directory(tmp_path: Path, written: Opener) -> None:
     file = written(tmp_path / "counter_1.db")
     for number in range(300):
