@@ -11,6 +11,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # What a figure is measured against, and what tests run: fixed, so that two runs compare.
 export HF_HUB_OFFLINE := 1
 
+# pip lists as conflicts the CUDA packages that SGLang asks for and a CPU does not need: its words
+# are shown where it fails.
+logged = $(1) >$(VENV)/setup.log 2>&1 || { cat $(VENV)/setup.log >&2; exit 1; }
+
 .PHONY: help setup system-packages demo test test-quick lint format clean
 
 help: ## this list
@@ -26,12 +30,12 @@ $(VENV)/bin/python:
 
 $(VENV)/.engine: $(ENGINE_PACKAGES) | $(VENV)/bin/python
 	@echo "==> the CPU build of SGLang (about a minute, 2.8 GB)"
-	@$(PIP) install --no-deps -r $(ENGINE_PACKAGES) --progress-bar off
+	@$(call logged,$(PIP) install --no-deps -r $(ENGINE_PACKAGES) --progress-bar off)
 	@touch $@
 
 $(VENV)/.project: pyproject.toml src/dynamometer/__init__.py requirements-dev.txt $(VENV)/.engine
 	@echo "==> dynamometer itself, and the tools of its developers"
-	@$(PIP) install -r requirements-dev.txt -e .
+	@$(call logged,$(PIP) install -r requirements-dev.txt -e .)
 	@touch $@
 
 # promtool. The service that Debian's package would start is not wanted.
@@ -39,9 +43,10 @@ system-packages:
 	@command -v promtool >/dev/null || { \
 	  echo "==> Debian's prometheus, for promtool"; \
 	  if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
-	    echo "promtool is missing: install Debian's package prometheus" >&2; exit 1; fi; \
-	  apt-get update -qq; \
-	  DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends prometheus >/dev/null; }
+	    echo "    not as root: tests that need it will fail; install Debian's package prometheus"; \
+	  else \
+	    export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1; \
+	    $(call logged,apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus); fi; }
 
 demo: setup ## the main job on real input: frontend, worker, real SGLang, and what the page says
 	@$(BIN)/dyno demo

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -25,11 +26,18 @@ def pytest_sessionstart() -> None:
         del os.environ[variable]
 
 
-def pytest_sessionfinish() -> None:
-    """No engine outlives the run: it would spin on a core, and spoil what comes after."""
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """No engine outlives the run: it would spin on a core, and spoil what comes after. In CI a
+    skipped test is a missing prerequisite, and fails the run.
+    """
     for process in psutil.Process().children(recursive=True):
-        if "sglang" in " ".join(process.cmdline()):
-            process.kill()
+        with contextlib.suppress(psutil.Error):
+            if "sglang" in " ".join(process.cmdline()):
+                process.kill()
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") == "true" and reporter and reporter.stats.get("skipped"):
+        reporter.write_line("\na test was skipped in CI: that is a failure")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope="session")

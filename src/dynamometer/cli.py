@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from dynamometer import __version__
+from dynamometer import __version__, logs, settings
 from dynamometer.errors import DynamometerError, SettingsError
 from dynamometer.logs import printable
 
@@ -45,10 +45,17 @@ def run(command: str, argv: Sequence[str] | None = None, *, program: str | None 
         if command not in _COMMANDS:
             known = ", ".join(_COMMANDS)
             raise SettingsError(f"{command!r} is no command of dyno; there are: {known}")
+        # Set for an engine, perhaps in the whole shell: prometheus_client would read it when it
+        # is imported, and keep our own counts in that engine's files.
+        for variable in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
+            os.environ.pop(variable, None)
         module = importlib.import_module(_COMMANDS[command][0])
+        for variable, meant in settings.unknown():
+            print(f"{variable} means nothing here: is {meant} meant?", file=sys.stderr)
         arguments = sys.argv[1:] if argv is None else argv
         code = module.main(arguments, program or f"dyno {command}")
     except DynamometerError as error:
+        logs.flush()
         red, plain = ("\x1b[31m", "\x1b[0m") if _coloured() else ("", "")
         print(f"{red}error:{plain} {printable(str(error))}", file=sys.stderr)
         code = error.exit_code
@@ -57,6 +64,7 @@ def run(command: str, argv: Sequence[str] | None = None, *, program: str | None 
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    logs.flush()
     sys.exit(code)
 
 

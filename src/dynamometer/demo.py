@@ -85,7 +85,7 @@ async def _demo(directory: Path, engine_python: str) -> None:
                 ("--model", str(model), "--enable-metrics", "--engine-python", engine_python),
             ),
         ):
-            _say(f"$ dyno {name} {' '.join(flags)}   (log: {directory / name}.log)")
+            _say(f"$ {' '.join(('dyno', name, *flags))}   (log: {directory / name}.log)")
             process = await _start(directory / f"{name}.log", environment, name, *flags)
             stack.push_async_callback(_end, process, name)
         steps = asyncio.create_task(
@@ -97,7 +97,7 @@ async def _demo(directory: Path, engine_python: str) -> None:
             steps.cancel()
             return
         steps.result()
-        if sys.stdin.isatty() and sys.stdout.isatty():
+        if _on_terminal():
             _say("everything stays up until Ctrl-C")
             await cut
         cut.cancel()
@@ -139,6 +139,9 @@ async def _steps(
     _say(f"what {frontend}/metrics says")
     page = await _families(session, f"{frontend}/metrics")
     _show_own("dynamo_frontend_*", page, names.name_prefix.FRONTEND)
+    if not _on_terminal():
+        _say("no terminal: ending; on one, this stays up until Ctrl-C")
+        return
     _say("to look at:")
     for address in (f"{frontend}/v1/models", f"{frontend}/metrics", f"{worker}/metrics"):
         print(f"  curl {address}")
@@ -150,6 +153,10 @@ def _say(text: str) -> None:
     print(f"{bold}==> {text}{plain}", flush=True)
 
 
+def _on_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
 def _coloured() -> bool:
     return sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
@@ -159,7 +166,9 @@ def _port(wanted: int) -> int:
     try:
         addresses.listen("127.0.0.1", wanted, setting="").close()
     except AddressError:
-        return addresses.free_port()
+        port = addresses.free_port()
+        _say(f"port {wanted} is taken: using {port} instead")
+        return port
     return wanted
 
 

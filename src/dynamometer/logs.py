@@ -1,20 +1,25 @@
 """What a process says on standard error: one line a message, coloured on a terminal only.
 
-With `DYN_LOGGING_JSONL=1` each line is a JSON object instead.
+With `DYN_LOGGING_JSONL=1` each line is a JSON object instead. A thread writes the lines: whoever
+reads them may be slow, or stuck, and requests and pages must not wait for him.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
+import queue
 import sys
+import threading
 import time
-from typing import Final
+from typing import Final, TextIO
 
 # The engine's own lines come through this logger, so that they carry its prefix.
 ENGINE_LOGGER: Final = "dynamometer.engine"
 
+_MOST_LINES: Final = 10_000
 _LEVELS: Final = {
     "trace": logging.DEBUG,
     "debug": logging.DEBUG,
@@ -35,8 +40,9 @@ def set_up(process: str, *, level: str, as_json: bool) -> None:
         level: one of `settings.LOG_LEVELS`.
         as_json: a JSON object a line instead of text.
     """
-    handler = logging.StreamHandler(sys.stderr)
-    colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    stream = sys.stderr if sys.stderr is not None else io.StringIO()  # closed: `2>&-`
+    handler = _Handler(_Writer(stream))
+    colour = stream.isatty() and "NO_COLOR" not in os.environ
     handler.setFormatter(_JsonFormatter(process) if as_json else _TextFormatter(process, colour))
     logger = logging.getLogger("dynamometer")
     logger.handlers[:] = [handler]
@@ -50,6 +56,60 @@ def set_up(process: str, *, level: str, as_json: bool) -> None:
     access.setLevel(logging.DEBUG if level in ("debug", "trace") else logging.CRITICAL)
 
 
+def flush() -> None:
+    """Wait until all lines are written, a second at most."""
+    for handler in logging.getLogger("dynamometer").handlers:
+        handler.flush()
+
+
+class _Writer:
+    """A thread that writes lines; what it cannot keep up with is dropped, and counted."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lines: queue.Queue[str] = queue.Queue(_MOST_LINES)
+        self._dropped = 0
+        self._idle = threading.Event()
+        self._idle.set()
+        threading.Thread(target=self._run, name="log", daemon=True).start()
+
+    def write(self, line: str) -> None:
+        self._idle.clear()
+        try:
+            self._lines.put_nowait(line)
+        except queue.Full:
+            self._dropped += 1
+
+    def wait(self) -> None:
+        self._idle.wait(1)
+
+    def _run(self) -> None:
+        while True:
+            line = self._lines.get()
+            dropped, self._dropped = self._dropped, 0
+            try:
+                if dropped:
+                    self._stream.write(f"[log] {dropped} lines were dropped: nobody read them\n")
+                self._stream.write(line + "\n")
+                self._stream.flush()
+            except (OSError, ValueError):
+                pass  # nobody reads it any more
+            if self._lines.empty():
+                self._idle.set()
+
+
+class _Handler(logging.Handler):
+    def __init__(self, writer: _Writer) -> None:
+        super().__init__()
+        self._writer = writer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._writer.write(self.format(record))
+
+    def flush(self) -> None:
+        self._writer.wait()
+
+
 class _TextFormatter(logging.Formatter):
     def __init__(self, process: str, colour: bool) -> None:
         super().__init__()
@@ -59,9 +119,9 @@ class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         engine = record.name == ENGINE_LOGGER
         prefix = f"[{'engine' if engine else self._process}]"
-        message = printable(record.getMessage())
+        message = printable(record.getMessage()).replace("\n", "\\n")
         if record.exc_info:
-            message += "\n" + self.formatException(record.exc_info)
+            message += "\n" + printable(self.formatException(record.exc_info))
         if record.levelno >= logging.WARNING and not engine:
             message = f"{record.levelname.lower()}: {message}"
         if not self._colour:

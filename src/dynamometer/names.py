@@ -154,3 +154,8 @@ SGLANG_CATEGORIES: Final = {
         "sglang:kv_transfer_total_mb",
     ),
 }
+
+
+def label_value(text: str) -> str:
+    """`text` as a label's value: half characters, which no page can hold, become `?`."""
+    return text.encode("utf-8", "replace").decode("utf-8")

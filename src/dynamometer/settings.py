@@ -6,6 +6,7 @@ both. Names and meanings are NVIDIA Dynamo's where it has them.
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,16 @@ LOG_LEVELS = ("trace", "debug", "info", "warn", "warning", "error", "off")
 DEFAULT_SYSTEM_PORT = 8081
 DEFAULT_HTTP_PORT = 8000
 LOOPBACK = "127.0.0.1"
+VARIABLES = (
+    "DYN_SYSTEM_HOST",
+    "DYN_SYSTEM_PORT",
+    "DYN_HTTP_HOST",
+    "DYN_HTTP_PORT",
+    "DYN_NAMESPACE",
+    "DYN_FILE_KV",
+    "DYN_LOG",
+    "DYN_LOGGING_JSONL",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +64,20 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
         log_level=env.get("DYN_LOG", log_level, "info"),
         log_json=env.get("DYN_LOGGING_JSONL", flag, False),
     )
+
+
+def unknown(environment: Mapping[str, str] | None = None) -> list[tuple[str, str]]:
+    """Variables that look like a mistyped one of ours, each with the one it looks like.
+
+    Dynamo has many that mean nothing here; those are passed over.
+    """
+    names = os.environ if environment is None else environment
+    found = []
+    for variable in sorted(names):
+        if variable.startswith("DYN_") and variable not in VARIABLES:
+            close = difflib.get_close_matches(variable, VARIABLES, n=1, cutoff=0.9)
+            found += [(variable, name) for name in close]
+    return found
 
 
 class _Reader:

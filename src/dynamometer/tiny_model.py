@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -60,8 +61,10 @@ def make(directory: Path, *, engine_python: str = sys.executable) -> None:
             check=False,
         )
     except OSError as error:
+        directory.rmdir()
         raise EngineError(f"cannot run {engine_python}: {error.strerror}") from None
     if done.returncode:
+        shutil.rmtree(directory, ignore_errors=True)
         said = done.stderr.strip().splitlines() or ["it said nothing"]
         raise EngineError(
             f"{engine_python} cannot make the model: {said[-1]} (it needs the packages that "

@@ -68,6 +68,27 @@ def test_the_model_label_is_the_served_name(tmp_path: Path, accelerator: None) -
     assert plan(tmp_path, "--model", "m", "--served-model-name", "s").model == "s"
 
 
+def test_flags_in_a_config_file_are_known_and_overridden(
+    tmp_path: Path, no_accelerator: None
+) -> None:
+    file = tmp_path / "engine.yaml"
+    file.write_text("model-path: m\nenable_metrics: true\ndtype: bfloat16\nport: 1\n")
+    launch = plan(tmp_path, "--config", str(file), "--served-model-name", "s")
+    assert (launch.model, launch.metrics) == ("s", True)
+    assert "--dtype" not in launch.command
+    assert launch.command[3:5] == ["--config", str(file)]
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{", None])
+def test_a_config_file_that_cannot_be_read_is_sglangs_to_explain(
+    tmp_path: Path, accelerator: None, content: str | None
+) -> None:
+    file = tmp_path / "engine.yaml"
+    if content is not None:
+        file.write_text(content)
+    assert plan(tmp_path, "--model", "m", "--config", str(file)).model == "m"
+
+
 def test_no_model_is_an_error_that_names_the_flag(tmp_path: Path, accelerator: None) -> None:
     with pytest.raises(SettingsError, match="--model"):
         plan(tmp_path, "--enable-metrics")
@@ -84,7 +105,7 @@ LOGS = {
     ),
     "a child's exception": (
         ["torch.OutOfMemoryError: CUDA out of memory", "",
-         "[2026-01-31 12:00:00 TP0] Received sigquit from a child process. It means the child failed.",
+         "[2026-01-31 12:00:00 TP0] Received sigquit from a child process: it failed.",
          "[2026-01-31 12:00:00] kill_process_tree called: parent_pid=1"],
         -9,
         "torch.OutOfMemoryError: CUDA out of memory (signal 9)",
@@ -102,6 +123,12 @@ LOGS = {
             "has it with --engine-python"
         ),
     ),
+    "a crash, and what came of it": (
+        ["[2026-01-31 12:00:00] Subprocess scheduler_0 (pid=7) crashed with exit code -9", "",
+         "asyncio.exceptions.CancelledError: x", "[2026-01-31 12:00:01] kill_process_tree called"],
+        -9,
+        "Subprocess scheduler_0 (pid=7) crashed with exit code -9 (signal 9)",
+    ),
     "silence": ([], -9, "it said nothing (signal 9)"),
     "a last word": (["hello", " "], 3, "hello (exit code 3)"),
 }  # fmt: skip
@@ -111,6 +138,26 @@ LOGS = {
 def test_the_reason_is_the_engines_own(case: str) -> None:
     log, exit_code, expected = LOGS[case]
     assert reason(log, exit_code) == expected
+
+
+def test_a_model_that_is_not_there_is_said(
+    tmp_path: Path, accelerator: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    engine = SGLang()
+    said = ["OSError: Repo id must be in the form 'namespace/repo_name'"]
+    launch = plan(tmp_path, "--model", "./nosuch")
+    assert engine.reason(said, 1, launch).endswith("(exit code 1); there is no ./nosuch")
+    launch = plan(tmp_path, "--model", "Qwen/Qwen3-8B")
+    assert "HF_HUB_OFFLINE is set" in engine.reason(said, 1, launch)
+    launch = plan(tmp_path, "--model", str(tmp_path))
+    assert engine.reason(said, 1, launch).endswith("(exit code 1)")
+
+
+def test_its_last_word_is_no_warning() -> None:
+    log = ["[2026-01-31 12:00:00] Load weight begin.", "x.py:3: UserWarning: y", "  warnings.warn("]
+    assert SGLang().last_word(log) == "Load weight begin."
+    assert SGLang().last_word([]) == ""
 
 
 @pytest.mark.engine
@@ -128,14 +175,21 @@ def test_the_cpu_platform_reaches_an_engine_of_another_interpreter(
         if "dynamometer" not in entry.name and entry.suffix != ".pth":
             (site / entry.name).symlink_to(entry)
     subprocess.run(["python3", "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
-    ask = "from sglang.srt.platforms import current_platform as p; print(type(p).__module__)"
+    platform = "from sglang.srt.platforms import current_platform as p; print(type(p).__module__)"
+    entry_points = (
+        "from importlib.metadata import entry_points as e;"
+        "print(*[point.load()() for point in e(group='sglang.srt.platforms')])"
+    )
     variables = dict(launch.environment)
-    for switch, expected in (("1", "dynamometer.engines.sglang_cpu.cpu_platform"), ("0", "sglang")):
-        variables["PYTHONPATH"] = f"{launch.environment['PYTHONPATH']}{os.pathsep}{site}"
+    variables["PYTHONPATH"] += os.pathsep + str(site)
+    for switch, ask, expected in (
+        ("1", platform, "dynamometer.engines.sglang_cpu.cpu_platform"),
+        ("0", entry_points, "None"),
+    ):
         variables[SWITCH] = switch
         done = subprocess.run(
             [tmp_path / "venv/bin/python", "-c", ask],
             env=variables, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        assert done.stdout.strip().splitlines()[-1].startswith(expected)
+        assert done.stdout.strip().splitlines()[-1] == expected

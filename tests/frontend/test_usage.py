@@ -52,13 +52,14 @@ def test_a_client_that_asked_for_usage_gets_every_byte() -> None:
         b"data: {}",
         b"\n\n\n\n",
         event({"choices": 7, "usage": 3}),
-        event({"choices": [{"delta": None}, {"text": None}]}),
+        event({"choices": [{"delta": None}, {"text": None}, 5, {"delta": 5}, {"delta": [1]}]}),
+        event({"choices": [], "usage": {"completion_tokens": -3}}).replace(b"-3", b"-3"),
     ],
 )
 def test_what_is_not_understood_passes_unchanged(stream: bytes) -> None:
-    reader = StreamReader(Usage.OPENAI, hide_usage=True)
-    assert reader.feed(stream, 0.0) + reader.finish() == stream
-    assert reader.tokens == Tokens()
+    reader_of_all = StreamReader(Usage.OPENAI, hide_usage=False)
+    assert reader_of_all.feed(stream, 0.0) + reader_of_all.finish() == stream
+    assert reader_of_all.tokens == Tokens()
 
 
 def test_tool_calls_and_texts_are_content_and_a_role_is_not() -> None:
@@ -122,3 +123,12 @@ def test_responses_messages_and_generate_have_their_own_forms() -> None:
 def test_tokens_of_an_answer_in_one_piece(body: object, usage: Usage, tokens: Tokens) -> None:
     assert of_answer(json.dumps(body).encode(), usage) == tokens
     assert of_answer(b"{", usage) == Tokens()
+
+
+def test_a_huge_event_passes_unread_and_does_not_hide_what_follows() -> None:
+    reader = StreamReader(Usage.OPENAI, hide_usage=True)
+    huge = delta(content="x" * 6_000_000)
+    stream = huge + delta(content="a") + ONLY_USAGE + DONE
+    passed = b"".join(reader.feed(stream[i : i + 65536], 0.0) for i in range(0, len(stream), 65536))
+    assert passed + reader.finish() == stream.replace(ONLY_USAGE, b"")
+    assert reader.tokens == Tokens(7, 3, 2)

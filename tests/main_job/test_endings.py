@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -22,9 +23,11 @@ SHARED_MEMORY = Path("/dev/shm")
 ALL_GONE_SECONDS = 15
 
 
-def shared_memory() -> set[str]:
-    """What stands in /dev/shm, less what other workers of this run hold."""
-    return set(os.listdir(SHARED_MEMORY))
+def left_behind() -> set[str]:
+    """Files in /dev/shm of the kinds that engines and workers make, and temporary directories."""
+    kinds = ("dynamometer-", "sglang", "sem.", "psm_")
+    shared = {name for name in os.listdir(SHARED_MEMORY) if name.startswith(kinds)}
+    return shared | {path.name for path in Path(tempfile.gettempdir()).glob("dyno-*")}
 
 
 def processes_of(worker: Worker) -> list[psutil.Process]:
@@ -38,7 +41,9 @@ def all_gone(processes: list[psutil.Process]) -> Callable[[], bool]:
     return gone
 
 
-def long_stream(url: str, model: Path, tokens: int) -> tuple[threading.Thread, list[Answer]]:
+def long_stream(
+    url: str, model: Path, tokens: int, **headers: str
+) -> tuple[threading.Thread, list[Answer]]:
     """A stream in the background, and where its answer will be."""
     answers: list[Answer] = []
     body = {
@@ -49,7 +54,7 @@ def long_stream(url: str, model: Path, tokens: int) -> tuple[threading.Thread, l
         "ignore_eos": True,
     }
     thread = threading.Thread(
-        target=lambda: answers.append(http(f"{url}/v1/completions", body)), daemon=True
+        target=lambda: answers.append(http(f"{url}/v1/completions", body, **headers)), daemon=True
     )
     thread.start()
     return thread, answers
@@ -58,11 +63,15 @@ def long_stream(url: str, model: Path, tokens: int) -> tuple[threading.Thread, l
 def test_a_worker_that_is_asked_to_end_finishes_its_streams_and_leaves_nothing(
     stack: Stack,
 ) -> None:
-    before = shared_memory()
-    with stack.run_worker("--model", str(stack.model), "--served-model-name", "ending") as worker:
-        worker.wait_until_ready()
+    before = left_behind()
+    flags = ("--model", str(stack.model), "--served-model-name", "ending", "--api-key", "secret")
+    with stack.run_worker(*flags) as worker:
+        worker.wait_until_ready()  # with a key of the engine's, which the worker knows
         family = processes_of(worker)
-        thread, answers = long_stream(worker.request_url, Path("ending"), 400)
+        refused = http(f"{stack.frontend_url}/v1/completions", {"model": "ending", "prompt": "x"})
+        assert refused.status == 401
+        key = {"Authorization": "Bearer secret"}
+        thread, answers = long_stream(worker.request_url, Path("ending"), 400, **key)
         time.sleep(0.3)
         worker.process.signal(signal.SIGINT)
         eventually(
@@ -81,17 +90,17 @@ def test_a_worker_that_is_asked_to_end_finishes_its_streams_and_leaves_nothing(
         assert answers[0].status == 200
         assert answers[0].body.endswith(b"data: [DONE]\n\n")
         assert worker.process.wait(within=ALL_GONE_SECONDS) == 0
-        assert all_gone(family)()
+        assert not [process for process in family if process.is_running()]  # not even a zombie
         said = worker.process.log.splitlines()
         assert not [line for line in said if "Traceback" in line and "[engine]" not in line]
-    assert shared_memory() <= before
+    assert left_behind() <= before
     assert list((stack.discovery / "instances").iterdir())  # the session's own records stand
 
 
 def test_a_killed_workers_engine_ends_and_the_next_start_clears_what_is_left(
     stack: Stack,
 ) -> None:
-    before = shared_memory()
+    before = left_behind()
     with stack.run_worker(
         "--model", str(stack.model), "--served-model-name", "killed", "--enable-metrics"
     ) as worker:
@@ -103,11 +112,11 @@ def test_a_killed_workers_engine_ends_and_the_next_start_clears_what_is_left(
         worker.process.wait(within=5)
         assert "killed" not in str(http(f"{stack.frontend_url}/v1/models").json())
         eventually(all_gone(family), within=ALL_GONE_SECONDS, what="its engine is gone")
-    left = shared_memory() - before
+    left = left_behind() - before
     assert any(name.startswith("sglang_loads_") for name in left)
     with stack.run_worker("--model", "no-such-model") as successor:
         successor.process.wait_for("cleared what worker [0-9a-f]{16} left behind", within=10)
-    assert shared_memory() <= before
+    assert left_behind() <= before
 
 
 def test_an_engine_that_ends_takes_its_worker_along_with_the_reason(stack: Stack) -> None:
@@ -144,7 +153,7 @@ def test_an_engine_that_ends_takes_its_worker_along_with_the_reason(stack: Stack
 def test_an_engine_that_cannot_start_ends_its_worker_with_its_own_reason(
     stack: Stack, flags: tuple[str, ...], reason: str
 ) -> None:
-    before = shared_memory()
+    before = left_behind()
     command = [PYTHON, "-m", "dynamometer.sglang"]
     command += [flag.format(model=stack.model) for flag in flags]
     environment = os.environ | stack.environment | {"DYN_SYSTEM_PORT": "0"}
@@ -157,7 +166,7 @@ def test_an_engine_that_cannot_start_ends_its_worker_with_its_own_reason(
     assert reason in last
     own = [line for line in done.stderr.splitlines() if not line.startswith("[engine]")]
     assert not any("Traceback" in line for line in own)
-    assert shared_memory() <= before
+    assert left_behind() <= before
 
 
 def test_a_worker_without_enable_metrics_says_so(stack: Stack) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from dynamometer.errors import DiscoveryError
+from dynamometer.runtime.discovery import file
 from dynamometer.runtime.discovery.file import FileDiscovery
 from dynamometer.runtime.discovery.interface import Discovery
 from dynamometer.runtime.identity import new_id
@@ -139,6 +141,22 @@ async def test_what_is_no_record_is_passed_over_and_stays(tmp_path: Path) -> Non
     async with discovery.register(one):
         assert await discovery.records() == {one}
     assert (discovery.directory / "notes.txt").read_text() == "mine"
+
+
+async def test_a_record_that_was_removed_comes_back(
+    discovery: Discovery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file, "KEEP_SECONDS", 0.05)
+    one = record()
+    async with discovery.register(one) as registration:
+        shutil.rmtree(tmp_path / "kv")
+        with pytest.raises(DiscoveryError):
+            await discovery.records()
+        ready = replace(one, state=State.READY)
+        with pytest.raises(DiscoveryError):
+            await registration.update(ready)
+        async with aclosing(discovery.watch()) as watch:  # type: ignore[type-var]
+            await until(watch, {ready})
 
 
 async def test_a_record_that_cannot_be_written_names_the_place(tmp_path: Path) -> None:

@@ -44,6 +44,11 @@ def test_fields_of_a_later_version_are_passed_over() -> None:
         {"model_info": []},
         {"request_url": 8},
         {"namespace": None},
+        {"models": ["\ud800"]},
+        {"since": []},
+        {"request_url": "http://127.0.0.1:99999"},
+        {"request_url": "http://[::1"},
+        {"request_url": "nowhere"},
     ],
 )
 def test_a_field_of_the_wrong_type_is_no_record(change: dict[str, object]) -> None:
@@ -52,7 +57,7 @@ def test_a_field_of_the_wrong_type_is_no_record(change: dict[str, object]) -> No
         Record.from_json(json.dumps(content).encode())
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"\xff", b"{}"])
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"\xff", b"{}", b"[" * 200_000])
 def test_half_a_record_is_none(text: bytes) -> None:
     with pytest.raises(DiscoveryError):
         Record.from_json(text)

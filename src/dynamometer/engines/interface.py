@@ -45,14 +45,15 @@ class Route:
 class Launch:
     """How to start an engine, and how to speak to it.
 
-    `models` are the names given on its command line; its own list is asked for once it is
-    up. `notes` tell the user what was added to the command line, and why.
+    `model` is the name it serves, as its command line has it; its own list is asked for once it
+    is up. `notes` tell the user what was added to the command line, and why.
     """
 
     command: Sequence[str]
     environment: Mapping[str, str]
     url: str
     model: str
+    model_path: str
     metrics: bool
     api_key: str | None = None
     notes: tuple[str, ...] = ()
@@ -90,5 +91,8 @@ class Engine(Protocol):
             SettingsError: the flags do not say what is needed; names the flag.
         """
 
-    def reason(self, log: Sequence[str], exit_code: int) -> str:
+    def reason(self, log: Sequence[str], exit_code: int, launch: Launch) -> str:
         """Why the engine ended, in one line, out of the last lines of its log."""
+
+    def last_word(self, log: Sequence[str]) -> str:
+        """The last line of its log that tells how far it is; empty where there is none."""

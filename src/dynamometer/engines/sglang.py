@@ -7,14 +7,16 @@ needs that version but the list of routes and the CPU flags.
 from __future__ import annotations
 
 import argparse
+import getpass
 import os
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from dynamometer import names
-from dynamometer.engines import accelerators
+from dynamometer.engines import accelerators, sglang_config
 from dynamometer.engines.interface import Launch, Route, Usage
 from dynamometer.engines.sglang_cpu import overlay
 from dynamometer.errors import SettingsError
@@ -70,7 +72,8 @@ class SGLang:
 
     def plan(self, arguments: Sequence[str], *, directory: Path, python: str) -> Launch:
         """See `interface.Engine.plan`."""
-        known = _known(arguments)
+        given = sglang_config.with_file(arguments)
+        known = _known(given)
         if known.model is None:
             raise SettingsError("--model is missing: a directory, or a name on a model hub")
         engine_port = free_port()
@@ -80,9 +83,12 @@ class SGLang:
             command += ["--nccl-port", str(free_port())]
         environment = dict(os.environ)
         environment["PYTHONUNBUFFERED"] = "1"
+        # The worker gives it a temporary directory of its own; a cache is to outlive that.
+        cache = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
+        environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
         notes: list[str] = []
         if _on_cpu(known.device):
-            added = _missing(CPU_FLAGS, arguments)
+            added = _missing(CPU_FLAGS, given)
             command += added
             overlay.switch_on(environment, directory / "plugin")
             why = "--device cpu was given" if known.device else "no accelerator was found"
@@ -101,15 +107,21 @@ class SGLang:
             command=command,
             environment=environment,
             url=f"http://127.0.0.1:{engine_port}",
-            model=known.served_model_name or known.model,
+            model=names.label_value(known.served_model_name or known.model),
+            model_path=known.model,
             metrics=known.enable_metrics,
             api_key=known.api_key,
             notes=tuple(notes),
         )
 
-    def reason(self, log: Sequence[str], exit_code: int) -> str:
+    def reason(self, log: Sequence[str], exit_code: int, launch: Launch) -> str:
         """See `interface.Engine.reason`."""
-        return reason(log, exit_code)
+        return reason(log, exit_code) + _hint(launch)
+
+    def last_word(self, log: Sequence[str]) -> str:
+        """See `interface.Engine.last_word`: its own lines have a stamp, warnings have none."""
+        own = (line for line in reversed(log) if _STAMP.match(line))
+        return _STAMP.sub("", next(own, ""))
 
 
 def _known(arguments: Sequence[str]) -> argparse.Namespace:
@@ -144,7 +156,20 @@ def _missing(flags: Mapping[str, str | None], arguments: Sequence[str]) -> list[
 _STAMP: Final = re.compile(r"^\[\d{4}-\d\d-\d\d[^\]]*\]\s*")
 _EXCEPTION: Final = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Refused): \S")
 _USAGE: Final = re.compile(r"^[\w. -]+: error: (?P<what>.+)")
+_CRASH: Final = re.compile(r"^Subprocess \S+ .*crashed with exit code")
+_LINES_OF_A_CRASH: Final = 60
 _MODULE: Final = re.compile(r"No module named '?(?P<name>[\w.]+)'?")
+
+
+def _hint(launch: Launch) -> str:
+    """What we know of a model that the engine could not find."""
+    path = Path(launch.model_path)
+    if launch.model_path.startswith(("/", "./", "../", "~")):
+        return "" if path.exists() else f"; there is no {launch.model_path}"
+    offline = launch.environment.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on")
+    if offline and not path.exists():
+        return "; HF_HUB_OFFLINE is set: the model must be a local directory, or cached"
+    return ""
 
 
 def reason(log: Sequence[str], exit_code: int) -> str:
@@ -155,6 +180,9 @@ def reason(log: Sequence[str], exit_code: int) -> str:
     """
     ended = f"exit code {exit_code}" if exit_code >= 0 else f"signal {-exit_code}"
     lines = [_STAMP.sub("", line).strip() for line in log]
+    crashes = [number for number, line in enumerate(lines) if _CRASH.match(line)]
+    if crashes:  # what comes after it are its consequences
+        lines = lines[max(0, crashes[0] - _LINES_OF_A_CRASH) : crashes[0] + 1]
     for line in reversed(lines):
         if usage := _USAGE.match(line):
             return f"{usage['what']} ({ended})"

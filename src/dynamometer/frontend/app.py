@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 # Less than the 75 s after which a worker closes an idle connection.
 _WORKER_KEEPALIVE_SECONDS: Final = 30.0
+# Questions come at any rate; looks at discovery do not. Less than a person notices.
+_LOOK_SECONDS: Final = 0.005
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,8 @@ async def serve(options: FrontendOptions) -> None:
             instances=frontend.instances,
             metrics=frontend.metrics,
             session=session,
+            look=frontend.refresh,
+            max_body_size=options.max_body_size,
         )
         await frontend.refresh()
         watching = asyncio.create_task(frontend.watch(), name="discovery")
@@ -95,6 +99,7 @@ async def serve(options: FrontendOptions) -> None:
         if not frontend.instances.ready:
             logger.info("no worker yet: start one with `dyno sglang --model MODEL`")
         await stop.asked.wait()
+        forwarder.draining = True
         await stop_listening()
         await let_finish(lambda: forwarder.active, stop, options.drain_timeout)
 
@@ -115,6 +120,7 @@ class Frontend:
         self._discovery = discovery
         self._page = page
         self._shown: frozenset[str] = frozenset()
+        self._looked = 0.0
 
     async def watch(self) -> None:
         """Follow discovery for ever."""
@@ -123,10 +129,13 @@ class Frontend:
 
     async def refresh(self) -> None:
         """Look at discovery now; what was known stands where that fails."""
+        if time.monotonic() - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = time.monotonic()
         try:
             self._take(await self._discovery.records())
         except DiscoveryError as error:
-            logger.warning("%s", error)
+            logger.debug("%s", error)  # said once by the discovery itself
 
     def _take(self, records: frozenset[Record]) -> None:
         self.instances.update(records)

@@ -22,6 +22,8 @@ _EPILOG = """\
 examples:
   dyno frontend
   dyno frontend --http-port 9000 --router-mode least-loaded
+
+DYN_LOG=debug says more, DYN_LOGGING_JSONL=1 says it in JSON lines.
 """
 
 

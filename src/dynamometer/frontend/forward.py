@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import aiohttp
 from aiohttp import web
@@ -13,7 +13,7 @@ from aiohttp import web
 from dynamometer.engines.interface import Route, Usage
 from dynamometer.frontend import usage
 from dynamometer.frontend.accounting import FrontendMetrics, RequestAccount
-from dynamometer.frontend.body import BadBodyError, RequestBody, parse
+from dynamometer.frontend.body import BadBodyError, RequestBody, TooLargeError, decompressed, parse
 from dynamometer.frontend.routing import Instances
 from dynamometer.runtime import openai_errors, relay
 from dynamometer.runtime.record import Record
@@ -34,18 +34,32 @@ class Forwarder:
         instances: Instances,
         metrics: FrontendMetrics,
         session: aiohttp.ClientSession,
+        look: Callable[[], Awaitable[None]],
+        max_body_size: int,
     ) -> None:
+        """Forward to what `instances` shows.
+
+        Args:
+            routes: the inference routes, by path.
+            instances: the workers.
+            metrics: where requests are counted.
+            session: to the workers.
+            look: brings `instances` up to date.
+            max_body_size: the most bytes that a body may have.
+        """
+        self._max_body_size = max_body_size
+        self._look = look
         self._routes = routes
         self._instances = instances
         self._metrics = metrics
         self._session = session
         self.active = 0
+        self.draining = False
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer one request; whatever happens, it is counted once."""
         route = self._routes[request.path]
         account = RequestAccount(self._metrics, route.name)
-        self.active += 1
         try:
             return await self._answer(request, route, account)
         except (asyncio.CancelledError, ConnectionError):
@@ -58,23 +72,28 @@ class Forwarder:
             account.failed(500)
             raise
         finally:
-            self.active -= 1
             account.end()
 
     async def _answer(
         self, request: web.Request, route: Route, account: RequestAccount
     ) -> web.StreamResponse:
-        content = await request.read()
         try:
-            body = parse(content, request.headers.get("Content-Type", ""))
+            body = await self._read(request)
         except BadBodyError as error:
             return _refuse(account, openai_errors.invalid(str(error)))
         served = self._instances.models()
+        if not served or (body.model and body.model not in served):
+            await self._look()  # it may have come since the last look
+            served = self._instances.models()
         model = body.model
         if model is None and len(served) == 1:
             model = next(iter(served))
         registered = model if model and (model in served or self._was_served(model)) else None
         account.start(registered, stream=body.stream)
+        if self.draining:
+            answer = _refuse(account, openai_errors.unavailable("this frontend is ending"))
+            answer.force_close()
+            return answer
         if not served:
             return _refuse(account, openai_errors.unavailable("no worker is ready"))
         if model is None:
@@ -86,7 +105,29 @@ class Forwarder:
                 why = f"no worker serves {model!r} now"
                 return _refuse(account, openai_errors.unavailable(why))
             return _refuse(account, openai_errors.unknown_model(model))
-        return await self._forward(request, route, account, body, model)
+        self.active += 1
+        try:
+            return await self._forward(request, route, account, body, model)
+        finally:
+            self.active -= 1
+
+    async def _read(self, request: web.Request) -> RequestBody:
+        """The body, and what is known of it.
+
+        Raises:
+            BadBodyError: it cannot be understood.
+            web.HTTPRequestEntityTooLarge: it is larger than allowed.
+        """
+        limit = self._max_body_size
+        if (request.content_length or 0) > limit:
+            raise web.HTTPRequestEntityTooLarge(limit, request.content_length or 0)
+        content = await request.read()
+        encoding = request.headers.get("Content-Encoding", "").strip().lower()
+        try:
+            content = decompressed(content, encoding, limit=limit)
+        except TooLargeError:
+            raise web.HTTPRequestEntityTooLarge(limit, limit + 1) from None
+        return parse(content, request.headers.get("Content-Type", ""))
 
     def _was_served(self, model: str) -> bool:
         return self._instances.was_served(model)
@@ -100,9 +141,10 @@ class Forwarder:
         model: str,
     ) -> web.StreamResponse:
         """Ask an instance, and one other where the first has not taken the request."""
-        add_usage = body.stream and route.usage is Usage.OPENAI and not body.client_asked_for_usage
+        add_usage = body.add_usage and route.usage is Usage.OPENAI
         content = body.with_usage() if add_usage else body.content
         headers = relay.request_headers(request.headers)
+        headers.popall("Content-Encoding", None)  # it was read
         tried: set[int] = set()
         refusal: web.Response | None = None
         for _ in range(_ATTEMPTS):
@@ -111,11 +153,11 @@ class Forwarder:
                 break
             tried.add(instance.id)
             account.sent()
-            url = f"{instance.request_url}{request.path_qs}"
+            url = relay.target(instance.request_url or "", request)
             try:
                 with self._instances.carrying(instance):
                     async with relay.exchange(self._session, url, content, headers) as answer:
-                        if openai_errors.RETRY_HEADER in answer.headers:
+                        if relay.RETRY_HEADER in answer.headers:
                             refusal = openai_errors.unavailable("the workers cannot take it now")
                             continue
                         return await self._relay(request, route, account, answer, add_usage)

@@ -17,6 +17,8 @@ from dynamometer.engines.interface import Usage
 
 _EVENT_END: Final = re.compile(rb"\r?\n\r?\n")
 _DATA: Final = b"data:"
+# What is longer goes on unread: neither usage nor a token is that long.
+_LONGEST_EVENT: Final = 2**22
 Event = Mapping[str, object]
 
 
@@ -47,8 +49,9 @@ class StreamReader:
             Usage.GENERATE: self._read_generate,
         }[usage]
         self._hide_usage = hide_usage
-        self._rest = b""
-        self._generated: dict[object, Event] = {}
+        self._held = bytearray()
+        self._unread = False
+        self._generated: dict[str, Event] = {}
         self.tokens = Tokens()
         # Seconds (the caller's clock) at which each event with content was there.
         self.content_times: list[float] = []
@@ -61,19 +64,31 @@ class StreamReader:
             chunk: the next bytes of the stream.
             now: when they were there, seconds.
         """
-        data = self._rest + chunk if self._rest else chunk
-        begin = 0
+        held = self._held
+        begin, search = 0, max(0, len(held) - 3)  # an end may stand across two chunks
+        held += chunk
         passed = []
-        for end in _EVENT_END.finditer(data):
-            if self._passes(data[begin : end.start()], now):
-                passed.append(data[begin : end.end()])
-            begin = end.end()
-        self._rest = data[begin:]
+        while True:
+            match = _EVENT_END.search(held, search)
+            if match is None:
+                break
+            end, search = match.start(), match.end()
+            del match  # it holds the buffer
+            if self._unread or self._passes(bytes(held[begin:end]), now):
+                passed.append(bytes(held[begin:search]))
+            self._unread = False
+            begin = search
+        del held[:begin]
+        if len(held) > _LONGEST_EVENT:
+            self._unread = True
+            passed.append(bytes(held))
+            held.clear()
         return b"".join(passed)
 
     def finish(self) -> bytes:
         """What was held back at the stream's end: an event without its empty line."""
-        rest, self._rest = self._rest, b""
+        rest = bytes(self._held)
+        self._held.clear()
         return rest
 
     def _passes(self, event: bytes, now: float) -> bool:
@@ -108,10 +123,12 @@ class StreamReader:
         if not isinstance(choices, list):
             return False
         for choice in choices:
+            if not isinstance(choice, dict):
+                continue
             if choice.get("text"):
                 return True
             delta = choice.get("delta")
-            if delta and any(value for key, value in delta.items() if key != "role"):
+            if isinstance(delta, dict) and any(v for key, v in delta.items() if key != "role"):
                 return True
         return False
 
@@ -134,7 +151,7 @@ class StreamReader:
         meta = event.get("meta_info")
         if not isinstance(meta, dict):
             return False
-        self._generated[event.get("index", 0)] = meta
+        self._generated[str(event.get("index", 0))] = meta
         self.tokens = _generated_tokens(list(self._generated.values()))
         return True
 
@@ -169,8 +186,8 @@ def _openai_tokens(usage: Event) -> Tokens:
 
 def _generated_tokens(metas: list[Event]) -> Tokens:
     def total(key: str) -> int | None:
-        values = [meta[key] for meta in metas if isinstance(meta.get(key), int)]
-        return sum(int(str(value)) for value in values) if values else None
+        values = [number for meta in metas if (number := _integer(meta.get(key), None)) is not None]
+        return sum(values) if values else None
 
     return Tokens(
         input=total("prompt_tokens"),
@@ -180,7 +197,8 @@ def _generated_tokens(metas: list[Event]) -> Tokens:
 
 
 def _integer(value: object, default: int | None) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else default
+    counted = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return value if counted else default  # type: ignore[return-value]  # an int, as was asked
 
 
 def _code(content: Event) -> int:

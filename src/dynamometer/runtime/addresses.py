@@ -23,7 +23,7 @@ def listen(host: str, port: int, *, setting: str) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except OSError:
+    except (OSError, UnicodeError):
         raise AddressError(f"{host!r} is no address that can be listened on ({setting})") from None
     listener = socket.socket(family, kind, protocol)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -44,5 +45,7 @@ def memory() -> Path:
     """This user's directory on tmpfs: an engine's metrics are written on its token path."""
     shared = Path("/dev/shm")  # noqa: S108  # checked by private()
     if shared.is_dir() and os.access(shared, os.W_OK):
-        return private(shared / f"dynamometer-{os.geteuid()}")
+        # Anybody may have made a directory of that name before us.
+        with contextlib.suppress(DirectoryError):
+            return private(shared / f"dynamometer-{os.geteuid()}")
     return private(runtime() / "memory")

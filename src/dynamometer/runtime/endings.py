@@ -12,14 +12,16 @@ logger = logging.getLogger(__name__)
 
 
 class Stop:
-    """SIGINT and SIGTERM: the first one asks, a second one insists."""
+    """SIGINT, SIGTERM and SIGHUP (a closed terminal): the first asks, a second insists."""
 
     def __init__(self) -> None:
-        """Take the two signals of the running event loop's process."""
+        """Take these signals of the running event loop's process; under nohup, not SIGHUP."""
         self.asked = asyncio.Event()
         self.insisted = False
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_IGN and number is signal.SIGHUP:
+                continue
             loop.add_signal_handler(number, self._receive, number)
 
     def _receive(self, number: signal.Signals) -> None:
@@ -39,7 +41,7 @@ async def let_finish(active: Callable[[], int], stop: Stop, timeout: float) -> N
     deadline = time.monotonic() + timeout
     if active():
         logger.info(
-            "%d requests in flight: up to %.0f s to finish; Ctrl-C again ends them",
+            "requests in flight: %d; they have up to %.0f s, Ctrl-C again ends them",
             active(),
             timeout,
         )

@@ -10,11 +10,10 @@ from typing import Final
 
 from aiohttp import web
 
+from dynamometer.runtime import relay
+
 logger = logging.getLogger(__name__)
 
-# Set by a worker on an answer that came before its engine had seen the request: another
-# worker may be asked. Never sent to a client.
-RETRY_HEADER: Final = "X-Dynamometer-Retry"
 RETRY_AFTER_SECONDS: Final = "2"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -37,6 +36,12 @@ def invalid(message: str, param: str | None = None) -> web.Response:
     return response(400, message, "invalid_request_error", None, param)
 
 
+def unauthorized() -> web.Response:
+    """401: the engine wants a key."""
+    message = "The engine's API key is missing or wrong (Authorization: Bearer KEY)"
+    return response(401, message, "authentication_error", "invalid_api_key")
+
+
 def unknown_model(model: str) -> web.Response:
     """404: no engine has registered the name."""
     shown = model if len(model) <= 200 else model[:200] + "…"
@@ -49,7 +54,7 @@ def unavailable(why: str, *, retry: bool = False) -> web.Response:
     answer = response(503, f"Not available: {why}; try again", "server_error", "unavailable")
     answer.headers["Retry-After"] = RETRY_AFTER_SECONDS
     if retry:
-        answer.headers[RETRY_HEADER] = "1"
+        answer.headers[relay.RETRY_HEADER] = "1"
     return answer
 
 
@@ -84,6 +89,8 @@ async def middleware(request: web.Request, handler: Handler) -> web.StreamRespon
         raise
     except Exception:
         logger.exception("%s %s failed", request.method, request.path)
+        if request.get(relay.BEGUN) and request.transport is not None:
+            request.transport.abort()  # a second answer inside the first would be worse
         return response(500, "Internal error; the log says more", "server_error", "internal_error")
 
 

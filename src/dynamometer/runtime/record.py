@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
+from urllib.parse import urlsplit
 
 from dynamometer.errors import DiscoveryError
 
@@ -85,15 +86,42 @@ class Record:
                 state=State(record.state),
                 models=tuple(record.models),
             )
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise DiscoveryError(f"is no record of an instance: {error}") from None
-        if not (
-            isinstance(record.id, int)
-            and 0 < record.id < 2**64
-            and all(isinstance(model, str) for model in record.models)
-            and isinstance(record.model_info, Mapping)
-            and isinstance(record.request_url, str | None)
-            and isinstance(record.namespace, str)
-        ):
-            raise DiscoveryError("is no record of an instance: a field has the wrong type")
+        wrong = next(record._wrong_fields(), None)
+        if wrong is not None:
+            raise DiscoveryError(f"is no record of an instance: {wrong} is not what it must be")
         return record
+
+    def _wrong_fields(self) -> Iterator[str]:
+        """Names of the fields whose values nobody should have to expect."""
+        if not (isinstance(self.id, int) and 0 < self.id < 2**64):
+            yield "id"
+        if not all(_is_text(model) for model in self.models):
+            yield "models"
+        for name, kind in (("model_info", Mapping), ("since", int | float)):
+            if not isinstance(getattr(self, name), kind):
+                yield name
+        for name in ("namespace", "component", "endpoint", "mode", "engine"):
+            if not _is_text(getattr(self, name)):
+                yield name
+        for name in ("request_url", "system_url"):
+            value = getattr(self, name)
+            if value is not None and not (_is_text(value) and _is_address(value)):
+                yield name
+
+
+def _is_text(value: object) -> bool:
+    """Whether it can stand on a page: text without half characters."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
+def _is_address(value: str) -> bool:
+    try:
+        parts = urlsplit(value)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False

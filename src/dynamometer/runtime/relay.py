@@ -12,6 +12,11 @@ from typing import Final
 import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
+
+# Set by a worker on an answer that came before its engine had seen the request: another worker
+# may be asked. An engine's own, or one on its way to a client, is none.
+RETRY_HEADER: Final = "X-Dynamometer-Retry"
 
 # Of one connection, not of the message (RFC 9110, 7.6.1); lengths are set anew.
 HOP_BY_HOP: Final = frozenset(
@@ -28,8 +33,10 @@ HOP_BY_HOP: Final = frozenset(
         "content-length",
     }
 )
-# The server has decoded the body, and both hops count what is in the answer: no compression.
-NOT_FORWARDED: Final = HOP_BY_HOP | {"host", "content-encoding", "accept-encoding", "expect"}
+# Whether an answer's head has been sent: an error can then only break the answer off.
+BEGUN: Final = web.RequestKey("begun", bool)
+# Both hops count what is in the answer: no compression.
+NOT_FORWARDED: Final = HOP_BY_HOP | {"host", "accept-encoding", "expect"}
 
 
 def request_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
@@ -42,8 +49,14 @@ def request_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
 
 def response_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
     """An answer's headers as they go back to the client."""
-    dropped = HOP_BY_HOP | _named_by_connection(headers)
+    dropped = HOP_BY_HOP | _named_by_connection(headers) | {RETRY_HEADER.lower()}
     return CIMultiDict((k, v) for k, v in headers.items() if k.lower() not in dropped)
+
+
+def target(base: str, request: web.Request) -> URL:
+    """Where `request` goes on the next hop: its route's path, and its query as it came."""
+    query = request.rel_url.raw_query_string
+    return URL(f"{base}{request.path}{'?' if query else ''}{query}", encoded=True)
 
 
 def _named_by_connection(headers: Mapping[str, str]) -> set[str]:
@@ -77,7 +90,7 @@ class BrokenError(Exception):
 
 @asynccontextmanager
 async def exchange(
-    session: aiohttp.ClientSession, url: str, body: bytes, headers: CIMultiDict[str]
+    session: aiohttp.ClientSession, url: URL, body: bytes, headers: CIMultiDict[str]
 ) -> AsyncIterator[aiohttp.ClientResponse]:
     """POST `body`, and the answer once its headers are there.
 
@@ -129,5 +142,6 @@ async def begin(
         status=answer.status, reason=answer.reason, headers=response_headers(answer.headers)
     )
     response.content_length = length
+    request[BEGUN] = True
     await response.prepare(request)
     return response

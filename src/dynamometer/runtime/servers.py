@@ -27,6 +27,7 @@ async def serving(
         access_log=None,
         handler_cancellation=True,
         keepalive_timeout=75,
+        auto_decompress=False,  # a bomb would be decompressed on the event loop
         shutdown_timeout=0.5,
     )
     await runner.setup()

@@ -15,7 +15,7 @@ from typing import Final
 from aiohttp import web
 
 from dynamometer.engines.interface import Engine, Launch
-from dynamometer.errors import AddressError
+from dynamometer.errors import AddressError, DiscoveryError
 from dynamometer.metrics.instruments import process_metrics, registry
 from dynamometer.metrics.page import MetricsPage
 from dynamometer.metrics.sources import EngineSource
@@ -129,6 +129,7 @@ class _Worker:
             state=lambda: self._supervisor.state,
             models=lambda: self._supervisor.models,
             max_body_size=options.max_body_size,
+            api_key=launch.api_key,
         )
         self._page = MetricsPage(instruments)
         if launch.metrics:
@@ -162,7 +163,10 @@ class _Worker:
                 models=self._supervisor.models.names,
                 model_info=dict(self._supervisor.models.cards),
             )
-            await registration.update(self.record)
+            try:
+                await registration.update(self.record)
+            except DiscoveryError as error:
+                logger.warning("%s; trying again", error)
 
         async with self._supervisor.running(changed, lambda: stop.insisted) as ended:
             asked = asyncio.create_task(stop.asked.wait())

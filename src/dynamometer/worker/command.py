@@ -27,6 +27,8 @@ examples:
   dyno sglang --model ./tiny --enable-metrics
   DYN_SYSTEM_PORT=9090 dyno sglang --model Qwen/Qwen3-8B --enable-metrics --tp-size 2
   dyno sglang --engine-python /opt/sglang/bin/python --model ./tiny --port 30000
+
+DYN_LOG=debug says more, DYN_LOGGING_JSONL=1 says it in JSON lines.
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
 from collections.abc import Callable, Mapping
 
@@ -30,7 +31,9 @@ class Endpoint:
         state: Callable[[], State],
         models: Callable[[], ModelCards],
         max_body_size: int,
+        api_key: str | None,
     ) -> None:
+        self._api_key = api_key
         self._engine_url = engine_url
         self._routes = routes
         self._metrics = metrics
@@ -43,7 +46,9 @@ class Endpoint:
     def application(self) -> web.Application:
         """Inference routes, `/v1/models` and `/health`; everything else is 404."""
         app = web.Application(
-            client_max_size=self._max_body_size, middlewares=[openai_errors.middleware]
+            # A frontend with the same limit adds a few bytes to a body.
+            client_max_size=self._max_body_size + 1024,
+            middlewares=[openai_errors.middleware],
         )
         for path in self._routes:
             app.router.add_post(path, self._forward)
@@ -53,23 +58,28 @@ class Endpoint:
         return app
 
     async def _forward(self, request: web.Request) -> web.StreamResponse:
-        self.active += 1
-        try:
-            with self._metrics.request() as count:
-                try:
-                    return await self._to_engine(request, count)
-                except asyncio.CancelledError:
-                    count.cancelled = True
-                    raise
-        finally:
-            self.active -= 1
+        with self._metrics.request() as count:
+            try:
+                return await self._to_engine(request, count)
+            except asyncio.CancelledError:
+                count.cancelled = True
+                raise
 
     async def _to_engine(self, request: web.Request, count: RequestCount) -> web.StreamResponse:
         body = await request.read()
         count.bytes_in = len(body)
         if self._state() is not State.READY:
             return openai_errors.unavailable(f"this worker is {self._state()}", retry=True)
-        url = self._engine_url + request.path_qs
+        self.active += 1
+        try:
+            return await self._relay(request, body, count)
+        finally:
+            self.active -= 1
+
+    async def _relay(
+        self, request: web.Request, body: bytes, count: RequestCount
+    ) -> web.StreamResponse:
+        url = relay.target(self._engine_url, request)
         headers = relay.request_headers(request.headers)
         begun: web.StreamResponse | None = None
         try:
@@ -96,15 +106,25 @@ class Endpoint:
             count.cancelled = True  # the client went away while it was written to
             raise
 
-    async def _list(self, _: web.Request) -> web.Response:
+    async def _list(self, request: web.Request) -> web.Response:
+        if not self._allowed(request):
+            return openai_errors.unauthorized()
         cards = list(self._models().cards.values())
         return web.json_response({"object": "list", "data": cards})
 
     async def _one(self, request: web.Request) -> web.Response:
+        if not self._allowed(request):
+            return openai_errors.unauthorized()
         card = self._models().cards.get(request.match_info["model"])
         if card is None:
             return openai_errors.unknown_model(request.match_info["model"])
         return web.json_response(card)
+
+    def _allowed(self, request: web.Request) -> bool:
+        """Whether the client has the engine's key; requests proper are checked by the engine."""
+        given = request.headers.get("Authorization", "")
+        wanted = f"Bearer {self._api_key}"
+        return self._api_key is None or hmac.compare_digest(given.encode(), wanted.encode())
 
     async def _health(self, _: web.Request) -> web.Response:
         ready = self._state() is State.READY

@@ -8,6 +8,7 @@ from typing import Final
 import aiohttp
 
 from dynamometer.engines.interface import Launch, ModelCards
+from dynamometer.names import label_value
 
 _CANARY_SECONDS: Final = 30.0
 _ERRORS: Final = (aiohttp.ClientError, TimeoutError, OSError)
@@ -41,6 +42,9 @@ class EngineClient:
                     self._url + "/v1/models", headers=self._headers
                 ) as answer:
                     listed = await answer.json(content_type=None)
-            return ModelCards(cards={str(card["id"]): card for card in listed["data"]})
+            cards = {str(card["id"]): card for card in listed["data"]}
+            return ModelCards(
+                cards={name: cards[name] for name in cards if label_value(name) == name}
+            )
         except (*_ERRORS, ValueError, KeyError, TypeError):
             return ModelCards()

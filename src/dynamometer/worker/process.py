@@ -15,7 +15,7 @@ import os
 import re
 import signal
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence, Set
 from typing import Final, NamedTuple
 
 import psutil
@@ -27,7 +27,10 @@ _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _libc: Final = ctypes.CDLL(None)
 
+# The environment variable that tells whose engine a process is.
+OWNER: Final = "DYNAMOMETER_WORKER"
 LOG_LINES_KEPT: Final = 400
+_WAIT_SECONDS: Final = 0.02
 _LONGEST_LINE: Final = 16384
 _ANSI: Final = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
@@ -42,13 +45,16 @@ class ProcessMark(NamedTuple):
 class EngineProcess:
     """A running engine."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, mark: tuple[str, str]) -> None:
         self._process = process
+        self._mark = mark
         self.pid = process.pid
         self.log: deque[str] = deque(maxlen=LOG_LINES_KEPT)
 
     @classmethod
-    async def start(cls, command: Sequence[str], environment: Mapping[str, str]) -> EngineProcess:
+    async def start(
+        cls, command: Sequence[str], environment: Mapping[str, str], *, owner: str
+    ) -> EngineProcess:
         """Start `command`; its output, both streams, is read by `follow`.
 
         Raises:
@@ -58,7 +64,7 @@ class EngineProcess:
         try:
             process = await asyncio.create_subprocess_exec(
                 *command,
-                env=dict(environment),
+                env={**environment, OWNER: owner},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
@@ -70,7 +76,7 @@ class EngineProcess:
                 f"cannot run {command[0]}: {error.strerror} (--engine-python names the "
                 "interpreter that has SGLang)"
             ) from None
-        return cls(process)
+        return cls(process, (OWNER, owner))
 
     async def follow(self, show: Callable[[str], None]) -> None:
         """Give each line of the engine's output to `show`, and keep the last ones in `log`."""
@@ -94,20 +100,40 @@ class EngineProcess:
             yield _text(rest)
 
     async def wait(self) -> int:
-        """The exit code of the first process; negative for a signal."""
-        return await self._process.wait()
+        """The exit code of the first process; negative for a signal.
+
+        asyncio's own `wait` lasts until the log's pipe is closed too, and an orphan may hold it.
+        """
+        while self._process.returncode is None:
+            await asyncio.sleep(_WAIT_SECONDS)
+        return self._process.returncode
 
     def members(self) -> list[psutil.Process]:
         """All living processes of the engine: its session's, and whatever they started."""
         found = {}
-        for process in psutil.Process().children(recursive=True):
-            if _session(process.pid) == self.pid or process.pid == self.pid:
-                for member in [process, *_descendants(process)]:
+        for child in psutil.Process().children():
+            if self._is_ours(child):
+                for member in [child, *_descendants(child)]:
                     found[member.pid] = member
         return [p for p in found.values() if _alive(p)]
 
-    async def end(self, *, grace: float, hurry: Callable[[], bool]) -> None:
-        """End all processes: asked first, killed after `grace` seconds, or on `hurry`."""
+    def _is_ours(self, child: psutil.Process) -> bool:
+        """Of this process's children, adopted ones too: started as the engine, or by it.
+
+        A session's number tells, and where one has made a session of its own, the environment.
+        """
+        return _session(child.pid) == self.pid or self._mark in _environment(child)
+
+    async def end(
+        self, *, grace: float, hurry: Callable[[], bool], look: Callable[[], None]
+    ) -> None:
+        """End all processes: asked first, killed after `grace` seconds, or on `hurry`.
+
+        Args:
+            grace: seconds.
+            hurry: whether to kill at once.
+            look: called now and then while they live, and before they are killed.
+        """
         members = self.members()
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
@@ -117,16 +143,19 @@ class EngineProcess:
             members = list({*members, *self.members()})
             if not any(_alive(member) for member in members):
                 break
-            await asyncio.sleep(0.05)
+            look()
+            await asyncio.sleep(0.1)
+        look()
         for member in members:
             _kill(member)
         while any(_alive(member) for member in members):
-            self._reap(members)
             await asyncio.sleep(0.02)
-        await self._process.wait()
+        await self.wait()
+        # Its children are ours by now. Left for PID 1 they may stay: not every PID 1 buries.
+        self._reap(members)
 
     def _reap(self, members: Iterable[psutil.Process]) -> None:
-        """Bury adopted processes; the first one is asyncio's to bury."""
+        """Bury adopted processes that have ended; the first one is asyncio's to bury."""
         for member in members:
             if member.pid != self.pid:
                 with contextlib.suppress(ChildProcessError):
@@ -146,11 +175,25 @@ def end_marked(processes: Iterable[ProcessMark]) -> int:
     """Kill those of `processes` that still run; how many did."""
     ended = 0
     for mark in processes:
-        with contextlib.suppress(psutil.Error):
+        with contextlib.suppress(psutil.Error, ValueError):
             process = psutil.Process(mark.pid)
             if process.create_time() == mark.started and _alive(process):
                 process.kill()
                 ended += 1
+    return ended
+
+
+def end_owned(owner: str) -> int:
+    """Kill all processes of this user that `EngineProcess.start` has marked as `owner`'s.
+
+    Returns:
+        How many there were.
+    """
+    ended = 0
+    for process in psutil.process_iter():
+        if (OWNER, owner) in _environment(process):
+            _kill(process)
+            ended += 1
     return ended
 
 
@@ -163,6 +206,14 @@ def _session(pid: int) -> int:
         return os.getsid(pid)
     except OSError:
         return -1
+
+
+def _environment(process: psutil.Process) -> Set[tuple[str, str]]:
+    """What it was started with; empty where that cannot be read, or was written over."""
+    try:
+        return process.environ().items()
+    except (psutil.Error, OSError):
+        return frozenset()
 
 
 def _descendants(process: psutil.Process) -> list[psutil.Process]:

@@ -1,6 +1,7 @@
 """A worker's own directory on tmpfs, and what a killed worker left behind.
 
-    <memory>/<id>/engine.json   the engine's processes, and the shared memory they hold
+    <memory>/<id>/engine.json   the engine's processes, the shared memory they hold, and the
+                                directory of its temporary files
                   metrics/      the engine's multiprocess files
                   plugin/       the CPU platform, where it is switched on
 
@@ -16,7 +17,9 @@ import fcntl
 import json
 import logging
 import os
+import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +27,7 @@ from pathlib import Path
 from dynamometer.errors import DirectoryError
 from dynamometer.runtime import directories
 from dynamometer.runtime.identity import hexadecimal
-from dynamometer.worker.process import ProcessMark, end_marked
+from dynamometer.worker.process import ProcessMark, end_marked, end_owned
 from dynamometer.worker.shared_memory import SharedFile, remove_unheld
 
 logger = logging.getLogger(__name__)
@@ -35,10 +38,18 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        # On disk: engines put files there that are too large for memory. The path is short,
+        # for the sockets among them.
+        self.temporary = Path(tempfile.mkdtemp(prefix="dyno-"))
+        self.note(frozenset(), frozenset())
 
     def note(self, processes: frozenset[ProcessMark], held: frozenset[SharedFile]) -> None:
         """Write down what must be gone after this worker, however it ends."""
-        content = {"processes": sorted(processes), "shared_memory": sorted(held)}
+        content = {
+            "processes": sorted(processes),
+            "shared_memory": sorted(held),
+            "temporary": str(self.temporary),
+        }
         fresh = self.path / "engine.json.new"
         # A full tmpfs must not end a worker that serves: the note of before stands.
         with contextlib.suppress(OSError):
@@ -64,9 +75,11 @@ def run_directory(instance_id: int) -> Iterator[RunDirectory]:
             lock.__enter__()
     except OSError as error:
         raise DirectoryError(f"cannot make {path}: {error.strerror}") from None
+    directory = RunDirectory(path)
     try:
-        yield RunDirectory(path)
+        yield directory
     finally:
+        shutil.rmtree(directory.temporary, ignore_errors=True)
         shutil.rmtree(path, ignore_errors=True)
         lock.__exit__(None, None, None)
         with contextlib.suppress(OSError):
@@ -94,12 +107,14 @@ def _locked(path: Path, *, wait: bool) -> Iterator[None]:
 
 def _clear_leftovers(base: Path) -> None:
     for path in base.iterdir():
-        if not path.is_dir() or path.is_symlink():
+        if not re.fullmatch("[0-9a-f]{16}", path.name):
             continue
-        with contextlib.suppress(BlockingIOError), _locked(path, wait=False):
-            processes, held = _noted(path)
-            ended = end_marked(processes)
+        with contextlib.suppress(BlockingIOError, DirectoryError), _locked(path, wait=False):
+            processes, held, temporary = _noted(path)
+            ended = end_marked(processes) + end_owned(path.name)
             removed = remove_unheld(held)
+            if temporary is not None:
+                shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(path, ignore_errors=True)
             logger.info(
                 "cleared what worker %s left behind: its directory%s%s",
@@ -109,12 +124,13 @@ def _clear_leftovers(base: Path) -> None:
             )
 
 
-def _noted(path: Path) -> tuple[list[ProcessMark], list[SharedFile]]:
+def _noted(path: Path) -> tuple[list[ProcessMark], list[SharedFile], Path | None]:
     try:
         content = json.loads((path / "engine.json").read_bytes())
         return (
-            [ProcessMark(*mark) for mark in content["processes"]],
-            [SharedFile(*file) for file in content["shared_memory"]],
+            [ProcessMark(int(pid), float(since)) for pid, since in content["processes"]],
+            [SharedFile(int(inode), str(name)) for inode, name in content["shared_memory"]],
+            Path(content["temporary"]),
         )
     except (OSError, ValueError, TypeError, KeyError):
-        return [], []  # killed before its engine had anything
+        return [], [], None  # killed before its engine had anything

@@ -43,7 +43,7 @@ def remove_unheld(files: Iterable[SharedFile]) -> int:
     for file in left:
         if file.inode not in held:
             with contextlib.suppress(OSError):
-                (DIRECTORY / file.name).unlink()
+                (DIRECTORY / Path(file.name).name).unlink()
                 removed += 1
     return removed
 

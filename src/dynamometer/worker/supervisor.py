@@ -68,7 +68,10 @@ class Supervisor:
         Raises:
             EngineError: it cannot be started at all.
         """
-        process = await EngineProcess.start(self._launch.command, self._launch.environment)
+        environment = {**self._launch.environment, "TMPDIR": str(self._directory.temporary)}
+        process = await EngineProcess.start(
+            self._launch.command, environment, owner=self._directory.path.name
+        )
         logger.info("engine started, process %d", process.pid)
         tasks = [
             asyncio.create_task(process.follow(self._show), name="engine log"),
@@ -85,7 +88,11 @@ class Supervisor:
                 logger.info(
                     "ending the engine: up to %.0f s; Ctrl-C again kills it", END_GRACE_SECONDS
                 )
-            await process.end(grace=0 if failed else END_GRACE_SECONDS, hurry=hurry)
+            await process.end(
+                grace=0 if failed else END_GRACE_SECONDS,
+                hurry=hurry,
+                look=lambda: self._look(process),
+            )
             for task in (*tasks, ended):
                 task.cancel()
             await asyncio.gather(*tasks, ended, return_exceptions=True)
@@ -105,14 +112,14 @@ class Supervisor:
             self._look(process)
             if time.monotonic() - said >= _SAY_SECONDS:
                 said = time.monotonic()
-                last = process.log[-1] if process.log else "nothing said yet"
                 logger.info(
-                    "waiting for the engine's model to answer, %.0f s so far; it last said: %s",
+                    "waiting for the engine's model to answer, %.0f s so far%s",
                     said - begun,
-                    last[:120],
+                    self._last_word(process),
                 )
             await asyncio.sleep(_ASK_SECONDS)
         self._look(process)
+        process.log.clear()  # what it has survived is not what it ends of
         self.models = models
         self._enter(State.READY)
         logger.info(
@@ -127,7 +134,11 @@ class Supervisor:
         # What it said last is still in the pipe; an orphan may hold that open.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(log), 1)
-        return self._engine.reason(process.log, exit_code)
+        return self._engine.reason(process.log, exit_code, self._launch)
+
+    def _last_word(self, process: EngineProcess) -> str:
+        word = self._engine.last_word(process.log)
+        return f"; it last said: {word[:100]}" if word else ""
 
     def _look(self, process: EngineProcess) -> None:
         """Note the engine's processes, and the shared memory that they hold."""
@@ -141,9 +152,9 @@ class Supervisor:
         self.state = state
         self.since = time.time()
 
-    @staticmethod
-    def _show(line: str) -> None:
-        engine_log.info("%s", line)
+    def _show(self, line: str) -> None:
+        key = self._launch.api_key
+        engine_log.info("%s", line.replace(key, "***") if key else line)
 
 
 def failure(reason: str) -> EngineError:

@@ -15,6 +15,7 @@ import fcntl
 import logging
 import os
 import re
+import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 # Locks have no events. A look at one file costs some 10 µs.
 POLL_SECONDS: Final = 0.1
+KEEP_SECONDS: Final = 1.0
 _NAME: Final = re.compile(r"[0-9a-f]{16}\.json")
 
 
@@ -54,7 +56,11 @@ class FileDiscovery:
         registration = FileRegistration(self.directory / f"{hexadecimal(record.id)}.json")
         try:
             await registration.update(record)
-            yield registration
+            keeping = asyncio.create_task(registration.keep(), name="registration")
+            try:
+                yield registration
+            finally:
+                keeping.cancel()
         finally:
             registration.withdraw()
 
@@ -62,8 +68,11 @@ class FileDiscovery:
         """See `Discovery.watch`."""
         last: frozenset[Record] | None = None
         while True:
-            with contextlib.suppress(DiscoveryError):  # said by records(); the last set stands
+            try:
                 now = await self.records()
+            except DiscoveryError:
+                pass  # said by records(); the last set stands
+            else:
                 if now != last:
                     last = now
                     yield now
@@ -90,6 +99,8 @@ class FileDiscovery:
         except OSError:
             return None  # withdrawn since the listing
         try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise DiscoveryError("is no file")
             if _unlocked(fd):
                 _unlink_if_same(path, fd)
                 return None
@@ -112,15 +123,46 @@ class FileRegistration:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd: int | None = None
+        self._record: Record | None = None
 
     async def update(self, record: Record) -> None:
         """See `Registration.update`."""
+        self._record = record  # `keep` goes on trying where this fails
+        self._write(record)
+
+    async def keep(self) -> None:
+        """Put the record back whenever its file, or the whole directory, was removed."""
+        lost = False
+        while True:
+            await asyncio.sleep(KEEP_SECONDS)
+            if self._record is None or self._is_there():
+                continue
+            try:
+                directories.private(self._path.parent.parent)
+                directories.private(self._path.parent)
+                self._write(self._record)
+            except (DirectoryError, DiscoveryError) as error:
+                if not lost:
+                    logger.warning("discovery: this process cannot be found: %s", error)
+                lost = True
+            else:
+                lost = False
+                logger.warning("discovery: %s was gone, and is there again", self._path)
+
+    def _is_there(self) -> bool:
+        try:
+            return self._fd is not None and os.path.samestat(self._path.lstat(), os.fstat(self._fd))
+        except OSError:
+            return False
+
+    def _write(self, record: Record) -> None:
         fresh = self._path.with_suffix(".new")
         fd: int | None = None
         try:
             fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.write(fd, record.to_json())
+            with open(fd, "wb", closefd=False) as file:
+                file.write(record.to_json())
             fresh.replace(self._path)
         except OSError as error:
             if fd is not None:

@@ -1,0 +1,415 @@
+"""The frontend's way with faults, against workers made to have them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+import aiohttp
+import pytest
+from aiohttp import web
+from multidict import CIMultiDict, CIMultiDictProxy
+from prometheus_client import CollectorRegistry
+from yarl import URL
+
+from dynamometer.engines.sglang import SGLang
+from dynamometer.frontend.accounting import FrontendMetrics
+from dynamometer.frontend.forward import Forwarder
+from dynamometer.frontend.routing import Instances, RouterMode
+from dynamometer.runtime import addresses, openai_errors, relay
+from dynamometer.runtime.identity import new_id
+from dynamometer.runtime.record import Record, Role, State
+from dynamometer.runtime.servers import serving
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+CHAT = "/v1/chat/completions"
+
+
+@dataclass
+class Bench:
+    """A frontend over workers that a test writes."""
+
+    session: aiohttp.ClientSession
+    registry: CollectorRegistry
+    instances: Instances
+    forwarder: Forwarder
+    url: str
+    _stack: AsyncExitStack
+    _records: list[Record] = field(default_factory=list)
+
+    async def worker(self, handler: Handler, model: str = "m") -> Record:
+        app = web.Application()
+        app.router.add_post("/{path:.*}", handler)
+        listener = addresses.listen("127.0.0.1", 0, setting="")
+        await self._stack.enter_async_context(serving(app, listener))
+        return self.register(addresses.url(listener), model)
+
+    def register(self, url: str, model: str = "m") -> Record:
+        record = Record(
+            role=Role.WORKER,
+            id=new_id(),
+            namespace="dynamo",
+            component="backend",
+            models=(model,),
+            request_url=url,
+            state=State.READY,
+        )
+        self._records.append(record)
+        self.instances.update(self._records)
+        return record
+
+    def forget(self) -> None:
+        self._records.clear()
+        self.instances.update([])
+
+    def count(self, name: str, **labels: str) -> float:
+        return sum(
+            sample.value
+            for family in self.registry.collect()
+            for sample in family.samples
+            if sample.name == f"dynamo_frontend_{name}" and labels.items() <= sample.labels.items()
+        )
+
+    async def ask(self, path: str = CHAT, **body: object) -> tuple[int, bytes]:
+        async with self.session.post(self.url + path, json={"model": "m"} | body) as answer:
+            return answer.status, await answer.read()
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    async with make_bench() as made:
+        yield made
+
+
+@asynccontextmanager
+async def make_bench(max_body_size: int = 2**20) -> AsyncIterator[Bench]:
+    async with AsyncExitStack() as stack:
+        session = await stack.enter_async_context(relay.client(keepalive_seconds=3))
+        registry = CollectorRegistry()
+        instances = Instances(RouterMode.ROUND_ROBIN, None)
+        forwarder = Forwarder(
+            routes=SGLang.routes,
+            instances=instances,
+            metrics=FrontendMetrics(registry),
+            session=session,
+            look=nothing_new,
+            max_body_size=max_body_size,
+        )
+        app = web.Application(client_max_size=max_body_size, middlewares=[openai_errors.middleware])
+        for path in SGLang.routes:
+            app.router.add_post(path, forwarder.handle)
+        listener = addresses.listen("127.0.0.1", 0, setting="")
+        await stack.enter_async_context(serving(app, listener))
+        client = await stack.enter_async_context(aiohttp.ClientSession())
+        yield Bench(client, registry, instances, forwarder, addresses.url(listener), stack)
+
+
+async def nothing_new() -> None:
+    pass
+
+
+async def fine(request: web.Request) -> web.StreamResponse:
+    return web.Response(body=await request.read(), headers={"X-Engine": "yes"})
+
+
+def nobody() -> str:
+    return f"http://127.0.0.1:{addresses.free_port()}"
+
+
+async def test_body_and_headers_go_through_unchanged(bench: Bench) -> None:
+    seen: list[web.Request] = []
+
+    async def echo(request: web.Request) -> web.StreamResponse:
+        seen.append(request)
+        return web.Response(
+            body=await request.read(), status=418, headers={"X-Engine": "yes", "Connection": "X-Y"}
+        )
+
+    await bench.worker(echo)
+    sent = b' {"model":"m" , "x":1.10, "\xc3\xa9":"\\u00e9"}\n'
+    headers = {"Authorization": "Bearer k", "X-Request-Id": "7", "Content-Type": "application/json"}
+    url = URL(f"{bench.url}{CHAT}?a=b%20c", encoded=True)
+    async with bench.session.post(url, data=sent, headers=headers) as got:
+        assert (got.status, await got.read(), got.headers["X-Engine"]) == (418, sent, "yes")
+    assert seen[0].headers["Authorization"] == "Bearer k"
+    assert seen[0].headers["X-Request-Id"] == "7"
+    assert seen[0].rel_url.raw_query_string == "a=b%20c"
+    assert "Content-Encoding" not in seen[0].headers
+
+
+async def test_a_compressed_request_is_understood(bench: Bench) -> None:
+    await bench.worker(fine)
+    async with bench.session.post(bench.url + CHAT, json={"model": "m"}, compress="gzip") as got:
+        assert (got.status, await got.json(content_type=None)) == (200, {"model": "m"})
+
+
+async def test_a_stream_passes_byte_for_byte_less_the_usage_that_we_asked_for(bench: Bench) -> None:
+    async def stream(request: web.Request) -> web.StreamResponse:
+        asked = json.loads(await request.read())["stream_options"]
+        assert asked == {"include_usage": True}
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for part in (b'data: {"choices":[{"delta":{"content":"a"', b'}}]}\n\n: hm\n\ndata: {"cho',
+                     b'ices":[],"usage":{"prompt_tokens":5,"completion_tokens":9}}\n\ndata: [DO',
+                     b"NE]\n\n"):  # fmt: skip
+            await response.write(part)
+            await asyncio.sleep(0.01)
+        return response
+
+    await bench.worker(stream)
+    status, body = await bench.ask(stream=True)
+    assert status == 200
+    assert body == b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n: hm\n\ndata: [DONE]\n\n'
+    assert bench.count("output_tokens_total", model="m") == 9
+    assert bench.count("input_sequence_tokens_sum", model="m") == 5
+
+
+async def test_a_worker_that_takes_no_connection_is_passed_over_once(bench: Bench) -> None:
+    bench.register(nobody())
+    await bench.worker(fine)
+    for _ in range(4):
+        assert (await bench.ask())[0] == 200
+    assert bench.count("requests_total", status="success") == 4
+
+
+async def test_nobody_who_takes_a_connection_is_502(bench: Bench) -> None:
+    for _ in range(3):
+        bench.register(nobody())
+    status, body = await bench.ask()
+    assert status == 502
+    assert json.loads(body)["error"]["code"] == "engine_error"
+    assert bench.count("requests_total", error_type="internal") == 1
+    assert bench.count("inflight_requests") == 0
+
+
+async def test_a_worker_that_dies_before_its_first_byte_is_tried_elsewhere_once(
+    bench: Bench,
+) -> None:
+    asked = 0
+
+    async def die(request: web.Request) -> web.StreamResponse:
+        nonlocal asked
+        asked += 1
+        await request.read()
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    for _ in range(3):
+        await bench.worker(die)
+    assert (await bench.ask())[0] == 502
+    assert asked == 2
+
+
+async def test_a_request_that_its_engine_died_of_is_not_tried_elsewhere(bench: Bench) -> None:
+    asked = 0
+
+    async def died(_: web.Request) -> web.StreamResponse:
+        nonlocal asked
+        asked += 1
+        return openai_errors.engine_died()
+
+    for _ in range(2):
+        await bench.worker(died)
+    status, body = await bench.ask()
+    assert (status, asked) == (502, 1)
+    assert b"engine ended" in body
+
+
+async def test_a_worker_that_is_not_ready_is_tried_elsewhere(bench: Bench) -> None:
+    async def draining(_: web.Request) -> web.StreamResponse:
+        return openai_errors.unavailable("this worker is draining", retry=True)
+
+    await bench.worker(draining)
+    await bench.worker(fine)
+    for _ in range(4):
+        assert (await bench.ask())[0] == 200
+    bench.forget()
+    await bench.worker(draining)
+    async with bench.session.post(bench.url + CHAT, json={"model": "m"}) as answer:
+        assert answer.status == 503
+        assert answer.headers["Retry-After"]
+        assert relay.RETRY_HEADER not in answer.headers
+    assert bench.count("requests_total", error_type="overload") == 1
+
+
+async def test_a_stream_that_breaks_off_ends_with_an_error_event(bench: Bench) -> None:
+    first = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
+
+    async def break_off(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(first + b'data: {"half')
+        await asyncio.sleep(0.05)
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    await bench.worker(break_off)
+    status, body = await bench.ask(stream=True)
+    assert status == 200
+    events = body.split(b"\n\n")
+    assert events[0] + b"\n\n" == first
+    assert json.loads(events[1].removeprefix(b"data: "))["error"]["code"] == "engine_error"
+    assert events[2:] == [b""]
+    assert bench.count("requests_total", error_type="internal", request_type="stream") == 1
+    assert bench.count("output_tokens_total", model="m") == 1
+
+
+async def test_an_answer_that_breaks_off_is_no_whole_answer(bench: Bench) -> None:
+    async def break_off(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        response.content_length = 1000
+        await response.prepare(request)
+        await response.write(b'{"half')
+        await asyncio.sleep(0.05)
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    await bench.worker(break_off)
+    with pytest.raises(aiohttp.ClientError):
+        await bench.ask()
+    assert bench.count("requests_total", error_type="internal") == 1
+
+
+async def test_an_error_event_in_a_whole_stream_is_counted_as_what_it_says(bench: Bench) -> None:
+    async def stream(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b'data: {"error":{"message":"too long","code":400}}\n\n')
+        return response
+
+    await bench.worker(stream)
+    assert (await bench.ask(stream=True))[0] == 200
+    assert bench.count("requests_total", error_type="validation", model="m") == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "error_type"),
+    [(400, "validation"), (404, "not_found"), (429, "overload"), (500, "internal")],
+)
+async def test_the_engines_errors_pass_and_are_counted_by_kind(
+    bench: Bench, status: int, error_type: str
+) -> None:
+    async def refuse(_: web.Request) -> web.StreamResponse:
+        return web.json_response({"object": "error", "message": "its own"}, status=status)
+
+    await bench.worker(refuse)
+    assert await bench.ask() == (status, b'{"object": "error", "message": "its own"}')
+    assert bench.count("requests_total", error_type=error_type, model="m") == 1
+
+
+async def test_no_worker_yet_is_503_and_so_is_a_model_whose_workers_are_away(bench: Bench) -> None:
+    async with bench.session.post(bench.url + CHAT, json={"model": "m"}) as answer:
+        assert answer.status == 503
+        assert answer.headers["Retry-After"]
+    assert bench.count("requests_total", model="unknown_model", error_type="overload") == 1
+    await bench.worker(fine)
+    bench.forget()
+    await bench.worker(fine, model="other")
+    assert (await bench.ask())[0] == 503
+    assert bench.count("requests_total", model="m", error_type="overload") == 1
+    assert (await bench.ask(model="never-seen"))[0] == 404
+    assert bench.count("requests_total", model="unknown_model", error_type="not_found") == 1
+
+
+async def test_a_request_without_a_model_goes_to_the_only_one(bench: Bench) -> None:
+    await bench.worker(fine)
+    async with bench.session.post(bench.url + "/generate", json={"text": "x"}) as answer:
+        assert answer.status == 200
+    await bench.worker(fine, model="other")
+    async with bench.session.post(bench.url + "/generate", json={"text": "x"}) as answer:
+        assert answer.status == 400
+        assert (await answer.json())["error"]["param"] == "model"
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_over_the_limit_is_413_and_counted(chunked: bool) -> None:
+    async def parts() -> AsyncIterator[bytes]:
+        for _ in range(50):
+            yield b" " * 100
+            await asyncio.sleep(0)
+
+    async with make_bench(max_body_size=2000) as bench:
+        await bench.worker(fine)
+        data = parts() if chunked else b" " * 5000
+        async with bench.session.post(bench.url + CHAT, data=data) as answer:
+            assert answer.status == 413
+            assert (await answer.json())["error"]["code"] == "request_too_large"
+        assert bench.count("requests_total", error_type="validation") == 1
+        assert (await bench.ask())[0] == 200
+
+
+async def test_a_client_that_vanishes_closes_the_way_to_the_engine(bench: Bench) -> None:
+    cancelled = asyncio.Event()
+
+    async def wait(request: web.Request) -> web.StreamResponse:
+        await request.read()
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        return web.Response()
+
+    record = await bench.worker(wait)
+    reader, writer = await asyncio.open_connection(*bench.url.removeprefix("http://").split(":"))
+    body = b'{"model":"m"}'
+    writer.write(
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s"
+        % (len(body), body)
+    )
+    await writer.drain()
+    async with asyncio.timeout(5):
+        while not bench.count("inflight_requests", model="m"):
+            await asyncio.sleep(0.01)
+        writer.close()
+        await cancelled.wait()
+        while bench.count("active_requests"):
+            await asyncio.sleep(0.01)
+    del reader
+    assert bench.count("requests_total", error_type="cancelled", model="m") == 1
+    assert bench.count("disconnected_clients") == 1
+    assert bench.count("model_cancellation_total", model="m", request_type="unary") == 1
+    assert bench.count("inflight_requests") == 0
+    assert bench.instances.choose("m") == record
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br"])
+async def test_a_body_that_is_not_as_encoded_is_400_and_counted(
+    bench: Bench, encoding: str
+) -> None:
+    await bench.worker(fine)
+    headers = {"Content-Encoding": encoding, "Content-Type": "application/json"}
+    async with bench.session.post(
+        bench.url + CHAT, data=b'{"model":"m"}', headers=headers
+    ) as answer:
+        assert answer.status == 400
+        assert encoding in (await answer.json())["error"]["message"]
+    assert bench.count("requests_total", error_type="validation") == 1
+
+
+def test_an_engines_own_retry_header_goes_no_further() -> None:
+    headers = CIMultiDictProxy(CIMultiDict({relay.RETRY_HEADER: "1", "X-Engine": "yes"}))
+    assert relay.response_headers(headers) == {"X-Engine": "yes"}
+
+
+async def test_a_frontend_that_ends_takes_no_new_requests(bench: Bench) -> None:
+    await bench.worker(fine)
+    bench.forwarder.draining = True
+    async with bench.session.post(bench.url + CHAT, json={"model": "m"}) as answer:
+        assert (answer.status, answer.headers["Connection"]) == (503, "close")
+
+
+async def test_garbage_on_the_socket_ends_nothing(bench: Bench) -> None:
+    await bench.worker(fine)
+    for garbage in (b"\x00" * 100, b"GET\r\n\r\n", b"POST / HTTP/9.9\r\n\r\n", b"\x16\x03\x01"):
+        address = bench.url.removeprefix("http://").split(":")
+        with socket.create_connection((address[0], int(address[1]))) as client:
+            client.sendall(garbage)
+        assert (await bench.ask())[0] == 200

@@ -1,0 +1,109 @@
+"""The command line as a user meets it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dynamometer import __version__
+from processes import running
+from stack import http
+
+
+def dyno(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "dynamometer.cli", *words],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def test_help_teaches() -> None:
+    for words in (["--help"], ["frontend", "--help"], ["sglang", "--help"], ["demo", "--help"]):
+        done = dyno(*words)
+        assert done.returncode == 0
+        assert "dyno" in done.stdout
+        assert "\x1b" not in done.stdout
+    assert "DYN_SYSTEM_PORT" in dyno("sglang", "--help").stdout
+    assert "DYN_HTTP_PORT" in dyno("frontend", "--help").stdout
+
+
+def test_version() -> None:
+    assert dyno("--version").stdout == f"dynamometer {__version__}\n"
+    assert dyno("frontend", "--version").stdout == f"dynamometer {__version__}\n"
+
+
+def test_nothing_said_shows_the_help_and_fails() -> None:
+    done = dyno()
+    assert (done.returncode, done.stdout.startswith("usage: dyno")) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "says"),
+    [
+        (["serv"], {}, "'serv' is no command"),
+        (["frontend", "--http-port", "x"], {}, "argument --http-port: 'x' must be a port"),
+        (["frontend", "--router-mode", "x"], {}, "invalid choice"),
+        (["frontend", "--max-body-size", "0"], {}, "--max-body-size: '0' must be"),
+        (["frontend"], {"DYN_HTTP_PORT": "x"}, "DYN_HTTP_PORT='x': must be a port"),
+        (["sglang"], {}, "--model is missing"),
+        (["sglang", "--model", "m"], {"DYN_SYSTEM_PORT": "x"}, "DYN_SYSTEM_PORT='x'"),
+    ],
+)
+def test_a_wrong_word_is_one_line_that_names_it_and_code_2(
+    words: list[str], environment: dict[str, str], says: str, tmp_path: Path
+) -> None:
+    done = dyno(*words, DYN_FILE_KV=str(tmp_path / "kv"), **environment)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_taken_port_is_named(tmp_path: Path) -> None:
+    from dynamometer.runtime import addresses
+
+    with addresses.listen("127.0.0.1", 0, setting="") as taken:
+        port = str(taken.getsockname()[1])
+        done = dyno("frontend", "--http-port", port, DYN_FILE_KV=str(tmp_path / "kv"))
+    assert done.returncode == 1
+    assert f"port {port} on 127.0.0.1 is taken" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_engines_variable_in_the_shell_makes_no_files_of_ours(tmp_path: Path) -> None:
+    directory = tmp_path / "multiproc"
+    directory.mkdir()
+    environment = {
+        "PROMETHEUS_MULTIPROC_DIR": str(directory),
+        "DYN_FILE_KV": str(tmp_path / "kv"),
+        "DYN_HTTP_PORT": "0",
+    }
+    command = [sys.executable, "-m", "dynamometer.frontend"]
+    with running(command, tmp_path / "log", environment) as frontend:
+        url = frontend.wait_for(r"metrics at (\S+)", within=20)[1]
+        assert b"dynamo_frontend_requests_total" in http(url).body
+    assert list(directory.iterdir()) == []
+
+
+def test_a_model_is_not_written_over_anything(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    done = dyno("tiny-model", str(tmp_path))
+    assert (done.returncode, "is not empty" in done.stderr) == (1, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+def test_the_runtime_imports_no_engine() -> None:
+    ask = (
+        "import sys, dynamometer.worker.command, dynamometer.frontend.command;"
+        "loaded = {name.split('.')[0] for name in sys.modules};"
+        "print(sorted(loaded & {'torch', 'sglang', 'transformers'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dynamometer import settings
+from dynamometer.errors import SettingsError
+
+
+def test_an_empty_environment_says_nothing() -> None:
+    assert settings.read({}) == settings.Settings()
+    assert settings.read({"DYN_SYSTEM_PORT": " "}) == settings.Settings()
+
+
+def test_values_are_typed() -> None:
+    read = settings.read(
+        {
+            "DYN_SYSTEM_PORT": "-1",
+            "DYN_HTTP_PORT": "9000",
+            "DYN_NAMESPACE": "prod",
+            "DYN_FILE_KV": "/x",
+            "DYN_LOG": "debug,h2=off",
+            "DYN_LOGGING_JSONL": "true",
+        }
+    )
+    assert (read.system_port, read.http_port, read.namespace) == (-1, 9000, "prod")
+    assert (read.discovery_directory, read.log_level, read.log_json) == (Path("/x"), "debug", True)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "allowed"),
+    [
+        ("DYN_SYSTEM_PORT", "-2", "-1 for none"),
+        ("DYN_SYSTEM_PORT", "http", "a port"),
+        ("DYN_HTTP_PORT", "70000", "65535"),
+        ("DYN_HTTP_PORT", "-1", "0 (any free one)"),
+        ("DYN_NAMESPACE", 'a"b', "letters, digits"),
+        ("DYN_LOG", "loud", "one of trace, debug"),
+        ("DYN_LOGGING_JSONL", "perhaps", "1, true"),
+    ],
+)
+def test_a_wrong_value_names_variable_value_and_what_is_allowed(
+    variable: str, value: str, allowed: str
+) -> None:
+    with pytest.raises(SettingsError) as raised:
+        settings.read({variable: value})
+    for part in (variable, repr(value), allowed):
+        assert part in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "bytes_"), [("4096", 4096), ("64MiB", 2**26), ("1 GB", 10**9), ("2k", 2048)]
+)
+def test_sizes(text: str, bytes_: int) -> None:
+    assert settings.size(text) == bytes_
+
+
+@pytest.mark.parametrize("text", ["", "MiB", "0", "-1", "1.5MB", "12 parsecs"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(ValueError, match="number of bytes"):
+        settings.size(text)
+
+
+def test_a_mistyped_variable_is_told_from_one_of_dynamos() -> None:
+    environment = {"DYN_SYSTEM_PROT": "1", "DYN_HTTP_PORT": "1", "DYN_TCP_RPC_HOST": "x"}
+    assert settings.unknown(environment) == [("DYN_SYSTEM_PROT", "DYN_SYSTEM_PORT")]
+
+
+def test_every_variable_that_is_read_is_listed() -> None:
+    class Asked(dict[str, str]):
+        def get(self, key: str, default: object = None) -> str:
+            self[key] = ""
+            return ""
+
+    asked = Asked()
+    settings.read(asked)
+    assert set(asked) == set(settings.VARIABLES)

@@ -1,0 +1,121 @@
+"""Ending a tree of processes, with programs that do not want to end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator
+
+import psutil
+import pytest
+
+from dynamometer.errors import EngineError
+from dynamometer.worker.process import EngineProcess, ProcessMark, end_marked, end_owned, marks
+
+TREE = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, {handler})
+child = subprocess.Popen([sys.executable, "-c", {child!r}])
+print("\\x1b[31mred\\x1b[0m\\rprogress 1\\rprogress 2\\n", end="", flush=True)
+time.sleep(60)
+"""
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+
+
+async def start(program: str) -> EngineProcess:
+    return await EngineProcess.start([sys.executable, "-c", program], {}, owner="test")
+
+
+@pytest.fixture
+async def deaf_tree() -> AsyncIterator[EngineProcess]:
+    """A process that ends when asked, and a child of its that does not."""
+    handler = "lambda *_: sys.exit(3)"
+    process = await start(TREE.format(handler=handler, child=DEAF))
+    async with asyncio.timeout(10):
+        while len(process.members()) < 2:
+            await asyncio.sleep(0.01)
+    yield process
+    await process.end(grace=0, hurry=lambda: True, look=lambda: None)
+
+
+async def test_all_processes_end_orphans_too_and_none_is_left_as_a_zombie(
+    deaf_tree: EngineProcess,
+) -> None:
+    family = [psutil.Process(member.pid) for member in deaf_tree.members()]
+    await deaf_tree.end(grace=1, hurry=lambda: False, look=lambda: None)
+    assert await deaf_tree.wait() == 3
+    assert not [process for process in family if process.is_running()]
+
+
+async def test_hurry_kills_at_once(deaf_tree: EngineProcess) -> None:
+    async with asyncio.timeout(5):
+        await deaf_tree.end(grace=60, hurry=lambda: True, look=lambda: None)
+    assert deaf_tree.members() == []
+
+
+async def test_an_orphan_stays_in_sight(deaf_tree: EngineProcess) -> None:
+    psutil.Process(deaf_tree.pid).kill()
+    assert await deaf_tree.wait() == -signal.SIGKILL
+    (orphan,) = deaf_tree.members()
+    assert orphan.pid != deaf_tree.pid
+
+
+async def test_its_log_is_read_line_by_line_without_colours(deaf_tree: EngineProcess) -> None:
+    shown: list[str] = []
+    following = asyncio.create_task(deaf_tree.follow(shown.append))
+    async with asyncio.timeout(10):
+        while len(shown) < 3:
+            await asyncio.sleep(0.01)
+    following.cancel()
+    assert shown == ["red", "progress 1", "progress 2"]
+    assert list(deaf_tree.log) == shown
+
+
+async def test_a_log_of_odd_bytes_and_endless_lines_is_read_too() -> None:
+    program = "import os; os.write(1, b'\\xff\\x00' + b'x' * 200_000 + b'\\nlast')"
+    process = await start(program)
+    shown: list[str] = []
+    async with asyncio.timeout(10):
+        await process.follow(shown.append)
+    assert shown[-1] == "last"
+    assert sum(map(len, shown)) == 200_006
+    assert await process.wait() == 0
+
+
+async def test_a_program_that_is_not_there_is_named() -> None:
+    with pytest.raises(EngineError, match=r"cannot run /no/such/python: No such file"):
+        await EngineProcess.start(["/no/such/python"], {}, owner="test")
+
+
+async def test_a_process_that_left_the_session_is_ended_too() -> None:
+    away = f"""
+import os, subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", {DEAF!r}], start_new_session=True)
+time.sleep(60)
+"""
+    process = await start(away)
+    async with asyncio.timeout(10):
+        while len(process.members()) < 2:
+            await asyncio.sleep(0.01)
+    psutil.Process(process.pid).kill()
+    await process.wait()
+    (orphan,) = process.members()
+    await process.end(grace=0, hurry=lambda: True, look=lambda: None)
+    assert not orphan.is_running()
+
+
+async def test_what_a_killed_owner_left_is_found_by_its_mark() -> None:
+    process = await EngineProcess.start([sys.executable, "-c", DEAF], {}, owner="some-other")
+    assert end_owned("nobody's") == 0
+    assert end_owned("some-other") == 1
+    assert await process.wait() == -signal.SIGKILL
+
+
+async def test_only_the_process_that_was_marked_is_ended(deaf_tree: EngineProcess) -> None:
+    (child,) = [m for m in deaf_tree.members() if m.pid != deaf_tree.pid]
+    (mark,) = marks([child])
+    assert end_marked([ProcessMark(mark.pid, mark.started - 100)]) == 0
+    assert child.is_running()
+    assert end_marked([mark]) == 1
+    assert end_marked([ProcessMark(2**22 + 1, 0.0)]) == 0

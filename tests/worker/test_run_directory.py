@@ -1,0 +1,115 @@
+"""What a worker keeps on tmpfs, and what it clears after others."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dynamometer.runtime import directories
+from dynamometer.worker.run_directory import run_directory
+from dynamometer.worker.shared_memory import SharedFile, held_by, remove_unheld
+
+KILLED = """
+import os, signal, subprocess, sys
+from pathlib import Path
+from dynamometer.runtime import directories
+directories.memory = lambda: directories.private(Path(sys.argv[1]))
+from dynamometer.worker.process import ProcessMark
+from dynamometer.worker.run_directory import run_directory
+import psutil
+with run_directory(7) as directory:
+    child = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, start_new_session=True)
+    mark = ProcessMark(child.pid, psutil.Process(child.pid).create_time())
+    directory.note(frozenset({mark}), frozenset())
+    print(child.pid, directory.temporary, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(directories, "memory", lambda: directories.private(tmp_path / "memory"))
+    return tmp_path / "memory"
+
+
+@pytest.fixture
+def shared_file() -> Iterator[Path]:
+    path = Path(f"/dev/shm/dynamometer-test-{os.getpid()}")
+    path.write_bytes(b"x" * 4096)
+    yield path
+    path.unlink(missing_ok=True)
+
+
+def test_it_is_private_and_gone_afterwards(memory: Path) -> None:
+    with run_directory(7) as directory:
+        assert stat.S_IMODE(directory.path.stat().st_mode) == 0o700
+        assert stat.S_IMODE(directory.temporary.stat().st_mode) == 0o700
+        (directory.path / "metrics").mkdir()
+    assert not directory.path.exists()
+    assert not directory.temporary.exists()
+    assert not memory.exists()
+
+
+def test_a_living_workers_directory_is_left_alone(memory: Path) -> None:
+    with run_directory(7) as one, run_directory(8) as two:
+        assert one.path.exists()
+        assert two.path.exists()
+
+
+def test_what_a_killed_worker_left_is_cleared_by_the_next(memory: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(memory)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    child, temporary = done.stdout.split()
+    assert Path(temporary).exists()
+    assert (memory / f"{7:016x}").exists()
+    with run_directory(8):
+        assert [path.name for path in memory.iterdir()] == [f"{8:016x}"]
+    assert not Path(temporary).exists()
+    state = Path(f"/proc/{child}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+@pytest.mark.parametrize(
+    "note", ["", "{", "[]", '{"processes": [[1]]}', '{"processes": [["x", 1], [-1, 2]]}']
+)
+def test_a_note_that_cannot_be_read_hinders_nothing(memory: Path, note: str) -> None:
+    left = memory / f"{7:016x}"
+    left.mkdir(parents=True, mode=0o700)
+    memory.chmod(0o700)
+    (left / "engine.json").write_text(note)
+    with run_directory(8):
+        assert not left.exists()
+
+
+def test_the_directory_may_be_removed_under_a_worker(memory: Path) -> None:
+    with run_directory(7) as directory:
+        shutil.rmtree(memory)
+        directory.note(frozenset(), frozenset())
+    with run_directory(8):
+        pass
+
+
+def test_shared_memory_is_known_by_who_maps_it_and_kept_while_someone_does(
+    shared_file: Path,
+) -> None:
+    file = SharedFile(shared_file.stat().st_ino, shared_file.name)
+    assert file not in held_by([os.getpid()])
+    with shared_file.open("r+b") as opened, mmap.mmap(opened.fileno(), 4096):
+        assert file in held_by([os.getpid()])
+        assert remove_unheld([file]) == 0
+        assert shared_file.exists()
+    assert remove_unheld([SharedFile(file.inode + 1, file.name)]) == 0
+    assert shared_file.exists()
+    assert remove_unheld([file]) == 1
+    assert not shared_file.exists()
