@@ -1,8 +1,9 @@
 """`make bench-metrics`: what a page costs, against prometheus_client in the same run.
 
 The same files, made of several processes' counters, gauges and histograms (see
-`multiprocess_load`), are rendered by both, in turn; times are medians of processor time, and
-each pair of pages is compared as sorted lines. Prints a table; `--svg` draws the picture.
+`multiprocess_load`), are rendered by both. Times are the least of several, of processor time:
+what else a machine does only adds to them. Pages are compared as sorted lines. Prints a table;
+`--svg` draws the picture.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import argparse
 import gc
 import resource
 import shutil
-import statistics
+import subprocess
+import sys
 import tempfile
 import time
-import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cost_picture import draw
@@ -26,7 +28,9 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from dynamometer.exposition.filters import Selection
 from dynamometer.exposition.render import render
+from dynamometer.multiprocess import MultiProcessCollector as OurCollector
 from dynamometer.multiprocess import MultiprocessDirectory
+from dynamometer.multiprocess import generate_latest as our_generate_latest
 
 # Processes and label sets, each of which has 330 lines.
 SIZES = ((1, 1), (4, 1), (4, 4), (8, 6), (16, 6), (33, 6))
@@ -57,10 +61,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two sizes, few repetitions")
     parser.add_argument("--svg", type=Path, help="where the picture goes")
     parser.add_argument("--memory-renders", type=int, default=100_000, help="0: leave it out")
+    parser.add_argument("--held-by", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.held_by:
+        print_held(options.held_by)
+        return
     sizes = QUICK_SIZES if options.quick else SIZES
     found = [measure(*size, quick=options.quick) for size in sizes]
     print_table(found)
+    print_drop_in(*QUICK_SIZES[-1])
     if not options.quick and options.memory_renders:
         print_memory(*sizes[-1], renders=options.memory_renders)
     if options.svg:
@@ -109,10 +118,10 @@ def measure(processes: int, label_sets: int, *, quick: bool) -> Costs:
         peers.append(timed(peer))
         return Costs(
             load.lines,
-            statistics.median(peers),
-            statistics.median(firsts),
-            {share: statistics.median(times) for share, times in steady.items()},
-            statistics.median(selections),
+            min(peers),
+            min(firsts),
+            {share: min(times) for share, times in steady.items()},
+            min(selections),
         )
 
 
@@ -157,7 +166,7 @@ def print_table(found: list[Costs]) -> None:
     for costs in found:
         cells = [f"{costs.lines:,}", _ms(costs.peer)]
         cells.append(f"{_ms(costs.first)} ({costs.first / costs.peer:.2f} of it)")
-        cells += [f"{_ms(t)} ({costs.peer / t:,.0f}×)" for t in costs.steady.values()]
+        cells += [f"{_ms(t)} ({costs.peer / t:,.0f}x)" for t in costs.steady.values()]
         cells.append(_ms(costs.selection))
         cells.append(", ".join(f"{costs.per_changed(s) * 1e6:.2f}" for s in ("10 %", "all")))
         print("| " + " | ".join(cells) + " |")
@@ -170,34 +179,57 @@ def _ms(seconds: float) -> str:
 def print_memory(processes: int, label_sets: int, *, renders: int) -> None:
     """What a series costs in memory, and whether renderings leak."""
     with _load(processes, label_sets) as (path, load):
-        gc.collect()
-        before = _resident()
-        directory = MultiprocessDirectory(path)
-        directory.render()
-        gc.collect()
-        held = _resident() - before
+        found = subprocess.run(
+            [sys.executable, __file__, "--held-by", str(path)], stdout=subprocess.PIPE, check=True
+        )
+        held = int(found.stdout)
         print(f"\nmemory: {held / load.lines:.0f} bytes a series at {load.lines:,} series")
     with _load(1, 1) as (path, load):
         directory = MultiprocessDirectory(path)
         for _ in range(100):
-            load.change(0.1)
+            load.change(1.0)
             directory.render()
         gc.collect()
-        tracemalloc.start()
-        directory.render()
-        begin, _ = tracemalloc.get_traced_memory()
         resident = _resident()
         for number in range(renders):
             if number % 10 == 0:
                 load.change(0.1)
             directory.render()
         gc.collect()
-        end, _ = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        print(
-            f"after {renders:,} renders: {end - begin:+,} bytes allocated, "
-            f"{_resident() - resident:+,} resident"
-        )
+        print(f"after {renders:,} renders: {_resident() - resident:+,} bytes resident")
+
+
+def print_held(path: Path) -> None:
+    """In a process of its own: what a directory and its page take, in bytes."""
+    with tempfile.TemporaryDirectory() as empty:
+        MultiprocessDirectory(empty).render()
+    gc.collect()
+    before = _resident()
+    directory = MultiprocessDirectory(path)
+    directory.render()
+    gc.collect()
+    print(_resident() - before)
+
+
+def print_drop_in(processes: int, label_sets: int) -> None:
+    """What a service gets that changes its imports and nothing else."""
+    with _load(processes, label_sets) as (path, load):
+        theirs, ours = CollectorRegistry(), CollectorRegistry()
+        MultiProcessCollector(theirs, str(path))
+        OurCollector(ours, str(path))
+        ours_twice = our_generate_latest(ours)
+        _same(generate_latest(theirs), ours_twice)
+        peer = min(timed(lambda: generate_latest(theirs)) for _ in range(3))
+        print(f"\ndrop-in, {load.lines:,} lines, 10 % changed (prometheus_client: {_ms(peer)} ms)")
+        for name, render_page in {
+            "MultiProcessCollector replaced": generate_latest,
+            "generate_latest replaced too": our_generate_latest,
+        }.items():
+            times = []
+            for _ in range(7):
+                load.change(0.1)
+                times.append(timed(partial(render_page, ours)))
+            print(f"  {name}: {_ms(min(times))} ms ({peer / min(times):,.1f}x)")
 
 
 def _resident() -> int:

@@ -8,6 +8,7 @@ and its path is said. The last line is the number of inputs executed.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ TARGETS = (
 )
 _DONE = re.compile(r"Done (\d+) (?:runs )?in|^#(\d+)\s", re.MULTILINE)
 _LONGEST_INPUT = 2048
+_FILES_IN = Path("/dev/shm")
 
 
 def main() -> int:
@@ -48,8 +50,10 @@ def main() -> int:
 
 def run(target: str, runs: int, seconds: int, findings: Path) -> tuple[int, bool]:
     """Fuzz one target: how many inputs were executed, and whether all went well."""
-    with tempfile.TemporaryDirectory() as directory:
-        corpus = Path(directory) / "corpus"
+    place = _FILES_IN if _FILES_IN.is_dir() else None
+    with tempfile.TemporaryDirectory(dir=place) as directory:
+        corpus, scratch = Path(directory) / "corpus", Path(directory) / "scratch"
+        scratch.mkdir()
         shutil.copytree(HERE / "corpus" / target, corpus)
         findings.mkdir(parents=True, exist_ok=True)
         found = subprocess.run(
@@ -69,6 +73,7 @@ def run(target: str, runs: int, seconds: int, findings: Path) -> tuple[int, bool
             text=True,
             errors="replace",
             check=False,
+            env={**os.environ, "FUZZ_SCRATCH": str(scratch)},
         )
     if found.returncode:
         print(found.stdout[-4000:])

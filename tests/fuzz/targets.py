@@ -33,9 +33,7 @@ _NAMES = (
     "histogram_1.db",
     "summary_1.db",
 )
-_scratch = Path(
-    tempfile.mkdtemp(prefix="fuzz", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
-)
+_scratch = Path(os.environ.get("FUZZ_SCRATCH") or tempfile.mkdtemp())
 logging.disable(logging.CRITICAL)
 
 
@@ -96,7 +94,8 @@ def openmetrics_page(data: bytes) -> None:
         families = parse(data, openmetrics=True)
     except ExpositionError:
         return
-    if _plain(data):
+    # It rejects a quoted name without a header.
+    if _plain(data) and b'{"' not in data:
         theirs = _samples(peer_parse_om(data.decode()))
         assert _samples(map(to_metric, families)) == theirs, (theirs, render(families))
     again = render(families, openmetrics=True)

@@ -100,6 +100,15 @@ def test_a_file_that_grows_is_followed(tmp_path: Path, written: Opener) -> None:
     assert_same_lines(ours.render(), peer_page(tmp_path))
 
 
+def test_thousands_of_values_that_change_at_once(tmp_path: Path, written: Opener) -> None:
+    file = written(tmp_path / "counter_1.db")
+    ours = MultiprocessDirectory(tmp_path)
+    for value in (1.0, 2.5):
+        for number in range(5000):
+            file.set("c_total", value * number, x=str(number))
+        assert_same_lines(ours.render(), peer_page(tmp_path))
+
+
 def test_a_file_larger_than_the_buffer(tmp_path: Path, written: Opener) -> None:
     for name in ("counter_1.db", "gauge_mostrecent_1.db"):
         file = written(tmp_path / name)
@@ -216,6 +225,18 @@ def test_whoever_comes_in_between_finishes_the_reading(tmp_path: Path, written: 
     assert list(steps) == []
     assert list(others) == []
     assert ours.render() is page
+
+
+def test_a_closed_directory_is_read_no_more(tmp_path: Path, written: Opener) -> None:
+    written(tmp_path / "counter_1.db").set("c_total", 1.0)
+    ours = MultiprocessDirectory(tmp_path)
+    families = ours.families()
+    ours.close()
+    assert ours.current_families() is families
+    with pytest.raises(ValueError, match="closed"):
+        ours.render()
+    with pytest.raises(ValueError, match="closed"):
+        next(ours.refresh_steps())
 
 
 def test_many_threads_share_a_directory(tmp_path: Path, written: Opener) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -153,6 +154,19 @@ def test_files_of_a_real_sglang() -> None:
     assert_same_lines(ours.render(), (SAMPLE / "expected.prom").read_bytes())
     assert_parsers_accept(ours)
     assert ours.errors == {}
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="needs promtool")
+def test_promtool_reads_the_page(tmp_path: Path) -> None:
+    actions: list[tuple[tuple[str, ...], str, float]] = [(('"\\\n',), "=", 2.0)]
+    write_process(tmp_path, [Written("gauge", "g", labels=["x"], actions=actions)])
+    shutil.copytree(SAMPLE / "multiproc", tmp_path / "engine")
+    page = MultiprocessDirectory(tmp_path).render()
+    found = subprocess.run(
+        ["promtool", "check", "metrics"], input=page, capture_output=True, check=False
+    )
+    # 3 is its opinion of names and help texts, 1 a page that it cannot read.
+    assert found.returncode in (0, 3), found.stderr
 
 
 def test_files_in_the_tree_below_count_together(tmp_path: Path) -> None:

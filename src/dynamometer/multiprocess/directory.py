@@ -47,6 +47,7 @@ class MultiprocessDirectory:
             recursive: look through the tree below too; SGLang makes a directory inside.
         """
         self._owned = owned
+        self._closed = False
         self._lock = threading.Lock()
         self._reading: Iterator[None] | None = None
         self._metrics: tuple[tuple[Family, ...], list[Metric]] = ((), [])
@@ -68,11 +69,12 @@ class MultiprocessDirectory:
 
         A family in which nothing changed is the same object as before, and the tuple is the
         same where nothing changed at all.
+
+        Raises:
+            ValueError: the directory has been closed.
         """
         with self._lock:
-            self._finish()
-            self._reading = self._reader.steps()
-            self._finish()
+            self._read()
             return self._reader.families
 
     def current_families(self) -> tuple[Family, ...]:
@@ -89,7 +91,7 @@ class MultiprocessDirectory:
         """
         with self._lock:
             if self._reading is None:
-                self._reading = self._reader.steps()
+                self._reading = self._begun()
             mine = self._reading
         while True:
             with self._lock:
@@ -138,16 +140,26 @@ class MultiprocessDirectory:
         """
         processes = frozenset(str(pid) for pid in pids)
         with self._lock:
-            self._finish()
-            self._reading = self._reader.steps()
-            self._finish()
+            self._read()
             self._reader.retire(processes, owned=self._owned)
 
     def close(self) -> None:
-        """Close all files; the next call opens them again."""
+        """Close all files, for good; `current_families` stay as they were."""
         with self._lock:
-            self._finish()
+            self._reading = None
+            self._closed = True
             self._reader.close()
+
+    def _begun(self) -> Iterator[None]:
+        if self._closed:
+            raise ValueError("the directory is closed")
+        return self._reader.steps()
+
+    def _read(self) -> None:
+        """Finish the reading that has begun, and make one of now."""
+        self._finish()
+        self._reading = self._begun()
+        self._finish()
 
     def _finish(self) -> None:
         """Finish the reading that has begun, if there is one."""

@@ -219,7 +219,9 @@ class OpenFamily:
             assert series is not None
             return sort_key(series[:-1].decode())
 
-        if len(self._unsorted) * 8 > len(self._sorted):
+        if not self._sorted and len(self._unsorted) == 1:
+            self._sorted.extend(self._unsorted)
+        elif len(self._unsorted) * 8 > len(self._sorted):
             self._sorted.extend(self._unsorted)
             self._sorted.sort(key=key)
         else:

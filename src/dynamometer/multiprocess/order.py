@@ -6,12 +6,11 @@ that must be the leading rank's. Numbers sort as numbers.
 
 from __future__ import annotations
 
-import re
+from functools import lru_cache
 from typing import Final, TypeAlias
 
 from dynamometer.exposition.series import split_series
 
-_RANK: Final = re.compile(r"(^|_)rank$")
 _MANY_DIGITS: Final = 18
 SortKey: TypeAlias = tuple[tuple[tuple[int, str], ...], tuple[tuple[str, int, str], ...], str]
 
@@ -23,10 +22,21 @@ def sort_key(series: str) -> SortKey:
         series: in our own form.
     """
     name, labels = split_series(series)
-    ranks = tuple(_natural(value) for label, value in labels if _RANK.search(label))
-    return ranks, tuple((label, *_natural(value)) for label, value in labels), name
+    parts = [_natural(value) for _, value in labels]
+    ranks = tuple([part for (label, _), part in zip(labels, parts, strict=True) if _is_rank(label)])
+    return (
+        ranks,
+        tuple([(label, *part) for (label, _), part in zip(labels, parts, strict=True)]),
+        name,
+    )
 
 
+@lru_cache(1024)
+def _is_rank(label: str) -> bool:
+    return label == "rank" or label.endswith("_rank")
+
+
+@lru_cache(4096)
 def _natural(value: str) -> tuple[int, str]:
     """Numbers first and by their size; an empty value, which stands for a total, before all."""
     if not value:

@@ -19,7 +19,9 @@ from dynamometer.multiprocess.cells import NOWHERE, Cells, Kind
 from dynamometer.multiprocess.family import OpenFamily
 
 LINES_PER_CHUNK: Final = 16
-LINES_PER_REBUILD: Final = 512
+# A few milliseconds' work: a reading has pauses in between.
+LINES_PER_REBUILD: Final = 256
+LINES_PER_UPDATE: Final = 4096
 
 
 @dataclass(slots=True)
@@ -111,12 +113,16 @@ class Page:
             self._chunks[number] = None
             self._free.append(number)
 
-    def update(self) -> bool:
-        """Format the values that changed and join their chunks; whether there were any."""
+    def update(self) -> int:
+        """Format values that changed, and join their chunks.
+
+        Returns:
+            How many: less than `LINES_PER_UPDATE` when there are no more.
+        """
         cells = self._cells
-        changed = cells.changed()
+        changed = cells.changed()[:LINES_PER_UPDATE]
         if not changed.size:
-            return False
+            return 0
         values = cells.values[changed]
         cells.shown[changed] = values.view(np.int64)
         numbers = cells.chunk[changed].tolist()
@@ -133,7 +139,7 @@ class Page:
             touched[shown] = None
         for shown in touched:
             shown.change()
-        return True
+        return int(changed.size)
 
     def families(self, table: Mapping[str, OpenFamily]) -> tuple[Family, ...]:
         """The families by name, each the same object as before where nothing in it changed."""

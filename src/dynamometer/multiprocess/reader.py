@@ -19,7 +19,7 @@ from dynamometer.multiprocess.cells import Cells
 from dynamometer.multiprocess.faults import FaultLog, FileFault, Reason
 from dynamometer.multiprocess.file import MultiprocessFile
 from dynamometer.multiprocess.files import OpenFiles, unlink
-from dynamometer.multiprocess.page import Page
+from dynamometer.multiprocess.page import LINES_PER_UPDATE, Page
 from dynamometer.multiprocess.reading import Reading, UnreadableError
 from dynamometer.multiprocess.retired import RetiredFile, RetiredFiles
 from dynamometer.multiprocess.series import LeftOutError, SeriesTable
@@ -205,7 +205,13 @@ class Reader:
         while done < len(restructured):
             done += self._page.rebuild(restructured[done:])
             yield
-        if self._page.update() or restructured or len(families) != len(self.families):
+        updated = False
+        while count := self._page.update():
+            updated = True
+            if count < LINES_PER_UPDATE:
+                break
+            yield
+        if updated or restructured or len(families) != len(self.families):
             self.families = self._page.families(self._table.families)
         self._changed = False
 

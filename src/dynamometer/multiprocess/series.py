@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ _KINDS: Final = {
 }
 _PID: Final = "pid"
 _BOUND: Final = "le"
+_BOUND_IN_KEY: Final = b'"le": "'
 
 
 class LeftOutError(Exception):
@@ -35,6 +36,22 @@ class LeftOutError(Exception):
     def __init__(self, reason: Reason, text: str) -> None:
         super().__init__(text)
         self.reason = reason
+
+
+class _Bound(NamedTuple):
+    """A bucket's upper bound, and its label as we write it."""
+
+    value: float
+    label: str
+
+
+class _Template(NamedTuple):
+    """Where the buckets of a label set belong, and the labels around the bound."""
+
+    family: OpenFamily
+    group: HistogramGroup
+    before: str
+    behind: str
 
 
 class SeriesTable:
@@ -58,7 +75,8 @@ class SeriesTable:
         self._accumulate = accumulate
         self._cell_of_key: dict[tuple[str, str, bytes], int] = {}
         self._texts: dict[tuple[str, str], str] = {}
-        self._bounds: dict[str, tuple[float, str]] = {}
+        self._bounds: dict[bytes, _Bound] = {}
+        self._templates: dict[tuple[bytes, bytes], _Template] = {}
 
     def cell(self, file: FileName, key: bytes) -> int:
         """The cell of an entry.
@@ -71,6 +89,8 @@ class SeriesTable:
             FileFault: the key is no metric.
             LeftOutError: the key is one, but its series has no place on the page.
         """
+        if file.type == "histogram":
+            return self._histogram_cell(file, key)
         # The same key is in the files of many processes; only `all` tells them apart.
         known = (file.type, file.mode, key)
         cell = NOWHERE if file.pid_label else self._cell_of_key.get(known, NOWHERE)
@@ -85,6 +105,7 @@ class SeriesTable:
         self._cell_of_key.clear()
         self._texts.clear()
         self._bounds.clear()
+        self._templates.clear()
 
     def remove(self, gone: list[int], counts: NDArray[np.int64]) -> None:
         """Remove the cells that nothing keeps, and the families that have none left.
@@ -107,25 +128,20 @@ class SeriesTable:
     def _find(self, file: FileName, key: Key) -> int:
         family = self._family(file, key)
         labels = {**self._labels, **key.labels} if self._labels else key.labels
-        try:
-            if file.type == "histogram":
-                return self._find_in_histogram(family, key, labels)
-            return self._find_line(family, file, key, labels)
-        finally:
-            if not len(family):  # its first series has been refused
-                del self.families[key.family]
-
-    def _find_line(
-        self, family: OpenFamily, file: FileName, key: Key, labels: Mapping[str, str]
-    ) -> int:
         if file.pid_label:
             labels = {**labels, _PID: file.pid}
         elif file.type == "gauge" and _PID in key.labels:
             labels = {name: value for name, value in labels.items() if name != _PID}
         text = self._text(labels)
         if len(self._cells) >= self._max_series and not family.has_series(key.sample, text):
+            self._give_up_if_empty(family)
             raise self._full()
         return family.series_cell(self._cells, key.sample, text)
+
+    def _give_up_if_empty(self, family: OpenFamily) -> None:
+        """A family whose first series is refused is none."""
+        if not len(family):
+            del self.families[family.metadata.name]
 
     def _family(self, file: FileName, key: Key) -> OpenFamily:
         family = self.families.get(key.family)
@@ -140,28 +156,66 @@ class SeriesTable:
             )
         return family
 
-    def _find_in_histogram(self, family: OpenFamily, key: Key, labels: Mapping[str, str]) -> int:
+    def _histogram_cell(self, file: FileName, key: bytes) -> int:
+        """The cell of a histogram's entry.
+
+        The keys of a label set's buckets differ in the bound alone, so that the first one
+        tells what the others say: nothing but a label's name stands in JSON as `"le": "`.
+        """
+        before, _, rest = key.partition(_BOUND_IN_KEY)
+        written, _, behind = rest.partition(b'"')
+        template = self._templates.get((before, behind))
+        bound = self._bounds.get(written)
+        if template is None or bound is None:
+            return self._find_in_histogram(file, parse_key(key), (before, behind))
+        cell = template.group.buckets.get(bound.value)
+        return self._new_bucket(template, bound) if cell is None else cell
+
+    def _find_in_histogram(self, file: FileName, key: Key, around: tuple[bytes, bytes]) -> int:
+        written = key.labels.get(_BOUND)
+        bound = None if written is None else self._bound(written)
+        family = self._family(file, key)
         texts = self._texts
-        found = [texts.get(item) or self._new_text(item) for item in sorted(labels.items())]
-        written = labels.get(_BOUND)
-        if written is None:
-            group = self._group(family, ",".join(found))
+        labels = sorted({**self._labels, **key.labels, _BOUND: ""}.items())
+        found = [texts.get(item) or self._new_text(item) for item in labels]
+        place = found.index(texts[_BOUND, ""])
+        others = [*found[:place], *found[place + 1 :]]
+        group = self._group(family, ",".join(others))
+        if bound is None:
             return family.other_cell(self._cells, group, key.sample)
-        bound, text = self._bounds.get(written) or self._new_bound(written)
-        place = found.index(texts[_BOUND, written])
-        found[place] = text
-        group = self._group(family, ",".join(found[:place] + found[place + 1 :]))
-        cell = group.buckets.get(bound)
-        if cell is not None:
-            return cell
-        return family.bucket_cell(
-            self._cells, group, bound, ",".join(found), count=self._accumulate
+        template = _Template(
+            family,
+            group,
+            "".join([f"{text}," for text in found[:place]]),
+            "".join([f",{text}" for text in found[place + 1 :]]),
+        )
+        self._templates[around] = template
+        cell = group.buckets.get(bound.value)
+        return self._new_bucket(template, bound) if cell is None else cell
+
+    def _new_bucket(self, template: _Template, bound: _Bound) -> int:
+        return template.family.bucket_cell(
+            self._cells,
+            template.group,
+            bound.value,
+            f"{template.before}{bound.label}{template.behind}",
+            count=self._accumulate,
         )
 
     def _group(self, family: OpenFamily, labels: str) -> HistogramGroup:
         if len(self._cells) >= self._max_series and labels not in family.groups:
+            self._give_up_if_empty(family)
             raise self._full()
         return family.group(labels)
+
+    def _bound(self, written: str) -> _Bound:
+        key = written.encode()
+        bound = self._bounds.get(key)
+        if bound is None:
+            value = _parse_bound(written)
+            bound = _Bound(value, label_text(_BOUND, format_number(value)))
+            self._bounds[key] = bound
+        return bound
 
     def _text(self, labels: Mapping[str, str]) -> str:
         texts = self._texts
@@ -173,16 +227,11 @@ class SeriesTable:
         text = self._texts[item] = label_text(*item)
         return text
 
-    def _new_bound(self, written: str) -> tuple[float, str]:
-        bound = _bound(written)
-        found = self._bounds[written] = bound, label_text(_BOUND, format_number(bound))
-        return found
-
     def _full(self) -> LeftOutError:
         return LeftOutError(Reason.MAX_SERIES, f"more than {self._max_series} series")
 
 
-def _bound(text: str) -> float:
+def _parse_bound(text: str) -> float:
     try:
         bound = float(text)
     except ValueError:
