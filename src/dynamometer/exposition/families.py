@@ -65,6 +65,11 @@ class Metadata:
         return self.name + _TEXT_SUFFIXES.get(self.type, "")
 
     @cached_property
+    def names(self) -> frozenset[str]:
+        """What the family is called, in either format."""
+        return frozenset({self.name, self.text_name})
+
+    @cached_property
     def reserved_names(self) -> frozenset[str]:
         """Every name that no other family of a page may have."""
         return frozenset({self.name, *(self.name + s for s in SUFFIXES.get(self.type, ()))})

@@ -45,17 +45,17 @@ class Selection:
         """The chosen families, in their order; the very same sequence where all are chosen."""
         if self == EVERYTHING:
             return families
-        chosen = [family for family in families if self.admits_name(family.metadata)]
-        if self.names:
-            chosen = [family for family in chosen if self._has_name(family)]
-        return chosen
-
-    def _has_name(self, family: Family) -> bool:
-        return (
-            not self.names.isdisjoint(family.sample_names)
-            or family.metadata.name in self.names
-            or family.metadata.text_name in self.names
-        )
+        names = self.names
+        if names:  # first, because it leaves few
+            families = [
+                family
+                for family in families
+                if not names.isdisjoint(family.sample_names)
+                or not names.isdisjoint(family.metadata.names)
+            ]
+        if self.prefixes or self.exclude_prefixes:
+            families = [family for family in families if self.admits_name(family.metadata)]
+        return families
 
 
 EVERYTHING = Selection()
