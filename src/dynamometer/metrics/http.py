@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from typing import NamedTuple
 
 from aiohttp import web
 
 from dynamometer.exposition.filters import Selection
 from dynamometer.exposition.negotiate import accepts_gzip, choose_format
 from dynamometer.metrics.page import MetricsPage
+
+
+class _Want(NamedTuple):
+    selection: Selection
+    openmetrics: bool
+    gzip: bool
 
 
 def add_route(app: web.Application, page: MetricsPage) -> None:
@@ -26,29 +33,39 @@ class _Scrapes:
 
     def __init__(self, page: MetricsPage) -> None:
         self._page = page
-        self._running: asyncio.Task[None] | None = None
+        self._running: asyncio.Task[tuple[_Want, bytes]] | None = None
 
     async def handle(self, request: web.Request) -> web.Response:
         """Answer one scrape."""
         form = choose_format(request.headers.get("Accept"))
-        gzip = accepts_gzip(request.headers.get("Accept-Encoding"))
-        selection = Selection.of(names=request.query.getall("name[]", ()))
-        await self._refresh()
-        render = self._page.compressed if gzip else self._page.render
-        body = await asyncio.to_thread(render, selection, openmetrics=form.openmetrics)
+        want = _Want(
+            Selection.of(names=request.query.getall("name[]", ())),
+            form.openmetrics,
+            accepts_gzip(request.headers.get("Accept-Encoding")),
+        )
+        body = await self._body(want)
         headers = {"Content-Type": form.content_type, "Vary": "Accept, Accept-Encoding"}
-        if gzip:
+        if want.gzip:
             headers["Content-Encoding"] = "gzip"
         return web.Response(body=body, headers=headers)
 
-    async def _refresh(self) -> None:
-        """Look at all sources, together with whoever asked before the look began to end."""
+    async def _body(self, want: _Want) -> bytes:
+        """The page in the form wanted, refreshed together with all who ask meanwhile."""
         if self._running is None:
-            self._running = asyncio.create_task(self._look(), name="scrape")
-        await asyncio.shield(self._running)
+            self._running = asyncio.create_task(self._look(want), name="scrape")
+        made, body = await asyncio.shield(self._running)
+        return body if made == want else await asyncio.to_thread(self._render, want)
 
-    async def _look(self) -> None:
+    async def _look(self, want: _Want) -> tuple[_Want, bytes]:
         try:
-            await asyncio.to_thread(self._page.refresh)
+            return want, await asyncio.to_thread(self._refresh, want)
         finally:
             self._running = None
+
+    def _refresh(self, want: _Want) -> bytes:
+        self._page.refresh()
+        return self._render(want)
+
+    def _render(self, want: _Want) -> bytes:
+        render = self._page.compressed if want.gzip else self._page.render
+        return render(want.selection, openmetrics=want.openmetrics)

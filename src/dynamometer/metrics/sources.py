@@ -9,7 +9,7 @@ from typing import Final, Protocol
 from prometheus_client import CollectorRegistry
 
 from dynamometer.exposition.families import Family
-from dynamometer.exposition.filters import Selection
+from dynamometer.exposition.filters import FamilyFilter, Selection
 from dynamometer.exposition.metrics import from_metric
 from dynamometer.exposition.unchanged import Unchanged
 from dynamometer.multiprocess import MultiprocessDirectory
@@ -64,17 +64,11 @@ class EngineSource:
     ) -> None:
         self.name = self.owner = name
         self._directory = directory
-        self._selection = Selection.of(prefixes=prefixes)
-        self._last: tuple[Sequence[Family], Sequence[Family]] = ((), ())
+        self._filter = FamilyFilter(Selection.of(prefixes=prefixes))
 
     def families(self) -> Sequence[Family]:
         """See `MetricsSource.families`."""
-        families = self._directory.families()
-        before, chosen = self._last
-        if families is not before:
-            chosen = self._selection.apply(families)
-            self._last = (families, chosen)
-        return chosen
+        return self._filter.apply(self._directory.families())
 
     @property
     def errors(self) -> Mapping[str, int]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from prometheus_client import Metric
@@ -165,8 +167,9 @@ class MultiprocessDirectory:
         """Finish the reading that has begun, if there is one."""
         reading, self._reading = self._reading, None
         if reading is not None:
-            for _ in reading:
-                pass
+            with _no_collection():
+                for _ in reading:
+                    pass
 
     def _advance(self, seconds: float) -> bool:
         """Go on with the reading for a while; whether it is complete."""
@@ -179,3 +182,19 @@ class MultiprocessDirectory:
                 self._reading = reading
                 return False
         return True
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Put off the garbage collector.
+
+    A first reading makes many short-lived containers and no cycles; a collection in its midst
+    walks them all, and holds every thread of the process for that long.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
