@@ -46,7 +46,8 @@ class Launch:
     """How to start an engine, and how to speak to it.
 
     `model` is the name it serves, as its command line has it; its own list is asked for once it
-    is up. `notes` tell the user what was added to the command line, and why.
+    is up. `page_url` is its own `/metrics` where that has families which its files have not.
+    `notes` tell the user what was added to the command line, and why.
     """
 
     command: Sequence[str]
@@ -55,6 +56,7 @@ class Launch:
     model: str
     model_path: str
     metrics: bool
+    page_url: str | None = None
     api_key: str | None = None
     notes: tuple[str, ...] = ()
 

@@ -103,10 +103,14 @@ class SGLang:
                 "--enable-metrics was not given: the page will have no sglang: families, "
                 "only the runtime's own"
             )
+        url = f"http://127.0.0.1:{engine_port}"
+        # Its Rust server counts requests on its own page alone.
+        rust = environment.get("SGLANG_RUST_SERVER", "0").lower() in ("1", "true", "yes")
         return Launch(
             command=command,
             environment=environment,
-            url=f"http://127.0.0.1:{engine_port}",
+            url=url,
+            page_url=f"{url}/metrics" if rust and known.enable_metrics else None,
             model=names.label_value(known.served_model_name or known.model),
             model_path=known.model,
             metrics=known.enable_metrics,

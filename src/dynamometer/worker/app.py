@@ -16,6 +16,7 @@ from aiohttp import web
 
 from dynamometer.engines.interface import Engine, Launch
 from dynamometer.errors import AddressError, DiscoveryError
+from dynamometer.metrics.http_source import HttpSource
 from dynamometer.metrics.instruments import process_metrics, registry
 from dynamometer.metrics.page import MetricsPage
 from dynamometer.metrics.sources import EngineSource
@@ -26,7 +27,7 @@ from dynamometer.runtime.discovery.file import FileDiscovery
 from dynamometer.runtime.discovery.interface import Registration
 from dynamometer.runtime.endings import Stop, let_finish
 from dynamometer.runtime.identity import hexadecimal, new_id
-from dynamometer.runtime.record import Record, Role
+from dynamometer.runtime.record import Record, Role, State
 from dynamometer.runtime.servers import serving
 from dynamometer.settings import DEFAULT_SYSTEM_PORT
 from dynamometer.worker import system
@@ -141,6 +142,17 @@ class _Worker:
                 max_series=options.max_series,
             )
             self._page.add(EngineSource(engine.name, files, prefixes=engine.metric_prefixes))
+        self._fetched: HttpSource | None = None
+        if launch.page_url is not None:
+            self._fetched = HttpSource(
+                f"{engine.name}_http",
+                launch.page_url,
+                session=self.session,
+                owner=engine.name,
+                prefixes=engine.metric_prefixes,
+                labels=constant if options.runtime_labels else None,
+            )
+            self._page.add(self._fetched)
         self.record = Record(
             role=Role.WORKER,
             id=instance_id,
@@ -154,6 +166,13 @@ class _Worker:
     def system_application(self) -> web.Application:
         status = system.SystemStatus(self._options.endpoint, lambda: self._supervisor.state)
         return system.application(self._page, status)
+
+    async def _fetch(self) -> None:
+        """Fetch the engine's own page, where it is one of the sources, once it can be there."""
+        while self._fetched is not None:
+            if self._supervisor.state is State.READY:
+                await self._fetched.run()
+            await asyncio.sleep(0.2)
 
     def _active(self) -> int:
         return self.endpoint.active
@@ -172,6 +191,7 @@ class _Worker:
             except DiscoveryError as error:
                 logger.warning("%s; trying again", error)
 
+        fetching = asyncio.create_task(self._fetch(), name="engine's page")
         async with self._supervisor.running(changed, lambda: stop.insisted) as ended:
             asked = asyncio.create_task(stop.asked.wait())
             await asyncio.wait({asked, ended}, return_when=asyncio.FIRST_COMPLETED)
@@ -185,6 +205,7 @@ class _Worker:
             self._supervisor.drain()
             await changed()
             await let_finish(self._active, stop, self._options.drain_timeout)
+            fetching.cancel()
 
 
 def _listener(options: WorkerOptions) -> socket.socket | None:
