@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
-
 import pytest
 
-from dynamometer.exposition.compress import compress
 from dynamometer.exposition.negotiate import Format, accepts_gzip, choose_format
 
 PROMETHEUS_2 = (
@@ -80,10 +77,3 @@ def test_content_types_have_version_and_charset() -> None:
         Format.OPENMETRICS.content_type
         == "application/openmetrics-text; version=1.0.0; charset=utf-8"
     )
-
-
-def test_compressed_pages_come_back_and_are_the_same_each_time() -> None:
-    page = b"a 1.0\n" * 1000
-    assert gzip.decompress(compress(page)) == page
-    assert compress(page) == compress(page)
-    assert len(compress(page)) < len(page) / 10
