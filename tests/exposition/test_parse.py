@@ -148,3 +148,8 @@ def test_timestamps_and_exemplars_in_both_formats() -> None:
     families = parse(page, openmetrics=True)
     assert render(families, openmetrics=True) == page
     assert render(families).endswith(b'a_total{x="1"} 1 1700000000500\n')
+
+
+def test_of_counters_that_differ_in_total_alone_the_first_is_shown() -> None:
+    page = b"# TYPE a_total counter\na_total 1\n# TYPE a counter\na 2\n"
+    assert render(parse(page)).count(b"# TYPE a_total counter") == 1

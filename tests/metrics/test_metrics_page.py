@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from dynamometer.exposition.families import Family
+from dynamometer.exposition.families import Family, Metadata
 from dynamometer.exposition.parse import parse
 from dynamometer.metrics.instruments import registry
 from dynamometer.metrics.page import MetricsPage
@@ -99,6 +99,44 @@ def test_a_broken_source_loses_only_its_own_families(
                 return
             threading.Event().wait(0.02)
         raise AssertionError("it has come back, and is not on the page")
+
+
+def half_a_generator() -> Iterator[Family]:
+    yield from families("a 1\n")
+    raise ValueError("broke")
+
+
+NOT_UTF8 = Family(Metadata("n", "gauge"), frozenset({"n"}), (b'n{x="\xff"} 1\n',))
+NO_BYTES = Family(Metadata("n", "gauge"), frozenset({"n"}), ("n 1\n",))  # type: ignore[arg-type]
+NOTHING = Family(None, None, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "nonsense", [None, 5, "text", [1], half_a_generator(), (NOT_UTF8,), (NO_BYTES,), (NOTHING,)]
+)
+def test_nonsense_of_any_kind_is_told_from_families(
+    instruments: CollectorRegistry, nonsense: object
+) -> None:
+    page = MetricsPage(instruments)
+    page.add(Source("whole", lambda: families("n 1\n")))
+    page.add(Source("broken", lambda: nonsense))  # type: ignore[arg-type, return-value]
+    found = samples(page)
+    assert (found["n"], found["own_total"]) == (1, 3)
+    assert errors(found, "broken", "invalid") == 1
+
+
+def test_errors_that_cannot_be_read_or_go_back_harm_nothing(
+    instruments: CollectorRegistry,
+) -> None:
+    counts = {"truncated": 5}
+    page = MetricsPage(instruments)
+    page.add(Source("files", lambda: families("n 1\n"), errors=counts))
+    page.add(Source("odd", lambda: families("m 1\n"), errors=None))  # type: ignore[arg-type]
+    assert errors(samples(page), "files", "truncated") == 5
+    counts["truncated"] = 2
+    found = samples(page)
+    assert errors(found, "files", "truncated") == 5
+    assert found["m"] == 1
 
 
 def test_a_source_that_hung_is_not_waited_for_again(

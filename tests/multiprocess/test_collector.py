@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeAlias
 
+import prometheus_client
 import pytest
 from pages import assert_same_lines, values
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client import generate_latest as peer_generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector as PeerCollector
 from prometheus_client.multiprocess import mark_process_dead
+from prometheus_client.registry import Collector
 from writer import Written, write_process
 
 from dynamometer.multiprocess import MultiProcessCollector, generate_latest
+from dynamometer.multiprocess import collector as collector_module
 
 METRICS = [
     Written("counter", "c", labels=["x"], actions=[(('a"\n',), "+", 2.0)]),
@@ -23,6 +28,11 @@ METRICS = [
     Written("gauge", "g", mode="livesum", actions=[((), "=", 3.0)]),
     Written("gauge", "i", mode="all", actions=[((), "=", math.inf)]),
 ]
+
+
+def write_some(path: Path) -> None:
+    """One counter of one series."""
+    write_process(path, METRICS[:1])
 
 
 Either: TypeAlias = type[MultiProcessCollector] | type[PeerCollector]
@@ -132,3 +142,68 @@ def test_merge_of_a_missing_file(tmp_path: Path) -> None:
     assert list(MultiProcessCollector.merge([live])) == []
     with pytest.raises(FileNotFoundError):
         MultiProcessCollector.merge([other])
+
+
+def test_what_a_caller_does_to_its_metrics_is_his_alone(tmp_path: Path) -> None:
+    write_some(tmp_path)
+    collector = MultiProcessCollector(None, str(tmp_path))
+    for _ in range(3):
+        (metric,) = collector.collect()
+        assert len(metric.samples) == 1
+        metric.add_sample("c_total", {"l": "extra"}, 7.0)
+
+
+def test_a_filter_of_samples_shows_on_the_page(tmp_path: Path) -> None:
+    write_some(tmp_path)
+
+    class Filter(Collector):
+        def collect(self) -> Iterable[Metric]:
+            for metric in MultiProcessCollector(None, str(tmp_path)).collect():
+                metric.samples = []
+                yield metric
+
+    registry = CollectorRegistry()
+    registry.register(Filter())
+    assert b"c_total{" not in generate_latest(registry)
+
+
+def test_others_families_are_as_prometheus_client_formats_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prometheus_client.metrics, "_use_created", True)
+    write_some(tmp_path)
+    registry = CollectorRegistry()
+    Counter("own", "with its time of creation", registry=registry).inc()
+    MultiProcessCollector(registry, str(tmp_path))
+    Histogram("other_seconds", "x", registry=registry).observe(1)
+    page = generate_latest(registry)
+    assert b"own_created" in page
+    peers = prometheus_client.generate_latest(registry)
+    assert sorted(page.splitlines()) == sorted(peers.splitlines())
+    other = generate_latest(registry, escaping="allow-utf-8")
+    assert other == prometheus_client.generate_latest(registry, "allow-utf-8")
+
+
+def test_a_forked_child_reads_for_itself(tmp_path: Path) -> None:
+    """Whatever threads of the parent have locked."""
+    write_some(tmp_path)
+    collector = MultiProcessCollector(None, str(tmp_path))
+    directory = collector.directory
+    list(collector.collect())
+    with directory._lock, collector_module._state.lock:
+        pid = os.fork()
+        if pid == 0:
+            same = len(list(collector.collect())) == 1 and b"c_total" in directory.render()
+            os._exit(0 if same else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_directories_that_are_gone_are_let_go(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(20):
+        path = tmp_path / str(number)
+        path.mkdir()
+        write_some(path)
+        assert len(list(MultiProcessCollector(None, str(path)).collect())) == 1
+        shutil.rmtree(path)
+    assert len(os.listdir("/proc/self/fd")) <= before + 3

@@ -31,7 +31,14 @@ class Selection:
         names: Iterable[str] = (),
         exclude_prefixes: Iterable[str] = (),
     ) -> Selection:
-        """A selection out of any iterables."""
+        """A selection out of any iterables.
+
+        Raises:
+            TypeError: one of them is a single text.
+        """
+        for given in (prefixes, names, exclude_prefixes):
+            if isinstance(given, str):
+                raise TypeError(f"a row of texts is wanted, not {given!r}")
         return cls(tuple(prefixes), frozenset(names), tuple(exclude_prefixes))
 
     def admits_name(self, metadata: Metadata) -> bool:

@@ -31,6 +31,14 @@ class FamilyMetric(Metric):
         self._samples: list[Sample] | None = None
 
     @property
+    def untouched(self) -> bool:
+        """Whether nobody can have changed it: its samples were never looked at, nor was it."""
+        metadata = self.family.metadata
+        now = (self.name, self.documentation, self.type, self.unit)
+        made = (metadata.name, metadata.documentation, metadata.type, metadata.unit)
+        return self._samples is None and now == made
+
+    @property
     def samples(self) -> list[Sample]:
         """The samples, without timestamps and exemplars."""
         if self._samples is None:
@@ -57,8 +65,11 @@ def to_samples(lines: bytes) -> list[Sample]:
 
 
 def from_metric(metric: Metric) -> Family:
-    """A family of prometheus_client's as its bytes; those it has kept where it is one of ours."""
-    if isinstance(metric, FamilyMetric) and metric.family.metadata.name == metric.name:
+    """A family of prometheus_client's as its bytes; those it has kept where it is one of ours.
+
+    Without `_created` series, as all families of ours.
+    """
+    if isinstance(metric, FamilyMetric) and metric.untouched:
         return metric.family
     builder = FamilyBuilder(Metadata(metric.name, metric.type, metric.documentation, metric.unit))
     for sample in metric.samples:

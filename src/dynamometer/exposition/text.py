@@ -116,7 +116,12 @@ class _Page:
             for family in families
             if family.metadata.type in ("counter", "histogram", "summary")
         }
-        return tuple(family for family in families if family.metadata.name not in counting)
+        # Counters that differ in `_total` alone would be one family on our page: the first is.
+        shown: dict[str, Family] = {}
+        for family in families:
+            if family.metadata.name not in counting:
+                shown.setdefault(family.metadata.text_name, family)
+        return tuple(shown.values())
 
     def _take_header(self, match: re.Match[str]) -> None:
         word, written, rest = match.groups()

@@ -37,7 +37,7 @@ class _Scrapes:
 
     async def handle(self, request: web.Request) -> web.Response:
         """Answer one scrape."""
-        form = choose_format(request.headers.get("Accept"))
+        form = choose_format(", ".join(request.headers.getall("Accept", ())))
         want = _Want(
             Selection.of(names=request.query.getall("name[]", ())),
             form.openmetrics,

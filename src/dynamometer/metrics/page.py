@@ -103,9 +103,15 @@ class MetricsPage:
         return Source(source.name, families)
 
     def _count_errors(self, source: MetricsSource) -> None:
-        for reason, count in source.errors.items():
+        try:
+            errors = dict(source.errors)
+        except Exception as error:
+            logger.debug("errors of %s cannot be read: %r", source.name, error)
+            return
+        for reason, count in errors.items():
             key = (source.name, str(reason))
-            self._errors.labels(*key).inc(count - self._counted.get(key, 0))
+            # Fewer than before: another source of the name began anew.
+            self._errors.labels(*key).inc(max(0, count - self._counted.get(key, 0)))
             self._counted[key] = count
 
     def _tell_left_out(self) -> None:

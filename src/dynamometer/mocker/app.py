@@ -65,8 +65,12 @@ class Mocker:
     async def _answer(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
         try:
             body = json.loads(await request.read())
-            asked = int(body.get("max_completion_tokens") or body.get("max_tokens") or 16)
-        except (ValueError, TypeError, AttributeError):
+            asked = body.get("max_completion_tokens", body.get("max_tokens"))
+            asked = 16 if asked is None else int(asked)
+            usage = (body.get("stream_options") or {}).get("include_usage") is True
+            if asked < 1:
+                raise ValueError("no tokens are wanted")
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             message = {"object": "error", "message": "no such request", "code": 400}
             return web.json_response(message, status=400)
         prompt = len(json.dumps(body.get("messages") or body.get("prompt") or "").split())
@@ -76,8 +80,6 @@ class Mocker:
         self._instruments.begin()
         try:
             if body.get("stream"):
-                options = body.get("stream_options") or {}
-                usage = options.get("include_usage") is True
                 response = await self._stream(request, answer, asked, usage)
             else:
                 async for _ in self._tokens(asked, answer):

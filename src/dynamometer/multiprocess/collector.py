@@ -12,15 +12,17 @@ import threading
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
+from itertools import groupby
 from pathlib import Path, PurePath
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Metric
+import prometheus_client
+from prometheus_client import REGISTRY, CollectorRegistry, Metric
+from prometheus_client.openmetrics.exposition import UNDERSCORES
 from prometheus_client.registry import Collector
 
-from dynamometer.exposition.families import Family
 from dynamometer.exposition.filters import EVERYTHING
-from dynamometer.exposition.metrics import from_metric, to_metric
+from dynamometer.exposition.metrics import FamilyMetric, from_metric, to_metric
 from dynamometer.exposition.pages import Pages
 from dynamometer.multiprocess import filename
 from dynamometer.multiprocess.directory import MultiprocessDirectory
@@ -31,9 +33,6 @@ from dynamometer.multiprocess.tree import FileList
 _VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
 _DEPRECATED_VARIABLE: Final = "prometheus_multiproc_dir"
 _UNBOUNDED: Final = 2**62
-_directories: Final[dict[str, MultiprocessDirectory]] = {}
-_pages: Final = Pages()
-_lock: Final = threading.Lock()
 
 
 class MultiProcessCollector(Collector):
@@ -56,9 +55,14 @@ class MultiProcessCollector(Collector):
         path = _path_of_environment() if path is None else path
         if not path or not Path(path).is_dir():
             raise ValueError("env PROMETHEUS_MULTIPROC_DIR is not set or not a directory")
-        self.directory = _directory(path)
+        self._path = path
         if registry:
             registry.register(self)
+
+    @property
+    def directory(self) -> MultiprocessDirectory:
+        """What is read, shared by all collectors of the path."""
+        return _directory(self._path)
 
     def collect(self) -> Iterable[Metric]:
         """The families; their samples are made when they are looked at."""
@@ -89,22 +93,62 @@ class MultiProcessCollector(Collector):
             reader.close()
 
 
-def generate_latest(registry: Collector) -> bytes:
+def generate_latest(registry: Collector = REGISTRY, escaping: str = UNDERSCORES) -> bytes:
     """A drop-in for prometheus_client's, that joins the bytes our collector has kept.
 
     Args:
-        registry: with any collectors.
+        registry: with any collectors; others' families are prometheus_client's to format.
+        escaping: of names outside the legacy character set; with another one than the default
+            everything is prometheus_client's to format.
     """
-    families: tuple[Family, ...] = tuple(from_metric(metric) for metric in registry.collect())
-    return _pages.render(families, EVERYTHING, openmetrics=False)
+    if escaping != UNDERSCORES:
+        return bytes(prometheus_client.generate_latest(registry, escaping))
+    pages = []
+    for kept, metrics in groupby(registry.collect(), _is_kept):
+        if kept:
+            families = tuple([from_metric(metric) for metric in metrics])
+            pages.append(_state.pages.render(families, EVERYTHING, openmetrics=False))
+        else:
+            pages.append(bytes(prometheus_client.generate_latest(_Collected(list(metrics)))))
+    return b"".join(pages)
+
+
+def _is_kept(metric: Metric) -> bool:
+    return isinstance(metric, FamilyMetric) and metric.untouched
+
+
+class _Collected(Collector):
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        return self._metrics
+
+
+class _State:
+    """What this process has read; a child of fork begins anew."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        self.directories: dict[str, MultiprocessDirectory] = {}
+        self.pages = Pages()
+        self.lock = threading.Lock()
+
+
+_state: Final = _State()
+os.register_at_fork(after_in_child=_state.begin)
 
 
 def _directory(path: str) -> MultiprocessDirectory:
     key = os.path.realpath(path)
-    with _lock:
-        directory = _directories.get(key)
+    with _state.lock:
+        directory = _state.directories.get(key)
         if directory is None:
-            directory = _directories[key] = MultiprocessDirectory(
+            for gone in [known for known in _state.directories if not Path(known).is_dir()]:
+                _state.directories.pop(gone).close()
+            directory = _state.directories[key] = MultiprocessDirectory(
                 path, recursive=False, max_series=_UNBOUNDED
             )
         return directory

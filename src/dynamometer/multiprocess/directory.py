@@ -6,8 +6,10 @@ import gc
 import os
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
 from prometheus_client import Metric
@@ -50,13 +52,20 @@ class MultiprocessDirectory:
         """
         self._owned = owned
         self._closed = False
+        self._new_reader = partial(
+            _reader, os.fspath(path), recursive, dict(labels or {}), max_series
+        )
+        self._begin()
+        _all.add(self)
+
+    def _begin(self) -> None:
+        """As if nothing had been read; a child of fork must: its parent's threads are not here,
+        and what they had locked stays so.
+        """
         self._lock = threading.Lock()
         self._reading: Iterator[None] | None = None
-        self._metrics: tuple[tuple[Family, ...], list[Metric]] = ((), [])
         self._pages = Pages()
-        self._reader = Reader(
-            FileTree(os.fspath(path), recursive=recursive), labels or {}, max_series=max_series
-        )
+        self._reader = self._new_reader()
 
     @property
     def errors(self) -> Mapping[str, int]:
@@ -122,13 +131,7 @@ class MultiprocessDirectory:
 
     def collect(self) -> Iterable[Metric]:
         """The families as prometheus_client has them; their samples are made when looked at."""
-        families = self.families()
-        known, metrics = self._metrics
-        if known is not families:
-            of_family = dict(zip(known, metrics, strict=True))
-            metrics = [of_family.get(family) or to_metric(family) for family in families]
-            self._metrics = (families, metrics)
-        return list(metrics)
+        return [to_metric(family) for family in self.families()]
 
     def retire(self, pids: Iterable[int | str]) -> None:
         """Keep what ended processes have counted, and drop their gauges.
@@ -139,7 +142,12 @@ class MultiprocessDirectory:
 
         Args:
             pids: the processes, as the files' names have them.
+
+        Raises:
+            TypeError: it is a single text.
         """
+        if isinstance(pids, str):
+            raise TypeError(f"a row of processes is wanted, not {pids!r}")
         processes = frozenset(str(pid) for pid in pids)
         with self._lock:
             self._read()
@@ -182,6 +190,21 @@ class MultiprocessDirectory:
                 self._reading = reading
                 return False
         return True
+
+
+def _reader(path: str, recursive: bool, labels: Mapping[str, str], max_series: int) -> Reader:
+    return Reader(FileTree(path, recursive=recursive), labels, max_series=max_series)
+
+
+_all: Final[weakref.WeakSet[MultiprocessDirectory]] = weakref.WeakSet()
+
+
+def _begin_all() -> None:
+    for directory in list(_all):
+        directory._begin()
+
+
+os.register_at_fork(after_in_child=_begin_all)
 
 
 @contextmanager

@@ -46,7 +46,12 @@ def parse(path: str) -> FileName:
     Raises:
         FileFault: the name is none of a multiprocess file.
     """
-    words = PurePath(path).name.split("_")
+    name = PurePath(path).name
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # the process would be a label that no page can hold
+        raise FileFault(Reason.NAME, "its name is no UTF-8") from None
+    words = name.split("_")
     kind, rest = words[0], words[1:]
     if kind not in TYPES:
         raise FileFault(Reason.NAME, f"unknown metric type {kind!r} in its name")
