@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -59,4 +60,14 @@ def add_max_body_size(group: argparse._ActionsContainer) -> None:
         default=settings.size("64MiB"),
         metavar="BYTES",
         help="largest request body that is taken, such as 64MiB (default); above it: 413",
+    )
+
+
+def add_engine_python(group: argparse._ActionsContainer) -> None:
+    """`--engine-python`."""
+    group.add_argument(
+        "--engine-python",
+        default=sys.executable,
+        metavar="PATH",
+        help="the interpreter that has SGLang (default: this one)",
     )

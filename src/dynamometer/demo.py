@@ -49,12 +49,7 @@ def main(argv: Sequence[str], program: str = "dyno demo") -> int:
         default=Path(".demo"),
         help="where the model and the logs are kept (default: .demo)",
     )
-    parser.add_argument(
-        "--engine-python",
-        default=sys.executable,
-        metavar="PATH",
-        help="the interpreter that has SGLang (default: this one)",
-    )
+    arguments.add_engine_python(parser)
     own = parser.parse_args(list(argv))
     asyncio.run(_demo(own.directory, own.engine_python))
     return 0

@@ -27,12 +27,7 @@ def main(argv: Sequence[str], program: str = "dyno tiny-model") -> int:
     """
     parser = arguments.parser(program, _DESCRIPTION, "example:\n  dyno tiny-model ./tiny\n")
     parser.add_argument("directory", type=Path, metavar="DIR", help="made where it is missing")
-    parser.add_argument(
-        "--engine-python",
-        default=sys.executable,
-        metavar="PATH",
-        help="the interpreter that has SGLang (default: this one)",
-    )
+    arguments.add_engine_python(parser)
     own = parser.parse_args(list(argv))
     make(own.directory, engine_python=own.engine_python)
     print(f"made {own.directory}; serve it: dyno sglang --model {own.directory} --enable-metrics")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 
 from dynamometer import arguments, logs, settings
@@ -49,12 +48,7 @@ def parser(program: str) -> argparse.ArgumentParser:
         default=SGLang.name,
         help="what to start: the real one, or a simulation of it (default: sglang)",
     )
-    engine.add_argument(
-        "--engine-python",
-        default=sys.executable,
-        metavar="PATH",
-        help="the interpreter that has SGLang (default: this one)",
-    )
+    arguments.add_engine_python(engine)
     engine.add_argument(
         "--drain-timeout",
         type=arguments.checked(settings.seconds),
