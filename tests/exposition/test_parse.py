@@ -153,3 +153,9 @@ def test_timestamps_and_exemplars_in_both_formats() -> None:
 def test_of_counters_that_differ_in_total_alone_the_first_is_shown() -> None:
     page = b"# TYPE a_total counter\na_total 1\n# TYPE a counter\na 2\n"
     assert render(parse(page)).count(b"# TYPE a_total counter") == 1
+
+
+@pytest.mark.parametrize("line", [b'l{"",} 1\n', b'{"",} 1\n', b'l{"m"} 1\n', b"{} 1\n"])
+def test_a_series_has_one_name(line: bytes) -> None:
+    with pytest.raises(ExpositionError, match="line 1"):
+        parse(line)

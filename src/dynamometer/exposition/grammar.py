@@ -99,7 +99,7 @@ class SeriesParser:
         labels: dict[str, str] = {}
         if braces:
             named = self._labels(braces, labels)
-            if bool(name) == bool(named):
+            if bool(name) == (named is not None):
                 raise GrammarError(f"no name, or two: {text[:80]!r}")
             name = name or named
         if not name:
