@@ -155,6 +155,11 @@ def test_of_counters_that_differ_in_total_alone_the_first_is_shown() -> None:
     assert render(parse(page)).count(b"# TYPE a_total counter") == 1
 
 
+def test_a_counter_has_a_name_before_its_suffix() -> None:
+    with pytest.raises(ExpositionError, match="a counter of no name"):
+        parse(b"# TYPE _total counter\n_total 1\n")
+
+
 @pytest.mark.parametrize("line", [b'l{"",} 1\n', b'{"",} 1\n', b'l{"m"} 1\n', b"{} 1\n"])
 def test_a_series_has_one_name(line: bytes) -> None:
     with pytest.raises(ExpositionError, match="line 1"):

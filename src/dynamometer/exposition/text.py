@@ -86,6 +86,8 @@ class _OpenFamily:
         if self.builder is None:
             kind = self.type or "untyped"
             name = self.name.removesuffix(_TOTAL) if kind == "counter" else self.name
+            if not name:
+                raise GrammarError(f"a counter of no name: {self.name}")
             self.builder = FamilyBuilder(
                 Metadata(name, "unknown" if kind == "untyped" else kind, self.documentation or "")
             )
