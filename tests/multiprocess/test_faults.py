@@ -105,6 +105,16 @@ FAULTS: dict[str, tuple[str, str, Callable[[Path], object]]] = {
         "key",
         written(content(FIRST, entry(b'["c", "c_total", {"x": 1}, "h"]'))),
     ),
+    "label without a name": (
+        "counter_1.db",
+        "key",
+        written(content(FIRST, entry(key(labels={"": "x"})))),
+    ),
+    "label without a name in a histogram": (
+        "histogram_1.db",
+        "key",
+        written(content(entry(key("h", "h_bucket", {"": "x", "le": "1.0"})))),
+    ),
     "bound no number": (
         "histogram_1.db",
         "key",

@@ -131,4 +131,6 @@ def parse_key(key: bytes) -> Key:
         raise FileFault(Reason.KEY, f"a key with an empty name: {key[:80]!r}")
     if not isinstance(labels, dict) or not {type(value) for value in labels.values()} <= _TEXT:
         raise FileFault(Reason.KEY, f"a key with labels that are no object of texts: {key[:80]!r}")
+    if "" in labels:  # no parser takes `{="x"}`: the whole page would be lost
+        raise FileFault(Reason.KEY, f"a key with an empty label name: {key[:80]!r}")
     return Key(family, sample, labels, documentation)
