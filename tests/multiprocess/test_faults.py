@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
 import socket
 import sqlite3
-import struct
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from bytes_of_files import content, entry, key
 from pages import assert_same_lines, peer_page, values
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from writer import Written, write_process
@@ -25,27 +24,6 @@ GOOD = [
     Written("counter", "c", labels=["x"], actions=[(("a",), "+", 2.0), (("b",), "+", 3.0)]),
     Written("histogram", "h", actions=[((), "o", 0.7)]),
 ]
-
-
-def entry(key: bytes, value: float = 1.0, *, length: int | None = None) -> bytes:
-    """An entry as the writer makes it; `length` may lie."""
-    padded = key + b" " * (8 - (len(key) + 4) % 8)
-    return (
-        struct.pack("=i", len(key) if length is None else length)
-        + padded
-        + struct.pack("=dd", value, 0)
-    )
-
-
-def content(*entries: bytes, used: int | None = None, size: int = 1 << 12) -> bytes:
-    """A file's bytes; `used` may lie."""
-    body = b"".join(entries)
-    header = struct.pack("=ii", 8 + len(body) if used is None else used, 0)
-    return (header + body).ljust(size, b"\0")
-
-
-def key(name: str = "c", sample: str = "c_total", labels: object = None, text: str = "h") -> bytes:
-    return json.dumps([name, sample, labels or {}, text]).encode()
 
 
 FIRST = entry(key("other", "other_total"))

@@ -37,6 +37,7 @@ class MultiprocessFile:
         used: how many bytes of it are known; 0 before anything is.
         values: int64, where the values are that have a cell, in words of eight bytes.
         cells: int32, the cell of each.
+        keys: a checksum of the known keys, in their order.
         baseline: float64, what each value counts from; None for zero.
         marks: int64, words that change when the file is not the one that was read: the
             header, and the beginning of the last entry.
@@ -60,6 +61,7 @@ class MultiprocessFile:
     def forget(self) -> None:
         """As if nothing of it had been read."""
         self.used = 0
+        self.keys = 0
         self.values: NDArray[np.int64] = np.empty(0, np.int64)
         self.cells: NDArray[np.int32] = np.empty(0, np.int32)
         self.marks: NDArray[np.int64] = np.empty(0, np.int64)
@@ -137,6 +139,24 @@ class MultiprocessFile:
         self._mark(header, used, found)
         return found
 
+    def known_part(self, used: int) -> bytes:
+        """What is behind the header, up to a place.
+
+        Args:
+            used: the place, in bytes.
+
+        Raises:
+            FileFault: the file cannot be read, or is shorter.
+        """
+        with self.opened() as descriptor:
+            try:
+                data = os.pread(descriptor, max(used - HEADER_BYTES, 0), HEADER_BYTES)
+            except OSError as error:
+                raise of_os_error(error) from None
+        if len(data) < used - HEADER_BYTES:
+            raise FileFault(Reason.TRUNCATED, "shorter than it was")
+        return data
+
     def fingerprint(self) -> int:
         """A checksum of what the file holds.
 
@@ -182,6 +202,7 @@ class MultiprocessFile:
 
     def _mark(self, header: bytes, used: int, found: list[Entry]) -> None:
         self.used = used
+        self.keys = checksum(found, self.keys)
         last = self.marks[1:]
         last_word = self.marked[1:]
         if found:
@@ -189,6 +210,17 @@ class MultiprocessFile:
             last_word = np.frombuffer(entries.first_word(found[-1].key), np.int64)
         self.marks = np.concatenate([[0], last]).astype(np.int64)
         self.marked = np.concatenate([np.frombuffer(header, np.int64), last_word])
+
+
+def checksum(found: list[Entry], before: int = 0) -> int:
+    """A checksum of the keys of entries.
+
+    Args:
+        found: the entries.
+        before: the checksum of those before them.
+    """
+    # A zero is in no key: where one ends belongs to the sum.
+    return crc32(b"".join([entry.key + b"\0" for entry in found]), before)
 
 
 def _open(path: str) -> int:

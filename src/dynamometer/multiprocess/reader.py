@@ -161,7 +161,7 @@ class Reader:
             return
         file.place(values, cells)
         retired = self._awakened.pop(file.path, None)
-        if retired is not None and file.name.type != "gauge":
+        if retired is not None and retired.file is file and file.name.type != "gauge":
             file.baseline = retired.baseline()
 
     def _gather(self) -> list[MultiprocessFile]:
