@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bytes_of_files import content, entry, key
@@ -19,6 +20,7 @@ from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from writer import Written, write_process
 
 from dynamometer.multiprocess import MultiprocessDirectory
+from dynamometer.multiprocess.reading import Reading
 
 GOOD = [
     Written("counter", "c", labels=["x"], actions=[(("a",), "+", 2.0), (("b",), "+", 3.0)]),
@@ -240,6 +242,57 @@ def test_a_replaced_file_is_noticed(tmp_path: Path) -> None:
         other.write_bytes(content(entry(key(f"n{number}", f"n{number}_total"), 2.0)))
         other.rename(path)
         assert values(ours.render()) == {f"n{number}_total": 2.0}
+
+
+def test_other_keys_of_the_same_lengths_in_the_same_file_are_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "counter_1.db"
+    ours = MultiprocessDirectory(tmp_path)
+    for first, last, value in (("a", "b", 1.0), ("x", "y", 5.0)):
+        both = [entry(key(labels={"l": label}), value) for label in (first, last)]
+        path.write_bytes(content(*both))
+        assert values(ours.render()) == {
+            f'c_total{{l="{first}"}}': value,
+            f'c_total{{l="{last}"}}': value,
+        }
+    assert ours.errors == {}
+
+
+def test_other_earlier_keys_are_noticed_in_a_file_not_held_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynamometer.multiprocess.files._MOST_HELD", 0)
+    path = tmp_path / "counter_1.db"
+    ours = MultiprocessDirectory(tmp_path)
+    for change, first in enumerate("axx", 1):
+        both = [entry(key(labels={"l": label}), 1.0 * change) for label in (first, "z")]
+        path.write_bytes(content(*both, size=change << 12))
+        assert values(ours.render()) == {
+            f'c_total{{l="{first}"}}': 1.0 * change,
+            'c_total{l="z"}': 1.0 * change,
+        }
+    assert ours.errors == {}
+
+
+def test_many_files_that_turn_bad_at_once_are_rejected_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / f"counter_{number}.db" for number in range(30)]
+    for path in paths:
+        path.write_bytes(content(FIRST))
+    ours = MultiprocessDirectory(tmp_path)
+    assert values(ours.render()) == {"other_total": 30.0}
+    plans: list[Reading] = []
+
+    def planned(*args: Any) -> Reading:
+        plans.append(Reading(*args))
+        return plans[-1]
+
+    monkeypatch.setattr("dynamometer.multiprocess.reader.Reading", planned)
+    for path in paths[1:]:
+        os.truncate(path, 16)
+    assert values(ours.render()) == {"other_total": 1.0}
+    assert ours.errors == {"truncated": 29}
+    assert len(plans) == 1
 
 
 def test_a_half_written_key_is_taken_at_the_next_call(tmp_path: Path) -> None:

@@ -172,7 +172,8 @@ class Reader:
             try:
                 self._changed = self._reading.read() or self._changed
             except UnreadableError as error:
-                self._files.reject(error.file, error.fault)
+                for file, fault in error.faults.items():
+                    self._files.reject(file, fault)
                 self._replan = True
             else:
                 return [file for file in self._reading.stale_files() if not file.waiting]
