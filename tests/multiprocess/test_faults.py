@@ -2,50 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
 import socket
 import sqlite3
-import struct
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from bytes_of_files import content, entry, key
 from pages import assert_same_lines, peer_page, values
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from writer import Written, write_process
 
 from dynamometer.multiprocess import MultiprocessDirectory
+from dynamometer.multiprocess.reading import Reading
 
 GOOD = [
     Written("counter", "c", labels=["x"], actions=[(("a",), "+", 2.0), (("b",), "+", 3.0)]),
     Written("histogram", "h", actions=[((), "o", 0.7)]),
 ]
-
-
-def entry(key: bytes, value: float = 1.0, *, length: int | None = None) -> bytes:
-    """An entry as the writer makes it; `length` may lie."""
-    padded = key + b" " * (8 - (len(key) + 4) % 8)
-    return (
-        struct.pack("=i", len(key) if length is None else length)
-        + padded
-        + struct.pack("=dd", value, 0)
-    )
-
-
-def content(*entries: bytes, used: int | None = None, size: int = 1 << 12) -> bytes:
-    """A file's bytes; `used` may lie."""
-    body = b"".join(entries)
-    header = struct.pack("=ii", 8 + len(body) if used is None else used, 0)
-    return (header + body).ljust(size, b"\0")
-
-
-def key(name: str = "c", sample: str = "c_total", labels: object = None, text: str = "h") -> bytes:
-    return json.dumps([name, sample, labels or {}, text]).encode()
 
 
 FIRST = entry(key("other", "other_total"))
@@ -104,6 +84,16 @@ FAULTS: dict[str, tuple[str, str, Callable[[Path], object]]] = {
         "counter_1.db",
         "key",
         written(content(FIRST, entry(b'["c", "c_total", {"x": 1}, "h"]'))),
+    ),
+    "label without a name": (
+        "counter_1.db",
+        "key",
+        written(content(FIRST, entry(key(labels={"": "x"})))),
+    ),
+    "label without a name in a histogram": (
+        "histogram_1.db",
+        "key",
+        written(content(entry(key("h", "h_bucket", {"": "x", "le": "1.0"})))),
     ),
     "bound no number": (
         "histogram_1.db",
@@ -252,6 +242,57 @@ def test_a_replaced_file_is_noticed(tmp_path: Path) -> None:
         other.write_bytes(content(entry(key(f"n{number}", f"n{number}_total"), 2.0)))
         other.rename(path)
         assert values(ours.render()) == {f"n{number}_total": 2.0}
+
+
+def test_other_keys_of_the_same_lengths_in_the_same_file_are_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "counter_1.db"
+    ours = MultiprocessDirectory(tmp_path)
+    for first, last, value in (("a", "b", 1.0), ("x", "y", 5.0)):
+        both = [entry(key(labels={"l": label}), value) for label in (first, last)]
+        path.write_bytes(content(*both))
+        assert values(ours.render()) == {
+            f'c_total{{l="{first}"}}': value,
+            f'c_total{{l="{last}"}}': value,
+        }
+    assert ours.errors == {}
+
+
+def test_other_earlier_keys_are_noticed_in_a_file_not_held_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynamometer.multiprocess.files._MOST_HELD", 0)
+    path = tmp_path / "counter_1.db"
+    ours = MultiprocessDirectory(tmp_path)
+    for change, first in enumerate("axx", 1):
+        both = [entry(key(labels={"l": label}), 1.0 * change) for label in (first, "z")]
+        path.write_bytes(content(*both, size=change << 12))
+        assert values(ours.render()) == {
+            f'c_total{{l="{first}"}}': 1.0 * change,
+            'c_total{l="z"}': 1.0 * change,
+        }
+    assert ours.errors == {}
+
+
+def test_many_files_that_turn_bad_at_once_are_rejected_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / f"counter_{number}.db" for number in range(30)]
+    for path in paths:
+        path.write_bytes(content(FIRST))
+    ours = MultiprocessDirectory(tmp_path)
+    assert values(ours.render()) == {"other_total": 30.0}
+    plans: list[Reading] = []
+
+    def planned(*args: Any) -> Reading:
+        plans.append(Reading(*args))
+        return plans[-1]
+
+    monkeypatch.setattr("dynamometer.multiprocess.reader.Reading", planned)
+    for path in paths[1:]:
+        os.truncate(path, 16)
+    assert values(ours.render()) == {"other_total": 1.0}
+    assert ours.errors == {"truncated": 29}
+    assert len(plans) == 1
 
 
 def test_a_half_written_key_is_taken_at_the_next_call(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from bytes_of_files import content, entry, key
 from pages import assert_parsers_accept, values
 from writer import Written, write_process
 
@@ -21,6 +22,12 @@ def everything(amount: float) -> list[Written]:
         Written("summary", "s", actions=[((), "o", amount)]),
         *(Written("gauge", f"g_{mode}", mode=mode, actions=[((), "=", amount)]) for mode in MODES),
     ]
+
+
+def counters(*found: tuple[str, dict[str, str], float]) -> bytes:
+    """A counter file of these: name, labels, value."""
+    entries = [entry(key(name, f"{name}_total", labels), value) for name, labels, value in found]
+    return content(*entries)
 
 
 def totals(page: bytes) -> dict[str, float]:
@@ -112,6 +119,41 @@ def test_a_retired_file_that_somebody_removes_still_counts(tmp_path: Path) -> No
     assert ours.render() == before
     write_process(tmp_path, everything(1.0), pid=dead)
     assert values(ours.render())["c_total"] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("now", "total"),
+    [
+        pytest.param([("c", {}, 5.0)], {"c_total": 105.0}, id="less"),
+        pytest.param([("c", {}, 150.0)], {"c_total": 150.0}, id="more: the same file goes on"),
+        pytest.param([("d", {}, 150.0)], {"c_total": 100.0, "d_total": 150.0}, id="other key"),
+        pytest.param(
+            [("cc", {}, 150.0), ("c", {}, 120.0)],
+            {"c_total": 220.0, "cc_total": 150.0},
+            id="other place",
+        ),
+        pytest.param([], {"c_total": 100.0}, id="not begun"),
+    ],
+)
+def test_another_file_with_the_number_of_a_retired_one_counts_from_zero(
+    now: list[tuple[str, dict[str, str], float]], total: dict[str, float], tmp_path: Path
+) -> None:
+    path = tmp_path / "counter_7.db"
+    path.write_bytes(counters(("c", {}, 100.0)))
+    ours = MultiprocessDirectory(tmp_path)
+    ours.retire([7])
+    path.write_bytes(counters(*now))  # in place: as a file system that uses numbers again
+    assert values(ours.render()) == total
+    ours.retire([7])
+    assert values(ours.render()) == total
+
+
+def test_a_sum_that_falls_is_the_same_file_going_on(tmp_path: Path) -> None:
+    ours = MultiprocessDirectory(tmp_path)
+    write_process(tmp_path, [Written("summary", "s", actions=[((), "o", 4.0)])], pid="5")
+    ours.retire(["5"])
+    write_process(tmp_path, [Written("summary", "s", actions=[((), "o", -1.0)])], pid="5")
+    assert values(ours.render()) == {"s_count": 2.0, "s_sum": 3.0}
 
 
 def test_a_total_never_falls_by_its_last_bit(owned: bool, tmp_path: Path) -> None:

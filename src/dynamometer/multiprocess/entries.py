@@ -26,7 +26,7 @@ HEADER_BYTES: Final = 8
 WORD_BYTES: Final = 8
 _KEY_PARTS: Final = 4
 _TEXT: Final = {str}
-_VALUE_AND_TIMESTAMP_BYTES: Final = 16
+VALUE_AND_TIMESTAMP_BYTES: Final = 16
 _int32 = struct.Struct("=i").unpack_from
 
 
@@ -93,18 +93,13 @@ def split(data: bytes, begin: int) -> list[Entry]:
         length = _int32(data, position)[0]
         key = position + 4
         value = key + length + 8 - (length + 4) % 8
-        if length < 0 or value + _VALUE_AND_TIMESTAMP_BYTES > end:
+        if length < 0 or value + VALUE_AND_TIMESTAMP_BYTES > end:
             raise FileFault(Reason.CORRUPT, f"a key of {length} bytes at byte {begin + position}")
         entries.append(
             Entry((begin + position) // 8, (begin + value) // 8, data[key : key + length])
         )
-        position = value + _VALUE_AND_TIMESTAMP_BYTES
+        position = value + VALUE_AND_TIMESTAMP_BYTES
     return entries
-
-
-def first_word(key: bytes) -> bytes:
-    """The eight bytes that an entry with this key begins with."""
-    return struct.pack("=i4s", len(key), key[:4].ljust(4))
 
 
 def half_written(key: bytes) -> bool:
@@ -131,4 +126,6 @@ def parse_key(key: bytes) -> Key:
         raise FileFault(Reason.KEY, f"a key with an empty name: {key[:80]!r}")
     if not isinstance(labels, dict) or not {type(value) for value in labels.values()} <= _TEXT:
         raise FileFault(Reason.KEY, f"a key with labels that are no object of texts: {key[:80]!r}")
+    if "" in labels:  # no parser takes `{="x"}`: the whole page would be lost
+        raise FileFault(Reason.KEY, f"a key with an empty label name: {key[:80]!r}")
     return Key(family, sample, labels, documentation)

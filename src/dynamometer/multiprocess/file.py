@@ -1,6 +1,11 @@
 """One multiprocess file: kept open where there is room, read and never mapped.
 
 A mapped file that is truncated kills its reader (SIGBUS); a read that comes up short says so.
+
+A file whose content was replaced is known by its header and its last key, and by all its keys
+where it is not held open and its status has changed. What is not noticed: other earlier keys in
+front of the same last one, written into a file that is held open; a checksum of all keys at each
+reading would cost more than the reading.
 """
 
 from __future__ import annotations
@@ -37,10 +42,12 @@ class MultiprocessFile:
         used: how many bytes of it are known; 0 before anything is.
         values: int64, where the values are that have a cell, in words of eight bytes.
         cells: int32, the cell of each.
+        keys: a checksum of the known keys, in their order.
         baseline: float64, what each value counts from; None for zero.
         marks: int64, words that change when the file is not the one that was read: the
-            header, and the beginning of the last entry.
+            header, and the whole key of the last entry.
         marked: int64, what those words were.
+        status: its change time and size when its keys were last known to be the same.
         left_out: the series that have no place on the page: how many, and why, by reason.
         waiting: whether its header or its last key was half written.
     """
@@ -60,6 +67,8 @@ class MultiprocessFile:
     def forget(self) -> None:
         """As if nothing of it had been read."""
         self.used = 0
+        self.keys = 0
+        self.status = (0, 0)
         self.values: NDArray[np.int64] = np.empty(0, np.int64)
         self.cells: NDArray[np.int32] = np.empty(0, np.int32)
         self.marks: NDArray[np.int64] = np.empty(0, np.int64)
@@ -120,9 +129,15 @@ class MultiprocessFile:
         with self.opened() as descriptor:
             try:
                 header = os.pread(descriptor, HEADER_BYTES, 0)
-                used = entries.used_bytes(header, os.fstat(descriptor).st_size)
-                if used < self.used or not self._same_last_entry(descriptor):
+                status = os.fstat(descriptor)
+                used = entries.used_bytes(header, status.st_size)
+                if (
+                    used < self.used
+                    or not self._same_last_entry(descriptor)
+                    or not self.same_keys(descriptor)
+                ):
                     self.forget()
+                self.status = status.st_ctime_ns, status.st_size
                 begin = self.used or HEADER_BYTES
                 data = os.pread(descriptor, used - begin, begin) if used > begin else b""
             except OSError as error:
@@ -134,8 +149,50 @@ class MultiprocessFile:
         if half_written:
             used = self._wait_for(found.pop())
         self.waiting = half_written or not used
-        self._mark(header, used, found)
+        self._mark(header, used, found, data[: used - begin])
         return found
+
+    def same_keys(self, descriptor: int) -> bool:
+        """Whether the known keys are still there, where it is not held open; else True.
+
+        Such a file may be another at each opening. The keys are looked at where its status has
+        changed, as it does when it is made and now and then when it is written.
+
+        Args:
+            descriptor: it, opened.
+        """
+        if self.descriptor != CLOSED or not self.used:
+            return True
+        found = os.fstat(descriptor)
+        status = found.st_ctime_ns, found.st_size
+        if status == self.status:
+            return True
+        data = os.pread(descriptor, self.used - HEADER_BYTES, HEADER_BYTES)
+        try:
+            if checksum(entries.split(data, HEADER_BYTES)) != self.keys:
+                return False
+        except FileFault:
+            return False
+        self.status = status
+        return True
+
+    def known_part(self, used: int) -> bytes:
+        """What is behind the header, up to a place.
+
+        Args:
+            used: the place, in bytes.
+
+        Raises:
+            FileFault: the file cannot be read, or is shorter.
+        """
+        with self.opened() as descriptor:
+            try:
+                data = os.pread(descriptor, max(used - HEADER_BYTES, 0), HEADER_BYTES)
+            except OSError as error:
+                raise of_os_error(error) from None
+        if len(data) < used - HEADER_BYTES:
+            raise FileFault(Reason.TRUNCATED, "shorter than it was")
+        return data
 
     def fingerprint(self) -> int:
         """A checksum of what the file holds.
@@ -171,8 +228,8 @@ class MultiprocessFile:
     def _same_last_entry(self, descriptor: int) -> bool:
         if self.marks.size < _MARKS_OF_ENTRIES:
             return True
-        word = os.pread(descriptor, WORD_BYTES, int(self.marks[1]) * WORD_BYTES)
-        return word == self.marked[1:].tobytes()
+        last = self.marked[1:].tobytes()
+        return os.pread(descriptor, len(last), int(self.marks[1]) * WORD_BYTES) == last
 
     def _wait_for(self, entry: Entry) -> int:
         if self._half_written == entry.begin:
@@ -180,15 +237,28 @@ class MultiprocessFile:
         self._half_written = entry.begin
         return entry.begin * WORD_BYTES
 
-    def _mark(self, header: bytes, used: int, found: list[Entry]) -> None:
+    def _mark(self, header: bytes, used: int, found: list[Entry], data: bytes) -> None:
         self.used = used
+        self.keys = checksum(found, self.keys)
         last = self.marks[1:]
-        last_word = self.marked[1:]
+        last_words = self.marked[1:]
         if found:
-            last = np.array([found[-1].begin])
-            last_word = np.frombuffer(entries.first_word(found[-1].key), np.int64)
+            last = np.arange(found[-1].begin, found[-1].value)
+            end = len(data) - entries.VALUE_AND_TIMESTAMP_BYTES
+            last_words = np.frombuffer(data[end - last.size * WORD_BYTES : end], np.int64)
         self.marks = np.concatenate([[0], last]).astype(np.int64)
-        self.marked = np.concatenate([np.frombuffer(header, np.int64), last_word])
+        self.marked = np.concatenate([np.frombuffer(header, np.int64), last_words])
+
+
+def checksum(found: list[Entry], before: int = 0) -> int:
+    """A checksum of the keys of entries.
+
+    Args:
+        found: the entries.
+        before: the checksum of those before them.
+    """
+    # A zero is in no key: where one ends belongs to the sum.
+    return crc32(b"".join([entry.key + b"\0" for entry in found]), before)
 
 
 def _open(path: str) -> int:

@@ -161,7 +161,7 @@ class Reader:
             return
         file.place(values, cells)
         retired = self._awakened.pop(file.path, None)
-        if retired is not None and file.name.type != "gauge":
+        if retired is not None and retired.file is file and file.name.type != "gauge":
             file.baseline = retired.baseline()
 
     def _gather(self) -> list[MultiprocessFile]:
@@ -172,7 +172,8 @@ class Reader:
             try:
                 self._changed = self._reading.read() or self._changed
             except UnreadableError as error:
-                self._files.reject(error.file, error.fault)
+                for file, fault in error.faults.items():
+                    self._files.reject(file, fault)
                 self._replan = True
             else:
                 return [file for file in self._reading.stale_files() if not file.waiting]

@@ -7,7 +7,7 @@ processor's cache, and numpy takes the wanted words out of it. A file costs one 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
@@ -27,12 +27,11 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 class UnreadableError(Exception):
-    """A file could not be read to where it was known."""
+    """Files could not be read to where they were known: all of one reading, and why."""
 
-    def __init__(self, file: MultiprocessFile, fault: FileFault) -> None:
-        super().__init__(file.path)
-        self.file = file
-        self.fault = fault
+    def __init__(self, faults: Mapping[MultiprocessFile, FileFault]) -> None:
+        super().__init__(", ".join(file.path for file in faults))
+        self.faults = faults
 
 
 class _Part(NamedTuple):
@@ -103,6 +102,7 @@ class Reading:
         self._begun = False
         self._others_changed = True
         self._found_stale = False
+        self._rewritten: set[MultiprocessFile] = set()
 
     @property
     def values(self) -> NDArray[np.float64]:
@@ -121,35 +121,53 @@ class Reading:
         """Read everything; whether any word is another than the last time.
 
         Raises:
-            UnreadableError: a file is shorter than it was, or gone.
+            UnreadableError: files are shorter than they were, or gone.
         """
         self.bits, self._last_bits = self._last_bits, self.bits
         self._others, self._last_others = self._last_others, self._others
         buffer, bits, others = self._buffer, self.bits, self._others
+        faults: dict[MultiprocessFile, FileFault] = {}
+        self._rewritten.clear()
         for batch in self._batches:
             for descriptor, views, offset, length, file in batch.parts:
-                if descriptor == CLOSED:
-                    _read_closed(file, views, offset, length)
-                elif os.preadv(descriptor, views, offset) != length:
-                    raise UnreadableError(file, _short())
+                try:
+                    if descriptor == CLOSED:
+                        read = self._read_closed(file, views, offset)
+                    else:
+                        read = os.preadv(descriptor, views, offset)
+                    if read != length:
+                        faults[file] = _short()
+                except FileFault as fault:
+                    faults[file] = fault
+                except OSError as error:
+                    faults[file] = of_os_error(error)
             np.take(buffer, batch.value_words, out=bits[batch.values], mode="clip")
             np.take(buffer, batch.other_words, out=others[batch.others], mode="clip")
+        if faults:
+            raise UnreadableError(faults)
         begun, self._begun = self._begun, True
         self._others_changed = not (begun and _equal(others, self._last_others))
         return self._others_changed or not _equal(bits, self._last_bits)
 
     def stale_files(self) -> list[MultiprocessFile]:
         """The files that are not what they were: longer, or with another's content."""
-        if not (self._others_changed or self._found_stale):
+        if not (self._others_changed or self._found_stale or self._rewritten):
             return []
         different = self._others[self._mark_places] != self._marked
         stale = [self.files[owner] for owner in np.unique(self._mark_owners[different]).tolist()]
+        stale += self._rewritten.difference(stale)
         self._found_stale = bool(stale)
         return stale
 
     def values_of(self, file: MultiprocessFile) -> NDArray[np.float64]:
         """A file's values as last read, in the order of its cells; not less its baseline."""
         return self.bits[self._values_of[file]].view(np.float64)
+
+    def _read_closed(self, file: MultiprocessFile, views: tuple[memoryview], offset: int) -> int:
+        with file.opened() as descriptor:
+            if not file.same_keys(descriptor):
+                self._rewritten.add(file)
+            return os.preadv(descriptor, views, offset)
 
     def _joined_baselines(self) -> NDArray[np.float64] | None:
         if all(file.baseline is None for file in self.files):
@@ -251,19 +269,6 @@ def _joined(arrays: Sequence[NDArray[_Scalar]], dtype: type[_Scalar]) -> NDArray
 
 def _equal(one: NDArray[np.int64], other: NDArray[np.int64]) -> bool:
     return not (one != other).any()
-
-
-def _read_closed(
-    file: MultiprocessFile, views: tuple[memoryview], offset: int, length: int
-) -> None:
-    try:
-        with file.opened() as descriptor:
-            if os.preadv(descriptor, views, offset) != length:
-                raise UnreadableError(file, _short())
-    except FileFault as fault:
-        raise UnreadableError(file, fault) from None
-    except OSError as error:
-        raise UnreadableError(file, of_os_error(error)) from None
 
 
 def _short() -> FileFault:

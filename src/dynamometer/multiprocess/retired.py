@@ -8,6 +8,7 @@ before is not counted twice.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -15,11 +16,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from dynamometer.multiprocess import entries
+from dynamometer.multiprocess.entries import HEADER_BYTES, WORD_BYTES, parse_key
 from dynamometer.multiprocess.faults import FileFault
-from dynamometer.multiprocess.file import MultiprocessFile
+from dynamometer.multiprocess.file import MultiprocessFile, checksum
 
 # Some 20 µs each; more files than these take several readings in turn.
 _LOOKED_AT: Final = 16
+_double = struct.Struct("=d").unpack_from
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,24 +33,50 @@ class RetiredFile:
     Attributes:
         file: it, closed, as if nothing had been read.
         fingerprint: of its content; None where it could not be read.
+        used: how many bytes of it were known.
+        keys: the checksum of the keys in them.
         words: int64, where in the file the values are that were not zero.
         values: float64, those values.
     """
 
     file: MultiprocessFile
     fingerprint: int | None
+    used: int
+    keys: int
     words: NDArray[np.int64]
     values: NDArray[np.float64]
 
-    def baseline(self) -> NDArray[np.float64]:
-        """What each value counts from, once the file has been read again."""
+    def baseline(self) -> NDArray[np.float64] | None:
+        """What each value counts from, once the file has been read again.
+
+        None, for zero, where it is another file: an inode's number is used again.
+        """
         file = self.file
+        try:
+            if not self._goes_on():
+                return None
+        except FileFault:
+            return None
         baseline = np.zeros(file.values.size)
         places = np.searchsorted(file.values, self.words)
         places = places[places < file.values.size]
         same = file.values[places] == self.words[: places.size]
         baseline[places[same]] = self.values[: places.size][same]
         return baseline
+
+    def _goes_on(self) -> bool:
+        """Whether the file has the same keys in the same places, and no counter has fallen."""
+        data = self.file.known_part(self.used)
+        found = entries.split(data, HEADER_BYTES)
+        if checksum(found) != self.keys:
+            return False
+        key_at = {entry.value: entry.key for entry in found}
+        for word, counted in zip(self.words.tolist(), self.values.tolist(), strict=True):
+            (value,) = _double(data, word * WORD_BYTES - HEADER_BYTES)
+            # Of what is counted, sums alone may fall: negative amounts can be observed.
+            if value < counted and not parse_key(key_at[word]).sample.endswith("_sum"):
+                return False
+        return True
 
 
 class RetiredFiles:
@@ -71,10 +101,12 @@ class RetiredFiles:
         """
         counted = np.flatnonzero(values)
         words = file.values[counted]
-        fingerprint = _fingerprint(file)
+        retired = RetiredFile(
+            file, _fingerprint(file), file.used, file.keys, words, values[counted]
+        )
         file.close()
         file.forget()
-        self._files[file.path] = RetiredFile(file, fingerprint, words, values[counted])
+        self._files[file.path] = retired
 
     def keep(self, files: Mapping[str, int]) -> None:
         """Forget those that are no longer there, or have been replaced.
