@@ -331,6 +331,38 @@ def test_a_key_that_stays_half_written_is_a_fault(tmp_path: Path) -> None:
     assert ours.errors == {"key": 1}
 
 
+def test_zeros_that_are_said_to_be_in_use_are_neither_split_nor_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "counter_1.db"
+    path.write_bytes(content(FIRST, used=(96 << 20) - 8))
+    os.truncate(path, 96 << 20)
+    read: list[int] = []
+    really_read = os.pread
+
+    def pread(descriptor: int, size: int, offset: int) -> bytes:
+        read.append(size)
+        return really_read(descriptor, size, offset)
+
+    monkeypatch.setattr(os, "pread", pread)
+    ours = MultiprocessDirectory(tmp_path)
+    assert values(ours.render()) == {"other_total": 1.0}
+    for times in (1, 2):
+        assert ours.render() == b""
+        assert ours.errors == {"key": times}
+    assert sum(read) < 8 << 20
+
+
+def test_keys_over_the_ends_of_the_pieces_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynamometer.multiprocess.file._PIECE_BYTES", 64)
+    entries = [entry(key(labels={"x": "y" * n}), n) for n in range(1, 90)]
+    (tmp_path / "counter_1.db").write_bytes(content(*entries, size=1 << 15))
+    ours = MultiprocessDirectory(tmp_path)
+    assert len(values(ours.render())) == 89
+
+
 def test_a_type_that_files_disagree_on_is_the_first_ones(tmp_path: Path) -> None:
     (tmp_path / "counter_1.db").write_bytes(content(entry(key(), 2.0)))
     (tmp_path / "gauge_sum_1.db").write_bytes(

@@ -148,6 +148,18 @@ def test_another_file_with_the_number_of_a_retired_one_counts_from_zero(
     assert values(ours.render()) == total
 
 
+def test_a_new_file_of_a_retired_process_awakens_its_old_ones_at_once(tmp_path: Path) -> None:
+    ours = MultiprocessDirectory(tmp_path)
+    old = range(100, 200)
+    for pid in old:
+        (tmp_path / f"counter_{pid}.db").write_bytes(counters(("c", {}, 1.0)))
+    ours.retire(old)
+    for pid in old:
+        (tmp_path / f"counter_{pid}.db").write_bytes(counters(("c", {}, 2.0)))
+        (tmp_path / f"gauge_sum_{pid}.db").write_bytes(content(entry(key("g", "g"), 1.0)))
+    assert values(ours.render()) == {"c_total": 200.0, "g": 100.0}
+
+
 def test_a_sum_that_falls_is_the_same_file_going_on(tmp_path: Path) -> None:
     ours = MultiprocessDirectory(tmp_path)
     write_process(tmp_path, [Written("summary", "s", actions=[((), "o", 4.0)])], pid="5")

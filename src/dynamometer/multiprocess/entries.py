@@ -77,27 +77,35 @@ def used_bytes(header: bytes, size: int) -> int:
     return used
 
 
-def split(data: bytes, begin: int) -> list[Entry]:
-    """The entries in a part of a file.
+def split(data: bytes, begin: int, used: int | None = None) -> list[Entry]:
+    """The entries in a part of a file, up to the first one whose key has no length.
+
+    Behind that one nothing can be known: a part that is all zeros has no entries to make.
 
     Args:
-        data: the part, whole entries only.
+        data: the part; its last entry may be cut off where more is in use.
         begin: where it begins in the file, in bytes.
+        used: how many bytes of the file are in use; None: up to the part's end.
 
     Raises:
-        FileFault: an entry's length leads out of the part.
+        FileFault: an entry's length leads out of what is in use.
     """
     entries: list[Entry] = []
     position, end = 0, len(data)
+    last = end if used is None else used - begin
     while position < end:
         length = _int32(data, position)[0]
         key = position + 4
         value = key + length + 8 - (length + 4) % 8
-        if length < 0 or value + VALUE_AND_TIMESTAMP_BYTES > end:
+        if length < 0 or value + VALUE_AND_TIMESTAMP_BYTES > last:
             raise FileFault(Reason.CORRUPT, f"a key of {length} bytes at byte {begin + position}")
+        if value + VALUE_AND_TIMESTAMP_BYTES > end:
+            break
         entries.append(
             Entry((begin + position) // 8, (begin + value) // 8, data[key : key + length])
         )
+        if not length:
+            break
         position = value + VALUE_AND_TIMESTAMP_BYTES
     return entries
 

@@ -3,9 +3,8 @@
 A mapped file that is truncated kills its reader (SIGBUS); a read that comes up short says so.
 
 A file whose content was replaced is known by its header and its last key, and by all its keys
-where it is not held open and its status has changed. What is not noticed: other earlier keys in
-front of the same last one, written into a file that is held open; a checksum of all keys at each
-reading would cost more than the reading.
+where it is not held open and its status has changed. Not noticed: other keys before the same last
+one, written into a file that is held open; summing all keys costs more than the reading.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +29,8 @@ from dynamometer.multiprocess.filename import FileName
 _FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 CLOSED: Final = -1
 _MARKS_OF_ENTRIES: Final = 2
+_PIECE_BYTES: Final = 1 << 20
+_END_BYTES: Final = 1 << 16
 
 
 class MultiprocessFile:
@@ -139,17 +140,14 @@ class MultiprocessFile:
                     self.forget()
                 self.status = status.st_ctime_ns, status.st_size
                 begin = self.used or HEADER_BYTES
-                data = os.pread(descriptor, used - begin, begin) if used > begin else b""
+                found = _read_entries(descriptor, begin, used)
+                half_written = bool(found) and entries.half_written(found[-1].key)
+                if half_written:
+                    used = self._wait_for(found.pop())
+                self.waiting = half_written or not used
+                self._mark(descriptor, header, used, found)
             except OSError as error:
                 raise of_os_error(error) from None
-        if used and len(data) < used - begin:
-            raise FileFault(Reason.TRUNCATED, f"{used} bytes in use, it says")
-        found = entries.split(data, begin)
-        half_written = bool(found) and entries.half_written(found[-1].key)
-        if half_written:
-            used = self._wait_for(found.pop())
-        self.waiting = half_written or not used
-        self._mark(header, used, found, data[: used - begin])
         return found
 
     def same_keys(self, descriptor: int) -> bool:
@@ -168,13 +166,11 @@ class MultiprocessFile:
         if status == self.status:
             return True
         data = os.pread(descriptor, self.used - HEADER_BYTES, HEADER_BYTES)
-        try:
-            if checksum(entries.split(data, HEADER_BYTES)) != self.keys:
-                return False
-        except FileFault:
-            return False
-        self.status = status
-        return True
+        with suppress(FileFault):
+            if checksum(entries.split(data, HEADER_BYTES)) == self.keys:
+                self.status = status
+                return True
+        return False
 
     def known_part(self, used: int) -> bytes:
         """What is behind the header, up to a place.
@@ -194,8 +190,11 @@ class MultiprocessFile:
             raise FileFault(Reason.TRUNCATED, "shorter than it was")
         return data
 
-    def fingerprint(self) -> int:
+    def fingerprint(self, *, whole: bool) -> int:
         """A checksum of what the file holds.
+
+        Args:
+            whole: of all of it; else of its ends, its size and its modification time.
 
         Raises:
             FileFault: the file cannot be read, or is none.
@@ -203,8 +202,13 @@ class MultiprocessFile:
         with self.opened() as descriptor:
             try:
                 header = os.pread(descriptor, HEADER_BYTES, 0)
-                used = entries.used_bytes(header, os.fstat(descriptor).st_size)
-                return crc32(os.pread(descriptor, used, 0))
+                status = os.fstat(descriptor)
+                used = entries.used_bytes(header, status.st_size)
+                if whole or used <= 2 * _END_BYTES:
+                    return crc32(os.pread(descriptor, used, 0))
+                ends = os.pread(descriptor, _END_BYTES, 0)
+                ends += os.pread(descriptor, _END_BYTES, used - _END_BYTES)
+                return crc32(ends + b"%d %d" % (status.st_size, status.st_mtime_ns))
             except OSError as error:
                 raise of_os_error(error) from None
 
@@ -237,15 +241,17 @@ class MultiprocessFile:
         self._half_written = entry.begin
         return entry.begin * WORD_BYTES
 
-    def _mark(self, header: bytes, used: int, found: list[Entry], data: bytes) -> None:
+    def _mark(self, descriptor: int, header: bytes, used: int, found: list[Entry]) -> None:
         self.used = used
         self.keys = checksum(found, self.keys)
         last = self.marks[1:]
         last_words = self.marked[1:]
         if found:
             last = np.arange(found[-1].begin, found[-1].value)
-            end = len(data) - entries.VALUE_AND_TIMESTAMP_BYTES
-            last_words = np.frombuffer(data[end - last.size * WORD_BYTES : end], np.int64)
+            words = os.pread(descriptor, last.size * WORD_BYTES, found[-1].begin * WORD_BYTES)
+            if len(words) < last.size * WORD_BYTES:
+                raise FileFault(Reason.TRUNCATED, "shorter than it was")
+            last_words = np.frombuffer(words, np.int64)
         self.marks = np.concatenate([[0], last]).astype(np.int64)
         self.marked = np.concatenate([np.frombuffer(header, np.int64), last_words])
 
@@ -259,6 +265,24 @@ def checksum(found: list[Entry], before: int = 0) -> int:
     """
     # A zero is in no key: where one ends belongs to the sum.
     return crc32(b"".join([entry.key + b"\0" for entry in found]), before)
+
+
+def _read_entries(descriptor: int, begin: int, used: int) -> list[Entry]:
+    """The entries from a place on, read in pieces: what is in use may be zeros for gigabytes."""
+    found: list[Entry] = []
+    piece = _PIECE_BYTES
+    while begin < used and not (found and not found[-1].key):
+        size = min(piece, used - begin)
+        data = os.pread(descriptor, size, begin)
+        if len(data) < size:
+            raise FileFault(Reason.TRUNCATED, f"{used} bytes in use, it says")
+        part = entries.split(data, begin, used)
+        if part:
+            found += part
+            begin = part[-1].value * WORD_BYTES + entries.VALUE_AND_TIMESTAMP_BYTES
+        else:
+            piece *= 2  # a key that is longer
+    return found
 
 
 def _open(path: str) -> int:

@@ -133,7 +133,7 @@ def _may_be_good(bad: _BadFile) -> bool:
 
 def _fingerprint(file: MultiprocessFile) -> int | None:
     try:
-        return file.fingerprint()
+        return file.fingerprint(whole=False)
     except FileFault:
         return None
 

@@ -137,7 +137,7 @@ class Reader:
             file.forget()
         unread = again + [file for file in good.values() if file.waiting]
         unread += self._files.bad_files()
-        for retired in self._retired.pop_awakened():
+        for retired in self._retired.pop_awakened({file.name.process for file in new}):
             self._awakened[retired.file.path] = retired
             unread.append(retired.file)
         return unread + new

@@ -3,13 +3,13 @@
 What they had counted stays in the totals, and they are read no more. A process that gets an
 old pid again continues the old files, so a few are looked at in each reading: when the
 content of one has changed, those of its process are read again, and what they had counted
-before is not counted twice.
+before is not counted twice. A new file of such a process says at once that it writes again.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -120,9 +120,13 @@ class RetiredFiles:
             if files.get(path) == retired.file.inode
         }
 
-    def pop_awakened(self) -> list[RetiredFile]:
-        """Look at the next few: the files of processes that write again, retired no more."""
-        awakened: set[str] = set()
+    def pop_awakened(self, begun: Iterable[str]) -> list[RetiredFile]:
+        """Look at the next few: the files of processes that write again, retired no more.
+
+        Args:
+            begun: processes that have new files, and so write again.
+        """
+        awakened = set(begun)
         for _ in range(min(_LOOKED_AT, len(self._files))):
             if not self._next:
                 self._next = list(self._files)
@@ -140,6 +144,6 @@ class RetiredFiles:
 
 def _fingerprint(file: MultiprocessFile) -> int | None:
     try:
-        return file.fingerprint()
+        return file.fingerprint(whole=True)
     except FileFault:
         return None
