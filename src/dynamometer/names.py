@@ -15,7 +15,6 @@ class name_prefix:  # noqa: N801  # the peer's spelling: users import these clas
 
     COMPONENT: Final = "dynamo_component"
     FRONTEND: Final = "dynamo_frontend"
-    OWN: Final = "dynamometer"
     SGLANG: Final = "sglang:"
 
 

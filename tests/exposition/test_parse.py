@@ -158,6 +158,8 @@ def test_of_counters_that_differ_in_total_alone_the_first_is_shown() -> None:
 def test_a_counter_has_a_name_before_its_suffix() -> None:
     with pytest.raises(ExpositionError, match="a counter of no name"):
         parse(b"# TYPE _total counter\n_total 1\n")
+    with pytest.raises(ExpositionError, match="a counter of no name"):
+        parse(b"# TYPE _total counter\n")
 
 
 @pytest.mark.parametrize("line", [b'l{"",} 1\n', b'{"",} 1\n', b'l{"m"} 1\n', b"{} 1\n"])

@@ -129,8 +129,3 @@ class Family:
     def lines(self) -> bytes:
         """The sample lines of the text format."""
         return b"".join(self.chunks)
-
-    @property
-    def openmetrics_lines(self) -> bytes:
-        """The sample lines of OpenMetrics."""
-        return b"".join(self.chunks if self.openmetrics_chunks is None else self.openmetrics_chunks)

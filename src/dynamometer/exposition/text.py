@@ -63,9 +63,9 @@ class TextParser:
         try:
             for number, line in enumerate(page.split(b"\n"), 1):  # noqa: B007  # for the error
                 found.take(line.decode().strip(" \t\r"))
+            return self._unchanged.keep(found.families())
         except (GrammarError, UnicodeDecodeError) as error:
             raise ExpositionError(f"line {number} of the text page: {error}") from None
-        return self._unchanged.keep(found.families())
 
 
 class _OpenFamily:

@@ -88,7 +88,8 @@ class Forwarder:
         model = body.model
         if model is None and len(served) == 1:
             model = next(iter(served))
-        registered = model if model and (model in served or self._was_served(model)) else None
+        known = model in served or (model is not None and self._instances.was_served(model))
+        registered = model if known else None
         account.start(registered, stream=body.stream)
         if self.draining:
             answer = _refuse(account, openai_errors.unavailable("this frontend is ending"))
@@ -128,9 +129,6 @@ class Forwarder:
         except TooLargeError:
             raise web.HTTPRequestEntityTooLarge(limit, limit + 1) from None
         return parse(content, request.headers.get("Content-Type", ""))
-
-    def _was_served(self, model: str) -> bool:
-        return self._instances.was_served(model)
 
     async def _forward(
         self,
