@@ -6,12 +6,12 @@ histogram or summary comes whole from one source. What is left out is told.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
-from dynamometer.exposition.families import Family
+from dynamometer.exposition.families import Family, Metadata
 from dynamometer.exposition.series import end_of_series, split_series
 
 _INNER_LABELS: Final = {"histogram": "le", "gaugehistogram": "le", "summary": "quantile"}
@@ -63,12 +63,44 @@ class _Merged:
     left_out: tuple[LeftOut, ...]
 
 
+class _Place(NamedTuple):
+    """Where a family is: which source, and which one of its families."""
+
+    source: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What follows from the sources' metadata alone.
+
+    Attributes:
+        names: of the sources.
+        metadata: of their families.
+        merged: the places of each family of the page.
+        conflicts: families that are not on it, each with the source that has the name.
+    """
+
+    names: Sequence[str]
+    metadata: Sequence[Sequence[Metadata]]
+    merged: Sequence[Sequence[_Place]]
+    conflicts: Sequence[tuple[_Place, str]]
+
+    def fits(self, sources: Sequence[Source]) -> bool:
+        return [source.name for source in sources] == self.names and all(
+            [family.metadata for family in source.families] == metadata
+            for source, metadata in zip(sources, self.metadata, strict=True)
+        )
+
+
 class Merger:
     """Merges the same sources again and again, and does again only what changed."""
 
     def __init__(self) -> None:
         self._sources: tuple[Source, ...] = ()
+        self._plan = _Plan([], [], [], [])
         self._merged: dict[str, _Merged] = {}
+        self._conflicts: dict[Family, LeftOut] = {}
         self.families: tuple[Family, ...] = ()
         self.left_out: tuple[LeftOut, ...] = ()
 
@@ -83,29 +115,22 @@ class Merger:
         if self._unchanged(sources):
             return self.families
         self._sources = tuple(sources)
-        parts: dict[str, list[tuple[str, Family]]] = {}
-        owners: dict[str, tuple[str, Family]] = {}
-        conflicts: list[LeftOut] = []
-        for source in sources:
-            for family in source.families:
-                owner = _owner(owners, family)
-                if owner is None:
-                    owners.update(
-                        dict.fromkeys(family.metadata.reserved_names, (source.name, family))
-                    )
-                    parts[family.name] = [(source.name, family)]
-                elif _compatible(owner[1], family):
-                    parts[family.name].append((source.name, family))
-                else:
-                    conflicts.append(_conflict(source.name, owner[0], family))
-        self._merged = {name: self._join(name, found) for name, found in parts.items()}
-        self.left_out = (
-            *conflicts,
-            *(part for merged in self._merged.values() for part in merged.left_out),
-        )
-        families = tuple([merged.family for merged in self._merged.values()])
-        if families != self.families:
-            self.families = families
+        if not self._plan.fits(sources):
+            self._plan = _plan(sources)
+        all_families = [source.families for source in sources]
+        families = []
+        joined: dict[str, _Merged] = {}
+        for places in self._plan.merged:
+            source, number = places[0]
+            family = all_families[source][number]
+            if len(places) > 1:
+                joined[family.name] = merged = self._join(places)
+                family = merged.family
+            families.append(family)
+        self._merged = joined
+        self._tell_left_out()
+        if tuple(families) != self.families:
+            self.families = tuple(families)
         return self.families
 
     def _unchanged(self, sources: Sequence[Source]) -> bool:
@@ -114,25 +139,70 @@ class Merger:
             for new, old in zip(sources, self._sources, strict=True)
         )
 
-    def _join(self, name: str, parts: Sequence[tuple[str, Family]]) -> _Merged:
-        families = tuple([family for _, family in parts])
-        before = self._merged.get(name)
+    def _at(self, place: _Place) -> Family:
+        return self._sources[place.source].families[place.number]
+
+    def _join(self, places: Sequence[_Place]) -> _Merged:
+        families = tuple([self._at(place) for place in places])
+        before = self._merged.get(families[0].name)
         if before is not None and before.parts == families:
             return before
-        if len(parts) == 1:
-            return _Merged(families, families[0], ())
-        return _join(families, [source for source, _ in parts])
+        return _join(families, [self._sources[place.source].name for place in places])
+
+    def _tell_left_out(self) -> None:
+        conflicts: dict[Family, LeftOut] = {}
+        for place, winner in self._plan.conflicts:
+            family = self._at(place)
+            conflicts[family] = self._conflicts.get(family) or _conflict(
+                self._sources[place.source].name, winner, family
+            )
+        self._conflicts = conflicts
+        left_out = (
+            *conflicts.values(),
+            *(part for merged in self._merged.values() for part in merged.left_out),
+        )
+        if left_out != self.left_out:
+            self.left_out = left_out
 
 
-def _owner(owners: dict[str, tuple[str, Family]], family: Family) -> tuple[str, Family] | None:
-    for name in (family.name, *family.metadata.reserved_names):
-        if name in owners:
-            return owners[name]
-    return None
+def _plan(sources: Sequence[Source]) -> _Plan:
+    merged: dict[str, list[_Place]] = {}
+    owners: dict[str, _Place] = {}
+    conflicts: list[tuple[_Place, str]] = []
+    for place in _places(sources):
+        metadata = _metadata(sources, place)
+        owner = next((owners[name] for name in _names(metadata) if name in owners), None)
+        if owner is None:
+            owners.update(dict.fromkeys(metadata.reserved_names, place))
+            merged[metadata.name] = [place]
+        elif _compatible(_metadata(sources, owner), metadata):
+            merged[metadata.name].append(place)
+        else:
+            conflicts.append((place, sources[owner.source].name))
+    return _Plan(
+        [source.name for source in sources],
+        [[family.metadata for family in source.families] for source in sources],
+        list(merged.values()),
+        conflicts,
+    )
 
 
-def _compatible(owner: Family, family: Family) -> bool:
-    return owner.name == family.name and owner.metadata.type == family.metadata.type
+def _places(sources: Sequence[Source]) -> Iterator[_Place]:
+    for number, source in enumerate(sources):
+        yield from (_Place(number, place) for place in range(len(source.families)))
+
+
+def _metadata(sources: Sequence[Source], place: _Place) -> Metadata:
+    return sources[place.source].families[place.number].metadata
+
+
+def _names(metadata: Metadata) -> Iterator[str]:
+    yield metadata.name
+    yield from metadata.reserved_names
+
+
+def _compatible(owner: Metadata, metadata: Metadata) -> bool:
+    return owner.name == metadata.name and owner.type == metadata.type
 
 
 def _conflict(source: str, winner: str, family: Family) -> LeftOut:

@@ -64,14 +64,19 @@ def to_samples(lines: bytes) -> list[Sample]:
     return samples
 
 
-def from_metric(metric: Metric) -> Family:
+def from_metric(metric: Metric, before: Metadata | None = None) -> Family:
     """A family of prometheus_client's as its bytes; those it has kept where it is one of ours.
 
     Without `_created` series, as all families of ours.
+
+    Args:
+        metric: the family.
+        before: its metadata as they were; taken again where they still are so.
     """
     if isinstance(metric, FamilyMetric) and metric.untouched:
         return metric.family
-    builder = FamilyBuilder(Metadata(metric.name, metric.type, metric.documentation, metric.unit))
+    metadata = Metadata(metric.name, metric.type, metric.documentation, metric.unit)
+    builder = FamilyBuilder(before if before == metadata else metadata)
     for sample in metric.samples:
         if sample.native_histogram is not None:
             continue  # OpenMetrics 2.0's

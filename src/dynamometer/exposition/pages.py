@@ -14,8 +14,10 @@ from dynamometer.exposition.render import END_OF_OPENMETRICS, join
 
 # More selections than scrapers have in turn; each keeps a page.
 _MOST_KEPT: Final = 16
-# Larger parts compress better, smaller ones are made anew more seldom. Sizes are rounded, or one
-# longer number would move all that follows into other parts.
+# Larger parts compress better, smaller ones are made anew more seldom. The first are small: what
+# changes at each scrape (a process's uptime) stands there. Sizes are rounded, or one longer
+# number would move all that follows into other parts.
+_FIRST_PART_BLOCKS: Final = 2
 _PART_BLOCKS: Final = 32
 _BLOCK_BYTES: Final = 4096
 
@@ -107,15 +109,17 @@ def _parts(
 
 
 def _groups(families: Sequence[Family]) -> Iterator[tuple[Family, ...]]:
-    """Families in rows of about 128 KiB."""
+    """Families in rows of about 128 KiB, the first ones smaller."""
     group: list[Family] = []
     blocks = 0
+    full = _FIRST_PART_BLOCKS
     for family in families:
         group.append(family)
         blocks += sum(map(len, family.chunks)) // _BLOCK_BYTES + 1
-        if blocks >= _PART_BLOCKS:
+        if blocks >= full:
             yield tuple(group)
             group, blocks = [], 0
+            full = min(2 * full, _PART_BLOCKS)
     if group:
         yield tuple(group)
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, Protocol
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.samples import Sample
 
-from dynamometer.exposition.families import Family
+from dynamometer.exposition.families import Family, Metadata
 from dynamometer.exposition.filters import FamilyFilter, Selection
-from dynamometer.exposition.metrics import from_metric
-from dynamometer.exposition.unchanged import Unchanged
+from dynamometer.exposition.metrics import FamilyMetric, from_metric
 from dynamometer.multiprocess import MultiprocessDirectory
 
 _NO_ERRORS: Final[Mapping[str, int]] = MappingProxyType({})
@@ -44,16 +44,35 @@ class RegistrySource:
     def __init__(self, name: str, instruments: CollectorRegistry) -> None:
         self.name = self.owner = name
         self._registry = instruments
-        self._unchanged = Unchanged()
+        self._known: dict[tuple[str, str], tuple[Sequence[Sample], Family]] = {}
+        self._families: Sequence[Family] = ()
 
     def families(self) -> Sequence[Family]:
         """See `MetricsSource.families`."""
-        return self._unchanged.keep([from_metric(metric) for metric in self._registry.collect()])
+        families = [self._family(metric) for metric in self._registry.collect()]
+        if families != self._families:  # families are equal to themselves only
+            self._families = families
+        return self._families
+
+    def _family(self, metric: Metric) -> Family:
+        if isinstance(metric, FamilyMetric):
+            return from_metric(metric)
+        key = (metric.name, metric.type)
+        samples, before = self._known.get(key, (None, None))
+        if before and samples == metric.samples and _describes(before.metadata, metric):
+            return before
+        family = from_metric(metric, before.metadata if before else None)
+        self._known[key] = (metric.samples, family)
+        return family
 
     @property
     def errors(self) -> Mapping[str, int]:
         """None: an instrument that fails raises."""
         return _NO_ERRORS
+
+
+def _describes(metadata: Metadata, metric: Metric) -> bool:
+    return metadata.documentation == metric.documentation and metadata.unit == metric.unit
 
 
 class EngineSource:
