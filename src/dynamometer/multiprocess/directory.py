@@ -37,23 +37,28 @@ class MultiprocessDirectory:
         *,
         labels: Mapping[str, str] | None = None,
         owned: bool = False,
+        keep_totals: bool = False,
         max_series: int = DEFAULT_MAX_SERIES,
         recursive: bool = True,
     ) -> None:
         """Nothing is read yet, and the directory need not be there yet.
 
         Args:
-            path: where the files are.
+            path: where the files are; see `follow` for several places.
             labels: constant ones, added to every series that has not its own.
             owned: the directory is ours: `retire` removes files.
+            keep_totals: what was counted in files that are gone stays in the totals, as it does
+                after `retire`; prometheus_client's own collector forgets it.
             max_series: how many series are shown; the first ones to come, and a histogram
                 that is begun is finished.
             recursive: look through the tree below too; SGLang makes a directory inside.
         """
         self._owned = owned
         self._closed = False
+        self._paths: Sequence[str] = (os.fspath(path),)
+        self._recursive = recursive
         self._new_reader = partial(
-            _reader, os.fspath(path), recursive, dict(labels or {}), max_series
+            Reader, labels=dict(labels or {}), max_series=max_series, keep_totals=keep_totals
         )
         self._begin()
         _all.add(self)
@@ -65,7 +70,8 @@ class MultiprocessDirectory:
         self._lock = threading.Lock()
         self._reading: Iterator[None] | None = None
         self._pages = Pages()
-        self._reader = self._new_reader()
+        self._tree = FileTree(*self._paths, recursive=self._recursive)
+        self._reader = self._new_reader(self._tree)
 
     @property
     def errors(self) -> Mapping[str, int]:
@@ -153,6 +159,26 @@ class MultiprocessDirectory:
             self._read()
             self._reader.retire(processes, owned=self._owned)
 
+    def follow(self, *paths: os.PathLike[str] | str) -> None:
+        """Go on with the files of other directories; those of the former ones are gone.
+
+        Args:
+            paths: where the files are from now on.
+        """
+        with self._lock:
+            self._paths = self._tree.paths = tuple([os.fspath(path) for path in paths])
+
+    @property
+    def paths(self) -> Sequence[str]:
+        """The directories that are read."""
+        return self._paths
+
+    @property
+    def processes(self) -> Mapping[str, Sequence[str]]:
+        """The paths of the files that each process has, as of the last reading."""
+        with self._lock:
+            return self._reader.processes
+
     def close(self) -> None:
         """Close all files, for good; `current_families` stay as they were."""
         with self._lock:
@@ -190,10 +216,6 @@ class MultiprocessDirectory:
                 self._reading = reading
                 return False
         return True
-
-
-def _reader(path: str, recursive: bool, labels: Mapping[str, str], max_series: int) -> Reader:
-    return Reader(FileTree(path, recursive=recursive), labels, max_series=max_series)
 
 
 _all: Final[weakref.WeakSet[MultiprocessDirectory]] = weakref.WeakSet()

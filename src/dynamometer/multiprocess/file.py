@@ -190,6 +190,15 @@ class MultiprocessFile:
             raise FileFault(Reason.TRUNCATED, "shorter than it was")
         return data
 
+    def last_values(self) -> NDArray[np.float64]:
+        """The values that have cells, as they are now, in their order.
+
+        Raises:
+            FileFault: the file cannot be read, or is shorter.
+        """
+        data = np.frombuffer(self.known_part(self.used), np.float64)
+        return data[self.values - HEADER_BYTES // WORD_BYTES]
+
     def fingerprint(self, *, whole: bool) -> int:
         """A checksum of what the file holds.
 

@@ -53,31 +53,40 @@ class OpenFiles:
             bad.file for bad in self._bad.values() if bad.file is not None and _may_be_good(bad)
         ]
 
-    def follow(self, listing: Mapping[str, int]) -> tuple[list[MultiprocessFile], bool]:
-        """Open new files, give up those that went or were replaced.
+    @property
+    def processes(self) -> Mapping[str, list[MultiprocessFile]]:
+        """The good files of each process."""
+        found: dict[str, list[MultiprocessFile]] = {}
+        for file in self.good.values():
+            found.setdefault(file.name.process, []).append(file)
+        return found
+
+    def ended(self, listing: Mapping[str, int]) -> list[MultiprocessFile]:
+        """The good files that went or were replaced, still open; `give_up` is next.
 
         Args:
             listing: the inode number of each file, by path.
-
-        Returns:
-            The new files, and whether any good one was given up.
         """
-        given_up = [
-            path
+        return [
+            file
             for path, file in self.good.items()
             if path not in listing or file.replaced(listing[path])
         ]
-        for path in given_up:
-            self.give_up(self.good[path])
+
+    def follow(self, listing: Mapping[str, int]) -> list[MultiprocessFile]:
+        """The new files; bad ones that went or were replaced are forgotten.
+
+        Args:
+            listing: the inode number of each file, by path.
+        """
         self._bad = {path: bad for path, bad in self._bad.items() if listing.get(path) == bad.inode}
-        new = [
+        return [
             file
             for path, inode in listing.items()
             if path not in self.good
             and path not in self._bad
             and (file := self._named(path, inode)) is not None
         ]
-        return new, bool(given_up)
 
     def accept(self, file: MultiprocessFile) -> None:
         """A file has been read well; hold it open where there is room.

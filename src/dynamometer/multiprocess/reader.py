@@ -7,7 +7,8 @@ look at each directory, one system call a file, and a comparison.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
 import numpy as np
@@ -17,7 +18,7 @@ from dynamometer.exposition.families import Family
 from dynamometer.multiprocess.aggregate import Aggregation
 from dynamometer.multiprocess.cells import Cells
 from dynamometer.multiprocess.faults import FaultLog, FileFault, Reason
-from dynamometer.multiprocess.file import MultiprocessFile
+from dynamometer.multiprocess.file import CLOSED, MultiprocessFile
 from dynamometer.multiprocess.files import OpenFiles, unlink
 from dynamometer.multiprocess.page import LINES_PER_UPDATE, Page
 from dynamometer.multiprocess.reading import Reading, UnreadableError
@@ -46,6 +47,7 @@ class Reader:
         *,
         max_series: int,
         accumulate: bool = True,
+        keep_totals: bool = False,
     ) -> None:
         """Nothing is read yet.
 
@@ -53,11 +55,13 @@ class Reader:
             tree: where the files are.
             labels: constant ones, added to every series that has not its own.
             max_series: how many series there may be.
+            keep_totals: what files that are gone had counted stays in the totals.
             accumulate: add up a histogram's buckets, and make its `_count` of them.
         """
         self.families: tuple[Family, ...] = ()
         self._tree = tree
         self._accumulate = accumulate
+        self._keep_totals = keep_totals
         self._faults = FaultLog()
         self._not_removed: list[tuple[str, Reason, str]] = []
         self._files = OpenFiles()
@@ -77,8 +81,17 @@ class Reader:
         """How often a file, or series of one, was left out, by reason; only grows."""
         return self._faults.counts
 
+    @property
+    def processes(self) -> Mapping[str, Sequence[str]]:
+        """The paths of the files that each process has, as of the last reading."""
+        return {
+            process: [file.path for file in files]
+            for process, files in self._files.processes.items()
+        }
+
     def steps(self) -> Iterator[None]:
         """One reading; it is complete when the iterator ends, and in between nothing shows."""
+        before = self._cells.values.copy() if self._keep_totals else None
         unread = self._follow_files()
         yield
         for _ in range(_ROUNDS):
@@ -90,6 +103,8 @@ class Reader:
             if not unread:
                 break
         self._table.forget_keys()
+        if before is not None and self._changed:
+            self._mend_totals(before)
         yield
         yield from self._show()
         self._faults.note(self._all_faults())
@@ -105,13 +120,14 @@ class Reader:
         """
         before = self._cells.values.copy()
         for file in self._files.of_processes(processes):
-            counted = self._fold(file)
+            counted = self._counted(file)
+            self._fold(file.cells, counted, file.baseline)
             self._files.give_up(file)
             if not (owned and self._removed(file)):
                 self._retired.add(file, counted)
         self._replan = True
         self._gather()
-        self._keep_totals(before)
+        self._mend_totals(before)
         for _ in self._show():
             pass
 
@@ -129,8 +145,9 @@ class Reader:
                 listing = {
                     path: inode for path, inode in listing.items() if path not in self._retired
                 }
-            new, given_up = self._files.follow(listing)
-            self._replan = self._replan or given_up
+            for file in self._files.ended(listing):
+                self._end(file)
+            new = self._files.follow(listing)
         good = self._files.good
         again, self._again = [file for file in self._again if file.path in good], []
         for file in again:
@@ -216,18 +233,45 @@ class Reader:
             self.families = self._page.families(self._table.families)
         self._changed = False
 
-    def _fold(self, file: MultiprocessFile) -> NDArray[np.float64]:
-        """Add a file's values to the base of their cells, and return them.
+    def _end(self, file: MultiprocessFile) -> None:
+        """Give up a file that went or was replaced, and keep what it had counted if told to."""
+        self._replan = True
+        if self._keep_totals and file.name.type != "gauge":
+            cells, counted, baseline, used = (
+                file.cells,
+                self._counted(file),
+                file.baseline,
+                file.used,
+            )
+            if file.descriptor != CLOSED:  # its last state is there for those who hold it open
+                with suppress(FileFault):
+                    for _ in self._parse(file):
+                        pass
+                    if file.used >= used and file.descriptor != CLOSED:
+                        counted, cells, baseline = file.last_values(), file.cells, file.baseline
+            self._fold(cells, counted, baseline)
+        self._files.give_up(file)
 
-        A gauge has no past, and a bad file none that can be known.
+    def _counted(self, file: MultiprocessFile) -> NDArray[np.float64]:
+        """What a file had counted when it was last read; float64, as many as it has cells.
+
+        None: a gauge has no past, and a bad file none that can be known.
         """
         if file.name.type == "gauge" or not file.cells.size:
             return np.zeros(0)
-        values = self._reading.values_of(file).copy()
-        added = values if file.baseline is None else values - file.baseline
-        np.add.at(self._cells.base, file.cells, added)
-        self._cells.based[file.cells] = True
-        return values
+        return self._reading.values_of(file).copy()
+
+    def _fold(
+        self,
+        cells: NDArray[np.int32],
+        values: NDArray[np.float64],
+        baseline: NDArray[np.float64] | None,
+    ) -> None:
+        """Add a file's values, less what they count from, to the base of their cells."""
+        if not values.size:
+            return
+        np.add.at(self._cells.base, cells, values if baseline is None else values - baseline)
+        self._cells.based[cells] = True
 
     def _removed(self, file: MultiprocessFile) -> bool:
         try:
@@ -237,7 +281,7 @@ class Reader:
             return False
         return True
 
-    def _keep_totals(self, before: NDArray[np.float64]) -> None:
+    def _mend_totals(self, before: NDArray[np.float64]) -> None:
         """Added up in another order, a total must not lose its last bit.
 
         For Prometheus that would be a counter's reset.

@@ -48,14 +48,17 @@ class _Directory:
 
 
 class FileTree:
-    """The files whose name ends with `.db`, in a directory and the tree below it.
+    """The files whose name ends with `.db`, in directories and the trees below them.
 
     Directories are not followed through links; names that begin with a dot are left out.
+
+    Attributes:
+        paths: the directories; others may be put in their place.
     """
 
-    def __init__(self, path: str, *, recursive: bool = True) -> None:
-        """Nothing is read yet, and the directory need not be there yet."""
-        self._path = path
+    def __init__(self, *paths: str, recursive: bool = True) -> None:
+        """Nothing is read yet, and no directory need be there yet."""
+        self.paths: Sequence[str] = paths
         self._recursive = recursive
         self._known: dict[str, _Directory] = {}
         self._files: dict[str, int] = {}
@@ -73,16 +76,18 @@ class FileTree:
         listed = False
         for path in self._walk(known):
             listed = listed or self._known[path] is not known.get(path)
-        if listed or len(known) != len(self._known):
+        if listed or known.keys() != self._known.keys():
             found = [item for directory in self._known.values() for item in directory.files.items()]
             self._files = dict(sorted(found))
             return True
         return False
 
     def _walk(self, known: Mapping[str, _Directory]) -> Iterator[str]:
-        waiting = [self._path]
+        waiting = list(self.paths)
         while waiting:
             path = waiting.pop()
+            if path in self._known:
+                continue
             try:
                 self._known[path] = directory = self._look(path, known.get(path))
             except FileNotFoundError:
