@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -15,22 +14,20 @@ from typing import Final
 from aiohttp import web
 
 from dynamometer.engines.interface import Engine, Launch
-from dynamometer.errors import AddressError, DiscoveryError
+from dynamometer.errors import DiscoveryError
 from dynamometer.metrics.http_source import HttpSource
 from dynamometer.metrics.instruments import process_metrics, registry
 from dynamometer.metrics.page import MetricsPage
 from dynamometer.metrics.sources import EngineSource
 from dynamometer.multiprocess import MultiprocessDirectory
 from dynamometer.names import labels
-from dynamometer.runtime import addresses, relay
+from dynamometer.runtime import addresses, relay, system
 from dynamometer.runtime.discovery.file import FileDiscovery
 from dynamometer.runtime.discovery.interface import Registration
 from dynamometer.runtime.endings import Stop, let_finish
 from dynamometer.runtime.identity import hexadecimal, new_id
 from dynamometer.runtime.record import Record, Role, State
 from dynamometer.runtime.servers import serving
-from dynamometer.settings import DEFAULT_SYSTEM_PORT
-from dynamometer.worker import system
 from dynamometer.worker.accounting import EndpointMetrics
 from dynamometer.worker.endpoint import Endpoint
 from dynamometer.worker.health import EngineClient
@@ -81,7 +78,7 @@ async def serve(options: WorkerOptions, engine: Engine) -> None:
         launch = engine.plan(
             options.arguments, directory=directory.path, python=options.engine_python
         )
-        listener = _listener(options)
+        listener = system.listen(options.system_host, options.system_port)
         request_socket = addresses.listen(options.host, options.port, setting="--host, --port")
         worker = _Worker(options, engine, launch, instance_id, directory)
         worker.record = replace(worker.record, request_url=addresses.url(request_socket))
@@ -164,7 +161,10 @@ class _Worker:
         )
 
     def system_application(self) -> web.Application:
-        status = system.SystemStatus(self._options.endpoint, lambda: self._supervisor.state)
+        def state() -> State:
+            return self._supervisor.state
+
+        status = system.SystemStatus(state, lambda: {self._options.endpoint: state()})
         return system.application(self._page, status)
 
     async def _fetch(self) -> None:
@@ -206,23 +206,3 @@ class _Worker:
             await changed()
             await let_finish(self._active, stop, self._options.drain_timeout)
             fetching.cancel()
-
-
-def _listener(options: WorkerOptions) -> socket.socket | None:
-    """The system server's socket, under DESIGN's rule for a taken port."""
-    port = options.system_port
-    if port == -1:
-        return None
-    if port is not None:
-        return addresses.listen(options.system_host, port, setting="DYN_SYSTEM_PORT")
-    try:
-        return addresses.listen(options.system_host, DEFAULT_SYSTEM_PORT, setting="DYN_SYSTEM_PORT")
-    except AddressError:
-        listener = addresses.listen(options.system_host, 0, setting="DYN_SYSTEM_HOST")
-        logger.warning(
-            "port %d is taken: this worker's /metrics and /health are at %s instead; "
-            "DYN_SYSTEM_PORT chooses a port",
-            DEFAULT_SYSTEM_PORT,
-            addresses.url(listener),
-        )
-        return listener

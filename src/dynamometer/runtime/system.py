@@ -1,0 +1,108 @@
+"""The system server: `/metrics`, `/health`, `/live`. Nothing there changes anything."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Callable, Mapping
+
+from aiohttp import web
+
+from dynamometer.errors import AddressError
+from dynamometer.metrics import http
+from dynamometer.metrics.page import MetricsPage
+from dynamometer.runtime import addresses
+from dynamometer.runtime.record import State
+from dynamometer.settings import DEFAULT_SYSTEM_PORT
+
+logger = logging.getLogger(__name__)
+
+
+class SystemStatus:
+    """What `/health` and `/live` answer from."""
+
+    def __init__(
+        self,
+        state: Callable[[], State],
+        endpoints: Callable[[], Mapping[str, State]],
+        reasons: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:
+        """Begin to count the uptime.
+
+        Args:
+            state: the process's state at the time of the question.
+            endpoints: that of each endpoint, or engine, by name.
+            reasons: why, by name, of those that are not ready; where there is something to say.
+        """
+        self._endpoints = endpoints
+        self._state = state
+        self._reasons = reasons
+        self._begun = time.monotonic_ns()
+
+    @property
+    def ready(self) -> bool:
+        """Whether all is well."""
+        return self._state() is State.READY
+
+    def body(self, status: str) -> Mapping[str, object]:
+        """A JSON body in the peer's form; `reasons` is ours."""
+        secs, nanos = divmod(time.monotonic_ns() - self._begun, 10**9)
+        endpoints = {
+            name: "ready" if state is State.READY else "notready"
+            for name, state in self._endpoints().items()
+            if state is not State.STARTING
+        }
+        reasons = self._reasons()
+        return {
+            "status": status,
+            "uptime": {"secs": secs, "nanos": nanos},
+            "endpoints": endpoints,
+            **({"reasons": dict(reasons)} if reasons else {}),
+        }
+
+
+def application(page: MetricsPage, status: SystemStatus) -> web.Application:
+    """The system server's application."""
+
+    async def health(_: web.Request) -> web.Response:
+        ready = status.ready
+        body = status.body("ready" if ready else "notready")
+        return web.json_response(body, status=200 if ready else 503)
+
+    async def live(_: web.Request) -> web.Response:
+        return web.json_response(status.body("live"))
+
+    app = web.Application()
+    app.router.add_get("/health", health)
+    app.router.add_get("/live", live)
+    http.add_route(app, page)
+    return app
+
+
+def listen(host: str, port: int | None) -> socket.socket | None:
+    """The system server's socket; None for no server.
+
+    Args:
+        host: the address.
+        port: 0 is any free one, -1 none at all; None, where nobody asked for one, is 8081, or
+            any free one where that is taken.
+
+    Raises:
+        AddressError: the address cannot be listened on.
+    """
+    if port == -1:
+        return None
+    if port is not None:
+        return addresses.listen(host, port, setting="DYN_SYSTEM_PORT")
+    try:
+        return addresses.listen(host, DEFAULT_SYSTEM_PORT, setting="DYN_SYSTEM_PORT")
+    except AddressError:
+        listener = addresses.listen(host, 0, setting="DYN_SYSTEM_HOST")
+        logger.warning(
+            "port %d is taken: /metrics and /health of this process are at %s instead; "
+            "DYN_SYSTEM_PORT chooses a port",
+            DEFAULT_SYSTEM_PORT,
+            addresses.url(listener),
+        )
+        return listener
