@@ -12,7 +12,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Final
 
 from dynamometer import names
@@ -22,6 +22,10 @@ from dynamometer.engines.sglang_cpu import overlay
 from dynamometer.errors import SettingsError
 from dynamometer.runtime.addresses import free_port
 
+DEFAULT_PORT: Final = 30000
+# What its processes call themselves: "sglang::scheduler".
+TITLE: Final = "sglang::"
+_MODULE_NAME: Final = "sglang.launch_server"
 # Flags that make SGLang serve on a CPU, each measured to be needed there.
 CPU_FLAGS: Final = {
     "--device": "cpu",
@@ -77,7 +81,7 @@ class SGLang:
         if known.model is None:
             raise SettingsError("--model is missing: a directory, or a name on a model hub")
         engine_port = free_port()
-        command = [python, "-m", "sglang.launch_server", *arguments]
+        command = [python, "-m", _MODULE_NAME, *arguments]
         command += ["--host", "127.0.0.1", "--port", str(engine_port)]
         if known.nccl_port is None:
             command += ["--nccl-port", str(free_port())]
@@ -104,8 +108,7 @@ class SGLang:
                 "only the runtime's own"
             )
         url = f"http://127.0.0.1:{engine_port}"
-        # Its Rust server counts requests on its own page alone.
-        rust = environment.get("SGLANG_RUST_SERVER", "0").lower() in ("1", "true", "yes")
+        rust = counts_on_its_page_alone(environment)
         return Launch(
             command=command,
             environment=environment,
@@ -128,12 +131,31 @@ class SGLang:
         return _STAMP.sub("", next(own, ""))
 
 
+def launch_arguments(command: Sequence[str]) -> Sequence[str] | None:
+    """The flags of a command line that starts SGLang; None where it starts something else."""
+    for number, word in enumerate(command):
+        before = command[number - 1] if number else ""
+        after = command[number + 1] if number + 1 < len(command) else ""
+        if (word == _MODULE_NAME and before == "-m") or word.endswith("/sglang/launch_server.py"):
+            return command[number + 1 :]
+        if PurePath(word).name == "sglang" and after == "serve":
+            return command[number + 2 :]
+    return None
+
+
+def counts_on_its_page_alone(environment: Mapping[str, str]) -> bool:
+    """Whether SGLang's Rust server is switched on: request metrics are on its own page alone."""
+    return environment.get("SGLANG_RUST_SERVER", "0").lower() in ("1", "true", "yes")
+
+
 def known_flags(arguments: Sequence[str]) -> argparse.Namespace:
     """The few flags of SGLang's that matter here; the rest is passed over."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--model", "--model-path", dest="model")
     parser.add_argument("--served-model-name")
     parser.add_argument("--device")
+    parser.add_argument("--host")
+    parser.add_argument("--port")
     parser.add_argument("--nccl-port")
     parser.add_argument("--api-key")
     parser.add_argument("--enable-metrics", action="store_true")

@@ -1,0 +1,1 @@
+"""The page alone, beside an engine that somebody else started."""

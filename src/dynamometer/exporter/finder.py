@@ -1,0 +1,175 @@
+"""Which SGLang engines run on this machine: by their command lines, ports and files."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Final
+
+import psutil
+
+from dynamometer import names
+from dynamometer.engines import sglang, sglang_config
+from dynamometer.errors import SettingsError
+from dynamometer.exporter import processes
+
+# "::" means all addresses, and mostly IPv4 too.
+_ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1", "": "127.0.0.1"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """An engine's first process, and what is known of it without asking it.
+
+    Attributes:
+        process: it.
+        engine: "sglang", or empty for anything else.
+        model: the name that it serves; empty where its command line has none.
+        url: where it answers; None where it listens nowhere, or in another network namespace.
+        page_has_more: whether families are on its own page alone; None where that is not known.
+    """
+
+    process: psutil.Process
+    engine: str = ""
+    model: str = ""
+    url: str | None = None
+    page_has_more: bool | None = None
+
+    @property
+    def name(self) -> str:
+        """What to call it: its kind and its port, which stay when it is started again."""
+        port = self.url.rpartition(":")[2] if self.url else f"pid-{self.process.pid}"
+        return f"{self.engine or 'engine'}-{port}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """The multiprocess files of an engine's processes.
+
+    Attributes:
+        directories: where they are, as seen from here.
+        denied: processes whose files cannot be seen, for want of permission.
+    """
+
+    directories: tuple[str, ...] = ()
+    denied: tuple[psutil.Process, ...] = ()
+
+
+def find() -> tuple[list[Running], list[psutil.Process]]:
+    """The SGLang engines of this user, of all users for root; and others' that were seen."""
+    ours, others = [], []
+    for process, arguments in _launched().items():
+        try:
+            may_look = os.geteuid() in (0, process.uids().effective)
+        except psutil.Error:
+            continue
+        if may_look:
+            ours.append(_sglang(process, arguments))
+        else:
+            others.append(process)
+    return ours, others
+
+
+def look_at(pid: int) -> Running:
+    """The engine that has the process `pid`, or whatever else that process is.
+
+    Raises:
+        SettingsError: there is no such process.
+    """
+    try:
+        process = psutil.Process(pid)
+        if not processes.alive(process):
+            raise psutil.NoSuchProcess(pid)
+        launched = _launched()
+        for candidate in (process, *process.parents()):
+            if candidate in launched:
+                return _sglang(candidate, launched[candidate])
+    except psutil.Error:
+        raise SettingsError(
+            f"--pid {pid}: no process has this number here; `dyno exporter` without --pid looks "
+            f"for the engines of {getpass.getuser()}"
+        ) from None
+    url = next((_url(host, port) for host, port in processes.listening(process)), None)
+    return Running(process=process, url=url)
+
+
+def files_of(members: Iterable[psutil.Process]) -> Files:
+    """Where processes have their multiprocess files, by what they map and hold open."""
+    directories: dict[str, None] = {}
+    denied = []
+    for process in members:
+        try:
+            found = {**processes.held(process), **processes.mapped(process)}
+        except PermissionError:
+            denied.append(process)
+            continue
+        except OSError:  # it has just ended
+            continue
+        view = processes.view_of(process)
+        directories.update(dict.fromkeys(view + str(PurePath(p).parent) for p in found.values()))
+    return Files(directories=tuple(directories), denied=tuple(denied))
+
+
+def _launched() -> Mapping[psutil.Process, Sequence[str]]:
+    """The first process of each SGLang engine, with its flags.
+
+    What starts an engine (sudo, a container's first process) may have its command line in its
+    own: the engine is the innermost process that has it, its own forks left out.
+    """
+    commands: dict[psutil.Process, list[str]] = {}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            command = process.cmdline()
+            if sglang.launch_arguments(command) is not None:
+                commands[process] = command
+    outside = set()
+    for process, command in commands.items():
+        with suppress(psutil.Error):
+            parents = process.parents()
+            if parents and commands.get(parents[0]) == command:
+                outside.add(process)
+            else:
+                outside.update(parents)
+    return {
+        process: sglang.launch_arguments(command) or ()
+        for process, command in commands.items()
+        if process not in outside
+    }
+
+
+def _sglang(process: psutil.Process, arguments: Sequence[str]) -> Running:
+    try:
+        known = sglang.known_flags(sglang_config.with_file(arguments))
+    except SettingsError:  # it was read by the engine in another directory
+        known = sglang.known_flags(arguments)
+    given = known.port if known.port and known.port.isdigit() else None
+    port = int(given or sglang.DEFAULT_PORT)
+    ports = [port for _, port in processes.listening(process)]
+    if ports and port not in ports:  # it was told otherwise, by a file or a default of its own
+        port = ports[0]
+    model = known.served_model_name or known.model or ""
+    reachable = processes.shares_network(process)
+    return Running(
+        process=process,
+        engine=sglang.SGLang.name,
+        model=names.label_value(model),
+        url=_url(known.host or "", port) if reachable else None,
+        page_has_more=_rust(process),
+    )
+
+
+def _url(host: str, port: int) -> str:
+    host = _ANY_ADDRESS.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _rust(process: psutil.Process) -> bool | None:
+    try:
+        environment = process.environ()
+    except (psutil.Error, OSError):
+        return None
+    return sglang.counts_on_its_page_alone(environment) if environment else None

@@ -1,0 +1,93 @@
+"""Whether an engine answers: its port, and its own word about its health."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+import aiohttp
+
+_CONNECT_SECONDS: Final = 1.0
+_ERRORS: Final = (aiohttp.ClientError, TimeoutError, OSError)
+
+
+@dataclass(frozen=True)
+class Health:
+    """What was found out.
+
+    Attributes:
+        well: whether it answers.
+        reason: why not.
+        gone: nobody listens at all: it has ended, it is not merely slow.
+    """
+
+    well: bool
+    reason: str = ""
+    gone: bool = False
+
+
+class HealthCheck:
+    """Questions to one engine."""
+
+    def __init__(
+        self, session: aiohttp.ClientSession, url: str, path: str, *, deadline: float
+    ) -> None:
+        """Nothing is asked yet.
+
+        Args:
+            session: to ask with.
+            url: the engine's, without a path.
+            path: of its health route; empty where only its port is to be looked at.
+            deadline: how long an answer may take, seconds.
+        """
+        self._session = session
+        self._url = url
+        self._path = path
+        self._deadline = deadline
+
+    async def port(self) -> Health:
+        """Whether somebody listens; costs the engine nothing."""
+        parts = urlsplit(self._url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        try:
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                _, writer = await asyncio.open_connection(parts.hostname, port)
+        except TimeoutError:
+            return Health(False, f"{self._url}: no connection within {_CONNECT_SECONDS:g} s")
+        except OSError as error:
+            gone = isinstance(error, ConnectionRefusedError)
+            why = "nobody listens there" if gone else str(error)
+            return Health(False, f"{self._url}: {why}", gone)
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+        return Health(True)
+
+    async def answer(self) -> Health:
+        """What its health route says; SGLang's lets a forward pass through the scheduler."""
+        if not self._path:
+            return await self.port()
+        url = self._url + self._path
+        try:
+            async with asyncio.timeout(self._deadline):
+                async with self._session.get(url) as answer:
+                    status = answer.status
+        except TimeoutError:
+            return Health(False, f"{url}: no answer within {self._deadline:g} s")
+        except _ERRORS as error:
+            return Health(False, f"{url}: {error or type(error).__name__}")
+        # What has no such route answers all the same.
+        return Health(status < 500, "" if status < 500 else f"{url} answers {status}")
+
+    async def model(self) -> str:
+        """The first model that it serves; empty where it does not say."""
+        try:
+            async with asyncio.timeout(self._deadline):
+                async with self._session.get(self._url + "/v1/models") as answer:
+                    listed = await answer.json(content_type=None)
+            return str(listed["data"][0]["id"])
+        except (*_ERRORS, ValueError, LookupError, TypeError):
+            return ""
