@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 import aiohttp
@@ -33,8 +34,11 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS: Final = 1.0
 _PROBE_SECONDS: Final = 30.0
-# Without processes and URL: files that have not changed for so long are a dead engine's.
+# Without processes and URL: files are looked at so often, and those that have not changed for so
+# long are a dead engine's.
+_READ_SECONDS: Final = 2.0
 _GROWTH_SECONDS: Final = 60.0
+_NOT_ASKED: Final = Health(False, "not asked yet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +100,6 @@ class ExportedEngine:
         self._page = page
         self._session = session
         self._running = target.running
-        self._members: Sequence[psutil.Process] = ()
         self._model = options.model or (target.running.model if target.running else "")
         self._check = self._new_check()
         self._files: FilesSource | None = None
@@ -104,9 +107,13 @@ class ExportedEngine:
         self._page_has_more = target.running.page_has_more if target.running else None
         self._probed = float("-inf")
         self._told: set[str] = set()
-        self._ended = ""  # why it is gone, as far as its processes tell
-        self._port = Health(False, "not asked yet")
-        self._answer = Health(False, "not asked yet")
+        self._readable = False
+        self._read = float("-inf")
+        self._gone = False
+        self._ended = ""
+        self._survivors: set[str] = set()
+        self._port = _NOT_ASKED
+        self._answer = _NOT_ASKED
         self._was_ready = False
         self._state = (State.STARTING, "")
         self.since = time.time()
@@ -126,7 +133,7 @@ class ExportedEngine:
     @property
     def lost(self) -> bool:
         """Whether a new first process is wanted, to go on with."""
-        return self._target.running is not None and bool(self._ended)
+        return self._target.running is not None and self._gone
 
     @property
     def searched_name(self) -> str:
@@ -144,10 +151,8 @@ class ExportedEngine:
         """Go on with an engine that was started again."""
         self._running = running
         self._page_has_more = running.page_has_more
-        self._members = ()
-        self._ended = ""
-        self._answer = Health(False, "not asked yet")
-        self._was_ready = False
+        self._gone = False
+        self._begin_again()
         self._check = self._new_check()
         logger.info("%s: started again, process %d", self.name, running.process.pid)
 
@@ -176,27 +181,18 @@ class ExportedEngine:
     async def _watch_processes(self) -> None:
         while True:
             await self._look()
+            self._judge()
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _look(self) -> None:
-        if self._running is not None and not self._ended:
-            if not processes.alive(self._running.process):
-                await self._end(f"process {self._running.process.pid} has ended")
-            elif self._files is None or not self._files.paths:
-                await asyncio.to_thread(self._find_files)
-        if self._target.directories:
+        if self._running is not None:
+            await self._look_at_first(self._running)
+        elif self._target.directories:
             self._follow(self._target.directories)
         if self._files is not None:
             await self._look_at_writers(self._files)
         if self._check is not None and (self.state is not State.READY or not self._visible):
-            port = await self._check.port()
-            if port.gone and self._port.gone and not self._visible and not self._ended:
-                await self._end(port.reason)
-            elif port.well and self._ended and not self._visible:
-                self._ended = ""
-            self._port = port
-        await self._look_at_growth()
-        self._judge()
+            await self._look_at_port(self._check)
 
     @property
     def _visible(self) -> bool:
@@ -205,29 +201,36 @@ class ExportedEngine:
             self._files is not None and self._files.writers.visible
         )
 
-    def _find_files(self) -> None:
-        assert self._running is not None
-        self._members = processes.family(self._running.process)
-        found = finder.files_of(self._members)
+    async def _look_at_first(self, running: Running) -> None:
+        if self._gone:
+            return
+        if not processes.alive(running.process):
+            self._gone = True
+            self._end(f"process {running.what} has ended")
+            if self._files is not None:
+                await asyncio.to_thread(self._files.retire)
+        elif self._files is None or not self._files.paths:
+            await asyncio.to_thread(self._find_files, running)
+
+    def _find_files(self, running: Running) -> None:
+        found = finder.files_of(self._find_members())
         if found.denied:
             self._tell_denied(f"process {found.denied[0].pid}", processes.user(found.denied[0]))
-        if found.directories:
-            self._follow(found.directories)
-        elif self._was_ready and not found.denied:
+        elif self._was_ready and not found.directories:
             self._tell_once(f"{self.name}: its processes have no multiprocess files")
+        directories = found.directories or self._target.directories
+        if directories:
+            self._follow(directories)
 
     def _find_members(self) -> Sequence[psutil.Process]:
-        if self._running is not None:
-            self._members = processes.family(self._running.process)
-        return self._members
+        return processes.family(self._running.process) if self._running is not None else ()
 
     def _follow(self, directories: Sequence[str]) -> None:
         readable = [path for path in directories if os.access(path, os.R_OK | os.X_OK)]
+        self._readable = bool(readable)
         for path in directories:
-            if path not in readable and os.path.exists(path):  # noqa: PTH110  # no OSError
+            if path not in readable and os.path.exists(path):  # noqa: PTH110  # never raises
                 self._tell_denied(path, _owner(path))
-        if not readable and not self._target.directories:
-            return
         if self._files is None:
             self._files = FilesSource(
                 self.name,
@@ -237,59 +240,91 @@ class ExportedEngine:
                 members=self._find_members,
             )
             self._page.add(self._files)
-        if tuple(readable) != tuple(self._files.paths):
-            for path in readable:
-                logger.info("%s: reading the files in %s", self.name, path)
-            self._files.follow(readable or directories)
+        wanted = tuple(readable) or tuple(directories)
+        if wanted != tuple(self._files.paths):
+            for path in wanted:
+                logger.info("%s: its files are read in %s", self.name, path)
+            self._files.follow(wanted)
 
     async def _look_at_writers(self, files: FilesSource) -> None:
-        ended = files.writers.ended()
+        writers = files.writers
+        ended = writers.ended()
         if ended:
             await asyncio.to_thread(files.retire, ended)
-            names = ", ".join(sorted(processes.last_word(p) for p in ended.values()))
-            sglang = files.writers.engine
-            if (sglang or not files.writers.alive) and not self._ended:
-                await self._end(f"process {names} has ended")
-        elif self._ended and self._running is None and files.writers.visible:
-            # Given by its directory: it is back when somebody writes there again.
-            await asyncio.to_thread(files.families)
-            if files.writers.alive and not files.writers.stale:
-                self._ended = ""
-
-    async def _look_at_growth(self) -> None:
-        """Where nothing else tells its life."""
-        files = self._files
-        if files is None or self._check is not None or self._visible or not files.changed:
+            if writers.sglang or not writers.alive:
+                names = ", ".join(sorted(writer.what for writer in ended.values()))
+                self._end(f"process {names} has ended")
+                self._survivors = set(writers.alive)
+        if self._running is not None or not (self._ended or self._by_growth):
             return
-        idle = time.monotonic() - files.changed
-        if idle > _GROWTH_SECONDS and not self._ended:
-            await self._end(
-                f"nothing in {', '.join(files.paths)} has changed for {idle:.0f} s, and none of "
-                "the processes that wrote there is to be seen; --engine-url would tell an idle "
-                "engine from one that has ended"
-            )
-        elif idle < _GROWTH_SECONDS:
-            self._ended = ""
+        # Given by its directory: it is back when another process writes there, or any at all.
+        if time.monotonic() - self._read >= _READ_SECONDS:
+            self._read = time.monotonic()
+            await asyncio.to_thread(files.families)
+        if self._ended and writers.alive.keys() - self._survivors:
+            self._begin_again()
+        self._survivors &= writers.alive.keys()
+        if self._by_growth:
+            await self._look_at_growth(files)
 
-    async def _end(self, reason: str) -> None:
-        """It has ended: its totals stay, its gauges go."""
-        self._ended = reason
+    @property
+    def _by_growth(self) -> bool:
+        """Whether nothing tells its life but its files."""
+        return self._check is None and not self._visible
+
+    async def _look_at_growth(self, files: FilesSource) -> None:
+        idle = time.monotonic() - files.changed
+        if files.writers.growing and idle < _GROWTH_SECONDS:
+            self._begin_again()
+        elif files.changed:
+            self._end(
+                f"no process that writes in {', '.join(files.paths)} is to be seen, and its files "
+                "do not change; --engine-url tells an idle engine elsewhere from one that has ended"
+            )
+            if files.writers.growing:
+                await asyncio.to_thread(files.retire)
+
+    async def _look_at_port(self, check: HealthCheck) -> None:
+        port = await check.port()
+        if not self._visible:
+            if port.gone and self._port.gone and not self._ended:
+                self._end(port.reason)
+                if self._files is not None:
+                    await asyncio.to_thread(self._files.retire)
+            elif port.well and self._ended:
+                self._begin_again()
+        self._port = port
+
+    def _end(self, reason: str) -> None:
+        """It has ended: its totals stay, its gauges go. The first reason is the cause."""
+        if not self._ended:
+            self._ended = reason
+            if self._fetched is not None:
+                self._fetched.note_restart()
         self._judge()
-        if self._files is not None:
-            await asyncio.to_thread(self._files.retire)
-        if self._fetched is not None:
-            self._fetched.note_restart()
+
+    def _begin_again(self) -> None:
+        if self._ended:
+            self._ended = ""
+            self._was_ready = False
+            self._answer = _NOT_ASKED
+            logger.info("%s: there is life in it again", self.name)
 
     # Its health.
 
     async def _watch_answers(self) -> None:
+        asked = float("-inf")
         while True:
-            if self._check is not None and not self._ended:
+            due = self.state is not State.READY or (
+                self._options.health_interval
+                and time.monotonic() - asked >= self._options.health_interval
+            )
+            if self._check is not None and not self._ended and due:
+                asked = time.monotonic()
                 self._answer = await self._check.answer()
                 self._was_ready = self._was_ready or self._answer.well
                 self._judge()
-            ready = self.state is State.READY
-            await asyncio.sleep(self._options.health_interval if ready else LOOK_SECONDS)
+            await asyncio.sleep(LOOK_SECONDS)
 
     def _judge(self) -> None:
         state, reason = self._judged()
@@ -305,12 +340,12 @@ class ExportedEngine:
         if self._ended:
             return State.FAILED, self._ended
         if self._check is not None:
-            if self._answer.well and (self._visible or self._port.well):
+            fault = self._port if not (self._visible or self._port.well) else self._answer
+            if fault.well:
                 return State.READY, ""
-            failed = self._port if not self._port.well and not self._visible else self._answer
-            return (State.FAILED if self._was_ready else State.STARTING), failed.reason
+            return (State.FAILED if self._was_ready else State.STARTING), fault.reason
         if self._files is None or not self._files.changed:
-            return State.STARTING, "nothing was found to read yet"
+            return State.STARTING, "there is nothing to read yet"
         return State.READY, ""
 
     # Its own page.
@@ -334,10 +369,10 @@ class ExportedEngine:
         if self._fetched is not None:
             return True
         files = self._files
-        wanted = files is None or not files.readable or bool(self._page_has_more)
+        wanted = files is None or not self._readable or bool(self._page_has_more)
         if files is None and self._running is not None and not self._was_ready:
             return False  # its files may come yet
-        if not wanted and self._page_has_more is None and self._is_time_to_probe():
+        if files and not wanted and self._page_has_more is None and self._is_time_to_probe():
             await source.fetch()
             await asyncio.to_thread(files.families)
             wanted = bool(source.names() - files.names())
@@ -385,3 +420,10 @@ class ExportedEngine:
         if message not in self._told:
             self._told.add(message)
             logger.warning("%s", message)
+
+
+def _owner(path: str) -> str:
+    try:
+        return Path(path).owner()
+    except (KeyError, OSError):
+        return "its owner"

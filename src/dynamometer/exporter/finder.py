@@ -27,6 +27,7 @@ class Running:
 
     Attributes:
         process: it.
+        what: its number, and how it calls itself.
         engine: "sglang", or empty for anything else.
         model: the name that it serves; empty where its command line has none.
         url: where it answers; None where it listens nowhere, or in another network namespace.
@@ -34,6 +35,7 @@ class Running:
     """
 
     process: psutil.Process
+    what: str
     engine: str = ""
     model: str = ""
     url: str | None = None
@@ -94,7 +96,7 @@ def look_at(pid: int) -> Running:
             f"for the engines of {getpass.getuser()}"
         ) from None
     url = next((_url(host, port) for host, port in processes.listening(process)), None)
-    return Running(process=process, url=url)
+    return Running(process=process, what=processes.describe(process), url=url)
 
 
 def files_of(members: Iterable[psutil.Process]) -> Files:
@@ -155,6 +157,7 @@ def _sglang(process: psutil.Process, arguments: Sequence[str]) -> Running:
     reachable = processes.shares_network(process)
     return Running(
         process=process,
+        what=processes.describe(process),
         engine=sglang.SGLang.name,
         model=names.label_value(model),
         url=_url(known.host or "", port) if reachable else None,

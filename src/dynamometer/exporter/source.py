@@ -106,9 +106,9 @@ class FilesSource:
             if self._directory is None:
                 return
             self._read()
-            if writers is None:
-                writers = list(self._directory.processes)
-            self._directory.retire(writers)
+            gone = list(self._directory.processes if writers is None else writers)
+            self.writers.lose(gone)
+            self._directory.retire(gone)
 
     def close(self) -> None:
         """Close all files."""
@@ -130,7 +130,7 @@ class FilesSource:
         if not self._settled and len(families) != len(self._families):
             families = self._settle(families)
         missing = self.writers.meet(self._directory.processes, self._members)
-        if missing and self.writers.visible:
+        if missing:
             self._directory.retire(missing)
             families = self._directory.families()
         if families is not self._families:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import psutil
@@ -21,24 +22,31 @@ from dynamometer.exporter.processes import FileId
 _TICK_SECONDS: Final = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """A process that writes; `what` is its pid and how it called itself."""
+
+    process: psutil.Process
+    what: str
+
+
 class Writers:
-    """The writers of some files.
+    """The writers of an engine's files, by the names that the files have for them.
 
     Attributes:
+        alive: those that were seen, and had not ended when they were last looked at.
+        growing: those that cannot be seen, and whose files have changed since they were retired.
         visible: whether any was ever seen: pids mean something here.
-        engine: whether any of them is SGLang's.
+        sglang: whether any of them is SGLang's.
     """
 
     def __init__(self) -> None:
+        self.alive: dict[str, Writer] = {}
+        self.growing: set[str] = set()
         self.visible = False
-        self.engine = False
-        self._alive: dict[str, psutil.Process] = {}
+        self.sglang = False
+        self._retired: set[str] = set()
         self._known: dict[str, frozenset[str]] = {}
-
-    @property
-    def alive(self) -> int:
-        """How many are known to live."""
-        return len(self._alive)
 
     def meet(
         self,
@@ -48,30 +56,50 @@ class Writers:
         """Look for the writers of files that were not there before.
 
         Args:
-            files: the paths of the files of each process, as the files' names have it.
-            members: processes among which they may be, under other numbers.
+            files: the paths of the files of each writer, retired ones left out.
+            members: processes among which they may be, perhaps under other numbers.
 
         Returns:
-            Those that cannot be found: ended, or, while none is `visible`, perhaps elsewhere.
+            Those that seem to have ended: they are to be retired. One that comes back because
+            its files have changed lives after all.
         """
         paths = {name: frozenset(files[name]) for name in files}
         new = [name for name in files if not paths[name] <= self._known.get(name, frozenset())]
         self._known = paths
-        numbers = {processes.own_number(member): member for member in members()} if new else {}
-        for name in new:
-            writer = numbers.get(name) or _writer(name, files[name])
-            if writer is not None:
-                self.visible = True
-                self.engine = self.engine or _is_sglang(writer)
-                self._alive[name] = writer
-        return frozenset(name for name in files if name not in self._alive)
+        if new:
+            numbers = {processes.own_number(member): member for member in members()}
+            for name in new:
+                self._look_for(name, files[name], numbers)
+        self.growing |= self._retired & files.keys()
+        missing = frozenset(files.keys() - self.alive.keys() - self.growing)
+        self._retired |= missing
+        return missing
 
-    def ended(self) -> Mapping[str, psutil.Process]:
-        """The writers that have ended since the last call, by the names that files have."""
-        found = {name: p for name, p in self._alive.items() if not processes.alive(p)}
-        for name in found:
-            del self._alive[name]
+    def ended(self) -> Mapping[str, Writer]:
+        """The writers that have ended since the last call."""
+        found = {
+            name: writer
+            for name, writer in self.alive.items()
+            if not processes.alive(writer.process)
+        }
+        self.lose(found)
         return found
+
+    def lose(self, names: Iterable[str]) -> None:
+        """Take it that these have ended; until their files change."""
+        for name in names:
+            self.alive.pop(name, None)
+            self.growing.discard(name)
+            self._retired.add(name)
+
+    def _look_for(
+        self, name: str, files: Sequence[str], members: Mapping[str, psutil.Process]
+    ) -> None:
+        process = members.get(name) or _writer(name, files)
+        if process is not None:
+            self.visible = True
+            self.sglang = self.sglang or _is_sglang(process)
+            self.alive[name] = Writer(process, processes.describe(process))
 
 
 def _writer(name: str, files: Sequence[str]) -> psutil.Process | None:
