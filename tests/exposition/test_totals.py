@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as read_openmetrics,
@@ -111,9 +111,9 @@ def test_an_empty_page_loses_no_total(pages: Pages) -> None:
 
 def test_the_caller_tells_of_a_restart_that_the_page_does_not_show(pages: Pages) -> None:
     pages.fetch(counter(5))
-    assert pages.fetch(counter(6), restarted=True) == ["a_total 11.0"]
-    assert pages.fetch(counter(6)) == ["a_total 11.0"]
-    assert pages.fetch(counter(6), restarted=True) == ["a_total 17.0"]
+    assert pages.fetch(counter(5), restarted=True) == ["a_total 10.0"]
+    assert pages.fetch(counter(6), restarted=True) == ["a_total 16.0"]
+    assert pages.fetch(counter(7)) == ["a_total 17.0"]
 
 
 def test_told_of_before_anything_was_seen_it_changes_nothing(pages: Pages) -> None:
@@ -173,6 +173,13 @@ def test_what_is_not_finite_is_shown_and_the_number_before_it_counts(
     assert pages.fetch(counter(3)) == ["a_total 8.0"]
     assert pages.fetch(counter(value)) == [f"a_total {value}"]
     assert pages.fetch(counter(1), restarted=True) == ["a_total 9.0"]
+
+
+def test_what_stays_infinite_is_no_restart_again_and_again(pages: Pages) -> None:
+    pages.fetch(counter(5), counter(1, name="b_total"))
+    for value in (2, 3, 4):
+        page = counter("-Inf"), counter(value, name="b_total")
+        assert pages.fetch(*page) == ["a_total -Inf", f"b_total {value}"]
 
 
 def test_a_sum_of_nan_costs_no_counts(pages: Pages) -> None:
@@ -334,6 +341,7 @@ def visible(before: dict[str, float], now: dict[str, float]) -> bool:
 
 
 @given(EVENTS, st.booleans())
+@settings(max_examples=100, deadline=None)
 def test_totals_are_the_true_sums_since_the_beginning(
     events: list[tuple[str, str, float]], openmetrics: bool
 ) -> None:
@@ -359,6 +367,47 @@ def test_totals_are_the_true_sums_since_the_beginning(
             check(totals.kept(), whole, None)
             if event != "fetch":
                 engine, restarted, told = Engine(), True, event == "told"
+
+
+@st.composite
+def other_pages(draw: st.DrawFn) -> str:
+    """One page of an engine of any version: other bounds, types and label sets."""
+    pieces = []
+    if draw(st.booleans()):
+        pieces.append("# TYPE h histogram\n")
+        for x in draw(st.sets(st.sampled_from("12"))):
+            total = 0
+            for bound in (*sorted(draw(st.sets(st.sampled_from(["0.5", "1.0", "2.0"])))), "+Inf"):
+                total += draw(st.integers(0, 3))
+                pieces.append(f'h_bucket{{le="{bound}",x="{x}"}} {total}\n')
+            if draw(st.booleans()):
+                pieces.append(f'h_count{{x="{x}"}} {total}\nh_sum{{x="{x}"}} {total}\n')
+    if draw(st.booleans()):
+        pieces.append("# TYPE s summary\n")
+        for x in draw(st.sets(st.sampled_from("12"))):
+            value = draw(st.integers(0, 3))
+            if draw(st.booleans()):
+                pieces.append(f's{{quantile="0.5",x="{x}"}} {value}\n')
+            if draw(st.booleans()):
+                pieces.append(f's_count{{x="{x}"}} {value}\ns_sum{{x="{x}"}} {value}\n')
+    kind, name = draw(st.sampled_from([("counter", "t"), ("gauge", "t_total"), ("gauge", "t")]))
+    sample = "t_total" if kind == "counter" else name
+    pieces.append(f"# TYPE {name} {kind}\n{sample} {draw(st.integers(0, 3))}\n")
+    return "".join(pieces) + "# EOF\n"
+
+
+@given(st.lists(st.tuples(other_pages(), st.booleans()), max_size=6))
+@settings(max_examples=100, deadline=None)
+def test_whatever_comes_back_the_page_is_valid(pages: list[tuple[str, bool]]) -> None:
+    totals, parser = Totals(), OpenMetricsParser()
+    for page, restarted in pages:
+        families = parser.parse(page.encode())
+        shown = totals.update(families, restarted=restarted)
+        assert {family.name for family in families} <= {family.name for family in shown}
+        for valid in (shown, totals.kept()):
+            OpenMetricsParser().parse(render(valid, openmetrics=True))
+            list(read_openmetrics(render(valid, openmetrics=True).decode()))
+            TextParser().parse(render(valid))
 
 
 def check(families: Sequence[Family], whole: Engine, gauge: int | None) -> None:

@@ -35,12 +35,12 @@ def may_fall(series: str, metadata: Metadata) -> bool:
 def values_of(family: Family) -> dict[str, float]:
     """The cumulative samples: their values by their series, in the page's order."""
     beginnings = _beginnings(family.metadata)
-    values = {}
-    for line in _lines(family.chunks):
-        if line.startswith(beginnings):
-            series, rest = _split(line)
-            values[series] = float(rest.partition(" ")[0])
-    return values
+    lines = [line for line in _lines(family.chunks) if line.startswith(beginnings)]
+    if family.openmetrics_chunks is None:  # no timestamps: only a value is behind a series
+        parts = [line.rpartition(" ") for line in lines]
+        return {series: float(value) for series, _, value in parts}
+    split = [_split(line) for line in lines]
+    return {series: float(rest.partition(" ")[0]) for series, rest in split}
 
 
 def label_sets(family: Family) -> Iterable[str]:

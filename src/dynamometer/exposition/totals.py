@@ -30,12 +30,14 @@ class _Counted:
 
     Attributes:
         page: as it was last on the page; without samples where it has not come back.
+        read: the values of `page`, by series.
         values: of the process of now, by series; the last that was a finite number.
         offsets: what the processes before it have left, by series.
         shown: what was made of `page` and `offsets`.
     """
 
     page: Family
+    read: dict[str, float] = field(default_factory=dict)
     values: dict[str, float] = field(default_factory=dict)
     offsets: dict[str, float] = field(default_factory=dict)
     shown: Family | None = None
@@ -77,7 +79,7 @@ class Totals:
             return self._shown  # families are equal to themselves only
         self._given = given
         values = {
-            (family.metadata.name, family.metadata.type): values_of(family)
+            (family.metadata.name, family.metadata.type): self._read(family)
             for family in given
             if is_cumulative(family.metadata)
         }
@@ -100,15 +102,23 @@ class Totals:
             [cumulative_part(family) for family in self._shown if is_cumulative(family.metadata)]
         )
 
+    def _read(self, family: Family) -> dict[str, float]:
+        counted = self._counted.get((family.metadata.name, family.metadata.type))
+        if counted is not None and counted.page is family:
+            return counted.read
+        return values_of(family)
+
     def _begun_anew(self, values: Mapping[tuple[str, str], Mapping[str, float]]) -> bool:
         """Whether the page shows that its process is another one."""
         for key, counted in self._counted.items():
             now = values.get(key, {})
+            if now is counted.read:
+                continue
             for series, before in counted.values.items():
                 value = now.get(series)
-                if value is None or (
-                    value < before and not may_fall(series, counted.page.metadata)
-                ):
+                if value is None:
+                    return True
+                if -math.inf < value < before and not may_fall(series, counted.page.metadata):
                     return True
         return False
 
@@ -134,9 +144,9 @@ class Totals:
         key = (family.metadata.name, family.metadata.type)
         counted = self._counted.get(key)
         if counted is None:
-            counted = self._counted[key] = _Counted(family)
+            counted = self._counted[key] = _Counted(without_lines(family))
         if counted.page is not family:
-            counted.page, counted.shown = family, None
+            counted.page, counted.read, counted.shown = family, values, None
         counted.values = _finite(values, counted.values, family.metadata)
 
     def _continued(self, given: Sequence[Family]) -> Sequence[Family]:
