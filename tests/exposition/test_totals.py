@@ -78,6 +78,13 @@ def test_a_counter_that_falls_goes_on_from_its_total(pages: Pages) -> None:
     assert pages.fetch(counter(1)) == ["a_total 10.0"]
 
 
+def test_a_counter_may_be_called_anything(pages: Pages) -> None:
+    for name in ("plain", "a_sum", "a_count_total"):
+        pages.fetch(counter(5, name=name))
+        shown = f"{name.removesuffix('_total')}_total 6.0"
+        assert pages.fetch(counter(1, name=name))[0] == shown
+
+
 def test_one_that_fell_means_that_all_have_begun_anew(pages: Pages) -> None:
     pages.fetch(counter(5), counter(1, name="b_total"))
     assert pages.fetch(counter(0), counter(3, name="b_total")) == ["a_total 5.0", "b_total 4.0"]
@@ -137,6 +144,18 @@ def test_of_a_summary_the_quantiles_are_those_of_now(pages: Pages) -> None:
     assert pages.fetch(page % (2, 1)) == ['s{quantile="0.5"} 2', "s_count 5.0", "s_sum 3.0"]
     assert lines(pages.totals.kept()) == ["s_count 5.0", "s_sum 3.0"]
     assert pages.fetch() == ["s_count 5.0", "s_sum 3.0"]
+
+
+def test_a_summary_that_comes_back_without_its_count_begins_anew(pages: Pages) -> None:
+    """A count of before among quantiles of now would be behind another label set's."""
+    begin = "# TYPE s summary\n"
+    of = 's{{quantile="0.5",x="{0}"}} 1\n'.format
+    pages.fetch(begin + of(1) + 's_count{x="1"} 2\ns_sum{x="1"} 2\n')
+    shown = ['s{quantile="0.5",x="1"} 1', 's{quantile="0.5",x="2"} 1']
+    assert pages.fetch(begin + of(1) + of(2)) == shown
+    pages.fetch(begin + 's_count{x="3"} 4\ns_sum{x="3"} 4\n')
+    assert pages.fetch(begin + of(1)) == [shown[0], 's_count{x="3"} 4.0', 's_sum{x="3"} 4.0']
+    assert pages.fetch() == ['s_count{x="3"} 4.0', 's_sum{x="3"} 4.0']  # without quantiles of then
 
 
 def test_a_histogram_with_other_bounds_begins_anew(pages: Pages) -> None:
@@ -236,6 +255,19 @@ def test_what_did_not_change_is_the_same_object(pages: Pages) -> None:
     pages.fetch(counter(2), *first[2:])
     same = [one is other for one, other in zip(pages.shown, before, strict=True)]
     assert same == [False, True, True, True]
+
+
+def test_a_total_that_reads_the_same_after_a_restart_is_the_same_object(pages: Pages) -> None:
+    pages.fetch(counter(5.0))
+    before = pages.shown
+    pages.fetch(counter(0.0))
+    assert pages.shown == before  # families are equal to themselves only
+
+
+def test_what_is_missing_is_found_by_the_names_of_its_samples(pages: Pages) -> None:
+    pages.fetch(histogram({"1.0": 1, "+Inf": 2}))
+    pages.fetch()
+    assert pages.shown[0].sample_names == {"h_bucket", "h_count", "h_sum"}
 
 
 def test_equal_families_that_are_others_count_as_the_same() -> None:

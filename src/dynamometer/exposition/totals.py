@@ -52,16 +52,17 @@ class Totals:
     smaller value than before, or is gone. One such sign means that all have begun anew.
 
     A label set (the whole histogram or summary of its labels) that has not come back stays, at
-    its total. One that comes back with other series, a histogram with other bounds, begins anew:
-    what is known of the old ones says nothing about the new ones. So does a family that comes
-    back with another type. A value that is not finite is shown, and the last finite one counts.
+    its total, behind the others. One that comes back with other series, a histogram with other
+    bounds, begins anew: what is known of the old ones says nothing about the new ones. So does a
+    family that comes back with another type. A value that is not finite is shown, and the last
+    finite one counts.
     """
 
     def __init__(self) -> None:
         self._given: tuple[Family, ...] = ()
         self._shown: tuple[Family, ...] = ()
         self._counted: dict[tuple[str, str], _Counted] = {}
-        self._restarts = 0
+        self._continues = False
         self._unchanged = Unchanged()
         self._unchanged_kept = Unchanged()
 
@@ -87,7 +88,7 @@ class Totals:
             self._begin_anew()
         for family in given:
             self._see(family, values.get((family.metadata.name, family.metadata.type)))
-        if self._restarts:
+        if self._continues:
             self._shown = self._unchanged.keep(self._continued(given))
         else:
             self._shown = given
@@ -124,9 +125,9 @@ class Totals:
 
     def _begin_anew(self) -> None:
         """Make what has been counted so far the offsets of what will be."""
-        if not self._restarts:
+        if not self._continues:
             self._unchanged.keep(self._shown)
-        self._restarts += 1
+        self._continues = True
         for counted in self._counted.values():
             for series, value in counted.values.items():
                 before = counted.offsets.get(series, 0.0)
