@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 
 import aiohttp
 import pytest
 from aiohttp import web
 
 from dynamometer.exposition.render import render
+from dynamometer.exposition.totals import Totals
 from dynamometer.metrics.http_source import HttpSource
 from dynamometer.runtime import addresses
 from dynamometer.runtime.servers import serving
@@ -120,3 +122,149 @@ async def test_it_is_fetched_again_and_again(source: HttpSource, engine: Engine)
         while b"} 7" not in render(source.families()):
             await asyncio.sleep(0.01)
     running.cancel()
+
+
+class Server:
+    """An engine of its own at one address, that is started and stopped."""
+
+    def __init__(self) -> None:
+        self.port = addresses.free_port()
+        self.asked = asyncio.Event()
+        self.answer = asyncio.Event()
+        self.answer.set()
+        self._page = b""
+        self._running = AsyncExitStack()
+
+    async def start(self, counter: int, count: int, gauge: int) -> None:
+        """With an engine that has counted so far."""
+        self.count(counter, count, gauge)
+        app = web.Application()
+        app.router.add_get("/metrics", self._handle)
+        listener = addresses.listen("127.0.0.1", self.port, setting="")
+        await self._running.enter_async_context(serving(app, listener))
+
+    async def stop(self) -> None:
+        await self._running.aclose()
+
+    def count(self, counter: int, count: int, gauge: int) -> None:
+        self._page = (
+            f"# TYPE a_total counter\na_total {counter}\n"
+            f'# TYPE h histogram\nh_bucket{{le="+Inf"}} {count}\nh_count {count}\nh_sum {count}\n'
+            f"# TYPE g gauge\ng {gauge}\n"
+        ).encode()
+
+    async def _handle(self, _: web.Request) -> web.Response:
+        page = self._page
+        self.asked.set()
+        await self.answer.wait()
+        return web.Response(body=page)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    made = Server()
+    yield made
+    await made.stop()
+
+
+@pytest.fixture
+async def continued(server: Server) -> AsyncIterator[HttpSource]:
+    async with aiohttp.ClientSession() as session:
+        yield HttpSource(
+            "engine",
+            f"http://127.0.0.1:{server.port}/metrics",
+            session=session,
+            labels={"m": "n"},
+            totals=Totals(),
+            interval=0.1,
+            deadline=0.2,
+        )
+
+
+def values(source: HttpSource) -> dict[str, float]:
+    """By series."""
+    samples = [
+        line.decode().rpartition(" ")
+        for line in render(source.families()).splitlines()
+        if not line.startswith(b"#")
+    ]
+    return {series: float(value) for series, _, value in samples}
+
+
+def totals_of(counter: int, count: int) -> dict[str, float]:
+    return {
+        'a_total{m="n"}': counter,
+        'h_bucket{le="+Inf",m="n"}': count,
+        'h_count{m="n"}': count,
+        'h_sum{m="n"}': count,
+    }
+
+
+async def test_totals_stay_while_the_engine_is_away_and_go_on_after_it(
+    server: Server, continued: HttpSource
+) -> None:
+    assert continued.families() == ()
+    await server.start(5, 3, 1)
+    await continued.fetch()
+    assert values(continued) == totals_of(5, 3) | {'g{m="n"}': 1}
+    await server.stop()
+    await continued.fetch()
+    assert continued.errors == {"unreachable": 1}
+    assert 'g{m="n"}' in values(continued)  # not at once
+    await asyncio.sleep(0.5)
+    assert values(continued) == totals_of(5, 3)
+    assert continued.families() is continued.families()
+    await server.start(1, 0, 2)
+    await continued.fetch()
+    assert values(continued) == totals_of(6, 3) | {'g{m="n"}': 2}
+    await server.stop()
+    await asyncio.sleep(0.5)
+    assert values(continued) == totals_of(6, 3)
+
+
+async def test_its_owner_tells_of_a_restart_that_the_page_does_not_show(
+    server: Server, continued: HttpSource
+) -> None:
+    await server.start(5, 3, 1)
+    await continued.fetch()
+    await server.stop()
+    continued.note_restart()
+    await continued.fetch()  # nobody there: it is still to be counted
+    await server.start(5, 4, 1)
+    await continued.fetch()
+    assert values(continued) == totals_of(10, 7) | {'g{m="n"}': 1}
+    server.count(6, 4, 1)
+    await continued.fetch()
+    assert values(continued) == totals_of(11, 7) | {'g{m="n"}': 1}
+
+
+async def test_a_page_that_is_on_its_way_at_a_restart_is_left_out(
+    server: Server, continued: HttpSource
+) -> None:
+    await server.start(5, 3, 1)
+    await continued.fetch()
+    server.count(8, 9, 1)
+    server.asked.clear()
+    server.answer.clear()
+    fetching = asyncio.create_task(continued.fetch())
+    await server.asked.wait()
+    continued.note_restart()
+    server.answer.set()
+    await fetching
+    assert values(continued) == totals_of(5, 3) | {'g{m="n"}': 1}
+    assert not continued.errors
+    server.count(8, 9, 1)  # by now another engine's
+    await continued.fetch()
+    assert values(continued) == totals_of(13, 12) | {'g{m="n"}': 1}
+
+
+async def test_with_totals_the_same_page_gives_the_same_objects(
+    server: Server, continued: HttpSource
+) -> None:
+    for counter in (5, 1):  # before a restart, and after it
+        await server.start(counter, 0, 1)
+        await continued.fetch()
+        before = continued.families()
+        await continued.fetch()
+        assert continued.families() is before
+        await server.stop()

@@ -16,6 +16,7 @@ from dynamometer.exposition.families import Family
 from dynamometer.exposition.filters import FamilyFilter, Selection
 from dynamometer.exposition.relabel import Relabelling
 from dynamometer.exposition.text import TextParser
+from dynamometer.exposition.totals import Totals
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,8 @@ class HttpSource:
     """A text page at a URL, as it was when it was last fetched.
 
     When it has not been there for two intervals its families are gone: a gauge of long ago is a
-    lie. Whoever needs its totals keeps them.
+    lie. With `totals`, counters, histograms and summaries stay, and go on when the engine is there
+    again.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class HttpSource:
         owner: str | None = None,
         prefixes: Sequence[str] = (),
         labels: Mapping[str, str] | None = None,
+        totals: Totals | None = None,
         interval: float = INTERVAL_SECONDS,
         deadline: float = DEADLINE_SECONDS,
     ) -> None:
@@ -51,6 +54,7 @@ class HttpSource:
             owner: see `MetricsSource`; by default the name.
             prefixes: only families whose name begins with one of them; none: all.
             labels: constant ones, added to every series that has not its own.
+            totals: keeps the page's totals over restarts of the engine, for this source alone.
             interval: between two fetches, seconds.
             deadline: how long a fetch may take, seconds.
         """
@@ -64,15 +68,27 @@ class HttpSource:
         self._parser = TextParser()
         self._filter = FamilyFilter(Selection.of(prefixes=prefixes))
         self._relabelling = Relabelling(labels)
+        self._totals = totals
         self._families: Sequence[Family] = ()
+        self._kept: Sequence[Family] = ()
+        self._restarts = 0
+        self._restarts_counted = 0
         self._fetched = float("-inf")
         self._fault = ""
 
     def families(self) -> Sequence[Family]:
         """See `MetricsSource.families`."""
         if time.monotonic() - self._fetched > 2 * self._interval + self._deadline:
-            return ()
+            return self._kept
         return self._families
+
+    def note_restart(self) -> None:
+        """Say that the engine has ended: a page that is asked for from now on is of another one.
+
+        To be called before the next engine answers. A page that is on its way just now is left
+        out: it can be of either.
+        """
+        self._restarts += 1
 
     async def run(self) -> None:
         """Fetch the page at each interval, for ever."""
@@ -82,6 +98,7 @@ class HttpSource:
 
     async def fetch(self) -> None:
         """Fetch the page once; a fault is counted, and said once a state."""
+        restarts = self._restarts
         try:
             async with asyncio.timeout(self._deadline):
                 async with self._session.get(self._url) as answer:
@@ -89,7 +106,9 @@ class HttpSource:
             if answer.status != 200:
                 self._note("status", f"answers {answer.status}")
                 return
-            self._families = await asyncio.to_thread(self._parse, page)
+            if restarts != self._restarts:
+                return
+            self._families, self._kept = await asyncio.to_thread(self._parse, page, restarts)
         except TimeoutError:
             self._note("timeout", f"no answer within {self._deadline} s")
         except (aiohttp.ClientError, OSError) as error:
@@ -102,8 +121,14 @@ class HttpSource:
                 logger.info("%s is there again", self._url)
             self._fault = ""
 
-    def _parse(self, page: bytes) -> Sequence[Family]:
-        return self._relabelling.apply(self._filter.apply(self._parser.parse(page)))
+    def _parse(self, page: bytes, restarts: int) -> tuple[Sequence[Family], Sequence[Family]]:
+        """The families of a page, and what stays of them without it."""
+        families = self._relabelling.apply(self._filter.apply(self._parser.parse(page)))
+        if self._totals is None:
+            return families, ()
+        families = self._totals.update(families, restarted=restarts != self._restarts_counted)
+        self._restarts_counted = restarts
+        return families, self._totals.kept()
 
     def _note(self, reason: str, message: str) -> None:
         self.errors[reason] += 1

@@ -1,0 +1,461 @@
+"""An engine's totals go on over its restarts, when its page is all there is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as read_openmetrics,
+)
+from prometheus_client.parser import text_string_to_metric_families as read_text
+
+from dynamometer.exposition.families import Family
+from dynamometer.exposition.openmetrics import OpenMetricsParser
+from dynamometer.exposition.parse import parse
+from dynamometer.exposition.render import render
+from dynamometer.exposition.text import TextParser
+from dynamometer.exposition.totals import Totals
+
+
+def counter(value: object, labels: str = "", name: str = "a_total") -> str:
+    return f"# TYPE {name} counter\n{name}{labels} {value}\n"
+
+
+def gauge(value: object, name: str = "g") -> str:
+    return f"# TYPE {name} gauge\n{name} {value}\n"
+
+
+def histogram(bounds: dict[str, int], total: object = 0) -> str:
+    """One of label x="1", with a bucket for each bound."""
+    buckets = "".join(f'h_bucket{{le="{le}",x="1"}} {count}\n' for le, count in bounds.items())
+    count = bounds["+Inf"]
+    return f'# TYPE h histogram\n{buckets}h_count{{x="1"}} {count}\nh_sum{{x="1"}} {total}\n'
+
+
+class Pages:
+    """The pages of one engine, as they are fetched one after the other."""
+
+    def __init__(self, *, openmetrics: bool = False) -> None:
+        self.totals = Totals()
+        self.shown: Sequence[Family] = ()
+        self._openmetrics = openmetrics
+        self._parser = OpenMetricsParser() if openmetrics else TextParser()
+
+    def fetch(self, *parts: str, restarted: bool = False) -> list[str]:
+        """A page comes; the sample lines that are shown then."""
+        page = "".join(parts) + ("# EOF\n" if self._openmetrics else "")
+        self.shown = self.totals.update(self._parser.parse(page.encode()), restarted=restarted)
+        return lines(self.shown)
+
+
+def lines(families: Iterable[Family], *, openmetrics: bool = False) -> list[str]:
+    page = render(families, openmetrics=openmetrics).decode()
+    return [line for line in page.splitlines() if not line.startswith("#")]
+
+
+@pytest.fixture
+def pages() -> Pages:
+    return Pages()
+
+
+def test_without_a_restart_the_families_are_the_given_ones() -> None:
+    totals = Totals()
+    for value in (0, 1, 7):
+        page = parse(
+            (counter(value) + histogram({"1.0": value, "+Inf": 9}) + gauge(-value)).encode()
+        )
+        assert totals.update(page) is page
+
+
+def test_a_counter_that_falls_goes_on_from_its_total(pages: Pages) -> None:
+    assert pages.fetch(counter(5)) == ["a_total 5"]
+    assert pages.fetch(counter(2)) == ["a_total 7.0"]
+    assert pages.fetch(counter(4)) == ["a_total 9.0"]
+    assert pages.fetch(counter(1)) == ["a_total 10.0"]
+
+
+def test_a_counter_may_be_called_anything(pages: Pages) -> None:
+    for name in ("plain", "a_sum", "a_count_total"):
+        pages.fetch(counter(5, name=name))
+        shown = f"{name.removesuffix('_total')}_total 6.0"
+        assert pages.fetch(counter(1, name=name))[0] == shown
+
+
+def test_one_that_fell_means_that_all_have_begun_anew(pages: Pages) -> None:
+    pages.fetch(counter(5), counter(1, name="b_total"))
+    assert pages.fetch(counter(0), counter(3, name="b_total")) == ["a_total 5.0", "b_total 4.0"]
+
+
+def test_a_series_that_is_gone_means_so_too_and_stays_at_its_total(pages: Pages) -> None:
+    pages.fetch(counter(5), counter(3, '{x="1"}', "b_total"))
+    assert pages.fetch(counter(6)) == ["a_total 11.0", 'b_total{x="1"} 3.0']
+    new = pages.fetch(counter(6), counter(1, '{x="2"}', "b_total"))
+    assert new == ["a_total 11.0", 'b_total{x="2"} 1', 'b_total{x="1"} 3.0']
+    both = "# TYPE b_total counter\n" + 'b_total{x="1"} 4\nb_total{x="2"} 1\n'
+    assert pages.fetch(counter(6), both) == [
+        "a_total 11.0",
+        'b_total{x="1"} 7.0',
+        'b_total{x="2"} 1',
+    ]
+
+
+def test_an_empty_page_loses_no_total(pages: Pages) -> None:
+    pages.fetch(counter(5), histogram({"1.0": 1, "+Inf": 2}, 3.5), gauge(1))
+    expected = [
+        "a_total 5.0",
+        'h_bucket{le="1.0",x="1"} 1.0',
+        'h_bucket{le="+Inf",x="1"} 2.0',
+        'h_count{x="1"} 2.0',
+        'h_sum{x="1"} 3.5',
+    ]
+    assert pages.fetch() == expected
+    assert pages.fetch(gauge(2)) == ["g 2", *expected]
+
+
+def test_the_caller_tells_of_a_restart_that_the_page_does_not_show(pages: Pages) -> None:
+    pages.fetch(counter(5))
+    assert pages.fetch(counter(5), restarted=True) == ["a_total 10.0"]
+    assert pages.fetch(counter(6), restarted=True) == ["a_total 16.0"]
+    assert pages.fetch(counter(7)) == ["a_total 17.0"]
+
+
+def test_told_of_before_anything_was_seen_it_changes_nothing(pages: Pages) -> None:
+    assert pages.fetch(counter(5), restarted=True) == ["a_total 5"]
+
+
+def test_a_sum_that_falls_is_no_restart(pages: Pages) -> None:
+    pages.fetch(histogram({"1.0": 1, "+Inf": 1}, 5))
+    assert pages.fetch(histogram({"1.0": 2, "+Inf": 2}, -3))[-1] == 'h_sum{x="1"} -3'
+
+
+def test_gauges_and_what_has_no_type_are_those_of_now(pages: Pages) -> None:
+    pages.fetch(counter(5), gauge(8), "free 3\n")
+    assert pages.fetch(counter(0), gauge(1), "free 2\n") == ["a_total 5.0", "g 1", "free 2"]
+    assert pages.fetch(counter(0)) == ["a_total 5.0"]
+
+
+def test_of_a_summary_the_quantiles_are_those_of_now(pages: Pages) -> None:
+    page = '# TYPE s summary\ns{quantile="0.5"} %s\ns_count %s\ns_sum 1.5\n'
+    pages.fetch(page % (9, 4))
+    assert pages.fetch(page % (2, 1)) == ['s{quantile="0.5"} 2', "s_count 5.0", "s_sum 3.0"]
+    assert lines(pages.totals.kept()) == ["s_count 5.0", "s_sum 3.0"]
+    assert pages.fetch() == ["s_count 5.0", "s_sum 3.0"]
+
+
+def test_a_summary_that_comes_back_without_its_count_begins_anew(pages: Pages) -> None:
+    """A count of before among quantiles of now would be behind another label set's."""
+    begin = "# TYPE s summary\n"
+    of = 's{{quantile="0.5",x="{0}"}} 1\n'.format
+    pages.fetch(begin + of(1) + 's_count{x="1"} 2\ns_sum{x="1"} 2\n')
+    shown = ['s{quantile="0.5",x="1"} 1', 's{quantile="0.5",x="2"} 1']
+    assert pages.fetch(begin + of(1) + of(2)) == shown
+    pages.fetch(begin + 's_count{x="3"} 4\ns_sum{x="3"} 4\n')
+    assert pages.fetch(begin + of(1)) == [shown[0], 's_count{x="3"} 4.0', 's_sum{x="3"} 4.0']
+    assert pages.fetch() == ['s_count{x="3"} 4.0', 's_sum{x="3"} 4.0']  # without quantiles of then
+
+
+def test_a_histogram_with_other_bounds_begins_anew(pages: Pages) -> None:
+    pages.fetch(counter(1), histogram({"1.0": 3, "+Inf": 9}))
+    new = histogram({"2.0": 1, "+Inf": 2})
+    shown = ["a_total 1.0", *lines(parse(new.encode()))]
+    assert pages.fetch(counter(0), new) == shown
+    assert pages.fetch(counter(0), new) == shown
+    pages.fetch(counter(0), histogram({"2.0": 1, "+Inf": 1}))  # and goes on from there
+    assert 'h_bucket{le="+Inf",x="1"} 3.0' in lines(pages.shown)
+
+
+def test_other_label_sets_of_it_stay(pages: Pages) -> None:
+    other = 'h_bucket{le="+Inf",x="2"} 7\nh_count{x="2"} 7\nh_sum{x="2"} 7\n'
+    pages.fetch(histogram({"1.0": 3, "+Inf": 9}) + other)
+    shown = pages.fetch(histogram({"2.0": 1, "+Inf": 2}))
+    assert shown[-3:] == ['h_bucket{le="+Inf",x="2"} 7.0', 'h_count{x="2"} 7.0', 'h_sum{x="2"} 7.0']
+    assert 'h_bucket{le="+Inf",x="1"} 2' in shown
+
+
+def test_a_family_that_comes_back_with_another_type_is_the_new_one_alone(pages: Pages) -> None:
+    pages.fetch(counter(5), counter(1, name="b_total"))
+    new = gauge(1, "a_total")
+    assert pages.fetch(new, counter(0, name="b_total")) == ["a_total 1", "b_total 1.0"]
+    assert pages.fetch(counter(0, name="b_total")) == ["b_total 1.0"]
+
+
+@pytest.mark.parametrize("value", ["NaN", "+Inf", "-Inf"])
+def test_what_is_not_finite_is_shown_and_the_number_before_it_counts(
+    pages: Pages, value: str
+) -> None:
+    pages.fetch(counter(5))
+    pages.fetch(counter(value))
+    assert pages.fetch(counter(3)) == ["a_total 8.0"]
+    assert pages.fetch(counter(value)) == [f"a_total {value}"]
+    assert pages.fetch(counter(1), restarted=True) == ["a_total 9.0"]
+
+
+def test_what_stays_infinite_is_no_restart_again_and_again(pages: Pages) -> None:
+    pages.fetch(counter(5), counter(1, name="b_total"))
+    for value in (2, 3, 4):
+        page = counter("-Inf"), counter(value, name="b_total")
+        assert pages.fetch(*page) == ["a_total -Inf", f"b_total {value}"]
+
+
+def test_a_sum_of_nan_costs_no_counts(pages: Pages) -> None:
+    pages.fetch(histogram({"1.0": 1, "+Inf": 2}, "NaN"))
+    assert pages.fetch(histogram({"1.0": 0, "+Inf": 1}, 0.5)) == [
+        'h_bucket{le="1.0",x="1"} 1.0',
+        'h_bucket{le="+Inf",x="1"} 3.0',
+        'h_count{x="1"} 3.0',
+        'h_sum{x="1"} 0.5',
+    ]
+
+
+def test_buckets_around_one_that_is_nan_stay_a_histogram(pages: Pages) -> None:
+    pages.fetch(histogram({"1.0": 1, "2.0": 2, "+Inf": 3}))
+    page = histogram({"1.0": 7, "2.0": 8, "+Inf": 9}).replace(" 8\n", " NaN\n")
+    pages.fetch(page)
+    shown = pages.fetch(histogram({"1.0": 0, "2.0": 0, "+Inf": 0}))
+    assert [line.rpartition(" ")[2] for line in shown[:4]] == ["1.0", "2.0", "3.0", "3.0"]
+
+
+def test_numbers_too_large_for_each_other_do_not_poison(pages: Pages) -> None:
+    pages.fetch(counter(1.7e308))
+    pages.fetch(counter(1.6e308))
+    assert pages.fetch(counter(1))[0] == "a_total 1.7e+308"
+
+
+def test_the_order_of_labels_does_not_matter(pages: Pages) -> None:
+    pages.fetch(counter(5, '{x="1",y="2"}'))
+    assert pages.fetch(counter(1, '{y="2",x="1"}')) == ['a_total{x="1",y="2"} 6.0']
+
+
+def test_label_values_may_look_like_anything(pages: Pages) -> None:
+    labels = r'{a="} 1 # {x=\"1\"} 2",b="\\",c="x,le=",d="é"}'
+    pages.fetch(counter(5, labels))
+    assert pages.fetch(counter(1, labels)) == [f"a_total{labels} 6.0"]
+
+
+def test_large_totals_are_written_as_all_numbers_are(pages: Pages) -> None:
+    pages.fetch(counter(999_999))
+    assert pages.fetch(counter(1)) == ["a_total 1e+06"]
+
+
+def test_what_did_not_change_is_the_same_object(pages: Pages) -> None:
+    first = [counter(5), counter(2, name="b_total"), counter(0, name="c_total"), gauge(1)]
+    pages.fetch(*first)
+    zero = pages.shown[2]
+    pages.fetch(counter(1), *first[2:])
+    assert [family.name for family in pages.shown] == ["a", "c", "g", "b"]
+    assert pages.shown[1] is zero
+    before, kept = pages.shown, pages.totals.kept()
+    pages.fetch(counter(1), *first[2:])
+    assert pages.shown is before
+    assert pages.totals.kept() is kept
+    pages.fetch(counter(2), *first[2:])
+    same = [one is other for one, other in zip(pages.shown, before, strict=True)]
+    assert same == [False, True, True, True]
+
+
+def test_a_total_that_reads_the_same_after_a_restart_is_the_same_object(pages: Pages) -> None:
+    pages.fetch(counter(5.0))
+    before = pages.shown
+    pages.fetch(counter(0.0))
+    assert pages.shown == before  # families are equal to themselves only
+
+
+def test_what_is_missing_is_found_by_the_names_of_its_samples(pages: Pages) -> None:
+    pages.fetch(histogram({"1.0": 1, "+Inf": 2}))
+    pages.fetch()
+    assert pages.shown[0].sample_names == {"h_bucket", "h_count", "h_sum"}
+
+
+def test_equal_families_that_are_others_count_as_the_same() -> None:
+    totals = Totals()
+    totals.update(parse(counter(5).encode()))
+    before = totals.update(parse(counter(1).encode()))
+    assert totals.update(parse(counter(1).encode())) is before
+
+
+def test_what_is_kept_of_an_engine_that_is_gone(pages: Pages) -> None:
+    assert pages.totals.kept() == ()
+    pages.fetch(counter(5), gauge(1), "free 3\n")
+    assert pages.totals.kept() == pages.shown[:1]
+    pages.fetch(counter(1), gauge(1), "free 3\n")
+    assert lines(pages.totals.kept()) == ["a_total 6.0"]
+
+
+def test_exemplars_and_timestamps_stay_and_both_formats_agree() -> None:
+    pages = Pages(openmetrics=True)
+    page = (
+        "# TYPE a counter\n"
+        'a_total{x="1"} %s 1.5 # {t="} 1"} 0.25 1.0\n'
+        "# TYPE h histogram\n"
+        'h_bucket{le="+Inf"} %s # {t="u"} 0.5\nh_count %s\nh_sum 0.5\n'
+    )
+    pages.fetch(page % (5, 3, 3))
+    assert pages.fetch(page % (1, 2, 2)) == [
+        'a_total{x="1"} 6.0 1500',
+        'h_bucket{le="+Inf"} 5.0',
+        "h_count 5.0",
+        "h_sum 1.0",
+    ]
+    assert lines(pages.shown, openmetrics=True) == [
+        'a_total{x="1"} 6.0 1.5 # {t="} 1"} 0.25 1.0',
+        'h_bucket{le="+Inf"} 5.0 # {t="u"} 0.5',
+        "h_count 5.0",
+        "h_sum 1.0",
+    ]
+    pages.fetch("# TYPE a counter\n" + 'a_total{x="2"} 1 # {} 1\n')
+    assert lines(pages.shown, openmetrics=True)[:2] == [
+        'a_total{x="2"} 1 # {} 1',
+        'a_total{x="1"} 6.0',
+    ]
+    assert lines(pages.shown)[:2] == ['a_total{x="2"} 1', 'a_total{x="1"} 6.0']
+
+
+BOUNDS = ("0.5", "2.0", "+Inf")
+SERIES = [f'{{x="{x}"}}' for x in "12}"]
+
+
+@dataclass
+class Engine:
+    """Counts, and says so on a page; what was never counted is not on it."""
+
+    counters: dict[str, float] = field(default_factory=dict)
+    histograms: dict[str, list[float]] = field(default_factory=dict)
+
+    def count(self, labels: str, amount: float) -> None:
+        self.counters[labels] = self.counters.get(labels, 0.0) + amount
+
+    def observe(self, labels: str, value: float) -> None:
+        self.histograms.setdefault(labels, []).append(value)
+
+    def samples(self) -> dict[str, float]:
+        """The cumulative ones."""
+        found = {f"a_total{labels}": value for labels, value in self.counters.items()}
+        for labels, values in self.histograms.items():
+            for bound in BOUNDS:
+                series = f'h_bucket{{le="{bound}",{labels[1:]}'
+                found[series] = float(sum(value <= float(bound) for value in values))
+            found[f"h_count{labels}"] = float(len(values))
+            found[f"h_sum{labels}"] = sum(values)
+        return found
+
+    def page(self, *, openmetrics: bool) -> bytes:
+        end = "# EOF\n" if openmetrics else ""
+        exemplar = ' # {t="# {"} 1.0' if openmetrics else ""
+        pieces = ["# TYPE g gauge\n", f"g {len(self.counters)}\n"]
+        for name, kind in (("a" if openmetrics else "a_total", "counter"), ("h", "histogram")):
+            pieces.append(f"# TYPE {name} {kind}\n")
+            for series, value in self.samples().items():
+                if series[0] == name[0]:
+                    behind = exemplar if series.startswith(("a", "h_bucket")) else ""
+                    pieces.append(f"{series} {value}{behind}\n")
+        return ("".join(pieces) + end).encode()
+
+
+QUARTERS = st.integers(0, 2**20).map(lambda number: number / 4)
+EVENTS = st.lists(
+    st.tuples(st.just("count"), st.sampled_from(SERIES), QUARTERS)
+    | st.tuples(st.just("observe"), st.sampled_from(SERIES), QUARTERS | st.just(0.25))
+    | st.tuples(st.sampled_from(["fetch", "restart", "told"]), st.just(""), st.just(0.0)),
+    max_size=40,
+)
+
+
+def visible(before: dict[str, float], now: dict[str, float]) -> bool:
+    """Whether the page alone shows a restart."""
+    return any(
+        series not in now or (now[series] < value and not series.startswith("h_sum"))
+        for series, value in before.items()
+    )
+
+
+@given(EVENTS, st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_totals_are_the_true_sums_since_the_beginning(
+    events: list[tuple[str, str, float]], openmetrics: bool
+) -> None:
+    totals, parser = Totals(), OpenMetricsParser() if openmetrics else TextParser()
+    whole, engine = Engine(), Engine()
+    last: dict[str, float] = {}
+    told = restarted = False
+    for event, labels, amount in [*events, ("fetch", "", 0.0)]:
+        if event == "count":
+            whole.count(labels, amount)
+            engine.count(labels, amount)
+        elif event == "observe":
+            whole.observe(labels, amount)
+            engine.observe(labels, amount)
+        else:
+            now = engine.samples()
+            told |= restarted and not visible(last, now)
+            families = totals.update(
+                parser.parse(engine.page(openmetrics=openmetrics)), restarted=told
+            )
+            last, told, restarted = now, False, False
+            check(families, whole, len(engine.counters))
+            check(totals.kept(), whole, None)
+            if event != "fetch":
+                engine, restarted, told = Engine(), True, event == "told"
+
+
+@st.composite
+def other_pages(draw: st.DrawFn) -> str:
+    """One page of an engine of any version: other bounds, types and label sets."""
+    pieces = []
+    if draw(st.booleans()):
+        pieces.append("# TYPE h histogram\n")
+        for x in draw(st.sets(st.sampled_from("12"))):
+            total = 0
+            for bound in (*sorted(draw(st.sets(st.sampled_from(["0.5", "1.0", "2.0"])))), "+Inf"):
+                total += draw(st.integers(0, 3))
+                pieces.append(f'h_bucket{{le="{bound}",x="{x}"}} {total}\n')
+            if draw(st.booleans()):
+                pieces.append(f'h_count{{x="{x}"}} {total}\nh_sum{{x="{x}"}} {total}\n')
+    if draw(st.booleans()):
+        pieces.append("# TYPE s summary\n")
+        for x in draw(st.sets(st.sampled_from("12"))):
+            value = draw(st.integers(0, 3))
+            if draw(st.booleans()):
+                pieces.append(f's{{quantile="0.5",x="{x}"}} {value}\n')
+            if draw(st.booleans()):
+                pieces.append(f's_count{{x="{x}"}} {value}\ns_sum{{x="{x}"}} {value}\n')
+    kind, name = draw(st.sampled_from([("counter", "t"), ("gauge", "t_total"), ("gauge", "t")]))
+    sample = "t_total" if kind == "counter" else name
+    pieces.append(f"# TYPE {name} {kind}\n{sample} {draw(st.integers(0, 3))}\n")
+    return "".join(pieces) + "# EOF\n"
+
+
+@given(st.lists(st.tuples(other_pages(), st.booleans()), max_size=6))
+@settings(max_examples=100, deadline=None)
+def test_whatever_comes_back_the_page_is_valid(pages: list[tuple[str, bool]]) -> None:
+    totals, parser = Totals(), OpenMetricsParser()
+    for page, restarted in pages:
+        families = parser.parse(page.encode())
+        shown = totals.update(families, restarted=restarted)
+        assert {family.name for family in families} <= {family.name for family in shown}
+        for valid in (shown, totals.kept()):
+            OpenMetricsParser().parse(render(valid, openmetrics=True))
+            list(read_openmetrics(render(valid, openmetrics=True).decode()))
+            TextParser().parse(render(valid))
+
+
+def check(families: Sequence[Family], whole: Engine, gauge: int | None) -> None:
+    """That families have the totals of `whole`, and are a valid page of both formats."""
+    expected = whole.samples() | ({} if gauge is None else {"g": float(gauge)})
+    assert written(families) == expected
+    page = render(families, openmetrics=True)
+    assert render(OpenMetricsParser().parse(page), openmetrics=True) == page
+    for read in (read_text(render(families).decode()), read_openmetrics(page.decode())):
+        found = [(s.name, s.labels, s.value) for metric in read for s in metric.samples]
+        assert len(found) == len(expected)
+        assert sorted(value for *_, value in found) == sorted(expected.values())
+
+
+def written(families: Sequence[Family]) -> dict[str, float]:
+    samples = [line.rpartition(" ") for line in lines(families)]
+    found = {series: float(value) for series, _, value in samples}
+    assert len(found) == len(samples)
+    return found
