@@ -14,7 +14,7 @@ FLOORS = (
     {"__main__", "sglang", "frontend.__main__", "mocker.__main__"},
     {"cli"},
     {"demo"},
-    {"frontend", "worker", "mocker", "tiny_model"},
+    {"frontend", "worker", "exporter", "mocker", "tiny_model"},
     {"engines"},
     {"runtime"},
     {"metrics"},

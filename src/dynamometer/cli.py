@@ -16,6 +16,7 @@ from dynamometer.logs import printable
 _COMMANDS = {
     "frontend": ("dynamometer.frontend.command", "OpenAI-compatible HTTP in front of all workers"),
     "sglang": ("dynamometer.worker.command", "a worker: SGLang, its endpoint, its /metrics"),
+    "exporter": ("dynamometer.exporter.command", "the page alone, beside an engine that runs"),
     "mocker": ("dynamometer.mocker.command", "a simulated engine, for tests and dashboards"),
     "tiny-model": ("dynamometer.tiny_model", "make a tiny random model, for trying things out"),
     "demo": ("dynamometer.demo", "all of it at once, on real input, with what the page says"),
@@ -87,6 +88,8 @@ def _help() -> str:
             "  dyno frontend                                    # in one terminal",
             "  dyno sglang --model MODEL --enable-metrics       # in another",
             "  curl localhost:8081/metrics                      # everything, on one page",
+            "or, beside an SGLang that runs already:",
+            "  dyno exporter",
         ]
     )
 

@@ -31,6 +31,8 @@ class labels:  # noqa: N801
     ROUTE: Final = "endpoint"
     REQUEST_TYPE: Final = "request_type"
     STATUS: Final = "status"
+    # The name that the user of an exporter has given an engine.
+    ENGINE: Final = "engine"
     SOURCE: Final = "source"
     REASON: Final = "reason"
 
@@ -75,6 +77,12 @@ class scrape:  # noqa: N801
     """Families about the page itself, whole names."""
 
     ERRORS_TOTAL: Final = "dynamometer_engine_scrape_errors_total"
+
+
+class engine_state:  # noqa: N801
+    """Families about the engine, whole names."""
+
+    UP: Final = "dynamometer_engine_up"
 
 
 class request_type:  # noqa: N801

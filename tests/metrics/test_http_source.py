@@ -107,7 +107,7 @@ async def test_a_page_that_is_gone_for_two_intervals_takes_its_families_along(
 
 
 async def test_nobody_there_is_counted(source: HttpSource, engine: Engine) -> None:
-    source._url = f"http://127.0.0.1:{addresses.free_port()}/metrics"
+    source.url = f"http://127.0.0.1:{addresses.free_port()}/metrics"
     await source.fetch()
     assert source.errors == {"unreachable": 1}
     del engine

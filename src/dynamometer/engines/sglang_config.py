@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 
 def with_file(arguments: Sequence[str]) -> list[str]:
     """The words of the file that `--config` names, then `arguments`: as SGLang reads them.
@@ -20,6 +18,8 @@ def with_file(arguments: Sequence[str]) -> list[str]:
     words = list(arguments)
     if "--config" not in words[:-1]:
         return words
+    import yaml  # a megabyte, and few need it
+
     try:
         text = Path(words[words.index("--config") + 1]).read_text(encoding="utf-8")
         content = yaml.safe_load(text)

@@ -23,6 +23,7 @@ import psutil
 from dynamometer.exporter import finder, processes
 from dynamometer.exporter.finder import Running
 from dynamometer.exporter.health import Health, HealthCheck
+from dynamometer.exporter.own_page import OwnPage
 from dynamometer.exporter.source import FilesSource
 from dynamometer.exposition.totals import Totals
 from dynamometer.metrics.http_source import HttpSource
@@ -33,7 +34,6 @@ from dynamometer.runtime.record import State
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS: Final = 1.0
-_PROBE_SECONDS: Final = 30.0
 # Without processes and URL: files are looked at so often, and those that have not changed for so
 # long are a dead engine's.
 _READ_SECONDS: Final = 2.0
@@ -47,6 +47,7 @@ class Target:
 
     Attributes:
         name: what it is called on the page's own families and in the log.
+        named: whether the user has called it so.
         running: its first process, where it was found or its pid was given.
         directories: of its multiprocess files, where they were given.
         url: where it answers, without a path, where that was given.
@@ -54,10 +55,23 @@ class Target:
     """
 
     name: str
+    named: bool = False
     running: Running | None = None
     directories: tuple[str, ...] = ()
     url: str | None = None
     page_url: str | None = None
+
+    @property
+    def text(self) -> str:
+        """What it is, for the user."""
+        words = []
+        if self.running is not None:
+            model = f" serving {self.running.model}" if self.running.model else ""
+            words.append(
+                f"process {self.running.what} of {processes.user(self.running.process)}{model}"
+            )
+        url = self.url or (self.running.url if self.running is not None else None)
+        return ", ".join([*words, *self.directories, *([url] if url else [])])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +117,7 @@ class ExportedEngine:
         self._model = options.model or (target.running.model if target.running else "")
         self._check = self._new_check()
         self._files: FilesSource | None = None
-        self._fetched: HttpSource | None = None
-        self._page_has_more = target.running.page_has_more if target.running else None
-        self._probed = float("-inf")
+        self._own_page: OwnPage | None = None
         self._told: set[str] = set()
         self._readable = False
         self._read = float("-inf")
@@ -150,7 +162,6 @@ class ExportedEngine:
     def adopt(self, running: Running) -> None:
         """Go on with an engine that was started again."""
         self._running = running
-        self._page_has_more = running.page_has_more
         self._gone = False
         self._begin_again()
         self._check = self._new_check()
@@ -210,9 +221,9 @@ class ExportedEngine:
             if self._files is not None:
                 await asyncio.to_thread(self._files.retire)
         elif self._files is None or not self._files.paths:
-            await asyncio.to_thread(self._find_files, running)
+            await asyncio.to_thread(self._find_files)
 
-    def _find_files(self, running: Running) -> None:
+    def _find_files(self) -> None:
         found = finder.files_of(self._find_members())
         if found.denied:
             self._tell_denied(f"process {found.denied[0].pid}", processes.user(found.denied[0]))
@@ -299,8 +310,8 @@ class ExportedEngine:
         """It has ended: its totals stay, its gauges go. The first reason is the cause."""
         if not self._ended:
             self._ended = reason
-            if self._fetched is not None:
-                self._fetched.note_restart()
+            if self._own_page is not None:
+                self._own_page.source.note_restart()
         self._judge()
 
     def _begin_again(self) -> None:
@@ -352,55 +363,32 @@ class ExportedEngine:
 
     async def _watch_page(self) -> None:
         while True:
-            interval = LOOK_SECONDS
-            if self.url is not None and not self._ended and self._port_answers:
-                source = self._fetched or await self._new_fetched()
-                if await self._wants_page(source):
-                    await source.fetch()
-                    interval = 2.0
-            await asyncio.sleep(interval)
+            if self.url is not None and not self._ended and (self._port.well or self._answer.well):
+                self._own_page = self._own_page or await self._new_own_page(self.url)
+                await self._own_page.look(self._needs_page(), self._files)
+            await asyncio.sleep(LOOK_SECONDS)
 
-    @property
-    def _port_answers(self) -> bool:
-        return self._port.well or self._answer.well
-
-    async def _wants_page(self, source: HttpSource) -> bool:
-        """Whether the engine's page has what its files have not, as far as can be told."""
-        if self._fetched is not None:
+    def _needs_page(self) -> bool | None:
+        """Whether its files are not enough; None where that is to be found out."""
+        if self._files is None and self._running is not None and not self._was_ready:
+            return False  # they may come yet
+        if self._files is None or not self._readable:
             return True
-        files = self._files
-        wanted = files is None or not self._readable or bool(self._page_has_more)
-        if files is None and self._running is not None and not self._was_ready:
-            return False  # its files may come yet
-        if files and not wanted and self._page_has_more is None and self._is_time_to_probe():
-            await source.fetch()
-            await asyncio.to_thread(files.families)
-            wanted = bool(source.names() - files.names())
-        if wanted:
-            self._fetched = source
-            self._page.add(source)
-            logger.info("%s: its own page is fetched too: %s", self.name, source.url)
-        return wanted
+        return self._running.page_has_more if self._running is not None else None
 
-    def _is_time_to_probe(self) -> bool:
-        now = time.monotonic()
-        if now - self._probed < _PROBE_SECONDS:
-            return False
-        self._probed = now
-        return True
-
-    async def _new_fetched(self) -> HttpSource:
+    async def _new_own_page(self, url: str) -> OwnPage:
         if not self._model and self._check is not None:
             self._model = await self._check.model()
-        return HttpSource(
+        source = HttpSource(
             f"{self.name}_http",
-            self._target.page_url or f"{self.url}/metrics",
+            self._target.page_url or f"{url}/metrics",
             session=self._session,
             owner=self.name,
             prefixes=self._options.prefixes,
             labels=self._labels(),
             totals=Totals(),
         )
+        return OwnPage(source, self._page)
 
     def _labels(self) -> Mapping[str, str]:
         constant = self._options.constant

@@ -61,7 +61,7 @@ class HttpSource:
         self.name = name
         self.owner = owner or name
         self.errors: Counter[str] = Counter()
-        self._url = url
+        self.url = url
         self._session = session
         self._interval = interval
         self._deadline = deadline
@@ -86,9 +86,14 @@ class HttpSource:
         """Say that the engine has ended: a page that is asked for from now on is of another one.
 
         To be called before the next engine answers. A page that is on its way just now is left
-        out: it can be of either.
+        out: it can be of either. What is no total leaves at once.
         """
         self._restarts += 1
+        self._fetched = float("-inf")
+
+    def names(self) -> frozenset[str]:
+        """The families that it has, by the names that the text format has."""
+        return frozenset(family.metadata.text_name for family in self.families())
 
     async def run(self) -> None:
         """Fetch the page at each interval, for ever."""
@@ -101,7 +106,7 @@ class HttpSource:
         restarts = self._restarts
         try:
             async with asyncio.timeout(self._deadline):
-                async with self._session.get(self._url) as answer:
+                async with self._session.get(self.url) as answer:
                     page = await answer.read()
             if answer.status != 200:
                 self._note("status", f"answers {answer.status}")
@@ -118,7 +123,7 @@ class HttpSource:
         else:
             self._fetched = time.monotonic()
             if self._fault:
-                logger.info("%s is there again", self._url)
+                logger.info("%s is there again", self.url)
             self._fault = ""
 
     def _parse(self, page: bytes, restarts: int) -> tuple[Sequence[Family], Sequence[Family]]:
@@ -134,4 +139,4 @@ class HttpSource:
         self.errors[reason] += 1
         if self._fault != reason:
             self._fault = reason
-            logger.warning("metrics of %s: %s: %s", self.name, self._url, message)
+            logger.warning("metrics of %s: %s: %s", self.name, self.url, message)

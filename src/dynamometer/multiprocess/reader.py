@@ -73,6 +73,7 @@ class Reader:
         self._again: list[MultiprocessFile] = []
         self._replan = False
         self._changed = True
+        self._before = np.empty(0)  # the cells' values before files ended in this reading
         self._reading = Reading([], self._cells)
         self._aggregation = Aggregation(self._reading.cells, self._cells)
 
@@ -91,7 +92,7 @@ class Reader:
 
     def steps(self) -> Iterator[None]:
         """One reading; it is complete when the iterator ends, and in between nothing shows."""
-        before = self._cells.values.copy() if self._keep_totals else None
+        self._before = np.empty(0)
         unread = self._follow_files()
         yield
         for _ in range(_ROUNDS):
@@ -103,8 +104,8 @@ class Reader:
             if not unread:
                 break
         self._table.forget_keys()
-        if before is not None and self._changed:
-            self._mend_totals(before)
+        if self._before.size:
+            self._mend_totals(self._before)
         yield
         yield from self._show()
         self._faults.note(self._all_faults())
@@ -237,6 +238,8 @@ class Reader:
         """Give up a file that went or was replaced, and keep what it had counted if told to."""
         self._replan = True
         if self._keep_totals and file.name.type != "gauge":
+            if not self._before.size:
+                self._before = self._cells.values.copy()
             cells, counted, baseline, used = (
                 file.cells,
                 self._counted(file),
@@ -291,7 +294,8 @@ class Reader:
         """
         cells = self._cells
         self._aggregation.apply(self._reading.values, self._reading.timestamps)
-        short = np.flatnonzero(cells.based & (cells.values < before))
+        known = before.size  # others have come since
+        short = np.flatnonzero(cells.based[:known] & (cells.values[:known] < before))
         for _ in range(_LAST_BITS):
             if not short.size:
                 return

@@ -1,0 +1,219 @@
+"""An exporter, put together: the page first, then the engines, as they are found."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+from aiohttp import web
+from prometheus_client import Gauge
+
+from dynamometer.errors import DiscoveryError
+from dynamometer.exporter import finder, processes
+from dynamometer.exporter.engine import EngineOptions, ExportedEngine, Target
+from dynamometer.exporter.targets import Given, targets
+from dynamometer.metrics.instruments import process_metrics, registry
+from dynamometer.metrics.page import MetricsPage
+from dynamometer.names import engine_state, labels
+from dynamometer.runtime import addresses, relay, system
+from dynamometer.runtime.discovery.file import FileDiscovery
+from dynamometer.runtime.discovery.interface import Registration
+from dynamometer.runtime.endings import Stop
+from dynamometer.runtime.identity import hexadecimal, new_id
+from dynamometer.runtime.record import Record, Role, State
+from dynamometer.runtime.servers import serving
+
+logger = logging.getLogger(__name__)
+
+# How often the processes of this machine are looked through: where an engine is missed, and
+# otherwise, for engines that were started since.
+_SEARCH_SECONDS: Final = 2.0
+_LOOK_AROUND_SECONDS: Final = 15.0
+# Less than the 5 s after which SGLang's HTTP server closes an idle connection.
+_ENGINE_KEEPALIVE_SECONDS: Final = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExporterOptions:
+    """What an exporter is told, by flags and environment; `system_port` as a worker's."""
+
+    given: Given
+    engine: EngineOptions
+    system_host: str
+    system_port: int | None
+    namespace: str
+    component: str
+    endpoint: str
+    runtime_labels: bool
+    discovery_directory: Path | None
+
+
+async def serve(options: ExporterOptions) -> None:
+    """Run an exporter until a signal asks it to end.
+
+    Raises:
+        DynamometerError: something that it needs cannot be had; says what.
+    """
+    stop = Stop()
+    async with AsyncExitStack() as stack:
+        meant = targets(options.given)
+        listener = system.listen(options.system_host, options.system_port)
+        session = await stack.enter_async_context(
+            relay.client(keepalive_seconds=_ENGINE_KEEPALIVE_SECONDS)
+        )
+        exporter = _Exporter(options, session)
+        stack.callback(exporter.close)
+        record = exporter.record
+        if listener is not None:
+            record = replace(record, system_url=addresses.url(listener))
+            await stack.enter_async_context(serving(exporter.application(), listener))
+            logger.info("metrics and health: %s/metrics, /health", record.system_url)
+        discovery = FileDiscovery(options.discovery_directory)
+        registration = await stack.enter_async_context(discovery.register(record))
+        asked = asyncio.create_task(stop.asked.wait())
+        running = asyncio.create_task(exporter.run(meant, registration, record))
+        await asyncio.wait({asked, running}, return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=stop.asked.is_set())
+
+
+class _Exporter:
+    def __init__(self, options: ExporterOptions, session: aiohttp.ClientSession) -> None:
+        self._options = options
+        self._session = session
+        self._searches = not options.given
+        self._engines: dict[str, ExportedEngine] = {}
+        self._id = new_id()
+        self._group = asyncio.TaskGroup()
+        self._told_others = False
+        instruments = registry()
+        process_metrics(instruments, hexadecimal(self._id))
+        self._page = MetricsPage(instruments)
+        self._up = Gauge(
+            engine_state.UP,
+            "Whether the engine is ready: 1, or 0",
+            (labels.ENGINE, labels.WORKER_ID),
+            registry=instruments,
+        )
+        self.record = Record(
+            role=Role.EXPORTER,
+            id=self._id,
+            namespace=options.namespace,
+            component=options.component,
+            endpoint=options.endpoint,
+            since=time.time(),
+        )
+
+    def application(self) -> web.Application:
+        status = system.SystemStatus(
+            self._state,
+            lambda: {name: engine.state for name, engine in self._engines.items()},
+            self._reasons,
+        )
+        return system.application(self._page, status)
+
+    def close(self) -> None:
+        for engine in self._engines.values():
+            engine.close()
+
+    async def run(self, meant: list[Target], registration: Registration, record: Record) -> None:
+        async with self._group:
+            for target in meant:
+                self._add(target)
+            await self._search()
+            self._group.create_task(self._search_on())
+            self._group.create_task(self._tell(registration, record))
+
+    def _state(self) -> State:
+        states = [engine.state for engine in self._engines.values()]
+        if states and all(state is State.READY for state in states):
+            return State.READY
+        return State.FAILED if State.FAILED in states else State.STARTING
+
+    def _reasons(self) -> Mapping[str, str]:
+        if not self._engines:
+            return {"engines": self._nothing()}
+        return {name: engine.reason for name, engine in self._engines.items() if engine.reason}
+
+    def _nothing(self) -> str:
+        return f"no SGLang was found among the processes of {getpass.getuser()}"
+
+    def _add(self, target: Target) -> None:
+        options = self._options
+        identity = hexadecimal(new_id() if self._engines else self._id)
+        constant = {}
+        if options.runtime_labels:
+            constant = {
+                labels.NAMESPACE: options.namespace,
+                labels.COMPONENT: options.component,
+                labels.ENDPOINT: options.endpoint,
+                labels.WORKER_ID: identity,
+            }
+        if target.named:
+            constant[labels.ENGINE] = target.name
+        engine = ExportedEngine(
+            target, replace(options.engine, constant=constant), self._page, self._session
+        )
+        self._engines[target.name] = engine
+        self._up.labels(target.name, identity).set_function(
+            lambda: float(engine.state is State.READY)
+        )
+        logger.info("%s: %s", target.name, target.text)
+        self._group.create_task(engine.watch())
+
+    async def _search_on(self) -> None:
+        while True:
+            missed = not self._engines or any(e.lost for e in self._engines.values())
+            await asyncio.sleep(_SEARCH_SECONDS if missed else _LOOK_AROUND_SECONDS)
+            if missed or self._searches:
+                await self._search()
+
+    async def _search(self) -> None:
+        """Look for engines that were lost, and, where none was named, for new ones."""
+        lost = {engine.searched_name: engine for engine in self._engines.values() if engine.lost}
+        if not lost and not self._searches:
+            return
+        found, others = await asyncio.to_thread(finder.find)
+        for running in found:
+            engine = lost.get(running.name)
+            if engine is not None:
+                engine.adopt(running)
+            elif self._searches and running.name not in self._engines:
+                self._add(Target(name=running.name, running=running))
+        if not self._engines and not self._told_others:
+            self._told_others = True
+            self._tell_nothing([processes.user(process) for process in others])
+
+    def _tell_nothing(self, others: list[str]) -> None:
+        logger.warning(
+            "%s yet; looking again every %.0f s. --pid, --multiproc-dir or --engine-url name one",
+            self._nothing(),
+            _SEARCH_SECONDS,
+        )
+        if others:
+            logger.warning(
+                "there are engines of %s: run the exporter as that user or as root, or give "
+                "--engine-url",
+                ", ".join(sorted(set(others))),
+            )
+
+    async def _tell(self, registration: Registration, record: Record) -> None:
+        """Keep the record in discovery current."""
+        while True:
+            await asyncio.sleep(1.0)
+            state = self._state()
+            if state is not record.state:
+                record = replace(record, state=state, since=time.time())
+                try:
+                    await registration.update(record)
+                except DiscoveryError as error:
+                    logger.warning("%s; trying again", error)

@@ -1,0 +1,173 @@
+"""`dyno exporter`: its command line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from dynamometer import arguments, logs, settings
+from dynamometer.exporter import targets
+from dynamometer.exporter.app import ExporterOptions, serve
+from dynamometer.exporter.engine import EngineOptions
+from dynamometer.multiprocess.directory import DEFAULT_MAX_SERIES
+from dynamometer.names import label_value, name_prefix
+from dynamometer.runtime import loops
+
+_DESCRIPTION = """\
+The page alone, beside engines that somebody else started: /metrics with the engine's own
+families and the runtime's labels, /health and /live. Nothing of an engine is changed, and
+nothing is written where it writes.
+
+Without an option it finds the SGLang engines of this user (for root: of all users), by their
+processes, ports and files, and finds them again when they are started again.
+"""
+
+_EPILOG = """\
+examples:
+  dyno exporter
+  dyno exporter --engine-url http://127.0.0.1:30000
+  dyno exporter --multiproc-dir /metrics --engine-url http://127.0.0.1:30000   # a sidecar
+  dyno exporter --multiproc-dir a=/run/a --multiproc-dir b=/run/b              # two engines
+  dyno exporter --pid 4711 --prefix vllm: --prefix lmcache:
+
+/health is 200 when all engines are ready, else 503 with the reasons. Where the files of an
+engine can be read they are, at no cost to it; its own page is fetched in the background where
+they cannot, or where it has more.
+DYN_LOG=debug says more, DYN_LOGGING_JSONL=1 says it in JSON lines.
+"""
+
+
+def parser(program: str) -> argparse.ArgumentParser:
+    """The exporter's flags.
+
+    Args:
+        program: how the command was called, for its help.
+    """
+    result = arguments.parser(program, _DESCRIPTION, _EPILOG)
+    engine = result.add_argument_group(
+        "which engines (each flag may be given several times; NAME=... where there are several)"
+    )
+    engine.add_argument(
+        "--multiproc-dir",
+        action="append",
+        default=[],
+        type=targets.named,
+        metavar="[NAME=]DIR",
+        help="where an engine's processes write prometheus_client's multiprocess files",
+    )
+    engine.add_argument(
+        "--engine-url",
+        action="append",
+        default=[],
+        type=targets.named,
+        metavar="[NAME=]URL",
+        help="where an engine answers: for its health, and its own /metrics where it is needed; "
+        "with a path: the URL of the page itself",
+    )
+    engine.add_argument(
+        "--pid",
+        action="append",
+        default=[],
+        type=targets.named,
+        metavar="[NAME=]PID",
+        help="a process of an engine: its files and its port are looked for",
+    )
+    engine.add_argument(
+        "--health-path",
+        default="/health",
+        metavar="PATH",
+        help="what is asked for an engine's health (default: /health; '': only its port is "
+        "looked at)",
+    )
+    engine.add_argument(
+        "--health-interval",
+        type=arguments.checked(settings.seconds),
+        default=10.0,
+        metavar="SECONDS",
+        help="how often; 0: only until it is ready. Processes and ports are looked at each second "
+        "in any case (default: 10)",
+    )
+    engine.add_argument(
+        "--health-deadline",
+        type=arguments.checked(settings.rate),
+        default=10.0,
+        metavar="SECONDS",
+        help="how long an answer may take (default: 10)",
+    )
+    page = result.add_argument_group("the page")
+    page.add_argument(
+        "--prefix",
+        action="append",
+        metavar="PREFIX",
+        help="families whose name begins so are shown; may be given several times, '': all "
+        f"(default: {name_prefix.SGLANG})",
+    )
+    page.add_argument(
+        "--max-series",
+        type=arguments.checked(settings.count),
+        default=DEFAULT_MAX_SERIES,
+        metavar="N",
+        help="how many series of an engine's files are shown at most; what is left out is counted "
+        "and said (default: 200000)",
+    )
+    page.add_argument(
+        "--system-host", help="address of /metrics and /health (DYN_SYSTEM_HOST; 127.0.0.1)"
+    )
+    page.add_argument(
+        "--system-port",
+        type=arguments.checked(settings.system_port),
+        help="their port (DYN_SYSTEM_PORT; 8081, or any free one if that is taken)",
+    )
+    labels = result.add_argument_group("labels of the engines' series")
+    labels.add_argument(
+        "--model", default="", help="the label model (default: the name that the engine serves)"
+    )
+    labels.add_argument(
+        "--namespace",
+        type=arguments.checked(settings.name),
+        help="dynamo_namespace (DYN_NAMESPACE; dynamo)",
+    )
+    labels.add_argument(
+        "--component", type=arguments.checked(settings.name), default="backend", help="backend"
+    )
+    labels.add_argument(
+        "--endpoint", type=arguments.checked(settings.name), default="generate", help="generate"
+    )
+    labels.add_argument(
+        "--no-runtime-labels",
+        action="store_true",
+        help="leave dynamo_namespace, dynamo_component, dynamo_endpoint, model and worker_id off",
+    )
+    arguments.add_discovery(labels)
+    return result
+
+
+def main(argv: Sequence[str], program: str = "dyno exporter") -> int:
+    """Run an exporter until it is asked to end; the exit code.
+
+    Raises:
+        DynamometerError: with the message for the user.
+    """
+    own = parser(program).parse_args(list(argv))
+    environment = settings.read()
+    logs.set_up("exporter", level=environment.log_level, as_json=environment.log_json)
+    options = ExporterOptions(
+        given=targets.Given(pids=own.pid, directories=own.multiproc_dir, urls=own.engine_url),
+        engine=EngineOptions(
+            model=label_value(own.model),
+            prefixes=tuple(own.prefix or (name_prefix.SGLANG,)),
+            max_series=own.max_series,
+            health_path=own.health_path,
+            health_interval=own.health_interval,
+            health_deadline=own.health_deadline,
+        ),
+        system_host=own.system_host or environment.system_host,
+        system_port=environment.system_port if own.system_port is None else own.system_port,
+        namespace=own.namespace or environment.namespace or "dynamo",
+        component=own.component,
+        endpoint=own.endpoint,
+        runtime_labels=not own.no_runtime_labels,
+        discovery_directory=own.discovery or environment.discovery_directory,
+    )
+    loops.run(serve(options))
+    return 0

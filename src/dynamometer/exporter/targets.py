@@ -1,0 +1,110 @@
+"""Which engines the user means: `--pid`, `--multiproc-dir` and `--engine-url`, with names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+from urllib.parse import urlsplit
+
+from dynamometer.errors import SettingsError
+from dynamometer.exporter import finder
+from dynamometer.exporter.engine import Target
+
+UNNAMED: Final = "engine"
+_NAMED: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)=(.+)", re.DOTALL)
+
+
+class Named(NamedTuple):
+    """A flag's value; `name` is empty where it has none."""
+
+    name: str
+    value: str
+
+
+class Url(NamedTuple):
+    """Where an engine answers, without a path; and its own page."""
+
+    base: str
+    page: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """The flags, in the order given."""
+
+    pids: Sequence[Named] = ()
+    directories: Sequence[Named] = ()
+    urls: Sequence[Named] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.pids or self.directories or self.urls)
+
+
+def named(value: str) -> Named:
+    """`NAME=VALUE`, or `VALUE`."""
+    found = _NAMED.fullmatch(value)
+    return Named(found[1], found[2]) if found else Named("", value)
+
+
+def targets(given: Given) -> list[Target]:
+    """The engines that are meant; flags of one name mean one engine.
+
+    Raises:
+        SettingsError: a value is none of its kind, or two engines have one name.
+    """
+    names = dict.fromkeys(one.name for one in (*given.pids, *given.directories, *given.urls))
+    return [_target(name, given) for name in names]
+
+
+def _target(name: str, given: Given) -> Target:
+    pid = _only("--pid", name, given.pids)
+    url = _only("--engine-url", name, given.urls)
+    running = finder.look_at(_pid(pid)) if pid else None
+    where = _url(url) if url else None
+    return Target(
+        name=name or (running.name if running else UNNAMED),
+        named=bool(name),
+        running=running,
+        directories=tuple(
+            str(Path(one.value).absolute()) for one in given.directories if one.name == name
+        ),
+        url=where.base if where else None,
+        page_url=where.page if where else None,
+    )
+
+
+def _only(flag: str, name: str, values: Sequence[Named]) -> str:
+    found = [one.value for one in values if one.name == name]
+    if len(found) > 1:
+        raise SettingsError(
+            f"{flag} {found[0]} and {flag} {found[1]}: several engines need a name each, as in "
+            f"{flag} one={found[0]} {flag} two={found[1]}"
+        )
+    return found[0] if found else ""
+
+
+def _pid(text: str) -> int:
+    if not text.isdecimal() or len(text) > len(str(2**32)):
+        raise SettingsError(f"--pid {text}: must be the number of a process, or NAME=NUMBER")
+    return int(text)
+
+
+def _url(text: str) -> Url:
+    whole = text if "://" in text else f"http://{text}"
+    try:
+        parts = urlsplit(whole)
+        valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)
+    except ValueError:
+        valid = False
+    if not valid:
+        raise SettingsError(
+            f"--engine-url {text}: must be such as http://127.0.0.1:30000, or the whole URL of a "
+            "text page"
+        )
+    base = f"{parts.scheme}://{parts.netloc}"
+    path = parts.path.rstrip("/")
+    query = f"?{parts.query}" if parts.query else ""
+    return Url(base, f"{base}{path}{query}" if path else f"{base}/metrics{query}")
