@@ -121,6 +121,7 @@ class ExportedEngine:
         self._told: set[str] = set()
         self._readable = False
         self._read = float("-inf")
+        self._found = False  # all of its files
         self._gone = False
         self._ended = ""
         self._survivors: set[str] = set()
@@ -162,10 +163,9 @@ class ExportedEngine:
     def adopt(self, running: Running) -> None:
         """Go on with an engine that was started again."""
         self._running = running
-        self._gone = False
-        self._begin_again()
+        self._gone = self._found = False
+        self._begin_again(f"started again, process {running.what}")
         self._check = self._new_check()
-        logger.info("%s: started again, process %d", self.name, running.process.pid)
 
     def close(self) -> None:
         """Close its files."""
@@ -220,16 +220,18 @@ class ExportedEngine:
             self._end(f"process {running.what} has ended")
             if self._files is not None:
                 await asyncio.to_thread(self._files.retire)
-        elif self._files is None or not self._files.paths:
+        elif not self._found:
+            ready = self.state is State.READY  # its processes are all there, with their files
             await asyncio.to_thread(self._find_files)
+            self._found = ready
 
     def _find_files(self) -> None:
         found = finder.files_of(self._find_members())
         if found.denied:
             self._tell_denied(f"process {found.denied[0].pid}", processes.user(found.denied[0]))
-        elif self._was_ready and not found.directories:
+        elif self.state is State.READY and not found.directories:
             self._tell_once(f"{self.name}: its processes have no multiprocess files")
-        directories = found.directories or self._target.directories
+        directories = self._target.directories or found.directories
         if directories:
             self._follow(directories)
 
@@ -264,7 +266,8 @@ class ExportedEngine:
             await asyncio.to_thread(files.retire, ended)
             if writers.sglang or not writers.alive:
                 names = ", ".join(sorted(writer.what for writer in ended.values()))
-                self._end(f"process {names} has ended")
+                verb = "process {} has" if len(ended) == 1 else "processes {} have"
+                self._end(f"{verb.format(names)} ended")
                 self._survivors = set(writers.alive)
         if self._running is not None or not (self._ended or self._by_growth):
             return
@@ -314,12 +317,12 @@ class ExportedEngine:
                 self._own_page.source.note_restart()
         self._judge()
 
-    def _begin_again(self) -> None:
+    def _begin_again(self, how: str = "there is life in it again") -> None:
         if self._ended:
             self._ended = ""
             self._was_ready = False
             self._answer = _NOT_ASKED
-            logger.info("%s: there is life in it again", self.name)
+            logger.info("%s: %s", self.name, how)
 
     # Its health.
 

@@ -157,7 +157,7 @@ def _sglang(process: psutil.Process, arguments: Sequence[str]) -> Running:
     reachable = processes.shares_network(process)
     return Running(
         process=process,
-        what=processes.describe(process),
+        what=f"{process.pid} (SGLang)",
         engine=sglang.SGLang.name,
         model=names.label_value(model),
         url=_url(known.host or "", port) if reachable else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -77,6 +78,8 @@ class HealthCheck:
                     status = answer.status
         except TimeoutError:
             return Health(False, f"{url}: no answer within {self._deadline:g} s")
+        except aiohttp.ClientConnectorError as error:
+            return Health(False, f"{url}: {os.strerror(error.errno) if error.errno else error}")
         except _ERRORS as error:
             return Health(False, f"{url}: {error or type(error).__name__}")
         # What has no such route answers all the same.
