@@ -114,10 +114,10 @@ class FileTree:
 
 
 class FileList:
-    """Files that somebody names, in the order in which he does."""
+    """Files that somebody names, in the order in which he does, and as often."""
 
     def __init__(self, paths: Iterable[str]) -> None:
-        self._paths = list(paths)
+        self._paths = _distinct(paths)
         self.files: Mapping[str, int] = {}
         self.faults: Sequence[tuple[str, FileFault]] = ()
 
@@ -129,3 +129,15 @@ class FileList:
                 found[path] = Path(path).stat().st_ino
         self.files = found
         return True
+
+
+def _distinct(paths: Iterable[str]) -> Sequence[str]:
+    """Files are known by their paths: one that comes again is spelled with one more slash."""
+    distinct: dict[str, None] = {}
+    for path in paths:
+        spelled = path
+        while spelled in distinct:
+            head, slash, name = spelled.rpartition("/")
+            spelled = f"{head}{slash or './'}/{name}"
+        distinct[spelled] = None
+    return list(distinct)
