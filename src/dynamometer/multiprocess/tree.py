@@ -7,6 +7,7 @@ showing it, so such a listing is not trusted and made again.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ from dynamometer.multiprocess.filename import SUFFIX
 _FINE_TICK_NS: Final = 100_000_000
 _COARSE_TICK_NS: Final = 2_000_000_000
 _SECOND_NS: Final = 1_000_000_000
+# What the reader or the machine lacks, which says nothing about the directory.
+_OURS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class FileSource(Protocol):
@@ -50,7 +53,8 @@ class _Directory:
 class FileTree:
     """The files whose name ends with `.db`, in a directory and the tree below it.
 
-    Directories are not followed through links; names that begin with a dot are left out.
+    Directories are not followed through links; names that begin with a dot are left out. Of one
+    that cannot be listed for want of descriptors or memory, what was known stays.
     """
 
     def __init__(self, path: str, *, recursive: bool = True) -> None:
@@ -89,7 +93,10 @@ class FileTree:
                 continue
             except OSError as error:
                 self.faults.append((path, of_os_error(error)))
-                continue
+                before = known.get(path)
+                if before is None or error.errno not in _OURS:
+                    continue
+                self._known[path] = directory = before
             yield path
             if self._recursive:
                 waiting.extend(directory.directories)
