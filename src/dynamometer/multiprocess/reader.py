@@ -14,21 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamometer.exposition.families import Family
+from dynamometer.multiprocess import totals
 from dynamometer.multiprocess.aggregate import Aggregation
 from dynamometer.multiprocess.cells import Cells
 from dynamometer.multiprocess.faults import FaultLog, FileFault, Reason
 from dynamometer.multiprocess.file import MultiprocessFile
-from dynamometer.multiprocess.files import OpenFiles, unlink
+from dynamometer.multiprocess.files import OpenFiles
 from dynamometer.multiprocess.page import LINES_PER_UPDATE, Page
 from dynamometer.multiprocess.reading import Reading, UnreadableError
-from dynamometer.multiprocess.retired import RetiredFile, RetiredFiles
+from dynamometer.multiprocess.retired import RetiredFiles
 from dynamometer.multiprocess.series import LeftOutError, SeriesTable
 from dynamometer.multiprocess.tree import FileSource
 
 KEYS_PER_STEP: Final = 64
 # A file that grows while it is read is followed this often; the rest comes the next time.
 _ROUNDS: Final = 3
-_LAST_BITS: Final = 4
 
 
 class Reader:
@@ -59,10 +59,8 @@ class Reader:
         self._tree = tree
         self._accumulate = accumulate
         self._faults = FaultLog()
-        self._not_removed: list[tuple[str, Reason, str]] = []
         self._files = OpenFiles()
         self._retired = RetiredFiles()
-        self._awakened: dict[str, RetiredFile] = {}
         self._cells = Cells()
         self._table = SeriesTable(self._cells, labels, max_series=max_series, accumulate=accumulate)
         self._page = Page(self._cells)
@@ -107,11 +105,12 @@ class Reader:
         for file in self._files.of_processes(processes):
             counted = self._fold(file)
             self._files.give_up(file)
-            if not (owned and self._removed(file)):
-                self._retired.add(file, counted)
+            self._retired.add(file, counted, remove=owned)
+        if owned:
+            self._retired.remove_again()
         self._replan = True
         self._gather()
-        self._keep_totals(before)
+        totals.keep(before, self._cells, self._apply)
         for _ in self._show():
             pass
 
@@ -122,29 +121,37 @@ class Reader:
     def _follow_files(self) -> list[MultiprocessFile]:
         """Look which files there are; those of which something is to be parsed."""
         new: list[MultiprocessFile] = []
-        if self._tree.refresh():
+        listed = self._tree.refresh()
+        if listed:
             listing = self._tree.files
+            self._retired.keep(listing)
             if self._retired:
-                self._retired.keep(listing)
                 listing = {
                     path: inode for path, inode in listing.items() if path not in self._retired
                 }
             new, given_up = self._files.follow(listing)
             self._replan = self._replan or given_up
+        unread = self._begun_again()
+        again = set(unread)
+        unread += [file for file in self._files.good.values() if file.waiting and file not in again]
+        unread += self._files.bad_files()
+        unread += self._retired.awaken({file.name.process for file in new})
+        if listed:
+            self._retired.remove_again()
+        return unread + new
+
+    def _begun_again(self) -> list[MultiprocessFile]:
+        """The files whose series were left out and may have a place now, to be read anew."""
         good = self._files.good
         again, self._again = [file for file in self._again if file.path in good], []
         for file in again:
             file.forget()
-        unread = again + [file for file in good.values() if file.waiting]
-        unread += self._files.bad_files()
-        for retired in self._retired.pop_awakened({file.name.process for file in new}):
-            self._awakened[retired.file.path] = retired
-            unread.append(retired.file)
-        return unread + new
+        return again
 
     def _parse(self, file: MultiprocessFile) -> Iterator[None]:
         values: list[int] = []
         cells: list[int] = []
+        from_beginning = not file.used
         try:
             for number, entry in enumerate(file.new_entries()):
                 if number % KEYS_PER_STEP == KEYS_PER_STEP - 1:
@@ -155,14 +162,14 @@ class Reader:
                 except LeftOutError as reason:
                     file.leave_out(reason.reason, str(reason))
             self._files.accept(file)
+            file.place(values, cells)
+            if from_beginning:
+                file.baseline = self._retired.baseline(file)
+            elif file.baseline is None:
+                self._retired.forget(file)
         except FileFault as fault:
             self._replan = True
             self._files.reject(file, fault)
-            return
-        file.place(values, cells)
-        retired = self._awakened.pop(file.path, None)
-        if retired is not None and retired.file is file and file.name.type != "gauge":
-            file.baseline = retired.baseline()
 
     def _gather(self) -> list[MultiprocessFile]:
         """Read all values, and return the files that have more than is known."""
@@ -188,9 +195,7 @@ class Reader:
         if gone:
             self._table.remove(gone, self._aggregation.counts)
             # There is room again, or a family's name is free.
-            self._again = [
-                file for file in self._reading.files if file.left_out and file.baseline is None
-            ]
+            self._again = [file for file in self._reading.files if file.left_out]
         if self._accumulate:
             self._aggregation.accumulate_buckets(self._table.families.values())
         for family in self._page.gone(self._table.families.values()):
@@ -199,7 +204,7 @@ class Reader:
     def _show(self) -> Iterator[None]:
         if not self._changed:
             return
-        self._aggregation.apply(self._reading.values, self._reading.timestamps)
+        self._apply()
         families = list(self._table.families.values())
         restructured = [family for family in families if family.restructured]
         done = 0
@@ -216,6 +221,9 @@ class Reader:
             self.families = self._page.families(self._table.families)
         self._changed = False
 
+    def _apply(self) -> None:
+        self._aggregation.apply(self._reading.values, self._reading.timestamps)
+
     def _fold(self, file: MultiprocessFile) -> NDArray[np.float64]:
         """Add a file's values to the base of their cells, and return them.
 
@@ -224,39 +232,9 @@ class Reader:
         if file.name.type == "gauge" or not file.cells.size:
             return np.zeros(0)
         values = self._reading.values_of(file).copy()
-        added = values if file.baseline is None else values - file.baseline
-        np.add.at(self._cells.base, file.cells, added)
-        self._cells.based[file.cells] = True
+        totals.fold(file, values, self._cells)
         return values
-
-    def _removed(self, file: MultiprocessFile) -> bool:
-        try:
-            unlink(file)
-        except FileFault as fault:
-            self._not_removed.append((file.path, fault.reason, str(fault)))
-            return False
-        return True
-
-    def _keep_totals(self, before: NDArray[np.float64]) -> None:
-        """Added up in another order, a total must not lose its last bit.
-
-        For Prometheus that would be a counter's reset.
-
-        Args:
-            before: the cells' values before files were folded.
-        """
-        cells = self._cells
-        self._aggregation.apply(self._reading.values, self._reading.timestamps)
-        short = np.flatnonzero(cells.based & (cells.values < before))
-        for _ in range(_LAST_BITS):
-            if not short.size:
-                return
-            missing = before[short] - cells.values[short]
-            smallest = np.nextafter(cells.base[short], np.inf) - cells.base[short]
-            cells.base[short] += np.maximum(missing, smallest)
-            self._aggregation.apply(self._reading.values, self._reading.timestamps)
-            short = short[cells.values[short] < before[short]]
 
     def _all_faults(self) -> list[tuple[str, Reason, str]]:
         directories = [(path, fault.reason, str(fault)) for path, fault in self._tree.faults]
-        return directories + self._files.faults + self._not_removed
+        return directories + self._files.faults + self._retired.faults
