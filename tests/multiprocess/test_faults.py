@@ -374,7 +374,6 @@ def test_a_type_that_files_disagree_on_is_the_first_ones(tmp_path: Path) -> None
     assert values(ours.render()) == {"c_total": 2.0, "g": 1.0}
     assert ours.errors == {"type_conflict": 1}
     (tmp_path / "counter_1.db").unlink()
-    ours.render()
     assert values(ours.render()) == {"c": 7.0, "g": 1.0}
 
 
@@ -395,11 +394,27 @@ def test_more_series_than_allowed_are_left_out_and_said(
     histogram.close()
     (tmp_path / "counter_1.db").unlink()
     (tmp_path / "counter_2.db").write_bytes(content(*entries[:10]))
-    ours.render()
+    faults = dict(ours.errors)
     assert values(ours.render()) == {
         **{f'c_total{{x="{n}"}}': 1.0 * n for n in range(10)},
         "h_sum": 1.0,
     }
+    assert ours.errors == faults
+
+
+def test_a_half_written_key_is_looked_at_once_where_series_get_room(tmp_path: Path) -> None:
+    other, path = tmp_path / "counter_1.db", tmp_path / "counter_2.db"
+    first = entry(key(labels={"x": "a"}), 1.0)
+    other.write_bytes(content(FIRST))
+    path.write_bytes(content(first))
+    ours = MultiprocessDirectory(tmp_path, max_series=1)
+    assert values(ours.render()) == {"other_total": 1.0}
+    faults = dict(ours.errors)
+    other.unlink()
+    with path.open("r+b") as file:
+        file.write(content(first, bytes(len(first))))  # in use, and not written yet
+    assert values(ours.render()) == {'c_total{x="a"}': 1.0}
+    assert ours.errors == faults
 
 
 def test_a_directory_that_comes_and_goes(tmp_path: Path) -> None:

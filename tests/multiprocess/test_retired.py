@@ -372,6 +372,18 @@ def test_an_old_file_that_cannot_be_opened_again_for_a_while_counts_nothing_twic
     assert values(ours.render()) == {"c_total": 150.0}
 
 
+def test_series_that_get_room_in_an_old_file_that_goes_on_count_whole(tmp_path: Path) -> None:
+    path, other = tmp_path / "counter_7.db", tmp_path / "counter_1.db"
+    other.write_bytes(counters(("a", {}, 1.0)))
+    path.write_bytes(counters(("c", {}, 100.0), ("d", {}, 10.0)))
+    ours = MultiprocessDirectory(tmp_path, max_series=2)
+    ours.retire([7])
+    path.write_bytes(counters(("c", {}, 150.0), ("d", {}, 15.0)))
+    assert values(ours.render()) == {"a_total": 1.0, "c_total": 150.0}
+    other.unlink()
+    assert values(ours.render()) == {"c_total": 150.0, "d_total": 15.0}
+
+
 def test_many_retired_processes_leave_nothing_to_read(tmp_path: Path) -> None:
     ours = MultiprocessDirectory(tmp_path, owned=True)
     for number in range(40):

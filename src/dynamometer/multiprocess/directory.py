@@ -47,7 +47,7 @@ class MultiprocessDirectory:
             labels: constant ones, added to every series that has not its own.
             owned: the directory is ours: `retire` removes files.
             max_series: how many series are shown; the first ones to come, and a histogram
-                that is begun is finished.
+                that is begun is finished. Where series go, others come in at the same reading.
             recursive: look through the tree below too; SGLang makes a directory inside.
         """
         self._owned = owned

@@ -79,12 +79,14 @@ class Reader:
         """One reading; it is complete when the iterator ends, and in between nothing shows."""
         unread = self._follow_files()
         yield
-        for _ in range(_ROUNDS):
+        for left in reversed(range(_ROUNDS)):
             for file in unread:
                 yield from self._parse(file)
             if unread:
                 self._replan = True
             unread = self._gather()
+            if left:  # what is forgotten must be read again
+                unread = list(dict.fromkeys(unread + self._begun_again(looked_at=True)))
             if not unread:
                 break
         self._table.forget_keys()
@@ -131,7 +133,7 @@ class Reader:
                 }
             new, given_up = self._files.follow(listing)
             self._replan = self._replan or given_up
-        unread = self._begun_again()
+        unread = self._begun_again(looked_at=False)
         again = set(unread)
         unread += [file for file in self._files.good.values() if file.waiting and file not in again]
         unread += self._files.bad_files()
@@ -140,13 +142,20 @@ class Reader:
             self._retired.remove_again()
         return unread + new
 
-    def _begun_again(self) -> list[MultiprocessFile]:
-        """The files whose series were left out and may have a place now, to be read anew."""
+    def _begun_again(self, *, looked_at: bool) -> list[MultiprocessFile]:
+        """The files whose series were left out and may have a place now, to be read anew.
+
+        Args:
+            looked_at: this reading has looked at them; a half-written key that is seen twice is
+                a fault, so that it waits for the next one.
+        """
         good = self._files.good
-        again, self._again = [file for file in self._again if file.path in good], []
-        for file in again:
+        again = [file for file in self._again if file.path in good]
+        self._again = [file for file in again if looked_at and file.waiting]
+        begun = [file for file in again if file not in self._again]
+        for file in begun:
             file.forget()
-        return again
+        return begun
 
     def _parse(self, file: MultiprocessFile) -> Iterator[None]:
         values: list[int] = []
