@@ -121,11 +121,16 @@ def test_no_directory_is_the_same_error(path: str | None, monkeypatch: pytest.Mo
     assert messages[0] == messages[1]
 
 
+@pytest.mark.parametrize("times", [1, 2, 3])
 @pytest.mark.parametrize("accumulate", [True, False])
-def test_merge_of_files(accumulate: bool, tmp_path: Path) -> None:
+def test_merge_of_files(
+    accumulate: bool, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for _ in range(2):
         write_process(tmp_path, METRICS)
-    files = sorted(str(path) for path in tmp_path.glob("*.db"))
+    monkeypatch.chdir(tmp_path)
+    paths = sorted(tmp_path.glob("*.db"))
+    files = [str(path) for path in paths[1:]] * times + [paths[0].name] * times
 
     def samples(collector: Either) -> list[tuple[object, ...]]:
         return sorted(

@@ -158,6 +158,20 @@ def test_constant_labels_yield_to_a_series_own(tmp_path: Path, written: Opener) 
     assert_parsers_accept(ours)
 
 
+def test_a_constant_pid_yields_to_a_series_own(tmp_path: Path, written: Opener) -> None:
+    written(tmp_path / "counter_9.db").set("c_total", 1.0, pid="own")
+    for mode in ("all", "min", "livesum", "mostrecent"):
+        written(tmp_path / f"gauge_{mode}_9.db").set(mode, 2.0, 5.0, pid="own")
+    # What prometheus_client makes of them: a process, or none, in the place of a gauge's own.
+    plain = {'c_total{pid="own"}': 1.0, 'all{pid="9"}': 2.0}
+    assert values(peer_page(tmp_path)) == plain | dict.fromkeys(("min", "livesum", "mostrecent"), 2)
+    assert_same_lines(MultiprocessDirectory(tmp_path).render(), peer_page(tmp_path))
+    ours = MultiprocessDirectory(tmp_path, labels={"pid": "constant"})
+    assert values(ours.render()) == plain | {
+        f'{name}{{pid="constant"}}': 2.0 for name in ("min", "livesum", "mostrecent")
+    }
+
+
 def test_families_by_name_and_the_leading_rank_first(tmp_path: Path, written: Opener) -> None:
     file = written(tmp_path / "gauge_all_9.db")
     for name in ("b", "a"):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import shutil
 import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -372,7 +374,6 @@ def test_a_type_that_files_disagree_on_is_the_first_ones(tmp_path: Path) -> None
     assert values(ours.render()) == {"c_total": 2.0, "g": 1.0}
     assert ours.errors == {"type_conflict": 1}
     (tmp_path / "counter_1.db").unlink()
-    ours.render()
     assert values(ours.render()) == {"c": 7.0, "g": 1.0}
 
 
@@ -393,11 +394,27 @@ def test_more_series_than_allowed_are_left_out_and_said(
     histogram.close()
     (tmp_path / "counter_1.db").unlink()
     (tmp_path / "counter_2.db").write_bytes(content(*entries[:10]))
-    ours.render()
+    faults = dict(ours.errors)
     assert values(ours.render()) == {
         **{f'c_total{{x="{n}"}}': 1.0 * n for n in range(10)},
         "h_sum": 1.0,
     }
+    assert ours.errors == faults
+
+
+def test_a_half_written_key_is_looked_at_once_where_series_get_room(tmp_path: Path) -> None:
+    other, path = tmp_path / "counter_1.db", tmp_path / "counter_2.db"
+    first = entry(key(labels={"x": "a"}), 1.0)
+    other.write_bytes(content(FIRST))
+    path.write_bytes(content(first))
+    ours = MultiprocessDirectory(tmp_path, max_series=1)
+    assert values(ours.render()) == {"other_total": 1.0}
+    faults = dict(ours.errors)
+    other.unlink()
+    with path.open("r+b") as file:
+        file.write(content(first, bytes(len(first))))  # in use, and not written yet
+    assert values(ours.render()) == {'c_total{x="a"}': 1.0}
+    assert ours.errors == faults
 
 
 def test_a_directory_that_comes_and_goes(tmp_path: Path) -> None:
@@ -410,6 +427,40 @@ def test_a_directory_that_comes_and_goes(tmp_path: Path) -> None:
         assert values(ours.render()) == {"other_total": 1.0}
         shutil.rmtree(path)
     assert ours.errors == {}
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """This process may open nothing more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_without_descriptors_to_list_a_directory_its_known_files_go_on(tmp_path: Path) -> None:
+    below = tmp_path / "below"
+    below.mkdir()
+    paths = [tmp_path / "counter_1.db", below / "counter_2.db"]
+    for path in paths:
+        path.write_bytes(content(entry(key(), 2.0)))
+    ours = MultiprocessDirectory(tmp_path)
+    assert values(ours.render()) == {"c_total": 4.0}
+    with paths[1].open("r+b") as held:
+        held.write(content(entry(key(), 5.0)))
+        (tmp_path / "counter_3.db").write_bytes(content(entry(key(), 10.0)))  # it is listed again
+        with no_descriptors():
+            held.seek(0)
+            held.write(content(entry(key(), 6.0)))
+            held.flush()
+            page = values(ours.render())
+    assert page == {"c_total": 8.0}
+    assert ours.errors["unreadable"]
+    faults = dict(ours.errors)
+    assert values(ours.render()) == {"c_total": 18.0}
+    assert ours.errors == faults
 
 
 def test_more_files_than_may_be_held_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

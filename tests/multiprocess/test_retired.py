@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import math
+import os
 from pathlib import Path
 
 import pytest
@@ -194,6 +198,190 @@ def test_a_file_that_cannot_be_removed_counts_once(
     ours.retire([dead])
     assert values(ours.render()) == {"c_total": 2.0}
     assert ours.errors["not_removed"]
+
+
+class Unlinking:
+    """Path.unlink, refused as in a directory that is not writable for a while."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.allowed = False
+        self.tried = 0
+        really_unlink = Path.unlink
+
+        def unlink(path: Path, missing_ok: bool = False) -> None:
+            self.tried += 1
+            if not self.allowed:
+                raise PermissionError(13, "no", str(path))
+            really_unlink(path, missing_ok)
+
+        monkeypatch.setattr(Path, "unlink", unlink)
+
+
+@pytest.fixture
+def unlinking(monkeypatch: pytest.MonkeyPatch) -> Unlinking:
+    return Unlinking(monkeypatch)
+
+
+def settle(path: Path) -> None:
+    """Let a directory look as if nothing had changed in it for long."""
+    os.utime(path, ns=(1, 1_600_000_000_000_000_001))
+
+
+ONE = [Written("counter", "c", actions=[((), "+", 2.0)])]
+
+
+def test_a_file_that_could_not_be_removed_is_no_fault_once_it_is_gone(
+    tmp_path: Path, unlinking: Unlinking, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "dynamometer")
+    ours = MultiprocessDirectory(tmp_path, owned=True)
+    dead = write_process(tmp_path, ONE)
+    ours.retire([dead])
+    assert values(ours.render()) == {"c_total": 2.0}
+    assert ours.errors == {"not_removed": 1}
+    os.unlink(tmp_path / f"counter_{dead}.db")
+    for _ in range(3):
+        assert values(ours.render()) == {"c_total": 2.0}
+    assert ours.errors == {"not_removed": 1}
+    assert "no longer left out (not_removed)" in caplog.records[-1].getMessage()
+
+
+def test_a_file_that_could_not_be_removed_is_with_the_next_process(
+    tmp_path: Path, unlinking: Unlinking
+) -> None:
+    ours = MultiprocessDirectory(tmp_path, owned=True)
+    ours.retire([write_process(tmp_path, ONE)])
+    ours.render()
+    settle(tmp_path)
+    unlinking.allowed = True
+    other = write_process(tmp_path, ONE)
+    settle(tmp_path)
+    ours.retire([other])
+    assert list(tmp_path.iterdir()) == []
+    faults = dict(ours.errors)
+    assert values(ours.render()) == {"c_total": 4.0}
+    assert ours.errors == faults
+
+
+def test_a_file_that_could_not_be_removed_is_when_its_directory_is_listed(
+    tmp_path: Path, unlinking: Unlinking
+) -> None:
+    ours = MultiprocessDirectory(tmp_path, owned=True)
+    ours.retire([write_process(tmp_path, ONE)])
+    settle(tmp_path)
+    ours.render()
+    tried = unlinking.tried
+    for _ in range(3):
+        ours.render()
+    assert unlinking.tried == tried
+    unlinking.allowed = True
+    living = write_process(tmp_path, ONE)
+    assert values(ours.render()) == {"c_total": 4.0}
+    assert [path.name for path in tmp_path.iterdir()] == [f"counter_{living}.db"]
+    faults = dict(ours.errors)
+    assert values(ours.render()) == {"c_total": 4.0}
+    assert ours.errors == faults
+
+
+def test_a_file_that_could_not_be_removed_is_left_to_a_process_that_goes_on_with_it(
+    tmp_path: Path, unlinking: Unlinking
+) -> None:
+    ours = MultiprocessDirectory(tmp_path, owned=True)
+    write_process(tmp_path, ONE, pid="99999999")
+    ours.retire(["99999999"])
+    write_process(tmp_path, ONE, pid="99999999")
+    mine = tmp_path / f"counter_{os.getpid()}.db"
+    mine.write_bytes(counters(("c", {}, 3.0)))
+    ours.retire([os.getpid()])  # its process has this number again, and may have it open
+    unlinking.allowed = True
+    for _ in range(2):
+        ours.retire([])
+        assert values(ours.render()) == {"c_total": 7.0}
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("endless", [math.inf, -math.inf, math.nan])
+def test_an_infinity_that_goes_on_stays_what_it_was(endless: float, tmp_path: Path) -> None:
+    counter, gauge = tmp_path / "counter_7.db", tmp_path / "gauge_sum_7.db"
+    ours = MultiprocessDirectory(tmp_path)
+    for life in (1.0, 2.0, 3.0):
+        c = [entry(key(), endless), entry(key(labels={"x": "a"}), life)]
+        counter.write_bytes(content(*c))
+        gauge.write_bytes(content(entry(key("g", "g"), endless)))
+        expected = {"c_total": endless, 'c_total{x="a"}': life}
+        assert values(ours.render()) == pytest.approx({**expected, "g": endless}, nan_ok=True)
+        ours.retire([7])
+        assert values(ours.render()) == pytest.approx(expected, nan_ok=True)
+        gauge.unlink()
+
+
+def test_an_endless_sum_that_another_file_does_not_go_on_with_stays(tmp_path: Path) -> None:
+    path = tmp_path / "summary_7.db"
+    ours = MultiprocessDirectory(tmp_path)
+    for value in (math.inf, 5.0):
+        path.write_bytes(content(entry(key("s", "s_sum"), value)))
+        assert values(ours.render()) == {"s_sum": math.inf}
+        ours.retire([7])
+        assert values(ours.render()) == {"s_sum": math.inf}
+
+
+@pytest.mark.parametrize("retired_while_bad", [False, True])
+def test_an_old_file_that_goes_on_and_turns_bad_for_a_while_counts_nothing_twice(
+    retired_while_bad: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "counter_7.db"
+    path.write_bytes(counters(("c", {}, 100.0)))
+    ours = MultiprocessDirectory(tmp_path)
+    ours.retire([7])
+    for counted in (150.0, 170.0):
+        path.write_bytes(counters(("c", {}, counted), ("d", {}, 1.0)))
+        assert values(ours.render()) == {"c_total": counted, "d_total": 1.0}
+        os.truncate(path, 16)
+        assert values(ours.render()) == {"c_total": 100.0}
+        if retired_while_bad:
+            ours.retire([7])
+    path.write_bytes(counters(("c", {}, 200.0)))
+    assert values(ours.render()) == {"c_total": 200.0}
+    ours.retire([7])
+    assert values(ours.render()) == {"c_total": 200.0}
+
+
+@pytest.mark.parametrize("fails", range(1, 7))
+def test_an_old_file_that_cannot_be_opened_again_for_a_while_counts_nothing_twice(
+    fails: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynamometer.multiprocess.files._MOST_HELD", 0)
+    path = tmp_path / "counter_7.db"
+    path.write_bytes(counters(("c", {}, 100.0)))
+    ours = MultiprocessDirectory(tmp_path)
+    ours.retire([7])
+    path.write_bytes(counters(("c", {}, 150.0)))
+    opened = 0
+    really_open = os.open
+
+    def fail_once(name: str, flags: int) -> int:
+        nonlocal opened
+        opened += name == str(path)
+        if opened == fails:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return really_open(name, flags)
+
+    monkeypatch.setattr(os, "open", fail_once)
+    while opened <= fails:
+        assert values(ours.render()) in ({"c_total": 100.0}, {"c_total": 150.0})
+    assert values(ours.render()) == {"c_total": 150.0}
+
+
+def test_series_that_get_room_in_an_old_file_that_goes_on_count_whole(tmp_path: Path) -> None:
+    path, other = tmp_path / "counter_7.db", tmp_path / "counter_1.db"
+    other.write_bytes(counters(("a", {}, 1.0)))
+    path.write_bytes(counters(("c", {}, 100.0), ("d", {}, 10.0)))
+    ours = MultiprocessDirectory(tmp_path, max_series=2)
+    ours.retire([7])
+    path.write_bytes(counters(("c", {}, 150.0), ("d", {}, 15.0)))
+    assert values(ours.render()) == {"a_total": 1.0, "c_total": 150.0}
+    other.unlink()
+    assert values(ours.render()) == {"c_total": 150.0, "d_total": 15.0}
 
 
 def test_many_retired_processes_leave_nothing_to_read(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ class MultiprocessDirectory:
             keep_totals: what was counted in files that are gone stays in the totals, as it does
                 after `retire`; prometheus_client's own collector forgets it.
             max_series: how many series are shown; the first ones to come, and a histogram
-                that is begun is finished.
+                that is begun is finished. Where series go, others come in at the same reading.
             recursive: look through the tree below too; SGLang makes a directory inside.
         """
         self._owned = owned

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Final
@@ -11,6 +12,7 @@ from dynamometer.multiprocess.faults import FileFault, Reason
 SUFFIX: Final = ".db"
 # The types that prometheus_client writes in multiprocess mode.
 TYPES: Final = frozenset({"counter", "gauge", "histogram", "summary"})
+_PID: Final = "pid"
 MODES: Final = frozenset({"all", "min", "max", "sum", "mostrecent"})
 
 
@@ -38,6 +40,21 @@ class FileName:
     def pid_label(self) -> bool:
         """Whether the series of each process stay apart, by a label `pid`."""
         return self.mode == "all"
+
+    def own_labels(self, labels: Mapping[str, str]) -> Mapping[str, str]:
+        """The labels of a series; a gauge has no `pid` of its own.
+
+        In prometheus_client each gauge gets its process as a label `pid`. Where processes stay
+        apart it stands in for the key's; elsewhere the key's is taken off with it.
+
+        Args:
+            labels: those of its key.
+        """
+        if self.pid_label:
+            return {**labels, _PID: self.pid}
+        if self.type == "gauge" and _PID in labels:
+            return {name: value for name, value in labels.items() if name != _PID}
+        return labels
 
 
 def parse(path: str) -> FileName:

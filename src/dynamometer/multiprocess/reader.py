@@ -15,21 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamometer.exposition.families import Family
+from dynamometer.multiprocess import totals
 from dynamometer.multiprocess.aggregate import Aggregation
 from dynamometer.multiprocess.cells import Cells
 from dynamometer.multiprocess.faults import FaultLog, FileFault, Reason
 from dynamometer.multiprocess.file import CLOSED, MultiprocessFile
-from dynamometer.multiprocess.files import OpenFiles, unlink
+from dynamometer.multiprocess.files import OpenFiles
 from dynamometer.multiprocess.page import LINES_PER_UPDATE, Page
 from dynamometer.multiprocess.reading import Reading, UnreadableError
-from dynamometer.multiprocess.retired import RetiredFile, RetiredFiles
+from dynamometer.multiprocess.retired import RetiredFiles
 from dynamometer.multiprocess.series import LeftOutError, SeriesTable
 from dynamometer.multiprocess.tree import FileSource
 
 KEYS_PER_STEP: Final = 64
 # A file that grows while it is read is followed this often; the rest comes the next time.
 _ROUNDS: Final = 3
-_LAST_BITS: Final = 4
 
 
 class Reader:
@@ -63,10 +63,8 @@ class Reader:
         self._accumulate = accumulate
         self._keep_totals = keep_totals
         self._faults = FaultLog()
-        self._not_removed: list[tuple[str, Reason, str]] = []
         self._files = OpenFiles()
         self._retired = RetiredFiles()
-        self._awakened: dict[str, RetiredFile] = {}
         self._cells = Cells()
         self._table = SeriesTable(self._cells, labels, max_series=max_series, accumulate=accumulate)
         self._page = Page(self._cells)
@@ -95,17 +93,19 @@ class Reader:
         self._before = np.empty(0)
         unread = self._follow_files()
         yield
-        for _ in range(_ROUNDS):
+        for left in reversed(range(_ROUNDS)):
             for file in unread:
                 yield from self._parse(file)
             if unread:
                 self._replan = True
             unread = self._gather()
+            if left:  # what is forgotten must be read again
+                unread = list(dict.fromkeys(unread + self._begun_again(looked_at=True)))
             if not unread:
                 break
         self._table.forget_keys()
         if self._before.size:
-            self._mend_totals(self._before)
+            totals.keep(self._before, self._cells, self._apply)
         yield
         yield from self._show()
         self._faults.note(self._all_faults())
@@ -122,13 +122,14 @@ class Reader:
         before = self._cells.values.copy()
         for file in self._files.of_processes(processes):
             counted = self._counted(file)
-            self._fold(file.cells, counted, file.baseline)
+            totals.fold(counted, file.cells, file.baseline, self._cells)
             self._files.give_up(file)
-            if not (owned and self._removed(file)):
-                self._retired.add(file, counted)
+            self._retired.add(file, counted, remove=owned)
+        if owned:
+            self._retired.remove_again()
         self._replan = True
         self._gather()
-        self._mend_totals(before)
+        totals.keep(before, self._cells, self._apply)
         for _ in self._show():
             pass
 
@@ -139,30 +140,45 @@ class Reader:
     def _follow_files(self) -> list[MultiprocessFile]:
         """Look which files there are; those of which something is to be parsed."""
         new: list[MultiprocessFile] = []
-        if self._tree.refresh():
+        listed = self._tree.refresh()
+        if listed:
             listing = self._tree.files
+            self._retired.keep(listing)
             if self._retired:
-                self._retired.keep(listing)
                 listing = {
                     path: inode for path, inode in listing.items() if path not in self._retired
                 }
             for file in self._files.ended(listing):
                 self._end(file)
             new = self._files.follow(listing)
-        good = self._files.good
-        again, self._again = [file for file in self._again if file.path in good], []
-        for file in again:
-            file.forget()
-        unread = again + [file for file in good.values() if file.waiting]
+        unread = self._begun_again(looked_at=False)
+        again = set(unread)
+        unread += [file for file in self._files.good.values() if file.waiting and file not in again]
         unread += self._files.bad_files()
-        for retired in self._retired.pop_awakened({file.name.process for file in new}):
-            self._awakened[retired.file.path] = retired
-            unread.append(retired.file)
+        unread += self._retired.awaken({file.name.process for file in new})
+        if listed:
+            self._retired.remove_again()
         return unread + new
+
+    def _begun_again(self, *, looked_at: bool) -> list[MultiprocessFile]:
+        """The files whose series were left out and may have a place now, to be read anew.
+
+        Args:
+            looked_at: this reading has looked at them; a half-written key that is seen twice is
+                a fault, so that it waits for the next one.
+        """
+        good = self._files.good
+        again = [file for file in self._again if file.path in good]
+        self._again = [file for file in again if looked_at and file.waiting]
+        begun = [file for file in again if file not in self._again]
+        for file in begun:
+            file.forget()
+        return begun
 
     def _parse(self, file: MultiprocessFile) -> Iterator[None]:
         values: list[int] = []
         cells: list[int] = []
+        from_beginning = not file.used
         try:
             for number, entry in enumerate(file.new_entries()):
                 if number % KEYS_PER_STEP == KEYS_PER_STEP - 1:
@@ -173,14 +189,14 @@ class Reader:
                 except LeftOutError as reason:
                     file.leave_out(reason.reason, str(reason))
             self._files.accept(file)
+            file.place(values, cells)
+            if from_beginning:
+                file.baseline = self._retired.baseline(file)
+            elif file.baseline is None:
+                self._retired.forget(file)
         except FileFault as fault:
             self._replan = True
             self._files.reject(file, fault)
-            return
-        file.place(values, cells)
-        retired = self._awakened.pop(file.path, None)
-        if retired is not None and retired.file is file and file.name.type != "gauge":
-            file.baseline = retired.baseline()
 
     def _gather(self) -> list[MultiprocessFile]:
         """Read all values, and return the files that have more than is known."""
@@ -206,9 +222,7 @@ class Reader:
         if gone:
             self._table.remove(gone, self._aggregation.counts)
             # There is room again, or a family's name is free.
-            self._again = [
-                file for file in self._reading.files if file.left_out and file.baseline is None
-            ]
+            self._again = [file for file in self._reading.files if file.left_out]
         if self._accumulate:
             self._aggregation.accumulate_buckets(self._table.families.values())
         for family in self._page.gone(self._table.families.values()):
@@ -217,7 +231,7 @@ class Reader:
     def _show(self) -> Iterator[None]:
         if not self._changed:
             return
-        self._aggregation.apply(self._reading.values, self._reading.timestamps)
+        self._apply()
         families = list(self._table.families.values())
         restructured = [family for family in families if family.restructured]
         done = 0
@@ -234,26 +248,27 @@ class Reader:
             self.families = self._page.families(self._table.families)
         self._changed = False
 
+    def _apply(self) -> None:
+        self._aggregation.apply(self._reading.values, self._reading.timestamps)
+
     def _end(self, file: MultiprocessFile) -> None:
         """Give up a file that went or was replaced, and keep what it had counted if told to."""
         self._replan = True
         if self._keep_totals and file.name.type != "gauge":
             if not self._before.size:
                 self._before = self._cells.values.copy()
-            cells, counted, baseline, used = (
-                file.cells,
-                self._counted(file),
-                file.baseline,
-                file.used,
-            )
-            if file.descriptor != CLOSED:  # its last state is there for those who hold it open
-                with suppress(FileFault):
-                    for _ in self._parse(file):
-                        pass
-                    if file.used >= used and file.descriptor != CLOSED:
-                        counted, cells, baseline = file.last_values(), file.cells, file.baseline
-            self._fold(cells, counted, baseline)
+            self._count_for_good(file)
         self._files.give_up(file)
+
+    def _count_for_good(self, file: MultiprocessFile) -> None:
+        cells, values, baseline, used = file.cells, self._counted(file), file.baseline, file.used
+        if file.descriptor != CLOSED:  # its last state is there for those who hold it open
+            with suppress(FileFault):
+                for _ in self._parse(file):
+                    pass
+                if file.used >= used and file.descriptor != CLOSED:
+                    values, cells, baseline = file.last_values(), file.cells, file.baseline
+        totals.fold(values, cells, baseline, self._cells)
 
     def _counted(self, file: MultiprocessFile) -> NDArray[np.float64]:
         """What a file had counted when it was last read; float64, as many as it has cells.
@@ -264,47 +279,6 @@ class Reader:
             return np.zeros(0)
         return self._reading.values_of(file).copy()
 
-    def _fold(
-        self,
-        cells: NDArray[np.int32],
-        values: NDArray[np.float64],
-        baseline: NDArray[np.float64] | None,
-    ) -> None:
-        """Add a file's values, less what they count from, to the base of their cells."""
-        if not values.size:
-            return
-        np.add.at(self._cells.base, cells, values if baseline is None else values - baseline)
-        self._cells.based[cells] = True
-
-    def _removed(self, file: MultiprocessFile) -> bool:
-        try:
-            unlink(file)
-        except FileFault as fault:
-            self._not_removed.append((file.path, fault.reason, str(fault)))
-            return False
-        return True
-
-    def _mend_totals(self, before: NDArray[np.float64]) -> None:
-        """Added up in another order, a total must not lose its last bit.
-
-        For Prometheus that would be a counter's reset.
-
-        Args:
-            before: the cells' values before files were folded.
-        """
-        cells = self._cells
-        self._aggregation.apply(self._reading.values, self._reading.timestamps)
-        known = before.size  # others have come since
-        short = np.flatnonzero(cells.based[:known] & (cells.values[:known] < before))
-        for _ in range(_LAST_BITS):
-            if not short.size:
-                return
-            missing = before[short] - cells.values[short]
-            smallest = np.nextafter(cells.base[short], np.inf) - cells.base[short]
-            cells.base[short] += np.maximum(missing, smallest)
-            self._aggregation.apply(self._reading.values, self._reading.timestamps)
-            short = short[cells.values[short] < before[short]]
-
     def _all_faults(self) -> list[tuple[str, Reason, str]]:
         directories = [(path, fault.reason, str(fault)) for path, fault in self._tree.faults]
-        return directories + self._files.faults + self._not_removed
+        return directories + self._files.faults + self._retired.faults

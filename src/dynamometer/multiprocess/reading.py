@@ -13,6 +13,7 @@ from typing import Final, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from dynamometer.multiprocess.baseline import less
 from dynamometer.multiprocess.cells import Cells, Kind
 from dynamometer.multiprocess.entries import WORD_BYTES
 from dynamometer.multiprocess.faults import FileFault, Reason, of_os_error
@@ -108,7 +109,7 @@ class Reading:
     def values(self) -> NDArray[np.float64]:
         """The values as last read, less what they count from."""
         values = self.bits.view(np.float64)
-        return values if self._baseline is None else values - self._baseline
+        return values if self._baseline is None else less(values, self._baseline)
 
     @property
     def timestamps(self) -> NDArray[np.float64]:

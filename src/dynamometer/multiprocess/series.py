@@ -25,7 +25,6 @@ _KINDS: Final = {
     "sum": Kind.SUM,
     "mostrecent": Kind.RECENT,
 }
-_PID: Final = "pid"
 _BOUND: Final = "le"
 _BOUND_IN_KEY: Final = b'"le": "'
 
@@ -127,12 +126,8 @@ class SeriesTable:
 
     def _find(self, file: FileName, key: Key) -> int:
         family = self._family(file, key)
-        labels = {**self._labels, **key.labels} if self._labels else key.labels
-        if file.pid_label:
-            labels = {**labels, _PID: file.pid}
-        elif file.type == "gauge" and _PID in key.labels:
-            labels = {name: value for name, value in labels.items() if name != _PID}
-        text = self._text(labels)
+        own = file.own_labels(key.labels)
+        text = self._text({**self._labels, **own} if self._labels else own)
         if len(self._cells) >= self._max_series and not family.has_series(key.sample, text):
             self._give_up_if_empty(family)
             raise self._full()

@@ -7,6 +7,7 @@ showing it, so such a listing is not trusted and made again.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ from dynamometer.multiprocess.filename import SUFFIX
 _FINE_TICK_NS: Final = 100_000_000
 _COARSE_TICK_NS: Final = 2_000_000_000
 _SECOND_NS: Final = 1_000_000_000
+# What the reader or the machine lacks, which says nothing about the directory.
+_OURS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class FileSource(Protocol):
@@ -50,7 +53,8 @@ class _Directory:
 class FileTree:
     """The files whose name ends with `.db`, in directories and the trees below them.
 
-    Directories are not followed through links; names that begin with a dot are left out.
+    Directories are not followed through links; names that begin with a dot are left out. Of one
+    that cannot be listed for want of descriptors or memory, what was known stays.
 
     Attributes:
         paths: the directories; others may be put in their place.
@@ -94,7 +98,10 @@ class FileTree:
                 continue
             except OSError as error:
                 self.faults.append((path, of_os_error(error)))
-                continue
+                before = known.get(path)
+                if before is None or error.errno not in _OURS:
+                    continue
+                self._known[path] = directory = before
             yield path
             if self._recursive:
                 waiting.extend(directory.directories)
@@ -119,10 +126,10 @@ class FileTree:
 
 
 class FileList:
-    """Files that somebody names, in the order in which he does."""
+    """Files that somebody names, in the order in which he does, and as often."""
 
     def __init__(self, paths: Iterable[str]) -> None:
-        self._paths = list(paths)
+        self._paths = _distinct(paths)
         self.files: Mapping[str, int] = {}
         self.faults: Sequence[tuple[str, FileFault]] = ()
 
@@ -134,3 +141,15 @@ class FileList:
                 found[path] = Path(path).stat().st_ino
         self.files = found
         return True
+
+
+def _distinct(paths: Iterable[str]) -> Sequence[str]:
+    """Files are known by their paths: one that comes again is spelled with one more slash."""
+    distinct: dict[str, None] = {}
+    for path in paths:
+        spelled = path
+        while spelled in distinct:
+            head, slash, name = spelled.rpartition("/")
+            spelled = f"{head}{slash or './'}/{name}"
+        distinct[spelled] = None
+    return list(distinct)
