@@ -18,8 +18,8 @@ from prometheus_client import Gauge
 
 from dynamometer.errors import DiscoveryError
 from dynamometer.exporter import finder, processes
-from dynamometer.exporter.engine import EngineOptions, ExportedEngine, Target
-from dynamometer.exporter.targets import Given, targets
+from dynamometer.exporter.engine import EngineOptions, ExportedEngine
+from dynamometer.exporter.targets import Given, Target, targets
 from dynamometer.metrics.instruments import process_metrics, registry
 from dynamometer.metrics.page import MetricsPage
 from dynamometer.names import engine_state, labels

@@ -25,6 +25,7 @@ from dynamometer.exporter.finder import Running
 from dynamometer.exporter.health import Health, HealthCheck
 from dynamometer.exporter.own_page import OwnPage
 from dynamometer.exporter.source import FilesSource
+from dynamometer.exporter.targets import Target
 from dynamometer.exposition.totals import Totals
 from dynamometer.metrics.http_source import HttpSource
 from dynamometer.metrics.page import MetricsPage
@@ -39,39 +40,6 @@ LOOK_SECONDS: Final = 1.0
 _READ_SECONDS: Final = 2.0
 _GROWTH_SECONDS: Final = 60.0
 _NOT_ASKED: Final = Health(False, "not asked yet")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """What the user has said of an engine.
-
-    Attributes:
-        name: what it is called on the page's own families and in the log.
-        named: whether the user has called it so.
-        running: its first process, where it was found or its pid was given.
-        directories: of its multiprocess files, where they were given.
-        url: where it answers, without a path, where that was given.
-        page_url: of its own `/metrics`.
-    """
-
-    name: str
-    named: bool = False
-    running: Running | None = None
-    directories: tuple[str, ...] = ()
-    url: str | None = None
-    page_url: str | None = None
-
-    @property
-    def text(self) -> str:
-        """What it is, for the user."""
-        words = []
-        if self.running is not None:
-            model = f" serving {self.running.model}" if self.running.model else ""
-            words.append(
-                f"process {self.running.what} of {processes.user(self.running.process)}{model}"
-            )
-        url = self.url or (self.running.url if self.running is not None else None)
-        return ", ".join([*words, *self.directories, *([url] if url else [])])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,44 @@ from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from dynamometer.errors import SettingsError
-from dynamometer.exporter import finder
-from dynamometer.exporter.engine import Target
+from dynamometer.exporter import finder, processes
+from dynamometer.exporter.finder import Running
 
 UNNAMED: Final = "engine"
 _NAMED: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)=(.+)", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What the user has said of an engine.
+
+    Attributes:
+        name: what it is called on the page's own families and in the log.
+        named: whether the user has called it so.
+        running: its first process, where it was found or its pid was given.
+        directories: of its multiprocess files, where they were given.
+        url: where it answers, without a path, where that was given.
+        page_url: of its own `/metrics`.
+    """
+
+    name: str
+    named: bool = False
+    running: Running | None = None
+    directories: tuple[str, ...] = ()
+    url: str | None = None
+    page_url: str | None = None
+
+    @property
+    def text(self) -> str:
+        """What it is, for the user."""
+        words = []
+        if self.running is not None:
+            model = f" serving {self.running.model}" if self.running.model else ""
+            words.append(
+                f"process {self.running.what} of {processes.user(self.running.process)}{model}"
+            )
+        url = self.url or (self.running.url if self.running is not None else None)
+        return ", ".join([*words, *self.directories, *([url] if url else [])])
 
 
 class Named(NamedTuple):
