@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 INTERVAL_SECONDS: Final = 2.0
 DEADLINE_SECONDS: Final = 1.0
+# Compressing it would cost an engine more than sending it.
+_PLAIN: Final = {"Accept-Encoding": "identity", "Accept": "text/plain;version=0.0.4"}
 
 
 class HttpSource:
@@ -106,7 +108,7 @@ class HttpSource:
         restarts = self._restarts
         try:
             async with asyncio.timeout(self._deadline):
-                async with self._session.get(self.url) as answer:
+                async with self._session.get(self.url, headers=_PLAIN) as answer:
                     page = await answer.read()
             if answer.status != 200:
                 self._note("status", f"answers {answer.status}")

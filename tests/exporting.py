@@ -1,0 +1,156 @@
+"""Engines started by their own command line, and exporters beside them."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import urllib.error
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+from dynamometer.engines.sglang import CPU_FLAGS
+from dynamometer.runtime.addresses import free_port
+from processes import PYTHON, Process, running
+from stack import READY_SECONDS, eventually, http
+
+RUNTIME_LABELS = {"dynamo_namespace", "dynamo_component", "dynamo_endpoint", "model", "worker_id"}
+MOVING = re.compile(r"cpu_seconds|idle_seconds|http_re|scheduler_stage|get_loads|throughput")
+
+
+@dataclass
+class Sglang:
+    process: Process
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def name(self) -> str:
+        """What an exporter calls it."""
+        return f"sglang-{self.port}"
+
+    def complete(self, count: int = 1, tokens: int = 4) -> None:
+        body = {"model": "tiny", "prompt": "hi", "max_tokens": tokens, "ignore_eos": True}
+        for _ in range(count):
+            assert http(f"{self.url}/v1/completions", body).status == 200
+
+    def page(self) -> str:
+        return http(f"{self.url}/metrics").body.decode()
+
+    def kill(self) -> None:
+        """All of it at once, as the kernel would for want of memory."""
+        for process in [*self.process.descendants()]:
+            with contextlib.suppress(Exception):
+                process.kill()
+        self.process.signal(9)
+        self.process.wait(within=10)
+
+    def terminate(self) -> None:
+        self.process.signal(15)
+        self.process.wait(within=30)
+
+
+@contextlib.contextmanager
+def sglang(model: Path, log: Path, *, port: int = 0, **environment: str) -> Iterator[Sglang]:
+    """SGLang by its own command line, answering."""
+    port = port or free_port()
+    flags = [word for pair in CPU_FLAGS.items() for word in pair if word is not None]
+    command = [PYTHON, "-m", "sglang.launch_server", "--model-path", str(model), *flags]
+    command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port)]
+    variables = {"DYNAMOMETER_SGLANG_CPU": "1", "HF_HUB_OFFLINE": "1", **environment}
+    with running([*command, "--enable-metrics"], log, variables) as process:
+        found = Sglang(process, port)
+
+        def answers() -> bool:
+            assert process.running, f"the engine ended:\n{process.log[-3000:]}"
+            with contextlib.suppress(urllib.error.URLError, ConnectionError):
+                return http(f"{found.url}/health").status == 200
+            return False
+
+        eventually(answers, within=READY_SECONDS, what=f"engine ready\n{process.log[-2000:]}")
+        yield found
+
+
+@dataclass
+class Exporter:
+    process: Process
+    url: str
+
+    @property
+    def log(self) -> str:
+        return self.process.log
+
+    def page(self) -> str:
+        return http(f"{self.url}/metrics").body.decode()
+
+    def health(self) -> tuple[int, Mapping[str, Mapping[str, str]]]:
+        answer = http(f"{self.url}/health")
+        return answer.status, cast(Mapping[str, Mapping[str, str]], answer.json())
+
+    def ready(self, name: str) -> bool:
+        return self.health()[1]["endpoints"].get(name) == "ready"
+
+    def wait_until_ready(self, name: str) -> Exporter:
+        eventually(lambda: self.ready(name), within=30, what=f"{name} ready:\n{self.log}")
+        return self
+
+    def total(self, family: str) -> float:
+        return total(self.page(), family)
+
+
+@contextlib.contextmanager
+def exporter(
+    directory: Path, *flags: str, before: Sequence[str] = (), **environment: str
+) -> Iterator[Exporter]:
+    """An exporter on a free port.
+
+    Args:
+        directory: where its log and its discovery are.
+        flags: of `dyno exporter`.
+        before: words before its command line, such as unshare's.
+        environment: variables.
+    """
+    log = directory / f"exporter-{len(list(directory.glob('exporter-*.log')))}.log"
+    command = [*before, PYTHON, "-m", "dynamometer", "exporter", "--system-port", "0", *flags]
+    variables = {"DYN_FILE_KV": str(directory / "discovery"), **environment}
+    with running(command, log, variables) as process:
+        url = process.wait_for(r"metrics and health: (\S+)/metrics", within=20)[1]
+        yield Exporter(process, url)
+
+
+def total(page: str, family: str) -> float:
+    """The sum of all series of a sample name; no series is an error."""
+    found = [s.value for f in parse(page) for s in f.samples if s.name == family]
+    assert found, f"no {family} on the page"
+    return sum(found)
+
+
+def series(
+    page: str, prefix: str = "sglang:"
+) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """All series of the families that begin so, without the runtime's labels."""
+    return {
+        (s.name, frozenset((k, v) for k, v in s.labels.items() if k not in RUNTIME_LABELS)): s.value
+        for family in parse(page)
+        for s in family.samples
+        if s.name.startswith(prefix)
+    }
+
+
+def gauges(page: str, prefix: str = "sglang:") -> set[str]:
+    return {f.name for f in parse(page) if f.type == "gauge" and f.name.startswith(prefix)}
+
+
+def assert_same_samples(ours: str, own: str) -> None:
+    """Less what moves by itself between two looks."""
+    one, other = series(ours), series(own)
+    assert one.keys() == other.keys()
+    still = {key for key in other if not MOVING.search(key[0])}
+    assert len(still) > 300
+    assert {key: str(one[key]) for key in still} == {key: str(other[key]) for key in still}
