@@ -282,7 +282,7 @@ class ExportedEngine:
         if not self._ended:
             self._ended = reason
             if self._own_page is not None:
-                self._own_page.source.note_restart()
+                self._own_page.source.note_end()
         self._judge()
 
     def _begin_again(self, how: str = "there is life in it again") -> None:
