@@ -27,18 +27,15 @@ ELSEWHERE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
 class Exporters:
     """By processes; by the page; by the directory; by the directory in another pid namespace."""
 
-    def __init__(self, place: Path, port: int, directory: Path) -> None:
+    def __init__(self, place: Path, port: int, directory: Path | None = None) -> None:
         self._stack = contextlib.ExitStack()
         self.name = f"sglang-{port}"
         url = f"http://127.0.0.1:{port}"
         explicit = ("--multiproc-dir", str(directory), "--engine-url", url)
         self.all: dict[str, Exporter] = {}
-        for kind, flags, before in (
-            ("processes", (), ()),
-            ("page", ("--engine-url", url), ()),
-            ("directory", explicit, ()),
-            ("elsewhere", explicit, ELSEWHERE),
-        ):
+        found = [("processes", (), ()), ("page", ("--engine-url", url), ())]
+        given = [("directory", explicit, ()), ("elsewhere", explicit, ELSEWHERE)]
+        for kind, flags, before in [*found, *(given if directory else [])]:
             (place / kind).mkdir()
             running = exporter(place / kind, *flags, before=before)
             self.all[kind] = self._stack.enter_context(running)
@@ -151,3 +148,65 @@ def test_totals_go_on_and_gauges_go_over_the_engines_life(tiny_model: Path, plac
             exporters.assert_gone(5, time.monotonic())
     finally:
         exporters.close()
+
+
+@pytest.mark.slow
+def test_it_is_found_again_with_files_in_another_place(tiny_model: Path, place: Path) -> None:
+    port = free_port()
+    exporters = Exporters(place, port)
+    try:
+        with sglang(tiny_model, place / "1.log", port=port) as first:
+            exporters.await_ready()
+            first.complete(3, TOKENS_EACH)
+            exporters.await_totals(3)
+            scheduler = next(
+                p for p in first.process.descendants() if "sglang::scheduler" in p.cmdline()[0]
+            )
+            scheduler.kill()
+            found = exporters.all["processes"]
+            eventually(
+                lambda: not found.ready(exporters.name), within=3, what="the scheduler missed"
+            )
+            assert (
+                f"{scheduler.pid} (sglang::scheduler)" in found.health()[1]["reasons"][first.name]
+            )
+            first.process.wait(within=30)  # SGLang ends all when its scheduler is gone
+            exporters.assert_gone(3, time.monotonic())
+        with sglang(tiny_model, place / "2.log", port=port) as second:
+            exporters.await_ready()
+            second.complete(2, TOKENS_EACH)
+            exporters.await_totals(5)
+            second.terminate()  # and it removes its files
+            exporters.assert_gone(5, time.monotonic())
+        with sglang(tiny_model, place / "3.log", port=port) as third:
+            exporters.await_ready()
+            third.complete(1, TOKENS_EACH)
+            exporters.await_totals(6)
+    finally:
+        exporters.close()
+
+
+@pytest.mark.slow
+def test_what_the_rust_server_counts_on_its_page_alone_is_there_too(
+    tiny_model: Path, place: Path
+) -> None:
+    port = free_port()
+    with (
+        sglang(tiny_model, place / "rust.log", port=port, SGLANG_RUST_SERVER="1") as engine,
+        exporter(place) as found,
+    ):
+        found.wait_until_ready(engine.name)
+        engine.complete(3, TOKENS_EACH)
+
+        def complete() -> bool:
+            with contextlib.suppress(AssertionError):
+                return total(found.page(), TOKENS) == 3 * TOKENS_EACH
+            return False
+
+        eventually(complete, within=10, what=f"its tokens\n{found.log}")
+        page = found.page()
+        families = {family.name for family in parse(page)}
+        own = {f.name for f in parse(engine.page()) if f.name.startswith("sglang:")}
+        assert families >= own
+        keys = [line.split(" ")[0] for line in page.splitlines() if not line.startswith("#")]
+        assert len(keys) == len(set(keys))
