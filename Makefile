@@ -15,7 +15,7 @@ export HF_HUB_OFFLINE := 1
 # are shown where it fails.
 logged = $(1) >$(VENV)/setup.log 2>&1 || { cat $(VENV)/setup.log >&2; exit 1; }
 
-.PHONY: help setup system-packages demo test test-quick lint format bench-metrics fuzz clean
+.PHONY: help setup system-packages demo test test-quick lint format bench-metrics bench-exporter fuzz clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -66,6 +66,9 @@ format: setup ## let ruff put the code in form
 bench-metrics: setup ## what a page costs against prometheus_client, in one run; the picture in docs/
 	@$(BIN)/python benchmarks/metrics.py --svg docs/metrics-cost.svg $(BENCH_FLAGS)
 	@$(BIN)/python benchmarks/scrape.py
+
+bench-exporter: setup ## what an exporter costs beside a real SGLang, against its own page
+	@$(BIN)/python benchmarks/exporter.py $(BENCH_FLAGS)
 
 fuzz: setup ## files and texts that no writer would write, bounded: FUZZ_FLAGS="--runs 200000 --seconds 120"
 	@$(BIN)/python tests/fuzz/run.py $(FUZZ_FLAGS)
