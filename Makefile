@@ -51,8 +51,8 @@ system-packages:
 demo: setup ## the main job on real input: frontend, worker, real SGLang, and what the page says
 	@$(BIN)/dyno demo
 
-test: setup ## all tests, with the real engine
-	@$(BIN)/python -m pytest $(PYTEST_FLAGS)
+test: setup ## the tests, with the real engine; with CI=true the slow ones too
+	@$(BIN)/python -m pytest $(if $(filter true,$(CI)),,-m "not slow") $(PYTEST_FLAGS)
 
 test-quick: setup ## the tests that need no engine
 	@$(BIN)/python -m pytest -m "not engine and not slow" $(PYTEST_FLAGS)

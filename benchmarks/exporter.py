@@ -1,6 +1,7 @@
 """`make bench-exporter`: what an exporter costs beside a real SGLang, against its own page.
 
-The engine is started by its own command line, the exporter by `dyno exporter` with no option.
+The engine is started by its own command line, the exporter by `dyno exporter --pid`: as without
+an option, but for this engine alone.
 Each page is scraped with Prometheus' own headers over one connection: time to the answer, and
 processor time of whoever answers (the engine's page: of its server process). Then the engine
 serves streams while nobody scrapes, while its own page is scraped 20 times a second, and while
@@ -50,7 +51,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
         say("making a tiny model, starting SGLang (about half a minute)")
-        with engine(place) as (server, engine_port), exporter(place) as (ours, our_port):
+        with engine(place) as (server, engine_port), exporter(place, server.pid) as found:
+            ours, our_port = found
             url = f"http://127.0.0.1:{engine_port}"
             asyncio.run(serve(url, options.requests))
             print_scrapes(
@@ -205,8 +207,9 @@ def answers(port: int) -> bool:
 
 
 @contextlib.contextmanager
-def exporter(place: Path) -> Iterator[tuple[psutil.Process, int]]:
+def exporter(place: Path, pid: int) -> Iterator[tuple[psutil.Process, int]]:
     command = [sys.executable, "-m", "dynamometer", "exporter", "--system-port", "0"]
+    command += ["--pid", str(pid)]
     log = place / "exporter.log"
     with started(command, log, {"DYN_FILE_KV": str(place / "discovery")}) as process:
         for _ in range(200):
