@@ -112,6 +112,9 @@ class Shell:
             url = process.wait_for(r"metrics and health: (\S+)/metrics", within=20)[1]
             assert url == f"http://127.0.0.1:{self.system_port}"
             yield Exporter(process, url)
+            if "unshare" in before:  # which takes no signal itself while its child runs
+                for child in process.descendants():
+                    child.terminate()
 
 
 @pytest.fixture(scope="module")
