@@ -15,7 +15,7 @@ export HF_HUB_OFFLINE := 1
 # are shown where it fails.
 logged = $(1) >$(VENV)/setup.log 2>&1 || { cat $(VENV)/setup.log >&2; exit 1; }
 
-.PHONY: help setup system-packages demo test test-quick lint format bench-metrics fuzz clean
+.PHONY: help setup system-packages demo test test-quick lint format bench-metrics bench-exporter fuzz clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -54,8 +54,8 @@ system-packages:
 demo: setup ## the main job on real input: frontend, worker, real SGLang, and what the page says
 	@$(BIN)/dyno demo
 
-test: setup ## all tests, with the real engine
-	@$(BIN)/python -m pytest $(PYTEST_FLAGS)
+test: setup ## the tests, with the real engine; with CI=true the slow ones too
+	@$(BIN)/python -m pytest $(if $(filter true,$(CI)),,-m "not slow") $(PYTEST_FLAGS)
 
 test-quick: setup ## the tests that need no engine
 	@$(BIN)/python -m pytest -m "not engine and not slow" $(PYTEST_FLAGS)
@@ -69,6 +69,9 @@ format: setup ## let ruff put the code in form
 bench-metrics: setup ## what a page costs against prometheus_client, in one run; the picture in docs/
 	@$(BIN)/python benchmarks/metrics.py --svg docs/metrics-cost.svg $(BENCH_FLAGS)
 	@$(BIN)/python benchmarks/scrape.py
+
+bench-exporter: setup ## what an exporter costs beside a real SGLang, against its own page
+	@$(BIN)/python benchmarks/exporter.py $(BENCH_FLAGS)
 
 fuzz: setup ## files and texts that no writer would write, bounded: FUZZ_FLAGS="--runs 200000 --seconds 120"
 	@$(BIN)/python tests/fuzz/run.py $(FUZZ_FLAGS)

@@ -144,7 +144,12 @@ def series(
 
 
 def gauges(page: str, prefix: str = "sglang:") -> set[str]:
-    return {f.name for f in parse(page) if f.type == "gauge" and f.name.startswith(prefix)}
+    """Gauges that have a series: a header may be another engine's."""
+    return {
+        family.name
+        for family in parse(page)
+        if family.type == "gauge" and family.samples and family.name.startswith(prefix)
+    }
 
 
 def assert_same_samples(ours: str, own: str) -> None:

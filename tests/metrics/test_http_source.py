@@ -135,9 +135,9 @@ class Server:
         self._page = b""
         self._running = AsyncExitStack()
 
-    async def start(self, counter: int, count: int, gauge: int) -> None:
+    async def start(self, counter: int, count: int, gauge: int, *, began: int = 0) -> None:
         """With an engine that has counted so far."""
-        self.count(counter, count, gauge)
+        self.count(counter, count, gauge, began=began)
         app = web.Application()
         app.router.add_get("/metrics", self._handle)
         listener = addresses.listen("127.0.0.1", self.port, setting="")
@@ -146,9 +146,10 @@ class Server:
     async def stop(self) -> None:
         await self._running.aclose()
 
-    def count(self, counter: int, count: int, gauge: int) -> None:
+    def count(self, counter: int, count: int, gauge: int, *, began: int = 0) -> None:
+        start = f"# TYPE process_start_time_seconds gauge\nprocess_start_time_seconds {began}\n"
         self._page = (
-            f"# TYPE a_total counter\na_total {counter}\n"
+            (start if began else "") + f"# TYPE a_total counter\na_total {counter}\n"
             f'# TYPE h histogram\nh_bucket{{le="+Inf"}} {count}\nh_count {count}\nh_sum {count}\n'
             f"# TYPE g gauge\ng {gauge}\n"
         ).encode()
@@ -191,6 +192,10 @@ def values(source: HttpSource) -> dict[str, float]:
     return {series: float(value) for series, _, value in samples}
 
 
+def began(time: int) -> dict[str, float]:
+    return {'process_start_time_seconds{m="n"}': time}
+
+
 def totals_of(counter: int, count: int) -> dict[str, float]:
     return {
         'a_total{m="n"}': counter,
@@ -222,20 +227,30 @@ async def test_totals_stay_while_the_engine_is_away_and_go_on_after_it(
     assert values(continued) == totals_of(6, 3)
 
 
-async def test_its_owner_tells_of_a_restart_that_the_page_does_not_show(
+async def test_a_page_that_tells_when_its_process_began_tells_of_a_restart(
+    server: Server, continued: HttpSource
+) -> None:
+    await server.start(5, 3, 1, began=100)
+    await continued.fetch()
+    server.count(5, 4, 1, began=200)
+    await continued.fetch()
+    assert values(continued) == totals_of(10, 7) | began(200) | {'g{m="n"}': 1}
+    server.count(6, 4, 1, began=200)
+    await continued.fetch()
+    assert values(continued) == totals_of(11, 7) | began(200) | {'g{m="n"}': 1}
+
+
+async def test_an_engine_whose_page_goes_on_by_itself_is_not_counted_twice(
     server: Server, continued: HttpSource
 ) -> None:
     await server.start(5, 3, 1)
     await continued.fetch()
     await server.stop()
-    continued.note_restart()
-    await continued.fetch()  # nobody there: it is still to be counted
+    continued.note_end()
+    assert values(continued) == totals_of(5, 3)
     await server.start(5, 4, 1)
     await continued.fetch()
-    assert values(continued) == totals_of(10, 7) | {'g{m="n"}': 1}
-    server.count(6, 4, 1)
-    await continued.fetch()
-    assert values(continued) == totals_of(11, 7) | {'g{m="n"}': 1}
+    assert values(continued) == totals_of(5, 4) | {'g{m="n"}': 1}
 
 
 async def test_a_page_that_is_on_its_way_at_a_restart_is_left_out(
@@ -248,14 +263,14 @@ async def test_a_page_that_is_on_its_way_at_a_restart_is_left_out(
     server.answer.clear()
     fetching = asyncio.create_task(continued.fetch())
     await server.asked.wait()
-    continued.note_restart()
+    continued.note_end()
     server.answer.set()
     await fetching
     assert values(continued) == totals_of(5, 3)  # and no gauge of an engine that has ended
     assert not continued.errors
-    server.count(8, 9, 1)  # by now another engine's
+    server.count(1, 2, 1)  # by now another engine's
     await continued.fetch()
-    assert values(continued) == totals_of(13, 12) | {'g{m="n"}': 1}
+    assert values(continued) == totals_of(6, 5) | {'g{m="n"}': 1}
 
 
 async def test_with_totals_the_same_page_gives_the_same_objects(

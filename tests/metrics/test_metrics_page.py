@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
@@ -146,12 +147,49 @@ def test_a_source_that_hung_is_not_waited_for_again(
         never.wait()
         return ()
 
+    before = set(threading.enumerate())
     page = MetricsPage(instruments, deadline=0.3)
     page.add(Source("hung", hang))
     page.refresh()
     for _ in range(50):  # with the deadline each, 15 s
         page.refresh()
-    assert sum(thread.name == "metrics of hung" for thread in threading.enumerate()) == 1
+    # One is left behind with it, one goes on.
+    assert len(set(threading.enumerate()) - before) == 2
+
+
+def test_several_sources_that_hang_are_left_behind_and_come_back(
+    instruments: CollectorRegistry, never: threading.Event
+) -> None:
+    def hang(name: str) -> Sequence[Family]:
+        never.wait()
+        return families(f"{name} 1\n")
+
+    page = MetricsPage(instruments, deadline=0.1)
+    for name in ("a", "b"):
+        page.add(Source(name, partial(hang, name)))
+    page.add(Source("whole", lambda: families("whole 1\n")))
+    for times in (1, 2):
+        found = samples(page)
+        assert found["whole"] == 1
+        assert [errors(found, name, "timeout") for name in "ab"] == [times, times]
+    never.set()
+    for _ in range(100):
+        if samples(page).keys() >= {"a", "b", "whole"}:
+            return
+        threading.Event().wait(0.02)
+    raise AssertionError("they have come back, and are not on the page")
+
+
+def test_many_who_refresh_at_once_all_get_a_page(instruments: CollectorRegistry) -> None:
+    page = MetricsPage(instruments)
+    page.add(Source("whole", lambda: families("whole 1\n")))
+    threads = [threading.Thread(target=page.refresh) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert samples(page)["whole"] == 1
 
 
 def test_what_a_source_left_out_is_counted(instruments: CollectorRegistry) -> None:

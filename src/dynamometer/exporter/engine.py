@@ -282,7 +282,7 @@ class ExportedEngine:
         if not self._ended:
             self._ended = reason
             if self._own_page is not None:
-                self._own_page.source.note_restart()
+                self._own_page.source.note_end()
         self._judge()
 
     def _begin_again(self, how: str = "there is life in it again") -> None:
@@ -334,9 +334,11 @@ class ExportedEngine:
 
     async def _watch_page(self) -> None:
         while True:
-            if self.url is not None and not self._ended and (self._port.well or self._answer.well):
+            needed = self._needs_page()
+            answers = not self._ended and (self._port.well or self._answer.well)
+            if self.url is not None and answers and needed is not False:
                 self._own_page = self._own_page or await self._new_own_page(self.url)
-                await self._own_page.look(self._needs_page(), self._files)
+                await self._own_page.look(needed, self._files)
             await asyncio.sleep(LOOK_SECONDS)
 
     def _needs_page(self) -> bool | None:

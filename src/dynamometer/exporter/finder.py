@@ -96,7 +96,7 @@ def look_at(pid: int) -> Running:
             f"for the engines of {getpass.getuser()}"
         ) from None
     url = next((_url(host, port) for host, port in processes.listening(process)), None)
-    return Running(process=process, what=processes.describe(process), url=url)
+    return Running(process=process, what=processes.describe(process), url=url, page_has_more=False)
 
 
 def files_of(members: Iterable[psutil.Process]) -> Files:

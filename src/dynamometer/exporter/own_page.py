@@ -39,12 +39,10 @@ class OwnPage:
         """Fetch the page where it is time to; called about once a second.
 
         Args:
-            needed: whether the files are not enough; None where that is to be found out, by
+            needed: True where the files are not enough; None where that is to be found out, by
                 families of the page that they have not.
             files: the engine's files.
         """
-        if needed is False and not self._shown:
-            return
         interval = INTERVAL_SECONDS if needed or self._shown else _PROBE_SECONDS
         if time.monotonic() - self._fetched < interval:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import NamedTuple
 
 from aiohttp import web
@@ -21,6 +22,15 @@ class _Want(NamedTuple):
 def add_route(app: web.Application, page: MetricsPage) -> None:
     """Serve `page` at `/metrics` of `app`, for GET and HEAD."""
     app.router.add_get("/metrics", _Scrapes(page).handle)
+
+
+def _set(future: asyncio.Future[bytes], body: bytes | Exception) -> None:
+    if future.done():
+        return
+    if isinstance(body, Exception):
+        future.set_exception(body)
+    else:
+        future.set_result(body)
 
 
 class _Scrapes:
@@ -57,14 +67,29 @@ class _Scrapes:
         return body if made == want else await asyncio.to_thread(self._render, want)
 
     async def _look(self, want: _Want) -> tuple[_Want, bytes]:
+        """Refresh and render in the page's thread: one hand-over, and one back."""
+        loop = asyncio.get_running_loop()
+        made: asyncio.Future[bytes] = loop.create_future()
+
+        def finish() -> None:
+            body: bytes | Exception
+            try:
+                body = self._render(want)
+            except Exception as error:  # handed to whoever asked
+                body = error
+            with suppress(RuntimeError):  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(_set, made, body)
+
         try:
-            return want, await asyncio.to_thread(self._refresh, want)
+            one = self._page.begin(finish)
+            for seconds in self._page.patience():
+                await asyncio.wait([made], timeout=seconds)
+                if made.done():
+                    return want, made.result()
+                self._page.give_up(one)
+            raise AssertionError("patience has no end")
         finally:
             self._running = None
-
-    def _refresh(self, want: _Want) -> bytes:
-        self._page.refresh()
-        return self._render(want)
 
     def _render(self, want: _Want) -> bytes:
         render = self._page.compressed if want.gzip else self._page.render

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 INTERVAL_SECONDS: Final = 2.0
 DEADLINE_SECONDS: Final = 1.0
+# prometheus_client's, and others', where a page is of one process.
+_PROCESS_START: Final = "process_start_time_seconds"
 # Compressing it would cost an engine more than sending it.
 _PLAIN: Final = {"Accept-Encoding": "identity", "Accept": "text/plain;version=0.0.4"}
 
@@ -73,8 +75,8 @@ class HttpSource:
         self._totals = totals
         self._families: Sequence[Family] = ()
         self._kept: Sequence[Family] = ()
-        self._restarts = 0
-        self._restarts_counted = 0
+        self._ends = 0
+        self._began = b""
         self._fetched = float("-inf")
         self._fault = ""
 
@@ -84,13 +86,14 @@ class HttpSource:
             return self._kept
         return self._families
 
-    def note_restart(self) -> None:
-        """Say that the engine has ended: a page that is asked for from now on is of another one.
+    def note_end(self) -> None:
+        """Say that the engine has ended: what is no total leaves at once.
 
-        To be called before the next engine answers. A page that is on its way just now is left
-        out: it can be of either. What is no total leaves at once.
+        A page that is on its way just now is left out. Whether the engine that comes after it
+        begins anew is for its page to say: one that shares a directory of multiprocess files with
+        the former goes on by itself.
         """
-        self._restarts += 1
+        self._ends += 1
         self._fetched = float("-inf")
 
     def names(self) -> frozenset[str]:
@@ -105,7 +108,7 @@ class HttpSource:
 
     async def fetch(self) -> None:
         """Fetch the page once; a fault is counted, and said once a state."""
-        restarts = self._restarts
+        ends = self._ends
         try:
             async with asyncio.timeout(self._deadline):
                 async with self._session.get(self.url, headers=_PLAIN) as answer:
@@ -113,9 +116,9 @@ class HttpSource:
             if answer.status != 200:
                 self._note("status", f"answers {answer.status}")
                 return
-            if restarts != self._restarts:
+            if ends != self._ends:
                 return
-            self._families, self._kept = await asyncio.to_thread(self._parse, page, restarts)
+            self._families, self._kept = await asyncio.to_thread(self._parse, page)
         except TimeoutError:
             self._note("timeout", f"no answer within {self._deadline} s")
         except (aiohttp.ClientError, OSError) as error:
@@ -128,13 +131,15 @@ class HttpSource:
                 logger.info("%s is there again", self.url)
             self._fault = ""
 
-    def _parse(self, page: bytes, restarts: int) -> tuple[Sequence[Family], Sequence[Family]]:
+    def _parse(self, page: bytes) -> tuple[Sequence[Family], Sequence[Family]]:
         """The families of a page, and what stays of them without it."""
-        families = self._relabelling.apply(self._filter.apply(self._parser.parse(page)))
+        whole = self._parser.parse(page)
+        families = self._relabelling.apply(self._filter.apply(whole))
         if self._totals is None:
             return families, ()
-        families = self._totals.update(families, restarted=restarts != self._restarts_counted)
-        self._restarts_counted = restarts
+        began = next((family.lines for family in whole if family.name == _PROCESS_START), b"")
+        before, self._began = self._began, began
+        families = self._totals.update(families, restarted=bool(before) and began != before)
         return families, self._totals.kept()
 
     def _note(self, reason: str, message: str) -> None:

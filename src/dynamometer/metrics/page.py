@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter
@@ -15,12 +15,15 @@ from dynamometer.exposition.families import Family
 from dynamometer.exposition.filters import EVERYTHING, Selection
 from dynamometer.exposition.merge import Clash, LeftOut, Source
 from dynamometer.exposition.merged_page import MergedPage
-from dynamometer.metrics.collection import Collection, SourceError
+from dynamometer.metrics.collection import Answer, Collection, SourceError
+from dynamometer.metrics.rounds import Round, Rounds
 from dynamometer.metrics.sources import MetricsSource, RegistrySource
 
 logger = logging.getLogger(__name__)
 
 DEADLINE_SECONDS: Final = 5.0
+# For each source that hangs besides the first.
+_NEXT_DEADLINE_SECONDS: Final = 1.0
 
 
 class MetricsPage:
@@ -33,8 +36,8 @@ class MetricsPage:
 
         Args:
             instruments: the registry that holds them; the page counts its errors there.
-            deadline: how long the engines' sources together may take, and the runtime's own,
-                seconds each.
+            deadline: how long all sources together may take before the one that is being asked
+                is given up, seconds.
         """
         self._deadline = deadline
         self._engines: list[Collection] = []
@@ -43,7 +46,7 @@ class MetricsPage:
         self._counted: dict[tuple[str, str], int] = {}
         self._failing: dict[str, str] = {}
         self._left_out: tuple[LeftOut, ...] = ()
-        self._lock = threading.Lock()
+        self._rounds = Rounds("metrics")
         self._errors = Counter(
             metric_names.scrape.ERRORS_TOTAL,
             "Scrapes in which a source of engine metrics, one of its files or a series of one was "
@@ -60,17 +63,47 @@ class MetricsPage:
 
     def refresh(self) -> None:
         """Ask all sources; what does not answer, or nonsense, is not on the page."""
-        with self._lock:
-            end = time.monotonic() + self._deadline
-            for collection in self._engines:
-                collection.ask()
-            engines = [self._families(collection, end) for collection in self._engines]
-            # Last, for the errors that were just counted; and first on the page.
-            self._runtime.ask()
-            end = time.monotonic() + self._deadline
-            sources = [self._families(self._runtime, end), *engines]
-            self._page.update(sources)
-            self._tell_left_out()
+        finished = threading.Event()
+        one = self.begin(finished.set)
+        for seconds in self.patience():
+            if finished.wait(seconds):
+                return
+            self.give_up(one)
+
+    def patience(self) -> Iterator[float]:
+        """How long to wait for a refresh before a source is given up, seconds; and again."""
+        yield self._deadline
+        yield from itertools.repeat(min(self._deadline, _NEXT_DEADLINE_SECONDS))
+
+    def begin(self, finish: Callable[[], None]) -> Round:
+        """Let a refresh begin; for those who wait in another way than `refresh` does.
+
+        Args:
+            finish: called at its end, in the thread that has asked the sources.
+
+        Returns:
+            What to `give_up` when it is not finished in time.
+        """
+        sources: list[Source] = []
+
+        def answered(collection: Collection, answer: Answer) -> None:
+            sources.append(Source(collection.source.name, self._taken(collection, answer)))
+
+        def finished() -> None:
+            try:
+                self._page.update([sources[-1], *sources[:-1]])
+                self._tell_left_out()
+            finally:
+                finish()
+
+        # The runtime's own last, for the errors that were just counted; and first on the page.
+        one = Round([*self._engines, self._runtime], answered, finished)
+        self._rounds.begin(one)
+        return one
+
+    def give_up(self, one: Round) -> None:
+        """Go on without the source that a refresh waits for; it has had its time."""
+        self._rounds.give_up(one)
 
     def render(self, selection: Selection = EVERYTHING, *, openmetrics: bool = False) -> bytes:
         """The page as it was at the last refresh.
@@ -85,22 +118,19 @@ class MetricsPage:
         """The same, with gzip; the same bytes as before where nothing changed."""
         return self._page.compressed(selection, openmetrics=openmetrics)
 
-    def _families(self, collection: Collection, end: float) -> Source:
+    def _taken(self, collection: Collection, answer: Answer) -> Sequence[Family]:
         source = collection.source
-        try:
-            families: Sequence[Family] = collection.answer(end - time.monotonic())
-        except SourceError as error:
-            families = ()
-            self._errors.labels(source.name, error.reason).inc()
-            if self._failing.get(source.name) != error.reason:
-                self._failing[source.name] = error.reason
-                logger.warning("metrics of %s are not on the page: %s", source.name, error)
-                logger.debug("metrics of %s", source.name, exc_info=error.__cause__)
-        else:
-            if self._failing.pop(source.name, None):
-                logger.info("metrics of %s are on the page again", source.name)
-            self._count_errors(source)
-        return Source(source.name, families)
+        if isinstance(answer, SourceError):
+            self._errors.labels(source.name, answer.reason).inc()
+            if self._failing.get(source.name) != answer.reason:
+                self._failing[source.name] = answer.reason
+                logger.warning("metrics of %s are not on the page: %s", source.name, answer)
+                logger.debug("metrics of %s", source.name, exc_info=answer.__cause__)
+            return ()
+        if self._failing.pop(source.name, None):
+            logger.info("metrics of %s are on the page again", source.name)
+        self._count_errors(source)
+        return answer
 
     def _count_errors(self, source: MetricsSource) -> None:
         try:

@@ -1,0 +1,211 @@
+"""Whatever writes prometheus_client's multiprocess files, or serves a text page."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socketserver
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+from dynamometer.runtime.addresses import free_port
+from exporting import Exporter, exporter, total
+from processes import PYTHON, Process, running
+from stack import eventually, http
+
+SERVICE = """
+import os
+from prometheus_client import Counter, Gauge
+
+requests = Counter("shop_requests", "What was asked for.", ["path"])
+busy = Gauge("shop_busy", "Whether it is at work.", multiprocess_mode="all")
+
+def app(environ, start_response):
+    requests.labels("/").inc()
+    busy.set(1)
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [str(os.getpid()).encode()]
+"""
+
+
+@pytest.fixture
+def gunicorn(tmp_path: Path) -> Iterator[tuple[Process, str]]:
+    """A service of two workers, which write their files into `files`."""
+    (tmp_path / "shop.py").write_text(SERVICE)
+    (tmp_path / "files").mkdir()
+    port = free_port()
+    command = [PYTHON, "-m", "gunicorn", "--workers", "2", "--bind", f"127.0.0.1:{port}"]
+    command += ["--chdir", str(tmp_path), "--worker-tmp-dir", str(tmp_path), "shop:app"]
+    variables = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "files")}
+    with running(command, tmp_path / "gunicorn.log", variables) as process:
+        process.wait_for("Booting worker with pid(?s:.*)Booting worker with pid", within=20)
+        yield process, f"http://127.0.0.1:{port}/"
+
+
+def ask(url: str, times: int) -> set[int]:
+    """The pids that answered."""
+    return {int(http(url).body) for _ in range(times)}
+
+
+def busy(found: Exporter) -> set[str]:
+    return {
+        sample.labels["pid"]
+        for family in parse(found.page())
+        for sample in family.samples
+        if sample.name == "shop_busy"
+    }
+
+
+@pytest.mark.parametrize("given", ["directory", "pid"])
+def test_a_gunicorn_service(given: str, gunicorn: tuple[Process, str], tmp_path: Path) -> None:
+    process, url = gunicorn
+    flags = {
+        "directory": ("--multiproc-dir", f"shop={tmp_path / 'files'}"),
+        "pid": ("--pid", f"shop={process.pid}"),
+    }[given]
+    pids = ask(url, 10)
+    with exporter(tmp_path, *flags, "--prefix", "shop_", "--health-path", "") as found:
+        found.wait_until_ready("shop")
+        assert total(found.page(), "shop_requests_total") == 10
+        assert busy(found) == set(map(str, pids))
+        victim = pids.pop()
+        os.kill(victim, signal.SIGKILL)
+        eventually(lambda: str(victim) not in busy(found), within=5, what=f"gone\n{found.log}")
+        assert total(found.page(), "shop_requests_total") == 10
+        ask(url, 5)  # by the worker that took its place too
+        assert total(found.page(), "shop_requests_total") == 15
+        assert found.ready("shop")
+        process.end()
+        eventually(lambda: not found.ready("shop"), within=3, what=f"ended\n{found.log}")
+        assert "ended" in found.health()[1]["reasons"]["shop"]
+        assert total(found.page(), "shop_requests_total") == 15
+        assert busy(found) == set()
+
+
+def test_no_silent_empty_page(gunicorn: tuple[Process, str], tmp_path: Path) -> None:
+    ask(gunicorn[1], 1)
+    with exporter(tmp_path, "--multiproc-dir", str(tmp_path / "files")) as found:
+        found.page()
+        found.process.wait_for(
+            "no family begins with sglang:; --prefix names others: there are shop_", within=5
+        )
+
+
+class Page(socketserver.ThreadingTCPServer):
+    """A server of one text page."""
+
+    allow_reuse_address = True
+    daemon_threads = True
+
+    def __init__(self, port: int, text: str) -> None:
+        super().__init__(("127.0.0.1", port), _handler(text))
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def end(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+def _handler(text: str) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found = self.path in ("/metrics", "/stats/prometheus")
+            self.send_response(200 if found else 404)
+            self.end_headers()
+            self.wfile.write(text.encode() if found else b"")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    return Handler
+
+
+def page_of(requests: int) -> str:
+    return (
+        f"# TYPE vllm:requests_total counter\nvllm:requests_total {requests}\n"
+        f'# TYPE lmcache:hits_total counter\nlmcache:hits_total{{tier="cpu"}} {requests}\n'
+        "# TYPE vllm:running gauge\nvllm:running 1\n"
+        "# TYPE python_info gauge\npython_info 1\n"
+    )
+
+
+@pytest.mark.parametrize("path", ["", "/stats/prometheus"])
+def test_a_text_page_of_other_names_goes_on_over_a_restart(path: str, tmp_path: Path) -> None:
+    port = free_port()
+    server = Page(port, page_of(7))
+    flags = ("--engine-url", f"http://127.0.0.1:{port}{path}", "--model", "m")
+    with exporter(tmp_path, *flags, "--prefix", "vllm:", "--prefix", "lmcache:") as found:
+        found.wait_until_ready("engine")
+        eventually(lambda: "vllm:running" in found.page(), within=5, what="the page")
+        assert total(found.page(), "lmcache:hits_total") == 7
+        assert 'vllm:running{dynamo_component="backend"' in found.page()
+        assert 'model="m"' in found.page()
+        assert "python_info" not in found.page()
+        server.end()
+        eventually(lambda: not found.ready("engine"), within=3, what="ended")
+        assert found.health()[0] == 503
+        eventually(lambda: "vllm:running" not in found.page(), within=6, what="gauges gone")
+        assert total(found.page(), "vllm:requests_total") == 7
+        server = Page(port, page_of(2))
+        eventually(
+            lambda: total(found.page(), "vllm:requests_total") == 9, within=8, what="it goes on"
+        )
+        assert total(found.page(), "lmcache:hits_total") == 9
+        server.end()
+
+
+def test_two_engines_on_one_page(tmp_path: Path) -> None:
+    ports = free_port(), free_port()
+    servers = [Page(port, page_of(number)) for port, number in zip(ports, (3, 4), strict=True)]
+    flags = [
+        word
+        for name, port in zip("ab", ports, strict=True)
+        for word in ("--engine-url", f"{name}=http://127.0.0.1:{port}")
+    ]
+    with exporter(tmp_path, *flags, "--prefix", "vllm:") as found:
+        found.wait_until_ready("a")
+        found.wait_until_ready("b")
+
+        def counted() -> dict[str, float]:
+            return {
+                s.labels["engine"]: s.value
+                for f in parse(found.page())
+                for s in f.samples
+                if s.name == "vllm:requests_total"
+            }
+
+        eventually(lambda: counted() == {"a": 3, "b": 4}, within=8, what=f"both: {counted()}")
+        assert found.health()[0] == 200
+        servers[0].end()
+        eventually(lambda: not found.ready("a"), within=3, what="one ended")
+        assert found.ready("b")
+        assert found.health()[0] == 503
+        servers[1].end()
+
+
+def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
+    with exporter(tmp_path, "--multiproc-dir", str(tmp_path / "not there yet")) as found:
+        assert found.health()[0] == 503
+        found.process.signal(signal.SIGINT)
+        assert found.process.wait(within=5) == 0
+        assert "Traceback" not in found.log
+
+
+def test_help_teaches() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "dynamometer", "exporter", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for flag in ("--multiproc-dir", "--engine-url", "--pid", "--prefix", "--system-port"):
+        assert re.search(rf"^  {flag}", done.stdout, re.MULTILINE)
+    assert "examples:" in done.stdout
