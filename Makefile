@@ -38,15 +38,18 @@ $(VENV)/.project: pyproject.toml src/dynamometer/__init__.py requirements-dev.tx
 	@$(call logged,$(PIP) install -r requirements-dev.txt -e .)
 	@touch $@
 
-# promtool. The service that Debian's package would start is not wanted.
+# Prometheus and promtool; what checks the recipes in deploy/ (this old docker-compose needs no Docker
+# engine). The services that Debian's packages would start are not wanted.
+SYSTEM_PACKAGES := prometheus systemd docker-compose
 system-packages:
-	@command -v promtool >/dev/null || { \
-	  echo "==> Debian's prometheus, for promtool"; \
+	@command -v promtool >/dev/null && command -v systemd-analyze >/dev/null && \
+	command -v docker-compose >/dev/null || { \
+	  echo "==> Debian's $(SYSTEM_PACKAGES)"; \
 	  if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
-	    echo "    not as root: tests that need it will fail; install Debian's package prometheus"; \
+	    echo "    not as root: tests that need them will fail; install these packages"; \
 	  else \
 	    export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1; \
-	    $(call logged,apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus); fi; }
+	    $(call logged,apt-get update -qq && apt-get install -y -qq --no-install-recommends $(SYSTEM_PACKAGES)); fi; }
 
 demo: setup ## the main job on real input: frontend, worker, real SGLang, and what the page says
 	@$(BIN)/dyno demo
