@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
+import socket
 import socketserver
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
+import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse
 
+from dynamometer.exporter import processes
+from dynamometer.exporter.engine import EngineOptions, ExportedEngine
+from dynamometer.exporter.targets import Target
+from dynamometer.metrics.instruments import registry
+from dynamometer.metrics.page import MetricsPage
 from dynamometer.runtime.addresses import free_port
+from dynamometer.runtime.record import State
 from exporting import Exporter, exporter, total
 from processes import PYTHON, Process, running
 from stack import eventually, http
@@ -197,6 +206,59 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
         found.process.signal(signal.SIGINT)
         assert found.process.wait(within=5) == 0
         assert "Traceback" not in found.log
+
+
+def test_a_user_with_a_number_alone_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)
+    assert processes.own_user() == f"user {os.geteuid()}"
+
+
+async def test_an_engine_whose_name_goes_with_it_has_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As a container's does. Its gauges leave, and come back with it."""
+    port = free_port()
+    server = Page(port, page_of(7))
+    real = asyncio.open_connection
+    known = True
+
+    async def open_connection(host: str, port: int) -> object:
+        if not known:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return await real(host, port)
+
+    monkeypatch.setattr(asyncio, "open_connection", open_connection)
+    page = MetricsPage(registry())
+    options = EngineOptions(
+        prefixes=("vllm:",), max_series=100, health_path="", health_interval=1, health_deadline=1
+    )
+
+    def shown() -> bytes:
+        page.refresh()
+        return page.render()
+
+    async def until(condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(15):
+            while not condition():
+                await asyncio.sleep(0.1)
+
+    async with aiohttp.ClientSession() as session:
+        target = Target(name="e", url=f"http://127.0.0.1:{port}")
+        engine = ExportedEngine(target, options, page, session)
+        watching = asyncio.create_task(engine.watch())
+        await until(lambda: b"vllm:running" in shown())
+        known = False
+        await until(lambda: b"vllm:running" not in shown())
+        assert engine.state is State.FAILED
+        assert "not known" in engine.reason
+        assert b"vllm:requests_total 7" in shown()
+        known = True
+        await until(lambda: b"vllm:running" in shown())
+        assert b"vllm:requests_total 7" in shown()
+        watching.cancel()
+    server.end()
 
 
 def test_help_teaches() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import logging
 import time
 from collections.abc import Mapping
@@ -145,7 +144,7 @@ class _Exporter:
         return {name: engine.reason for name, engine in self._engines.items() if engine.reason}
 
     def _nothing(self) -> str:
-        return f"no SGLang was found among the processes of {getpass.getuser()}"
+        return f"no SGLang was found among the processes of {processes.own_user()}"
 
     def _add(self, target: Target) -> None:
         options = self._options

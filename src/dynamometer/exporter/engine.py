@@ -39,6 +39,10 @@ LOOK_SECONDS: Final = 1.0
 # long are a dead engine's.
 _READ_SECONDS: Final = 2.0
 _GROWTH_SECONDS: Final = 60.0
+# So many looks in a row at a port where nobody listens, or that cannot be reached at all (a
+# container's name or address goes with it): it has ended.
+_MISSES_GONE: Final = 2
+_MISSES: Final = 5
 _NOT_ASKED: Final = Health(False, "not asked yet")
 
 
@@ -94,6 +98,7 @@ class ExportedEngine:
         self._ended = ""
         self._survivors: set[str] = set()
         self._port = _NOT_ASKED
+        self._missed = 0
         self._answer = _NOT_ASKED
         self._was_ready = False
         self._state = (State.STARTING, "")
@@ -267,15 +272,16 @@ class ExportedEngine:
                 await asyncio.to_thread(files.retire)
 
     async def _look_at_port(self, check: HealthCheck) -> None:
-        port = await check.port()
-        if not self._visible:
-            if port.gone and self._port.gone and not self._ended:
-                self._end(port.reason)
-                if self._files is not None:
-                    await asyncio.to_thread(self._files.retire)
-            elif port.well and self._ended:
-                self._begin_again()
-        self._port = port
+        port = self._port = await check.port()
+        self._missed = 0 if port.well else self._missed + 1
+        if self._visible:
+            return
+        if port.well and self._ended:
+            self._begin_again()
+        elif self._missed >= (_MISSES_GONE if port.gone else _MISSES) and not self._ended:
+            self._end(port.reason)
+            if self._files is not None:
+                await asyncio.to_thread(self._files.retire)
 
     def _end(self, reason: str) -> None:
         """It has ended: its totals stay, its gauges go. The first reason is the cause."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -93,7 +92,7 @@ def look_at(pid: int) -> Running:
     except psutil.Error:
         raise SettingsError(
             f"--pid {pid}: no process has this number here; `dyno exporter` without --pid looks "
-            f"for the engines of {getpass.getuser()}"
+            f"for the engines of {processes.own_user()}"
         ) from None
     url = next((_url(host, port) for host, port in processes.listening(process)), None)
     return Running(process=process, what=processes.describe(process), url=url, page_has_more=False)

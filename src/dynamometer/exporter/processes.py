@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -54,6 +55,14 @@ def user(process: psutil.Process) -> str:
         return process.username()
     except (psutil.Error, KeyError):
         return "an unknown user"
+
+
+def own_user() -> str:
+    """Who runs this process; a container's user may have a number alone."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.geteuid()}"
 
 
 def mapped(process: psutil.Process) -> Mapping[FileId, str]:
