@@ -84,7 +84,7 @@ def test_a_gunicorn_service(given: str, gunicorn: tuple[Process, str], tmp_path:
     with exporter(tmp_path, *flags, "--prefix", "shop_", "--health-path", "") as found:
         found.wait_until_ready("shop")
         assert total(found.page(), "shop_requests_total") == 10
-        assert busy(found) == set(map(str, pids))
+        assert busy(found) >= set(map(str, pids))
         victim = pids.pop()
         os.kill(victim, signal.SIGKILL)
         eventually(lambda: str(victim) not in busy(found), within=5, what=f"gone\n{found.log}")
