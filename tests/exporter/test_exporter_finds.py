@@ -74,7 +74,7 @@ def test_without_an_option_it_finds_the_engine_its_port_and_its_files(
     assert directory.stat().st_mode & 0o777 == 0o700
     assert f"{engine.name}: process {engine.process.pid} (SGLang) of " in found.log
     assert engine.url in found.log
-    assert f"{engine.name}: its files are read in {directory}" in found.log
+    assert f"{engine.name}: reading its files in {directory}" in found.log
 
 
 def test_its_samples_are_the_engines_own(found: Exporter, engine: Sglang) -> None:

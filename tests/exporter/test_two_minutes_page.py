@@ -196,7 +196,7 @@ def stream(engine: Sglang) -> None:
 
 def test_the_running_engine_is_found(exporter: Exporter, engine: Sglang) -> None:
     assert f"{engine.name}: process {engine.process.pid} (SGLang)" in exporter.log
-    assert f"{engine.name}: its files are read in " in exporter.log
+    assert f"{engine.name}: reading its files in " in exporter.log
     assert "sglang:num_running_reqs{" in exporter.page()
 
 

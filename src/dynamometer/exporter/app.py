@@ -26,7 +26,7 @@ from dynamometer.runtime import addresses, relay, system
 from dynamometer.runtime.discovery.file import FileDiscovery
 from dynamometer.runtime.discovery.interface import Registration
 from dynamometer.runtime.endings import Stop
-from dynamometer.runtime.identity import hexadecimal, new_id
+from dynamometer.runtime.identity import hexadecimal, new_id, stable_id
 from dynamometer.runtime.record import Record, Role, State
 from dynamometer.runtime.servers import serving
 
@@ -52,6 +52,7 @@ class ExporterOptions:
     component: str
     endpoint: str
     runtime_labels: bool
+    forget_after: float
     discovery_directory: Path | None
 
 
@@ -91,9 +92,11 @@ class _Exporter:
         self._session = session
         self._searches = not options.given
         self._engines: dict[str, ExportedEngine] = {}
+        self._watching: dict[str, asyncio.Task[None]] = {}
         self._id = new_id()
         self._group = asyncio.TaskGroup()
         self._told_others = False
+        self._labels_of_up: dict[str, tuple[str, str]] = {}
         instruments = registry()
         process_metrics(instruments, hexadecimal(self._id))
         self._page = MetricsPage(instruments)
@@ -115,14 +118,14 @@ class _Exporter:
     def application(self) -> web.Application:
         status = system.SystemStatus(
             self._state,
-            lambda: {name: engine.state for name, engine in self._engines.items()},
+            self._endpoints,
             self._reasons,
         )
         return system.application(self._page, status)
 
     def close(self) -> None:
         for engine in self._engines.values():
-            engine.close()
+            engine.leave()
 
     async def run(self, meant: list[Target], registration: Registration, record: Record) -> None:
         async with self._group:
@@ -138,6 +141,13 @@ class _Exporter:
             return State.READY
         return State.FAILED if State.FAILED in states else State.STARTING
 
+    def _endpoints(self) -> Mapping[str, State]:
+        """All engines, those that are starting too: they are not ready."""
+        return {
+            name: State.READY if engine.state is State.READY else State.FAILED
+            for name, engine in self._engines.items()
+        }
+
     def _reasons(self) -> Mapping[str, str]:
         if not self._engines:
             return {"engines": self._nothing()}
@@ -148,7 +158,8 @@ class _Exporter:
 
     def _add(self, target: Target) -> None:
         options = self._options
-        identity = hexadecimal(new_id() if self._engines else self._id)
+        place = (target.name, target.url or "", *target.directories)
+        identity = hexadecimal(stable_id(" ".join(place)))
         constant = {}
         if options.runtime_labels:
             constant = {
@@ -163,11 +174,12 @@ class _Exporter:
             target, replace(options.engine, constant=constant), self._page, self._session
         )
         self._engines[target.name] = engine
+        self._labels_of_up[target.name] = (target.name, identity)
         self._up.labels(target.name, identity).set_function(
             lambda: float(engine.state is State.READY)
         )
         logger.info("%s: %s", target.name, target.text)
-        self._group.create_task(engine.watch())
+        self._watching[target.name] = self._group.create_task(engine.watch())
 
     async def _search_on(self) -> None:
         while True:
@@ -178,6 +190,7 @@ class _Exporter:
 
     async def _search(self) -> None:
         """Look for engines that were lost, and, where none was named, for new ones."""
+        self._forget()
         lost = {engine.searched_name: engine for engine in self._engines.values() if engine.lost}
         if not lost and not self._searches:
             return
@@ -191,6 +204,16 @@ class _Exporter:
         if not self._engines and not self._told_others:
             self._told_others = True
             self._tell_nothing([processes.user(process) for process in others])
+
+    def _forget(self) -> None:
+        """Engines that were found, and have ended long ago, are missed no more."""
+        for name, engine in list(self._engines.items()):
+            if self._searches and engine.forgettable(self._options.forget_after):
+                logger.info("%s: forgotten", name)
+                self._watching.pop(name).cancel()
+                del self._engines[name]
+                self._up.remove(*self._labels_of_up.pop(name))
+                engine.leave()
 
     def _tell_nothing(self, others: list[str]) -> None:
         logger.warning(

@@ -94,6 +94,14 @@ def parser(program: str) -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="how long an answer may take (default: 10)",
     )
+    engine.add_argument(
+        "--forget-after",
+        type=arguments.checked(settings.seconds),
+        default=3600.0,
+        metavar="SECONDS",
+        help="an engine that was found without being named, and has ended so long ago, leaves "
+        "/health and the page with its totals; one that never served, at once (default: 3600)",
+    )
     page = result.add_argument_group("the page")
     page.add_argument(
         "--prefix",
@@ -167,6 +175,7 @@ def main(argv: Sequence[str], program: str = "dyno exporter") -> int:
         component=own.component,
         endpoint=own.endpoint,
         runtime_labels=not own.no_runtime_labels,
+        forget_after=own.forget_after,
         discovery_directory=own.discovery or environment.discovery_directory,
     )
     loops.run(serve(options))

@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 import aiohttp
 import psutil
 
-from dynamometer.exporter import finder, processes
+from dynamometer.exporter import processes
 from dynamometer.exporter.finder import Running
 from dynamometer.exporter.health import Health, HealthCheck
 from dynamometer.exporter.own_page import OwnPage
+from dynamometer.exporter.places import Places, Words
 from dynamometer.exporter.source import FilesSource
 from dynamometer.exporter.targets import Target
 from dynamometer.exposition.totals import Totals
@@ -88,10 +87,9 @@ class ExportedEngine:
         self._running = target.running
         self._model = options.model or (target.running.model if target.running else "")
         self._check = self._new_check()
-        self._files: FilesSource | None = None
+        self._words = Words(target.name)
+        self._places = Places(target, self._new_files, self._words)
         self._own_page: OwnPage | None = None
-        self._told: set[str] = set()
-        self._readable = False
         self._read = float("-inf")
         self._found = False  # all of its files
         self._gone = False
@@ -99,8 +97,10 @@ class ExportedEngine:
         self._survivors: set[str] = set()
         self._port = _NOT_ASKED
         self._missed = 0
+        self._asked = float("-inf")
         self._answer = _NOT_ASKED
         self._was_ready = False
+        self._ever_ready = False
         self._state = (State.STARTING, "")
         self.since = time.time()
 
@@ -121,6 +121,10 @@ class ExportedEngine:
         """Whether a new first process is wanted, to go on with."""
         return self._target.running is not None and self._gone
 
+    def forgettable(self, seconds: float) -> bool:
+        """Whether it has ended so long ago, or had never begun to serve."""
+        return self.lost and (not self._ever_ready or time.time() - self.since > seconds)
+
     @property
     def searched_name(self) -> str:
         """What `finder` will call it when it is started again; empty: it cannot be found."""
@@ -129,9 +133,18 @@ class ExportedEngine:
     async def watch(self) -> None:
         """Watch it for ever."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._watch_processes())
-            group.create_task(self._watch_answers())
-            group.create_task(self._watch_page())
+            for look in (self._look, self._ask, self._look_at_page):
+                group.create_task(self._repeat(look))
+
+    async def _repeat(self, look: Callable[[], Awaitable[None]]) -> None:
+        """Look each second. What nobody expected of one engine costs no other."""
+        while True:
+            try:
+                await look()
+            except Exception as error:
+                self._words.once(f"it cannot be looked at: {error!r}")
+                logger.debug("%s", self.name, exc_info=True)
+            await asyncio.sleep(LOOK_SECONDS)
 
     def adopt(self, running: Running) -> None:
         """Go on with an engine that was started again."""
@@ -140,9 +153,27 @@ class ExportedEngine:
         self._begin_again(f"started again, process {running.what}")
         self._check = self._new_check()
 
-    def close(self) -> None:
-        """Close its files."""
+    @property
+    def _files(self) -> FilesSource | None:
+        return self._places.files
+
+    def _new_files(self, members: Callable[[], Sequence[psutil.Process]]) -> FilesSource:
+        files = FilesSource(
+            self.name,
+            constant=self._labels(),
+            prefixes=self._options.prefixes,
+            max_series=self._options.max_series,
+            members=members,
+        )
+        self._page.add(files)
+        return files
+
+    def leave(self) -> None:
+        """Take it off the page."""
+        if self._own_page is not None:
+            self._page.remove(self._own_page.source)
         if self._files is not None:
+            self._page.remove(self._files)
             self._files.close()
 
     @property
@@ -162,19 +193,14 @@ class ExportedEngine:
 
     # Its processes and files.
 
-    async def _watch_processes(self) -> None:
-        while True:
-            await self._look()
-            self._judge()
-            await asyncio.sleep(LOOK_SECONDS)
-
     async def _look(self) -> None:
         if self._running is not None:
             await self._look_at_first(self._running)
         elif self._target.directories:
-            self._follow(self._target.directories)
+            self._places.follow(self._target.directories)
         if self._files is not None:
             await self._look_at_writers(self._files)
+        self._judge()
         if self._check is not None and (self.state is not State.READY or not self._visible):
             await self._look_at_port(self._check)
 
@@ -195,42 +221,8 @@ class ExportedEngine:
                 await asyncio.to_thread(self._files.retire)
         elif not self._found:
             ready = self.state is State.READY  # its processes are all there, with their files
-            await asyncio.to_thread(self._find_files)
+            await asyncio.to_thread(self._places.find, running)
             self._found = ready
-
-    def _find_files(self) -> None:
-        found = finder.files_of(self._find_members())
-        if found.denied:
-            self._tell_denied(f"process {found.denied[0].pid}", processes.user(found.denied[0]))
-        elif self.state is State.READY and not found.directories:
-            self._tell_once(f"{self.name}: its processes have no multiprocess files")
-        directories = self._target.directories or found.directories
-        if directories:
-            self._follow(directories)
-
-    def _find_members(self) -> Sequence[psutil.Process]:
-        return processes.family(self._running.process) if self._running is not None else ()
-
-    def _follow(self, directories: Sequence[str]) -> None:
-        readable = [path for path in directories if os.access(path, os.R_OK | os.X_OK)]
-        self._readable = bool(readable)
-        for path in directories:
-            if path not in readable and os.path.exists(path):  # noqa: PTH110  # never raises
-                self._tell_denied(path, _owner(path))
-        if self._files is None:
-            self._files = FilesSource(
-                self.name,
-                constant=self._labels(),
-                prefixes=self._options.prefixes,
-                max_series=self._options.max_series,
-                members=self._find_members,
-            )
-            self._page.add(self._files)
-        wanted = tuple(readable) or tuple(directories)
-        if wanted != tuple(self._files.paths):
-            for path in wanted:
-                logger.info("%s: its files are read in %s", self.name, path)
-            self._files.follow(wanted)
 
     async def _look_at_writers(self, files: FilesSource) -> None:
         writers = files.writers
@@ -242,12 +234,15 @@ class ExportedEngine:
                 verb = "process {} has" if len(ended) == 1 else "processes {} have"
                 self._end(f"{verb.format(names)} ended")
                 self._survivors = set(writers.alive)
-        if self._running is not None or not (self._ended or self._by_growth):
-            return
-        # Given by its directory: it is back when another process writes there, or any at all.
-        if time.monotonic() - self._read >= _READ_SECONDS:
+        waited_for = not files.changed or (
+            self._running is None and bool(self._ended or self._by_growth)
+        )
+        if waited_for and time.monotonic() - self._read >= _READ_SECONDS:
             self._read = time.monotonic()
             await asyncio.to_thread(files.families)
+        if self._running is not None:
+            return
+        # Given by its directory: it is back when another process writes there, or any at all.
         if self._ended and writers.alive.keys() - self._survivors:
             self._begin_again()
         self._survivors &= writers.alive.keys()
@@ -300,59 +295,54 @@ class ExportedEngine:
 
     # Its health.
 
-    async def _watch_answers(self) -> None:
-        asked = float("-inf")
-        while True:
-            due = self.state is not State.READY or (
-                self._options.health_interval
-                and time.monotonic() - asked >= self._options.health_interval
-            )
-            if self._check is not None and not self._ended and due:
-                asked = time.monotonic()
-                self._answer = await self._check.answer()
-                self._was_ready = self._was_ready or self._answer.well
-                self._judge()
-            await asyncio.sleep(LOOK_SECONDS)
+    async def _ask(self) -> None:
+        interval = self._options.health_interval
+        due = not self._answer.well or (interval and time.monotonic() - self._asked >= interval)
+        if self._check is not None and not self._ended and due:
+            self._asked = time.monotonic()
+            self._answer = await self._check.answer()
+            self._judge()
+            self._was_ready = self._was_ready or self.state is State.READY
+            self._ever_ready = self._ever_ready or self._was_ready
 
     def _judge(self) -> None:
         state, reason = self._judged()
         if state is not self._state[0]:
             self.since = time.time()
-            if state is State.READY:
-                logger.info("%s: ready", self.name)
-            elif state is State.FAILED:
-                logger.warning("%s: %s", self.name, reason)
+        if state is State.READY and self.state is not State.READY:
+            logger.info("%s: ready", self.name)
+        elif state is State.FAILED and (self._ended or self.state is not State.FAILED):
+            self._words.changed(reason)
         self._state = (state, reason)
 
     def _judged(self) -> tuple[State, str]:
         if self._ended:
             return State.FAILED, self._ended
+        bad = State.FAILED if self._was_ready else State.STARTING
         if self._check is not None:
             fault = self._port if not (self._visible or self._port.well) else self._answer
-            if fault.well:
-                return State.READY, ""
-            return (State.FAILED if self._was_ready else State.STARTING), fault.reason
+            if not fault.well:
+                return bad, fault.reason
+            page = self._own_page.source.fault if self._own_page and self._files is None else ""
+            return (bad, page) if page else (State.READY, "")
         if self._files is None or not self._files.changed:
-            return State.STARTING, "there is nothing to read yet"
+            return State.STARTING, self._places.lack
         return State.READY, ""
 
     # Its own page.
 
-    async def _watch_page(self) -> None:
-        while True:
-            needed = self._needs_page()
-            answers = not self._ended and (self._port.well or self._answer.well)
-            if self.url is not None and answers and needed is not False:
-                self._own_page = self._own_page or await self._new_own_page(self.url)
-                await self._own_page.look(needed, self._files)
-            await asyncio.sleep(LOOK_SECONDS)
+    async def _look_at_page(self) -> None:
+        needed = self._needs_page()
+        answers = not self._ended and (self._port.well or self._answer.well)
+        if self.url is not None and answers and needed is not False:
+            self._own_page = self._own_page or await self._new_own_page(self.url)
+            await self._own_page.look(needed, self._files)
 
     def _needs_page(self) -> bool | None:
         """Whether its files are not enough; None where that is to be found out."""
-        if self._files is None and self._running is not None and not self._was_ready:
-            return False  # they may come yet
-        if self._files is None or not self._readable:
-            return True
+        found = self._found or self._running is None
+        if self._files is None or not self._places.readable or not self._files.changed:
+            return found  # they may come yet
         return self._running.page_has_more if self._running is not None else None
 
     async def _new_own_page(self, url: str) -> OwnPage:
@@ -374,23 +364,3 @@ class ExportedEngine:
         if self._model and constant:
             return {**constant, labels.MODEL: self._model}
         return constant
-
-    # Words that are said once.
-
-    def _tell_denied(self, what: str, user: str) -> None:
-        self._tell_once(
-            f"{self.name}: no permission to read {what}: run the exporter as {user}, or as root"
-            + ("; meanwhile its own page is fetched" if self.url else "")
-        )
-
-    def _tell_once(self, message: str) -> None:
-        if message not in self._told:
-            self._told.add(message)
-            logger.warning("%s", message)
-
-
-def _owner(path: str) -> str:
-    try:
-        return Path(path).owner()
-    except (KeyError, OSError):
-        return "its owner"

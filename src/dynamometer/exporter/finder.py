@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -11,10 +12,13 @@ from typing import Final
 
 import psutil
 
-from dynamometer import names
+from dynamometer import names, settings
 from dynamometer.engines import sglang, sglang_config
 from dynamometer.errors import SettingsError
 from dynamometer.exporter import processes
+from dynamometer.runtime.identity import WORKER_MARK
+
+logger = logging.getLogger(__name__)
 
 # "::" means all addresses, and mostly IPv4 too.
 _ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1", "": "127.0.0.1"}
@@ -61,14 +65,20 @@ class Files:
 
 
 def find() -> tuple[list[Running], list[psutil.Process]]:
-    """The SGLang engines of this user, of all users for root; and others' that were seen."""
+    """The SGLang engines of this user, of all users for root; and others' that were seen.
+
+    Those of our own workers are left out: each worker has its engine's page already.
+    """
     ours, others = [], []
     for process, arguments in _launched().items():
         try:
             may_look = os.geteuid() in (0, process.uids().effective)
-        except psutil.Error:
+            of_a_worker = may_look and WORKER_MARK in process.environ()
+        except (psutil.Error, OSError):
             continue
-        if may_look:
+        if of_a_worker:
+            logger.debug("process %d is a worker's engine, which has its page", process.pid)
+        elif may_look:
             ours.append(_sglang(process, arguments))
         else:
             others.append(process)
@@ -92,7 +102,7 @@ def look_at(pid: int) -> Running:
     except psutil.Error:
         raise SettingsError(
             f"--pid {pid}: no process has this number here; `dyno exporter` without --pid looks "
-            f"for the engines of {processes.own_user()}"
+            "for engines itself"
         ) from None
     url = next((_url(host, port) for host, port in processes.listening(process)), None)
     return Running(process=process, what=processes.describe(process), url=url, page_has_more=False)
@@ -147,8 +157,7 @@ def _sglang(process: psutil.Process, arguments: Sequence[str]) -> Running:
         known = sglang.known_flags(sglang_config.with_file(arguments))
     except SettingsError:  # it was read by the engine in another directory
         known = sglang.known_flags(arguments)
-    given = known.port if known.port and known.port.isdigit() else None
-    port = int(given or sglang.DEFAULT_PORT)
+    port = _port(known.port) or sglang.DEFAULT_PORT
     ports = [port for _, port in processes.listening(process)]
     if ports and port not in ports:  # it was told otherwise, by a file or a default of its own
         port = ports[0]
@@ -162,6 +171,14 @@ def _sglang(process: psutil.Process, arguments: Sequence[str]) -> Running:
         url=_url(known.host or "", port) if reachable else None,
         page_has_more=_rust(process),
     )
+
+
+def _port(text: str | None) -> int | None:
+    """A port that another process's command line names, if it is one."""
+    try:
+        return settings.port(text or "") or None
+    except ValueError:
+        return None
 
 
 def _url(host: str, port: int) -> str:

@@ -14,7 +14,7 @@ from dynamometer.exporter import finder, processes
 from dynamometer.exporter.finder import Running
 
 UNNAMED: Final = "engine"
-_NAMED: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)=(.+)", re.DOTALL)
+_NAMED: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)=(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,33 +95,40 @@ def targets(given: Given) -> list[Target]:
 def _target(name: str, given: Given) -> Target:
     pid = _only("--pid", name, given.pids)
     url = _only("--engine-url", name, given.urls)
-    running = finder.look_at(_pid(pid)) if pid else None
-    where = _url(url) if url else None
+    running = finder.look_at(_pid(pid)) if pid is not None else None
+    where = _url(url) if url is not None else None
     return Target(
         name=name or (running.name if running else UNNAMED),
         named=bool(name),
         running=running,
-        directories=tuple(
-            str(Path(one.value).absolute()) for one in given.directories if one.name == name
-        ),
+        directories=tuple(_directory(one.value) for one in given.directories if one.name == name),
         url=where.base if where else None,
         page_url=where.page if where else None,
     )
 
 
-def _only(flag: str, name: str, values: Sequence[Named]) -> str:
+def _directory(text: str) -> str:
+    path = Path(text)
+    if not text or (path.exists() and not path.is_dir()):
+        raise SettingsError(f"--multiproc-dir {text or repr(text)}: must be a directory")
+    return str(path.absolute())
+
+
+def _only(flag: str, name: str, values: Sequence[Named]) -> str | None:
     found = [one.value for one in values if one.name == name]
     if len(found) > 1:
         raise SettingsError(
             f"{flag} {found[0]} and {flag} {found[1]}: several engines need a name each, as in "
             f"{flag} one={found[0]} {flag} two={found[1]}"
         )
-    return found[0] if found else ""
+    return found[0] if found else None
 
 
 def _pid(text: str) -> int:
     if not text.isdecimal() or len(text) > len(str(2**32)):
-        raise SettingsError(f"--pid {text}: must be the number of a process, or NAME=NUMBER")
+        raise SettingsError(
+            f"--pid {text or repr(text)}: must be the number of a process, or NAME=NUMBER"
+        )
     return int(text)
 
 
@@ -134,8 +141,8 @@ def _url(text: str) -> Url:
         valid = False
     if not valid:
         raise SettingsError(
-            f"--engine-url {text}: must be such as http://127.0.0.1:30000, or the whole URL of a "
-            "text page"
+            f"--engine-url {text or repr(text)}: must be such as http://127.0.0.1:30000, or the "
+            "whole URL of a text page"
         )
     base = f"{parts.scheme}://{parts.netloc}"
     path = parts.path.rstrip("/")

@@ -79,6 +79,7 @@ class HttpSource:
         self._began = b""
         self._fetched = float("-inf")
         self._fault = ""
+        self.fault = ""  # what the last fetch met, for people
 
     def families(self) -> Sequence[Family]:
         """See `MetricsSource.families`."""
@@ -129,7 +130,7 @@ class HttpSource:
             self._fetched = time.monotonic()
             if self._fault:
                 logger.info("%s is there again", self.url)
-            self._fault = ""
+            self._fault = self.fault = ""
 
     def _parse(self, page: bytes) -> tuple[Sequence[Family], Sequence[Family]]:
         """The families of a page, and what stays of them without it."""
@@ -144,6 +145,7 @@ class HttpSource:
 
     def _note(self, reason: str, message: str) -> None:
         self.errors[reason] += 1
+        self.fault = f"{self.url}: {message}"
         if self._fault != reason:
             self._fault = reason
             logger.warning("metrics of %s: %s: %s", self.name, self.url, message)

@@ -61,6 +61,10 @@ class MetricsPage:
         for reason in ("failed", "timeout", "invalid"):
             self._errors.labels(source.name, reason)
 
+    def remove(self, source: MetricsSource) -> None:
+        """Show the families of `source` no more."""
+        self._engines = [kept for kept in self._engines if kept.source is not source]
+
     def refresh(self) -> None:
         """Ask all sources; what does not answer, or nonsense, is not on the page."""
         finished = threading.Event()

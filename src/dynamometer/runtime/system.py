@@ -94,11 +94,11 @@ def listen(host: str, port: int | None) -> socket.socket | None:
     if port == -1:
         return None
     if port is not None:
-        return addresses.listen(host, port, setting="DYN_SYSTEM_PORT")
+        return addresses.listen(host, port, setting="--system-port, DYN_SYSTEM_PORT")
     try:
-        return addresses.listen(host, DEFAULT_SYSTEM_PORT, setting="DYN_SYSTEM_PORT")
+        return addresses.listen(host, DEFAULT_SYSTEM_PORT, setting="--system-port, DYN_SYSTEM_PORT")
     except AddressError:
-        listener = addresses.listen(host, 0, setting="DYN_SYSTEM_HOST")
+        listener = addresses.listen(host, 0, setting="--system-host, DYN_SYSTEM_HOST")
         logger.warning(
             "port %d is taken: /metrics and /health of this process are at %s instead; "
             "DYN_SYSTEM_PORT chooses a port",

@@ -21,14 +21,13 @@ from typing import Final, NamedTuple
 import psutil
 
 from dynamometer.errors import EngineError
+from dynamometer.runtime.identity import WORKER_MARK
 
 # <linux/prctl.h>
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _libc: Final = ctypes.CDLL(None)
 
-# The environment variable that tells whose engine a process is.
-OWNER: Final = "DYNAMOMETER_WORKER"
 LOG_LINES_KEPT: Final = 400
 _WAIT_SECONDS: Final = 0.02
 _LONGEST_LINE: Final = 16384
@@ -64,7 +63,7 @@ class EngineProcess:
         try:
             process = await asyncio.create_subprocess_exec(
                 *command,
-                env={**environment, OWNER: owner},
+                env={**environment, WORKER_MARK: owner},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
@@ -76,7 +75,7 @@ class EngineProcess:
                 f"cannot run {command[0]}: {error.strerror} (--engine-python names the "
                 "interpreter that has SGLang)"
             ) from None
-        return cls(process, (OWNER, owner))
+        return cls(process, (WORKER_MARK, owner))
 
     async def follow(self, show: Callable[[str], None]) -> None:
         """Give each line of the engine's output to `show`, and keep the last ones in `log`."""
@@ -191,7 +190,7 @@ def end_owned(owner: str) -> int:
     """
     ended = 0
     for process in psutil.process_iter():
-        if (OWNER, owner) in _environment(process):
+        if (WORKER_MARK, owner) in _environment(process):
             _kill(process)
             ended += 1
     return ended
