@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dynamometer.engines import accelerators
+from dynamometer.engines import accelerators, sglang
 from dynamometer.engines.sglang import CPU_FLAGS, SGLang, reason
 from dynamometer.engines.sglang_cpu import SWITCH
 from dynamometer.errors import SettingsError
@@ -193,3 +193,49 @@ def test_the_cpu_platform_reaches_an_engine_of_another_interpreter(
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip().splitlines()[-1] == expected
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["python", "-m", "sglang.launch_server", "--port", "1"],
+        [
+            "/usr/bin/python3.11",
+            "-u",
+            "-X",
+            "dev",
+            "-B",
+            "-m",
+            "sglang.launch_server",
+            "--port",
+            "1",
+        ],
+        ["python3", "/opt/lib/sglang/launch_server.py", "--port", "1"],
+        ["/opt/bin/python", "/opt/bin/sglang", "serve", "--port", "1"],
+        ["/opt/bin/sglang", "serve", "--port", "1"],
+    ],
+)
+def test_a_command_line_that_starts_sglang(command: list[str]) -> None:
+    assert sglang.launch_arguments(command) == ["--port", "1"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        [""],
+        ["python"],
+        ["python", "-m"],
+        ["python", "-m", "pytest", "sglang.launch_server"],
+        ["python", "-c", "pass", "-m", "sglang.launch_server", "--port", "99999"],
+        ["bash", "-c", "python -m sglang.launch_server"],
+        ["bash", "-c", "x", "-m", "sglang.launch_server"],
+        ["vim", "/opt/sglang/launch_server.py.orig"],
+        ["grep", "-m", "1", "sglang.launch_server"],
+        ["sudo", "python", "-m", "sglang.launch_server"],
+        ["sglang::scheduler"],
+        ["sglang", "router"],
+    ],
+)
+def test_a_command_line_that_does_not(command: list[str]) -> None:
+    assert sglang.launch_arguments(command) is None

@@ -26,6 +26,7 @@ DEFAULT_PORT: Final = 30000
 # What its processes call themselves: "sglang::scheduler".
 TITLE: Final = "sglang::"
 _MODULE_NAME: Final = "sglang.launch_server"
+_SERVE: Final = ("sglang", "serve")
 # Flags that make SGLang serve on a CPU, each measured to be needed there.
 CPU_FLAGS: Final = {
     "--device": "cpu",
@@ -132,15 +133,21 @@ class SGLang:
 
 
 def launch_arguments(command: Sequence[str]) -> Sequence[str] | None:
-    """The flags of a command line that starts SGLang; None where it starts something else."""
-    for number, word in enumerate(command):
-        before = command[number - 1] if number else ""
-        after = command[number + 1] if number + 1 < len(command) else ""
-        if (word == _MODULE_NAME and before == "-m") or word.endswith("/sglang/launch_server.py"):
-            return command[number + 1 :]
-        if PurePath(word).name == "sglang" and after == "serve":
-            return command[number + 2 :]
-    return None
+    """The flags of a command line that starts SGLang; None where it starts something else.
+
+    What merely has such words among its own (a shell's `-c`, an editor, sudo) starts none.
+    """
+    number = 1
+    while number < len(command) and command[number].startswith("-") and command[number] != "-m":
+        number += 2 if command[number] in ("-X", "-W") else 1
+    first, second = (*command[number : number + 2], "", "")[:2]
+    if "-c" in command[1:number]:
+        return None
+    if (first, second) == ("-m", _MODULE_NAME) or (PurePath(first).name, second) == _SERVE:
+        return command[number + 2 :]
+    if first.endswith("/sglang/launch_server.py"):
+        return command[number + 1 :]
+    return command[2:] if command and (PurePath(command[0]).name, *command[1:2]) == _SERVE else None
 
 
 def counts_on_its_page_alone(environment: Mapping[str, str]) -> bool:
