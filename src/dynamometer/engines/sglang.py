@@ -137,6 +137,11 @@ def launch_arguments(command: Sequence[str]) -> Sequence[str] | None:
 
     What merely has such words among its own (a shell's `-c`, an editor, sudo) starts none.
     """
+    program = PurePath(command[0]).name if command else ""
+    if (program, *command[1:2]) == _SERVE:
+        return command[2:]
+    if not program.startswith("python"):
+        return None
     number = 1
     while number < len(command) and command[number].startswith("-") and command[number] != "-m":
         number += 2 if command[number] in ("-X", "-W") else 1
@@ -145,9 +150,7 @@ def launch_arguments(command: Sequence[str]) -> Sequence[str] | None:
         return None
     if (first, second) == ("-m", _MODULE_NAME) or (PurePath(first).name, second) == _SERVE:
         return command[number + 2 :]
-    if first.endswith("/sglang/launch_server.py"):
-        return command[number + 1 :]
-    return command[2:] if command and (PurePath(command[0]).name, *command[1:2]) == _SERVE else None
+    return command[number + 1 :] if first.endswith("/sglang/launch_server.py") else None
 
 
 def counts_on_its_page_alone(environment: Mapping[str, str]) -> bool:

@@ -8,22 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
+
+_LARGEST_BYTES: Final = 1 << 20
 
 
-def with_file(arguments: Sequence[str]) -> list[str]:
+def with_file(arguments: Sequence[str], directory: Path | None = None) -> list[str]:
     """The words of the file that `--config` names, then `arguments`: as SGLang reads them.
 
     A file that cannot be read adds nothing: SGLang says what is wrong with it.
+
+    Args:
+        arguments: the flags.
+        directory: where SGLang runs; None: here.
     """
     words = list(arguments)
     if "--config" not in words[:-1]:
         return words
     import yaml  # a megabyte, and few need it
 
+    path = (directory or Path()) / words[words.index("--config") + 1]
     try:
-        text = Path(words[words.index("--config") + 1]).read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError):
+        if not path.is_file() or path.stat().st_size > _LARGEST_BYTES:
+            return words  # a pipe would be waited for
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return words
     if not isinstance(content, dict):
         return words

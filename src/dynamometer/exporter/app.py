@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Mapping
@@ -182,28 +183,42 @@ class _Exporter:
         self._watching[target.name] = self._group.create_task(engine.watch())
 
     async def _search_on(self) -> None:
+        searched = time.monotonic()
         while True:
+            await asyncio.sleep(_SEARCH_SECONDS)
             missed = not self._engines or any(e.lost for e in self._engines.values())
-            await asyncio.sleep(_SEARCH_SECONDS if missed else _LOOK_AROUND_SECONDS)
-            if missed or self._searches:
+            due = self._searches and time.monotonic() - searched >= _LOOK_AROUND_SECONDS
+            if missed or due:
+                searched = time.monotonic()
                 await self._search()
 
     async def _search(self) -> None:
         """Look for engines that were lost, and, where none was named, for new ones."""
         self._forget()
-        lost = {engine.searched_name: engine for engine in self._engines.values() if engine.lost}
-        if not lost and not self._searches:
+        if not self._searches and not any(engine.lost for engine in self._engines.values()):
             return
         found, others = await asyncio.to_thread(finder.find)
+        known = {engine.process for engine in self._engines.values()}
         for running in found:
-            engine = lost.get(running.name)
-            if engine is not None:
-                engine.adopt(running)
-            elif self._searches and running.name not in self._engines:
-                self._add(Target(name=running.name, running=running))
+            if running.process in known:
+                continue
+            lost = [
+                engine
+                for engine in self._engines.values()
+                if engine.lost and engine.searched_name == running.name
+            ]
+            if lost:
+                lost[0].adopt(running)
+            elif self._searches:
+                self._add(Target(name=self._unused(running.name), running=running))
         if not self._engines and not self._told_others:
             self._told_others = True
             self._tell_nothing([processes.user(process) for process in others])
+
+    def _unused(self, name: str) -> str:
+        """The name, with a number where another engine has it."""
+        names = (f"{name}-{number}" if number > 1 else name for number in itertools.count(1))
+        return next(name for name in names if name not in self._engines)
 
     def _forget(self) -> None:
         """Engines that were found, and have ended long ago, are missed no more."""

@@ -130,6 +130,11 @@ class ExportedEngine:
         """What `finder` will call it when it is started again; empty: it cannot be found."""
         return self._target.running.name if self._target.running is not None else ""
 
+    @property
+    def process(self) -> psutil.Process | None:
+        """Its first process, where that is known."""
+        return self._running.process if self._running is not None else None
+
     async def watch(self) -> None:
         """Watch it for ever."""
         async with asyncio.TaskGroup() as group:
@@ -346,6 +351,8 @@ class ExportedEngine:
         return self._running.page_has_more if self._running is not None else None
 
     async def _new_own_page(self, url: str) -> OwnPage:
+        if not self._model and self._files is not None:
+            self._model = self._files.model  # one engine's series have one label
         if not self._model and self._check is not None:
             self._model = await self._check.model()
         source = HttpSource(

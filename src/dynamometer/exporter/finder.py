@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Final
 
 import psutil
@@ -16,6 +16,7 @@ from dynamometer import names, settings
 from dynamometer.engines import sglang, sglang_config
 from dynamometer.errors import SettingsError
 from dynamometer.exporter import processes
+from dynamometer.exporter.processes import FileId
 from dynamometer.runtime.identity import WORKER_MARK
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class Running:
         what: its number, and how it calls itself.
         engine: "sglang", or empty for anything else.
         model: the name that it serves; empty where its command line has none.
+        port: on which it listens, if it is known to.
         url: where it answers; None where it listens nowhere, or in another network namespace.
         page_has_more: whether families are on its own page alone; None where that is not known.
     """
@@ -41,14 +43,18 @@ class Running:
     what: str
     engine: str = ""
     model: str = ""
+    port: int | None = None
     url: str | None = None
     page_has_more: bool | None = None
 
     @property
     def name(self) -> str:
         """What to call it: its kind and its port, which stay when it is started again."""
-        port = self.url.rpartition(":")[2] if self.url else f"pid-{self.process.pid}"
-        return f"{self.engine or 'engine'}-{port}"
+        words = [
+            self.engine or "engine",
+            str(self.port) if self.port else f"pid-{self.process.pid}",
+        ]
+        return "-".join(words if self.url or not self.port else [*words, "elsewhere"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +116,7 @@ def look_at(pid: int) -> Running:
 
 def files_of(members: Iterable[psutil.Process]) -> Files:
     """Where processes have their multiprocess files, by what they map and hold open."""
-    directories: dict[str, None] = {}
+    directories: dict[FileId, str] = {}
     denied = []
     for process in members:
         try:
@@ -121,8 +127,12 @@ def files_of(members: Iterable[psutil.Process]) -> Files:
         except OSError:  # it has just ended
             continue
         view = processes.view_of(process)
-        directories.update(dict.fromkeys(view + str(PurePath(p).parent) for p in found.values()))
-    return Files(directories=tuple(directories), denied=tuple(denied))
+        for path in {view + str(PurePath(path).parent) for path in found.values()}:
+            with suppress(OSError):
+                status = os.stat(path)  # noqa: PTH116
+                # The first process's view of it: in a container each has one of its own.
+                directories.setdefault(FileId(status.st_dev, status.st_ino), path)
+    return Files(directories=tuple(sorted(directories.values())), denied=tuple(denied))
 
 
 def _launched() -> Mapping[psutil.Process, Sequence[str]]:
@@ -153,10 +163,11 @@ def _launched() -> Mapping[psutil.Process, Sequence[str]]:
 
 
 def _sglang(process: psutil.Process, arguments: Sequence[str]) -> Running:
+    with_file = sglang_config.with_file(arguments, Path(f"/proc/{process.pid}/cwd"))
     try:
-        known = sglang.known_flags(sglang_config.with_file(arguments))
-    except SettingsError:  # it was read by the engine in another directory
-        known = sglang.known_flags(arguments)
+        known = sglang.known_flags(with_file)
+    except SettingsError:  # the engine will say so itself
+        known = sglang.known_flags(())
     port = _port(known.port) or sglang.DEFAULT_PORT
     ports = [port for _, port in processes.listening(process)]
     if ports and port not in ports:  # it was told otherwise, by a file or a default of its own
@@ -168,6 +179,7 @@ def _sglang(process: psutil.Process, arguments: Sequence[str]) -> Running:
         what=f"{process.pid} (SGLang)",
         engine=sglang.SGLang.name,
         model=names.label_value(model),
+        port=port,
         url=_url(known.host or "", port) if reachable else None,
         page_has_more=_rust(process),
     )

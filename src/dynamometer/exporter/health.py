@@ -10,9 +10,16 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import aiohttp
+import orjson
+
+from dynamometer.metrics.http_source import read_limited
+from dynamometer.names import label_value
 
 _CONNECT_SECONDS: Final = 1.0
-_ERRORS: Final = (aiohttp.ClientError, TimeoutError, OSError)
+# ValueError: what is no host name or URL, perhaps where a redirection leads.
+_ERRORS: Final = (aiohttp.ClientError, TimeoutError, OSError, ValueError)
+_LONGEST_MODELS_BYTES: Final = 1 << 20
+_LONGEST_NAME: Final = 1024
 
 
 @dataclass(frozen=True)
@@ -51,14 +58,14 @@ class HealthCheck:
 
     async def port(self) -> Health:
         """Whether somebody listens; costs the engine nothing."""
-        parts = urlsplit(self._url)
-        port = parts.port or (443 if parts.scheme == "https" else 80)
         try:
+            parts = urlsplit(self._url)
+            port = parts.port or (443 if parts.scheme == "https" else 80)
             async with asyncio.timeout(_CONNECT_SECONDS):
                 _, writer = await asyncio.open_connection(parts.hostname, port)
         except TimeoutError:
             return Health(False, f"{self._url}: no connection within {_CONNECT_SECONDS:g} s")
-        except OSError as error:
+        except (OSError, ValueError) as error:
             gone = isinstance(error, ConnectionRefusedError)
             why = "nobody listens there" if gone else str(error)
             return Health(False, f"{self._url}: {why}", gone)
@@ -90,7 +97,8 @@ class HealthCheck:
         try:
             async with asyncio.timeout(self._deadline):
                 async with self._session.get(self._url + "/v1/models") as answer:
-                    listed = await answer.json(content_type=None)
-            return str(listed["data"][0]["id"])
-        except (*_ERRORS, ValueError, LookupError, TypeError):
+                    listed = orjson.loads(await read_limited(answer, _LONGEST_MODELS_BYTES))
+            name = label_value(str(listed["data"][0]["id"]))
+        except (*_ERRORS, LookupError, TypeError):
             return ""
+        return name if len(name) <= _LONGEST_NAME else ""

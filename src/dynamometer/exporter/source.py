@@ -62,6 +62,8 @@ class FilesSource:
         self._members = members
         self._directory: MultiprocessDirectory | None = None
         self._families: Sequence[Family] = ()
+        self._count = 0
+        self._names: set[str] = set()
         self._told = False
         self._lock = threading.Lock()
 
@@ -93,8 +95,13 @@ class FilesSource:
             return self._filter.apply(self._read())
 
     def names(self) -> frozenset[str]:
-        """The families as last read, by the names that the text format has."""
-        return frozenset(family.metadata.text_name for family in self._families)
+        """The families that were ever there, by the names that the text format has."""
+        return frozenset(self._names)
+
+    @property
+    def model(self) -> str:
+        """The label `model` of its series; empty for none."""
+        return self._constant.get(labels.MODEL, "")
 
     def retire(self, writers: Iterable[str] | None = None) -> None:
         """Keep what ended processes have counted, and drop their gauges.
@@ -127,8 +134,11 @@ class FilesSource:
         if self._directory is None:
             return ()
         families: Sequence[Family] = self._directory.families()
-        if not self._settled and len(families) != len(self._families):
-            families = self._settle(families)
+        if len(families) != self._count:
+            self._count = len(families)
+            self._names.update(family.metadata.text_name for family in families)
+            if not self._settled and self.writers.all_there:
+                families = self._settle(families)
         missing = self.writers.meet(self._directory.processes, self._members)
         if missing:
             self._directory.retire(missing)

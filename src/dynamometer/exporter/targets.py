@@ -14,6 +14,7 @@ from dynamometer.exporter import finder, processes
 from dynamometer.exporter.finder import Running
 
 UNNAMED: Final = "engine"
+_HOST: Final = re.compile(r"[A-Za-z0-9._:%-]+")
 _NAMED: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)=(.*)", re.DOTALL)
 
 
@@ -136,7 +137,12 @@ def _url(text: str) -> Url:
     whole = text if "://" in text else f"http://{text}"
     try:
         parts = urlsplit(whole)
-        valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)
+        valid = (
+            parts.scheme in ("http", "https")
+            and _HOST.fullmatch(parts.hostname or "") is not None
+            and bool((parts.hostname or "").encode("idna"))
+            and parts.port != 0
+        )
     except ValueError:
         valid = False
     if not valid:
@@ -144,6 +150,8 @@ def _url(text: str) -> Url:
             f"--engine-url {text or repr(text)}: must be such as http://127.0.0.1:30000, or the "
             "whole URL of a text page"
         )
+    if "@" in parts.netloc:  # it would be in the log, and on /health
+        raise SettingsError("--engine-url: a user and password in it are not supported")
     base = f"{parts.scheme}://{parts.netloc}"
     path = parts.path.rstrip("/")
     query = f"?{parts.query}" if parts.query else ""

@@ -2,7 +2,8 @@
 
 A file's name says by which pid its writer knows itself. In a pid namespace of its own (a
 container) that number means nothing here, so a process is believed to be the writer when it maps
-the file, or, where that cannot be seen, when it is older than the file's last change of size.
+the file, or, where that cannot be seen, when it has the file's owner and began within the hour
+before the file was made or grew.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from dynamometer.exporter.processes import FileId
 
 # Clocks of processes and of files tick differently.
 _TICK_SECONDS: Final = 1.0
+# An engine makes its files while it starts, and that may take its time.
+_SOON_SECONDS: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,7 @@ class Writers:
         """
         paths = {name: frozenset(files[name]) for name in files}
         new = [name for name in files if not paths[name] <= self._known.get(name, frozenset())]
+        self._retired |= self._known.keys() - paths.keys()  # with their files
         self._known = paths
         if new:
             numbers = {processes.own_number(member): member for member in members()}
@@ -74,6 +78,11 @@ class Writers:
         missing = frozenset(files.keys() - self.alive.keys() - self.growing)
         self._retired |= missing
         return missing
+
+    @property
+    def all_there(self) -> bool:
+        """Whether none has ever ended, as far as is known."""
+        return not self._retired
 
     def ended(self) -> Mapping[str, Writer]:
         """The writers that have ended since the last call."""
@@ -114,18 +123,24 @@ def _writes(process: psutil.Process, files: Sequence[str]) -> bool:
     try:
         mapped = processes.mapped(process)
     except PermissionError:
-        return _is_older(process, files)
+        return _may_have_made(process, files)
     except OSError:
         return False
     return any(identity in mapped for identity in map(_identity, files))
 
 
-def _is_older(process: psutil.Process, files: Sequence[str]) -> bool:
+def _may_have_made(process: psutil.Process, files: Sequence[str]) -> bool:
+    """Whether it has the files' owner, and began not long before one of them was made or grew."""
     try:
-        begun = process.create_time()
-        return any(begun <= os.stat(path).st_mtime + _TICK_SECONDS for path in files)  # noqa: PTH116
+        begun, owner = process.create_time(), process.uids().effective
+        for path in files:
+            status = os.stat(path)  # noqa: PTH116
+            since = status.st_mtime - begun
+            if owner == status.st_uid and -_TICK_SECONDS <= since <= _SOON_SECONDS:
+                return True
     except (psutil.Error, OSError):
-        return False
+        pass
+    return False
 
 
 def _identity(path: str) -> FileId:

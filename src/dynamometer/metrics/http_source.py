@@ -22,10 +22,36 @@ logger = logging.getLogger(__name__)
 
 INTERVAL_SECONDS: Final = 2.0
 DEADLINE_SECONDS: Final = 1.0
+# Ten times the page of an engine with 16,000 series.
+LARGEST_PAGE_BYTES: Final = 32 << 20
 # prometheus_client's, and others', where a page is of one process.
 _PROCESS_START: Final = "process_start_time_seconds"
 # Compressing it would cost an engine more than sending it.
 _PLAIN: Final = {"Accept-Encoding": "identity", "Accept": "text/plain;version=0.0.4"}
+
+
+class TooLargeError(ValueError):
+    """An answer is larger than is taken."""
+
+
+async def read_limited(answer: aiohttp.ClientResponse, limit: int) -> bytes:
+    """The body of an answer.
+
+    Args:
+        answer: its headers have been read.
+        limit: the most bytes that are taken.
+
+    Raises:
+        TooLargeError: it has more.
+        aiohttp.ClientError: the connection broke.
+    """
+    pieces, size = [], 0
+    async for piece in answer.content.iter_any():
+        size += len(piece)
+        if size > limit:
+            raise TooLargeError(f"more than {limit >> 20} MiB")
+        pieces.append(piece)
+    return b"".join(pieces)
 
 
 class HttpSource:
@@ -113,18 +139,20 @@ class HttpSource:
         try:
             async with asyncio.timeout(self._deadline):
                 async with self._session.get(self.url, headers=_PLAIN) as answer:
-                    page = await answer.read()
+                    page = await read_limited(answer, LARGEST_PAGE_BYTES)
             if answer.status != 200:
                 self._note("status", f"answers {answer.status}")
                 return
             if ends != self._ends:
                 return
             self._families, self._kept = await asyncio.to_thread(self._parse, page)
+        except TooLargeError as error:
+            self._note("too_large", str(error))
         except TimeoutError:
             self._note("timeout", f"no answer within {self._deadline} s")
         except (aiohttp.ClientError, OSError) as error:
             self._note("unreachable", str(error))
-        except ExpositionError as error:
+        except (ExpositionError, ValueError) as error:
             self._note("invalid", str(error))
         else:
             self._fetched = time.monotonic()
