@@ -11,6 +11,7 @@ import socketserver
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -97,6 +98,48 @@ def test_a_gunicorn_service(given: str, gunicorn: tuple[Process, str], tmp_path:
         assert "ended" in found.health()[1]["reasons"]["shop"]
         assert total(found.page(), "shop_requests_total") == 15
         assert busy(found) == set()
+
+
+def test_each_process_of_a_container_sees_the_same_directory_once(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(SERVICE)
+    (tmp_path / "files").mkdir()
+    port = free_port()
+    command = ["unshare", "--mount", PYTHON, "-m", "gunicorn", "--workers", "3"]
+    command += ["--bind", f"127.0.0.1:{port}", "--chdir", str(tmp_path), "shop:app"]
+    variables = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "files")}
+    with running(command, tmp_path / "gunicorn.log", variables) as process:
+        process.wait_for("Booting worker with pid(?s:.*)Booting worker with pid", within=20)
+        ask(f"http://127.0.0.1:{port}/", 10)
+        flags = ("--pid", f"shop={process.pid}", "--prefix", "shop_", "--health-path", "")
+        with exporter(tmp_path, *flags) as found:
+            found.wait_until_ready("shop")
+            assert f"/proc/{process.pid}/root{tmp_path}" in found.log
+            assert total(found.page(), "shop_requests_total") == 10
+
+
+@pytest.mark.parametrize(
+    "flags", [("--port", "99999"), ("--host", "a" * 70 + ".x"), ("--config", "pipe")]
+)
+def test_an_odd_process_costs_nobody_his_page(flags: tuple[str, str], tmp_path: Path) -> None:
+    """Whoever may start processes here can start one that looks like an engine."""
+    (tmp_path / "sglang").mkdir()
+    (tmp_path / "sglang/__init__.py").touch()
+    (tmp_path / "sglang/launch_server.py").write_text("import time\ntime.sleep(60)\n")
+    os.mkfifo(tmp_path / "pipe")
+    command = [
+        "bash",
+        "-c",
+        f"cd {tmp_path} && exec {PYTHON} -m sglang.launch_server {' '.join(flags)}",
+    ]
+    with (
+        running(command, tmp_path / "odd.log", {"PYTHONPATH": str(tmp_path)}) as odd,
+        exporter(tmp_path) as found,
+    ):
+        found.process.wait_for(f"process {odd.pid} [(]SGLang[)]", within=10)
+        time.sleep(3)  # it is looked at each second
+        assert found.process.running
+        assert found.health()[0] == 503
+        assert "Traceback" not in found.log
 
 
 def test_no_silent_empty_page(gunicorn: tuple[Process, str], tmp_path: Path) -> None:

@@ -117,8 +117,10 @@ def look_at(pid: int) -> Running:
 def files_of(members: Iterable[psutil.Process]) -> Files:
     """Where processes have their multiprocess files, by what they map and hold open."""
     directories: dict[FileId, str] = {}
+    views: dict[str, str] = {}  # the first process's, which lives longest, where they share one
     denied = []
     for process in members:
+        view = views.setdefault(processes.mounts(process), processes.view_of(process))
         try:
             found = {**processes.held(process), **processes.mapped(process)}
         except PermissionError:
@@ -126,11 +128,9 @@ def files_of(members: Iterable[psutil.Process]) -> Files:
             continue
         except OSError:  # it has just ended
             continue
-        view = processes.view_of(process)
         for path in {view + str(PurePath(path).parent) for path in found.values()}:
             with suppress(OSError):
                 status = os.stat(path)  # noqa: PTH116
-                # The first process's view of it: in a container each has one of its own.
                 directories.setdefault(FileId(status.st_dev, status.st_ino), path)
     return Files(directories=tuple(sorted(directories.values())), denied=tuple(denied))
 

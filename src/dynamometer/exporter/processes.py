@@ -94,11 +94,18 @@ def held(process: psutil.Process) -> Mapping[FileId, str]:
     return found
 
 
+def mounts(process: psutil.Process) -> str:
+    """What its mounts are called; processes of one container share them. Empty: not to be seen."""
+    with suppress(OSError):
+        return os.readlink(f"/proc/{process.pid}/ns/mnt")  # noqa: PTH115
+    return ""
+
+
 def view_of(process: psutil.Process) -> str:
     """What its paths begin with from here: empty, unless it has mounts of its own (a container)."""
-    with suppress(OSError):
-        if os.readlink(f"/proc/{process.pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):  # noqa: PTH115
-            return f"/proc/{process.pid}/root"
+    own = mounts(process)
+    if own and own != os.readlink("/proc/self/ns/mnt"):  # noqa: PTH115
+        return f"/proc/{process.pid}/root"
     return ""
 
 
