@@ -178,5 +178,5 @@ def main(argv: Sequence[str], program: str = "dyno exporter") -> int:
         forget_after=own.forget_after,
         discovery_directory=own.discovery or environment.discovery_directory,
     )
-    loops.run(serve(options))
+    loops.run(serve(options), small=True)
     return 0
