@@ -104,7 +104,8 @@ def test_its_own_families_are_there_too(found: Exporter, engine: Sglang) -> None
 def test_it_is_small(found: Exporter) -> None:
     for _ in range(20):
         found.page()
-    assert psutil.Process(found.process.pid).memory_info().rss < 60 * 2**20
+    rss = psutil.Process(found.process.pid).memory_info().rss
+    assert rss < 60 * 2**20, rss
 
 
 def test_a_process_of_the_engine_is_enough(engine: Sglang, place: Path) -> None:

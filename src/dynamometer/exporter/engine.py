@@ -154,7 +154,7 @@ class ExportedEngine:
     def adopt(self, running: Running) -> None:
         """Go on with an engine that was started again."""
         self._running = running
-        self._gone = self._found = False
+        self._gone = self._found = self._places.searched = False
         self._begin_again(f"started again, process {running.what}")
         self._check = self._new_check()
 
@@ -324,6 +324,8 @@ class ExportedEngine:
         if self._ended:
             return State.FAILED, self._ended
         bad = State.FAILED if self._was_ready else State.STARTING
+        if self._running is not None and not self._places.searched:
+            return bad, self._places.lack
         if self._check is not None:
             fault = self._port if not (self._visible or self._port.well) else self._answer
             if not fault.well:

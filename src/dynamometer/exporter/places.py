@@ -47,6 +47,7 @@ class Places:
         files: what is in them, once there is a place to look.
         readable: whether any of them can be read.
         lack: why there is nothing to read.
+        searched: whether the processes of the engine of now were looked through.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Places:
         self.files: FilesSource | None = None
         self.readable = False
         self.lack = "its files were not looked for yet"
+        self.searched = False
         self._target = target
         self._new_files = new_files
         self._words = words
@@ -69,6 +71,7 @@ class Places:
         """
         self._running = running
         found = finder.files_of(self._members())
+        self.searched = True
         if found.denied:
             self._tell_denied(f"process {found.denied[0].pid}", processes.user(found.denied[0]))
         directories = self._target.directories or found.directories
