@@ -71,3 +71,47 @@ def add_engine_python(group: argparse._ActionsContainer) -> None:
         metavar="PATH",
         help="the interpreter that has SGLang (default: this one)",
     )
+
+
+def add_max_series(group: argparse._ActionsContainer, default: int) -> None:
+    """`--max-series`.
+
+    Args:
+        group: where it is listed.
+        default: what it is without the flag.
+    """
+    group.add_argument(
+        "--max-series",
+        type=checked(settings.count),
+        default=default,
+        metavar="N",
+        help="how many series of an engine's files the page shows at most; what is left out is "
+        f"counted and said (default: {default})",
+    )
+
+
+def add_system_address(group: argparse._ActionsContainer) -> None:
+    """`--system-host` and `--system-port`."""
+    group.add_argument(
+        "--system-host", help="address of /metrics and /health (DYN_SYSTEM_HOST; 127.0.0.1)"
+    )
+    group.add_argument(
+        "--system-port",
+        type=checked(settings.system_port),
+        help="their port (DYN_SYSTEM_PORT; 8081, or any free one if that is taken; -1: off)",
+    )
+
+
+def add_place(group: argparse._ActionsContainer) -> None:
+    """`--namespace`, `--component` and `--endpoint`."""
+    group.add_argument(
+        "--namespace",
+        type=checked(settings.name),
+        help="the label dynamo_namespace (DYN_NAMESPACE; dynamo)",
+    )
+    group.add_argument(
+        "--component", type=checked(settings.name), default="backend", help="backend"
+    )
+    group.add_argument(
+        "--endpoint", type=checked(settings.name), default="generate", help="generate"
+    )

@@ -110,37 +110,13 @@ def parser(program: str) -> argparse.ArgumentParser:
         help="families whose name begins so are shown; may be given several times, '': all "
         f"(default: {name_prefix.SGLANG})",
     )
-    page.add_argument(
-        "--max-series",
-        type=arguments.checked(settings.count),
-        default=DEFAULT_MAX_SERIES,
-        metavar="N",
-        help="how many series of an engine's files are shown at most; what is left out is counted "
-        "and said (default: 200000)",
-    )
-    page.add_argument(
-        "--system-host", help="address of /metrics and /health (DYN_SYSTEM_HOST; 127.0.0.1)"
-    )
-    page.add_argument(
-        "--system-port",
-        type=arguments.checked(settings.system_port),
-        help="their port (DYN_SYSTEM_PORT; 8081, or any free one if that is taken)",
-    )
+    arguments.add_max_series(page, DEFAULT_MAX_SERIES)
+    arguments.add_system_address(page)
     labels = result.add_argument_group("labels of the engines' series")
     labels.add_argument(
         "--model", default="", help="the label model (default: the name that the engine serves)"
     )
-    labels.add_argument(
-        "--namespace",
-        type=arguments.checked(settings.name),
-        help="dynamo_namespace (DYN_NAMESPACE; dynamo)",
-    )
-    labels.add_argument(
-        "--component", type=arguments.checked(settings.name), default="backend", help="backend"
-    )
-    labels.add_argument(
-        "--endpoint", type=arguments.checked(settings.name), default="generate", help="generate"
-    )
+    arguments.add_place(labels)
     labels.add_argument(
         "--no-runtime-labels",
         action="store_true",

@@ -18,7 +18,6 @@ from typing import Final
 import aiohttp
 import psutil
 
-from dynamometer.exporter import processes
 from dynamometer.exporter.finder import Running
 from dynamometer.exporter.health import Health, HealthCheck
 from dynamometer.exporter.own_page import OwnPage
@@ -29,6 +28,7 @@ from dynamometer.exposition.totals import Totals
 from dynamometer.metrics.http_source import HttpSource
 from dynamometer.metrics.page import MetricsPage
 from dynamometer.names import labels
+from dynamometer.runtime.processes import alive
 from dynamometer.runtime.record import State
 
 logger = logging.getLogger(__name__)
@@ -219,7 +219,7 @@ class ExportedEngine:
     async def _look_at_first(self, running: Running) -> None:
         if self._gone:
             return
-        if not processes.alive(running.process):
+        if not alive(running.process):
             self._gone = True
             self._end(f"process {running.what} has ended")
             if self._files is not None:

@@ -18,6 +18,7 @@ from dynamometer.errors import SettingsError
 from dynamometer.exporter import processes
 from dynamometer.exporter.processes import FileId
 from dynamometer.runtime.identity import WORKER_MARK
+from dynamometer.runtime.processes import alive
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def look_at(pid: int) -> Running:
     """
     try:
         process = psutil.Process(pid)
-        if not processes.alive(process):
+        if not alive(process):
             raise psutil.NoSuchProcess(pid)
         launched = _launched()
         for candidate in (process, *process.parents()):
@@ -130,8 +131,7 @@ def files_of(members: Iterable[psutil.Process]) -> Files:
             continue
         for path in {view + str(PurePath(path).parent) for path in found.values()}:
             with suppress(OSError):
-                status = os.stat(path)  # noqa: PTH116
-                directories.setdefault(FileId(status.st_dev, status.st_ino), path)
+                directories.setdefault(processes.file_id(path), path)
     return Files(directories=tuple(sorted(directories.values())), denied=tuple(denied))
 
 
@@ -142,24 +142,22 @@ def _launched() -> Mapping[psutil.Process, Sequence[str]]:
     own: the engine is the innermost process that has it, its own forks left out.
     """
     commands: dict[psutil.Process, list[str]] = {}
+    launched: dict[psutil.Process, Sequence[str]] = {}
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             command = process.cmdline()
-            if sglang.launch_arguments(command) is not None:
-                commands[process] = command
-    outside = set()
+            arguments = sglang.launch_arguments(command)
+            if arguments is not None:
+                commands[process], launched[process] = command, arguments
     for process, command in commands.items():
         with suppress(psutil.Error):
             parents = process.parents()
             if parents and commands.get(parents[0]) == command:
-                outside.add(process)
+                launched.pop(process, None)
             else:
-                outside.update(parents)
-    return {
-        process: sglang.launch_arguments(command) or ()
-        for process, command in commands.items()
-        if process not in outside
-    }
+                for outer in parents:
+                    launched.pop(outer, None)
+    return launched
 
 
 def _sglang(process: psutil.Process, arguments: Sequence[str]) -> Running:

@@ -13,6 +13,7 @@ from dynamometer.exporter import finder, processes
 from dynamometer.exporter.finder import Running
 from dynamometer.exporter.source import FilesSource
 from dynamometer.exporter.targets import Target
+from dynamometer.runtime.processes import alive, descendants
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +110,10 @@ class Places:
             self.files.follow(wanted)
 
     def _members(self) -> Sequence[psutil.Process]:
-        return processes.family(self._running.process) if self._running is not None else ()
+        if self._running is None or not alive(self._running.process):
+            return ()
+        first = self._running.process
+        return [first, *descendants(first)]
 
     def _tell_denied(self, what: str, user: str) -> None:
         advice = "" if os.geteuid() == 0 else f": run the exporter as {user}, or as root"

@@ -7,13 +7,11 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import psutil
 
 from dynamometer.multiprocess.filename import SUFFIX
-
-_DELETED: Final = " (deleted)"
 
 
 class FileId(NamedTuple):
@@ -23,20 +21,14 @@ class FileId(NamedTuple):
     inode: int
 
 
-def alive(process: psutil.Process) -> bool:
-    """Whether it still runs: the very process, not one that got its number later."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
+def file_id(path: str) -> FileId:
+    """What a path leads to.
 
-
-def family(root: psutil.Process) -> list[psutil.Process]:
-    """A process and all that it started; empty where it has ended."""
-    try:
-        return [root, *root.children(recursive=True)]
-    except psutil.Error:
-        return []
+    Raises:
+        OSError: nothing.
+    """
+    status = os.stat(path)  # noqa: PTH116  # as it is, links followed
+    return FileId(status.st_dev, status.st_ino)
 
 
 def describe(process: psutil.Process) -> str:
@@ -89,8 +81,7 @@ def held(process: psutil.Process) -> Mapping[FileId, str]:
         with suppress(OSError):
             path = os.readlink(link)  # noqa: PTH115  # pathlib's Path would take "a (deleted)" apart
             if path.endswith(SUFFIX) and path.startswith("/"):
-                status = link.stat()
-                found[FileId(status.st_dev, status.st_ino)] = path
+                found[file_id(os.fspath(link))] = path
     return found
 
 

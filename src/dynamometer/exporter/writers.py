@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,7 +18,7 @@ import psutil
 
 from dynamometer.engines import sglang
 from dynamometer.exporter import processes
-from dynamometer.exporter.processes import FileId
+from dynamometer.runtime.processes import alive
 
 # Clocks of processes and of files tick differently.
 _TICK_SECONDS: Final = 1.0
@@ -86,11 +87,7 @@ class Writers:
 
     def ended(self) -> Mapping[str, Writer]:
         """The writers that have ended since the last call."""
-        found = {
-            name: writer
-            for name, writer in self.alive.items()
-            if not processes.alive(writer.process)
-        }
+        found = {name: writer for name, writer in self.alive.items() if not alive(writer.process)}
         self.lose(found)
         return found
 
@@ -116,7 +113,7 @@ def _writer(name: str, files: Sequence[str]) -> psutil.Process | None:
         process = psutil.Process(int(name))
     except (psutil.Error, ValueError, OverflowError):
         return None
-    return process if processes.alive(process) and _writes(process, files) else None
+    return process if alive(process) and _writes(process, files) else None
 
 
 def _writes(process: psutil.Process, files: Sequence[str]) -> bool:
@@ -126,7 +123,11 @@ def _writes(process: psutil.Process, files: Sequence[str]) -> bool:
         return _may_have_made(process, files)
     except OSError:
         return False
-    return any(identity in mapped for identity in map(_identity, files))
+    for path in files:
+        with suppress(OSError):
+            if processes.file_id(path) in mapped:
+                return True
+    return False
 
 
 def _may_have_made(process: psutil.Process, files: Sequence[str]) -> bool:
@@ -141,14 +142,6 @@ def _may_have_made(process: psutil.Process, files: Sequence[str]) -> bool:
     except (psutil.Error, OSError):
         pass
     return False
-
-
-def _identity(path: str) -> FileId:
-    try:
-        status = os.stat(path)  # noqa: PTH116
-    except OSError:
-        return FileId(-1, -1)
-    return FileId(status.st_dev, status.st_ino)
 
 
 def _is_sglang(process: psutil.Process) -> bool:

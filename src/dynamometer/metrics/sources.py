@@ -30,7 +30,7 @@ class MetricsSource(Protocol):
     def families(self) -> Sequence[Family]:
         """The families as they are now: the same objects where nothing changed.
 
-        May raise anything, and may take its time: it has a thread and a deadline.
+        May raise anything, and may take its time: it is asked in a thread, and has a deadline.
         """
 
     @property

@@ -66,40 +66,16 @@ def parser(program: str) -> argparse.ArgumentParser:
     )
     arguments.add_max_body_size(own)
     page = result.add_argument_group("the page")
-    page.add_argument(
-        "--system-host", help="address of /metrics and /health (DYN_SYSTEM_HOST; 127.0.0.1)"
-    )
-    page.add_argument(
-        "--system-port",
-        type=arguments.checked(settings.system_port),
-        help="their port (DYN_SYSTEM_PORT; 8081, or any free one if that is taken; -1: off)",
-    )
+    arguments.add_system_address(page)
     page.add_argument(
         "--no-runtime-labels",
         action="store_true",
         help="leave dynamo_namespace, dynamo_component, dynamo_endpoint, model and worker_id "
         "off the engine's series",
     )
-    page.add_argument(
-        "--max-series",
-        type=arguments.checked(settings.count),
-        default=DEFAULT_MAX_SERIES,
-        metavar="N",
-        help="how many series of the engine's the page shows at most; what is left out is "
-        "counted and said (default: 200000)",
-    )
+    arguments.add_max_series(page, DEFAULT_MAX_SERIES)
     place = result.add_argument_group("its place")
-    place.add_argument(
-        "--namespace",
-        type=arguments.checked(settings.name),
-        help="DYN_NAMESPACE; default: dynamo",
-    )
-    place.add_argument(
-        "--component", type=arguments.checked(settings.name), default="backend", help="backend"
-    )
-    place.add_argument(
-        "--endpoint", type=arguments.checked(settings.name), default="generate", help="generate"
-    )
+    arguments.add_place(place)
     arguments.add_discovery(place)
     return result
 

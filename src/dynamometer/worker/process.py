@@ -22,6 +22,7 @@ import psutil
 
 from dynamometer.errors import EngineError
 from dynamometer.runtime.identity import WORKER_MARK
+from dynamometer.runtime.processes import alive, descendants
 
 # <linux/prctl.h>
 _PR_SET_PDEATHSIG: Final = 1
@@ -112,9 +113,9 @@ class EngineProcess:
         found = {}
         for child in psutil.Process().children():
             if self._is_ours(child):
-                for member in [child, *_descendants(child)]:
+                for member in [child, *descendants(child)]:
                     found[member.pid] = member
-        return [p for p in found.values() if _alive(p)]
+        return [p for p in found.values() if alive(p)]
 
     def _is_ours(self, child: psutil.Process) -> bool:
         """Of this process's children, adopted ones too: started as the engine, or by it.
@@ -140,14 +141,14 @@ class EngineProcess:
         while asyncio.get_running_loop().time() < deadline and not hurry():
             self._reap(members)
             members = list({*members, *self.members()})
-            if not any(_alive(member) for member in members):
+            if not any(alive(member) for member in members):
                 break
             look()
             await asyncio.sleep(0.1)
         look()
         for member in members:
             _kill(member)
-        while any(_alive(member) for member in members):
+        while any(alive(member) for member in members):
             await asyncio.sleep(0.02)
         await self.wait()
         # Its children are ours by now. Left for PID 1 they may stay: not every PID 1 buries.
@@ -176,7 +177,7 @@ def end_marked(processes: Iterable[ProcessMark]) -> int:
     for mark in processes:
         with contextlib.suppress(psutil.Error, ValueError):
             process = psutil.Process(mark.pid)
-            if process.create_time() == mark.started and _alive(process):
+            if process.create_time() == mark.started and alive(process):
                 process.kill()
                 ended += 1
     return ended
@@ -213,20 +214,6 @@ def _environment(process: psutil.Process) -> Set[tuple[str, str]]:
         return process.environ().items()
     except (psutil.Error, OSError):
         return frozenset()
-
-
-def _descendants(process: psutil.Process) -> list[psutil.Process]:
-    try:
-        return process.children(recursive=True)
-    except psutil.Error:
-        return []
-
-
-def _alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
 
 
 def _kill(process: psutil.Process) -> None:
