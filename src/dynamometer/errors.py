@@ -19,6 +19,12 @@ class SettingsError(DynamometerError):
     exit_code = 2
 
 
+class ArgumentError(DynamometerError, ValueError):
+    """An argument of a call is not allowed; names it, and what is."""
+
+    exit_code = 2
+
+
 class AddressError(DynamometerError):
     """An address cannot be listened on."""
 

@@ -1,13 +1,16 @@
 """Every metric and label name that the project writes, as constants.
 
-The `dynamo_*` names, labels and buckets are those of NVIDIA Dynamo 1.6.1, so that its
-dashboards and alerts keep working; classes are grouped as there. Our own additional
-families start with `dynamometer_`.
+The `dynamo_*` names and labels are those of NVIDIA Dynamo 1.6.1, so that its dashboards and
+alerts keep working; classes are grouped as there. Our own additional families start with
+`dynamometer_`. A test finds names that are spelled elsewhere.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Final
+
+from dynamometer.errors import ArgumentError
 
 
 class name_prefix:  # noqa: N801  # the peer's spelling: users import these classes by name
@@ -15,6 +18,8 @@ class name_prefix:  # noqa: N801  # the peer's spelling: users import these clas
 
     COMPONENT: Final = "dynamo_component"
     FRONTEND: Final = "dynamo_frontend"
+    REQUEST_PLANE: Final = "dynamo_request_plane"
+    WORK_HANDLER: Final = "dynamo_work_handler"
     SGLANG: Final = "sglang:"
 
 
@@ -25,26 +30,51 @@ class labels:  # noqa: N801
     COMPONENT: Final = "dynamo_component"
     ENDPOINT: Final = "dynamo_endpoint"
     MODEL: Final = "model"
+    # The engines' own name for it.
+    MODEL_NAME: Final = "model_name"
     WORKER_ID: Final = "worker_id"
+    WORKER_TYPE: Final = "worker_type"
+    DP_RANK: Final = "dp_rank"
     ERROR_TYPE: Final = "error_type"
     # Of the frontend: which route, streamed or not, and how it ended.
     ROUTE: Final = "endpoint"
     REQUEST_TYPE: Final = "request_type"
     STATUS: Final = "status"
+    FAILURE_CLASS: Final = "class"
+    REASON: Final = "reason"
+    STAGE: Final = "stage"
+    PHASE: Final = "phase"
     # The name that the user of an exporter has given an engine.
     ENGINE: Final = "engine"
     SOURCE: Final = "source"
-    REASON: Final = "reason"
+    # SGLang's own.
+    ENGINE_TYPE: Final = "engine_type"
+    IS_STREAMING: Final = "is_streaming"
+    PRIORITY: Final = "priority"
+    TP_RANK: Final = "tp_rank"
+    PP_RANK: Final = "pp_rank"
+    MOE_EP_RANK: Final = "moe_ep_rank"
+    # Of the information families.
+    VERSION: Final = "version"
+    ENGINE_VERSION: Final = "engine_version"
+    PYTHON_VERSION: Final = "python_version"
+    KIND: Final = "kind"
+    INDEX: Final = "index"
+    UUID: Final = "uuid"
 
 
 class frontend_service:  # noqa: N801
     """Families of the frontend, after `name_prefix.FRONTEND` and `_`."""
 
+    METRICS_PREFIX_ENV: Final = "DYN_METRICS_PREFIX"
+
     REQUESTS_STARTED_TOTAL: Final = "requests_started_total"
     REQUESTS_TOTAL: Final = "requests_total"
+    QUEUED_REQUESTS: Final = "queued_requests"
     INFLIGHT_REQUESTS: Final = "inflight_requests"
     ACTIVE_REQUESTS: Final = "active_requests"
     DISCONNECTED_CLIENTS: Final = "disconnected_clients"
+    FAILURES_TOTAL: Final = "failures_total"
     MODEL_CANCELLATION_TOTAL: Final = "model_cancellation_total"
     REQUEST_DURATION_SECONDS: Final = "request_duration_seconds"
     TIME_TO_FIRST_TOKEN_SECONDS: Final = "time_to_first_token_seconds"
@@ -53,10 +83,48 @@ class frontend_service:  # noqa: N801
     OUTPUT_SEQUENCE_TOKENS: Final = "output_sequence_tokens"
     CACHED_TOKENS: Final = "cached_tokens"
     OUTPUT_TOKENS_TOTAL: Final = "output_tokens_total"
+    MODEL_CONTEXT_LENGTH: Final = "model_context_length"
+    MODEL_KV_CACHE_BLOCK_SIZE: Final = "model_kv_cache_block_size"
+    MODEL_TOTAL_KV_BLOCKS: Final = "model_total_kv_blocks"
+    MODEL_MAX_NUM_SEQS: Final = "model_max_num_seqs"
+    MODEL_MAX_NUM_BATCHED_TOKENS: Final = "model_max_num_batched_tokens"
+    MODEL_MIGRATION_LIMIT: Final = "model_migration_limit"
+    MODEL_READY: Final = "model_ready"
+    # Of earlier releases of the peer; dashboards still read it.
+    MODEL_WORKERS: Final = "model_workers"
+    WORKER_LAST_TIME_TO_FIRST_TOKEN_SECONDS: Final = "worker_last_time_to_first_token_seconds"
+    WORKER_LAST_INTER_TOKEN_LATENCY_SECONDS: Final = "worker_last_inter_token_latency_seconds"
+    WORKER_LAST_INPUT_SEQUENCE_TOKENS: Final = "worker_last_input_sequence_tokens"
+
+
+class frontend_perf:  # noqa: N801
+    """Families of the frontend's stages and event loop, after `name_prefix.FRONTEND` and `_`."""
+
+    STAGE_DURATION_SECONDS: Final = "stage_duration_seconds"
+    STAGE_REQUESTS: Final = "stage_requests"
+    EVENT_LOOP_DELAY_SECONDS: Final = "event_loop_delay_seconds"
+    EVENT_LOOP_STALL_TOTAL: Final = "event_loop_stall_total"
+    # Values of `labels.STAGE`.
+    STAGE_PREPROCESS: Final = "preprocess"
+    STAGE_ROUTE: Final = "route"
+    STAGE_DISPATCH: Final = "dispatch"
+    STAGE_TRANSPORT_ROUNDTRIP: Final = "transport_roundtrip"
+
+
+class request_plane:  # noqa: N801
+    """Families of the hop to the workers, after `name_prefix.REQUEST_PLANE` and `_`."""
+
+    QUEUE_SECONDS: Final = "queue_seconds"
+    ROUNDTRIP_TTFT_SECONDS: Final = "roundtrip_ttft_seconds"
+    INFLIGHT_REQUESTS: Final = "inflight_requests"
 
 
 class work_handler:  # noqa: N801
-    """Families of a worker's endpoint, after `name_prefix.COMPONENT` and `_`."""
+    """Families of a worker's endpoint.
+
+    After `name_prefix.COMPONENT` and `_`; `TIME_TO_FIRST_RESPONSE_SECONDS` after
+    `name_prefix.WORK_HANDLER` and `_`.
+    """
 
     REQUESTS_TOTAL: Final = "requests_total"
     REQUEST_DURATION_SECONDS: Final = "request_duration_seconds"
@@ -65,12 +133,34 @@ class work_handler:  # noqa: N801
     INFLIGHT_REQUESTS: Final = "inflight_requests"
     CANCELLATION_TOTAL: Final = "cancellation_total"
     ERRORS_TOTAL: Final = "errors_total"
+    ERROR_TYPE_LABEL: Final = labels.ERROR_TYPE
+    TIME_TO_FIRST_RESPONSE_SECONDS: Final = "time_to_first_response_seconds"
+
+
+class kvstats:  # noqa: N801
+    """Families of a worker's KV cache, after `name_prefix.COMPONENT` and `_`."""
+
+    TOTAL_BLOCKS: Final = "total_blocks"
+    GPU_CACHE_USAGE_PERCENT: Final = "gpu_cache_usage_percent"
+    KV_CACHE_HIT_RATE: Final = "kv_cache_hit_rate"
+
+
+class model_info:  # noqa: N801
+    """Families of a worker's model, after `name_prefix.COMPONENT` and `_`."""
+
+    LOAD_TIME_SECONDS: Final = "model_load_time_seconds"
 
 
 class distributed_runtime:  # noqa: N801
     """Families of every process, after `name_prefix.COMPONENT` and `_`."""
 
     UPTIME_SECONDS: Final = "uptime_seconds"
+
+
+class process:  # noqa: N801
+    """Families of prometheus_client's own, whole names."""
+
+    START_TIME_SECONDS: Final = "process_start_time_seconds"
 
 
 class scrape:  # noqa: N801
@@ -83,6 +173,22 @@ class engine_state:  # noqa: N801
     """Families about the engine, whole names."""
 
     UP: Final = "dynamometer_engine_up"
+
+
+class engine_load:  # noqa: N801
+    """One number a worker, concluded from its engine's own, whole names."""
+
+    RUNNING_REQUESTS: Final = "dynamometer_engine_running_requests"
+    QUEUED_REQUESTS: Final = "dynamometer_engine_queued_requests"
+    KV_USAGE_RATIO: Final = "dynamometer_engine_kv_usage_ratio"
+    GENERATION_TOKENS_TOTAL: Final = "dynamometer_engine_generation_tokens_total"
+
+
+class build:  # noqa: N801
+    """Families that say what runs, whole names."""
+
+    INFO: Final = "dynamometer_build_info"
+    ACCELERATOR_INFO: Final = "dynamometer_accelerator_info"
 
 
 class request_type:  # noqa: N801
@@ -100,7 +206,7 @@ class status:  # noqa: N801
 
 
 class error_type:  # noqa: N801
-    """Values of `labels.ERROR_TYPE`; empty for a success."""
+    """Values of `labels.ERROR_TYPE` at the frontend; empty for a success."""
 
     NONE: Final = ""
     VALIDATION: Final = "validation"
@@ -110,55 +216,97 @@ class error_type:  # noqa: N801
     INTERNAL: Final = "internal"
 
 
+class component_error_type:  # noqa: N801
+    """Values of `labels.ERROR_TYPE` at a worker's endpoint."""
+
+    # The engine was not reached, ended, or answered with a fault of its own (5xx).
+    GENERATE: Final = "generate"
+    # Its answer broke off after it had begun.
+    RESPONSE_STREAM: Final = "response_stream"
+
+
+class worker_type:  # noqa: N801
+    """Values of `labels.WORKER_TYPE`; who answers is called `decode` by the peer too."""
+
+    DECODE: Final = "decode"
+
+
+class phase:  # noqa: N801
+    """Values of `labels.PHASE`."""
+
+    NONE: Final = ""
+    AGGREGATED: Final = "aggregated"
+
+
 UNKNOWN_MODEL: Final = "unknown_model"
 """`model` of every request for a name that no engine has registered."""
 
-# Upper bounds of histogram buckets, without +Inf.
-REQUEST_DURATION_BUCKETS: Final = (0.0, 2, 4, 8, 16, 32, 64, 130, 260, 510)
-TIME_TO_FIRST_TOKEN_BUCKETS: Final = (
-    0.0, 0.0022, 0.0047, 0.01, 0.022, 0.047, 0.1, 0.22, 0.47, 1, 2.2, 4.7, 10, 22, 48, 100,
-    220, 480,
-)  # fmt: skip
-INTER_TOKEN_LATENCY_BUCKETS: Final = (
-    0.0, 0.0018, 0.0033, 0.0059, 0.011, 0.02, 0.035, 0.064, 0.12, 0.21, 0.38, 0.69, 1.2, 2.3, 4.1,
-    7.4, 13, 24, 44, 80,
-)  # fmt: skip
-INPUT_TOKENS_BUCKETS: Final = (
-    0.0, 100, 210, 430, 870, 1800, 3600, 7400, 15000, 31000, 63000, 130000,
-)  # fmt: skip
-OUTPUT_TOKENS_BUCKETS: Final = (0.0, 100, 210, 430, 880, 1800, 3700, 7600, 16000, 32000)
-COMPONENT_DURATION_BUCKETS: Final = (
-    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600,
-)  # fmt: skip
+NO_DP_RANK: Final = "none"
+"""`dp_rank` where a worker chooses the rank itself."""
 
-# SGLang's families, by the categories of its documentation, for those who look at a page for
-# the first time. Those of a disaggregated engine are there when it is one.
+
+class sglang:  # noqa: N801
+    """SGLang's families that something here reads or simulates, whole names."""
+
+    CACHE_HIT_RATE: Final = "sglang:cache_hit_rate"
+    CACHED_TOKENS_TOTAL: Final = "sglang:cached_tokens_total"
+    E2E_REQUEST_LATENCY_SECONDS: Final = "sglang:e2e_request_latency_seconds"
+    GEN_THROUGHPUT: Final = "sglang:gen_throughput"
+    GENERATION_TOKENS_TOTAL: Final = "sglang:generation_tokens_total"
+    INTER_TOKEN_LATENCY_SECONDS: Final = "sglang:inter_token_latency_seconds"
+    KV_TRANSFER_LATENCY_MS: Final = "sglang:kv_transfer_latency_ms"
+    KV_TRANSFER_SPEED_GB_S: Final = "sglang:kv_transfer_speed_gb_s"
+    KV_TRANSFER_TOTAL_MB: Final = "sglang:kv_transfer_total_mb"
+    MAX_TOTAL_NUM_TOKENS: Final = "sglang:max_total_num_tokens"
+    NUM_ABORTED_REQUESTS_TOTAL: Final = "sglang:num_aborted_requests_total"
+    NUM_DECODE_HOST_RECEIVE_QUEUE_REQS: Final = "sglang:num_decode_host_receive_queue_reqs"
+    NUM_DECODE_PREALLOC_QUEUE_REQS: Final = "sglang:num_decode_prealloc_queue_reqs"
+    NUM_DECODE_TRANSFER_QUEUE_REQS: Final = "sglang:num_decode_transfer_queue_reqs"
+    NUM_GRAMMAR_QUEUE_REQS: Final = "sglang:num_grammar_queue_reqs"
+    NUM_PAGES: Final = "sglang:num_pages"
+    NUM_PREFILL_BOOTSTRAP_QUEUE_REQS: Final = "sglang:num_prefill_bootstrap_queue_reqs"
+    NUM_PREFILL_INFLIGHT_QUEUE_REQS: Final = "sglang:num_prefill_inflight_queue_reqs"
+    NUM_QUEUE_REQS: Final = "sglang:num_queue_reqs"
+    NUM_REQUESTS_TOTAL: Final = "sglang:num_requests_total"
+    NUM_RUNNING_REQS: Final = "sglang:num_running_reqs"
+    NUM_USED_TOKENS: Final = "sglang:num_used_tokens"
+    PAGE_SIZE: Final = "sglang:page_size"
+    PER_STAGE_REQ_LATENCY_SECONDS: Final = "sglang:per_stage_req_latency_seconds"
+    PROMPT_TOKENS_TOTAL: Final = "sglang:prompt_tokens_total"
+    QUEUE_TIME_SECONDS: Final = "sglang:queue_time_seconds"
+    REALTIME_TOKENS_TOTAL: Final = "sglang:realtime_tokens_total"
+    TIME_TO_FIRST_TOKEN_SECONDS: Final = "sglang:time_to_first_token_seconds"
+    TOKEN_USAGE: Final = "sglang:token_usage"
+
+
+# By the categories of its documentation, for those who look at a page for the first time. Those
+# of a disaggregated engine are there when it is one.
 SGLANG_CATEGORIES: Final = {
     "throughput": (
-        "sglang:gen_throughput",
-        "sglang:num_requests_total",
-        "sglang:prompt_tokens_total",
-        "sglang:generation_tokens_total",
-        "sglang:cached_tokens_total",
-        "sglang:cache_hit_rate",
+        sglang.GEN_THROUGHPUT,
+        sglang.NUM_REQUESTS_TOTAL,
+        sglang.PROMPT_TOKENS_TOTAL,
+        sglang.GENERATION_TOKENS_TOTAL,
+        sglang.CACHED_TOKENS_TOTAL,
+        sglang.CACHE_HIT_RATE,
     ),
     "resource usage": (
-        "sglang:num_running_reqs",
-        "sglang:num_queue_reqs",
-        "sglang:token_usage",
-        "sglang:num_used_tokens",
-        "sglang:max_total_num_tokens",
+        sglang.NUM_RUNNING_REQS,
+        sglang.NUM_QUEUE_REQS,
+        sglang.TOKEN_USAGE,
+        sglang.NUM_USED_TOKENS,
+        sglang.MAX_TOTAL_NUM_TOKENS,
     ),
     "latency": (
-        "sglang:time_to_first_token_seconds",
-        "sglang:inter_token_latency_seconds",
-        "sglang:e2e_request_latency_seconds",
-        "sglang:queue_time_seconds",
+        sglang.TIME_TO_FIRST_TOKEN_SECONDS,
+        sglang.INTER_TOKEN_LATENCY_SECONDS,
+        sglang.E2E_REQUEST_LATENCY_SECONDS,
+        sglang.QUEUE_TIME_SECONDS,
     ),
     "disaggregation": (
-        "sglang:kv_transfer_latency_ms",
-        "sglang:kv_transfer_speed_gb_s",
-        "sglang:kv_transfer_total_mb",
+        sglang.KV_TRANSFER_LATENCY_MS,
+        sglang.KV_TRANSFER_SPEED_GB_S,
+        sglang.KV_TRANSFER_TOTAL_MB,
     ),
 }
 
@@ -166,3 +314,52 @@ SGLANG_CATEGORIES: Final = {
 def label_value(text: str) -> str:
     """`text` as a label's value: half characters, which no page can hold, become `?`."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def sanitize_prometheus_name(name: str) -> str:
+    """`name` as a metric's name: what no such name can hold becomes `_`.
+
+    Raises:
+        ArgumentError: nothing of it can stand in one.
+    """
+    return _sanitized(name, re.compile(r"[^a-zA-Z0-9_:]", re.ASCII), "metric")
+
+
+def sanitize_prometheus_label(name: str) -> str:
+    """`name` as a label's name: as a metric's, without colons, and never with `__` in front.
+
+    Raises:
+        ArgumentError: nothing of it can stand in one.
+    """
+    clean = _sanitized(name, re.compile(r"[^a-zA-Z0-9_]", re.ASCII), "label")
+    return f"_{clean.lstrip('_')}" if clean.startswith("__") else clean
+
+
+def sanitize_frontend_prometheus_prefix(prefix: str) -> str:
+    """What names of the frontend's families begin with: `prefix`, or the usual one for none."""
+    try:
+        return sanitize_prometheus_name(prefix)
+    except ArgumentError:
+        return name_prefix.FRONTEND
+
+
+def build_component_metric_name(name: str) -> str:
+    """The whole name of a component's metric: `dynamo_component_` in front, once.
+
+    Raises:
+        ArgumentError: nothing of it can stand in a name.
+    """
+    clean = sanitize_prometheus_name(name)
+    whole = clean.startswith(f"{name_prefix.COMPONENT}_")
+    return clean if whole else f"{name_prefix.COMPONENT}_{clean}"
+
+
+def _sanitized(name: str, invalid: re.Pattern[str], what: str) -> str:
+    clean = invalid.sub("_", name)
+    if clean[:1].isdigit():
+        clean = f"_{clean}"
+    if not clean.strip("_"):
+        raise ArgumentError(
+            f"{name!r} is no name of a {what}: it needs a letter or a digit, as in 'requests'"
+        )
+    return clean

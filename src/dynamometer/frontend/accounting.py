@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from dynamometer import names
 from dynamometer.frontend.usage import StreamReader, Tokens
+from dynamometer.metrics import buckets
 from dynamometer.names import error_type, frontend_service, labels, name_prefix, status
 from dynamometer.names import request_type as request_types
 
@@ -31,8 +32,8 @@ class FrontendMetrics:
         def full(name: str) -> str:
             return f"{name_prefix.FRONTEND}_{name}"
 
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(full(name), text, (labels.MODEL,), buckets=buckets, registry=registry)
+        def histogram(name: str, text: str, bounds: tuple[float, ...]) -> Histogram:
+            return Histogram(full(name), text, (labels.MODEL,), buckets=bounds, registry=registry)
 
         by_kind = (labels.MODEL, labels.ROUTE, labels.REQUEST_TYPE)
         family = frontend_service
@@ -79,32 +80,32 @@ class FrontendMetrics:
         self.duration = histogram(
             family.REQUEST_DURATION_SECONDS,
             "Duration of LLM requests",
-            names.REQUEST_DURATION_BUCKETS,
+            buckets.REQUEST_DURATION_BUCKETS,
         )
         self.first_token = histogram(
             family.TIME_TO_FIRST_TOKEN_SECONDS,
             "Time to first token in seconds",
-            names.TIME_TO_FIRST_TOKEN_BUCKETS,
+            buckets.TIME_TO_FIRST_TOKEN_BUCKETS,
         )
         self.inter_token = histogram(
             family.INTER_TOKEN_LATENCY_SECONDS,
             "Inter-token latency in seconds",
-            names.INTER_TOKEN_LATENCY_BUCKETS,
+            buckets.INTER_TOKEN_LATENCY_BUCKETS,
         )
         self.input_sequence = histogram(
             family.INPUT_SEQUENCE_TOKENS,
             "Input sequence length in tokens",
-            names.INPUT_TOKENS_BUCKETS,
+            buckets.INPUT_TOKENS_BUCKETS,
         )
         self.output_sequence = histogram(
             family.OUTPUT_SEQUENCE_TOKENS,
             "Output sequence length in tokens",
-            names.OUTPUT_TOKENS_BUCKETS,
+            buckets.OUTPUT_TOKENS_BUCKETS,
         )
         self.cached = histogram(
             family.CACHED_TOKENS,
             "Number of cached tokens (prefix cache hits) per request",
-            names.INPUT_TOKENS_BUCKETS,
+            buckets.INPUT_TOKENS_BUCKETS,
         )
         self._known: set[str] = set()
         self.expect([names.UNKNOWN_MODEL])

@@ -17,6 +17,7 @@ from dynamometer.exposition.filters import FamilyFilter, Selection
 from dynamometer.exposition.relabel import Relabelling
 from dynamometer.exposition.text import TextParser
 from dynamometer.exposition.totals import Totals
+from dynamometer.names import process
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +25,6 @@ INTERVAL_SECONDS: Final = 2.0
 DEADLINE_SECONDS: Final = 1.0
 # Ten times the page of an engine with 16,000 series.
 LARGEST_PAGE_BYTES: Final = 32 << 20
-# prometheus_client's, and others', where a page is of one process.
-_PROCESS_START: Final = "process_start_time_seconds"
 # Compressing it would cost an engine more than sending it.
 _PLAIN: Final = {"Accept-Encoding": "identity", "Accept": "text/plain;version=0.0.4"}
 
@@ -166,7 +165,9 @@ class HttpSource:
         families = self._relabelling.apply(self._filter.apply(whole))
         if self._totals is None:
             return families, ()
-        began = next((family.lines for family in whole if family.name == _PROCESS_START), b"")
+        began = next(
+            (family.lines for family in whole if family.name == process.START_TIME_SECONDS), b""
+        )
         before, self._began = self._began, began
         families = self._totals.update(families, restarted=bool(before) and began != before)
         return families, self._totals.kept()

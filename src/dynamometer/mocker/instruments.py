@@ -9,7 +9,9 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-_LABELS = ("model_name", "engine_type", "is_streaming")
+from dynamometer.names import labels, sglang
+
+_LABELS = (labels.MODEL_NAME, labels.ENGINE_TYPE, labels.IS_STREAMING)
 
 
 class ServerInstruments:
@@ -26,14 +28,14 @@ class ServerInstruments:
             made = Histogram(name, f"Simulated: {text}", _LABELS, registry=registry)
             return made.labels(*values)
 
-        self._requests = counter("sglang:num_requests_total", "requests processed.")
-        self._aborted = counter("sglang:num_aborted_requests_total", "requests aborted.")
-        self._prompt = counter("sglang:prompt_tokens_total", "prefill tokens processed.")
-        self._generated = counter("sglang:generation_tokens_total", "generation tokens processed.")
-        self._first = histogram("sglang:time_to_first_token_seconds", "time to first token.")
-        self._whole = histogram("sglang:e2e_request_latency_seconds", "request latency.")
+        self._requests = counter(sglang.NUM_REQUESTS_TOTAL, "requests processed.")
+        self._aborted = counter(sglang.NUM_ABORTED_REQUESTS_TOTAL, "requests aborted.")
+        self._prompt = counter(sglang.PROMPT_TOKENS_TOTAL, "prefill tokens processed.")
+        self._generated = counter(sglang.GENERATION_TOKENS_TOTAL, "generation tokens processed.")
+        self._first = histogram(sglang.TIME_TO_FIRST_TOKEN_SECONDS, "time to first token.")
+        self._whole = histogram(sglang.E2E_REQUEST_LATENCY_SECONDS, "request latency.")
         self._running = Gauge(
-            "sglang:num_running_reqs",
+            sglang.NUM_RUNNING_REQS,
             "Simulated: running requests.",
             _LABELS,
             registry=registry,

@@ -14,6 +14,7 @@ from multiprocessing.process import BaseProcess
 from typing import Final
 
 from dynamometer.mocker.options import MockerOptions
+from dynamometer.names import labels, sglang
 
 # A histogram of a label set has this many lines: 14 bounds, +Inf, sum and count.
 _BOUNDS: Final = tuple(0.001 * 2**n for n in range(14))
@@ -53,22 +54,22 @@ def write(options: MockerOptions, rank: int) -> None:
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
     registry = CollectorRegistry()
-    names = ("model_name", "engine_type", "tp_rank", "stage")
+    names = (labels.MODEL_NAME, labels.ENGINE_TYPE, labels.TP_RANK, labels.STAGE)
     constant = (options.model, "mocker", str(rank))
     share = options.series // max(options.processes, 1)
     sets = max(share // (LINES_OF_A_HISTOGRAM + 2), 1)
     latency = Histogram(
-        "sglang:per_stage_req_latency_seconds",
+        sglang.PER_STAGE_REQ_LATENCY_SECONDS,
         "Simulated: the latency of each stage of a request.",
         names,
         buckets=_BOUNDS,
         registry=registry,
     )
     tokens = Counter(
-        "sglang:realtime_tokens_total", "Simulated: tokens processed.", names, registry=registry
+        sglang.REALTIME_TOKENS_TOTAL, "Simulated: tokens processed.", names, registry=registry
     )
     usage = Gauge(
-        "sglang:token_usage",
+        sglang.TOKEN_USAGE,
         "Simulated: the token usage.",
         names,
         registry=registry,

@@ -8,11 +8,8 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from dynamometer import names
-from dynamometer.names import labels, name_prefix, work_handler
-
-GENERATE = "generate"
-"""`error_type` of a request that the engine did not answer."""
+from dynamometer.metrics.buckets import COMPONENT_DURATION_BUCKETS
+from dynamometer.names import component_error_type, labels, name_prefix, work_handler
 
 
 class EndpointMetrics:
@@ -48,13 +45,13 @@ class EndpointMetrics:
         self._errors = self._counter(
             work_handler.ERRORS_TOTAL,
             "Total number of errors in work handler processing",
-            {labels.ERROR_TYPE: GENERATE},
+            {labels.ERROR_TYPE: component_error_type.GENERATE},
         )
         self._duration = Histogram(
             f"{name_prefix.COMPONENT}_{work_handler.REQUEST_DURATION_SECONDS}",
             "Time spent processing requests by work handler",
             tuple(self._constant),
-            buckets=names.COMPONENT_DURATION_BUCKETS,
+            buckets=COMPONENT_DURATION_BUCKETS,
             registry=registry,
         ).labels(**self._constant)
 
