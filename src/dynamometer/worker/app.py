@@ -185,6 +185,7 @@ class _Worker:
                 since=self._supervisor.since,
                 models=self._supervisor.models.names,
                 model_info=dict(self._supervisor.models.cards),
+                engine_info=self._supervisor.info,
             )
             try:
                 await registration.update(self.record)
