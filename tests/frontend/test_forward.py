@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from yarl import URL
 
 from dynamometer.engines.sglang import SGLang
-from dynamometer.frontend.accounting import FrontendMetrics
+from dynamometer.frontend.families import FrontendMetrics
 from dynamometer.frontend.forward import Forwarder
 from dynamometer.frontend.routing import Instances, RouterMode
 from dynamometer.runtime import addresses, openai_errors, relay
