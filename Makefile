@@ -66,9 +66,10 @@ lint: setup ## ruff and mypy
 format: setup ## let ruff put the code in form
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-bench-metrics: setup ## what a page costs against prometheus_client, in one run; the picture in docs/
+bench-metrics: setup ## what a page and its instruments cost against prometheus_client, in one run; the picture in docs/
 	@$(BIN)/python benchmarks/metrics.py --svg docs/metrics-cost.svg $(BENCH_FLAGS)
 	@$(BIN)/python benchmarks/scrape.py
+	@$(BIN)/python benchmarks/instruments.py
 
 bench-exporter: setup ## what an exporter costs beside a real SGLang, against its own page
 	@$(BIN)/python benchmarks/exporter.py $(BENCH_FLAGS)

@@ -63,6 +63,10 @@ async def serve(options: FrontendOptions) -> None:
     """
     stop = Stop()
     instance_id = new_id()
+    instruments = registry()
+    process_metrics(instruments, hexadecimal(instance_id))
+    metrics = _metrics(instruments, options)
+    canary = Canary(instruments, prefix=options.metrics_prefix)
     discovery = FileDiscovery(options.discovery_directory)
     listener = addresses.listen(options.host, options.port, setting="--http-port, DYN_HTTP_PORT")
     record = Record(
@@ -80,12 +84,10 @@ async def serve(options: FrontendOptions) -> None:
         session = await stack.enter_async_context(
             relay.client(keepalive_seconds=_WORKER_KEEPALIVE_SECONDS)
         )
-        instruments = registry()
-        process_metrics(instruments, hexadecimal(instance_id))
         frontend = Frontend(
             instances=Instances(options.router_mode, options.namespace),
             discovery=discovery,
-            metrics=_metrics(instruments, options),
+            metrics=metrics,
             page=MetricsPage(instruments),
         )
         forwarder = Forwarder(
@@ -96,7 +98,6 @@ async def serve(options: FrontendOptions) -> None:
             look=frontend.refresh,
             max_body_size=options.max_body_size,
         )
-        canary = Canary(instruments, prefix=options.metrics_prefix)
         await stack.enter_async_context(canary.watching())
         await frontend.refresh()
         watching = asyncio.create_task(frontend.watch(), name="discovery")
