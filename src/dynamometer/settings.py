@@ -7,7 +7,9 @@ both. Names and meanings are NVIDIA Dynamo's where it has them.
 from __future__ import annotations
 
 import difflib
+import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,10 @@ LOOPBACK = "127.0.0.1"
 VARIABLES = (
     "DYN_SYSTEM_HOST",
     "DYN_SYSTEM_PORT",
+    "DYN_SYSTEM_STARTING_HEALTH_STATUS",
+    "DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS",
+    "DYN_SYSTEM_HEALTH_PATH",
+    "DYN_SYSTEM_LIVE_PATH",
     "DYN_HTTP_HOST",
     "DYN_HTTP_PORT",
     "DYN_NAMESPACE",
@@ -34,11 +40,29 @@ VARIABLES = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class HealthSettings:
+    """How a system server answers for its process.
+
+    Attributes:
+        ready_at_start: whether a process that is still starting is called ready.
+        endpoints: the endpoints that must be ready; none: the process says.
+        path: where `/health` is.
+        live_path: where `/live` is.
+    """
+
+    ready_at_start: bool = False
+    endpoints: tuple[str, ...] = ()
+    path: str = "/health"
+    live_path: str = "/live"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """What the environment says; a field is None where it says nothing."""
 
     system_host: str = LOOPBACK
     system_port: int | None = None
+    health: HealthSettings = HealthSettings()
     http_host: str = LOOPBACK
     http_port: int = DEFAULT_HTTP_PORT
     namespace: str | None = None
@@ -57,6 +81,7 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
     return Settings(
         system_host=env.get("DYN_SYSTEM_HOST", text, LOOPBACK),
         system_port=env.get("DYN_SYSTEM_PORT", system_port, None),
+        health=_health(env),
         http_host=env.get("DYN_HTTP_HOST", text, LOOPBACK),
         http_port=env.get("DYN_HTTP_PORT", port, DEFAULT_HTTP_PORT),
         namespace=env.get("DYN_NAMESPACE", name, None),
@@ -78,6 +103,21 @@ def unknown(environment: Mapping[str, str] | None = None) -> list[tuple[str, str
             close = difflib.get_close_matches(variable, VARIABLES, n=1, cutoff=0.9)
             found += [(variable, name) for name in close]
     return found
+
+
+def _health(env: _Reader) -> HealthSettings:
+    health = HealthSettings(
+        ready_at_start=env.get("DYN_SYSTEM_STARTING_HEALTH_STATUS", starting_status, False),
+        endpoints=env.get("DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS", endpoint_names, ()),
+        path=env.get("DYN_SYSTEM_HEALTH_PATH", path, HealthSettings.path),
+        live_path=env.get("DYN_SYSTEM_LIVE_PATH", path, HealthSettings.live_path),
+    )
+    if health.path == health.live_path:
+        raise SettingsError(
+            f"DYN_SYSTEM_HEALTH_PATH={health.path!r} and DYN_SYSTEM_LIVE_PATH="
+            f"{health.live_path!r}: must be two paths"
+        )
+    return health
 
 
 class _Reader:
@@ -175,6 +215,35 @@ def name(value: str) -> str:
     """A namespace, component or endpoint name: letters, digits, `_`, `-` and `.`."""
     if not value or not all(c.isascii() and (c.isalnum() or c in "_-.") for c in value):
         raise ValueError("must be letters, digits, '_', '-' or '.'")
+    return value
+
+
+def starting_status(value: str) -> bool:
+    """Whether a process that starts is called ready: `ready` or `notready`."""
+    if value not in ("ready", "notready"):
+        raise ValueError("must be ready or notready")
+    return value == "ready"
+
+
+def endpoint_names(value: str) -> tuple[str, ...]:
+    """Names of endpoints, as a JSON list: `["generate"]`."""
+    wrong = ValueError('must be a JSON list of names of endpoints, such as ["generate"]')
+    try:
+        names = json.loads(value)
+    except (ValueError, RecursionError):
+        raise wrong from None
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise wrong
+    return tuple(dict.fromkeys(names))
+
+
+def path(value: str) -> str:
+    """A path of the system server's that is not `/metrics`: `/custom/health`."""
+    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", value) or value == "/metrics":
+        raise ValueError(
+            "must be a path such as /custom/health: letters, digits and '._~-' behind each '/', "
+            "and not /metrics"
+        )
     return value
 
 

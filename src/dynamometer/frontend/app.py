@@ -18,14 +18,14 @@ from dynamometer.frontend.accounting import FrontendMetrics
 from dynamometer.frontend.forward import Forwarder
 from dynamometer.frontend.routing import Instances, RouterMode
 from dynamometer.metrics import http
-from dynamometer.metrics.instruments import process_metrics, registry
 from dynamometer.metrics.page import MetricsPage
 from dynamometer.runtime import addresses, openai_errors, relay
 from dynamometer.runtime.discovery.file import FileDiscovery
 from dynamometer.runtime.discovery.interface import Discovery
 from dynamometer.runtime.endings import Stop, let_finish
-from dynamometer.runtime.identity import hexadecimal, new_id
+from dynamometer.runtime.identity import new_id
 from dynamometer.runtime.record import Record, Role, State
+from dynamometer.runtime.runtime import DistributedRuntime
 from dynamometer.runtime.servers import serving
 
 logger = logging.getLogger(__name__)
@@ -74,13 +74,12 @@ async def serve(options: FrontendOptions) -> None:
         session = await stack.enter_async_context(
             relay.client(keepalive_seconds=_WORKER_KEEPALIVE_SECONDS)
         )
-        instruments = registry()
-        process_metrics(instruments, hexadecimal(instance_id))
+        runtime = DistributedRuntime(instance_id=instance_id)
         frontend = Frontend(
             instances=Instances(options.router_mode, options.namespace),
             discovery=discovery,
-            metrics=FrontendMetrics(instruments),
-            page=MetricsPage(instruments),
+            metrics=FrontendMetrics(runtime.registry),
+            page=runtime.page,
         )
         forwarder = Forwarder(
             routes=SGLang.routes,

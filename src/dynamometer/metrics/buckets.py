@@ -20,3 +20,6 @@ OUTPUT_TOKENS_BUCKETS: Final = (0.0, 100, 210, 430, 880, 1800, 3700, 7600, 16000
 COMPONENT_DURATION_BUCKETS: Final = (
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600,
 )  # fmt: skip
+FIRST_RESPONSE_BUCKETS: Final = (
+    0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60,
+)  # fmt: skip

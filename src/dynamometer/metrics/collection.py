@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dynamometer.errors import ExpositionError
 from dynamometer.exposition.families import TYPES, Family, Metadata
 from dynamometer.metrics.sources import MetricsSource
 
@@ -40,7 +41,8 @@ class Collection:
             families = self.source.families()
             wrong = self._checked(families)
         except BaseException as error:  # noqa: BLE001, RUF100  # handed to whoever asked
-            failed = SourceError("failed", repr(error))
+            reason = "invalid" if isinstance(error, ExpositionError) else "failed"
+            failed = SourceError(reason, repr(error))
             failed.__cause__ = error
             return failed
         finally:
