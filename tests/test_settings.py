@@ -36,6 +36,14 @@ def test_values_are_typed() -> None:
         ("DYN_HTTP_PORT", "70000", "65535"),
         ("DYN_HTTP_PORT", "-1", "0 (any free one)"),
         ("DYN_NAMESPACE", 'a"b', "letters, digits"),
+        ("DYN_SYSTEM_STARTING_HEALTH_STATUS", "healthy", "ready or notready"),
+        ("DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS", "generate", '["generate"]'),
+        ("DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS", '["generate", 1]', '["generate"]'),
+        ("DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS", "{}", '["generate"]'),
+        ("DYN_SYSTEM_HEALTH_PATH", "health", "a path"),
+        ("DYN_SYSTEM_HEALTH_PATH", "/a/{b}", "a path"),
+        ("DYN_SYSTEM_HEALTH_PATH", "/metrics", "not /metrics"),
+        ("DYN_SYSTEM_LIVE_PATH", "/", "a path"),
         ("DYN_LOG", "loud", "one of trace, debug"),
         ("DYN_LOGGING_JSONL", "perhaps", "1, true"),
     ],
@@ -47,6 +55,28 @@ def test_a_wrong_value_names_variable_value_and_what_is_allowed(
         settings.read({variable: value})
     for part in (variable, repr(value), allowed):
         assert part in str(raised.value)
+
+
+def test_health_and_live_have_two_paths() -> None:
+    with pytest.raises(SettingsError, match="DYN_SYSTEM_LIVE_PATH='/health': must be two paths"):
+        settings.read({"DYN_SYSTEM_LIVE_PATH": "/health"})
+
+
+def test_how_health_is_answered() -> None:
+    read = settings.read(
+        {
+            "DYN_SYSTEM_STARTING_HEALTH_STATUS": "ready",
+            "DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS": '["generate", "other", "generate"]',
+            "DYN_SYSTEM_HEALTH_PATH": "/custom/health",
+            "DYN_SYSTEM_LIVE_PATH": "/custom/live",
+        }
+    ).health
+    assert read == settings.HealthSettings(
+        ready_at_start=True,
+        endpoints=("generate", "other"),
+        path="/custom/health",
+        live_path="/custom/live",
+    )
 
 
 @pytest.mark.parametrize(

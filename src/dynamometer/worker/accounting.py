@@ -65,7 +65,7 @@ class EndpointMetrics:
         )
         self._first_response = Histogram(
             f"{name_prefix.WORK_HANDLER}_{work_handler.TIME_TO_FIRST_RESPONSE_SECONDS}",
-            "Backend processing time from handle_payload entry to prologue sent (seconds)",
+            "Seconds from a request's arrival at the worker until its engine's answer began",
             buckets=FIRST_RESPONSE_BUCKETS,
             registry=registry,
         )

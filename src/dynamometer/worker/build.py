@@ -36,14 +36,7 @@ class BuildMetrics:
         self._show("")
         self._component = component
         self._model = model
-        found = Gauge(
-            build.ACCELERATOR_INFO,
-            "The accelerators of this machine",
-            (labels.KIND, labels.INDEX, labels.UUID),
-            registry=registry,
-        )
-        for device in accelerators.devices():
-            found.labels(device.kind, str(device.index), device.uuid).set(1)
+        _show_accelerators(registry)
 
     def ready(self, *, load_seconds: float, engine_version: str) -> None:
         """The engine answers.
@@ -65,3 +58,17 @@ class BuildMetrics:
         self._info.labels(__version__, self._engine, engine_version, platform.python_version()).set(
             1
         )
+
+
+def _show_accelerators(registry: CollectorRegistry) -> None:
+    devices = accelerators.devices()
+    if not devices:
+        return  # no family without series
+    found = Gauge(
+        build.ACCELERATOR_INFO,
+        "The accelerators of this machine",
+        (labels.KIND, labels.INDEX, labels.UUID),
+        registry=registry,
+    )
+    for device in devices:
+        found.labels(device.kind, str(device.index), device.uuid).set(1)
