@@ -273,7 +273,7 @@ async def coroutine() -> None:
 
 @pytest.mark.parametrize("function", [None, "name", coroutine])
 def test_what_cannot_be_called_is_no_callback(
-    runtime: DistributedRuntime, function: object
+    runtime: DistributedRuntime, function: Callable[[], None]
 ) -> None:
     with pytest.raises(ArgumentError, match=r"cannot be called|coroutine function"):
         runtime.metrics.register_callback(function)
