@@ -12,6 +12,7 @@ import importlib
 import os
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +23,18 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 
-from dynamometer import settings
+
 from dynamometer.cli import COMMANDS
 from dynamometer.frontend import failures
-from families import FAILURES, MOVES, NOT_SERVED
+from dynamometer.variables import VARIABLES
 
 CONFIGURATION, METRICS = HERE / "configuration.md", HERE / "metrics.md"
 PEER = HERE.parent / "tests" / "samples" / "dynamo-metrics.tsv"
-COLUMNS = "| family | type | labels | unit | what moves it | buckets |\n| --- | --- | --- | --- | --- | --- |"
+COLUMNS = "| family | type | labels | unit | what moves it | buckets |\n" + 6 * "| --- " + "|"
+WORDS = tomllib.loads((HERE / "families.toml").read_text(encoding="utf-8"))
+MOVES: Mapping[str, str] = WORDS["moves"]
+FAILURES: Mapping[str, str] = WORDS["failures"]
+NOT_SERVED: Mapping[str, str] = WORDS["not_served"]
 _ENGINE = "sglang:"
 _PROCESS = "process_"
 # Longer texts first: a name may end with both.
@@ -88,28 +93,27 @@ def configuration() -> str:
     """Every variable and every flag."""
     rows = [
         f"| `{name}` | {variable.meaning} | {variable.default} | {variable.flag} |"
-        for name, variable in settings.VARIABLES.items()
+        for name, variable in VARIABLES.items()
     ]
     helps = [
         f"## dyno {command}\n\n```\n{_help(module, command)}```\n"
         for command, (module, _) in COMMANDS.items()
     ]
-    return "\n".join(
-        [
-            "<!-- Made by `make docs` from the code; not to be edited. -->",
-            "# Configuration",
-            "",
-            "A flag wins over the variable of the same meaning. A value that is not allowed ends the "
-            "command with exit code 2 and a line that names variable, value and what is allowed. An "
-            "empty variable is one that is not set.",
-            "",
-            "| variable | meaning | without it | flag |",
-            "| --- | --- | --- | --- |",
-            *rows,
-            "",
-            *helps,
-        ]
-    )
+    return _CONFIGURATION + "\n".join([*rows, "", *helps])
+
+
+_CONFIGURATION = """\
+<!-- Made by `make docs` from the code; not to be edited. -->
+# Configuration
+
+A flag wins over the variable of the same meaning. A value that is not allowed ends the command with
+exit code 2 and a line that names variable, value and what is allowed. An empty variable is one that
+is not set. A variable that looks like a mistyped one of these is pointed out; others of NVIDIA
+Dynamo's mean nothing here and are passed over.
+
+| variable | meaning | without it | flag |
+| --- | --- | --- | --- |
+"""
 
 
 def _help(module: str, command: str) -> str:
@@ -183,9 +187,7 @@ def documented(family: Metric) -> Documented:
     """What a page shows of a family."""
     labels = {label for sample in family.samples for label in sample.labels}
     bounds = {float(s.labels["le"]) for s in family.samples if "le" in s.labels} - {float("inf")}
-    return Documented(
-        family.type, frozenset(labels - {"le", "quantile"}), tuple(sorted(bounds))
-    )
+    return Documented(family.type, frozenset(labels - {"le", "quantile"}), tuple(sorted(bounds)))
 
 
 def _table(families: Mapping[str, Metric], wanted: object) -> str:
@@ -197,7 +199,7 @@ def _row(name: str, family: Metric) -> str:
     shown = documented(family)
     moves = MOVES.get(name)
     if moves is None:
-        assert name.startswith((_ENGINE, _PROCESS)), f"docs/families.py has nothing on {name}"
+        assert name.startswith((_ENGINE, _PROCESS)), f"docs/families.toml has nothing on {name}"
         moves = family.documentation.replace("|", "\\|").replace("\n", " ")
     labels = " ".join(f"`{label}`" for label in sorted(shown.labels))
     bounds = " ".join(f"{bound:g}" for bound in shown.buckets)
@@ -205,8 +207,9 @@ def _row(name: str, family: Metric) -> str:
 
 
 def _failures() -> str:
-    assert set(FAILURES) == set(failures.ALL), "docs/families.py: FAILURES"
-    rows = ((f.kind, f.reason, FAILURES[f]) for f in failures.ALL)
+    kinds = {f"{failure.kind} {failure.reason}" for failure in failures.ALL}
+    assert kinds == FAILURES.keys(), f"docs/families.toml: {kinds ^ FAILURES.keys()}"
+    rows = ((*kind.split(), what) for kind, what in FAILURES.items())
     return "\n".join(f"| `{kind}` | `{reason}` | {what} |" for kind, reason, what in rows)
 
 
@@ -235,10 +238,10 @@ def peer_families() -> Sequence[str]:
 
 def reason(name: str) -> str:
     """Why a family of the peer's is not served."""
-    for pattern, why in NOT_SERVED:
+    for pattern, why in NOT_SERVED.items():
         if fnmatch.fnmatchcase(name, pattern):
             return why
-    raise AssertionError(f"docs/families.py does not say why {name} is not served")
+    raise AssertionError(f"docs/families.toml does not say why {name} is not served")
 
 
 def read() -> Iterator[tuple[str, Documented]]:

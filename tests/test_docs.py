@@ -12,11 +12,11 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 DOCS = Path(__file__).parent.parent / "docs"
 sys.path.insert(0, str(DOCS))
 
-import families
 import generate
 
-from dynamometer import settings
 from dynamometer.cli import COMMANDS
+from dynamometer.names import build, engine_state
+from dynamometer.variables import VARIABLES
 from stack import Stack, http
 
 
@@ -27,7 +27,7 @@ def test_the_configuration_is_current() -> None:
 
 def test_every_variable_and_every_command_is_there() -> None:
     written = generate.CONFIGURATION.read_text(encoding="utf-8")
-    assert set(settings.VARIABLES) <= set(re.findall(r"^\| `(DYN_\w+)` ", written, re.MULTILINE))
+    assert set(VARIABLES) <= set(re.findall(r"^\| `(DYN_\w+)` ", written, re.MULTILINE))
     assert set(COMMANDS) == set(re.findall(r"^## dyno (\S+)", written, re.MULTILINE))
 
 
@@ -45,14 +45,14 @@ def test_no_reason_is_left_over() -> None:
     """A family that is served now needs none; a pattern that meets nothing says nothing."""
     served = {name for name, _ in generate.read()}
     reasons = {generate.reason(name) for name in generate.peer_families() if name not in served}
-    assert reasons == {why for _, why in families.NOT_SERVED}
+    assert reasons == {why for _, why in generate.NOT_SERVED.items()}
 
 
 def test_every_family_of_ours_says_what_moves_it() -> None:
     ours = {name for name, _ in generate.read() if not name.startswith(("sglang:", "process_"))}
     # An exporter's alone, and those of accelerators, are said in words.
-    elsewhere = {families.engine_state.UP, families.build.ACCELERATOR_INFO}
-    assert ours == set(families.MOVES) - elsewhere
+    elsewhere = {engine_state.UP, build.ACCELERATOR_INFO}
+    assert ours == set(generate.MOVES) - elsewhere
 
 
 def test_nothing_of_the_template_is_left() -> None:

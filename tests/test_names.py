@@ -17,8 +17,8 @@ from dynamometer.errors import ArgumentError
 SOURCE = Path(__file__).parent.parent / "src" / "dynamometer"
 MODULES = sorted(path for path in SOURCE.rglob("*.py") if path.name != "names.py")
 OURS = re.compile(r"(sglang:|dynamo_|dynamometer_)[a-zA-Z0-9_]+")
-# Of an answer's usage, spelled as a family is.
-FIELDS = {"cached_tokens"}
+# Of an answer's usage, spelled as a family is; and the name of a variable.
+FIELDS = {"cached_tokens", names.frontend_service.METRICS_PREFIX_ENV}
 # Classes whose constants are names of families; the others hold labels, their values, prefixes.
 FAMILIES = {
     "frontend_service",
@@ -70,6 +70,7 @@ def test_no_name_is_spelled_anywhere_else(path: Path) -> None:
 def test_every_class_is_known_to_this_test() -> None:
     classes = {name for name, _ in inspect.getmembers(names, inspect.isclass)} - {"ArgumentError"}
     others = {"name_prefix", "labels", "request_type", "status", "error_type", "worker_type"}
+    others |= {"failure_class", "failure_reason"}
     assert classes == FAMILIES | others | {"component_error_type", "phase"}
 
 

@@ -216,6 +216,36 @@ class error_type:  # noqa: N801
     INTERNAL: Final = "internal"
 
 
+class failure_class:  # noqa: N801
+    """Values of `labels.FAILURE_CLASS`, as the peer calls them."""
+
+    INVALID_REQUEST: Final = "InvalidRequest"
+    UNAUTHENTICATED: Final = "Unauthenticated"
+    PERMISSION_DENIED: Final = "PermissionDenied"
+    NOT_FOUND: Final = "NotFound"
+    CAPACITY_EXHAUSTED: Final = "CapacityExhausted"
+    UNAVAILABLE: Final = "Unavailable"
+    INTERNAL: Final = "Internal"
+
+
+class failure_reason:  # noqa: N801
+    """Values of `labels.REASON` of a failure, as the peer calls them; see `frontend.failures`."""
+
+    INVALID: Final = "request.invalid"
+    INVALID_ARGUMENT: Final = "request.invalid_argument"
+    UNAUTHENTICATED: Final = "request.unauthenticated"
+    PERMISSION_DENIED: Final = "request.permission_denied"
+    NOT_FOUND: Final = "request.not_found"
+    EXHAUSTED: Final = "capacity.exhausted"
+    WORKER_UNAVAILABLE: Final = "backend.worker_unavailable"
+    CANNOT_CONNECT: Final = "transport.cannot_connect"
+    DISCONNECTED: Final = "transport.disconnected"
+    ENGINE_SHUTDOWN: Final = "backend.engine_shutdown"
+    STREAM_INCOMPLETE: Final = "backend.stream_incomplete"
+    UNKNOWN: Final = "backend.unknown"
+    INTERNAL: Final = "runtime.internal"
+
+
 class component_error_type:  # noqa: N801
     """Values of `labels.ERROR_TYPE` at a worker's endpoint."""
 

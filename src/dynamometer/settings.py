@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dynamometer.errors import SettingsError
+from dynamometer.variables import BUCKETS, VARIABLES
 
 Value = TypeVar("Value")
 
@@ -23,20 +24,35 @@ LOG_LEVELS = ("trace", "debug", "info", "warn", "warning", "error", "off")
 DEFAULT_SYSTEM_PORT = 8081
 DEFAULT_HTTP_PORT = 8000
 LOOPBACK = "127.0.0.1"
-VARIABLES = (
-    "DYN_SYSTEM_HOST",
-    "DYN_SYSTEM_PORT",
-    "DYN_SYSTEM_STARTING_HEALTH_STATUS",
-    "DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS",
-    "DYN_SYSTEM_HEALTH_PATH",
-    "DYN_SYSTEM_LIVE_PATH",
-    "DYN_HTTP_HOST",
-    "DYN_HTTP_PORT",
-    "DYN_NAMESPACE",
-    "DYN_FILE_KV",
-    "DYN_LOG",
-    "DYN_LOGGING_JSONL",
-)
+# So far apart that no quotient of two, and no rounding of one, leaves what a double can hold.
+_LEAST_BOUND, _GREATEST_BOUND = 1e-100, 1e100
+_MOST_BUCKETS = 512
+
+
+@dataclass(frozen=True)
+class BucketRange:
+    """Where the bounds of a histogram lie: from 0, to `greatest`; see `metrics.buckets.spread`.
+
+    `least` and `greatest` are in the histogram's unit (seconds, tokens); `count` bounds at most.
+    """
+
+    least: float
+    greatest: float
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BucketRanges:
+    """Those of the frontend's histograms; without variables, NVIDIA Dynamo's.
+
+    Cached tokens have the bounds of the input sequence.
+    """
+
+    request_duration: BucketRange = BucketRange(*BUCKETS["DYN_METRICS_REQUEST_DURATION"][1:])
+    time_to_first_token: BucketRange = BucketRange(*BUCKETS["DYN_METRICS_TTFT"][1:])
+    inter_token_latency: BucketRange = BucketRange(*BUCKETS["DYN_METRICS_ITL"][1:])
+    input_sequence: BucketRange = BucketRange(*BUCKETS["DYN_METRICS_INPUT_SEQUENCE"][1:])
+    output_sequence: BucketRange = BucketRange(*BUCKETS["DYN_METRICS_OUTPUT_SEQUENCE"][1:])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +85,8 @@ class Settings:
     discovery_directory: Path | None = None
     log_level: str = "info"
     log_json: bool = False
+    metrics_prefix: str | None = None
+    bucket_ranges: BucketRanges = BucketRanges()
 
 
 def read(environment: Mapping[str, str] | None = None) -> Settings:
@@ -88,6 +106,20 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
         discovery_directory=env.get("DYN_FILE_KV", Path, None),
         log_level=env.get("DYN_LOG", log_level, "info"),
         log_json=env.get("DYN_LOGGING_JSONL", flag, False),
+        metrics_prefix=env.get("DYN_METRICS_PREFIX", metric_prefix, None),
+        bucket_ranges=_bucket_ranges(env),
+    )
+
+
+def _bucket_ranges(env: _Reader) -> BucketRanges:
+    usual = BucketRanges()
+    duration, first_token, inter_token, input_sequence, output_sequence = BUCKETS
+    return BucketRanges(
+        request_duration=env.bucket_range(duration, usual.request_duration),
+        time_to_first_token=env.bucket_range(first_token, usual.time_to_first_token),
+        inter_token_latency=env.bucket_range(inter_token, usual.inter_token_latency),
+        input_sequence=env.bucket_range(input_sequence, usual.input_sequence),
+        output_sequence=env.bucket_range(output_sequence, usual.output_sequence),
     )
 
 
@@ -132,6 +164,25 @@ class _Reader:
             return parse(value)
         except ValueError as error:
             raise SettingsError(f"{variable}={value!r}: {error}") from None
+
+    def bucket_range(self, name: str, usual: BucketRange) -> BucketRange:
+        """The range that `name`_MIN, _MAX and _COUNT say, each alone or together."""
+        found = BucketRange(
+            self.get(f"{name}_MIN", bound, usual.least),
+            self.get(f"{name}_MAX", bound, usual.greatest),
+            self.get(f"{name}_COUNT", bucket_count, usual.count),
+        )
+        if found.least >= found.greatest:
+            value = self._environment.get(f"{name}_MAX", "").strip()
+            if value:
+                raise SettingsError(
+                    f"{name}_MAX={value!r}: must be above {name}_MIN, {found.least:g}"
+                )
+            value = self._environment.get(f"{name}_MIN", "").strip()
+            raise SettingsError(
+                f"{name}_MIN={value!r}: must be below {name}_MAX, {found.greatest:g}"
+            )
+        return found
 
 
 # Parsers of one value each; flags of the command line use the same ones.
@@ -209,6 +260,34 @@ def size(value: str) -> int:
     if not number or unit not in units or int(number) == 0:
         raise ValueError("must be a number of bytes above 0, such as 4096, 64MiB or 1GB")
     return int(number) * units[unit]
+
+
+def bound(value: str) -> float:
+    """A bound of a histogram's buckets, above 0."""
+    try:
+        number = float(value)
+    except ValueError:
+        number = 0.0
+    if not _LEAST_BOUND <= number <= _GREATEST_BOUND:
+        raise ValueError(f"must be a number above 0, from {_LEAST_BOUND:g} to {_GREATEST_BOUND:g}")
+    return number
+
+
+def bucket_count(value: str) -> int:
+    """How many buckets a histogram has, 1 to 512."""
+    number = int(value) if value.isascii() and value.isdigit() and len(value) < 10 else 0
+    if not 1 <= number <= _MOST_BUCKETS:
+        raise ValueError(f"must be a whole number from 1 to {_MOST_BUCKETS}")
+    return number
+
+
+def metric_prefix(value: str) -> str:
+    """What names of metrics begin with."""
+    if not re.fullmatch(r"[a-zA-Z_:][a-zA-Z0-9_:]*", value):
+        raise ValueError(
+            "must be what a metric's name can begin with: a letter, '_' or ':', then digits too"
+        )
+    return value
 
 
 def name(value: str) -> str:

@@ -5,119 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
 from aiohttp import web
+from bench import CHAT, Bench, fine, make_bench, nobody
 from multidict import CIMultiDict, CIMultiDictProxy
-from prometheus_client import CollectorRegistry
 from yarl import URL
 
-from dynamometer.engines.sglang import SGLang
-from dynamometer.frontend.accounting import FrontendMetrics
-from dynamometer.frontend.forward import Forwarder
-from dynamometer.frontend.routing import Instances, RouterMode
-from dynamometer.runtime import addresses, openai_errors, relay
-from dynamometer.runtime.identity import new_id
-from dynamometer.runtime.record import Record, Role, State
-from dynamometer.runtime.servers import serving
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-CHAT = "/v1/chat/completions"
-
-
-@dataclass
-class Bench:
-    """A frontend over workers that a test writes."""
-
-    session: aiohttp.ClientSession
-    registry: CollectorRegistry
-    instances: Instances
-    forwarder: Forwarder
-    url: str
-    _stack: AsyncExitStack
-    _records: list[Record] = field(default_factory=list)
-
-    async def worker(self, handler: Handler, model: str = "m") -> Record:
-        app = web.Application()
-        app.router.add_post("/{path:.*}", handler)
-        listener = addresses.listen("127.0.0.1", 0, setting="")
-        await self._stack.enter_async_context(serving(app, listener))
-        return self.register(addresses.url(listener), model)
-
-    def register(self, url: str, model: str = "m") -> Record:
-        record = Record(
-            role=Role.WORKER,
-            id=new_id(),
-            namespace="dynamo",
-            component="backend",
-            models=(model,),
-            request_url=url,
-            state=State.READY,
-        )
-        self._records.append(record)
-        self.instances.update(self._records)
-        return record
-
-    def forget(self) -> None:
-        self._records.clear()
-        self.instances.update([])
-
-    def count(self, name: str, **labels: str) -> float:
-        return sum(
-            sample.value
-            for family in self.registry.collect()
-            for sample in family.samples
-            if sample.name == f"dynamo_frontend_{name}" and labels.items() <= sample.labels.items()
-        )
-
-    async def ask(self, path: str = CHAT, **body: object) -> tuple[int, bytes]:
-        async with self.session.post(self.url + path, json={"model": "m"} | body) as answer:
-            return answer.status, await answer.read()
+from dynamometer.runtime import openai_errors, relay
 
 
 @pytest.fixture
 async def bench() -> AsyncIterator[Bench]:
     async with make_bench() as made:
         yield made
-
-
-@asynccontextmanager
-async def make_bench(max_body_size: int = 2**20) -> AsyncIterator[Bench]:
-    async with AsyncExitStack() as stack:
-        session = await stack.enter_async_context(relay.client(keepalive_seconds=3))
-        registry = CollectorRegistry()
-        instances = Instances(RouterMode.ROUND_ROBIN, None)
-        forwarder = Forwarder(
-            routes=SGLang.routes,
-            instances=instances,
-            metrics=FrontendMetrics(registry),
-            session=session,
-            look=nothing_new,
-            max_body_size=max_body_size,
-        )
-        app = web.Application(client_max_size=max_body_size, middlewares=[openai_errors.middleware])
-        for path in SGLang.routes:
-            app.router.add_post(path, forwarder.handle)
-        listener = addresses.listen("127.0.0.1", 0, setting="")
-        await stack.enter_async_context(serving(app, listener))
-        client = await stack.enter_async_context(aiohttp.ClientSession())
-        yield Bench(client, registry, instances, forwarder, addresses.url(listener), stack)
-
-
-async def nothing_new() -> None:
-    pass
-
-
-async def fine(request: web.Request) -> web.StreamResponse:
-    return web.Response(body=await request.read(), headers={"X-Engine": "yes"})
-
-
-def nobody() -> str:
-    return f"http://127.0.0.1:{addresses.free_port()}"
 
 
 async def test_body_and_headers_go_through_unchanged(bench: Bench) -> None:

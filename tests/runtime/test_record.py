@@ -17,6 +17,7 @@ RECORD = Record(
     engine="sglang",
     request_url="http://127.0.0.1:1",
     model_info={"a": {"id": "a", "max_model_len": 2048}},
+    engine_info={"version": "0.5.23", "total_kv_blocks": 8192, "max_sequences": 8},
     state=State.READY,
     since=12.5,
 )
@@ -61,3 +62,40 @@ def test_a_field_of_the_wrong_type_is_no_record(change: dict[str, object]) -> No
 def test_half_a_record_is_none(text: bytes) -> None:
     with pytest.raises(DiscoveryError):
         Record.from_json(text)
+
+
+def test_a_record_of_an_earlier_version_tells_nothing_of_its_engine() -> None:
+    content = json.loads(RECORD.to_json())
+    del content["engine_info"]
+    assert Record.from_json(json.dumps(content).encode()).engine_info == {}
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        [],
+        None,
+        "x",
+        {"total_kv_blocks": None},
+        {"total_kv_blocks": [1]},
+        {"total_kv_blocks": True},
+        {"total_kv_blocks": -1},
+        {"total_kv_blocks": 10**400},
+        {"total_kv_blocks": float("nan")},
+        {"total_kv_blocks": float("inf")},
+        {"version": "\ud800"},
+        {"\ud800": 1},
+    ],
+)
+def test_nonsense_of_an_engine_spoils_no_record(nonsense: object) -> None:
+    content = json.loads(RECORD.to_json()) | {"engine_info": nonsense}
+    record = Record.from_json(json.dumps(content).encode())
+    assert record.models == RECORD.models
+    assert record.engine_info == {}
+
+
+def test_of_an_engines_facts_those_that_make_sense_are_taken() -> None:
+    facts = {"version": "0.5.23", "context_length": 2048, "total_kv_blocks": {}}
+    content = json.loads(RECORD.to_json()) | {"engine_info": facts}
+    record = Record.from_json(json.dumps(content).encode())
+    assert record.engine_info == {"version": "0.5.23", "context_length": 2048}

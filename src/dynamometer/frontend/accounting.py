@@ -1,220 +1,212 @@
-"""What the frontend counts of each request: gathered while it runs, written at its end."""
+"""What the frontend counts of one request: gathered while it runs, written at its end.
+
+Gauges move as it goes on, everything else at once when it is over; a chunk of its stream costs
+one reading of the clock, in `forward`.
+"""
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import Gauge
 
 from dynamometer import names
+from dynamometer.frontend.failures import Failure
+from dynamometer.frontend.families import FrontendMetrics
 from dynamometer.frontend.usage import StreamReader, Tokens
-from dynamometer.metrics import buckets
-from dynamometer.names import error_type, frontend_service, labels, name_prefix, status
-from dynamometer.names import request_type as request_types
-
-_ERROR_TYPES = (
-    error_type.VALIDATION,
-    error_type.NOT_FOUND,
-    error_type.OVERLOAD,
-    error_type.CANCELLED,
-    error_type.INTERNAL,
-)
-# Routes whose series are there, at 0, from the moment that a model is.
-_FIRST_ROUTES = ("chat_completions", "completions")
-
-
-class FrontendMetrics:
-    """The `dynamo_frontend_*` families."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        def full(name: str) -> str:
-            return f"{name_prefix.FRONTEND}_{name}"
-
-        def histogram(name: str, text: str, bounds: tuple[float, ...]) -> Histogram:
-            return Histogram(full(name), text, (labels.MODEL,), buckets=bounds, registry=registry)
-
-        by_kind = (labels.MODEL, labels.ROUTE, labels.REQUEST_TYPE)
-        family = frontend_service
-        self.started = Counter(
-            full(family.REQUESTS_STARTED_TOTAL),
-            "Total number of LLM requests accepted by the frontend handler",
-            by_kind,
-            registry=registry,
-        )
-        self.finished = Counter(
-            full(family.REQUESTS_TOTAL),
-            "Total number of LLM requests processed",
-            (*by_kind, labels.STATUS, labels.ERROR_TYPE),
-            registry=registry,
-        )
-        self.cancelled = Counter(
-            full(family.MODEL_CANCELLATION_TOTAL),
-            "Total number of request cancellations",
-            by_kind,
-            registry=registry,
-        )
-        self.active = Gauge(
-            full(family.ACTIVE_REQUESTS),
-            "Number of requests currently being handled by the frontend, from HTTP handler entry "
-            "to response completion",
-            (labels.MODEL,),
-            registry=registry,
-        )
-        self.inflight = Gauge(
-            full(family.INFLIGHT_REQUESTS),
-            "Number of inflight requests",
-            (labels.MODEL,),
-            registry=registry,
-        )
-        self.disconnected = Gauge(
-            full(family.DISCONNECTED_CLIENTS), "Number of disconnected clients", registry=registry
-        )
-        self.output_tokens = Counter(
-            full(family.OUTPUT_TOKENS_TOTAL),
-            "Total number of output tokens generated",
-            (labels.MODEL,),
-            registry=registry,
-        )
-        self.duration = histogram(
-            family.REQUEST_DURATION_SECONDS,
-            "Duration of LLM requests",
-            buckets.REQUEST_DURATION_BUCKETS,
-        )
-        self.first_token = histogram(
-            family.TIME_TO_FIRST_TOKEN_SECONDS,
-            "Time to first token in seconds",
-            buckets.TIME_TO_FIRST_TOKEN_BUCKETS,
-        )
-        self.inter_token = histogram(
-            family.INTER_TOKEN_LATENCY_SECONDS,
-            "Inter-token latency in seconds",
-            buckets.INTER_TOKEN_LATENCY_BUCKETS,
-        )
-        self.input_sequence = histogram(
-            family.INPUT_SEQUENCE_TOKENS,
-            "Input sequence length in tokens",
-            buckets.INPUT_TOKENS_BUCKETS,
-        )
-        self.output_sequence = histogram(
-            family.OUTPUT_SEQUENCE_TOKENS,
-            "Output sequence length in tokens",
-            buckets.OUTPUT_TOKENS_BUCKETS,
-        )
-        self.cached = histogram(
-            family.CACHED_TOKENS,
-            "Number of cached tokens (prefix cache hits) per request",
-            buckets.INPUT_TOKENS_BUCKETS,
-        )
-        self._known: set[str] = set()
-        self.expect([names.UNKNOWN_MODEL])
-
-    def expect(self, models: Iterable[str]) -> None:
-        """Show the series of `models` at 0, so that the first request is an increase."""
-        for model in set(models) - self._known:
-            self._known.add(model)
-            self.output_tokens.labels(model)
-            self.active.labels(model)
-            self.inflight.labels(model)
-            for family in (self.duration, self.first_token, self.inter_token):
-                family.labels(model)
-            for family in (self.input_sequence, self.output_sequence, self.cached):
-                family.labels(model)
-            for route in _FIRST_ROUTES:
-                for kind in (request_types.STREAM, request_types.UNARY):
-                    self.started.labels(model, route, kind)
-                    self.cancelled.labels(model, route, kind)
-                    self.finished.labels(model, route, kind, status.SUCCESS, error_type.NONE)
-                    for error in _ERROR_TYPES:
-                        self.finished.labels(model, route, kind, status.ERROR, error)
+from dynamometer.names import error_type
 
 
 class RequestAccount:
-    """One request, from the handler's entry to its end."""
+    """One request, from the handler's entry to its end.
+
+    It is in one stage at a time: its body is read (`preprocess`), an instance is chosen
+    (`route`), it waits for the answer's first bytes (`dispatch`); after that in none.
+
+    Attributes:
+        waiting: whether it was sent, and no byte of its answer has come.
+    """
+
+    __slots__ = (
+        "_begun",
+        "_choosing_since",
+        "_error",
+        "_failure",
+        "_kind",
+        "_metrics",
+        "_model",
+        "_preprocessing",
+        "_queued",
+        "_roundtrip",
+        "_route",
+        "_routing",
+        "_sent",
+        "_stage",
+        "_times",
+        "_tokens",
+        "_until_sent",
+        "_worker",
+        "waiting",
+    )
 
     def __init__(self, metrics: FrontendMetrics, route: str) -> None:
+        """It has come.
+
+        Args:
+            metrics: where it is counted.
+            route: the name of its route.
+        """
+        self._begun = time.perf_counter()
         self._metrics = metrics
         self._route = route
-        self._begun = time.perf_counter()
-        self._model = names.UNKNOWN_MODEL
-        self._kind = request_types.UNARY
-        self._started = False
-        self._sent = False
-        self.error = error_type.NONE
+        self._model = metrics.model(names.UNKNOWN_MODEL)
+        self._kind = metrics.kind(names.UNKNOWN_MODEL, route, stream=False)
+        self._stage: Gauge | None = metrics.stages.preprocess
+        self._stage.inc()
+        self._queued = False
+        self._error = error_type.NONE
+        self._failure: Failure | None = None
+        self._choosing_since = self._sent = 0.0
+        self._preprocessing: float | None = None
+        self._routing: float | None = None
+        self._until_sent: float | None = None
+        self._roundtrip: float | None = None
+        self._worker: int | None = None
+        self._times: list[float] = []
+        self._tokens = Tokens()
+        self.waiting = False
 
     def start(self, model: str | None, *, stream: bool) -> None:
-        """What the body said.
+        """What the body said; from here on the request is one of its model's.
 
         Args:
             model: a registered name; None for any other.
             stream: whether the answer is to come in a stream.
         """
-        self._model = model or names.UNKNOWN_MODEL
-        self._kind = request_types.STREAM if stream else request_types.UNARY
-        self._started = True
-        self._metrics.started.labels(self._model, self._route, self._kind).inc()
-        self._metrics.active.labels(self._model).inc()
+        self._preprocessing = time.perf_counter() - self._begun
+        self._belongs(model or names.UNKNOWN_MODEL, stream=stream)
+        self._enter(None)
 
-    def sent(self) -> None:
-        """An instance has been chosen, and the request is on its way there."""
-        if not self._sent:
-            self._sent = True
-            self._metrics.inflight.labels(self._model).inc()
+    def choosing(self) -> None:
+        """An instance is being chosen."""
+        self.waiting = False
+        self._enter(self._metrics.stages.route)
+        self._choosing_since = time.perf_counter()
 
-    def failed(self, http_status: int) -> None:
-        """The answer is the error of `http_status`."""
-        self.error = _error_type(http_status)
+    def sent(self, worker: int) -> None:
+        """The instance of this id has been chosen, and the request is on its way there."""
+        self._sent = time.perf_counter()
+        self._worker = worker
+        self._routing = (self._routing or 0.0) + self._sent - self._choosing_since
+        self._enter(self._metrics.stages.dispatch)
+        self.waiting = True
+        if self._until_sent is None:
+            self._until_sent = self._sent - self._begun
+            self._model.inflight.inc()
+            self._metrics.plane.inflight.inc()
+
+    def answered(self, now: float) -> None:
+        """The first bytes of the answer are there.
+
+        Args:
+            now: since when, by `time.perf_counter`.
+        """
+        self.waiting = False
+        self._roundtrip = now - self._sent
+        self._enter(None)
+        self._leave_queue()
+
+    def failed(self, failure: Failure | None) -> None:
+        """The client is told of an error; None: of one that says that it went away."""
+        self._failure = failure
+        self._error = failure.error if failure else error_type.CANCELLED
 
     def vanished(self) -> None:
         """The client went away."""
-        self.error = error_type.CANCELLED
+        self.failed(None)
         self._metrics.disconnected.inc()
-        self._metrics.cancelled.labels(self._model, self._route, self._kind).inc()
+        self._kind.cancelled.inc()
 
     def streamed(self, reader: StreamReader) -> None:
         """The stream has ended, or broken off."""
-        times = reader.content_times
-        if times:
-            self._metrics.first_token.labels(self._model).observe(times[0] - self._begun)
-            observe = self._metrics.inter_token.labels(self._model).observe
-            for earlier, later in itertools.pairwise(times):
-                observe(later - earlier)
+        self._times = times = reader.content_times
         tokens = reader.tokens
         if tokens.output is None and times:
             # It ended before its usage came: each event has brought at least one token.
             tokens = Tokens(tokens.input, len(times), tokens.cached)
-        self.counted(tokens)
+        self._tokens = tokens
 
     def counted(self, tokens: Tokens) -> None:
         """The answer's tokens."""
-        metrics = self._metrics
-        if tokens.input is not None:
-            metrics.input_sequence.labels(self._model).observe(tokens.input)
-        if tokens.output is not None:
-            metrics.output_sequence.labels(self._model).observe(tokens.output)
-            metrics.output_tokens.labels(self._model).inc(tokens.output)
-        if tokens.cached is not None:
-            metrics.cached.labels(self._model).observe(tokens.cached)
+        self._tokens = tokens
 
     def end(self) -> None:
         """The request is over, however it ended."""
-        metrics = self._metrics
-        if not self._started:
-            self.start(None, stream=False)
-        if self._sent:
-            metrics.inflight.labels(self._model).dec()
-        metrics.active.labels(self._model).dec()
-        metrics.duration.labels(self._model).observe(time.perf_counter() - self._begun)
-        outcome = status.ERROR if self.error else status.SUCCESS
-        metrics.finished.labels(self._model, self._route, self._kind, outcome, self.error).inc()
+        if self._preprocessing is None:
+            self._belongs(names.UNKNOWN_MODEL, stream=False)
+        self._enter(None)
+        self._leave_queue()
+        model = self._model
+        model.active.dec()
+        if self._until_sent is not None:
+            model.inflight.dec()
+            self._metrics.plane.inflight.dec()
+        model.duration.observe(time.perf_counter() - self._begun)
+        self._kind.ended(self._error).inc()
+        if self._failure is not None:
+            self._metrics.failures[self._failure].inc()
+        self._write_stages()
+        self._write_answer()
 
+    def _belongs(self, model: str, *, stream: bool) -> None:
+        self._model = self._metrics.model(model)
+        self._kind = self._metrics.kind(model, self._route, stream=stream)
+        self._kind.started.inc()
+        self._model.active.inc()
+        self._model.queued.inc()
+        self._queued = True
 
-def _error_type(http_status: int) -> str:
-    if http_status == 404:
-        return error_type.NOT_FOUND
-    if http_status in (429, 503, 529):
-        return error_type.OVERLOAD
-    if http_status == 499:
-        return error_type.CANCELLED
-    return error_type.INTERNAL if http_status >= 500 else error_type.VALIDATION
+    def _enter(self, stage: Gauge | None) -> None:
+        if self._stage is not None:
+            self._stage.dec()
+        if stage is not None:
+            stage.inc()
+        self._stage = stage
+
+    def _leave_queue(self) -> None:
+        if self._queued:
+            self._queued = False
+            self._model.queued.dec()
+
+    def _write_stages(self) -> None:
+        stages, plane = self._metrics.stages, self._metrics.plane
+        if self._preprocessing is not None:
+            stages.preprocess_seconds.observe(self._preprocessing)
+        if self._routing is not None:
+            stages.route_seconds.observe(self._routing)
+        if self._until_sent is not None:
+            plane.queue.observe(self._until_sent)
+        if self._roundtrip is not None:
+            stages.roundtrip_seconds.observe(self._roundtrip)
+            plane.first_byte.observe(self._roundtrip)
+
+    def _write_answer(self) -> None:
+        model, times, tokens = self._model, self._times, self._tokens
+        first_token = inter_token = None
+        if times:
+            first_token = times[0] - self._begun
+            model.first_token.observe(first_token)
+            gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+            model.inter_token.observe_all(gaps)
+            inter_token = gaps[-1] if gaps else None
+        if tokens.input is not None:
+            model.input_sequence.observe(tokens.input)
+        if tokens.output is not None:
+            model.output_sequence.observe(tokens.output)
+            model.output_tokens.inc(tokens.output)
+        if tokens.cached is not None:
+            model.cached.observe(tokens.cached)
+        worker = None if self._worker is None else self._metrics.workers.last(self._worker)
+        if worker is not None:
+            worker.set(first_token, inter_token, tokens.input)

@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import Final
 
 from aiohttp import web
+from prometheus_client import CollectorRegistry
 
 from dynamometer.engines.sglang import SGLang
-from dynamometer.errors import DiscoveryError
-from dynamometer.frontend.accounting import FrontendMetrics
+from dynamometer.errors import DiscoveryError, SettingsError
+from dynamometer.frontend.canary import Canary
+from dynamometer.frontend.families import FrontendMetrics
 from dynamometer.frontend.forward import Forwarder
 from dynamometer.frontend.routing import Instances, RouterMode
 from dynamometer.metrics import http
+from dynamometer.metrics.buckets import FrontendBuckets
 from dynamometer.metrics.page import MetricsPage
+from dynamometer.names import frontend_service
 from dynamometer.runtime import addresses, openai_errors, relay
 from dynamometer.runtime.discovery.file import FileDiscovery
 from dynamometer.runtime.discovery.interface import Discovery
@@ -47,6 +51,8 @@ class FrontendOptions:
     max_body_size: int
     drain_timeout: float
     discovery_directory: Path | None
+    metrics_prefix: str
+    buckets: FrontendBuckets
 
 
 async def serve(options: FrontendOptions) -> None:
@@ -78,7 +84,7 @@ async def serve(options: FrontendOptions) -> None:
         frontend = Frontend(
             instances=Instances(options.router_mode, options.namespace),
             discovery=discovery,
-            metrics=FrontendMetrics(runtime.registry),
+            metrics=_metrics(runtime.registry, options),
             page=runtime.page,
         )
         forwarder = Forwarder(
@@ -89,6 +95,8 @@ async def serve(options: FrontendOptions) -> None:
             look=frontend.refresh,
             max_body_size=options.max_body_size,
         )
+        canary = Canary(runtime.registry, prefix=options.metrics_prefix)
+        await stack.enter_async_context(canary.watching())
         await frontend.refresh()
         watching = asyncio.create_task(frontend.watch(), name="discovery")
         stack.callback(watching.cancel)
@@ -101,6 +109,17 @@ async def serve(options: FrontendOptions) -> None:
         forwarder.draining = True
         await stop_listening()
         await let_finish(lambda: forwarder.active, stop, options.drain_timeout)
+
+
+def _metrics(instruments: CollectorRegistry, options: FrontendOptions) -> FrontendMetrics:
+    prefix = options.metrics_prefix
+    try:
+        return FrontendMetrics(instruments, prefix=prefix, bounds=options.buckets)
+    except ValueError:
+        raise SettingsError(
+            f"{frontend_service.METRICS_PREFIX_ENV}={prefix!r}: must not be what other families' "
+            "names begin with"
+        ) from None
 
 
 class Frontend:
@@ -140,6 +159,7 @@ class Frontend:
         self.instances.update(records)
         models = frozenset(self.instances.models())
         self.metrics.expect(models)
+        self.metrics.workers.update(self.instances.ready)
         for model in sorted(models - self._shown):
             logger.info("serving %s", model)
         for model in sorted(self._shown - models):

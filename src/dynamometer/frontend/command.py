@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from dynamometer import arguments, logs, settings
+from dynamometer import arguments, logs, names, settings
 from dynamometer.frontend.app import FrontendOptions, serve
 from dynamometer.frontend.routing import RouterMode
+from dynamometer.metrics.buckets import FrontendBuckets
 from dynamometer.runtime import loops
 
 _DESCRIPTION = """\
@@ -22,6 +23,9 @@ examples:
   dyno frontend --http-port 9000 --router-mode least-loaded
 
 DYN_LOG=debug says more, DYN_LOGGING_JSONL=1 says it in JSON lines.
+DYN_METRICS_PREFIX replaces dynamo_frontend in the names of its metrics. Where the buckets of its
+histograms lie (seconds, tokens): DYN_METRICS_REQUEST_DURATION_MIN, _MAX and _COUNT, and the same
+with TTFT, ITL, INPUT_SEQUENCE and OUTPUT_SEQUENCE in place of REQUEST_DURATION.
 """
 
 
@@ -80,6 +84,8 @@ def main(argv: Sequence[str], program: str = "dyno frontend") -> int:
         max_body_size=own.max_body_size,
         drain_timeout=own.drain_timeout,
         discovery_directory=own.discovery or environment.discovery_directory,
+        metrics_prefix=environment.metrics_prefix or names.name_prefix.FRONTEND,
+        buckets=FrontendBuckets.of(environment.bucket_ranges),
     )
     loops.run(serve(options))
     return 0

@@ -11,9 +11,11 @@ import aiohttp
 from aiohttp import web
 
 from dynamometer.engines.interface import Route, Usage
-from dynamometer.frontend import usage
-from dynamometer.frontend.accounting import FrontendMetrics, RequestAccount
+from dynamometer.frontend import failures, usage
+from dynamometer.frontend.accounting import RequestAccount
 from dynamometer.frontend.body import BadBodyError, RequestBody, TooLargeError, decompressed, parse
+from dynamometer.frontend.failures import Failure
+from dynamometer.frontend.families import FrontendMetrics
 from dynamometer.frontend.routing import Instances
 from dynamometer.runtime import openai_errors, relay
 from dynamometer.runtime.record import Record
@@ -66,10 +68,10 @@ class Forwarder:
             account.vanished()
             raise
         except web.HTTPException as error:
-            account.failed(error.status)
+            account.failed(failures.of_answer(error.status))
             raise
         except BaseException:
-            account.failed(500)
+            account.failed(failures.INTERNAL)
             raise
         finally:
             account.end()
@@ -80,7 +82,7 @@ class Forwarder:
         try:
             body = await self._read(request)
         except BadBodyError as error:
-            return _refuse(account, openai_errors.invalid(str(error)))
+            return _refuse(account, failures.UNREADABLE, openai_errors.invalid(str(error)))
         served = self._instances.models()
         if not served or (body.model and body.model not in served):
             await self._look()  # it may have come since the last look
@@ -92,20 +94,22 @@ class Forwarder:
         registered = model if known else None
         account.start(registered, stream=body.stream)
         if self.draining:
-            answer = _refuse(account, openai_errors.unavailable("this frontend is ending"))
+            why = "this frontend is ending"
+            answer = _refuse(account, failures.NO_WORKER, openai_errors.unavailable(why))
             answer.force_close()
             return answer
         if not served:
-            return _refuse(account, openai_errors.unavailable("no worker is ready"))
+            why = "no worker is ready"
+            return _refuse(account, failures.NO_WORKER, openai_errors.unavailable(why))
         if model is None:
             choice = ", ".join(sorted(served)[:10])
             message = f"model is missing; served are: {choice}"
-            return _refuse(account, openai_errors.invalid(message, "model"))
+            return _refuse(account, failures.REFUSED, openai_errors.invalid(message, "model"))
         if model not in served:
             if registered:
                 why = f"no worker serves {model!r} now"
-                return _refuse(account, openai_errors.unavailable(why))
-            return _refuse(account, openai_errors.unknown_model(model))
+                return _refuse(account, failures.NO_WORKER, openai_errors.unavailable(why))
+            return _refuse(account, failures.NOT_FOUND, openai_errors.unknown_model(model))
         self.active += 1
         try:
             return await self._forward(request, route, account, body, model)
@@ -144,25 +148,31 @@ class Forwarder:
         headers = relay.request_headers(request.headers)
         headers.popall("Content-Encoding", None)  # it was read
         tried: set[int] = set()
+        failure = failures.NO_WORKER
         refusal: web.Response | None = None
         for _ in range(_ATTEMPTS):
+            account.choosing()
             instance = self._instances.choose(model, without=tried)
             if instance is None:
                 break
             tried.add(instance.id)
-            account.sent()
             url = relay.target(instance.request_url or "", request)
+            account.sent(instance.id)
             try:
                 with self._instances.carrying(instance):
                     async with relay.exchange(self._session, url, content, headers) as answer:
                         if relay.RETRY_HEADER in answer.headers:
+                            failure = failures.NO_WORKER
                             refusal = openai_errors.unavailable("the workers cannot take it now")
                             continue
                         return await self._relay(request, route, account, answer, add_usage)
             except (relay.NotReachedError, relay.BrokenError) as error:
+                reached = isinstance(error, relay.BrokenError)
+                failure = failures.WORKER_LOST if reached else failures.NOT_REACHED
                 refusal = openai_errors.engine_died()
                 _say_lost(instance, error)
-        return _refuse(account, refusal or openai_errors.unavailable(f"nobody serves {model!r}"))
+        refusal = refusal or openai_errors.unavailable(f"nobody serves {model!r}")
+        return _refuse(account, failure, refusal)
 
     async def _relay(
         self,
@@ -173,17 +183,19 @@ class Forwarder:
         hide_usage: bool,
     ) -> web.StreamResponse:
         if answer.status >= 400:
-            account.failed(answer.status)
+            account.failed(failures.of_answer(answer.status))
         if answer.content_type == "text/event-stream":
             return await self._relay_stream(request, route, account, answer, hide_usage)
         response = await relay.begin(request, answer, length=answer.content_length)
         whole = []
         try:
             async for chunk in relay.chunks(answer):
+                if account.waiting:
+                    account.answered(time.perf_counter())
                 whole.append(chunk)
                 await response.write(chunk)
         except relay.BrokenError:
-            account.failed(502)
+            account.failed(failures.BROKEN_OFF)
             if request.transport is not None:
                 request.transport.abort()  # the length that was promised cannot be kept
             return response
@@ -205,26 +217,29 @@ class Forwarder:
             response = await relay.begin(request, answer, length=None)
             try:
                 async for chunk in relay.chunks(answer):
-                    if passed := reader.feed(chunk, time.perf_counter()):
+                    now = time.perf_counter()
+                    if account.waiting:
+                        account.answered(now)
+                    if passed := reader.feed(chunk, now):
                         await response.write(passed)
                 rest = reader.finish()
             except relay.BrokenError as error:
-                account.failed(502)
+                account.failed(failures.BROKEN_OFF)
                 logger.warning("a stream broke off: %s", error)
                 reader.finish()
                 rest = openai_errors.event(openai_errors.ENGINE_DIED, "engine_error")
             if rest:
                 await response.write(rest)
             if reader.error_code is not None:
-                account.failed(reader.error_code)
+                account.failed(failures.of_answer(reader.error_code))
             await response.write_eof()
             return response
         finally:
             account.streamed(reader)
 
 
-def _refuse(account: RequestAccount, answer: web.Response) -> web.Response:
-    account.failed(answer.status)
+def _refuse(account: RequestAccount, failure: Failure, answer: web.Response) -> web.Response:
+    account.failed(failure)
     return answer
 
 

@@ -34,14 +34,25 @@ class State(StrEnum):
 
 AGGREGATED: Final = "aggregated"
 
+# What `Record.engine_info` may hold, of the whole worker: where the engine has data-parallel
+# ranks, theirs are added.
+ENGINE_VERSION: Final = "version"
+CONTEXT_LENGTH: Final = "context_length"
+TOTAL_KV_BLOCKS: Final = "total_kv_blocks"
+KV_BLOCK_SIZE: Final = "kv_block_size"
+MAX_SEQUENCES: Final = "max_sequences"
+MAX_BATCHED_TOKENS: Final = "max_batched_tokens"
+_LARGEST: Final = 2**63
+
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """A process in discovery, there from its start to its clean end whatever its engine does.
 
     `models` are the names that a request may ask for; `model_info` holds, for each, what the
-    engine's `/v1/models` says. `since` is the Unix time, in seconds, of the last change of
-    `state`.
+    engine's `/v1/models` says. `engine_info` is what it says of itself, once it has been asked:
+    numbers and texts by the names above, each of which may be missing. `since` is the Unix time,
+    in seconds, of the last change of `state`.
     """
 
     role: Role
@@ -56,6 +67,7 @@ class Record:
     system_url: str | None = None
     bootstrap: str | None = None
     model_info: Mapping[str, Json] = field(default_factory=lambda: MappingProxyType({}))
+    engine_info: Mapping[str, Json] = field(default_factory=lambda: MappingProxyType({}))
     state: State = State.STARTING
     since: float = 0.0
 
@@ -65,8 +77,9 @@ class Record:
 
     def to_json(self) -> bytes:
         """The record as one line of JSON."""
-        content = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "model_info"}
-        return json.dumps(content | {"model_info": dict(self.model_info)}).encode() + b"\n"
+        content = {f.name: getattr(self, f.name) for f in fields(self)}
+        mappings = {"model_info": dict(self.model_info), "engine_info": dict(self.engine_info)}
+        return json.dumps(content | mappings).encode() + b"\n"
 
     @classmethod
     def from_json(cls, text: bytes) -> Record:
@@ -85,6 +98,7 @@ class Record:
                 role=Role(record.role),
                 state=State(record.state),
                 models=tuple(record.models),
+                engine_info=_facts(record.engine_info),
             )
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise DiscoveryError(f"is no record of an instance: {error}") from None
@@ -109,6 +123,23 @@ class Record:
             value = getattr(self, name)
             if value is not None and not (_is_text(value) and _is_address(value)):
                 yield name
+
+
+def number(value: object) -> float | None:
+    """`value` where it is a number, 0 or more, that a gauge can show; else None."""
+    counted = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if counted and 0 <= value < _LARGEST else None  # type: ignore[arg-type,operator]  # a number, as was asked
+
+
+def _facts(content: object) -> Mapping[str, Json]:
+    """What can be used of an `engine_info`: nobody needs the rest, so it spoils no record."""
+    if not isinstance(content, Mapping):
+        return {}
+    return {
+        name: value
+        for name, value in content.items()
+        if _is_text(name) and (_is_text(value) or number(value) is not None)
+    }
 
 
 def _is_text(value: object) -> bool:

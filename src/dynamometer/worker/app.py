@@ -25,7 +25,7 @@ from dynamometer.runtime.discovery.file import FileDiscovery
 from dynamometer.runtime.discovery.interface import Registration
 from dynamometer.runtime.endings import Stop, let_finish
 from dynamometer.runtime.identity import hexadecimal, new_id
-from dynamometer.runtime.record import Record, Role, State
+from dynamometer.runtime.record import ENGINE_VERSION, Record, Role, State
 from dynamometer.runtime.runtime import DistributedRuntime
 from dynamometer.runtime.servers import serving
 from dynamometer.settings import HealthSettings
@@ -194,13 +194,15 @@ class _Worker:
     async def run(self, registration: Registration, stop: Stop) -> None:
         async def changed() -> None:
             if self._supervisor.state is State.READY:
-                self._build.ready(load_seconds=self._supervisor.load_seconds, engine_version="")
+                version = self._supervisor.info.get(ENGINE_VERSION, "")
+                self._build.ready(self._supervisor.load_seconds, engine_version=str(version))
             self.record = replace(
                 self.record,
                 state=self._supervisor.state,
                 since=self._supervisor.since,
                 models=self._supervisor.models.names,
                 model_info=dict(self._supervisor.models.cards),
+                engine_info=self._supervisor.info,
             )
             try:
                 await registration.update(self.record)

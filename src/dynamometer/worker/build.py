@@ -38,7 +38,7 @@ class BuildMetrics:
         self._model = model
         _show_accelerators(registry)
 
-    def ready(self, *, load_seconds: float, engine_version: str) -> None:
+    def ready(self, load_seconds: float, *, engine_version: str) -> None:
         """The engine answers.
 
         Args:

@@ -1,14 +1,17 @@
-"""Asking the engine: does the model answer, what does it serve."""
+"""Asking the engine: does the model answer, what does it serve, what is it."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Final
 
 import aiohttp
 
 from dynamometer.engines.interface import Launch, ModelCards
+from dynamometer.engines.server_info import engine_info
 from dynamometer.names import label_value
+from dynamometer.runtime.record import Json
 
 _CANARY_SECONDS: Final = 30.0
 _ERRORS: Final = (aiohttp.ClientError, TimeoutError, OSError)
@@ -48,3 +51,18 @@ class EngineClient:
             )
         except (*_ERRORS, ValueError, KeyError, TypeError):
             return ModelCards()
+
+    async def info(self, models: ModelCards) -> Mapping[str, Json]:
+        """What the engine says of itself, as a record has it; empty where it fails.
+
+        Args:
+            models: what it serves.
+        """
+        try:
+            async with asyncio.timeout(_CANARY_SECONDS):
+                async with self._session.get(
+                    self._url + "/server_info", headers=self._headers
+                ) as answer:
+                    return engine_info(await answer.json(content_type=None), models)
+        except (*_ERRORS, ValueError, RecursionError):
+            return {}

@@ -12,14 +12,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
 from dynamometer import logs
 from dynamometer.engines.interface import Engine, Launch, ModelCards
 from dynamometer.errors import EngineError
-from dynamometer.runtime.record import State
+from dynamometer.runtime.record import Json, State
 from dynamometer.worker.health import EngineClient
 from dynamometer.worker.process import EngineProcess, ProcessMark, marks
 from dynamometer.worker.run_directory import RunDirectory
@@ -32,6 +32,8 @@ engine_log = logging.getLogger(logs.ENGINE_LOGGER)
 END_GRACE_SECONDS: Final = 8.0
 _ASK_SECONDS: Final = 0.5
 _SAY_SECONDS: Final = 5.0
+# An engine that is busy with its first requests may not answer at once.
+_INFO_ATTEMPTS: Final = 5
 
 Changed = Callable[[], Awaitable[None]]
 
@@ -44,6 +46,7 @@ class Supervisor:
         since: when it became so, Unix time in seconds.
         models: what the engine serves, once it is ready.
         load_seconds: how long it took from the engine's start until its model answered.
+        info: what the engine says of itself, some time after it is ready; see `record`.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Supervisor:
         self.since = time.time()
         self.models = ModelCards()
         self.load_seconds = 0.0
+        self.info: Mapping[str, Json] = {}
 
     @asynccontextmanager
     async def running(
@@ -67,7 +71,7 @@ class Supervisor:
         """Keep the engine running while the context is open, and nothing of it afterwards.
 
         Args:
-            changed: called after each change of `state` or `models`.
+            changed: called after each change of `state`, `models` or `info`.
             hurry: whether the engine's own way of ending is to be cut short.
 
         Yields:
@@ -133,6 +137,17 @@ class Supervisor:
         self._enter(State.READY)
         logger.info("ready after %.1f s: serving %s", self.load_seconds, ", ".join(models.names))
         await changed()
+        await self._ask_what_it_is(changed)
+
+    async def _ask_what_it_is(self, changed: Changed) -> None:
+        """Take over what the engine says of itself; requests do not wait for that."""
+        for attempt in range(_INFO_ATTEMPTS):
+            self.info = await self._client.info(self.models)
+            if self.info:
+                await changed()
+                return
+            await asyncio.sleep(2**attempt)
+        logger.info("the engine does not say what it is: /server_info has no answer")
 
     async def _ended(self, process: EngineProcess, log: asyncio.Task[None]) -> str:
         exit_code = await process.wait()

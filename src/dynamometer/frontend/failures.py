@@ -1,0 +1,106 @@
+"""How a request can fail, and what that is counted as: the one table.
+
+Classes and reasons are among NVIDIA Dynamo's. Each request that fails is counted once, as what
+its client was told last; one whose client went away has not failed, it was cancelled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from dynamometer.names import error_type, failure_class, failure_reason
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One kind: `class` and `reason` of failures, and the `error_type` of finished requests."""
+
+    kind: str
+    reason: str
+    error: str
+
+
+# Nothing could be read in the body.
+UNREADABLE: Final = Failure(
+    failure_class.INVALID_REQUEST, failure_reason.INVALID, error_type.VALIDATION
+)
+# What it says is refused, here or by the engine.
+REFUSED: Final = Failure(
+    failure_class.INVALID_REQUEST, failure_reason.INVALID_ARGUMENT, error_type.VALIDATION
+)
+UNAUTHENTICATED: Final = Failure(
+    failure_class.UNAUTHENTICATED, failure_reason.UNAUTHENTICATED, error_type.VALIDATION
+)
+FORBIDDEN: Final = Failure(
+    failure_class.PERMISSION_DENIED, failure_reason.PERMISSION_DENIED, error_type.VALIDATION
+)
+NOT_FOUND: Final = Failure(failure_class.NOT_FOUND, failure_reason.NOT_FOUND, error_type.NOT_FOUND)
+# The engine takes no more for now: its queue is full.
+OVERLOADED: Final = Failure(
+    failure_class.CAPACITY_EXHAUSTED, failure_reason.EXHAUSTED, error_type.OVERLOAD
+)
+# No worker takes it: none is ready, or this frontend is ending.
+NO_WORKER: Final = Failure(
+    failure_class.UNAVAILABLE, failure_reason.WORKER_UNAVAILABLE, error_type.OVERLOAD
+)
+# No worker took a connection.
+NOT_REACHED: Final = Failure(
+    failure_class.UNAVAILABLE, failure_reason.CANNOT_CONNECT, error_type.INTERNAL
+)
+# The worker was lost before its answer.
+WORKER_LOST: Final = Failure(
+    failure_class.UNAVAILABLE, failure_reason.DISCONNECTED, error_type.INTERNAL
+)
+# The engine was lost before its answer, says its worker.
+ENGINE_DIED: Final = Failure(
+    failure_class.UNAVAILABLE, failure_reason.ENGINE_SHUTDOWN, error_type.INTERNAL
+)
+# Either was lost within it.
+BROKEN_OFF: Final = Failure(
+    failure_class.UNAVAILABLE, failure_reason.STREAM_INCOMPLETE, error_type.INTERNAL
+)
+# The engine answered with a fault of its own.
+ENGINE_FAULT: Final = Failure(failure_class.INTERNAL, failure_reason.UNKNOWN, error_type.INTERNAL)
+# A fault of this frontend's.
+INTERNAL: Final = Failure(failure_class.INTERNAL, failure_reason.INTERNAL, error_type.INTERNAL)
+
+ALL: Final = (
+    UNREADABLE,
+    REFUSED,
+    UNAUTHENTICATED,
+    FORBIDDEN,
+    NOT_FOUND,
+    OVERLOADED,
+    NO_WORKER,
+    NOT_REACHED,
+    WORKER_LOST,
+    ENGINE_DIED,
+    BROKEN_OFF,
+    ENGINE_FAULT,
+    INTERNAL,
+)
+_BY_STATUS: Final = {
+    401: UNAUTHENTICATED,
+    403: FORBIDDEN,
+    404: NOT_FOUND,
+    429: OVERLOADED,
+    502: ENGINE_DIED,
+    503: OVERLOADED,
+    529: OVERLOADED,
+}
+_CLIENT_CLOSED_REQUEST: Final = 499
+
+
+def of_answer(status: int) -> Failure | None:
+    """What an engine's error is.
+
+    Args:
+        status: its HTTP status, or the code of an error within a stream.
+
+    Returns:
+        None where the engine says that the request was cancelled.
+    """
+    if status == _CLIENT_CLOSED_REQUEST:
+        return None
+    return _BY_STATUS.get(status, ENGINE_FAULT if status >= 500 else REFUSED)

@@ -1,0 +1,119 @@
+"""A frontend's forwarder over workers that a test writes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+import aiohttp
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from dynamometer.engines.sglang import SGLang
+from dynamometer.frontend.families import FrontendMetrics
+from dynamometer.frontend.forward import Forwarder
+from dynamometer.frontend.routing import Instances, RouterMode
+from dynamometer.metrics import http
+from dynamometer.metrics.page import MetricsPage
+from dynamometer.runtime import addresses, openai_errors, relay
+from dynamometer.runtime.identity import new_id
+from dynamometer.runtime.record import Record, Role, State
+from dynamometer.runtime.servers import serving
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+CHAT = "/v1/chat/completions"
+
+
+@dataclass
+class Bench:
+    """A frontend over workers that a test writes."""
+
+    session: aiohttp.ClientSession
+    registry: CollectorRegistry
+    instances: Instances
+    metrics: FrontendMetrics
+    forwarder: Forwarder
+    url: str
+    _stack: AsyncExitStack
+    _records: list[Record] = field(default_factory=list)
+
+    async def worker(self, handler: Handler, model: str = "m") -> Record:
+        app = web.Application()
+        app.router.add_post("/{path:.*}", handler)
+        listener = addresses.listen("127.0.0.1", 0, setting="")
+        await self._stack.enter_async_context(serving(app, listener))
+        return self.register(addresses.url(listener), model)
+
+    def register(self, url: str, model: str = "m") -> Record:
+        record = Record(
+            role=Role.WORKER,
+            id=new_id(),
+            namespace="dynamo",
+            component="backend",
+            models=(model,),
+            request_url=url,
+            state=State.READY,
+        )
+        self._records.append(record)
+        self._show()
+        return record
+
+    def forget(self) -> None:
+        self._records.clear()
+        self._show()
+
+    def _show(self) -> None:
+        self.instances.update(self._records)
+        self.metrics.expect(self.instances.models())
+        self.metrics.workers.update(self.instances.ready)
+
+    def count(self, name: str, **labels: str) -> float:
+        return sum(
+            sample.value
+            for family in self.registry.collect()
+            for sample in family.samples
+            if sample.name in (name, f"dynamo_frontend_{name}")
+            and labels.items() <= sample.labels.items()
+        )
+
+    async def ask(self, path: str = CHAT, **body: object) -> tuple[int, bytes]:
+        async with self.session.post(self.url + path, json={"model": "m"} | body) as answer:
+            return answer.status, await answer.read()
+
+
+@asynccontextmanager
+async def make_bench(max_body_size: int = 2**20) -> AsyncIterator[Bench]:
+    async with AsyncExitStack() as stack:
+        session = await stack.enter_async_context(relay.client(keepalive_seconds=3))
+        registry = CollectorRegistry()
+        instances = Instances(RouterMode.ROUND_ROBIN, None)
+        metrics = FrontendMetrics(registry)
+        forwarder = Forwarder(
+            routes=SGLang.routes,
+            instances=instances,
+            metrics=metrics,
+            session=session,
+            look=nothing_new,
+            max_body_size=max_body_size,
+        )
+        app = web.Application(client_max_size=max_body_size, middlewares=[openai_errors.middleware])
+        for path in SGLang.routes:
+            app.router.add_post(path, forwarder.handle)
+        http.add_route(app, MetricsPage(registry))
+        listener = addresses.listen("127.0.0.1", 0, setting="")
+        await stack.enter_async_context(serving(app, listener))
+        client = await stack.enter_async_context(aiohttp.ClientSession())
+        yield Bench(client, registry, instances, metrics, forwarder, addresses.url(listener), stack)
+
+
+async def nothing_new() -> None:
+    pass
+
+
+async def fine(request: web.Request) -> web.StreamResponse:
+    return web.Response(body=await request.read(), headers={"X-Engine": "yes"})
+
+
+def nobody() -> str:
+    return f"http://127.0.0.1:{addresses.free_port()}"

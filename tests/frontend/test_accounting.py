@@ -1,0 +1,350 @@
+"""What the frontend's families say of requests, however they go."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+from aiohttp import web
+from bench import CHAT, Bench, Handler, fine, make_bench, nobody
+from prometheus_client import CollectorRegistry
+
+from dynamometer.frontend import failures
+from dynamometer.frontend.failures import Failure
+from dynamometer.frontend.families import FrontendMetrics
+from dynamometer.runtime import openai_errors
+
+EVENT = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
+USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":9}}\n\n'
+GAUGES = ("queued_requests", "active_requests", "inflight_requests", "stage_requests")
+PLANE = "dynamo_request_plane_inflight_requests"
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    async with make_bench(max_body_size=2**16) as made:
+        yield made
+
+
+def gauges(bench: Bench) -> dict[str, float]:
+    """Those that are not 0."""
+    found = {name: bench.count(name) for name in (*GAUGES, PLANE)}
+    stages = {stage: bench.count("stage_requests", stage=stage) for stage in
+              ("preprocess", "route", "dispatch")}  # fmt: skip
+    return {name: value for name, value in (found | stages).items() if value}
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+class Steps:
+    """A worker that streams, each step when the test says so."""
+
+    def __init__(self) -> None:
+        self.next = asyncio.Queue[bytes]()
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        await request.read()
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        while part := await self.next.get():
+            await response.write(part)
+        return response
+
+
+async def streamed(request: web.Request) -> web.StreamResponse:
+    """Four events with content."""
+    await request.read()
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    for part in (EVENT, EVENT + EVENT, EVENT, USAGE, b"data: [DONE]\n\n"):
+        await response.write(part)
+        await asyncio.sleep(0.002)
+    return response
+
+
+async def test_a_request_is_queued_until_its_answers_first_byte(bench: Bench) -> None:
+    worker = Steps()
+    await bench.worker(worker.answer)
+    asking = asyncio.create_task(bench.ask(stream=True))
+    await until(lambda: bench.count("stage_requests", stage="dispatch"))
+    waiting = {
+        "queued_requests": 1,
+        "active_requests": 1,
+        "inflight_requests": 1,
+        "stage_requests": 1,
+        "dispatch": 1,
+        PLANE: 1,
+    }
+    assert gauges(bench) == waiting
+    worker.next.put_nowait(EVENT)
+    await until(lambda: not bench.count("queued_requests"))
+    assert gauges(bench) == {"active_requests": 1, "inflight_requests": 1, PLANE: 1}
+    worker.next.put_nowait(b"")
+    assert (await asking)[0] == 200
+    assert gauges(bench) == {}
+
+
+async def test_a_request_whose_body_is_still_coming_is_in_its_first_stage(bench: Bench) -> None:
+    address = bench.url.removeprefix("http://").split(":")
+    _, writer = await asyncio.open_connection(*address)
+    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 13\r\n\r\n{")
+    await until(lambda: bench.count("stage_requests", stage="preprocess", phase=""))
+    assert gauges(bench) == {"stage_requests": 1, "preprocess": 1}
+    writer.close()
+    await until(lambda: not gauges(bench))
+    assert bench.count("requests_total", error_type="cancelled", model="unknown_model") == 1
+    assert bench.count("failures_total") == 0
+
+
+async def test_each_stage_of_a_request_is_timed_once(bench: Bench) -> None:
+    bench.register(nobody())
+    await bench.worker(streamed)
+    for _ in range(4):  # half of them are tried twice
+        assert (await bench.ask(stream=True))[0] == 200
+    assert (await bench.ask(model="never-seen"))[0] == 404
+    stages = {stage: bench.count("stage_duration_seconds_count", stage=stage) for stage in
+              ("preprocess", "route", "transport_roundtrip")}  # fmt: skip
+    assert stages == {"preprocess": 5, "route": 4, "transport_roundtrip": 4}
+    assert bench.count("dynamo_request_plane_queue_seconds_count") == 4
+    assert bench.count("dynamo_request_plane_roundtrip_ttft_seconds_count") == 4
+    plane = bench.count("dynamo_request_plane_roundtrip_ttft_seconds_sum")
+    assert plane == bench.count("stage_duration_seconds_sum", stage="transport_roundtrip") > 0
+    assert bench.count("failures_total") == 0 + 1  # the one for a model that nobody serves
+
+
+async def test_a_stream_has_one_gap_less_than_events_with_content(bench: Bench) -> None:
+    await bench.worker(streamed)
+    for _ in range(3):
+        assert (await bench.ask(stream=True))[0] == 200
+    assert bench.count("inter_token_latency_seconds_count", model="m") == 3 * (4 - 1)
+    assert bench.count("time_to_first_token_seconds_count", model="m") == 3
+    assert bench.count("output_tokens_total", model="m") == 3 * 9
+    until_last = bench.count("inter_token_latency_seconds_sum") + bench.count(
+        "time_to_first_token_seconds_sum"
+    )
+    assert 0 < until_last <= bench.count("request_duration_seconds_sum")
+
+
+# How requests fail.
+
+
+def answering(status: int) -> Handler:
+    async def refuse(_: web.Request) -> web.StreamResponse:
+        return web.json_response({"object": "error", "message": "its own"}, status=status)
+
+    return refuse
+
+
+def saying(code: int) -> Handler:
+    async def say(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b'data: {"error":{"message":"x","code":%d}}\n\n' % code)
+        return response
+
+    return say
+
+
+async def dying(request: web.Request) -> web.StreamResponse:
+    await request.read()
+    assert request.transport is not None
+    request.transport.abort()
+    return web.Response()
+
+
+async def breaking_off(request: web.Request) -> web.StreamResponse:
+    stream = b'"stream": true' in await request.read()
+    kind = "text/event-stream" if stream else "application/json"
+    response = web.StreamResponse(headers={"Content-Type": kind})
+    if not stream:
+        response.content_length = 1000
+    await response.prepare(request)
+    await response.write(EVENT)
+    await asyncio.sleep(0.05)
+    assert request.transport is not None
+    request.transport.abort()
+    return response
+
+
+async def died(_: web.Request) -> web.StreamResponse:
+    return openai_errors.engine_died()
+
+
+async def draining(_: web.Request) -> web.StreamResponse:
+    return openai_errors.unavailable("this worker is draining", retry=True)
+
+
+@pytest.mark.parametrize(
+    ("handler", "stream", "failure"),
+    [
+        (answering(400), False, failures.REFUSED),
+        (answering(401), False, failures.UNAUTHENTICATED),
+        (answering(403), False, failures.FORBIDDEN),
+        (answering(404), False, failures.NOT_FOUND),
+        (answering(413), False, failures.REFUSED),
+        (answering(422), True, failures.REFUSED),
+        (answering(429), False, failures.OVERLOADED),
+        (answering(500), False, failures.ENGINE_FAULT),
+        (answering(503), True, failures.OVERLOADED),
+        (answering(529), False, failures.OVERLOADED),
+        (answering(599), False, failures.ENGINE_FAULT),
+        (saying(400), True, failures.REFUSED),
+        (saying(500), True, failures.ENGINE_FAULT),
+        (saying(-7), True, failures.REFUSED),
+        (died, False, failures.ENGINE_DIED),
+        (dying, True, failures.WORKER_LOST),
+        (breaking_off, True, failures.BROKEN_OFF),
+        (breaking_off, False, failures.BROKEN_OFF),
+        (draining, False, failures.NO_WORKER),
+    ],
+)
+async def test_a_request_that_fails_is_counted_once_by_class_and_reason(
+    bench: Bench, handler: Handler, stream: bool, failure: Failure
+) -> None:
+    await bench.worker(handler)
+    try:
+        await bench.ask(stream=stream)
+    except aiohttp.ClientError:
+        assert handler is breaking_off
+    await until(lambda: bench.count("requests_total"))
+    assert bench.count("failures_total") == 1
+    assert bench.count("failures_total", **{"class": failure.kind}, reason=failure.reason) == 1
+    assert bench.count("requests_total", status="error", error_type=failure.error) == 1
+    assert bench.count("requests_total") == bench.count("requests_started_total") == 1
+    assert gauges(bench) == {}
+
+
+@pytest.mark.parametrize("handler", [answering(499), saying(499)])
+async def test_a_request_that_was_cancelled_has_not_failed(bench: Bench, handler: Handler) -> None:
+    await bench.worker(handler)
+    await bench.ask()
+    assert bench.count("requests_total", status="error", error_type="cancelled") == 1
+    assert bench.count("failures_total") == 0
+    assert bench.count("disconnected_clients") == 0
+
+
+@asynccontextmanager
+async def counted(bench: Bench, failure: Failure) -> AsyncIterator[None]:
+    def total() -> float:
+        return bench.count("failures_total", **{"class": failure.kind}, reason=failure.reason)
+
+    before = total(), bench.count("failures_total")
+    yield
+    assert (total(), bench.count("failures_total")) == (before[0] + 1, before[1] + 1)
+
+
+async def test_what_the_frontend_itself_refuses_is_counted_by_class_and_reason(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def post(data: bytes) -> int:
+        async with bench.session.post(bench.url + CHAT, data=data) as answer:
+            return answer.status
+
+    async with counted(bench, failures.NO_WORKER):
+        assert await post(b'{"model":"m"}') == 503
+    bench.register(nobody())
+    async with counted(bench, failures.NOT_REACHED):
+        assert await post(b'{"model":"m"}') == 502
+    async with counted(bench, failures.UNREADABLE):
+        assert await post(b"{") == 400
+    async with counted(bench, failures.NOT_FOUND):
+        assert await post(b'{"model":"other"}') == 404
+    async with counted(bench, failures.REFUSED):
+        assert await post(b" " * (2**16 + 1)) == 413
+    bench.register(nobody(), "other")
+    async with counted(bench, failures.REFUSED):
+        assert await post(b"{}") == 400
+    bench.forget()
+    bench.register(nobody(), "third")
+    async with counted(bench, failures.NO_WORKER):
+        assert await post(b'{"model":"m"}') == 503
+
+    def fault(_: object) -> None:
+        raise RuntimeError("a fault of this frontend's")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.instances, "models", fault, raising=True)
+        async with counted(bench, failures.INTERNAL):
+            assert await post(b'{"model":"m"}') == 500
+    assert gauges(bench) == {}
+
+
+def test_every_failure_is_there_from_the_beginning() -> None:
+    registry = CollectorRegistry()
+    FrontendMetrics(registry)
+    shown = {
+        (sample.labels["class"], sample.labels["reason"])
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.name == "dynamo_frontend_failures_total" and sample.value == 0
+    }
+    assert shown == {(failure.kind, failure.reason) for failure in failures.ALL}
+    assert len(shown) == len(failures.ALL)
+    assert {("InvalidRequest", "request.invalid"), ("NotFound", "request.not_found")} < shown
+
+
+# What each worker did last.
+
+
+def last(bench: Bench, name: str) -> dict[str, float]:
+    return {
+        sample.labels["worker_id"]: sample.value
+        for family in bench.registry.collect()
+        for sample in family.samples
+        if sample.name == f"dynamo_frontend_worker_last_{name}"
+        and sample.labels["dp_rank"] == "none"
+        and sample.labels["worker_type"] == "decode"
+    }
+
+
+async def test_the_last_values_are_by_the_worker_that_answered(bench: Bench) -> None:
+    worker = str((await bench.worker(streamed)).id)
+    assert (await bench.ask(stream=True))[0] == 200
+    assert last(bench, "input_sequence_tokens") == {worker: 5}
+    first = last(bench, "time_to_first_token_seconds")
+    assert first == {worker: bench.count("time_to_first_token_seconds_sum")}
+    (gap,) = last(bench, "inter_token_latency_seconds").values()
+    assert 0 < gap <= bench.count("inter_token_latency_seconds_sum")
+
+
+async def test_a_worker_that_is_gone_leaves_no_series(bench: Bench) -> None:
+    worker = Steps()
+    await bench.worker(streamed)
+    assert (await bench.ask(stream=True))[0] == 200
+    bench.forget()
+    assert last(bench, "input_sequence_tokens") == {}
+    await bench.worker(worker.answer)
+    asking = asyncio.create_task(bench.ask(stream=True))
+    await until(lambda: bench.count("inflight_requests"))
+    bench.forget()  # it goes while it answers
+    for part in (EVENT, USAGE, b""):
+        worker.next.put_nowait(part)
+    assert (await asking)[0] == 200
+    for name in ("input_sequence_tokens", "time_to_first_token_seconds",
+                 "inter_token_latency_seconds"):  # fmt: skip
+        assert last(bench, name) == {}
+
+
+async def test_a_unary_answer_tells_its_workers_last_input_alone(bench: Bench) -> None:
+    async def answer(_: web.Request) -> web.StreamResponse:
+        usage = {"prompt_tokens": 7, "completion_tokens": 2}
+        return web.Response(body=json.dumps({"usage": usage}).encode())
+
+    worker = str((await bench.worker(answer)).id)
+    assert (await bench.ask())[0] == 200
+    assert last(bench, "input_sequence_tokens") == {worker: 7}
+    assert last(bench, "time_to_first_token_seconds") == {}
+
+
+async def test_a_worker_that_has_answered_nothing_tells_nothing(bench: Bench) -> None:
+    await bench.worker(fine)
+    assert (await bench.ask())[0] == 200
+    assert last(bench, "input_sequence_tokens") == {}

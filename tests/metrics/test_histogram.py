@@ -1,0 +1,97 @@
+"""Our histogram beside prometheus_client's: the same page from the same observations."""
+
+from __future__ import annotations
+
+import threading
+
+import prometheus_client
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import Histogram as TheirHistogram
+
+from dynamometer.errors import ArgumentError
+from dynamometer.metrics.histogram import Histogram
+
+BOUNDS = (0.0, 0.5, 1, 2.5, 100)
+
+
+def ours(registry: CollectorRegistry) -> Histogram:
+    return Histogram("latency_seconds", "How long.", ("model",), buckets=BOUNDS, registry=registry)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from("ab"),
+            st.lists(st.integers(-4, 500).map(lambda quarter: quarter / 4), max_size=9),
+        )
+    )
+)
+def test_a_page_is_that_of_prometheus_client(batches: list[tuple[str, list[float]]]) -> None:
+    prometheus_client.disable_created_metrics()
+    mine, theirs = CollectorRegistry(), CollectorRegistry()
+    histogram = ours(mine)
+    other = TheirHistogram(
+        "latency_seconds", "How long.", ["model"], buckets=BOUNDS, registry=theirs
+    )
+    for model, values in batches:
+        histogram.labels(model).observe_all(values)
+        child = other.labels(model)
+        for value in values:
+            child.observe(value)
+    assert generate_latest(mine) == generate_latest(theirs)
+
+
+def test_one_observation_is_counted_as_one() -> None:
+    registry = CollectorRegistry()
+    ours(registry).labels("m").observe(0.5)
+    assert registry.get_sample_value("latency_seconds_bucket", {"model": "m", "le": "0.5"}) == 1
+    assert registry.get_sample_value("latency_seconds_bucket", {"model": "m", "le": "0.0"}) == 0
+    assert registry.get_sample_value("latency_seconds_sum", {"model": "m"}) == 0.5
+
+
+def test_a_name_is_taken_once() -> None:
+    registry = CollectorRegistry()
+    ours(registry)
+    with pytest.raises(ValueError, match="Duplicated"):
+        ours(registry)
+    with pytest.raises(ValueError, match="Duplicated"):
+        prometheus_client.Counter("latency_seconds_count", "", registry=registry)
+
+
+def test_what_is_no_histogram_is_refused() -> None:
+    registry = CollectorRegistry()
+    for bounds in ((), (1, 1), (2, 1)):
+        with pytest.raises(ArgumentError, match="do not ascend"):
+            Histogram("x", "", buckets=bounds, registry=registry)
+    with pytest.raises(ArgumentError, match="has the labels"):
+        ours(registry).labels()
+
+
+def test_series_that_are_removed_are_gone() -> None:
+    registry = CollectorRegistry()
+    histogram = ours(registry)
+    histogram.labels("m").observe(1)
+    histogram.remove("m")
+    histogram.remove("never")
+    assert b"model=" not in generate_latest(registry)
+
+
+def test_threads_lose_nothing() -> None:
+    registry = CollectorRegistry()
+    histogram = ours(registry)
+
+    def work() -> None:
+        for _ in range(2000):
+            histogram.labels("m").observe_all((0.1, 1.0, 3.0))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        generate_latest(registry)
+    for thread in threads:
+        thread.join()
+    assert registry.get_sample_value("latency_seconds_count", {"model": "m"}) == 4 * 2000 * 3
