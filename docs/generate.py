@@ -26,7 +26,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 
 from dynamometer.cli import COMMANDS
 from dynamometer.frontend import failures
-from dynamometer.variables import VARIABLES
+from dynamometer.variables import OTHERS, VARIABLES
 
 CONFIGURATION, METRICS = HERE / "configuration.md", HERE / "metrics.md"
 PEER = HERE.parent / "tests" / "samples" / "dynamo-metrics.tsv"
@@ -99,7 +99,8 @@ def configuration() -> str:
         f"## dyno {command}\n\n```\n{_help(module, command)}```\n"
         for command, (module, _) in COMMANDS.items()
     ]
-    return _CONFIGURATION + "\n".join([*rows, "", *helps])
+    others = [f"| `{name}` | {meaning} |" for name, meaning in OTHERS.items()]
+    return _CONFIGURATION + "\n".join([*rows, _OTHERS, *others, "", *helps])
 
 
 _CONFIGURATION = """\
@@ -114,6 +115,13 @@ Dynamo's mean nothing here and are passed over.
 | variable | meaning | without it | flag |
 | --- | --- | --- | --- |
 """
+
+
+_OTHERS = """
+What is looked at, or set, besides:
+
+| variable | what for |
+| --- | --- |"""
 
 
 def _help(module: str, command: str) -> str:

@@ -10,13 +10,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 DOCS = Path(__file__).parent.parent / "docs"
+SOURCE = DOCS.parent / "src"
 sys.path.insert(0, str(DOCS))
 
 import generate
 
 from dynamometer.cli import COMMANDS
 from dynamometer.names import build, engine_state
-from dynamometer.variables import VARIABLES
+from dynamometer.variables import OTHERS, VARIABLES
 from stack import Stack, http
 
 
@@ -27,7 +28,11 @@ def test_the_configuration_is_current() -> None:
 
 def test_every_variable_and_every_command_is_there() -> None:
     written = generate.CONFIGURATION.read_text(encoding="utf-8")
-    assert set(VARIABLES) <= set(re.findall(r"^\| `(DYN_\w+)` ", written, re.MULTILINE))
+    documented = set(re.findall(r"^\| `([A-Z_]+)` ", written, re.MULTILINE))
+    assert documented == {*VARIABLES, *OTHERS}
+    spelled = r'"([A-Z][A-Z0-9]+_[A-Z0-9_]+)"'
+    used = {name for path in SOURCE.rglob("*.py") for name in re.findall(spelled, path.read_text())}
+    assert {name for name in used if not name.startswith("DYN_METRICS_")} <= documented
     assert set(COMMANDS) == set(re.findall(r"^## dyno (\S+)", written, re.MULTILINE))
 
 

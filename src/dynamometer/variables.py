@@ -92,3 +92,20 @@ VARIABLES: Final[Mapping[str, Variable]] = {
     **_of_buckets(),
 }
 """By name, in the order in which they are explained."""
+
+OTHERS: Final[Mapping[str, str]] = {
+    "PROMETHEUS_MULTIPROC_DIR": "of a worker's engine: set by the worker, whatever it is outside. Of "
+    "`dyno mocker`: where it writes. Of the drop-in collector: what it reads",
+    "HF_HUB_OFFLINE": "1: the engine asks no model hub; the worker says so where a model is missing",
+    "SGLANG_RUST_SERVER": "1: SGLang's Rust server, whose own page is fetched too",
+    "CUDA_VISIBLE_DEVICES": "empty or -1: there are no NVIDIA devices for the worker",
+    "HIP_VISIBLE_DEVICES": "likewise, of AMD",
+    "ROCR_VISIBLE_DEVICES": "likewise, of AMD",
+    "ASCEND_RT_VISIBLE_DEVICES": "likewise, of Ascend",
+    "TORCHINDUCTOR_CACHE_DIR": "of the engine; without it, the place that it would have by itself",
+    "XDG_RUNTIME_DIR": "where the directories of this user's processes are",
+    "NO_COLOR": "set: no colour on a terminal",
+    "DYNAMOMETER_SGLANG_CPU": "set by the worker for its engine: switches the CPU platform on",
+    "DYNAMOMETER_WORKER": "set by the worker for its engine: whose it is",
+}
+"""What is read, or set, besides: other programs' variables, and those between our processes."""
