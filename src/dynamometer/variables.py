@@ -94,9 +94,9 @@ VARIABLES: Final[Mapping[str, Variable]] = {
 """By name, in the order in which they are explained."""
 
 OTHERS: Final[Mapping[str, str]] = {
-    "PROMETHEUS_MULTIPROC_DIR": "of a worker's engine: set by the worker, whatever it is outside. Of "
-    "`dyno mocker`: where it writes. Of the drop-in collector: what it reads",
-    "HF_HUB_OFFLINE": "1: the engine asks no model hub; the worker says so where a model is missing",
+    "PROMETHEUS_MULTIPROC_DIR": "of a worker's engine: set by the worker, whatever it is outside. "
+    "Of `dyno mocker`: where it writes. Of the drop-in collector: what it reads",
+    "HF_HUB_OFFLINE": "1: the engine asks no model hub; said where a model is missing",
     "SGLANG_RUST_SERVER": "1: SGLang's Rust server, whose own page is fetched too",
     "CUDA_VISIBLE_DEVICES": "empty or -1: there are no NVIDIA devices for the worker",
     "HIP_VISIBLE_DEVICES": "likewise, of AMD",
