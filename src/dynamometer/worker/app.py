@@ -17,6 +17,7 @@ from dynamometer.engines.interface import Engine, Launch
 from dynamometer.errors import DiscoveryError
 from dynamometer.metrics.http_source import HttpSource
 from dynamometer.metrics.instruments import process_metrics, registry
+from dynamometer.metrics.load import EngineLoad
 from dynamometer.metrics.page import MetricsPage
 from dynamometer.metrics.sources import EngineSource
 from dynamometer.multiprocess import MultiprocessDirectory
@@ -150,6 +151,7 @@ class _Worker:
                 labels=constant if options.runtime_labels else None,
             )
             self._page.add(self._fetched)
+        self._page.derive(EngineLoad(engine.name, lambda: constant, component=True))
         self.record = Record(
             role=Role.WORKER,
             id=instance_id,
