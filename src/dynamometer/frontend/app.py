@@ -16,6 +16,7 @@ from dynamometer.engines.sglang import SGLang
 from dynamometer.errors import DiscoveryError
 from dynamometer.frontend.accounting import FrontendMetrics
 from dynamometer.frontend.forward import Forwarder
+from dynamometer.frontend.load import LoadReports
 from dynamometer.frontend.routing import Instances, RouterMode
 from dynamometer.metrics import http
 from dynamometer.metrics.instruments import process_metrics, registry
@@ -93,6 +94,9 @@ async def serve(options: FrontendOptions) -> None:
         await frontend.refresh()
         watching = asyncio.create_task(frontend.watch(), name="discovery")
         stack.callback(watching.cancel)
+        if options.router_mode is RouterMode.LEAST_LOADED:
+            reports = LoadReports(frontend.instances, session)
+            await stack.enter_async_context(reports.running())
         application = frontend.application(forwarder, options.max_body_size)
         stop_listening = await stack.enter_async_context(serving(application, listener))
         logger.info("OpenAI-compatible at %s/v1, metrics at %s/metrics", *[record.request_url] * 2)
