@@ -18,6 +18,7 @@ from dynamometer.errors import DiscoveryError, SettingsError
 from dynamometer.frontend.canary import Canary
 from dynamometer.frontend.families import FrontendMetrics
 from dynamometer.frontend.forward import Forwarder
+from dynamometer.frontend.load import LoadReports
 from dynamometer.frontend.routing import Instances, RouterMode
 from dynamometer.metrics import http
 from dynamometer.metrics.buckets import FrontendBuckets
@@ -100,6 +101,9 @@ async def serve(options: FrontendOptions) -> None:
         await frontend.refresh()
         watching = asyncio.create_task(frontend.watch(), name="discovery")
         stack.callback(watching.cancel)
+        if options.router_mode is RouterMode.LEAST_LOADED:
+            reports = LoadReports(frontend.instances, session)
+            await stack.enter_async_context(reports.running())
         application = frontend.application(forwarder, options.max_body_size)
         stop_listening = await stack.enter_async_context(serving(application, listener))
         logger.info("OpenAI-compatible at %s/v1, metrics at %s/metrics", *[record.request_url] * 2)

@@ -26,12 +26,14 @@ class Collection:
     Attributes:
         source: whom to ask.
         busy: whether it is being asked, perhaps by a thread that has been left behind with it.
+        taken: its families as they were last taken for the page.
     """
 
     def __init__(self, source: MetricsSource) -> None:
         """Nothing is asked yet."""
         self.source = source
         self.busy = False
+        self.taken: Sequence[Family] = ()
         self._good: dict[int, Family] = {}
 
     def ask(self) -> Answer:

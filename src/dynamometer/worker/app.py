@@ -18,6 +18,7 @@ from dynamometer.engines.interface import Engine, Launch
 from dynamometer.errors import DiscoveryError, SettingsError
 from dynamometer.metrics.engine import register_engine_metrics_callback
 from dynamometer.metrics.http_source import HttpSource
+from dynamometer.metrics.load import EngineLoad
 from dynamometer.multiprocess import MultiprocessDirectory
 from dynamometer.names import labels
 from dynamometer.runtime import addresses, relay, system
@@ -120,7 +121,8 @@ class _Worker:
         component = runtime.namespace(options.namespace).component(options.component)
         endpoint = component.endpoint(options.endpoint)
         identity = {labels.MODEL: launch.model, labels.WORKER_ID: hexadecimal(instance_id)}
-        engine_labels = {**endpoint.labels, **identity} if options.runtime_labels else {}
+        every_label = {**endpoint.labels, **identity}
+        engine_labels = every_label if options.runtime_labels else {}
         self.session = relay.client(keepalive_seconds=_ENGINE_KEEPALIVE_SECONDS)
         client = EngineClient(self.session, launch, engine.health_path)
         self._supervisor = Supervisor(engine, launch, client, directory)
@@ -162,6 +164,7 @@ class _Worker:
                 labels=engine_labels,
             )
             endpoint.metrics.register_source(self._fetched)
+        runtime.page.derive(EngineLoad(engine.name, lambda: every_label, component=True))
         self.record = Record(
             role=Role.WORKER,
             id=instance_id,
