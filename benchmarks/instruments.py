@@ -22,7 +22,9 @@ from dynamometer.frontend.accounting import RequestAccount
 from dynamometer.frontend.families import FrontendMetrics
 from dynamometer.frontend.usage import StreamReader
 from dynamometer.metrics.buckets import FrontendBuckets
+from dynamometer.names import labels
 from dynamometer.runtime.record import Record, Role, State
+from dynamometer.runtime.runtime import DistributedRuntime
 from dynamometer.settings import BucketRanges
 from dynamometer.worker.accounting import EndpointMetrics
 
@@ -119,12 +121,14 @@ def frontend(*, read: bool = False) -> Callable[[], object]:
 
 def worker() -> Callable[[], object]:
     """A request's count, as `worker.endpoint` keeps it."""
-    labels = {"dynamo_namespace": "dynamo", "dynamo_component": "backend", "model": "m"}
-    metrics = EndpointMetrics(CollectorRegistry(), labels)
+    runtime = DistributedRuntime()
+    endpoint = runtime.endpoint("dynamo", "backend", "generate")
+    metrics = EndpointMetrics(endpoint.metrics, runtime.registry, {labels.MODEL: "m"})
     size = len(EVENT)
 
     def work() -> None:
         with metrics.request() as count:
+            count.answered(200)
             for _ in repeat(None, TOKENS):
                 count.bytes_out += size
 

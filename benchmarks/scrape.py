@@ -30,11 +30,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from dynamometer.metrics import http as metrics_http
-from dynamometer.metrics.instruments import process_metrics, registry
-from dynamometer.metrics.page import MetricsPage
-from dynamometer.metrics.sources import EngineSource
+from dynamometer.metrics.engine import register_engine_metrics_callback
 from dynamometer.multiprocess import MultiprocessDirectory
 from dynamometer.runtime import addresses, loops
+from dynamometer.runtime.runtime import DistributedRuntime
 from dynamometer.runtime.servers import serving
 
 HEADERS = {
@@ -185,12 +184,11 @@ async def serve(app: web.Application) -> None:
 
 
 def ours(path: Path) -> web.Application:
-    instruments = registry()
-    process_metrics(instruments, "0123456789abcdef")
-    page = MetricsPage(instruments)
-    page.add(EngineSource("sglang", MultiprocessDirectory(path), prefixes=("sglang:",)))
+    runtime = DistributedRuntime()
+    endpoint = runtime.namespace("dynamo").component("backend").endpoint("generate")
+    register_engine_metrics_callback(endpoint, MultiprocessDirectory(path), "sglang:")
     app = web.Application()
-    metrics_http.add_route(app, page)
+    metrics_http.add_route(app, runtime.page)
     return app
 
 

@@ -22,6 +22,7 @@ FLOORS = (
     {"exposition"},
     {"arguments", "logs"},
     {"settings", "names"},
+    {"variables"},
     {"errors", "__init__"},
 )
 MODULES = sorted(path.relative_to(SOURCE) for path in SOURCE.rglob("*.py"))

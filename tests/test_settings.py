@@ -7,6 +7,7 @@ import pytest
 
 from dynamometer import settings
 from dynamometer.errors import SettingsError
+from dynamometer.variables import BUCKETS, VARIABLES
 
 
 def test_an_empty_environment_says_nothing() -> None:
@@ -37,6 +38,14 @@ def test_values_are_typed() -> None:
         ("DYN_HTTP_PORT", "70000", "65535"),
         ("DYN_HTTP_PORT", "-1", "0 (any free one)"),
         ("DYN_NAMESPACE", 'a"b', "letters, digits"),
+        ("DYN_SYSTEM_STARTING_HEALTH_STATUS", "healthy", "ready or notready"),
+        ("DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS", "generate", '["generate"]'),
+        ("DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS", '["generate", 1]', '["generate"]'),
+        ("DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS", "{}", '["generate"]'),
+        ("DYN_SYSTEM_HEALTH_PATH", "health", "a path"),
+        ("DYN_SYSTEM_HEALTH_PATH", "/a/{b}", "a path"),
+        ("DYN_SYSTEM_HEALTH_PATH", "/metrics", "not /metrics"),
+        ("DYN_SYSTEM_LIVE_PATH", "/", "a path"),
         ("DYN_LOG", "loud", "one of trace, debug"),
         ("DYN_LOGGING_JSONL", "perhaps", "1, true"),
     ],
@@ -48,6 +57,28 @@ def test_a_wrong_value_names_variable_value_and_what_is_allowed(
         settings.read({variable: value})
     for part in (variable, repr(value), allowed):
         assert part in str(raised.value)
+
+
+def test_health_and_live_have_two_paths() -> None:
+    with pytest.raises(SettingsError, match="DYN_SYSTEM_LIVE_PATH='/health': must be two paths"):
+        settings.read({"DYN_SYSTEM_LIVE_PATH": "/health"})
+
+
+def test_how_health_is_answered() -> None:
+    read = settings.read(
+        {
+            "DYN_SYSTEM_STARTING_HEALTH_STATUS": "ready",
+            "DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS": '["generate", "other", "generate"]',
+            "DYN_SYSTEM_HEALTH_PATH": "/custom/health",
+            "DYN_SYSTEM_LIVE_PATH": "/custom/live",
+        }
+    ).health
+    assert read == settings.HealthSettings(
+        ready_at_start=True,
+        endpoints=("generate", "other"),
+        path="/custom/health",
+        live_path="/custom/live",
+    )
 
 
 @pytest.mark.parametrize(
@@ -85,7 +116,7 @@ def test_buckets_and_prefix_are_read() -> None:
     assert read.bucket_ranges.request_duration == usual.request_duration
 
 
-@pytest.mark.parametrize("name", settings.BUCKET_VARIABLES)
+@pytest.mark.parametrize("name", list(BUCKETS))
 @pytest.mark.parametrize(
     ("part", "value", "allowed"),
     [
@@ -135,4 +166,4 @@ def test_every_variable_that_is_read_is_listed() -> None:
 
     asked = Asked()
     settings.read(asked)
-    assert set(asked) == set(settings.VARIABLES)
+    assert set(asked) == set(VARIABLES)

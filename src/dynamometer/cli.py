@@ -12,8 +12,9 @@ from dynamometer import __version__, logs, settings
 from dynamometer.errors import DynamometerError, SettingsError
 from dynamometer.logs import printable
 
-# Subcommand, the module whose `main(argv, program)` runs it, and what it is for.
-_COMMANDS = {
+# Subcommand, the module whose `main(argv, program)` runs it (`parser(program)` has its flags), and
+# what it is for.
+COMMANDS = {
     "frontend": ("dynamometer.frontend.command", "OpenAI-compatible HTTP in front of all workers"),
     "sglang": ("dynamometer.worker.command", "a worker: SGLang, its endpoint, its /metrics"),
     "exporter": ("dynamometer.exporter.command", "the page alone, beside an engine that runs"),
@@ -44,15 +45,15 @@ def run(command: str, argv: Sequence[str] | None = None, *, program: str | None 
         program: how it was called, for its help; by default `dyno COMMAND`.
     """
     try:
-        if command not in _COMMANDS:
-            known = ", ".join(_COMMANDS)
+        if command not in COMMANDS:
+            known = ", ".join(COMMANDS)
             raise SettingsError(f"{command!r} is no command of dyno; there are: {known}")
         if command != "mocker":
             # Set for an engine, perhaps in the whole shell: prometheus_client would read it when
             # it is imported, and keep our own counts in that engine's files.
             for variable in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
                 os.environ.pop(variable, None)
-        module = importlib.import_module(_COMMANDS[command][0])
+        module = importlib.import_module(COMMANDS[command][0])
         for variable, meant in settings.unknown():
             print(f"{variable} means nothing here: is {meant} meant?", file=sys.stderr)
         arguments = sys.argv[1:] if argv is None else argv
@@ -72,8 +73,8 @@ def run(command: str, argv: Sequence[str] | None = None, *, program: str | None 
 
 
 def _help() -> str:
-    width = max(map(len, _COMMANDS))
-    lines = [f"  {name:<{width}}  {what}" for name, (_, what) in _COMMANDS.items()]
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: dyno COMMAND [options]",

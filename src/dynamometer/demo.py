@@ -6,6 +6,7 @@ README and a few streams. On a terminal it stays up until Ctrl-C; without one it
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import os
@@ -36,21 +37,30 @@ STREAMS, TOKENS = 8, 64
 _START_SECONDS: Final = 180
 
 
+def parser(program: str) -> argparse.ArgumentParser:
+    """The demo's flags.
+
+    Args:
+        program: how the command was called, for its help.
+    """
+    result = arguments.parser(program, _DESCRIPTION, "example:\n  dyno demo\n")
+    result.add_argument(
+        "--directory",
+        type=Path,
+        default=Path(".demo"),
+        help="where the model and the logs are kept (default: .demo)",
+    )
+    arguments.add_engine_python(result)
+    return result
+
+
 def main(argv: Sequence[str], program: str = "dyno demo") -> int:
     """Run the demo; the exit code.
 
     Raises:
         DynamometerError: with the message for the user.
     """
-    parser = arguments.parser(program, _DESCRIPTION, "example:\n  dyno demo\n")
-    parser.add_argument(
-        "--directory",
-        type=Path,
-        default=Path(".demo"),
-        help="where the model and the logs are kept (default: .demo)",
-    )
-    arguments.add_engine_python(parser)
-    own = parser.parse_args(list(argv))
+    own = parser(program).parse_args(list(argv))
     asyncio.run(_demo(own.directory, own.engine_python))
     return 0
 

@@ -7,6 +7,7 @@ both. Names and meanings are NVIDIA Dynamo's where it has them.
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dynamometer.errors import SettingsError
+from dynamometer.variables import BUCKETS, VARIABLES
 
 Value = TypeVar("Value")
 
@@ -22,26 +24,6 @@ LOG_LEVELS = ("trace", "debug", "info", "warn", "warning", "error", "off")
 DEFAULT_SYSTEM_PORT = 8081
 DEFAULT_HTTP_PORT = 8000
 LOOPBACK = "127.0.0.1"
-# Histograms of the frontend whose buckets can be set, as they are called in variables.
-BUCKET_VARIABLES = (
-    "DYN_METRICS_REQUEST_DURATION",
-    "DYN_METRICS_TTFT",
-    "DYN_METRICS_ITL",
-    "DYN_METRICS_INPUT_SEQUENCE",
-    "DYN_METRICS_OUTPUT_SEQUENCE",
-)
-VARIABLES = (
-    "DYN_SYSTEM_HOST",
-    "DYN_SYSTEM_PORT",
-    "DYN_HTTP_HOST",
-    "DYN_HTTP_PORT",
-    "DYN_NAMESPACE",
-    "DYN_FILE_KV",
-    "DYN_LOG",
-    "DYN_LOGGING_JSONL",
-    "DYN_METRICS_PREFIX",
-    *(f"{name}_{part}" for name in BUCKET_VARIABLES for part in ("MIN", "MAX", "COUNT")),
-)
 # So far apart that no quotient of two, and no rounding of one, leaves what a double can hold.
 _LEAST_BOUND, _GREATEST_BOUND = 1e-100, 1e100
 _MOST_BUCKETS = 512
@@ -66,11 +48,28 @@ class BucketRanges:
     Cached tokens have the bounds of the input sequence.
     """
 
-    request_duration: BucketRange = BucketRange(1.0, 512.0, 10)
-    time_to_first_token: BucketRange = BucketRange(0.001, 480.0, 18)
-    inter_token_latency: BucketRange = BucketRange(0.001, 80.0, 20)
-    input_sequence: BucketRange = BucketRange(50.0, 128000.0, 12)
-    output_sequence: BucketRange = BucketRange(50.0, 32000.0, 10)
+    request_duration: BucketRange = BucketRange(*BUCKETS["DYN_METRICS_REQUEST_DURATION"][1:])
+    time_to_first_token: BucketRange = BucketRange(*BUCKETS["DYN_METRICS_TTFT"][1:])
+    inter_token_latency: BucketRange = BucketRange(*BUCKETS["DYN_METRICS_ITL"][1:])
+    input_sequence: BucketRange = BucketRange(*BUCKETS["DYN_METRICS_INPUT_SEQUENCE"][1:])
+    output_sequence: BucketRange = BucketRange(*BUCKETS["DYN_METRICS_OUTPUT_SEQUENCE"][1:])
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealthSettings:
+    """How a system server answers for its process.
+
+    Attributes:
+        ready_at_start: whether a process that is still starting is called ready.
+        endpoints: the endpoints that must be ready; none: the process says.
+        path: where `/health` is.
+        live_path: where `/live` is.
+    """
+
+    ready_at_start: bool = False
+    endpoints: tuple[str, ...] = ()
+    path: str = "/health"
+    live_path: str = "/live"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +78,7 @@ class Settings:
 
     system_host: str = LOOPBACK
     system_port: int | None = None
+    health: HealthSettings = HealthSettings()
     http_host: str = LOOPBACK
     http_port: int = DEFAULT_HTTP_PORT
     namespace: str | None = None
@@ -99,6 +99,7 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
     return Settings(
         system_host=env.get("DYN_SYSTEM_HOST", text, LOOPBACK),
         system_port=env.get("DYN_SYSTEM_PORT", system_port, None),
+        health=_health(env),
         http_host=env.get("DYN_HTTP_HOST", text, LOOPBACK),
         http_port=env.get("DYN_HTTP_PORT", port, DEFAULT_HTTP_PORT),
         namespace=env.get("DYN_NAMESPACE", name, None),
@@ -112,7 +113,7 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
 
 def _bucket_ranges(env: _Reader) -> BucketRanges:
     usual = BucketRanges()
-    duration, first_token, inter_token, input_sequence, output_sequence = BUCKET_VARIABLES
+    duration, first_token, inter_token, input_sequence, output_sequence = BUCKETS
     return BucketRanges(
         request_duration=env.bucket_range(duration, usual.request_duration),
         time_to_first_token=env.bucket_range(first_token, usual.time_to_first_token),
@@ -134,6 +135,21 @@ def unknown(environment: Mapping[str, str] | None = None) -> list[tuple[str, str
             close = difflib.get_close_matches(variable, VARIABLES, n=1, cutoff=0.9)
             found += [(variable, name) for name in close]
     return found
+
+
+def _health(env: _Reader) -> HealthSettings:
+    health = HealthSettings(
+        ready_at_start=env.get("DYN_SYSTEM_STARTING_HEALTH_STATUS", starting_status, False),
+        endpoints=env.get("DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS", endpoint_names, ()),
+        path=env.get("DYN_SYSTEM_HEALTH_PATH", path, HealthSettings.path),
+        live_path=env.get("DYN_SYSTEM_LIVE_PATH", path, HealthSettings.live_path),
+    )
+    if health.path == health.live_path:
+        raise SettingsError(
+            f"DYN_SYSTEM_HEALTH_PATH={health.path!r} and DYN_SYSTEM_LIVE_PATH="
+            f"{health.live_path!r}: must be two paths"
+        )
+    return health
 
 
 class _Reader:
@@ -278,6 +294,35 @@ def name(value: str) -> str:
     """A namespace, component or endpoint name: letters, digits, `_`, `-` and `.`."""
     if not value or not all(c.isascii() and (c.isalnum() or c in "_-.") for c in value):
         raise ValueError("must be letters, digits, '_', '-' or '.'")
+    return value
+
+
+def starting_status(value: str) -> bool:
+    """Whether a process that starts is called ready: `ready` or `notready`."""
+    if value not in ("ready", "notready"):
+        raise ValueError("must be ready or notready")
+    return value == "ready"
+
+
+def endpoint_names(value: str) -> tuple[str, ...]:
+    """Names of endpoints, as a JSON list: `["generate"]`."""
+    wrong = ValueError('must be a JSON list of names of endpoints, such as ["generate"]')
+    try:
+        names = json.loads(value)
+    except (ValueError, RecursionError):
+        raise wrong from None
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise wrong
+    return tuple(dict.fromkeys(names))
+
+
+def path(value: str) -> str:
+    """A path of the system server's that is not `/metrics`: `/custom/health`."""
+    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", value) or value == "/metrics":
+        raise ValueError(
+            "must be a path such as /custom/health: letters, digits and '._~-' behind each '/', "
+            "and not /metrics"
+        )
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -19,16 +20,25 @@ are real. Needs an interpreter that has SGLang, but no accelerator and no networ
 """
 
 
+def parser(program: str) -> argparse.ArgumentParser:
+    """The command's flags.
+
+    Args:
+        program: how the command was called, for its help.
+    """
+    result = arguments.parser(program, _DESCRIPTION, "example:\n  dyno tiny-model ./tiny\n")
+    result.add_argument("directory", type=Path, metavar="DIR", help="made where it is missing")
+    arguments.add_engine_python(result)
+    return result
+
+
 def main(argv: Sequence[str], program: str = "dyno tiny-model") -> int:
     """Make the model; the exit code.
 
     Raises:
         DynamometerError: with the message for the user.
     """
-    parser = arguments.parser(program, _DESCRIPTION, "example:\n  dyno tiny-model ./tiny\n")
-    parser.add_argument("directory", type=Path, metavar="DIR", help="made where it is missing")
-    arguments.add_engine_python(parser)
-    own = parser.parse_args(list(argv))
+    own = parser(program).parse_args(list(argv))
     make(own.directory, engine_python=own.engine_python)
     print(f"made {own.directory}; serve it: dyno sglang --model {own.directory} --enable-metrics")
     return 0

@@ -60,3 +60,24 @@ def test_a_hidden_accelerator_is_none(tmp_path: Path) -> None:
     assert accelerators.find(root, {"CUDA_VISIBLE_DEVICES": ""}) is None
     assert accelerators.find(root, {"CUDA_VISIBLE_DEVICES": "-1"}) is None
     assert accelerators.find(root, {"CUDA_VISIBLE_DEVICES": "0"}) == "NVIDIA"
+
+
+def test_devices_have_their_drivers_names(tmp_path: Path) -> None:
+    for bus, uuid in (("0000:3b:00.0", "GPU-1f0c"), ("0000:af:00.0", "GPU-77aa")):
+        gpu = tmp_path / "proc/driver/nvidia/gpus" / bus
+        gpu.mkdir(parents=True)
+        (gpu / "information").write_text(f"Model: \t NVIDIA H100\nGPU UUID: \t {uuid}\nIRQ: 1\n")
+    for card, unique in (("card2", "aa11"), ("card10", "bb22")):
+        device = tmp_path / "sys/class/drm" / card / "device"
+        device.mkdir(parents=True)
+        (device / "unique_id").write_text(f"{unique}\n")
+    assert accelerators.devices(tmp_path) == [
+        accelerators.Accelerator("NVIDIA", 0, "GPU-1f0c"),
+        accelerators.Accelerator("NVIDIA", 1, "GPU-77aa"),
+        accelerators.Accelerator("AMD", 0, "aa11"),
+        accelerators.Accelerator("AMD", 1, "bb22"),
+    ]
+
+
+def test_a_machine_without_devices_has_none(tmp_path: Path) -> None:
+    assert list(accelerators.devices(tmp_path)) == []

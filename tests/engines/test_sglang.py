@@ -35,6 +35,12 @@ def test_flags_go_through_untouched_and_in_order(tmp_path: Path, accelerator: No
     assert SWITCH not in launch.environment
 
 
+@pytest.mark.parametrize("flag", ["--dp-size", "--data-parallel-size"])
+def test_data_parallel_ranks_find_a_port_each(tmp_path: Path, accelerator: None, flag: str) -> None:
+    assert "--nccl-port" not in plan(tmp_path, "--model", "m", flag, "2").command
+    assert "--nccl-port" in plan(tmp_path, "--model", "m", flag, "1").command
+
+
 def test_without_an_accelerator_the_cpu_flags_that_were_not_given_are_added(
     tmp_path: Path, no_accelerator: None
 ) -> None:

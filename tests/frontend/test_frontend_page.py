@@ -23,11 +23,11 @@ from dynamometer.frontend.canary import Canary
 from dynamometer.frontend.families import FrontendMetrics
 from dynamometer.frontend.forward import Forwarder
 from dynamometer.frontend.routing import Instances, RouterMode
-from dynamometer.metrics.instruments import process_metrics, registry
-from dynamometer.metrics.page import MetricsPage
+from dynamometer.metrics.instruments import registry
 from dynamometer.runtime import addresses, relay
 from dynamometer.runtime.discovery.file import FileDiscovery
 from dynamometer.runtime.record import Record, Role, State
+from dynamometer.runtime.runtime import DistributedRuntime
 from dynamometer.runtime.servers import serving
 
 SAMPLE = Path(__file__).parent.parent / "samples" / "dynamo-metrics.tsv"
@@ -107,14 +107,14 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
             state=State.READY,
         )
         await stack.enter_async_context(discovery.register(record))
-        instruments = registry()
-        process_metrics(instruments, "1")
+        runtime = DistributedRuntime()
+        instruments = runtime.registry
         session = await stack.enter_async_context(relay.client(keepalive_seconds=3))
         frontend = Frontend(
             instances=Instances(RouterMode.ROUND_ROBIN, None),
             discovery=discovery,
             metrics=FrontendMetrics(instruments),
-            page=MetricsPage(instruments),
+            page=runtime.page,
         )
         await stack.enter_async_context(Canary(instruments).watching())
         forwarder = Forwarder(

@@ -52,6 +52,35 @@ def test_least_loaded_takes_the_one_with_the_fewest_requests_in_flight() -> None
     assert Counter(chosen(table) for _ in range(9)) == {1: 3, 2: 3, 3: 3}
 
 
+def test_least_loaded_adds_what_others_have_there() -> None:
+    table = instances(RouterMode.LEAST_LOADED)
+    table.report(1, 2.0)
+    table.report(2, 5.0)
+    table.report(3, 1.0)
+    with table.carrying(worker(3)):
+        assert table.in_flight(3) == 1
+        assert {chosen(table) for _ in range(6)} == {1, 3}  # 2 and 1 + 1
+        with table.carrying(worker(3)):
+            assert {chosen(table) for _ in range(6)} == {1}
+    table.report(2, 0.0)  # no report: its own count alone
+    assert {chosen(table) for _ in range(5)} == {2}
+
+
+def test_a_worker_that_is_gone_takes_its_report_with_it() -> None:
+    table = instances(RouterMode.LEAST_LOADED)
+    table.report(1, 50.0)
+    table.update([worker(2), worker(3)])
+    table.update([worker(1), worker(2), worker(3)])
+    assert {chosen(table) for _ in range(9)} == {1, 2, 3}
+
+
+@pytest.mark.parametrize("mode", [RouterMode.ROUND_ROBIN, RouterMode.RANDOM])
+def test_reports_do_not_matter_to_other_modes(mode: RouterMode) -> None:
+    table = instances(mode)
+    table.report(1, 50.0)
+    assert {chosen(table) for _ in range(200)} == {1, 2, 3}
+
+
 def test_an_instance_that_was_tried_is_not_chosen_again() -> None:
     table = instances()
     assert {chosen(table, without={1, 3}) for _ in range(5)} == {2}

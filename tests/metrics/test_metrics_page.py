@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from dynamometer.exposition.families import Family, Metadata
+from dynamometer.exposition.metrics import to_samples
 from dynamometer.exposition.parse import parse
 from dynamometer.metrics.instruments import registry
 from dynamometer.metrics.page import MetricsPage
@@ -236,3 +237,74 @@ def test_nothing_is_made_again_where_nothing_changed(instruments: CollectorRegis
     page.refresh()
     assert page.render() is plain
     assert page.compressed() is packed
+
+
+class Doubled:
+    """Concludes twice what a family says."""
+
+    name = "doubled"
+    owner = "engine"
+    names = frozenset({"a"})
+
+    def __init__(self) -> None:
+        self.given: list[Sequence[Family]] = []
+        self.broken = False
+
+    def families(self, given: Sequence[Family]) -> Sequence[Family]:
+        if self.broken:
+            raise ValueError("cannot be concluded")
+        self.given.append(given)
+        values = [sample.value for family in given for sample in to_samples(family.lines)]
+        return families(f"# TYPE twice gauge\ntwice {2 * sum(values)}\n")
+
+
+def test_a_conclusion_is_from_what_the_page_shows(instruments: CollectorRegistry) -> None:
+    page, doubled, value = MetricsPage(instruments), Doubled(), [1]
+    page.derive(doubled)
+    page.add(Source("engine", lambda: families(f"a {value[0]}\nb 5\n"), owner="engine"))
+    page.add(Source("other", lambda: families('a{x="other"} 100\n'), owner="other"))
+    assert samples(page)["twice"] == 2
+    value[0] = 7
+    found = samples(page)
+    assert (found["a"], found["twice"]) == (7, 14)
+    page.remove(doubled)
+    assert "twice" not in samples(page)
+
+
+def test_a_series_that_two_sources_have_counts_once(instruments: CollectorRegistry) -> None:
+    page, doubled = MetricsPage(instruments), Doubled()
+    files, fetched = families('a{r="0"} 1\n'), families('a{r="0"} 2\na{r="1"} 10\n')
+    page.add(Source("files", lambda: files, owner="engine"))
+    page.add(Source("page", lambda: fetched, owner="engine"))
+    page.derive(doubled)
+    for _ in range(2):
+        assert samples(page)["twice"] == 22
+    assert doubled.given[0] is doubled.given[1]  # nothing is done twice
+
+
+def test_a_conclusion_that_fails_costs_its_own_families(instruments: CollectorRegistry) -> None:
+    page, doubled = MetricsPage(instruments), Doubled()
+    page.add(Source("engine", lambda: families("a 1\n"), owner="engine"))
+    page.derive(doubled)
+    assert errors(samples(page), "doubled", "failed") == 0
+    doubled.broken = True
+    found = samples(page)
+    assert (found["a"], errors(found, "doubled", "failed")) == (1, 1)
+    assert "twice" not in found
+    doubled.broken = False
+    assert samples(page)["twice"] == 2
+
+
+def test_a_source_that_fails_takes_its_conclusions_with_it(instruments: CollectorRegistry) -> None:
+    def answer() -> Sequence[Family]:
+        if broken:
+            raise OSError
+        return families("a 1\n")
+
+    broken: list[bool] = []
+    page = MetricsPage(instruments)
+    page.add(Source("engine", answer, owner="engine"))
+    page.derive(Doubled())
+    assert samples(page)["twice"] == 2
+    broken.append(True)
+    assert samples(page)["twice"] == 0  # nothing is left of what it said before

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 _INTEL: Final = "0x8086"
 _HABANA: Final = "0x1da3"
+_NVIDIA_UUID: Final = re.compile(r"GPU UUID:\s*(GPU-\S+)")
 # An Intel GPU of the processor's own sits on bus 0; SGLang needs a discrete one.
 _DISCRETE: Final = re.compile(r"[0-9a-f]{4}:(?!00:)[0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f]")
 
@@ -33,6 +35,48 @@ def find(root: Path = Path("/"), environment: Mapping[str, str] | None = None) -
     if not _hidden(variables, "ASCEND_RT_VISIBLE_DEVICES") and any(root.glob("dev/davinci[0-9]*")):
         return "Ascend"
     return None
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """One device.
+
+    Attributes:
+        kind: `NVIDIA` or `AMD`.
+        index: its number among those of its kind, as its driver lists them.
+        uuid: the driver's name for this very device.
+    """
+
+    kind: str
+    index: int
+    uuid: str
+
+
+def devices(root: Path = Path("/")) -> Sequence[Accelerator]:
+    """The devices of this machine whose drivers give them an identity; hidden ones too.
+
+    Args:
+        root: where `/proc` and `/sys` are.
+    """
+    nvidia = [
+        match[1]
+        for path in sorted(root.glob("proc/driver/nvidia/gpus/*/information"))
+        if (match := _NVIDIA_UUID.search(_text(path)))
+    ]
+    amd = [
+        text
+        for path in sorted(root.glob("sys/class/drm/card*/device/unique_id"), key=_card)
+        if (text := _text(path))
+    ]
+    return [
+        *(Accelerator("NVIDIA", index, uuid) for index, uuid in enumerate(nvidia)),
+        *(Accelerator("AMD", index, uuid) for index, uuid in enumerate(amd)),
+    ]
+
+
+def _card(path: Path) -> int:
+    """`…/card10/device/unique_id` comes after `card9`."""
+    return int("".join(filter(str.isdigit, path.parent.parent.name)) or 0)
 
 
 def _hidden(variables: Mapping[str, str], variable: str) -> bool:

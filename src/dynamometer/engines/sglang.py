@@ -84,7 +84,8 @@ class SGLang:
         engine_port = free_port()
         command = [python, "-m", _MODULE_NAME, *arguments]
         command += ["--host", "127.0.0.1", "--port", str(engine_port)]
-        if known.nccl_port is None:
+        # Of data-parallel ranks each one needs a port of its own, which SGLang finds itself.
+        if known.nccl_port is None and known.dp_size in (None, "1"):
             command += ["--nccl-port", str(free_port())]
         environment = dict(os.environ)
         environment["PYTHONUNBUFFERED"] = "1"
@@ -167,6 +168,7 @@ def known_flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--host")
     parser.add_argument("--port")
     parser.add_argument("--nccl-port")
+    parser.add_argument("--dp-size", "--data-parallel-size", dest="dp_size")
     parser.add_argument("--api-key")
     parser.add_argument("--enable-metrics", action="store_true")
     try:

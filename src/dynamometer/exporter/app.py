@@ -20,8 +20,6 @@ from dynamometer.errors import DiscoveryError
 from dynamometer.exporter import finder, processes
 from dynamometer.exporter.engine import EngineOptions, ExportedEngine
 from dynamometer.exporter.targets import Given, Target, targets
-from dynamometer.metrics.instruments import process_metrics, registry
-from dynamometer.metrics.page import MetricsPage
 from dynamometer.names import engine_state, labels
 from dynamometer.runtime import addresses, relay, system
 from dynamometer.runtime.discovery.file import FileDiscovery
@@ -29,7 +27,9 @@ from dynamometer.runtime.discovery.interface import Registration
 from dynamometer.runtime.endings import Stop
 from dynamometer.runtime.identity import hexadecimal, new_id, stable_id
 from dynamometer.runtime.record import Record, Role, State
+from dynamometer.runtime.runtime import DistributedRuntime
 from dynamometer.runtime.servers import serving
+from dynamometer.settings import HealthSettings
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ class ExporterOptions:
     engine: EngineOptions
     system_host: str
     system_port: int | None
+    health: HealthSettings
     namespace: str
     component: str
     endpoint: str
@@ -98,14 +99,13 @@ class _Exporter:
         self._group = asyncio.TaskGroup()
         self._told_others = False
         self._labels_of_up: dict[str, tuple[str, str]] = {}
-        instruments = registry()
-        process_metrics(instruments, hexadecimal(self._id))
-        self._page = MetricsPage(instruments)
+        runtime = DistributedRuntime(instance_id=self._id)
+        self._page = runtime.page
         self._up = Gauge(
             engine_state.UP,
             "Whether the engine is ready: 1, or 0",
             (labels.ENGINE, labels.WORKER_ID),
-            registry=instruments,
+            registry=runtime.registry,
         )
         self.record = Record(
             role=Role.EXPORTER,
@@ -118,9 +118,7 @@ class _Exporter:
 
     def application(self) -> web.Application:
         status = system.SystemStatus(
-            self._state,
-            self._endpoints,
-            self._reasons,
+            self._state, self._endpoints, self._reasons, self._options.health
         )
         return system.application(self._page, status)
 

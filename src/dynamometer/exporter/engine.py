@@ -26,6 +26,7 @@ from dynamometer.exporter.source import FilesSource
 from dynamometer.exporter.targets import Target
 from dynamometer.exposition.totals import Totals
 from dynamometer.metrics.http_source import HttpSource
+from dynamometer.metrics.load import EngineLoad
 from dynamometer.metrics.page import MetricsPage
 from dynamometer.names import labels
 from dynamometer.runtime.processes import alive
@@ -90,6 +91,9 @@ class ExportedEngine:
         self._words = Words(target.name)
         self._places = Places(target, self._new_files, self._words)
         self._own_page: OwnPage | None = None
+        self._load = EngineLoad(self.name, self._load_labels, complete=self._sources_known)
+        if self._load.shown_by(options.prefixes):
+            page.derive(self._load)
         self._read = float("-inf")
         self._found = False  # all of its files
         self._gone = False
@@ -175,6 +179,7 @@ class ExportedEngine:
 
     def leave(self) -> None:
         """Take it off the page."""
+        self._page.remove(self._load)
         if self._own_page is not None:
             self._page.remove(self._own_page.source)
         if self._files is not None:
@@ -373,3 +378,16 @@ class ExportedEngine:
         if self._model and constant:
             return {**constant, labels.MODEL: self._model}
         return constant
+
+    # Its load.
+
+    def _load_labels(self) -> Mapping[str, str]:
+        """As its series', and never none: engines would have the same series."""
+        own = self._labels() or {labels.ENGINE: self.name}
+        model = self._files.model if self._files is not None else ""
+        return {labels.MODEL: model, **own} if model else own
+
+    def _sources_known(self) -> bool:
+        if self.url is None or self._needs_page() is False:
+            return True
+        return self._own_page is not None and self._own_page.known

@@ -35,6 +35,11 @@ class OwnPage:
         self._shown = False
         self._fetched = float("-inf")
 
+    @property
+    def known(self) -> bool:
+        """Whether it was asked for once: what it has is known, or that it does not answer."""
+        return self._fetched > float("-inf")
+
     async def look(self, needed: bool | None, files: FilesSource | None) -> None:
         """Fetch the page where it is time to; called about once a second.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 from prometheus_client import Metric
@@ -13,6 +14,7 @@ from dynamometer.exposition.families import Family, Metadata
 from dynamometer.exposition.numbers import format_number
 from dynamometer.exposition.series import labels_text, series_text, split_lines, split_series
 
+NO_LABELS: Final[Mapping[str, str]] = MappingProxyType({})
 _MILLISECONDS: Final = 1000
 
 
@@ -64,7 +66,9 @@ def to_samples(lines: bytes) -> list[Sample]:
     return samples
 
 
-def from_metric(metric: Metric, before: Metadata | None = None) -> Family:
+def from_metric(
+    metric: Metric, before: Metadata | None = None, labels: Mapping[str, str] = NO_LABELS
+) -> Family:
     """A family of prometheus_client's as its bytes; those it has kept where it is one of ours.
 
     Without `_created` series, as all families of ours.
@@ -72,8 +76,9 @@ def from_metric(metric: Metric, before: Metadata | None = None) -> Family:
     Args:
         metric: the family.
         before: its metadata as they were; taken again where they still are so.
+        labels: constant ones, added to every series that has not its own.
     """
-    if isinstance(metric, FamilyMetric) and metric.untouched:
+    if isinstance(metric, FamilyMetric) and metric.untouched and not labels:
         return metric.family
     metadata = Metadata(metric.name, metric.type, metric.documentation, metric.unit)
     builder = FamilyBuilder(before if before == metadata else metadata)
@@ -83,7 +88,7 @@ def from_metric(metric: Metric, before: Metadata | None = None) -> Family:
         stamp = sample.timestamp
         builder.add(
             sample.name,
-            series_text(sample.name, labels_text(sample.labels)),
+            series_text(sample.name, labels_text({**labels, **sample.labels})),
             format_number(float(sample.value)),
             seconds="" if stamp is None else str(stamp),
             milliseconds="" if stamp is None else str(int(float(stamp) * _MILLISECONDS)),

@@ -18,18 +18,19 @@ from dynamometer.errors import DiscoveryError, SettingsError
 from dynamometer.frontend.canary import Canary
 from dynamometer.frontend.families import FrontendMetrics
 from dynamometer.frontend.forward import Forwarder
+from dynamometer.frontend.load import LoadReports
 from dynamometer.frontend.routing import Instances, RouterMode
 from dynamometer.metrics import http
 from dynamometer.metrics.buckets import FrontendBuckets
-from dynamometer.metrics.instruments import process_metrics, registry
 from dynamometer.metrics.page import MetricsPage
 from dynamometer.names import frontend_service
 from dynamometer.runtime import addresses, openai_errors, relay
 from dynamometer.runtime.discovery.file import FileDiscovery
 from dynamometer.runtime.discovery.interface import Discovery
 from dynamometer.runtime.endings import Stop, let_finish
-from dynamometer.runtime.identity import hexadecimal, new_id
+from dynamometer.runtime.identity import new_id
 from dynamometer.runtime.record import Record, Role, State
+from dynamometer.runtime.runtime import DistributedRuntime
 from dynamometer.runtime.servers import serving
 
 logger = logging.getLogger(__name__)
@@ -63,10 +64,9 @@ async def serve(options: FrontendOptions) -> None:
     """
     stop = Stop()
     instance_id = new_id()
-    instruments = registry()
-    process_metrics(instruments, hexadecimal(instance_id))
-    metrics = _metrics(instruments, options)
-    canary = Canary(instruments, prefix=options.metrics_prefix)
+    runtime = DistributedRuntime(instance_id=instance_id)
+    metrics = _metrics(runtime.registry, options)
+    canary = Canary(runtime.registry, prefix=options.metrics_prefix)
     discovery = FileDiscovery(options.discovery_directory)
     listener = addresses.listen(options.host, options.port, setting="--http-port, DYN_HTTP_PORT")
     record = Record(
@@ -88,7 +88,7 @@ async def serve(options: FrontendOptions) -> None:
             instances=Instances(options.router_mode, options.namespace),
             discovery=discovery,
             metrics=metrics,
-            page=MetricsPage(instruments),
+            page=runtime.page,
         )
         forwarder = Forwarder(
             routes=SGLang.routes,
@@ -102,6 +102,9 @@ async def serve(options: FrontendOptions) -> None:
         await frontend.refresh()
         watching = asyncio.create_task(frontend.watch(), name="discovery")
         stack.callback(watching.cancel)
+        if options.router_mode is RouterMode.LEAST_LOADED:
+            reports = LoadReports(frontend.instances, session)
+            await stack.enter_async_context(reports.running())
         application = frontend.application(forwarder, options.max_body_size)
         stop_listening = await stack.enter_async_context(serving(application, listener))
         logger.info("OpenAI-compatible at %s/v1, metrics at %s/metrics", *[record.request_url] * 2)

@@ -52,8 +52,8 @@ def parser(program: str) -> argparse.ArgumentParser:
         type=str,
         choices=[str(mode) for mode in RouterMode],
         default=str(RouterMode.ROUND_ROBIN),
-        help="how a request's worker is chosen; least-loaded: fewest requests in flight from "
-        "here (default: round-robin)",
+        help="how a request's worker is chosen; least-loaded: fewest requests, those in flight "
+        "from here, and others' that its engine reports each second (default: round-robin)",
     )
     result.add_argument(
         "--drain-timeout",

@@ -20,7 +20,7 @@ class RouterMode(StrEnum):
 
 
 class Instances:
-    """The workers that discovery shows, and the requests in flight to each from here."""
+    """The workers that discovery shows, and the requests that each has: from here, and others'."""
 
     def __init__(self, mode: RouterMode, namespace: str | None) -> None:
         """No worker is known yet.
@@ -34,6 +34,7 @@ class Instances:
         self._workers: tuple[Record, ...] = ()
         self._turn: Counter[str] = Counter()
         self._load: Counter[int] = Counter()
+        self._others: dict[int, float] = {}
         self._seen: set[str] = set()
 
     def update(self, records: Iterable[Record]) -> None:
@@ -49,6 +50,24 @@ class Instances:
             )
         )
         self._seen.update(self.models())
+        known = {worker.id for worker in self._workers}
+        self._others = {id_: load for id_, load in self._others.items() if id_ in known}
+
+    def report(self, id_: int, others: float) -> None:
+        """Take over how many requests an instance has that are not from here.
+
+        Args:
+            id_: of the instance.
+            others: as of its last report; 0 where there is none.
+        """
+        if others:
+            self._others[id_] = others
+        else:
+            self._others.pop(id_, None)
+
+    def in_flight(self, id_: int) -> int:
+        """How many requests are in flight from here to an instance."""
+        return self._load[id_]
 
     @property
     def ready(self) -> tuple[Record, ...]:
@@ -83,8 +102,9 @@ class Instances:
         self._turn[model] += 1
         if self._mode is RouterMode.ROUND_ROBIN:
             return able[turn % len(able)]
-        least = min(self._load[worker.id] for worker in able)
-        idle = [worker for worker in able if self._load[worker.id] == least]
+        loads = [self._load[worker.id] + self._others.get(worker.id, 0.0) for worker in able]
+        least = min(loads)
+        idle = [worker for worker, load in zip(able, loads, strict=True) if load == least]
         return idle[turn % len(idle)]
 
     @contextmanager

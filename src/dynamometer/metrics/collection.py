@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dynamometer.errors import ExpositionError
 from dynamometer.exposition.families import TYPES, Family, Metadata
 from dynamometer.metrics.sources import MetricsSource
 
@@ -25,12 +26,14 @@ class Collection:
     Attributes:
         source: whom to ask.
         busy: whether it is being asked, perhaps by a thread that has been left behind with it.
+        taken: its families as they were last taken for the page.
     """
 
     def __init__(self, source: MetricsSource) -> None:
         """Nothing is asked yet."""
         self.source = source
         self.busy = False
+        self.taken: Sequence[Family] = ()
         self._good: dict[int, Family] = {}
 
     def ask(self) -> Answer:
@@ -40,7 +43,8 @@ class Collection:
             families = self.source.families()
             wrong = self._checked(families)
         except BaseException as error:  # noqa: BLE001, RUF100  # handed to whoever asked
-            failed = SourceError("failed", repr(error))
+            reason = "invalid" if isinstance(error, ExpositionError) else "failed"
+            failed = SourceError(reason, repr(error))
             failed.__cause__ = error
             return failed
         finally:

@@ -17,6 +17,7 @@ from dynamometer.exposition.filters import FamilyFilter, Selection
 from dynamometer.exposition.relabel import Relabelling
 from dynamometer.exposition.text import TextParser
 from dynamometer.exposition.totals import Totals
+from dynamometer.metrics.ordering import Ordering
 from dynamometer.names import process
 
 logger = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ class HttpSource:
         self._parser = TextParser()
         self._filter = FamilyFilter(Selection.of(prefixes=prefixes))
         self._relabelling = Relabelling(labels)
+        self._ordering = Ordering()
         self._totals = totals
         self._families: Sequence[Family] = ()
         self._kept: Sequence[Family] = ()
@@ -162,7 +164,7 @@ class HttpSource:
     def _parse(self, page: bytes) -> tuple[Sequence[Family], Sequence[Family]]:
         """The families of a page, and what stays of them without it."""
         whole = self._parser.parse(page)
-        families = self._relabelling.apply(self._filter.apply(whole))
+        families = self._ordering.apply(self._relabelling.apply(self._filter.apply(whole)))
         if self._totals is None:
             return families, ()
         began = next(

@@ -1,13 +1,15 @@
-"""The project's own instruments: where they are collected, and those of every process."""
+"""Registries for the project's own instruments."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterable, Mapping
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
+from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.registry import Collector
 
-from dynamometer.names import distributed_runtime, labels, name_prefix
+from dynamometer.exposition.metrics import to_metric
+from dynamometer.metrics.sources import RegistrySource
 
 
 def registry() -> CollectorRegistry:
@@ -16,19 +18,23 @@ def registry() -> CollectorRegistry:
     return CollectorRegistry(auto_describe=False)
 
 
-def process_metrics(instruments: CollectorRegistry, worker_id: str) -> None:
-    """Register what every process shows: its uptime, and the `process_*` families.
+def labelled(instruments: CollectorRegistry, labels: Mapping[str, str]) -> CollectorRegistry:
+    """A registry whose series have constant labels, collected with `instruments`.
 
     Args:
-        instruments: where they are collected.
-        worker_id: the process's id, hexadecimal.
+        instruments: where it is registered.
+        labels: added to every series when it is collected; instruments know nothing of them.
     """
-    begun = time.monotonic()
-    uptime = Gauge(
-        f"{name_prefix.COMPONENT}_{distributed_runtime.UPTIME_SECONDS}",
-        "Total uptime of the DistributedRuntime in seconds",
-        (labels.WORKER_ID,),
-        registry=instruments,
-    )
-    uptime.labels(worker_id).set_function(lambda: time.monotonic() - begun)
-    ProcessCollector(registry=instruments)
+    registry = CollectorRegistry(auto_describe=False)
+    instruments.register(_Labelled(registry, labels))
+    return registry
+
+
+class _Labelled(Collector):
+    """The families of a registry, with labels; the same ones as before where nothing changed."""
+
+    def __init__(self, registry: CollectorRegistry, labels: Mapping[str, str]) -> None:
+        self._source = RegistrySource("labelled", registry, labels=labels)
+
+    def collect(self) -> Iterable[Metric]:
+        return [to_metric(family) for family in self._source.families()]

@@ -16,6 +16,7 @@ from dynamometer.exposition.filters import EVERYTHING, Selection
 from dynamometer.exposition.merge import Clash, LeftOut, Source
 from dynamometer.exposition.merged_page import MergedPage
 from dynamometer.metrics.collection import Answer, Collection, SourceError
+from dynamometer.metrics.conclusions import ConcludedSource, Conclusion
 from dynamometer.metrics.rounds import Round, Rounds
 from dynamometer.metrics.sources import MetricsSource, RegistrySource
 
@@ -41,6 +42,7 @@ class MetricsPage:
         """
         self._deadline = deadline
         self._engines: list[Collection] = []
+        self._concluded: dict[object, Collection] = {}
         self._runtime = Collection(RegistrySource("runtime", instruments))
         self._page = MergedPage()
         self._counted: dict[tuple[str, str], int] = {}
@@ -58,12 +60,28 @@ class MetricsPage:
     def add(self, source: MetricsSource) -> None:
         """Show the families of `source` too; of a series that two have, the first one's stands."""
         self._engines.append(Collection(source))
-        for reason in ("failed", "timeout", "invalid"):
-            self._errors.labels(source.name, reason)
+        self._expect_errors(source.name)
 
-    def remove(self, source: MetricsSource) -> None:
+    def derive(self, conclusion: Conclusion) -> None:
+        """Show too what `conclusion` makes of its owner's families, of the same refresh."""
+
+        def given() -> list[Source]:
+            engines = [one for one in self._engines if one.source.owner == conclusion.owner]
+            return [Source(one.source.name, one.taken) for one in engines]
+
+        # A new table: a refresh that goes on in its thread keeps the one that it began with.
+        source = ConcludedSource(conclusion, given)
+        self._concluded = {**self._concluded, conclusion: Collection(source)}
+        self._expect_errors(source.name)
+
+    def remove(self, source: MetricsSource | Conclusion) -> None:
         """Show the families of `source` no more."""
         self._engines = [kept for kept in self._engines if kept.source is not source]
+        self._concluded = {one: kept for one, kept in self._concluded.items() if one is not source}
+
+    def _expect_errors(self, name: str) -> None:
+        for reason in ("failed", "timeout", "invalid"):
+            self._errors.labels(name, reason)
 
     def refresh(self) -> None:
         """Ask all sources; what does not answer, or nonsense, is not on the page."""
@@ -91,7 +109,8 @@ class MetricsPage:
         sources: list[Source] = []
 
         def answered(collection: Collection, answer: Answer) -> None:
-            sources.append(Source(collection.source.name, self._taken(collection, answer)))
+            collection.taken = self._taken(collection, answer)
+            sources.append(Source(collection.source.name, collection.taken))
 
         def finished() -> None:
             try:
@@ -101,7 +120,8 @@ class MetricsPage:
                 finish()
 
         # The runtime's own last, for the errors that were just counted; and first on the page.
-        one = Round([*self._engines, self._runtime], answered, finished)
+        asked = [*self._engines, *self._concluded.values(), self._runtime]
+        one = Round(asked, answered, finished)
         self._rounds.begin(one)
         return one
 
@@ -153,7 +173,8 @@ class MetricsPage:
         left_out = self._page.left_out
         if left_out is self._left_out:
             return
-        owners = {c.source.name: c.source.owner for c in (self._runtime, *self._engines)}
+        everyone = (self._runtime, *self._engines, *self._concluded.values())
+        owners = {one.source.name: one.source.owner for one in everyone}
         for part in set(left_out) - set(self._left_out):
             expected = part.clash is Clash.OVERLAP and owners[part.source] == owners[part.winner]
             if not expected:

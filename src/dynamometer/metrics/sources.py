@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, Protocol
 
-from prometheus_client import CollectorRegistry, Metric
+from prometheus_client import Metric
 from prometheus_client.samples import Sample
 
 from dynamometer.exposition.families import Family, Metadata
-from dynamometer.exposition.filters import FamilyFilter, Selection
-from dynamometer.exposition.metrics import FamilyMetric, from_metric
-from dynamometer.multiprocess import MultiprocessDirectory
+from dynamometer.exposition.metrics import NO_LABELS, FamilyMetric, from_metric
 
-_NO_ERRORS: Final[Mapping[str, int]] = MappingProxyType({})
+NO_ERRORS: Final[Mapping[str, int]] = MappingProxyType({})
 
 
 class MetricsSource(Protocol):
@@ -38,12 +36,29 @@ class MetricsSource(Protocol):
         """What was left out so far, and never raised: how often, by reason; only grows."""
 
 
+class Collects(Protocol):
+    """A registry or a collector of prometheus_client's, or what looks like one."""
+
+    def collect(self) -> Iterable[Metric]:
+        """The families as they are now."""
+
+
 class RegistrySource:
     """prometheus_client's instruments in this process."""
 
-    def __init__(self, name: str, instruments: CollectorRegistry) -> None:
+    def __init__(
+        self, name: str, registry: Collects, *, labels: Mapping[str, str] = NO_LABELS
+    ) -> None:
+        """Nothing is collected yet.
+
+        Args:
+            name: what its errors are counted under.
+            registry: where the instruments are.
+            labels: constant ones, added to every series that has not its own.
+        """
         self.name = self.owner = name
-        self._registry = instruments
+        self._registry = registry
+        self._labels = dict(labels)
         self._known: dict[tuple[str, str], tuple[Sequence[Sample], Family]] = {}
         self._families: Sequence[Family] = ()
 
@@ -55,41 +70,21 @@ class RegistrySource:
         return self._families
 
     def _family(self, metric: Metric) -> Family:
-        if isinstance(metric, FamilyMetric):
+        if isinstance(metric, FamilyMetric) and not self._labels:
             return from_metric(metric)
         key = (metric.name, metric.type)
         samples, before = self._known.get(key, (None, None))
         if before and samples == metric.samples and _describes(before.metadata, metric):
             return before
-        family = from_metric(metric, before.metadata if before else None)
+        family = from_metric(metric, before.metadata if before else None, self._labels)
         self._known[key] = (metric.samples, family)
         return family
 
     @property
     def errors(self) -> Mapping[str, int]:
         """None: an instrument that fails raises."""
-        return _NO_ERRORS
+        return NO_ERRORS
 
 
 def _describes(metadata: Metadata, metric: Metric) -> bool:
     return metadata.documentation == metric.documentation and metadata.unit == metric.unit
-
-
-class EngineSource:
-    """An engine's multiprocess files; only names with one of `prefixes` pass."""
-
-    def __init__(
-        self, name: str, directory: MultiprocessDirectory, *, prefixes: Sequence[str]
-    ) -> None:
-        self.name = self.owner = name
-        self._directory = directory
-        self._filter = FamilyFilter(Selection.of(prefixes=prefixes))
-
-    def families(self) -> Sequence[Family]:
-        """See `MetricsSource.families`."""
-        return self._filter.apply(self._directory.families())
-
-    @property
-    def errors(self) -> Mapping[str, int]:
-        """What the directory could not read."""
-        return self._directory.errors

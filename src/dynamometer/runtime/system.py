@@ -6,6 +6,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from aiohttp import web
 
@@ -14,9 +15,11 @@ from dynamometer.metrics import http
 from dynamometer.metrics.page import MetricsPage
 from dynamometer.runtime import addresses
 from dynamometer.runtime.record import State
-from dynamometer.settings import DEFAULT_SYSTEM_PORT
+from dynamometer.settings import DEFAULT_SYSTEM_PORT, HealthSettings
 
 logger = logging.getLogger(__name__)
+
+DEFAULT_HEALTH: Final = HealthSettings()
 
 
 class SystemStatus:
@@ -27,6 +30,7 @@ class SystemStatus:
         state: Callable[[], State],
         endpoints: Callable[[], Mapping[str, State]],
         reasons: Callable[[], Mapping[str, str]] = dict,
+        health: HealthSettings = DEFAULT_HEALTH,
     ) -> None:
         """Begin to count the uptime.
 
@@ -34,7 +38,9 @@ class SystemStatus:
             state: the process's state at the time of the question.
             endpoints: that of each endpoint, or engine, by name.
             reasons: why, by name, of those that are not ready; where there is something to say.
+            health: what the environment says of it.
         """
+        self.health = health
         self._endpoints = endpoints
         self._state = state
         self._reasons = reasons
@@ -42,13 +48,21 @@ class SystemStatus:
 
     @property
     def ready(self) -> bool:
-        """Whether all is well."""
-        return self._state() is State.READY
+        """Whether all is well, or may be called so while the process starts."""
+        state = self._state()
+        if state is State.STARTING:
+            return self.health.ready_at_start
+        if self.health.endpoints and state is not State.DRAINING:
+            endpoints = self._endpoints()
+            return all(endpoints.get(name) is State.READY for name in self.health.endpoints)
+        return state is State.READY
 
     def body(self, status: str) -> Mapping[str, object]:
         """A JSON body in the peer's form; `reasons` is ours."""
         secs, nanos = divmod(time.monotonic_ns() - self._begun, 10**9)
-        endpoints = {
+        at_start = "ready" if self.health.ready_at_start else "notready"
+        # As the peer's: before they are ready only those that are waited for are named.
+        endpoints = dict.fromkeys(self.health.endpoints, at_start) | {
             name: "ready" if state is State.READY else "notready"
             for name, state in self._endpoints().items()
             if state is not State.STARTING
@@ -74,8 +88,8 @@ def application(page: MetricsPage, status: SystemStatus) -> web.Application:
         return web.json_response(status.body("live"))
 
     app = web.Application()
-    app.router.add_get("/health", health)
-    app.router.add_get("/live", live)
+    app.router.add_get(status.health.path, health)
+    app.router.add_get(status.health.live_path, live)
     http.add_route(app, page)
     return app
 

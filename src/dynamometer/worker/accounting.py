@@ -6,27 +6,32 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from dynamometer.metrics.buckets import COMPONENT_DURATION_BUCKETS
+from dynamometer.metrics.buckets import COMPONENT_DURATION_BUCKETS, FIRST_RESPONSE_BUCKETS
+from dynamometer.metrics.hierarchy import Metrics
 from dynamometer.names import component_error_type, labels, name_prefix, work_handler
 
 
 class EndpointMetrics:
-    """The `dynamo_component_*` families of one endpoint, each with one label set."""
+    """The families of one endpoint, each with one label set."""
 
-    def __init__(self, registry: CollectorRegistry, constant: Mapping[str, str]) -> None:
+    def __init__(
+        self, metrics: Metrics, registry: CollectorRegistry, constant: Mapping[str, str]
+    ) -> None:
         """Register the families.
 
         Args:
-            registry: where they are collected.
-            constant: the runtime's labels, on every series.
+            metrics: of the endpoint.
+            registry: for those whose names are not `dynamo_component_*`.
+            constant: labels on every series besides the level's.
         """
-        self._registry = registry
-        self._constant = dict(constant)
-        self.inflight = self._gauge(
+        self._metrics = metrics
+        self._constant = constant
+        self.inflight = metrics.create_gauge(
             work_handler.INFLIGHT_REQUESTS,
             "Number of requests currently being processed by work handler",
+            const_labels=constant,
         )
         self._requests = self._counter(
             work_handler.REQUESTS_TOTAL, "Total number of requests processed by work handler"
@@ -42,24 +47,34 @@ class EndpointMetrics:
         self._cancellations = self._counter(
             work_handler.CANCELLATION_TOTAL, "Total number of requests cancelled by work handler"
         )
-        self._errors = self._counter(
+        errors = metrics.create_counter(
             work_handler.ERRORS_TOTAL,
             "Total number of errors in work handler processing",
-            {labels.ERROR_TYPE: component_error_type.GENERATE},
+            (labels.ERROR_TYPE,),
+            const_labels=constant,
         )
-        self._duration = Histogram(
-            f"{name_prefix.COMPONENT}_{work_handler.REQUEST_DURATION_SECONDS}",
+        self._errors = {
+            kind: errors.labels(kind)
+            for kind in (component_error_type.GENERATE, component_error_type.RESPONSE_STREAM)
+        }
+        self._duration = metrics.create_histogram(
+            work_handler.REQUEST_DURATION_SECONDS,
             "Time spent processing requests by work handler",
-            tuple(self._constant),
             buckets=COMPONENT_DURATION_BUCKETS,
+            const_labels=constant,
+        )
+        self._first_response = Histogram(
+            f"{name_prefix.WORK_HANDLER}_{work_handler.TIME_TO_FIRST_RESPONSE_SECONDS}",
+            "Seconds from a request's arrival at the worker until its engine's answer began",
+            buckets=FIRST_RESPONSE_BUCKETS,
             registry=registry,
-        ).labels(**self._constant)
+        )
 
     @contextmanager
     def request(self) -> Iterator[RequestCount]:
         """Count one request from here to the context's end."""
-        count = RequestCount()
         begun = time.perf_counter()
+        count = RequestCount()
         self.inflight.inc()
         try:
             yield count
@@ -69,29 +84,39 @@ class EndpointMetrics:
             self._request_bytes.inc(count.bytes_in)
             self._response_bytes.inc(count.bytes_out)
             self._duration.observe(time.perf_counter() - begun)
+            if count.first_response is not None:
+                self._first_response.observe(count.first_response - begun)
             if count.cancelled:
                 self._cancellations.inc()
-            if count.failed:
-                self._errors.inc()
+            if count.error is not None:
+                self._errors[count.error].inc()
 
-    def _counter(self, name: str, text: str, more: Mapping[str, str] | None = None) -> Counter:
-        values = self._constant | dict(more or {})
-        full = f"{name_prefix.COMPONENT}_{name}"
-        return Counter(full, text, tuple(values), registry=self._registry).labels(**values)
-
-    def _gauge(self, name: str, text: str) -> Gauge:
-        full = f"{name_prefix.COMPONENT}_{name}"
-        gauge = Gauge(full, text, tuple(self._constant), registry=self._registry)
-        return gauge.labels(**self._constant)
+    def _counter(self, name: str, text: str) -> Counter:
+        return self._metrics.create_counter(name, text, const_labels=self._constant)
 
 
 class RequestCount:
-    """One request: bytes of its bodies, and how it ended."""
+    """One request: bytes of its bodies, when its answer began, and how it ended.
 
-    __slots__ = ("bytes_in", "bytes_out", "cancelled", "failed")
+    Attributes:
+        bytes_in: of the request's body.
+        bytes_out: of the answer's body.
+        cancelled: whether the client went away.
+        error: one of `component_error_type`, or None.
+        first_response: when the answer began, as `time.perf_counter` has it.
+    """
+
+    __slots__ = ("bytes_in", "bytes_out", "cancelled", "error", "first_response")
 
     def __init__(self) -> None:
         self.bytes_in = 0
         self.bytes_out = 0
         self.cancelled = False
-        self.failed = False
+        self.error: str | None = None
+        self.first_response: float | None = None
+
+    def answered(self, status: int) -> None:
+        """The engine's answer has begun; an engine's own fault (5xx) is an error."""
+        self.first_response = time.perf_counter()
+        if status >= 500:
+            self.error = component_error_type.GENERATE

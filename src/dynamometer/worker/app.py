@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Sequence
@@ -14,11 +15,10 @@ from typing import Final
 from aiohttp import web
 
 from dynamometer.engines.interface import Engine, Launch
-from dynamometer.errors import DiscoveryError
+from dynamometer.errors import DiscoveryError, SettingsError
+from dynamometer.metrics.engine import register_engine_metrics_callback
 from dynamometer.metrics.http_source import HttpSource
-from dynamometer.metrics.instruments import process_metrics, registry
-from dynamometer.metrics.page import MetricsPage
-from dynamometer.metrics.sources import EngineSource
+from dynamometer.metrics.load import EngineLoad
 from dynamometer.multiprocess import MultiprocessDirectory
 from dynamometer.names import labels
 from dynamometer.runtime import addresses, relay, system
@@ -26,9 +26,12 @@ from dynamometer.runtime.discovery.file import FileDiscovery
 from dynamometer.runtime.discovery.interface import Registration
 from dynamometer.runtime.endings import Stop, let_finish
 from dynamometer.runtime.identity import hexadecimal, new_id
-from dynamometer.runtime.record import Record, Role, State
+from dynamometer.runtime.record import ENGINE_VERSION, Record, Role, State
+from dynamometer.runtime.runtime import DistributedRuntime
 from dynamometer.runtime.servers import serving
+from dynamometer.settings import HealthSettings
 from dynamometer.worker.accounting import EndpointMetrics
+from dynamometer.worker.build import BuildMetrics
 from dynamometer.worker.endpoint import Endpoint
 from dynamometer.worker.health import EngineClient
 from dynamometer.worker.run_directory import RunDirectory, run_directory
@@ -54,6 +57,7 @@ class WorkerOptions:
     port: int
     system_host: str
     system_port: int | None
+    health: HealthSettings
     namespace: str
     component: str
     endpoint: str
@@ -71,6 +75,11 @@ async def serve(options: WorkerOptions, engine: Engine) -> None:
         EngineError: the engine ended by itself.
         DynamometerError: something that it needs cannot be had; says what.
     """
+    if set(options.health.endpoints) - {options.endpoint}:
+        raise SettingsError(
+            f"DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS={json.dumps(options.health.endpoints)}: "
+            f'the only endpoint of this worker is ["{options.endpoint}"] (--endpoint)'
+        )
     stop = Stop()
     async with AsyncExitStack() as stack:
         instance_id = new_id()
@@ -108,37 +117,42 @@ class _Worker:
         directory: RunDirectory,
     ) -> None:
         self._options = options
-        constant = {
-            labels.NAMESPACE: options.namespace,
-            labels.COMPONENT: options.component,
-            labels.ENDPOINT: options.endpoint,
-            labels.MODEL: launch.model,
-            labels.WORKER_ID: hexadecimal(instance_id),
-        }
-        instruments = registry()
-        process_metrics(instruments, hexadecimal(instance_id))
+        runtime = self._runtime = DistributedRuntime(instance_id=instance_id)
+        component = runtime.namespace(options.namespace).component(options.component)
+        endpoint = component.endpoint(options.endpoint)
+        identity = {labels.MODEL: launch.model, labels.WORKER_ID: hexadecimal(instance_id)}
+        every_label = {**endpoint.labels, **identity}
+        engine_labels = every_label if options.runtime_labels else {}
         self.session = relay.client(keepalive_seconds=_ENGINE_KEEPALIVE_SECONDS)
         client = EngineClient(self.session, launch, engine.health_path)
         self._supervisor = Supervisor(engine, launch, client, directory)
+        self._build = BuildMetrics(
+            runtime.level({labels.COMPONENT: options.component}),
+            runtime.registry,
+            engine=engine.name,
+            model=launch.model,
+        )
         self.endpoint = Endpoint(
             engine_url=launch.url,
             routes=engine.routes,
-            metrics=EndpointMetrics(instruments, constant),
+            metrics=EndpointMetrics(endpoint.metrics, runtime.registry, identity),
             session=self.session,
             state=lambda: self._supervisor.state,
             models=lambda: self._supervisor.models,
             max_body_size=options.max_body_size,
             api_key=launch.api_key,
         )
-        self._page = MetricsPage(instruments)
         if launch.metrics:
+            # The reader adds the labels itself: added behind it they would cost twice as much.
             files = MultiprocessDirectory(
                 directory.path / "metrics",
-                labels=constant if options.runtime_labels else None,
+                labels=engine_labels,
                 owned=True,
                 max_series=options.max_series,
             )
-            self._page.add(EngineSource(engine.name, files, prefixes=engine.metric_prefixes))
+            register_engine_metrics_callback(
+                endpoint, files, engine.metric_prefixes, source=engine.name
+            )
         self._fetched: HttpSource | None = None
         if launch.page_url is not None:
             self._fetched = HttpSource(
@@ -147,9 +161,10 @@ class _Worker:
                 session=self.session,
                 owner=engine.name,
                 prefixes=engine.metric_prefixes,
-                labels=constant if options.runtime_labels else None,
+                labels=engine_labels,
             )
-            self._page.add(self._fetched)
+            endpoint.metrics.register_source(self._fetched)
+        runtime.page.derive(EngineLoad(engine.name, lambda: every_label, component=True))
         self.record = Record(
             role=Role.WORKER,
             id=instance_id,
@@ -164,8 +179,10 @@ class _Worker:
         def state() -> State:
             return self._supervisor.state
 
-        status = system.SystemStatus(state, lambda: {self._options.endpoint: state()})
-        return system.application(self._page, status)
+        status = system.SystemStatus(
+            state, lambda: {self._options.endpoint: state()}, health=self._options.health
+        )
+        return system.application(self._runtime.page, status)
 
     async def _fetch(self) -> None:
         """Fetch the engine's own page, where it is one of the sources, once it can be there."""
@@ -179,6 +196,9 @@ class _Worker:
 
     async def run(self, registration: Registration, stop: Stop) -> None:
         async def changed() -> None:
+            if self._supervisor.state is State.READY:
+                version = self._supervisor.info.get(ENGINE_VERSION, "")
+                self._build.ready(self._supervisor.load_seconds, engine_version=str(version))
             self.record = replace(
                 self.record,
                 state=self._supervisor.state,

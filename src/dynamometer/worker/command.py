@@ -96,6 +96,7 @@ def main(argv: Sequence[str], program: str = "dyno sglang") -> int:
         port=own.port,
         system_host=own.system_host or environment.system_host,
         system_port=environment.system_port if own.system_port is None else own.system_port,
+        health=environment.health,
         namespace=own.namespace or environment.namespace or "dynamo",
         component=own.component,
         endpoint=own.endpoint,

@@ -11,6 +11,7 @@ import aiohttp
 from aiohttp import web
 
 from dynamometer.engines.interface import ModelCards, Route
+from dynamometer.names import component_error_type
 from dynamometer.runtime import openai_errors, relay
 from dynamometer.runtime.record import State
 from dynamometer.worker.accounting import EndpointMetrics, RequestCount
@@ -84,6 +85,7 @@ class Endpoint:
         begun: web.StreamResponse | None = None
         try:
             async with relay.exchange(self._session, url, body, headers) as answer:
+                count.answered(answer.status)
                 begun = await relay.begin(request, answer, length=answer.content_length)
                 async for chunk in relay.chunks(answer):
                     count.bytes_out += len(chunk)
@@ -91,10 +93,14 @@ class Endpoint:
                 await begun.write_eof()
                 return begun
         except relay.NotReachedError:
-            count.failed = True
+            count.error = component_error_type.GENERATE
             return openai_errors.unavailable("the engine does not answer", retry=True)
         except relay.BrokenError as error:
-            count.failed = True
+            count.error = (
+                component_error_type.GENERATE
+                if begun is None
+                else component_error_type.RESPONSE_STREAM
+            )
             logger.warning("the engine's answer to %s broke off: %s", request.path, error)
             if begun is None:
                 return openai_errors.engine_died()

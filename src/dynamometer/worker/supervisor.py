@@ -39,7 +39,15 @@ Changed = Callable[[], Awaitable[None]]
 
 
 class Supervisor:
-    """One engine, and the state that the worker is in because of it."""
+    """One engine, and the state that the worker is in because of it.
+
+    Attributes:
+        state: of the worker.
+        since: when it became so, Unix time in seconds.
+        models: what the engine serves, once it is ready.
+        load_seconds: how long it took from the engine's start until its model answered.
+        info: what the engine says of itself, some time after it is ready; see `record`.
+    """
 
     def __init__(
         self, engine: Engine, launch: Launch, client: EngineClient, directory: RunDirectory
@@ -53,6 +61,7 @@ class Supervisor:
         self.state = State.STARTING
         self.since = time.time()
         self.models = ModelCards()
+        self.load_seconds = 0.0
         self.info: Mapping[str, Json] = {}
 
     @asynccontextmanager
@@ -124,10 +133,9 @@ class Supervisor:
         self._look(process)
         process.log.clear()  # what it has survived is not what it ends of
         self.models = models
+        self.load_seconds = time.monotonic() - begun
         self._enter(State.READY)
-        logger.info(
-            "ready after %.1f s: serving %s", time.monotonic() - begun, ", ".join(models.names)
-        )
+        logger.info("ready after %.1f s: serving %s", self.load_seconds, ", ".join(models.names))
         await changed()
         await self._ask_what_it_is(changed)
 

@@ -1,0 +1,90 @@
+"""Functions of a user's that a scrape calls, as sources of the page.
+
+So they have what every source has: a deadline, errors that are counted and cost nothing else.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+
+from dynamometer.errors import ArgumentError, ExpositionError
+from dynamometer.exposition.families import Family
+from dynamometer.exposition.text import TextParser
+from dynamometer.metrics.sources import NO_ERRORS
+
+
+def checked(function: object) -> None:
+    """Raise where a scrape cannot call `function`.
+
+    Raises:
+        ArgumentError: it is not callable, or a coroutine function.
+    """
+    if not callable(function):
+        raise ArgumentError(f"{function!r} cannot be called: a callback is a function")
+    if inspect.iscoroutinefunction(function):
+        raise ArgumentError(
+            f"{function!r} is a coroutine function: a scrape calls its callbacks in a thread; "
+            "let a task of yours set the instruments instead"
+        )
+
+
+class CallbackSource:
+    """Called before each scrape; shows nothing itself."""
+
+    def __init__(self, name: str, function: Callable[[], object]) -> None:
+        """Nothing is called yet.
+
+        Args:
+            name: what its errors are counted under.
+            function: sets some instruments; what it returns is passed over.
+        """
+        self.name = self.owner = name
+        self._function = function
+
+    def families(self) -> Sequence[Family]:
+        """See `MetricsSource.families`."""
+        self._function()
+        return ()
+
+    @property
+    def errors(self) -> Mapping[str, int]:
+        """None: it raises."""
+        return NO_ERRORS
+
+
+class TextSource:
+    """What a function returns as text of the format 0.0.4."""
+
+    def __init__(self, name: str, function: Callable[[], str | bytes | None]) -> None:
+        """Nothing is called yet.
+
+        Args:
+            name: what its errors are counted under.
+            function: returns the text; empty, or None, for nothing.
+        """
+        self.name = self.owner = name
+        self._function = function
+        self._parser = TextParser()
+        self._last: str | bytes = ""
+        self._families: Sequence[Family] = ()
+
+    def families(self) -> Sequence[Family]:
+        """See `MetricsSource.families`.
+
+        Raises:
+            ExpositionError: it is no text, or not in the format; names the line.
+        """
+        text = self._function() or ""
+        if not isinstance(text, str | bytes):
+            raise ExpositionError(f"the callback has returned {type(text).__name__}, not a text")
+        if text != self._last:
+            page = text.encode() if isinstance(text, str) else text
+            self._families = self._parser.parse(page)
+            self._last = text
+        return self._families
+
+    @property
+    def errors(self) -> Mapping[str, int]:
+        """None: it raises."""
+        return NO_ERRORS

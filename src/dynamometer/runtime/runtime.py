@@ -1,0 +1,220 @@
+"""A process's place among others, and what it counts there.
+
+    runtime = DistributedRuntime()
+    endpoint = runtime.namespace("dynamo").component("backend").endpoint("generate")
+    requests = endpoint.metrics.create_counter("requests", "Requests that came")
+    with runtime.serve() as server:
+        ...
+
+What is created at a level has the labels of the level; `runtime.metrics.render()` is the page, and
+`runtime.serve()` serves it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Final
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+
+from dynamometer import settings
+from dynamometer.errors import ArgumentError
+from dynamometer.metrics.hierarchy import Hierarchy, Metrics
+from dynamometer.metrics.page import DEADLINE_SECONDS, MetricsPage
+from dynamometer.names import distributed_runtime, labels
+from dynamometer.runtime import system
+from dynamometer.runtime.identity import hexadecimal, new_id
+from dynamometer.runtime.record import State
+from dynamometer.runtime.system_server import SystemServer
+
+NO_LABELS: Final[Mapping[str, str]] = {}
+
+
+class DistributedRuntime:
+    """The top level: one process of a distributed system.
+
+    Attributes:
+        instance_id: the process's number, 64 bits; `worker_id` on pages is its hexadecimal.
+        metrics: what is created here has no labels of a level.
+        page: what `/metrics` returns.
+    """
+
+    def __init__(
+        self, *, instance_id: int | None = None, deadline: float = DEADLINE_SECONDS
+    ) -> None:
+        """A runtime with the metrics that every process has.
+
+        Args:
+            instance_id: by default a random number.
+            deadline: how long callbacks and engines together may take at a scrape, seconds.
+        """
+        self.instance_id = new_id() if instance_id is None else instance_id
+        self._hierarchy = Hierarchy(deadline=deadline)
+        self.metrics = self._hierarchy.level(NO_LABELS)
+        self._endpoints: dict[tuple[str, str, str], Endpoint] = {}
+        self._was_ready = False
+        _count_process(self._hierarchy.registry, self.metrics, hexadecimal(self.instance_id))
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """For families that are called otherwise than `dynamo_component_*`; no labels are added."""
+        return self._hierarchy.registry
+
+    @property
+    def page(self) -> MetricsPage:
+        """What `/metrics` returns."""
+        return self._hierarchy.page
+
+    def namespace(self, name: str) -> Namespace:
+        """The namespace of a name: letters, digits, `_`, `-` and `.`.
+
+        Raises:
+            ArgumentError: the name has others.
+        """
+        return Namespace(self, _checked("namespace", name))
+
+    def level(self, level_labels: Mapping[str, str]) -> Metrics:
+        """The metrics of a level; see `Namespace.metrics` and its like."""
+        return self._hierarchy.level(level_labels)
+
+    def endpoint(self, namespace: str, component: str, name: str) -> Endpoint:
+        """The one endpoint of these names; see `Component.endpoint`."""
+        key = (namespace, component, name)
+        return self._endpoints.setdefault(key, Endpoint(self, *key))
+
+    def serve(self, *, host: str | None = None, port: int | None = None) -> SystemServer:
+        """Serve `/metrics`, `/health` and `/live` from now on, in a thread.
+
+        For programs with and without an event loop. The environment is read as a worker's:
+        DYN_SYSTEM_PORT, DYN_SYSTEM_HOST and the variables of health.
+
+        Args:
+            host: by default DYN_SYSTEM_HOST, or 127.0.0.1.
+            port: by default DYN_SYSTEM_PORT, or 8081, or any free one where that is taken; 0 is
+                any free one, -1 none at all.
+
+        Returns:
+            The server: its `url`, and `close`; a context manager too.
+
+        Raises:
+            SettingsError: a variable has a value that is not allowed.
+            AddressError: the address cannot be listened on.
+        """
+        environment = settings.read()
+        status = system.SystemStatus(self._state, self._endpoint_states, health=environment.health)
+        listener = system.listen(
+            host or environment.system_host, environment.system_port if port is None else port
+        )
+        return SystemServer(system.application(self.page, status), listener)
+
+    def _state(self) -> State:
+        """Starting until all endpoints were ready for the first time."""
+        ready = all(endpoint.ready for endpoint in list(self._endpoints.values()))
+        self._was_ready = self._was_ready or ready
+        return State.READY if ready else self._unready
+
+    @property
+    def _unready(self) -> State:
+        return State.FAILED if self._was_ready else State.STARTING
+
+    def _endpoint_states(self) -> Mapping[str, State]:
+        return {
+            name: State.READY if endpoint.ready else self._unready
+            for (_, _, name), endpoint in list(self._endpoints.items())
+        }
+
+
+class Namespace:
+    """The components that belong together.
+
+    Attributes:
+        name: the label `dynamo_namespace`.
+        metrics: what is created here has that label.
+    """
+
+    def __init__(self, runtime: DistributedRuntime, name: str) -> None:
+        """See `DistributedRuntime.namespace`."""
+        self._runtime = runtime
+        self.name = name
+        self.metrics = runtime.level({labels.NAMESPACE: name})
+
+    def component(self, name: str) -> Component:
+        """The component of a name: letters, digits, `_`, `-` and `.`.
+
+        Raises:
+            ArgumentError: the name has others.
+        """
+        return Component(self._runtime, self.name, _checked("component", name))
+
+
+class Component:
+    """The processes that do the same work.
+
+    Attributes:
+        name: the label `dynamo_component`.
+        metrics: what is created here has that label, and the namespace's.
+    """
+
+    def __init__(self, runtime: DistributedRuntime, namespace: str, name: str) -> None:
+        """See `Namespace.component`."""
+        self._runtime = runtime
+        self._namespace = namespace
+        self.name = name
+        self.metrics = runtime.level({labels.NAMESPACE: namespace, labels.COMPONENT: name})
+
+    def endpoint(self, name: str) -> Endpoint:
+        """The endpoint of a name; the same object again for the same one.
+
+        Raises:
+            ArgumentError: the name has other characters than letters, digits, `_`, `-` and `.`.
+        """
+        return self._runtime.endpoint(self._namespace, self.name, _checked("endpoint", name))
+
+
+class Endpoint:
+    """What a component can be asked for.
+
+    Attributes:
+        name: the label `dynamo_endpoint`.
+        labels: those of the level.
+        metrics: what is created here has the labels of all levels.
+        ready: whether it can be asked now: yours to set, and what `/health` says. True at first.
+    """
+
+    def __init__(
+        self, runtime: DistributedRuntime, namespace: str, component: str, name: str
+    ) -> None:
+        """See `Component.endpoint`."""
+        self._runtime = runtime
+        self.name = name
+        self.labels: Mapping[str, str] = {
+            labels.NAMESPACE: namespace,
+            labels.COMPONENT: component,
+            labels.ENDPOINT: name,
+        }
+        self.metrics = runtime.level(self.labels)
+        self.ready = True
+
+    def connection_id(self) -> int:
+        """The number of the process's instance."""
+        return self._runtime.instance_id
+
+
+def _checked(level: str, name: str) -> str:
+    try:
+        return settings.name(name)
+    except ValueError as error:
+        raise ArgumentError(f"{level} {name!r}: {error}") from None
+
+
+def _count_process(registry: CollectorRegistry, metrics: Metrics, worker_id: str) -> None:
+    """Register what every process shows: its uptime, and the `process_*` families."""
+    begun = time.monotonic()
+    uptime = metrics.create_gauge(
+        distributed_runtime.UPTIME_SECONDS,
+        "Total uptime of the DistributedRuntime in seconds",
+        const_labels={labels.WORKER_ID: worker_id},
+    )
+    uptime.set_function(lambda: time.monotonic() - begun)
+    ProcessCollector(registry=registry)

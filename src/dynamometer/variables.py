@@ -1,0 +1,111 @@
+"""The environment variables that are read, and what each means; `settings` reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True)
+class Variable:
+    """What docs/configuration.md says of one.
+
+    Attributes:
+        meaning: what it sets, and what values it takes.
+        default: what holds without it.
+        flag: the flag of the same meaning; empty where there is none.
+    """
+
+    meaning: str
+    default: str
+    flag: str = ""
+
+
+# Histograms of the frontend whose buckets can be set: what they are of, and NVIDIA Dynamo's least
+# and greatest bound and number of bounds.
+BUCKETS: Final[Mapping[str, tuple[str, float, float, int]]] = {
+    "DYN_METRICS_REQUEST_DURATION": ("request durations, seconds", 1.0, 512.0, 10),
+    "DYN_METRICS_TTFT": ("time to first token, seconds", 0.001, 480.0, 18),
+    "DYN_METRICS_ITL": ("inter-token latency, seconds", 0.001, 80.0, 20),
+    "DYN_METRICS_INPUT_SEQUENCE": ("input and cached tokens", 50.0, 128000.0, 12),
+    "DYN_METRICS_OUTPUT_SEQUENCE": ("output tokens", 50.0, 32000.0, 10),
+}
+
+
+def _of_buckets() -> Mapping[str, Variable]:
+    found = {}
+    for name, (what, least, greatest, count) in BUCKETS.items():
+        found[f"{name}_MIN"] = Variable(
+            f"where the buckets of {what}, begin: above 0; they grow by a ratio from there, "
+            "rounded to two digits, and 0 stands before them",
+            f"{least:g}",
+        )
+        found[f"{name}_MAX"] = Variable("the greatest of them: above `_MIN`", f"{greatest:g}")
+        found[f"{name}_COUNT"] = Variable("how many: 1 to 512", str(count))
+    return found
+
+
+VARIABLES: Final[Mapping[str, Variable]] = {
+    "DYN_SYSTEM_HOST": Variable(
+        "address of a worker's, an exporter's or your own process's `/metrics` and `/health`",
+        "`127.0.0.1`",
+        "`--system-host`",
+    ),
+    "DYN_SYSTEM_PORT": Variable(
+        "their port; 0: any free one, -1: no such server",
+        "8081, or any free one where that is taken",
+        "`--system-port`",
+    ),
+    "DYN_SYSTEM_STARTING_HEALTH_STATUS": Variable(
+        "what `/health` says while the process starts: `ready` or `notready`", "`notready`"
+    ),
+    "DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS": Variable(
+        "the endpoints that must be ready for `/health` to say so: a JSON list of names, such as "
+        '`["generate"]`; of a worker its own endpoint, of an exporter its engines',
+        "all that the process has",
+    ),
+    "DYN_SYSTEM_HEALTH_PATH": Variable("where `/health` is: a path", "`/health`"),
+    "DYN_SYSTEM_LIVE_PATH": Variable("where `/live` is: a path", "`/live`"),
+    "DYN_HTTP_HOST": Variable("address of the frontend", "`127.0.0.1`", "`--http-host`"),
+    "DYN_HTTP_PORT": Variable("its port; 0: any free one", "8000", "`--http-port`"),
+    "DYN_NAMESPACE": Variable(
+        "the label `dynamo_namespace` of a worker or an exporter; the only namespace that a "
+        "frontend serves",
+        "`dynamo`; a frontend serves all",
+        "`--namespace`",
+    ),
+    "DYN_FILE_KV": Variable(
+        "where instances are registered: a directory of this user's own",
+        "one in the user's runtime directory",
+        "`--discovery-directory`",
+    ),
+    "DYN_LOG": Variable(
+        "how much is said: `trace`, `debug`, `info`, `warn`, `error`, `off`; of Dynamo's form "
+        "`level,module=level` the first word counts",
+        "`info`",
+    ),
+    "DYN_LOGGING_JSONL": Variable("1: in JSON lines", "0"),
+    "DYN_METRICS_PREFIX": Variable(
+        "what the names of the frontend's own families begin with", "`dynamo_frontend`"
+    ),
+    **_of_buckets(),
+}
+"""By name, in the order in which they are explained."""
+
+OTHERS: Final[Mapping[str, str]] = {
+    "PROMETHEUS_MULTIPROC_DIR": "of a worker's engine: set by the worker, whatever it is outside. "
+    "Of `dyno mocker`: where it writes. Of the drop-in collector: what it reads",
+    "HF_HUB_OFFLINE": "1: the engine asks no model hub; said where a model is missing",
+    "SGLANG_RUST_SERVER": "1: SGLang's Rust server, whose own page is fetched too",
+    "CUDA_VISIBLE_DEVICES": "empty or -1: there are no NVIDIA devices for the worker",
+    "HIP_VISIBLE_DEVICES": "likewise, of AMD",
+    "ROCR_VISIBLE_DEVICES": "likewise, of AMD",
+    "ASCEND_RT_VISIBLE_DEVICES": "likewise, of Ascend",
+    "TORCHINDUCTOR_CACHE_DIR": "of the engine; without it, the place that it would have by itself",
+    "XDG_RUNTIME_DIR": "where the directories of this user's processes are",
+    "NO_COLOR": "set: no colour on a terminal",
+    "DYNAMOMETER_SGLANG_CPU": "set by the worker for its engine: switches the CPU platform on",
+    "DYNAMOMETER_WORKER": "set by the worker for its engine: whose it is",
+}
+"""What is read, or set, besides: other programs' variables, and those between our processes."""

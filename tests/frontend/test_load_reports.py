@@ -1,0 +1,178 @@
+"""What workers' pages say of their load, and what a frontend makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+from aiohttp import web
+from prometheus_client import Gauge
+
+from dynamometer.frontend.load import LoadReports
+from dynamometer.frontend.routing import Instances, RouterMode
+from dynamometer.metrics import http
+from dynamometer.metrics.instruments import registry
+from dynamometer.metrics.page import MetricsPage
+from dynamometer.names import engine_load
+from dynamometer.runtime import addresses
+from dynamometer.runtime.record import Record, Role, State
+from dynamometer.runtime.servers import serving
+
+BUSY, IDLE = 1, 2
+
+
+class WorkerPage:
+    """A worker's page, with gauges that the test sets."""
+
+    def __init__(self) -> None:
+        instruments = registry()
+        self.running = Gauge(engine_load.RUNNING_REQUESTS, "running", registry=instruments)
+        self.queued = Gauge(engine_load.QUEUED_REQUESTS, "queued", registry=instruments)
+        Gauge("something_else", "never asked for", registry=instruments).set(1000)
+        self.page = MetricsPage(instruments)
+        self.url = ""
+        self.asked: list[str] = []
+        self.fault: web.Response | None = None
+        self.delay = 0.0
+
+    @web.middleware
+    async def middleware(self, request: web.Request, handler: object) -> web.StreamResponse:
+        self.asked.append(request.path_qs)
+        await asyncio.sleep(self.delay)
+        if self.fault is not None:
+            return web.Response(body=self.fault.body, status=self.fault.status)
+        return await handler(request)  # type: ignore[operator, no-any-return]
+
+
+@pytest.fixture
+async def page() -> AsyncIterator[WorkerPage]:
+    made = WorkerPage()
+    app = web.Application(middlewares=[made.middleware])
+    http.add_route(app, made.page)
+    listener = addresses.listen("127.0.0.1", 0, setting="")
+    made.url = addresses.url(listener)
+    async with serving(app, listener):
+        yield made
+
+
+def worker(id_: int, system_url: str | None) -> Record:
+    return Record(
+        role=Role.WORKER, id=id_, namespace="n", component="c", models=("m",),
+        request_url="http://127.0.0.1:1", system_url=system_url, state=State.READY,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def instances(page: WorkerPage) -> Instances:
+    """One worker with a page, and one without."""
+    made = Instances(RouterMode.LEAST_LOADED, None)
+    made.update([worker(BUSY, page.url), worker(IDLE, None)])
+    return made
+
+
+@pytest.fixture
+async def reports(instances: Instances) -> AsyncIterator[LoadReports]:
+    async with aiohttp.ClientSession(auto_decompress=False) as session:
+        yield LoadReports(instances, session, interval=0.01, deadline=0.3, stale=0.0)
+
+
+def choices(instances: Instances) -> set[int]:
+    return {record.id for _ in range(4) if (record := instances.choose("m"))}
+
+
+async def test_requests_of_others_count(
+    page: WorkerPage, instances: Instances, reports: LoadReports
+) -> None:
+    page.running.set(1)
+    page.queued.set(2)
+    await reports.ask()
+    assert choices(instances) == {IDLE}
+    with instances.carrying(worker(IDLE, None)), instances.carrying(worker(IDLE, None)):
+        assert choices(instances) == {IDLE}
+        with instances.carrying(worker(IDLE, None)):
+            assert choices(instances) == {BUSY, IDLE}
+    names = "&".join(f"name[]={name}" for name in (page.running._name, page.queued._name))
+    assert page.asked == [f"/metrics?{names}".replace("[]", "%5B%5D")]
+
+
+async def test_own_requests_are_not_counted_twice(
+    page: WorkerPage, instances: Instances, reports: LoadReports
+) -> None:
+    own = worker(BUSY, page.url)
+    with instances.carrying(own), instances.carrying(own):
+        page.running.set(3)
+        await reports.ask()
+    # One of the three was somebody else's, and is taken to be there still.
+    with instances.carrying(worker(IDLE, None)):
+        assert choices(instances) == {BUSY, IDLE}
+
+
+async def test_fewer_requests_than_own_are_none_of_others(
+    page: WorkerPage, instances: Instances, reports: LoadReports
+) -> None:
+    own = worker(BUSY, page.url)
+    with instances.carrying(own), instances.carrying(own):
+        page.running.set(1)  # the engine has not seen the other one yet
+        await reports.ask()
+    assert choices(instances) == {BUSY, IDLE}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        web.Response(status=503),
+        web.Response(body=b"something_else 1\n"),
+        web.Response(body=b"no page at all {"),
+        web.Response(body=f"{engine_load.RUNNING_REQUESTS} NaN\n".encode()),
+        web.Response(body=f"{engine_load.RUNNING_REQUESTS} -5\n".encode()),
+        web.Response(body=b"#" * (128 << 10)),
+        "slow",
+    ],
+    ids=["status", "no gauge", "nonsense", "no number", "negative", "large", "slow"],
+)
+async def test_who_does_not_say_is_judged_by_own_requests_alone(
+    page: WorkerPage,
+    instances: Instances,
+    reports: LoadReports,
+    caplog: pytest.LogCaptureFixture,
+    fault: web.Response | str,
+) -> None:
+    page.running.set(9)
+    await reports.ask()
+    assert choices(instances) == {IDLE}
+    caplog.set_level(logging.DEBUG, "dynamometer")
+    if isinstance(fault, web.Response):
+        page.fault = fault
+    else:
+        page.delay = 5.0
+    for _ in range(2):
+        await reports.ask()
+    assert choices(instances) == {BUSY, IDLE}
+    said = [record for record in caplog.records if f"{BUSY:016x}" in record.getMessage()]
+    assert [record.levelno for record in said] == [logging.DEBUG]  # once
+
+
+async def test_a_report_counts_until_it_is_stale(page: WorkerPage, instances: Instances) -> None:
+    async with aiohttp.ClientSession() as session:
+        reports = LoadReports(instances, session, stale=1000.0)
+        page.running.set(9)
+        await reports.ask()
+        page.fault = web.Response(status=500)
+        await reports.ask()
+        assert choices(instances) == {IDLE}
+
+
+async def test_it_asks_on_and_ends_with_its_context(
+    page: WorkerPage, instances: Instances, reports: LoadReports
+) -> None:
+    async with reports.running():
+        async with asyncio.timeout(20):
+            while len(page.asked) < 3:
+                await asyncio.sleep(0.01)
+    asked = len(page.asked)
+    assert not [task for task in asyncio.all_tasks() if task.get_name() == "load of the workers"]
+    await asyncio.sleep(0.05)
+    assert len(page.asked) == asked

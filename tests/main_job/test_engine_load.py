@@ -1,0 +1,136 @@
+"""What the page says of the load is what the real engine has."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+from stack import Stack, Worker, eventually, http
+
+pytestmark = pytest.mark.engine
+REQUESTS, TOKENS = 6, 300
+
+
+def values(worker: Worker, name: str, **own: str) -> list[float]:
+    return [
+        sample.value
+        for family in parse(worker.page())
+        for sample in family.samples
+        if sample.name == name and own.items() <= sample.labels.items()
+    ]
+
+
+def load(worker: Worker, name: str) -> float:
+    """Of which there is one series."""
+    (value,) = values(worker, f"dynamometer_engine_{name}")
+    return value
+
+
+def serve(stack: Stack, url: str, model: str) -> int:
+    """Requests at once; the tokens that they had."""
+
+    def one(_: int) -> int:
+        body = {"model": model, "prompt": "on and on", "max_tokens": TOKENS, "ignore_eos": True}
+        answer = http(f"{url}/v1/completions", body)
+        assert answer.status == 200, answer.body
+        usage = answer.json()["usage"]
+        assert isinstance(usage, dict)
+        return int(usage["completion_tokens"])
+
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        return sum(pool.map(one, range(REQUESTS)))
+
+
+class Watched:
+    """The highest that a load was while the context was open."""
+
+    def __init__(self, worker: Worker, name: str) -> None:
+        self._worker, self._name = worker, name
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self.highest = 0.0
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.02):
+            self.highest = max(self.highest, load(self._worker, self._name))
+
+    def __enter__(self) -> Watched:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
+def test_the_load_is_the_engines(stack: Stack) -> None:
+    worker = stack.worker
+    assert worker is not None
+    before = load(worker, "generation_tokens_total")
+    with Watched(worker, "running_requests") as running:
+        tokens = serve(stack, stack.frontend_url, str(stack.model))
+    assert 1 < running.highest <= REQUESTS
+    assert tokens == REQUESTS * TOKENS
+    eventually(
+        lambda: load(worker, "generation_tokens_total") == before + tokens,
+        within=10,
+        what="all tokens counted",
+    )
+    eventually(lambda: load(worker, "running_requests") == 0, within=60, what="nothing runs")
+    assert load(worker, "queued_requests") == 0
+    assert 0 <= load(worker, "kv_usage_ratio") < 1
+    assert load(worker, "generation_tokens_total") == sum(
+        values(worker, "sglang:generation_tokens_total")
+    )
+
+
+def test_the_kv_cache_is_shown_as_the_peer_does(stack: Stack) -> None:
+    worker = stack.worker
+    assert worker is not None
+    own = {"dp_rank": "0", "dynamo_component": "backend", "model": str(stack.model)}
+    (blocks,) = values(worker, "dynamo_component_total_blocks", **own)
+    assert [blocks] == values(worker, "sglang:num_pages")
+    assert blocks > 0
+    (used,) = values(worker, "dynamo_component_gpu_cache_usage_percent", **own)
+    assert 0 <= used < 1
+    (hits,) = values(worker, "dynamo_component_kv_cache_hit_rate", **own)
+    assert 0 <= hits <= 1
+
+
+def test_the_least_loaded_frontend_sees_what_others_have(stack: Stack) -> None:
+    worker = stack.worker
+    assert worker is not None
+    with stack.run_frontend("--router-mode", "least-loaded") as (process, url):
+        tokens = serve(stack, url, str(stack.model))
+        assert tokens == REQUESTS * TOKENS
+        assert "its load is not known" not in process.log
+
+
+@pytest.mark.slow
+def test_two_data_parallel_ranks_are_one_worker(stack: Stack) -> None:
+    """With real ranks, each of which reports; one has requests of its own too."""
+    flags = ("--model", str(stack.model), "--enable-metrics", "--dp-size", "2")
+    with stack.run_worker(*flags, SGLANG_CPU_OMP_THREADS_BIND="0|1") as worker:
+        worker.wait_until_ready()
+        with Watched(worker, "running_requests") as running:
+            tokens = serve(stack, worker.request_url, str(stack.model))
+        ranks = values(worker, "sglang:num_running_reqs")
+        assert len(ranks) == 2
+        assert 1 < running.highest <= REQUESTS
+        eventually(
+            lambda: load(worker, "generation_tokens_total") == tokens,
+            within=10,
+            what="all tokens counted",
+        )
+        pages = values(worker, "sglang:num_pages")
+        assert len(pages) == 2
+        for rank, expected in enumerate(pages):
+            own = {"dp_rank": str(rank)}
+            assert values(worker, "dynamo_component_total_blocks", **own) == [expected]
+            assert len(values(worker, "dynamo_component_kv_cache_hit_rate", **own)) == 1
+        assert load(worker, "kv_usage_ratio") == pytest.approx(
+            sum(values(worker, "sglang:token_usage")) / 2
+        )

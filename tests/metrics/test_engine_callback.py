@@ -1,0 +1,230 @@
+"""`register_engine_metrics_callback` and `get_prometheus_expfmt`, with the peer's meaning."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector as TheirCollector
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+from dynamometer.errors import ArgumentError
+from dynamometer.metrics import get_prometheus_expfmt, register_engine_metrics_callback
+from dynamometer.multiprocess import MultiProcessCollector, MultiprocessDirectory
+from dynamometer.runtime import DistributedRuntime, Endpoint
+
+SAMPLE = Path(__file__).parent.parent / "samples" / "sglang-0.5.23" / "multiproc"
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    made = CollectorRegistry()
+    Counter("sglang:requests", "of SGLang", ("model",), registry=made).labels("own").inc(2)
+    Histogram("sglang:latency_seconds", "of SGLang", buckets=(1,), registry=made).observe(0.5)
+    Gauge("lmcache:usage", "of LMCache", registry=made).set(0.25)
+    Gauge("python_gc", "of Python", registry=made).set(1)
+    return made
+
+
+@pytest.fixture
+def endpoint() -> Endpoint:
+    runtime = DistributedRuntime(instance_id=0xABC)
+    return runtime.namespace("dynamo").component("backend").endpoint("generate")
+
+
+def samples(text: str) -> dict[str, dict[str, str]]:
+    return {
+        sample.name: {name: value for name, value in sample.labels.items() if name != "le"}
+        for family in parse(text)
+        for sample in family.samples
+        if sample.name.startswith(("sglang:", "lmcache:", "python_", "trtllm"))
+    }
+
+
+def page(endpoint: Endpoint) -> str:
+    return endpoint.metrics.render().decode()
+
+
+def test_without_arguments_all_of_it_is_on_the_page(
+    endpoint: Endpoint, registry: CollectorRegistry
+) -> None:
+    register_engine_metrics_callback(endpoint, registry)
+    assert samples(page(endpoint)) == samples(generate_latest(registry).decode())
+
+
+def test_several_prefixes_and_exclusion_first(
+    endpoint: Endpoint, registry: CollectorRegistry
+) -> None:
+    register_engine_metrics_callback(
+        endpoint, registry, ["sglang:", "lmcache:"], exclude_prefixes=["sglang:lat", "python_"]
+    )
+    assert samples(page(endpoint)).keys() == {"sglang:requests_total", "lmcache:usage"}
+
+
+def test_a_histogram_comes_whole(endpoint: Endpoint, registry: CollectorRegistry) -> None:
+    register_engine_metrics_callback(endpoint, registry, "sglang:latency_seconds")
+    text = page(endpoint)
+    lines = text[text.index("# HELP sglang:latency_seconds") :].splitlines()
+    assert lines[:6] == [
+        "# HELP sglang:latency_seconds of SGLang",
+        "# TYPE sglang:latency_seconds histogram",
+        'sglang:latency_seconds_bucket{le="1.0"} 1.0',
+        'sglang:latency_seconds_bucket{le="+Inf"} 1.0',
+        "sglang:latency_seconds_count 1.0",
+        "sglang:latency_seconds_sum 0.5",
+    ]
+
+
+def test_injected_labels_never_override(
+    endpoint: Endpoint, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A series' own first, then the runtime's, then the user's."""
+    with caplog.at_level(logging.WARNING):
+        register_engine_metrics_callback(
+            endpoint,
+            registry,
+            ["sglang:req", "lmcache:"],
+            inject_custom_labels={"lora": "a", "dynamo_namespace": "mine"},
+            namespace_name="prod",
+            component_name="worker",
+            model_name="tiny",
+        )
+    runtimes = {
+        "dynamo_namespace": "prod",
+        "dynamo_component": "worker",
+        "dynamo_endpoint": "generate",
+        "worker_id": "0000000000000abc",
+        "model_name": "tiny",
+        "lora": "a",
+    }
+    assert samples(page(endpoint)) == {
+        "sglang:requests_total": runtimes | {"model": "own"},
+        "lmcache:usage": runtimes | {"model": "tiny"},
+    }
+    assert "'prod' stands, not 'mine'" in caplog.text
+
+
+def test_without_names_no_label_is_the_runtimes(
+    endpoint: Endpoint, registry: CollectorRegistry
+) -> None:
+    register_engine_metrics_callback(endpoint, registry, "lmcache:", model_name="tiny")
+    assert samples(page(endpoint)) == {"lmcache:usage": {}}
+
+
+def test_a_prefix_is_added_once_in_place_of_the_filters(
+    endpoint: Endpoint, registry: CollectorRegistry
+) -> None:
+    Gauge("trtllm:up", "has it already", registry=registry)
+    register_engine_metrics_callback(
+        endpoint, registry, ["sglang:", "trtllm:"], add_prefix="trtllm:"
+    )
+    names = {"trtllm:requests_total", "trtllm:up", "trtllm:latency_seconds_bucket"}
+    names |= {"trtllm:latency_seconds_count", "trtllm:latency_seconds_sum"}
+    assert samples(page(endpoint)).keys() == names
+    assert "# TYPE trtllm:requests_total counter" in page(endpoint)
+    assert samples(get_prometheus_expfmt(registry, "python_", add_prefix="trtllm_")).keys() == {
+        "trtllm_gc"
+    }
+
+
+@pytest.mark.parametrize("label", ["le", "quantile", "a-b", "__x", ""])
+def test_a_label_that_cannot_be_injected_is_refused_at_once(
+    endpoint: Endpoint, registry: CollectorRegistry, label: str
+) -> None:
+    with pytest.raises(ValueError, match="label") as raised:
+        register_engine_metrics_callback(endpoint, registry, inject_custom_labels={label: "x"})
+    assert isinstance(raised.value, ArgumentError)
+    with pytest.raises(ArgumentError):
+        get_prometheus_expfmt(registry, inject_custom_labels={label: "x"})
+
+
+class Broken:
+    def collect(self) -> Iterable[Metric]:
+        raise OSError("no such directory")
+
+
+def test_an_error_is_raised_to_the_page_which_counts_it(endpoint: Endpoint) -> None:
+    endpoint.metrics.create_counter("own", "ours").inc()
+    register_engine_metrics_callback(endpoint, Broken(), "sglang:")
+    page(endpoint)
+    text = page(endpoint)
+    count = 'dynamometer_engine_scrape_errors_total{reason="failed",source="sglang"} '
+    assert f"{count}2.0" in text
+    assert "dynamo_component_own_total{" in text
+    with pytest.raises(OSError, match="no such directory"):
+        get_prometheus_expfmt(Broken(), "sglang:")
+
+
+class DynamosEndpoint:
+    """A real Dynamo's endpoint, as far as the function meets it: text callbacks alone."""
+
+    def __init__(self) -> None:
+        self.callbacks: list[Callable[[], str]] = []
+
+    @property
+    def metrics(self) -> DynamosEndpoint:
+        return self
+
+    def register_prometheus_expfmt_callback(self, function: Callable[[], str], /) -> None:
+        self.callbacks.append(function)
+
+    def connection_id(self) -> int:
+        return 0xC6554D44C8D12F4C
+
+
+def test_it_works_with_an_endpoint_that_takes_text_alone(registry: CollectorRegistry) -> None:
+    endpoint = DynamosEndpoint()
+    register_engine_metrics_callback(
+        endpoint, registry, ["lmcache:"], namespace_name="dynamo", component_name="backend"
+    )
+    (callback,) = endpoint.callbacks
+    text = callback()
+    assert isinstance(text, str)
+    assert samples(text)["lmcache:usage"]["worker_id"] == "c6554d44c8d12f4c"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(SAMPLE, tmp_path / "multiproc"))
+
+
+def test_our_collector_and_theirs_give_the_same_text(files: Path) -> None:
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    MultiProcessCollector(ours, str(files))
+    TheirCollector(theirs, str(files))
+    for prefixes in (None, ["sglang:num_"]):
+        texts = [get_prometheus_expfmt(registry, prefixes) for registry in (ours, theirs)]
+        assert sorted(texts[0].splitlines()) == sorted(texts[1].splitlines())
+        assert texts[0].endswith("\n")
+
+
+def test_what_did_not_change_is_not_made_again(endpoint: Endpoint, files: Path) -> None:
+    """The families of the reader reach the page as they are: the very same objects."""
+    directory = MultiprocessDirectory(files)
+    register_engine_metrics_callback(endpoint, directory, "sglang:")
+    first = page(endpoint)
+    assert first.count("# TYPE sglang:") > 50
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(files))
+    labels = {"lora": "a"}
+    one = get_prometheus_expfmt(registry, "sglang:", inject_custom_labels=labels)
+    again = CollectorRegistry()  # made anew for each scrape, as prometheus_client's docs do
+    MultiProcessCollector(again, str(files))
+    assert get_prometheus_expfmt(again, "sglang:", inject_custom_labels=labels) == one
+    assert all('lora="a"' in line for line in one.splitlines() if not line.startswith("#"))
+
+
+def test_a_bad_file_is_counted_for_the_engine(endpoint: Endpoint, files: Path) -> None:
+    (files / "counter_1.db").write_bytes(b"\xff" * 100)
+    register_engine_metrics_callback(endpoint, MultiprocessDirectory(files), "sglang:")
+    page(endpoint)
+    text = page(endpoint)
+    assert 'source="sglang"} 0.0' in text
+    counted = [
+        line for line in text.splitlines() if line.startswith("dynamometer_engine_scrape_errors")
+    ]
+    assert any(not line.endswith(" 0.0") for line in counted)

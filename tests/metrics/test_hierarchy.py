@@ -1,0 +1,289 @@
+"""Metrics by their levels, on one page."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+from dynamometer.errors import ArgumentError, DynamometerError
+from dynamometer.metrics.hierarchy import Metrics
+from dynamometer.runtime import DistributedRuntime
+
+
+@pytest.fixture
+def runtime() -> DistributedRuntime:
+    return DistributedRuntime(instance_id=0xABC, deadline=0.3)
+
+
+@pytest.fixture
+def never() -> Iterator[threading.Event]:
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def series(runtime: DistributedRuntime, name: str) -> dict[frozenset[tuple[str, str]], float]:
+    return {
+        frozenset(sample.labels.items()): sample.value
+        for family in parse(runtime.metrics.render().decode())
+        for sample in family.samples
+        if sample.name == name
+    }
+
+
+def errors(runtime: DistributedRuntime, source: str, reason: str) -> float:
+    key = frozenset({("source", source), ("reason", reason)})
+    return series(runtime, "dynamometer_engine_scrape_errors_total")[key]
+
+
+def test_series_have_the_labels_that_their_level_knows(runtime: DistributedRuntime) -> None:
+    namespace = runtime.namespace("dynamo")
+    component = namespace.component("backend")
+    endpoint = component.endpoint("generate")
+    levels = (runtime.metrics, namespace.metrics, component.metrics, endpoint.metrics)
+    for number, metrics in enumerate(levels, 1):
+        metrics.create_gauge("depth", "of a level").set(number)
+    of_namespace = {("dynamo_namespace", "dynamo")}
+    of_component = of_namespace | {("dynamo_component", "backend")}
+    assert series(runtime, "dynamo_component_depth") == {
+        frozenset(): 1,
+        frozenset(of_namespace): 2,
+        frozenset(of_component): 3,
+        frozenset(of_component | {("dynamo_endpoint", "generate")}): 4,
+    }
+    page = runtime.metrics.render().decode()
+    assert page.count("# TYPE dynamo_component_depth gauge") == 1
+
+
+def test_what_is_created_is_prometheus_clients_own(runtime: DistributedRuntime) -> None:
+    metrics = runtime.namespace("n").component("c").endpoint("e").metrics
+    counter = metrics.create_counter("requests", "came", ("kind",))
+    gauge = metrics.create_gauge("depth", "of a queue")
+    histogram = metrics.create_histogram("latency_seconds", "of one", buckets=(0.1, 1))
+    assert (type(counter), type(gauge), type(histogram)) == (Counter, Gauge, Histogram)
+    counter.labels("a").inc(2)
+    counter.labels(kind="b").inc()
+    gauge.set(7)
+    histogram.observe(0.5)
+    place = {("dynamo_namespace", "n"), ("dynamo_component", "c"), ("dynamo_endpoint", "e")}
+    assert series(runtime, "dynamo_component_requests_total") == {
+        frozenset(place | {("kind", "a")}): 2,
+        frozenset(place | {("kind", "b")}): 1,
+    }
+    buckets = series(runtime, "dynamo_component_latency_seconds_bucket")
+    assert {dict(key)["le"]: value for key, value in buckets.items()} == {
+        "0.1": 0,
+        "1.0": 1,
+        "+Inf": 1,
+    }
+
+
+@pytest.mark.parametrize("name", ["requests", "requests_total", "dynamo_component_requests_total"])
+def test_prefix_and_total_are_added_once(runtime: DistributedRuntime, name: str) -> None:
+    runtime.metrics.create_counter(name, "came").inc()
+    assert series(runtime, "dynamo_component_requests_total") == {frozenset(): 1}
+    assert b"dynamo_component_requests_total_total" not in runtime.metrics.render()
+
+
+def test_the_same_metric_twice_is_the_same_object(runtime: DistributedRuntime) -> None:
+    def create() -> Histogram:
+        metrics = runtime.namespace("n").component("c").endpoint("e").metrics
+        return metrics.create_histogram(
+            "x_seconds", "x", ("a",), buckets=[1, 2], const_labels={"region": "eu"}
+        )
+
+    assert create() is create()
+    one = runtime.metrics.create_counter("requests", "came")
+    assert runtime.metrics.create_counter("requests_total", "other words") is one
+
+
+def test_other_constant_labels_are_another_series_of_the_family(
+    runtime: DistributedRuntime,
+) -> None:
+    for number, region in enumerate(("eu", "us"), 1):
+        runtime.metrics.create_counter("x", "x", const_labels={"region": region}).inc(number)
+    assert series(runtime, "dynamo_component_x_total") == {
+        frozenset({("region", "eu")}): 1,
+        frozenset({("region", "us")}): 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("create", "asked"),
+    [
+        (lambda m: m.create_gauge("requests", "came", ("kind",)), "a gauge of (kind)"),
+        (lambda m: m.create_gauge("requests_total", "came"), "a gauge without labels"),
+        (lambda m: m.create_counter("requests", "came", ("model",)), "a counter of (model)"),
+        (lambda m: m.create_counter("requests", "came"), "a counter without labels"),
+        (
+            lambda m: m.create_counter("requests", "came", ("kind",), const_labels={"a": "b"}),
+            "a counter of (kind, a=…)",
+        ),
+        (lambda m: m.create_histogram("requests", "came", buckets=(1,)), "buckets [1.0]"),
+    ],
+)
+def test_another_shape_is_an_error_that_names_both(
+    runtime: DistributedRuntime, create: Callable[[Metrics], object], asked: str
+) -> None:
+    runtime.namespace("n").metrics.create_counter("requests", "came", ("kind",))
+    with pytest.raises(ArgumentError) as raised:
+        create(runtime.metrics)
+    cannot, _, known = str(raised.value).partition(": ")
+    assert asked in cannot
+    assert known.startswith("dynamo_component_requests is a counter of (kind);")
+
+
+def test_other_buckets_are_another_shape(runtime: DistributedRuntime) -> None:
+    one = runtime.metrics.create_histogram("x_seconds", "x", buckets=(1, 2))
+    with pytest.raises(ArgumentError, match=r"\[1.0, 3.0\].*\[1.0, 2.0\]"):
+        runtime.metrics.create_histogram("x_seconds", "x", buckets=(1, 3))
+    assert runtime.metrics.create_histogram("x_seconds", "x", buckets=(1, 2, float("inf"))) is one
+
+
+def test_a_family_of_the_runtimes_own_is_not_taken_over(runtime: DistributedRuntime) -> None:
+    with pytest.raises(ArgumentError, match="a gauge of"):
+        runtime.metrics.create_counter("uptime_seconds", "mine")
+
+
+@pytest.mark.parametrize(
+    ("labelnames", "constant", "says"),
+    [
+        (("dynamo_namespace",), {}, "the runtime's"),
+        ((), {"dynamo_endpoint": "x"}, "the runtime's"),
+        (("a",), {"a": "b"}, "given twice"),
+        (("a", "a"), {}, "given twice"),
+        (("a-b",), {}, "no name of a label"),
+        ((), {"__x": "y"}, "no name of a label"),
+        ("kind", {}, "a row of names"),
+    ],
+)
+def test_labels_that_are_not_allowed(
+    runtime: DistributedRuntime, labelnames: tuple[str, ...], constant: dict[str, str], says: str
+) -> None:
+    with pytest.raises(ValueError, match=says) as raised:
+        runtime.metrics.create_counter("x", "x", labelnames, const_labels=constant)
+    assert isinstance(raised.value, DynamometerError)
+    assert b"component_x" not in runtime.metrics.render()
+
+
+def test_a_histogram_that_cannot_be_leaves_nothing_behind(runtime: DistributedRuntime) -> None:
+    for labelnames, buckets in ((("le",), (1.0,)), ((), (2.0, 1.0)), ((), ())):
+        with pytest.raises(ArgumentError, match="dynamo_component_x"):
+            runtime.metrics.create_histogram("x", "x", labelnames, buckets=buckets)
+    runtime.metrics.create_histogram("x", "x", buckets=(1.0, 2.0)).observe(1)
+    assert series(runtime, "dynamo_component_x_count") == {frozenset(): 1}
+
+
+def test_odd_names_and_values_make_a_page_that_can_be_read(runtime: DistributedRuntime) -> None:
+    runtime.metrics.create_gauge("my-depth", 'a "quoted"\nline', const_labels={"a": "x\ud800"})
+    assert series(runtime, "dynamo_component_my_depth") == {frozenset({("a", "x?")}): 0}
+    with pytest.raises(ArgumentError, match="letter or a digit"):
+        runtime.metrics.create_gauge("-", "nothing")
+
+
+@pytest.mark.parametrize("name", ["", "a b", 'a"b', "a/b"])
+def test_a_level_has_a_plain_name(runtime: DistributedRuntime, name: str) -> None:
+    with pytest.raises(ArgumentError, match="letters, digits"):
+        runtime.namespace(name)
+    with pytest.raises(ArgumentError, match="letters, digits"):
+        runtime.namespace("n").component(name)
+    with pytest.raises(ArgumentError, match="letters, digits"):
+        runtime.namespace("n").component("c").endpoint(name)
+
+
+def test_many_threads_create_and_count_the_same_metric(runtime: DistributedRuntime) -> None:
+    metrics = runtime.namespace("n").metrics
+    barrier = threading.Barrier(8)
+
+    def work() -> None:
+        barrier.wait()
+        for number in range(200):
+            metrics.create_counter(f"requests_{number % 20}", "came").inc()
+            if number % 50 == 0:
+                runtime.metrics.render()
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = [series(runtime, f"dynamo_component_requests_{number}_total") for number in range(20)]
+    assert [list(values.values()) for values in found] == [[80.0]] * 20
+
+
+def test_a_callback_is_called_before_each_scrape(runtime: DistributedRuntime) -> None:
+    gauge = runtime.metrics.create_gauge("depth", "of a queue")
+    runtime.namespace("n").metrics.register_callback(gauge.inc)
+    assert series(runtime, "dynamo_component_depth") == {frozenset(): 1}
+    assert series(runtime, "dynamo_component_depth") == {frozenset(): 2}
+
+
+def test_a_callback_that_raises_or_hangs_costs_nothing_else(
+    runtime: DistributedRuntime, never: threading.Event
+) -> None:
+    def raises() -> None:
+        raise OSError("no such thing")
+
+    def hangs() -> None:
+        never.wait()
+
+    gauge = runtime.metrics.create_gauge("depth", "of a queue")
+    for function in (raises, hangs, gauge.inc):
+        runtime.metrics.register_callback(function)
+    assert series(runtime, "dynamo_component_depth") == {frozenset(): 1}
+    source = "callback test_a_callback_that_raises_or_hangs_costs_nothing_else.<locals>."
+    assert errors(runtime, f"{source}raises", "failed") == 2
+    assert errors(runtime, f"{source}hangs", "timeout") >= 2
+
+
+def test_two_callbacks_of_one_name_are_counted_apart(runtime: DistributedRuntime) -> None:
+    def broken() -> None:
+        raise OSError
+
+    runtime.metrics.register_callback(broken)
+    runtime.metrics.register_callback(broken)
+    runtime.metrics.render()
+    source = "callback test_two_callbacks_of_one_name_are_counted_apart.<locals>.broken"
+    assert errors(runtime, source, "failed") == 2
+    assert errors(runtime, f"{source} 2", "failed") == 3
+
+
+def test_text_of_a_callback_is_on_the_page(runtime: DistributedRuntime) -> None:
+    texts = iter(["# TYPE a gauge\na 1\n", b"# TYPE a gauge\na 2\n", "", None, "a{", 7, "b 3\n"])
+    runtime.metrics.register_prometheus_expfmt_callback(lambda: next(texts))  # type: ignore[arg-type,return-value]
+    assert [series(runtime, "a") for _ in range(6)] == [
+        {frozenset(): 1},
+        {frozenset(): 2},
+        *[{}] * 4,
+    ]
+    assert series(runtime, "b") == {frozenset(): 3}
+    (source,) = {
+        dict(key)["source"] for key in series(runtime, "dynamometer_engine_scrape_errors_total")
+    }
+    assert errors(runtime, source, "invalid") == 2
+
+
+async def coroutine() -> None:
+    pass
+
+
+@pytest.mark.parametrize("function", [None, "name", coroutine])
+def test_what_cannot_be_called_is_no_callback(
+    runtime: DistributedRuntime, function: Callable[[], None]
+) -> None:
+    with pytest.raises(ArgumentError, match=r"cannot be called|coroutine function"):
+        runtime.metrics.register_callback(function)
+    with pytest.raises(ArgumentError, match=r"cannot be called|coroutine function"):
+        runtime.metrics.register_prometheus_expfmt_callback(function)
+
+
+def test_render_gives_both_formats(runtime: DistributedRuntime) -> None:
+    runtime.metrics.create_counter("x", "x").inc()
+    assert b"# TYPE dynamo_component_x_total counter" in runtime.metrics.render()
+    page = runtime.metrics.render(openmetrics=True)
+    assert b"# TYPE dynamo_component_x counter" in page
+    assert page.endswith(b"# EOF\n")

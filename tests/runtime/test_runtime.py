@@ -1,0 +1,136 @@
+"""A user's own process: its levels, and its system server by one call."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from dynamometer.errors import AddressError, SettingsError
+from dynamometer.runtime import DistributedRuntime
+from stack import http
+
+
+@pytest.fixture
+def runtime() -> DistributedRuntime:
+    return DistributedRuntime()
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    yield
+    assert "system" not in {thread.name for thread in threading.enumerate()}
+
+
+def health(url: str | None, path: str = "/health") -> tuple[int, dict[str, object]]:
+    answer = http(f"{url}{path}")
+    body = answer.json()
+    uptime = body.pop("uptime")
+    assert isinstance(uptime, dict)
+    assert uptime.keys() == {"secs", "nanos"}
+    return answer.status, body
+
+
+def test_one_call_serves_page_and_health(runtime: DistributedRuntime) -> None:
+    runtime.namespace("n").metrics.create_counter("requests", "came").inc(3)
+    with runtime.serve(port=0) as server:
+        page = http(f"{server.url}/metrics").body.decode()
+        assert 'dynamo_component_requests_total{dynamo_namespace="n"} 3.0' in page
+        assert "dynamo_component_uptime_seconds" in page
+        assert "process_cpu_seconds_total" in page
+        assert health(server.url) == (200, {"status": "ready", "endpoints": {}})
+        assert health(server.url, "/live") == (200, {"status": "live", "endpoints": {}})
+    with pytest.raises(OSError, match="refused"):
+        http(f"{server.url}/metrics")
+    server.close()
+
+
+def test_health_follows_the_endpoints(runtime: DistributedRuntime) -> None:
+    endpoint = runtime.namespace("n").component("c").endpoint("generate")
+    assert runtime.namespace("n").component("c").endpoint("generate") is endpoint
+    endpoint.ready = False
+    with runtime.serve(port=0) as server:
+        assert health(server.url) == (503, {"status": "notready", "endpoints": {}})
+        endpoint.ready = True
+        ready = {"status": "ready", "endpoints": {"generate": "ready"}}
+        assert health(server.url) == (200, ready)
+        endpoint.ready = False
+        broken = {"status": "notready", "endpoints": {"generate": "notready"}}
+        assert health(server.url) == (503, broken)
+
+
+def test_only_the_endpoints_that_are_asked_for_count(
+    runtime: DistributedRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS", '["generate"]')
+    component = runtime.namespace("n").component("c")
+    with runtime.serve(port=0) as server:
+        waiting = {"status": "notready", "endpoints": {"generate": "notready"}}
+        assert health(server.url) == (503, waiting)
+        component.endpoint("generate")
+        component.endpoint("other").ready = False
+        found = {"status": "ready", "endpoints": {"generate": "ready", "other": "notready"}}
+        assert health(server.url) == (200, found)
+
+
+def test_a_process_may_be_called_ready_while_it_starts(
+    runtime: DistributedRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DYN_SYSTEM_STARTING_HEALTH_STATUS", "ready")
+    endpoint = runtime.namespace("n").component("c").endpoint("generate")
+    endpoint.ready = False
+    with runtime.serve(port=0) as server:
+        assert health(server.url)[0] == 200
+        endpoint.ready = True
+        assert health(server.url)[0] == 200
+        endpoint.ready = False
+        assert health(server.url)[0] == 503
+
+
+def test_paths_of_health_are_the_environments(
+    runtime: DistributedRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DYN_SYSTEM_HEALTH_PATH", "/custom/health")
+    monkeypatch.setenv("DYN_SYSTEM_LIVE_PATH", "/custom/live")
+    monkeypatch.setenv("DYN_SYSTEM_PORT", "0")
+    with runtime.serve() as server:
+        assert health(server.url, "/custom/health")[0] == 200
+        assert health(server.url, "/custom/live")[0] == 200
+        assert http(f"{server.url}/health").status == 404
+        assert http(f"{server.url}/live").status == 404
+
+
+def test_no_server_where_the_environment_wants_none(
+    runtime: DistributedRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DYN_SYSTEM_PORT", "-1")
+    with runtime.serve() as server:
+        assert server.url is None
+
+
+def test_a_port_that_is_taken_is_an_error(runtime: DistributedRuntime) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(AddressError, match="is taken"):
+            runtime.serve(port=taken.getsockname()[1])
+
+
+def test_a_wrong_variable_is_an_error(
+    runtime: DistributedRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DYN_SYSTEM_STARTING_HEALTH_STATUS", "perhaps")
+    with pytest.raises(SettingsError, match="'perhaps': must be ready or notready"):
+        runtime.serve(port=0)
+
+
+def test_a_broken_callback_costs_a_served_page_nothing_else(runtime: DistributedRuntime) -> None:
+    def broken() -> None:
+        raise OSError
+
+    runtime.metrics.register_callback(broken)
+    runtime.metrics.create_gauge("depth", "of a queue").set(1)
+    with runtime.serve(port=0) as server:
+        assert b"dynamo_component_depth 1.0" in http(f"{server.url}/metrics").body

@@ -1,0 +1,96 @@
+"""What docs/ say is what the code does; `make docs` makes them anew."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+DOCS = Path(__file__).parent.parent / "docs"
+SOURCE = DOCS.parent / "src"
+sys.path.insert(0, str(DOCS))
+
+import generate
+
+from dynamometer.cli import COMMANDS
+from dynamometer.names import build, engine_state
+from dynamometer.variables import OTHERS, VARIABLES
+from stack import Stack, http
+
+
+def test_the_configuration_is_current() -> None:
+    written = generate.CONFIGURATION.read_text(encoding="utf-8")
+    assert written == generate.configuration(), "make docs"
+
+
+def test_every_variable_and_every_command_is_there() -> None:
+    written = generate.CONFIGURATION.read_text(encoding="utf-8")
+    documented = set(re.findall(r"^\| `([A-Z_]+)` ", written, re.MULTILINE))
+    assert documented == {*VARIABLES, *OTHERS}
+    spelled = r'"([A-Z][A-Z0-9]+_[A-Z0-9_]+)"'
+    used = {name for path in SOURCE.rglob("*.py") for name in re.findall(spelled, path.read_text())}
+    assert {name for name in used if not name.startswith("DYN_METRICS_")} <= documented
+    assert set(COMMANDS) == set(re.findall(r"^## dyno (\S+)", written, re.MULTILINE))
+
+
+def test_every_family_of_the_peer_is_served_or_has_a_reason() -> None:
+    served = {name for name, _ in generate.read()}
+    page = generate.METRICS.read_text(encoding="utf-8")
+    not_served = page[page.index("| not served | because |") :]
+    for name in generate.peer_families():
+        if name not in served:
+            assert f"`{name}`" in not_served, name
+            assert generate.reason(name) in not_served, name
+
+
+def test_no_reason_is_left_over() -> None:
+    """A family that is served now needs none; a pattern that meets nothing says nothing."""
+    served = {name for name, _ in generate.read()}
+    reasons = {generate.reason(name) for name in generate.peer_families() if name not in served}
+    assert reasons == {why for _, why in generate.NOT_SERVED.items()}
+
+
+def test_every_family_of_ours_says_what_moves_it() -> None:
+    ours = {name for name, _ in generate.read() if not name.startswith(("sglang:", "process_"))}
+    # An exporter's alone, and those of accelerators, are said in words.
+    elsewhere = {engine_state.UP, build.ACCELERATOR_INFO}
+    assert ours == set(generate.MOVES) - elsewhere
+
+
+def test_nothing_of_the_template_is_left() -> None:
+    page = generate.METRICS.read_text(encoding="utf-8")
+    assert "{{" not in page
+    template = (DOCS / "metrics.in.md").read_text(encoding="utf-8")
+    for part in re.split(r"\{\{\w+\}\}", template):
+        assert part in page, "make docs"
+
+
+@pytest.mark.engine
+def test_live_pages_are_as_documented(stack: Stack) -> None:
+    """Both ways for the runtime's families; of the engine's those that this load has brought."""
+    assert stack.worker is not None
+    body = {"model": str(stack.model), "messages": [{"role": "user", "content": "hi"}]}
+    for stream in (False, True):
+        asked = body | {"stream": stream, "max_tokens": 4}
+        assert http(f"{stack.frontend_url}/v1/chat/completions", asked).status == 200
+    pages = (http(f"{stack.frontend_url}/metrics").body.decode(), stack.worker.page())
+    live = {
+        generate.text_name(family): generate.documented(family)
+        for page in pages
+        for family in parse(page)
+        if family.samples
+    }
+    written = dict(generate.read())
+    for name, family in live.items():
+        assert name in written, f"{name} is not documented: make docs"
+        documented = written[name]
+        if name.startswith("sglang:"):
+            assert family.labels <= documented.labels, name
+            assert (family.type, family.buckets) == (documented.type, documented.buckets), name
+        else:
+            assert family == documented, name
+    ours = {name for name in written if not name.startswith("sglang:")}
+    assert ours <= live.keys()

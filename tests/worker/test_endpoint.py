@@ -1,0 +1,143 @@
+"""What a worker counts of each request, with an engine that has every fault."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from dynamometer.engines.interface import ModelCards, Route
+from dynamometer.runtime import DistributedRuntime, addresses, relay
+from dynamometer.runtime.record import State
+from dynamometer.runtime.servers import serving
+from dynamometer.worker.accounting import EndpointMetrics
+from dynamometer.worker.endpoint import Endpoint
+
+PATH = "/v1/chat/completions"
+
+
+async def engine(request: web.Request) -> web.StreamResponse:
+    """Does what the body says."""
+    fault = await request.text()
+    if fault.isdigit():
+        return web.Response(status=int(fault), text="no")
+    response = web.StreamResponse()
+    if fault != "dies at once":
+        await response.prepare(request)
+        await response.write(b"data: {}\n\n")
+    if fault.startswith("dies"):
+        assert request.transport is not None
+        request.transport.abort()
+    elif fault == "goes on":
+        await asyncio.sleep(30)
+    return response
+
+
+class Worker:
+    """An endpoint in this process."""
+
+    def __init__(self, url: str, engine_url: str, runtime: DistributedRuntime) -> None:
+        self.url = url
+        self.engine_url = engine_url
+        self._runtime = runtime
+
+    def count(self, name: str, **labels: str) -> float:
+        values = [
+            sample.value
+            for family in self._runtime.registry.collect()
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        ]
+        assert values, name
+        return sum(values)
+
+    def errors(self) -> dict[str, float]:
+        return {
+            kind: self.count("dynamo_component_errors_total", error_type=kind)
+            for kind in ("generate", "response_stream")
+        }
+
+
+async def start(engine_url: str) -> AsyncIterator[Worker]:
+    runtime = DistributedRuntime()
+    endpoint = runtime.namespace("dynamo").component("backend").endpoint("generate")
+    async with relay.client(keepalive_seconds=1) as session:
+        app = Endpoint(
+            engine_url=engine_url,
+            routes={PATH: Route(PATH, "chat_completions")},
+            metrics=EndpointMetrics(endpoint.metrics, runtime.registry, {"model": "m"}),
+            session=session,
+            state=lambda: State.READY,
+            models=ModelCards,
+            max_body_size=2**20,
+            api_key=None,
+        ).application()
+        listener = addresses.listen("127.0.0.1", 0, setting="")
+        async with serving(app, listener):
+            yield Worker(addresses.url(listener), engine_url, runtime)
+
+
+@pytest.fixture
+async def worker() -> AsyncIterator[Worker]:
+    app = web.Application()
+    app.router.add_post(PATH, engine)
+    listener = addresses.listen("127.0.0.1", 0, setting="")
+    async with serving(app, listener):
+        async for made in start(addresses.url(listener)):
+            yield made
+
+
+@pytest.fixture
+async def without_engine() -> AsyncIterator[Worker]:
+    async for made in start(f"http://127.0.0.1:{addresses.free_port()}"):
+        yield made
+
+
+async def ask(worker: Worker, body: str) -> int:
+    async with aiohttp.ClientSession() as client, client.post(worker.url + PATH, data=body) as got:
+        try:
+            await got.read()
+        except aiohttp.ClientError:
+            return -got.status  # broken off
+        return got.status
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "errors"),
+    [
+        ("all is well", 200, {"generate": 0, "response_stream": 0}),
+        ("400", 400, {"generate": 0, "response_stream": 0}),
+        ("500", 500, {"generate": 1, "response_stream": 0}),
+        ("dies at once", 502, {"generate": 1, "response_stream": 0}),
+        ("dies in the stream", -200, {"generate": 0, "response_stream": 1}),
+    ],
+)
+async def test_errors_are_counted_by_what_the_engine_did(
+    worker: Worker, body: str, status: int, errors: dict[str, int]
+) -> None:
+    assert await ask(worker, body) == status
+    assert worker.errors() == errors
+    assert worker.count("dynamo_component_requests_total") == 1
+    assert worker.count("dynamo_component_request_bytes_total") == len(body)
+    assert worker.count("dynamo_component_inflight_requests") == 0
+    answered = 0 if body == "dies at once" else 1
+    first = worker.count("dynamo_work_handler_time_to_first_response_seconds_count")
+    assert first == answered
+
+
+async def test_an_engine_that_is_not_there_is_an_error(without_engine: Worker) -> None:
+    assert await ask(without_engine, "hello") == 503
+    assert without_engine.errors() == {"generate": 1, "response_stream": 0}
+
+
+async def test_a_client_that_vanishes_is_a_cancellation_and_no_error(worker: Worker) -> None:
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(ask(worker, "goes on"), 0.3)
+    async with asyncio.timeout(5):
+        while not worker.count("dynamo_component_cancellation_total"):
+            await asyncio.sleep(0.01)
+    assert worker.errors() == {"generate": 0, "response_stream": 0}
+    assert worker.count("dynamo_component_inflight_requests") == 0
