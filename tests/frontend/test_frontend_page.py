@@ -211,7 +211,8 @@ async def test_what_clients_invent_makes_no_series(site: Site) -> None:
 
     def path(number: int) -> bytes:
         method = (b"GET", b"DELETE", b"OPTIONS", b"PROPFIND", b"PUT")[number % 5]
-        return b"%s /v1/invented/%d HTTP/1.1\r\nHost: x\r\n\r\n" % (method, number)
+        room = b"models" if method == b"GET" else b"invented"
+        return b"%s /v1/%s/%d HTTP/1.1\r\nHost: x\r\n\r\n" % (method, room, number)
 
     await send([chat(number) for number in range(count)], b"404")
     await send([path(number) for number in range(count)], b"404")
