@@ -26,6 +26,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 
 from dynamometer.cli import COMMANDS
 from dynamometer.frontend import failures
+from dynamometer.names import labels
 from dynamometer.variables import OTHERS, VARIABLES
 
 CONFIGURATION, METRICS = HERE / "configuration.md", HERE / "metrics.md"
@@ -37,6 +38,14 @@ FAILURES: Mapping[str, str] = WORDS["failures"]
 NOT_SERVED: Mapping[str, str] = WORDS["not_served"]
 _ENGINE = "sglang:"
 _PROCESS = "process_"
+# Every series of an engine's has them too: said once.
+RUNTIME_LABELS = {
+    labels.NAMESPACE,
+    labels.COMPONENT,
+    labels.ENDPOINT,
+    labels.MODEL,
+    labels.WORKER_ID,
+}
 # Longer texts first: a name may end with both.
 _UNITS = {
     "seconds": "seconds",
@@ -193,9 +202,12 @@ def text_name(family: Metric) -> str:
 
 def documented(family: Metric) -> Documented:
     """What a page shows of a family."""
-    labels = {label for sample in family.samples for label in sample.labels}
+    found = {label for sample in family.samples for label in sample.labels} - {"le", "quantile"}
+    if family.name.startswith(_ENGINE):
+        found -= RUNTIME_LABELS
     bounds = {float(s.labels["le"]) for s in family.samples if "le" in s.labels} - {float("inf")}
-    return Documented(family.type, frozenset(labels - {"le", "quantile"}), tuple(sorted(bounds)))
+    rounded = [float(f"{bound:g}") for bound in sorted(bounds)]
+    return Documented(family.type, frozenset(found), tuple(rounded))
 
 
 def _table(families: Mapping[str, Metric], wanted: object) -> str:
@@ -209,9 +221,9 @@ def _row(name: str, family: Metric) -> str:
     if moves is None:
         assert name.startswith((_ENGINE, _PROCESS)), f"docs/families.toml has nothing on {name}"
         moves = family.documentation.replace("|", "\\|").replace("\n", " ")
-    labels = " ".join(f"`{label}`" for label in sorted(shown.labels))
+    of = " ".join(f"`{label}`" for label in sorted(shown.labels))
     bounds = " ".join(f"{bound:g}" for bound in shown.buckets)
-    return f"| `{name}` | {shown.type} | {labels} | {_unit(name)} | {moves} | {bounds} |"
+    return f"| `{name}` | {shown.type} | {of} | {_unit(name)} | {moves} | {bounds} |"
 
 
 def _failures() -> str:
@@ -257,9 +269,9 @@ def read() -> Iterator[tuple[str, Documented]]:
     for line in METRICS.read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in line.replace("\\|", "").split("|")[1:-1]]
         if len(cells) == 6 and cells[0].startswith("`"):
-            labels = frozenset(label.strip("`") for label in cells[2].split())
+            of = frozenset(label.strip("`") for label in cells[2].split())
             bounds = tuple(float(bound) for bound in cells[5].split())
-            yield cells[0].strip("`"), Documented(cells[1], labels, bounds)
+            yield cells[0].strip("`"), Documented(cells[1], of, bounds)
 
 
 if __name__ == "__main__":
