@@ -101,7 +101,7 @@ def stack(place: Path, model: Path, worker: Sequence[str]) -> Iterator[Stack]:
         deadline = time.monotonic() + STARTS_WITHIN
         while not (answers(SYSTEM_PORT) and _is_served()):
             if process.poll() is not None or time.monotonic() > deadline:
-                _fail("Dynamo's worker did not start", place)
+                _fail(f"Dynamo's worker did not start (exit code {process.poll()})", place)
             time.sleep(0.2)
         yield Stack(psutil.Process(process.pid), _files(place))
         if process.poll() is not None:

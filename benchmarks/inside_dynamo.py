@@ -56,13 +56,13 @@ class Cost:
 @dataclass(frozen=True)
 class Found:
     """Attributes:
-    page: after the requests.
+    pages: before the first request, and after them.
     costs: by state of the worker.
     rates: requests a second, while nobody scrapes and while somebody does.
     faults: what differs from what Dynamo makes of the same files.
     """
 
-    page: bytes
+    pages: tuple[bytes, bytes]
     costs: dict[str, Cost]
     rates: tuple[float, float]
     faults: list[str]
@@ -72,7 +72,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scrapes", type=int, default=200)
     parser.add_argument("--requests", type=int, default=48, help="before scrapes")
-    parser.add_argument("--serving", type=int, default=32, help="requests a round while it is scraped")
+    parser.add_argument("--serving", type=int, default=24, help="requests a round")
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inside is None:
@@ -93,8 +93,8 @@ def main() -> int:
 
 def variants(place: Path) -> dict[str, list[str]]:
     """The words that start a worker, by what it is started with."""
-    block = re.search(r"(?:^    .*\n|^\n)+", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
-    assert block is not None
+    block = re.search(r"^    # worker.py\n(    .*\n|\n)+", DOCUMENT.read_text(), re.MULTILINE)
+    assert block is not None, f"{DOCUMENT} has no worker.py"
     both = re.sub(r"^    ", "", block[0], flags=re.MULTILINE).strip()
     paragraphs = both.split("\n\n")
     collector = "\n\n".join(part for part in paragraphs if "get_prometheus_expfmt" not in part)
@@ -109,15 +109,16 @@ def variants(place: Path) -> dict[str, list[str]]:
 
 def measured(running: Stack, options: argparse.Namespace) -> Found:
     say(f"{options.scrapes} scrapes, {options.requests} requests, {options.scrapes} scrapes")
+    idle = plain(SYSTEM_PORT)
     costs = {IDLE: quiet(running, options.scrapes)}
     rate(requests(options.requests))
     time.sleep(2)  # gauges of the last second
-    page = plain(SYSTEM_PORT)
+    pages = idle, plain(SYSTEM_PORT)
     faults = differences_of_values(running.files, lambda: plain(SYSTEM_PORT))
     costs[SERVED] = quiet(running, options.scrapes)
     say(f"{ROUNDS} rounds of {options.serving} requests, unscraped and scraped")
     costs[SERVING], rates = serving(running, options.serving)
-    return Found(page, costs, rates, faults)
+    return Found(pages, costs, rates, faults)
 
 
 def quiet(running: Stack, scrapes: int) -> Cost:
@@ -150,6 +151,7 @@ def serving(running: Stack, count: int) -> tuple[Cost, tuple[float, float]]:
             due += 1 / SCRAPES_A_SECOND
             time.sleep(max(0, due - time.monotonic()))
         scraped.append(rate(load))
+        say(f"    {unscraped[-1]:.1f} and {scraped[-1]:.1f} requests a second")
         taken += cpu(running.worker) - between - (between - before)
     lines = plain(SYSTEM_PORT).count(b"\n")
     cost = Cost(lines, taken / len(times), times)
@@ -201,9 +203,10 @@ def middle(cost: Cost) -> float:
 
 def print_faults(found: dict[str, Found]) -> int:
     faults = [f"{name}: {fault}" for name, variant in found.items() for fault in variant.faults]
-    base = found["as it is"].page
+    base = found["as it is"].pages
     for name, variant in found.items():
-        faults += [f"{name}: {fault}" for fault in differences(base, variant.page)]
+        for one, two in zip(base, variant.pages, strict=True):
+            faults += [f"{name}: {fault}" for fault in differences(one, two)]
     for fault in faults:
         print(fault)
     if not faults:
