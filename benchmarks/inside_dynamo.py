@@ -109,8 +109,8 @@ def variants(place: Path) -> dict[str, list[str]]:
 
 def measured(running: Stack, options: argparse.Namespace) -> Found:
     say(f"{options.scrapes} scrapes, {options.requests} requests, {options.scrapes} scrapes")
-    idle = plain(SYSTEM_PORT)
     costs = {IDLE: quiet(running, options.scrapes)}
+    idle = plain(SYSTEM_PORT)  # some of its gauges come seconds after it is ready
     rate(requests(options.requests))
     time.sleep(2)  # gauges of the last second
     pages = idle, plain(SYSTEM_PORT)
