@@ -72,7 +72,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scrapes", type=int, default=200)
     parser.add_argument("--requests", type=int, default=48, help="before scrapes")
-    parser.add_argument("--serving", type=int, default=24, help="requests a round")
+    parser.add_argument("--serving", type=int, default=20, help="requests a round")
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inside is None:
