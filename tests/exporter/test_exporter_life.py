@@ -20,6 +20,8 @@ REQUESTS = "sglang:num_requests_total"
 # Counters and histograms that must equal the number of requests.
 COUNTED = (REQUESTS, "sglang:e2e_request_latency_seconds_count")
 TOKENS = "sglang:generation_tokens_total"
+# The same, concluded from it: one number an engine.
+LOAD = "dynamometer_engine_generation_tokens_total"
 TOKENS_EACH = 4
 ELSEWHERE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
 
@@ -72,9 +74,8 @@ class Exporters:
             def complete(kind: str = kind) -> bool:
                 with contextlib.suppress(AssertionError):
                     page = self.page(kind)
-                    return total(page, TOKENS) == requests * TOKENS_EACH and all(
-                        total(page, family) == requests for family in COUNTED
-                    )
+                    assert total(page, TOKENS) == total(page, LOAD) == requests * TOKENS_EACH
+                    return all(total(page, family) == requests for family in COUNTED)
                 return False
 
             eventually(
@@ -85,7 +86,7 @@ class Exporters:
 
     def found(self, kind: str) -> dict[str, float]:
         found = {}
-        for family in (*COUNTED, TOKENS):
+        for family in (*COUNTED, TOKENS, LOAD):
             with contextlib.suppress(AssertionError):
                 found[family] = total(self.page(kind), family)
         return found
@@ -108,10 +109,15 @@ class Exporters:
         self.await_totals(requests)
         for kind, running in self:
             eventually(
-                lambda kind=kind: not gauges(self.page(kind)),  # type: ignore[misc]
+                lambda kind=kind: not gauges(self.page(kind)) | loads(self.page(kind)),  # type: ignore[misc]
                 within=6,
                 what=f"{kind} without gauges: {gauges(self.page(kind))}\n{running.log}",
             )
+
+
+def loads(page: str) -> set[str]:
+    """The gauges of the load that are there."""
+    return gauges(page, "dynamometer_engine_") - {"dynamometer_engine_up"}
 
 
 @pytest.fixture
@@ -134,6 +140,7 @@ def test_totals_go_on_and_gauges_go_over_the_engines_life(tiny_model: Path, plac
             exporters.await_totals(3)
             for kind in exporters.all:
                 assert len(gauges(exporters.page(kind))) > 10
+                assert len(loads(exporters.page(kind))) == 3
             first.kill()
             killed = time.monotonic()
             exporters.assert_gone(3, killed)
@@ -200,7 +207,8 @@ def test_what_the_rust_server_counts_on_its_page_alone_is_there_too(
 
         def complete() -> bool:
             with contextlib.suppress(AssertionError):
-                return total(found.page(), TOKENS) == 3 * TOKENS_EACH
+                page = found.page()
+                return total(page, TOKENS) == total(page, LOAD) == 3 * TOKENS_EACH
             return False
 
         eventually(complete, within=10, what=f"its tokens\n{found.log}")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -20,6 +23,8 @@ from dynamometer.names import engine_load
 from dynamometer.runtime import addresses
 from dynamometer.runtime.record import Record, Role, State
 from dynamometer.runtime.servers import serving
+from stack import Stack, Worker, eventually
+from stack import http as fetch
 
 BUSY, IDLE = 1, 2
 
@@ -176,3 +181,58 @@ async def test_it_asks_on_and_ends_with_its_context(
     assert not [task for task in asyncio.all_tasks() if task.get_name() == "load of the workers"]
     await asyncio.sleep(0.05)
     assert len(page.asked) == asked
+
+
+def test_a_frontend_leaves_a_worker_alone_that_others_keep_busy(tmp_path: Path) -> None:
+    """Real processes; the busy one's requests are of a client that asks it itself."""
+    flags = ["--engine", "mocker", "--model", "mock", "--enable-metrics", "--processes", "1"]
+    flags += ["--tokens-per-second", "1"]
+    stack = Stack(tmp_path, Path("mock"), tmp_path / "discovery")
+
+    def answered(worker: Worker) -> int:
+        found = re.search(
+            r'^dynamo_component_requests_total\{.*dynamo_endpoint="generate".*\} (\S+)$',
+            worker.page(),
+            re.MULTILINE,
+        )
+        assert found
+        return int(float(found[1]))
+
+    async def run(url: str, busy: Worker, idle: Worker) -> None:
+        body = {"model": "mock", "prompt": "hi", "stream": True}
+        async with aiohttp.ClientSession() as client, contextlib.AsyncExitStack() as streams:
+            for _ in range(3):
+                request = client.post(
+                    f"{busy.request_url}/v1/completions", json={**body, "max_tokens": 1000}
+                )
+                await (await streams.enter_async_context(request)).content.readany()
+            alone = Instances(RouterMode.LEAST_LOADED, None)
+            alone.update([worker(BUSY, busy.system_url), worker(IDLE, idle.system_url)])
+            reports = LoadReports(alone, client)
+            async with asyncio.timeout(20):
+                while choices(alone) != {IDLE}:
+                    await reports.ask()
+            # The frontend asks each second: from some time on it knows too.
+            while True:
+                before = answered(busy)
+                for _ in range(4):
+                    answer = await asyncio.to_thread(
+                        fetch, f"{url}/v1/completions", {**body, "max_tokens": 1}
+                    )
+                    assert answer.status == 200
+                if answered(busy) == before:
+                    break
+
+    with (
+        stack.run_frontend("--router-mode", "least-loaded") as (_, url),
+        stack.run_worker(*flags) as busy,
+        stack.run_worker(*flags) as idle,
+    ):
+        busy.wait_until_ready()
+        idle.wait_until_ready()
+        eventually(
+            lambda: len(fetch(f"{url}/health").json()["instances"]) == 2,  # type: ignore[arg-type]
+            within=10,
+            what="both are seen",
+        )
+        asyncio.run(asyncio.wait_for(run(url, busy, idle), 60))

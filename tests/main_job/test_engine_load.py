@@ -100,15 +100,6 @@ def test_the_kv_cache_is_shown_as_the_peer_does(stack: Stack) -> None:
     assert 0 <= hits <= 1
 
 
-def test_the_least_loaded_frontend_sees_what_others_have(stack: Stack) -> None:
-    worker = stack.worker
-    assert worker is not None
-    with stack.run_frontend("--router-mode", "least-loaded") as (process, url):
-        tokens = serve(stack, url, str(stack.model))
-        assert tokens == REQUESTS * TOKENS
-        assert "its load is not known" not in process.log
-
-
 @pytest.mark.slow
 def test_two_data_parallel_ranks_are_one_worker(stack: Stack) -> None:
     """With real ranks, each of which reports; one has requests of its own too."""

@@ -118,6 +118,16 @@ def test_a_worker_around_one(tmp_path: Path) -> None:
         page = http(f"{frontend}/metrics").body.decode()
         assert 'dynamo_frontend_model_total_kv_blocks{model="mock"} ' in page
         assert 'dynamo_frontend_model_ready{model="mock"} 1.0' in page
+        load = {
+            family.name: [sample.value for sample in family.samples]
+            for family in parse(worker.page())
+            if family.name.startswith(("dynamometer_engine_", "dynamo_component_total_blocks"))
+        }
+        assert load["dynamometer_engine_generation_tokens"] == [5]
+        assert load["dynamometer_engine_running_requests"] == [0]
+        assert load["dynamometer_engine_queued_requests"] == [0]
+        assert 0 <= load["dynamometer_engine_kv_usage_ratio"][0] <= 1
+        assert load["dynamo_component_total_blocks"] == [8 * 32768]
         family = worker.process.descendants()
         assert len(family) >= 3
         worker.process.signal(9)

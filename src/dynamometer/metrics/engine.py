@@ -257,7 +257,8 @@ def _automatic_labels(
         labels.NAMESPACE: namespace,
         labels.COMPONENT: component,
         labels.ENDPOINT: endpoint_name or _DEFAULT_ENDPOINT,
-        labels.WORKER_ID: f"{endpoint.connection_id():016x}",
+        # Dynamo's Python writes no leading zeros, which our own form has.
+        labels.WORKER_ID: getattr(endpoint, "worker_id", None) or f"{endpoint.connection_id():x}",
     }
     if model:
         automatic |= {labels.MODEL: model, labels.MODEL_NAME: model}

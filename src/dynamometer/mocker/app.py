@@ -143,8 +143,8 @@ class Mocker:
                 "version": "mocker",
                 "model_path": self._options.model,
                 "context_length": self._options.context_length,
-                "page_size": 1,
-                "max_total_num_tokens": self._options.context_length * 8,
+                "page_size": self._options.page_size,
+                "max_total_num_tokens": self._options.kv_tokens,
                 "max_running_requests": self._options.max_running_requests,
                 "max_prefill_tokens": 16384,
             }

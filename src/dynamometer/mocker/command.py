@@ -127,7 +127,10 @@ async def _serve(options: MockerOptions) -> None:
 
     stop = Stop()
     listener = addresses.listen(options.host, options.port, setting="--port")
-    app = Mocker(options, ServerInstruments(options.model)).application()
+    instruments = ServerInstruments(
+        options.model, kv_tokens=options.kv_tokens, page_size=options.page_size
+    )
+    app = Mocker(options, instruments).application()
     async with serving(app, listener):
         logger.info(
             "serving %s at %s; %d processes write %d series to %s",

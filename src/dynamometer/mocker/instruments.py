@@ -17,7 +17,14 @@ _LABELS = (labels.MODEL_NAME, labels.ENGINE_TYPE, labels.IS_STREAMING)
 class ServerInstruments:
     """See `app.Instruments`."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, *, kv_tokens: int, page_size: int) -> None:
+        """Nothing is counted yet.
+
+        Args:
+            model: the label.
+            kv_tokens: how many tokens the simulated cache holds.
+            page_size: in blocks of so many.
+        """
         registry = CollectorRegistry()
         values = (model, "mocker", "true")
 
@@ -34,13 +41,16 @@ class ServerInstruments:
         self._generated = counter(sglang.GENERATION_TOKENS_TOTAL, "generation tokens processed.")
         self._first = histogram(sglang.TIME_TO_FIRST_TOKEN_SECONDS, "time to first token.")
         self._whole = histogram(sglang.E2E_REQUEST_LATENCY_SECONDS, "request latency.")
-        self._running = Gauge(
-            sglang.NUM_RUNNING_REQS,
-            "Simulated: running requests.",
-            _LABELS,
-            registry=registry,
-            multiprocess_mode="livesum",
-        ).labels(*values)
+
+        def gauge(name: str, text: str) -> Gauge:
+            made = Gauge(
+                name, f"Simulated: {text}", _LABELS, registry=registry, multiprocess_mode="livesum"
+            )
+            return made.labels(*values)
+
+        self._running = gauge(sglang.NUM_RUNNING_REQS, "running requests.")
+        gauge(sglang.MAX_TOTAL_NUM_TOKENS, "tokens that the KV cache holds.").set(kv_tokens)
+        gauge(sglang.PAGE_SIZE, "tokens in a block of the KV cache.").set(page_size)
 
     def begin(self) -> None:
         """See `app.Instruments.begin`."""

@@ -25,3 +25,5 @@ class MockerOptions:
     interval: float
     context_length: int = 32768
     max_running_requests: int = 256
+    kv_tokens: int = 8 * 32768
+    page_size: int = 1
