@@ -313,7 +313,7 @@ def test_a_source_that_fails_takes_its_conclusions_with_it(instruments: Collecto
 def test_a_source_whose_errors_cannot_be_read_is_counted(instruments: CollectorRegistry) -> None:
     class Odd(Source):
         @property
-        def errors(self) -> Mapping[str, int]:  # type: ignore[override]
+        def errors(self) -> Mapping[str, int]:
             raise OSError("no such thing")
 
         @errors.setter
