@@ -253,12 +253,15 @@ def _automatic_labels(
     endpoint_name: str | None,
     model: str | None,
 ) -> Mapping[str, str]:
+    # Dynamo's Python writes no leading zeros, which our own form has.
+    own = getattr(endpoint, labels.WORKER_ID, None)
     automatic = {
         labels.NAMESPACE: namespace,
         labels.COMPONENT: component,
         labels.ENDPOINT: endpoint_name or _DEFAULT_ENDPOINT,
         # Dynamo's Python writes no leading zeros, which our own form has.
-        labels.WORKER_ID: getattr(endpoint, "worker_id", None) or f"{endpoint.connection_id():x}",
+        labels.WORKER_ID: getattr(endpoint, labels.WORKER_ID, None)
+        or f"{endpoint.connection_id():x}",
     }
     if model:
         automatic |= {labels.MODEL: model, labels.MODEL_NAME: model}
