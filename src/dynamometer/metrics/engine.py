@@ -259,9 +259,7 @@ def _automatic_labels(
         labels.NAMESPACE: namespace,
         labels.COMPONENT: component,
         labels.ENDPOINT: endpoint_name or _DEFAULT_ENDPOINT,
-        # Dynamo's Python writes no leading zeros, which our own form has.
-        labels.WORKER_ID: getattr(endpoint, labels.WORKER_ID, None)
-        or f"{endpoint.connection_id():x}",
+        labels.WORKER_ID: own or f"{endpoint.connection_id():x}",
     }
     if model:
         automatic |= {labels.MODEL: model, labels.MODEL_NAME: model}
