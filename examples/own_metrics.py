@@ -38,9 +38,8 @@ def main() -> None:
     metrics.register_callback(lambda: age.set(time.time() - begun))
 
     with runtime.serve() as server:
-        print(
-            f"metrics: {server.url}/metrics, health: {server.url}/health; Ctrl-C ends", flush=True
-        )
+        where = f"{server.url}/metrics" if server.url else "not served (DYN_SYSTEM_PORT=-1)"
+        print(f"metrics: {where}; Ctrl-C ends", flush=True)
         # What happens by itself is counted where it happens, here in a loop.
         while True:
             with running.track_inprogress(), duration.time():

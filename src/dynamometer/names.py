@@ -385,6 +385,8 @@ def build_component_metric_name(name: str) -> str:
 
 
 def _sanitized(name: str, invalid: re.Pattern[str], what: str) -> str:
+    if not isinstance(name, str):
+        raise ArgumentError(f"{name!r} is no name of a {what}: a text is")
     clean = invalid.sub("_", name)
     if clean[:1].isdigit():
         clean = f"_{clean}"

@@ -40,7 +40,8 @@ def main(argv: Sequence[str], program: str = "dyno tiny-model") -> int:
     """
     own = parser(program).parse_args(list(argv))
     make(own.directory, engine_python=own.engine_python)
-    print(f"made {own.directory}; serve it: dyno sglang --model {own.directory} --enable-metrics")
+    name = own.directory if own.directory.is_absolute() else f"./{own.directory}"
+    print(f"made {name}; serve it: dyno sglang --model {name} --enable-metrics")
     return 0
 
 

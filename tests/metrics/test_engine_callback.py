@@ -142,6 +142,25 @@ def test_a_label_that_cannot_be_injected_is_refused_at_once(
         get_prometheus_expfmt(registry, inject_custom_labels={label: "x"})
 
 
+def test_two_registries_of_one_name_are_two_sources(endpoint: Endpoint) -> None:
+    """What the second has of the first one's series is left out, and that is counted."""
+    for value in (1, 2):
+        registry = CollectorRegistry()
+        Gauge("vllm:running", "of vLLM", registry=registry).set(value)
+        register_engine_metrics_callback(endpoint, registry, ["vllm:"])
+    page(endpoint)
+    text = page(endpoint)
+    assert "vllm:running 1.0" in text
+    assert 'dynamometer_engine_scrape_errors_total{reason="overlap",source="vllm 2"} 1.0' in text
+    assert 'reason="overlap",source="vllm 2"} 2.0' in page(endpoint)
+
+
+@pytest.mark.parametrize("registry", [None, "registry"])
+def test_what_is_no_registry_is_refused_at_once(endpoint: Endpoint, registry: Broken) -> None:
+    with pytest.raises(ArgumentError, match="is no registry"):
+        register_engine_metrics_callback(endpoint, registry)
+
+
 class Broken:
     def collect(self) -> Iterable[Metric]:
         raise OSError("no such directory")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from prometheus_client import Counter, Gauge, Histogram
@@ -158,7 +159,7 @@ def test_a_family_of_the_runtimes_own_is_not_taken_over(runtime: DistributedRunt
         (("a", "a"), {}, "given twice"),
         (("a-b",), {}, "no name of a label"),
         ((), {"__x": "y"}, "no name of a label"),
-        ("kind", {}, "a row of names"),
+        ("kind", {}, "a list of names"),
     ],
 )
 def test_labels_that_are_not_allowed(
@@ -171,11 +172,34 @@ def test_labels_that_are_not_allowed(
 
 
 def test_a_histogram_that_cannot_be_leaves_nothing_behind(runtime: DistributedRuntime) -> None:
-    for labelnames, buckets in ((("le",), (1.0,)), ((), (2.0, 1.0)), ((), ())):
-        with pytest.raises(ArgumentError, match="dynamo_component_x"):
+    nan = float("nan")
+    bad: tuple[Any, ...] = (
+        (2.0, 1.0),
+        (1.0, 1.0),
+        (),
+        (nan,),
+        (1.0, nan),
+        "abc",
+        0.5,
+        (float("inf"), 1.0),
+    )
+    for labelnames, buckets in ((("le",), (1.0,)), *(((), buckets) for buckets in bad)):
+        with pytest.raises(ArgumentError, match=r"dynamo_component_x|buckets of 'x' must be"):
             runtime.metrics.create_histogram("x", "x", labelnames, buckets=buckets)
     runtime.metrics.create_histogram("x", "x", buckets=(1.0, 2.0)).observe(1)
     assert series(runtime, "dynamo_component_x_count") == {frozenset(): 1}
+
+
+@pytest.mark.parametrize("wrong", [None, 5, ["a"]])
+def test_what_is_no_name_is_said_so(runtime: DistributedRuntime, wrong: str) -> None:
+    with pytest.raises(ArgumentError, match="is no name of a metric"):
+        runtime.metrics.create_counter(wrong, "came")
+    with pytest.raises(ArgumentError, match="is no name of a label"):
+        runtime.metrics.create_counter("x", "came", [wrong])
+    with pytest.raises(ArgumentError, match="letters, digits"):
+        runtime.namespace(wrong)
+    with pytest.raises(ArgumentError, match="const_labels are names with values"):
+        runtime.metrics.create_counter("x", "came", const_labels=[("a", "b")])  # type: ignore[arg-type]
 
 
 def test_odd_names_and_values_make_a_page_that_can_be_read(runtime: DistributedRuntime) -> None:

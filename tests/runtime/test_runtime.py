@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dynamometer.errors import AddressError, SettingsError
+from dynamometer.errors import AddressError, ArgumentError, SettingsError
 from dynamometer.runtime import DistributedRuntime
 from stack import http
 
@@ -27,6 +27,9 @@ def no_thread_is_left() -> Iterator[None]:
 def health(url: str | None, path: str = "/health") -> tuple[int, dict[str, object]]:
     answer = http(f"{url}{path}")
     body = answer.json()
+    reasons = body.pop("reasons", {})
+    assert isinstance(reasons, dict)
+    assert all("DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS" in why for why in reasons.values())
     uptime = body.pop("uptime")
     assert isinstance(uptime, dict)
     assert uptime.keys() == {"secs", "nanos"}
@@ -59,6 +62,38 @@ def test_health_follows_the_endpoints(runtime: DistributedRuntime) -> None:
         endpoint.ready = False
         broken = {"status": "notready", "endpoints": {"generate": "notready"}}
         assert health(server.url) == (503, broken)
+
+
+def test_what_nobody_has_asked_yet_has_happened_all_the_same(runtime: DistributedRuntime) -> None:
+    endpoint = runtime.namespace("n").component("c").endpoint("generate")
+    with runtime.serve(port=0) as server:
+        endpoint.ready = False
+        broken = {"status": "notready", "endpoints": {"generate": "notready"}}
+        assert health(server.url) == (503, broken)
+
+
+def test_namesakes_in_two_components_must_both_be_ready(runtime: DistributedRuntime) -> None:
+    for component in ("prefill", "decode"):
+        runtime.namespace("n").component(component).endpoint("generate")
+    with runtime.serve(port=0) as server:
+        assert health(server.url)[0] == 200
+        runtime.namespace("n").component("prefill").endpoint("generate").ready = False
+        broken = {"status": "notready", "endpoints": {"generate": "notready"}}
+        assert health(server.url) == (503, broken)
+
+
+@pytest.mark.parametrize("port", [65536, -5, "x"])
+def test_what_is_no_port_is_said_so(runtime: DistributedRuntime, port: int) -> None:
+    with pytest.raises(ArgumentError, match=f"port={port!r}: must be a port"):
+        runtime.serve(port=port)
+
+
+def test_a_mistyped_variable_is_pointed_out(
+    runtime: DistributedRuntime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("DYN_SYSTEM_HEALT_PATH", "/x")
+    with runtime.serve(port=0):
+        assert "is DYN_SYSTEM_HEALTH_PATH meant?" in caplog.text
 
 
 def test_only_the_endpoints_that_are_asked_for_count(

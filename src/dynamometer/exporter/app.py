@@ -77,7 +77,9 @@ async def serve(options: ExporterOptions) -> None:
         if listener is not None:
             record = replace(record, system_url=addresses.url(listener))
             await stack.enter_async_context(serving(exporter.application(), listener))
-            logger.info("metrics and health: %s/metrics, /health", record.system_url)
+            logger.info(
+                "metrics and health: %s/metrics, %s", record.system_url, options.health.path
+            )
         discovery = FileDiscovery(options.discovery_directory)
         registration = await stack.enter_async_context(discovery.register(record))
         asked = asyncio.create_task(stop.asked.wait())
@@ -153,7 +155,10 @@ class _Exporter:
         return {name: engine.reason for name, engine in self._engines.items() if engine.reason}
 
     def _nothing(self) -> str:
-        return f"no SGLang was found among the processes of {processes.own_user()}"
+        return (
+            f"no SGLang, besides those of dyno workers, was found among the processes of "
+            f"{processes.own_user()}"
+        )
 
     def _add(self, target: Target) -> None:
         options = self._options

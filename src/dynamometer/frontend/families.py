@@ -38,7 +38,14 @@ _ERROR_TYPES: Final = (
     error_type.INTERNAL,
 )
 # Routes whose series are there, at 0, from the moment that a model is.
-_FIRST_ROUTES: Final = ("chat_completions", "completions")
+_FIRST_ROUTES: Final = (
+    "chat_completions",
+    "completions",
+    "embeddings",
+    "generate",
+    "messages",
+    "responses",
+)
 _USUAL_BUCKETS: Final = FrontendBuckets.of(BucketRanges())
 
 

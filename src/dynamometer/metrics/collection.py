@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 
 from dynamometer.errors import ExpositionError
@@ -44,7 +45,7 @@ class Collection:
             wrong = self._checked(families)
         except BaseException as error:  # noqa: BLE001, RUF100  # handed to whoever asked
             reason = "invalid" if isinstance(error, ExpositionError) else "failed"
-            failed = SourceError(reason, repr(error))
+            failed = SourceError(reason, f"{error!r}{_place(error)}")
             failed.__cause__ = error
             return failed
         finally:
@@ -62,6 +63,12 @@ class Collection:
         if fresh:
             self._good = {id(family): family for family in families}
         return ""
+
+
+def _place(error: BaseException) -> str:
+    """Where it was raised, for whoever looks for it: the last line of the traceback."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
 
 
 def _fault(family: object) -> str:

@@ -150,9 +150,14 @@ def register_engine_metrics_callback(
         source: what errors are counted under; by default the first filter's word, or `engine`.
 
     Raises:
-        ArgumentError: a label is one that histograms or summaries need, or no label's name.
+        ArgumentError: a label is one that histograms or summaries need, or no label's name; or
+            the registry is none.
     """
+    if not callable(getattr(registry, "collect", None)):
+        raise ArgumentError(f"{registry!r} is no registry: it has nothing to collect")
     added = dict(inject_custom_labels or {})
+    if bool(namespace_name) != bool(component_name):
+        logger.warning("no label of the runtime is added: namespace_name and component_name do it")
     if namespace_name and component_name:
         automatic = _automatic_labels(
             endpoint, namespace_name, component_name, endpoint_name, model_name
@@ -243,7 +248,10 @@ def _kept(
 def _texts(given: str | Sequence[str] | None) -> tuple[str, ...]:
     if given is None:
         return ()
-    return (given,) if isinstance(given, str) else tuple(given)
+    texts = (given,) if isinstance(given, str) else tuple(given)
+    if not all(isinstance(text, str) for text in texts):
+        raise ArgumentError(f"prefixes are texts, not {given!r}")
+    return texts
 
 
 def _automatic_labels(

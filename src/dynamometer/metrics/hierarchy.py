@@ -7,10 +7,10 @@ they are collected, so that nobody who counts has to name them.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, count
 from typing import TypeVar, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -104,8 +104,11 @@ class Hierarchy:
     def add_source(self, source: MetricsSource) -> None:
         """Show a source's families too; one that has another one's name gets a number."""
         with self._lock:
-            names = chain([source.name], (f"{source.name} {number}" for number in count(2)))
+            asked = source.name
+            names = itertools.chain([asked], (f"{asked} {number}" for number in itertools.count(2)))
             source.name = next(name for name in names if name not in self._sources)
+            if source.owner == asked:
+                source.owner = source.name  # a namesake is somebody else
             self._sources.add(source.name)
         self.page.add(source)
 
@@ -191,11 +194,11 @@ class Metrics:
             name: what it observes, with its unit: `latency_seconds`.
             documentation: its HELP.
             labelnames: labels whose values are given when it observes.
-            buckets: upper bounds, rising; +Inf is added. By default prometheus_client's.
+            buckets: upper bounds, each above the one before; +Inf is added. By default
+                prometheus_client's.
             const_labels: labels with their values, on all of its series.
         """
-        bounds = Histogram.DEFAULT_BUCKETS if buckets is None else buckets
-        finite = tuple([float(bound) for bound in bounds if bound != float("inf")])
+        finite = _bounds(name, Histogram.DEFAULT_BUCKETS if buckets is None else buckets)
 
         def make(whole: str, where: CollectorRegistry) -> Histogram:
             return Histogram(whole, documentation, labelnames, registry=where, buckets=finite)
@@ -207,7 +210,9 @@ class Metrics:
     def register_callback(self, function: Callable[[], object]) -> None:
         """Call `function` before each scrape, in the page's thread, to set instruments.
 
-        One that raises, or hangs, is counted and costs the page nothing else.
+        One that raises, or hangs, is counted under its name, and costs the page nothing else but
+        the time until its deadline (`DistributedRuntime(deadline=...)`); what it would have set
+        stays as it was.
 
         Raises:
             ArgumentError: it cannot be called, or is a coroutine function.
@@ -250,8 +255,10 @@ class Metrics:
         buckets: tuple[float, ...] | None = None,
     ) -> Instrument:
         whole = build_component_metric_name(name)
-        if isinstance(labelnames, str):
-            raise ArgumentError(f"{whole}: labelnames are a row of names, not {labelnames!r}")
+        if not isinstance(labelnames, list | tuple | set | frozenset):
+            raise ArgumentError(f"{whole}: labelnames are a list of names, not {labelnames!r}")
+        if not isinstance(const_labels, Mapping | None):
+            raise ArgumentError(f"{whole}: const_labels are names with values: {const_labels!r}")
         constant = {key: label_value(str(value)) for key, value in (const_labels or {}).items()}
         _check_labels(whole, labelnames, constant)
         family = whole.removesuffix("_total") if type_name == "counter" else whole
@@ -263,15 +270,28 @@ class Metrics:
         )
 
 
+def _bounds(name: str, buckets: Sequence[float]) -> tuple[float, ...]:
+    """The finite ones, which rise."""
+    try:
+        bounds = [float(bound) for bound in buckets]
+    except (TypeError, ValueError):
+        bounds = [float("nan")]
+    finite = bounds[:-1] if bounds and bounds[-1] == float("inf") else bounds
+    rising = all(one < other for one, other in itertools.pairwise([float("-inf"), *finite]))
+    if not finite or not rising or finite[-1] == float("inf"):
+        raise ArgumentError(f"buckets of {name!r} must be numbers that rise, not {buckets!r}")
+    return tuple(finite)
+
+
 def _check_labels(whole: str, labelnames: Sequence[str], constant: Mapping[str, str]) -> None:
     seen: set[str] = set()
     for name in (*labelnames, *constant):
+        if not isinstance(name, str) or sanitize_prometheus_label(name) != name:
+            raise ArgumentError(f"{whole}: {name!r} is no name of a label")
         if name in _OF_LEVELS:
             raise ArgumentError(f"{whole}: the label {name!r} is the runtime's, which adds it")
         if name in seen:
             raise ArgumentError(f"{whole}: the label {name!r} is given twice")
-        if sanitize_prometheus_label(name) != name:
-            raise ArgumentError(f"{whole}: {name!r} is no name of a label")
         seen.add(name)
 
 

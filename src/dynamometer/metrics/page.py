@@ -47,7 +47,8 @@ class MetricsPage:
         self._page = MergedPage()
         self._counted: dict[tuple[str, str], int] = {}
         self._failing: dict[str, str] = {}
-        self._left_out: tuple[LeftOut, ...] = ()
+        self._seen_left_out: tuple[LeftOut, ...] = ()
+        self._left_out: set[LeftOut] = set()
         self._rounds = Rounds("metrics")
         self._errors = Counter(
             metric_names.scrape.ERRORS_TOTAL,
@@ -172,16 +173,21 @@ class MetricsPage:
     def _tell_left_out(self) -> None:
         """Count and say what two sources both have, where that is not expected."""
         left_out = self._page.left_out
-        if left_out is self._left_out:
-            return
-        everyone = (self._runtime, *self._engines, *self._concluded.values())
-        owners = {one.source.name: one.source.owner for one in everyone}
-        for part in set(left_out) - set(self._left_out):
-            expected = part.clash is Clash.OVERLAP and owners[part.source] == owners[part.winner]
-            if not expected:
-                self._errors.labels(part.source, str(part.clash)).inc()
+        if left_out is not self._seen_left_out:
+            self._seen_left_out = left_out
+            everyone = (self._runtime, *self._engines, *self._concluded.values())
+            owners = {one.source.name: one.source.owner for one in everyone}
+            unexpected = {
+                part
+                for part in left_out
+                if part.clash is not Clash.OVERLAP
+                or owners.get(part.source) != owners.get(part.winner)
+            }
+            for part in unexpected - self._left_out:
                 logger.warning(
                     "%s of %s is not on the page (%s): %s has it", part.family, part.source,
                     part.clash, part.winner,
                 )  # fmt: skip
-        self._left_out = left_out
+            self._left_out = unexpected
+        for part in self._left_out:
+            self._errors.labels(part.source, str(part.clash)).inc()

@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
-from typing import Final
+from typing import Final, Literal
 
 from dynamometer.mocker.options import MockerOptions
 from dynamometer.names import labels, sglang
@@ -68,21 +68,23 @@ def write(options: MockerOptions, rank: int) -> None:
     tokens = Counter(
         sglang.REALTIME_TOKENS_TOTAL, "Simulated: tokens processed.", names, registry=registry
     )
-    usage = Gauge(
-        sglang.TOKEN_USAGE,
-        "Simulated: the token usage.",
-        names,
-        registry=registry,
-        multiprocess_mode="mostrecent",
-    )
+
+    def gauge(name: str, text: str, of: tuple[str, ...]) -> Gauge:
+        mode: Literal["mostrecent"] = "mostrecent"
+        return Gauge(name, f"Simulated: {text}", of, registry=registry, multiprocess_mode=mode)
+
+    used = gauge(sglang.NUM_USED_TOKENS, "tokens in the KV cache, of each stage.", names)
+    usage = gauge(sglang.TOKEN_USAGE, "the token usage.", names[:-1]).labels(*constant)
     series = []
     for number in range(sets):
         values = (*constant, f"stage_{number}")
-        series.append((latency.labels(*values), tokens.labels(*values), usage.labels(*values)))
+        series.append((latency.labels(*values), tokens.labels(*values), used.labels(*values)))
     chance = random.Random(rank)  # noqa: S311  # no secret
     while True:
-        for histogram, counter, gauge in chance.sample(series, round(len(series) * options.change)):
+        usage.set(chance.random())
+        changed = chance.sample(series, round(len(series) * options.change))
+        for histogram, counter, tokens_used in changed:
             histogram.observe(chance.expovariate(100))
             counter.inc(chance.randrange(1, 100))
-            gauge.set(chance.random())
+            tokens_used.set(chance.randrange(1000))
         time.sleep(options.interval)

@@ -12,6 +12,7 @@ What is created at a level has the labels of the level; `runtime.metrics.render(
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from typing import Final
@@ -27,6 +28,8 @@ from dynamometer.runtime import system
 from dynamometer.runtime.identity import hexadecimal, new_id
 from dynamometer.runtime.record import State
 from dynamometer.runtime.system_server import SystemServer
+
+logger = logging.getLogger(__name__)
 
 NO_LABELS: Final[Mapping[str, str]] = {}
 
@@ -53,7 +56,7 @@ class DistributedRuntime:
         self._hierarchy = Hierarchy(deadline=deadline)
         self.metrics = self._hierarchy.level(NO_LABELS)
         self._endpoints: dict[tuple[str, str, str], Endpoint] = {}
-        self._was_ready = False
+        self._served = self._was_ready = False
         _count_process(self._hierarchy.registry, self.metrics, hexadecimal(self.instance_id))
 
     @property
@@ -87,7 +90,8 @@ class DistributedRuntime:
         """Serve `/metrics`, `/health` and `/live` from now on, in a thread.
 
         For programs with and without an event loop. The environment is read as a worker's:
-        DYN_SYSTEM_PORT, DYN_SYSTEM_HOST and the variables of health.
+        DYN_SYSTEM_PORT, DYN_SYSTEM_HOST and the variables of health. What is said goes to Python's
+        logging, under `dynamometer`.
 
         Args:
             host: by default DYN_SYSTEM_HOST, or 127.0.0.1.
@@ -99,19 +103,35 @@ class DistributedRuntime:
 
         Raises:
             SettingsError: a variable has a value that is not allowed.
+            ArgumentError: the port is none.
             AddressError: the address cannot be listened on.
         """
         environment = settings.read()
+        for variable, meant in settings.unknown():
+            logger.warning("%s means nothing here: is %s meant?", variable, meant)
+        if port is not None:
+            _check_port(port)
+        self._look()
         status = system.SystemStatus(self._state, self._endpoint_states, health=environment.health)
         listener = system.listen(
-            host or environment.system_host, environment.system_port if port is None else port
+            host or environment.system_host,
+            environment.system_port if port is None else port,
+            settings=("host, DYN_SYSTEM_HOST", "port, DYN_SYSTEM_PORT"),
         )
         return SystemServer(system.application(self.page, status), listener)
 
+    def changed(self) -> None:
+        """An endpoint has become ready, or is so no more."""
+        if self._served:
+            self._look()
+
+    def _look(self) -> None:
+        """Served, the process starts until all of its endpoints were ready for the first time."""
+        self._served = True
+        self._was_ready = self._was_ready or self._state() is State.READY
+
     def _state(self) -> State:
-        """Starting until all endpoints were ready for the first time."""
         ready = all(endpoint.ready for endpoint in list(self._endpoints.values()))
-        self._was_ready = self._was_ready or ready
         return State.READY if ready else self._unready
 
     @property
@@ -119,10 +139,14 @@ class DistributedRuntime:
         return State.FAILED if self._was_ready else State.STARTING
 
     def _endpoint_states(self) -> Mapping[str, State]:
-        return {
-            name: State.READY if endpoint.ready else self._unready
-            for (_, _, name), endpoint in list(self._endpoints.items())
-        }
+        """By name; of namesakes in several components all must be ready."""
+        ready: dict[str, bool] = {}
+        for (_, _, name), endpoint in list(self._endpoints.items()):
+            ready[name] = ready.get(name, True) and endpoint.ready
+        return {name: State.READY if fine else self._unready for name, fine in ready.items()}
+
+    def __repr__(self) -> str:
+        return f"DistributedRuntime({hexadecimal(self.instance_id)})"
 
 
 class Namespace:
@@ -138,6 +162,9 @@ class Namespace:
         self._runtime = runtime
         self.name = name
         self.metrics = runtime.level({labels.NAMESPACE: name})
+
+    def __repr__(self) -> str:
+        return f"Namespace({self.name})"
 
     def component(self, name: str) -> Component:
         """The component of a name: letters, digits, `_`, `-` and `.`.
@@ -163,6 +190,9 @@ class Component:
         self.name = name
         self.metrics = runtime.level({labels.NAMESPACE: namespace, labels.COMPONENT: name})
 
+    def __repr__(self) -> str:
+        return f"Component({self._namespace}.{self.name})"
+
     def endpoint(self, name: str) -> Endpoint:
         """The endpoint of a name; the same object again for the same one.
 
@@ -179,7 +209,6 @@ class Endpoint:
         name: the label `dynamo_endpoint`.
         labels: those of the level.
         metrics: what is created here has the labels of all levels.
-        ready: whether it can be asked now: yours to set, and what `/health` says. True at first.
     """
 
     def __init__(
@@ -194,7 +223,20 @@ class Endpoint:
             labels.ENDPOINT: name,
         }
         self.metrics = runtime.level(self.labels)
-        self.ready = True
+        self._ready = True
+
+    def __repr__(self) -> str:
+        return f"Endpoint({'.'.join(self.labels.values())})"
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can be asked now: yours to set, and what `/health` says. True at first."""
+        return self._ready
+
+    @ready.setter
+    def ready(self, ready: bool) -> None:
+        self._ready = ready
+        self._runtime.changed()
 
     def connection_id(self) -> int:
         """The number of the process's instance."""
@@ -208,9 +250,16 @@ class Endpoint:
 
 def _checked(level: str, name: str) -> str:
     try:
-        return settings.name(name)
+        return settings.name(name) if isinstance(name, str) else settings.name("")
     except ValueError as error:
         raise ArgumentError(f"{level} {name!r}: {error}") from None
+
+
+def _check_port(port: int) -> None:
+    try:
+        settings.system_port(str(port))
+    except ValueError as error:
+        raise ArgumentError(f"port={port!r}: {error}") from None
 
 
 def _count_process(registry: CollectorRegistry, metrics: Metrics, worker_id: str) -> None:

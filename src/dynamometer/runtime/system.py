@@ -19,6 +19,10 @@ from dynamometer.settings import DEFAULT_SYSTEM_PORT, HealthSettings
 
 logger = logging.getLogger(__name__)
 
+_FLAGS: Final = ("--system-host, DYN_SYSTEM_HOST", "--system-port, DYN_SYSTEM_PORT")
+_NO_ENDPOINT: Final = (
+    "this process has no such endpoint (yet); DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS waits for it"
+)
 DEFAULT_HEALTH: Final = HealthSettings()
 
 
@@ -67,12 +71,13 @@ class SystemStatus:
             for name, state in self._endpoints().items()
             if state is not State.STARTING
         }
-        reasons = self._reasons()
+        missing = set(self.health.endpoints) - self._endpoints().keys()
+        reasons = dict.fromkeys(sorted(missing), _NO_ENDPOINT) | dict(self._reasons())
         return {
             "status": status,
             "uptime": {"secs": secs, "nanos": nanos},
             "endpoints": endpoints,
-            **({"reasons": dict(reasons)} if reasons else {}),
+            **({"reasons": reasons} if reasons else {}),
         }
 
 
@@ -94,13 +99,19 @@ def application(page: MetricsPage, status: SystemStatus) -> web.Application:
     return app
 
 
-def listen(host: str, port: int | None) -> socket.socket | None:
+def listen(
+    host: str,
+    port: int | None,
+    *,
+    settings: tuple[str, str] = _FLAGS,
+) -> socket.socket | None:
     """The system server's socket; None for no server.
 
     Args:
         host: the address.
         port: 0 is any free one, -1 none at all; None, where nobody asked for one, is 8081, or
             any free one where that is taken.
+        settings: what the user would change, for the messages: of the host, and of the port.
 
     Raises:
         AddressError: the address cannot be listened on.
@@ -108,11 +119,11 @@ def listen(host: str, port: int | None) -> socket.socket | None:
     if port == -1:
         return None
     if port is not None:
-        return addresses.listen(host, port, setting="--system-port, DYN_SYSTEM_PORT")
+        return addresses.listen(host, port, setting=settings[1])
     try:
-        return addresses.listen(host, DEFAULT_SYSTEM_PORT, setting="--system-port, DYN_SYSTEM_PORT")
+        return addresses.listen(host, DEFAULT_SYSTEM_PORT, setting=settings[1])
     except AddressError:
-        listener = addresses.listen(host, 0, setting="--system-host, DYN_SYSTEM_HOST")
+        listener = addresses.listen(host, 0, setting=settings[0])
         logger.warning(
             "port %d is taken: /metrics and /health of this process are at %s instead; "
             "DYN_SYSTEM_PORT chooses a port",

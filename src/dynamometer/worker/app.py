@@ -95,7 +95,9 @@ async def serve(options: WorkerOptions, engine: Engine) -> None:
         if listener is not None:
             worker.record = replace(worker.record, system_url=addresses.url(listener))
             await stack.enter_async_context(serving(worker.system_application(), listener))
-            logger.info("metrics and health: %s/metrics, /health", worker.record.system_url)
+            logger.info(
+                "metrics and health: %s/metrics, %s", worker.record.system_url, options.health.path
+            )
         discovery = FileDiscovery(options.discovery_directory)
         registration = await stack.enter_async_context(discovery.register(worker.record))
         await stack.enter_async_context(serving(worker.endpoint.application(), request_socket))
