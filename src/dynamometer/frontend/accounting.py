@@ -142,9 +142,9 @@ class RequestAccount:
         self._whole = whole
         self._times = times = reader.content_times
         tokens = reader.tokens
-        if tokens.output is None and times:
+        if times and (tokens.output is None or not whole):
             # It ended before its usage came: each event has brought at least one token.
-            tokens = Tokens(tokens.input, len(times), tokens.cached)
+            tokens = Tokens(tokens.input, max(tokens.output or 0, len(times)), tokens.cached)
         self._tokens = tokens
 
     def counted(self, tokens: Tokens) -> None:
