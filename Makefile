@@ -15,7 +15,7 @@ export HF_HUB_OFFLINE := 1
 # are shown where it fails.
 logged = $(1) >$(VENV)/setup.log 2>&1 || { cat $(VENV)/setup.log >&2; exit 1; }
 
-.PHONY: help setup system-packages demo test test-quick lint format bench-metrics bench-exporter docs fuzz clean
+.PHONY: help setup system-packages demo test test-quick lint format bench-metrics bench-exporter bench-latency docs fuzz clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -72,6 +72,9 @@ bench-metrics: setup ## what a page costs against prometheus_client, in one run;
 
 bench-exporter: setup ## what an exporter costs beside a real SGLang, against its own page
 	@$(BIN)/python benchmarks/exporter.py $(BENCH_FLAGS)
+
+bench-latency: setup ## means of latencies on the pages against a client's own clock
+	@$(BIN)/python benchmarks/latency.py $(BENCH_FLAGS)
 
 docs: setup ## docs/configuration.md and docs/metrics.md anew, from the code and from live pages
 	@$(BIN)/python docs/generate.py
