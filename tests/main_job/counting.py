@@ -270,6 +270,16 @@ class Client:
         self._connection.close()
 
 
+def unexpected(rose: Mapping[str, float], adds: Mapping[str, Range]) -> dict[str, str]:
+    """What rose otherwise than it should, and by how much."""
+    found = {}
+    for name in {*rose, *adds}:
+        allowed, by = adds.get(name, exactly(0)), rose.get(name, 0)
+        if not allowed.low <= by <= allowed.high:
+            found[name] = f"rose by {by:g}, not {allowed.low:g} to {allowed.high:g}"
+    return found
+
+
 def together(parts: Iterable[Mapping[str, Range]]) -> dict[str, Range]:
     whole: dict[str, Range] = {}
     for part in parts:

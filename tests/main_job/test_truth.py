@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 
 import psutil
 import pytest
-from counting import GAUGES, LATE_GAUGES, Client, Counts, Got, Range, Request, together
+from counting import GAUGES, LATE_GAUGES, Client, Counts, Got, Range, Request, together, unexpected
 from expectations import of_aborted_run, of_answered, of_vanished
 
 from stack import Stack, Worker, eventually
@@ -187,12 +187,9 @@ class Truth:
         def equal() -> bool:
             nonlocal left
             now = self.now()
-            rose = now.since(self.before)
-            left = {
-                name: f"rose by {rose.get(name, 0):g}, not {adds.get(name)}"
-                for name in {*adds, *rose}
-                if not _within(rose.get(name, 0), adds.get(name))
-            } | {name: value for name, value in now.gauges.items() if value}
+            left = unexpected(now.since(self.before), adds) | {
+                name: value for name, value in now.gauges.items() if value
+            }
             if not left:
                 self._last = now
             return not left
@@ -255,10 +252,6 @@ class Truth:
             within=15,
             what=f"{name} rises by {number}",
         )
-
-
-def _within(rose: float, allowed: Range | None) -> bool:
-    return allowed is not None and allowed.low <= rose <= allowed.high
 
 
 @pytest.fixture(scope="module")

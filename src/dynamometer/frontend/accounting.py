@@ -145,7 +145,8 @@ class RequestAccount:
         if times and (tokens.output is None or not whole):
             # It ended before its usage came: each event has brought at least one token.
             tokens = Tokens(tokens.input, max(tokens.output or 0, len(times)), tokens.cached)
-        self._tokens = tokens
+        # An error in the place of an answer has a usage too: of 0 tokens, the prompt's included.
+        self._tokens = tokens if times or reader.error_code is None else Tokens()
 
     def counted(self, tokens: Tokens) -> None:
         """The answer's tokens."""
