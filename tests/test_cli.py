@@ -32,7 +32,9 @@ def test_help_teaches() -> None:
         assert "dyno" in done.stdout
         assert "\x1b" not in done.stdout
     assert "DYN_SYSTEM_PORT" in dyno("sglang", "--help").stdout
-    assert "DYN_HTTP_PORT" in dyno("frontend", "--help").stdout
+    frontend = dyno("frontend", "--help").stdout
+    for variable in ("DYN_HTTP_PORT", "DYN_METRICS_PREFIX", "DYN_METRICS_REQUEST_DURATION_MIN"):
+        assert variable in frontend
 
 
 def test_version() -> None:
@@ -53,6 +55,12 @@ def test_nothing_said_shows_the_help_and_fails() -> None:
         (["frontend", "--router-mode", "x"], {}, "invalid choice"),
         (["frontend", "--max-body-size", "0"], {}, "--max-body-size: '0' must be"),
         (["frontend"], {"DYN_HTTP_PORT": "x"}, "DYN_HTTP_PORT='x': must be a port"),
+        (["frontend"], {"DYN_METRICS_TTFT_MIN": "0"}, "DYN_METRICS_TTFT_MIN='0': must be"),
+        (
+            ["frontend"],
+            {"DYN_METRICS_PREFIX": "dynamo_request_plane"},
+            "DYN_METRICS_PREFIX='dynamo_request_plane': must not be",
+        ),
         (["sglang"], {}, "--model is missing"),
         (["sglang", "--model", "m"], {"DYN_SYSTEM_PORT": "x"}, "DYN_SYSTEM_PORT='x'"),
     ],

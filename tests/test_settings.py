@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dynamometer import settings
 from dynamometer.errors import SettingsError
-from dynamometer.variables import VARIABLES
+from dynamometer.variables import BUCKETS, VARIABLES
 
 
 def test_an_empty_environment_says_nothing() -> None:
@@ -96,6 +97,65 @@ def test_what_is_no_size(text: str) -> None:
 def test_a_mistyped_variable_is_told_from_one_of_dynamos() -> None:
     environment = {"DYN_SYSTEM_PROT": "1", "DYN_HTTP_PORT": "1", "DYN_TCP_RPC_HOST": "x"}
     assert settings.unknown(environment) == [("DYN_SYSTEM_PROT", "DYN_SYSTEM_PORT")]
+
+
+def test_buckets_and_prefix_are_read() -> None:
+    read = settings.read(
+        {
+            "DYN_METRICS_PREFIX": "mine:frontend_1",
+            "DYN_METRICS_TTFT_MIN": "0.01",
+            "DYN_METRICS_TTFT_MAX": "1e1",
+            "DYN_METRICS_TTFT_COUNT": "4",
+            "DYN_METRICS_OUTPUT_SEQUENCE_COUNT": "512",
+        }
+    )
+    usual = settings.BucketRanges()
+    assert read.metrics_prefix == "mine:frontend_1"
+    assert read.bucket_ranges.time_to_first_token == settings.BucketRange(0.01, 10.0, 4)
+    assert read.bucket_ranges.output_sequence == replace(usual.output_sequence, count=512)
+    assert read.bucket_ranges.request_duration == usual.request_duration
+
+
+@pytest.mark.parametrize("name", list(BUCKETS))
+@pytest.mark.parametrize(
+    ("part", "value", "allowed"),
+    [
+        ("MIN", "0", "a number above 0"),
+        ("MIN", "-1", "a number above 0"),
+        ("MIN", "nan", "a number above 0"),
+        ("MIN", "a little", "a number above 0"),
+        ("MIN", "1e9", "must be below"),
+        ("MAX", "inf", "a number above 0"),
+        ("MAX", "1e999", "a number above 0"),
+        ("MAX", "1e-9", "must be above"),
+        ("COUNT", "0", "from 1 to 512"),
+        ("COUNT", "513", "from 1 to 512"),
+        ("COUNT", "-1", "from 1 to 512"),
+        ("COUNT", "2.5", "from 1 to 512"),
+        ("COUNT", "9" * 5000, "from 1 to 512"),
+    ],
+)
+def test_a_wrong_bucket_range_names_variable_value_and_what_is_allowed(
+    name: str, part: str, value: str, allowed: str
+) -> None:
+    variable = f"{name}_{part}"
+    with pytest.raises(SettingsError) as raised:
+        settings.read({variable: value})
+    for text in (variable, repr(value), allowed):
+        assert text in str(raised.value)
+
+
+def test_a_range_the_wrong_way_round_names_both_its_ends() -> None:
+    with pytest.raises(SettingsError, match=r"_ITL_MAX='2': must be above .*_ITL_MIN, 3"):
+        settings.read({"DYN_METRICS_ITL_MIN": "3", "DYN_METRICS_ITL_MAX": "2"})
+    with pytest.raises(SettingsError, match=r"_ITL_MIN='80': must be below .*_ITL_MAX, 80"):
+        settings.read({"DYN_METRICS_ITL_MIN": "80"})
+
+
+@pytest.mark.parametrize("prefix", ["1st", "my-frontend", "a b", "späť", "{}"])
+def test_a_prefix_that_no_name_can_begin_with(prefix: str) -> None:
+    with pytest.raises(SettingsError, match=r"DYN_METRICS_PREFIX=.*a metric's name can begin"):
+        settings.read({"DYN_METRICS_PREFIX": prefix})
 
 
 def test_every_variable_that_is_read_is_listed() -> None:

@@ -133,6 +133,28 @@ async def test_a_stream_has_one_gap_less_than_events_with_content(bench: Bench) 
     assert 0 < until_last <= bench.count("request_duration_seconds_sum")
 
 
+async def test_a_client_that_leaves_mid_stream_is_cancelled_and_what_it_got_is_counted(
+    bench: Bench,
+) -> None:
+    worker = Steps()
+    await bench.worker(worker.answer)
+    async with bench.session.post(bench.url + CHAT, json={"model": "m", "stream": True}) as answer:
+        worker.next.put_nowait(EVENT)
+        await answer.content.readany()
+        worker.next.put_nowait(EVENT)
+        await answer.content.readany()
+        answer.close()
+    await until(lambda: bench.count("requests_total"))
+    assert bench.count("requests_total", request_type="stream", error_type="cancelled") == 1
+    assert bench.count("model_cancellation_total", model="m", request_type="stream") == 1
+    assert bench.count("disconnected_clients") == 1
+    assert bench.count("failures_total") == 0
+    assert bench.count("time_to_first_token_seconds_count", model="m") == 1
+    assert bench.count("inter_token_latency_seconds_count", model="m") == 1
+    assert bench.count("output_tokens_total", model="m") == 2
+    assert gauges(bench) == {}
+
+
 # How requests fail.
 
 

@@ -36,6 +36,15 @@ def test_the_usage_chunk_is_read_and_taken_out_however_the_bytes_come(size: int)
     assert reader.error_code is None
 
 
+def test_events_that_come_one_by_one_are_read_as_in_any_other_chunks() -> None:
+    reader = StreamReader(Usage.OPENAI, hide_usage=True)
+    events = [part + b"\n\n" for part in CHAT.split(b"\n\n")[:-1]]
+    passed = [reader.feed(part, float(i)) for i, part in enumerate(events)]
+    assert passed == [b"" if part == ONLY_USAGE else part for part in events]
+    assert (reader.tokens, reader.content_times) == (Tokens(7, 3, 2), [1.0, 2.0])
+    assert reader.finish() == b""
+
+
 def test_a_client_that_asked_for_usage_gets_every_byte() -> None:
     reader = StreamReader(Usage.OPENAI, hide_usage=False)
     assert reader.feed(CHAT, 0.0) == CHAT

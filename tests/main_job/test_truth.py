@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import socket
-import time
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-import psutil
 import pytest
-from counting import GAUGES, LATE_GAUGES, Client, Counts, Got, Range, Request, together, unexpected
+from counting import GAUGES, LATE_GAUGES, Got, Request, together
 from expectations import of_aborted_run, of_answered, of_vanished
+from truth import MODEL, USAGE, Truth
 
-from stack import Stack, Worker, eventually
+from stack import Stack, eventually
 
 pytestmark = pytest.mark.engine
 
 CHAT, TEXT, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
-MODEL = "the model of the stack"  # put in when it is known
 TOKENS = 8
 # Longer than any test waits for it, and within the model's context.
 LONG = 1800
@@ -88,7 +85,6 @@ def unknown(path: str, body: object) -> Request:
 
 
 THREE = ["one", "two words", "three whole words"]
-USAGE = {"include_usage": True}
 ANSWERED = {
     "chat": Request(path=CHAT, body=chat()),
     "chat, streamed": Request(path=CHAT, body=chat(stream=True)),
@@ -156,104 +152,6 @@ LAST = {
 }
 
 
-class Truth:
-    """The stack, and what its pages said after the row before."""
-
-    def __init__(self, stack: Stack) -> None:
-        assert stack.worker is not None
-        self.stack = stack
-        self.worker: Worker = stack.worker
-        self.before = Counts()
-        self._last: Counts | None = None
-        self._usages: dict[str, Got] = {}
-
-    def now(self) -> Counts:
-        return Counts.of(self.stack.frontend_url, self.worker.system_url)
-
-    def ready(self) -> None:
-        """Before a row: idle, and at rest where the row before did not say how it ends."""
-        before, self._last = self._last, None
-        while before is None:
-            first = self.now()
-            time.sleep(0.5)
-            if self.now().rising == first.rising and not any(first.gauges.values()):
-                before = first
-        self.before = before
-
-    def expect(self, adds: Mapping[str, Range]) -> dict[str, float]:
-        """Wait until the pages have risen by that, and by nothing else; what they rose by."""
-        left: Mapping[str, object] = {}
-
-        def equal() -> bool:
-            nonlocal left
-            now = self.now()
-            left = unexpected(now.since(self.before), adds) | {
-                name: value for name, value in now.gauges.items() if value
-            }
-            if not left:
-                self._last = now
-            return not left
-
-        with contextlib.suppress(AssertionError):
-            eventually(equal, within=15, what="the pages are as expected")
-        assert self._last is not None, left
-        return self._last.since(self.before)
-
-    def client(self, request: Request) -> Client:
-        return Client(self.stack.frontend_url, request)
-
-    def of(self, request: Request) -> Request:
-        """With the model of this stack."""
-        named = request.option.get("model") == MODEL
-        body = {**request.option, "model": str(self.stack.model)} if named else request.body
-        return request.but(body=body)
-
-    def usage(self, request: Request) -> Got | None:
-        """The event with the usage that the frontend hides: asked of the engine itself."""
-        if not request.hides_usage or not request.choices or not request.sent:
-            return None
-        asked = request.but(body={**request.option, "stream_options": USAGE})
-        answer = Client(self.worker.engine_url, asked).read()
-        events = answer.body.split(b"\n\n")
-        (event,) = [one for one in events if b'"choices":[],' in one]
-        return Got(200, event + b"\n\n")
-
-    @contextlib.contextmanager
-    def frozen(self) -> Iterator[None]:
-        """While the context is open, the engine's scheduler stands still."""
-        (scheduler,) = [
-            process
-            for process in self.worker.engine.children(recursive=True)
-            if "sglang::scheduler" in " ".join(process.cmdline())
-        ]
-        scheduler.suspend()
-        try:
-            yield
-        finally:
-            scheduler.resume()
-        assert scheduler.status() != psutil.STATUS_STOPPED
-
-    def wait(self, what: str, **gauges: float) -> None:
-        """Until gauges, named without their prefix, are such."""
-
-        def such() -> bool:
-            now = self.now().gauges
-            found = {
-                short: sum(v for name, v in now.items() if name.endswith(short)) for short in gauges
-            }
-            return found == gauges
-
-        eventually(such, within=15, what=what)
-
-    def wait_for(self, name: str, number: int) -> None:
-        """Until a counter has risen by so much."""
-        eventually(
-            lambda: self.now().since(self.before).get(name) == number,
-            within=15,
-            what=f"{name} rises by {number}",
-        )
-
-
 @pytest.fixture(scope="module")
 def usages(stack: Stack) -> dict[str, Got | None]:
     """What the frontend will hide, by the name of its row."""
@@ -312,7 +210,7 @@ def test_a_body_that_is_too_large(truth: Truth) -> None:
     """By its header alone: nobody reads it."""
     request = unread(b"").but(status=413, failure=REFUSED)
     head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {10**12}\r\n\r\n"
-    with _raw(truth, head.encode()) as connection:
+    with truth.raw(head.encode()) as connection:
         assert connection.recv(12) == b"HTTP/1.1 413"
     truth.expect(of_answered(request, Got(413, b""), None))
 
@@ -342,7 +240,7 @@ def cancelled(path: str, body: object, truth: Truth, **changes: object) -> Reque
 def test_a_client_that_goes_away_while_it_sends(truth: Truth) -> None:
     request = cancelled(TEXT, b"", truth, known=False, read=False, sent=False)
     head = f"POST {TEXT} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
-    with _raw(truth, head.encode() + b'{"mo'):
+    with truth.raw(head.encode() + b'{"mo'):
         truth.wait("its body is read", stage_requests=1)
     truth.expect(of_vanished(request, Got(0, b"")))
 
@@ -450,11 +348,3 @@ def test_every_gauge_that_is_looked_at_is_there(truth: Truth) -> None:
         within=15,
         what=f"{LATE_GAUGES} are 0",
     )
-
-
-@contextlib.contextmanager
-def _raw(truth: Truth, content: bytes) -> Iterator[socket.socket]:
-    address = urllib.parse.urlsplit(truth.stack.frontend_url)
-    with socket.create_connection((address.hostname, address.port), timeout=30) as connection:
-        connection.sendall(content)
-        yield connection

@@ -50,22 +50,34 @@ def frontend(place: Stack) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def crowd(place: Stack, frontend: str) -> Iterator[Crowd]:
+def worker(place: Stack, frontend: str) -> Iterator[Worker]:
     flags = ("--model", str(place.model), "--served-model-name", MODEL, "--enable-metrics")
     limits = ("--max-running-requests", "1", "--max-queued-requests", "1")
+    with place.run_worker(*flags, *limits) as made:
+        yield made.wait_until_ready()
+
+
+@pytest.fixture
+def crowd(worker: Worker, frontend: str) -> Iterator[Crowd]:
+    eventually(
+        lambda: not any(Counts.of(frontend, worker.system_url).gauges.values()),
+        within=15,
+        what="nobody is left of the crowd before",
+    )
     request = Request(path=TEXT, body=LONG)
-    with place.run_worker(*flags, *limits) as worker:
-        worker.wait_until_ready()
-        running = Client(frontend, request)
-        running.read_events(1)
-        waiting = Client(frontend, request)
-        with contextlib.closing(running), contextlib.closing(waiting):
-            eventually(
-                lambda: Counts.of(worker.system_url).gauges["sglang:num_queue_reqs"] == 1,
-                within=15,
-                what="one waits",
-            )
-            yield Crowd(frontend, worker, running, waiting)
+    running = Client(frontend, request)
+    running.read_events(1)
+    waiting = Client(frontend, request)
+    eventually(
+        lambda: Counts.of(worker.system_url).gauges["sglang:num_queue_reqs"] == 1,
+        within=15,
+        what="one waits",
+    )
+    with contextlib.closing(waiting), contextlib.closing(running):
+        yield Crowd(frontend, worker, running, waiting)
+        running.close()
+        if not waiting.got.status:
+            waiting.read_events(1)  # it runs now: SGLang sees at once that its client goes
 
 
 def expect(before: Counts, adds: Mapping[str, Range], *urls: str) -> None:

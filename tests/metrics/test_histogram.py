@@ -8,17 +8,18 @@ import prometheus_client
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client import Histogram as TheirHistogram
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 from dynamometer.errors import ArgumentError
-from dynamometer.metrics.histogram import Histogram
+from dynamometer.metrics.histogram import BatchHistogram
 
 BOUNDS = (0.0, 0.5, 1, 2.5, 100)
 
 
-def ours(registry: CollectorRegistry) -> Histogram:
-    return Histogram("latency_seconds", "How long.", ("model",), buckets=BOUNDS, registry=registry)
+def ours(registry: CollectorRegistry) -> BatchHistogram:
+    return BatchHistogram(
+        "latency_seconds", "How long.", ("model",), buckets=BOUNDS, registry=registry
+    )
 
 
 @given(
@@ -33,9 +34,7 @@ def test_a_page_is_that_of_prometheus_client(batches: list[tuple[str, list[float
     prometheus_client.disable_created_metrics()
     mine, theirs = CollectorRegistry(), CollectorRegistry()
     histogram = ours(mine)
-    other = TheirHistogram(
-        "latency_seconds", "How long.", ["model"], buckets=BOUNDS, registry=theirs
-    )
+    other = Histogram("latency_seconds", "How long.", ["model"], buckets=BOUNDS, registry=theirs)
     for model, values in batches:
         histogram.labels(model).observe_all(values)
         child = other.labels(model)
@@ -65,7 +64,7 @@ def test_what_is_no_histogram_is_refused() -> None:
     registry = CollectorRegistry()
     for bounds in ((), (1, 1), (2, 1)):
         with pytest.raises(ArgumentError, match="do not ascend"):
-            Histogram("x", "", buckets=bounds, registry=registry)
+            BatchHistogram("x", "", buckets=bounds, registry=registry)
     with pytest.raises(ArgumentError, match="has the labels"):
         ours(registry).labels()
 

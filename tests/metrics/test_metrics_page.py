@@ -308,3 +308,21 @@ def test_a_source_that_fails_takes_its_conclusions_with_it(instruments: Collecto
     assert samples(page)["twice"] == 2
     broken.append(True)
     assert samples(page)["twice"] == 0  # nothing is left of what it said before
+
+
+def test_a_source_whose_errors_cannot_be_read_is_counted(instruments: CollectorRegistry) -> None:
+    class Odd(Source):
+        @property
+        def errors(self) -> Mapping[str, int]:
+            raise OSError("no such thing")
+
+        @errors.setter
+        def errors(self, _: Mapping[str, int]) -> None:
+            pass
+
+    page = MetricsPage(instruments)
+    page.add(Odd("odd", lambda: families("a 1\n")))
+    samples(page)
+    found = samples(page)
+    assert found["a"] == 1
+    assert errors(found, "odd", "failed") == 2

@@ -108,6 +108,16 @@ def test_a_worker_around_one(tmp_path: Path) -> None:
             r"^sglang:generation_tokens_total\{.*\} 5\.0$", worker.page(), re.MULTILINE
         )
         assert 'engine_type="mocker"' in worker.page()
+        eventually(
+            lambda: (
+                "dynamo_frontend_model_max_num_seqs{" in http(f"{frontend}/metrics").body.decode()
+            ),
+            within=10,
+            what="the frontend shows what the engine says of itself",
+        )
+        page = http(f"{frontend}/metrics").body.decode()
+        assert 'dynamo_frontend_model_total_kv_blocks{model="mock"} ' in page
+        assert 'dynamo_frontend_model_ready{model="mock"} 1.0' in page
         load = {
             family.name: [sample.value for sample in family.samples]
             for family in parse(worker.page())

@@ -27,7 +27,9 @@ from dynamometer.worker.process import ProcessMark
 from dynamometer.worker.run_directory import run_directory
 import psutil
 with run_directory(7) as directory:
-    child = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, start_new_session=True)
+    # With a pipe of ours it would be waited for, until it ends by itself.
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    child = subprocess.Popen(["sleep", "60"], start_new_session=True, **quiet)
     mark = ProcessMark(child.pid, psutil.Process(child.pid).create_time())
     directory.note(frozenset({mark}), frozenset())
     print(child.pid, directory.temporary, flush=True)

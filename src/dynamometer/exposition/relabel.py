@@ -8,6 +8,7 @@ from typing import Final
 
 from dynamometer.exposition.families import Family
 from dynamometer.exposition.series import end_of_series, labels_text, series_text, split_series
+from dynamometer.exposition.unchanged import Derived
 
 _COMMENT: Final = "#"
 _MOST_SERIES: Final = 500_000
@@ -38,19 +39,11 @@ class Relabelling:
         self._add_prefix = add_prefix
         self._replaced = tuple(replaced_prefixes)
         self._series: dict[str, str] = {}
-        self._last: tuple[Sequence[Family], tuple[Family, ...]] = ((), ())
-        self._made: dict[Family, Family] = {}
+        self._derived = Derived(self._relabel)
 
     def apply(self, families: Sequence[Family]) -> tuple[Family, ...]:
         """The families, relabelled; the same objects where they come again."""
-        before, made = self._last
-        if before is not families:
-            self._made = {
-                family: self._made.get(family) or self._relabel(family) for family in families
-            }
-            made = tuple(self._made.values())
-            self._last = (families, made)
-        return made
+        return self._derived.of(families)
 
     def name(self, name: str) -> str:
         """A family's or a sample's name, with the prefix."""

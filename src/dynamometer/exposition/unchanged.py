@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dynamometer.exposition.families import Family
 
@@ -40,3 +40,28 @@ class Unchanged:
         if kept != self._last:  # families are equal to themselves only
             self._last = kept
         return self._last
+
+
+class Derived:
+    """What is made of each family of a source, kept for as long as the family comes again."""
+
+    def __init__(self, make: Callable[[Family], Family]) -> None:
+        """Nothing is made yet.
+
+        Args:
+            make: makes a family of another; the other itself where it needs no change.
+        """
+        self._make = make
+        self._last: tuple[Sequence[Family], tuple[Family, ...]] = ((), ())
+        self._made: dict[Family, Family] = {}
+
+    def of(self, families: Sequence[Family]) -> tuple[Family, ...]:
+        """What is made of the families: the same tuple where the very same sequence comes again."""
+        before, made = self._last
+        if before is not families:
+            self._made = {
+                family: self._made.get(family) or self._make(family) for family in families
+            }
+            made = tuple(self._made.values())
+            self._last = (families, made)
+        return made

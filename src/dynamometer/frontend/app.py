@@ -64,6 +64,9 @@ async def serve(options: FrontendOptions) -> None:
     """
     stop = Stop()
     instance_id = new_id()
+    runtime = DistributedRuntime(instance_id=instance_id)
+    metrics = _metrics(runtime.registry, options)
+    canary = Canary(runtime.registry, prefix=options.metrics_prefix)
     discovery = FileDiscovery(options.discovery_directory)
     listener = addresses.listen(options.host, options.port, setting="--http-port, DYN_HTTP_PORT")
     record = Record(
@@ -81,11 +84,10 @@ async def serve(options: FrontendOptions) -> None:
         session = await stack.enter_async_context(
             relay.client(keepalive_seconds=_WORKER_KEEPALIVE_SECONDS)
         )
-        runtime = DistributedRuntime(instance_id=instance_id)
         frontend = Frontend(
             instances=Instances(options.router_mode, options.namespace),
             discovery=discovery,
-            metrics=_metrics(runtime.registry, options),
+            metrics=metrics,
             page=runtime.page,
         )
         forwarder = Forwarder(
@@ -96,7 +98,6 @@ async def serve(options: FrontendOptions) -> None:
             look=frontend.refresh,
             max_body_size=options.max_body_size,
         )
-        canary = Canary(runtime.registry, prefix=options.metrics_prefix)
         await stack.enter_async_context(canary.watching())
         await frontend.refresh()
         watching = asyncio.create_task(frontend.watch(), name="discovery")

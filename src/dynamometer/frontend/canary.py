@@ -12,10 +12,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from dynamometer.metrics.buckets import EVENT_LOOP_DELAY_BUCKETS
-from dynamometer.metrics.histogram import Histogram
 from dynamometer.names import frontend_perf, name_prefix
 
 _SLEEP_SECONDS: Final = 0.01
@@ -37,7 +36,7 @@ class Canary:
             "How much longer than 10 ms a sleep of 10 ms takes on the event loop (seconds)",
             buckets=EVENT_LOOP_DELAY_BUCKETS,
             registry=registry,
-        ).labels()
+        )
         self._stalls = Counter(
             f"{prefix}_{frontend_perf.EVENT_LOOP_STALL_TOTAL}",
             "Number of event loop stalls (delay > 5 ms)",

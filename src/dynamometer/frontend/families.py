@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
-from prometheus_client import Histogram as SingleHistogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from dynamometer import names
 from dynamometer.frontend import failures
 from dynamometer.frontend.workers import WorkerMetrics
 from dynamometer.metrics import buckets
 from dynamometer.metrics.buckets import FrontendBuckets
-from dynamometer.metrics.histogram import Histogram
+from dynamometer.metrics.histogram import BatchHistogram
 from dynamometer.names import (
     error_type,
     frontend_perf,
@@ -207,10 +206,13 @@ class _ModelFamilies:
             "Time to first token of streamed requests in seconds",
             bounds.time_to_first_token,
         )
-        self.inter_token = histogram(
-            family.INTER_TOKEN_LATENCY_SECONDS,
+        # Many a request, all given at its end.
+        self.inter_token = BatchHistogram(
+            f"{prefix}_{family.INTER_TOKEN_LATENCY_SECONDS}",
             "Time between two events with content of a stream in seconds",
-            bounds.inter_token_latency,
+            (labels.MODEL,),
+            buckets=bounds.inter_token_latency,
+            registry=registry,
         )
         self.input_sequence = histogram(
             family.INPUT_SEQUENCE_TOKENS, "Input sequence length in tokens", bounds.input_sequence
@@ -283,9 +285,9 @@ class PlaneFamilies:
     """The hop to the workers."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        def histogram(name: str, text: str, over: tuple[float, ...]) -> SingleHistogram:
+        def histogram(name: str, text: str, over: tuple[float, ...]) -> Histogram:
             full = f"{name_prefix.REQUEST_PLANE}_{name}"
-            return SingleHistogram(full, text, buckets=over, registry=registry)
+            return Histogram(full, text, buckets=over, registry=registry)
 
         self.queue = histogram(
             request_plane.QUEUE_SECONDS,

@@ -75,6 +75,8 @@ class StreamReader:
             now: when they were there, seconds.
         """
         held = self._held
+        if not held and not self._unread and _is_one_event(chunk):
+            return chunk if self._passes(chunk[:-2], now) else b""
         begin, search = 0, max(0, len(held) - 3)  # an end may stand across two chunks
         held += chunk
         passed = []
@@ -114,11 +116,10 @@ class StreamReader:
             return True
         if content.get("error") or content.get("object") == "error":
             self.error_code = _code(content)
-        times = len(self.content_times)
         if self._read(content):
             self.content_times.append(now)
-        only_usage = len(self.content_times) == times and content.get("choices") == []
-        return not (self._hide_usage and only_usage and content.get("usage"))
+            return True
+        return not (self._hide_usage and content.get("choices") == [] and content.get("usage"))
 
     # One of these reads an event, and says whether it has content.
 
@@ -138,8 +139,10 @@ class StreamReader:
             if choice.get("text"):
                 return True
             delta = choice.get("delta")
-            if isinstance(delta, dict) and any(v for key, v in delta.items() if key != "role"):
-                return True
+            if isinstance(delta, dict):
+                for key, value in delta.items():
+                    if value and key != "role":
+                        return True
         return False
 
     def _read_responses(self, event: Event) -> bool:
@@ -168,6 +171,11 @@ class StreamReader:
         refused = _refused(meta.get("finish_reason"))
         self.error_code = refused or self.error_code
         return refused is None
+
+
+def _is_one_event(chunk: bytes) -> bool:
+    """Whether it is no more and no less than that, as nearly every chunk is."""
+    return chunk.find(b"\n\n") == len(chunk) - 2 and len(chunk) > 2 and b"\r" not in chunk
 
 
 def of_answer(body: bytes, usage: Usage) -> Tokens:

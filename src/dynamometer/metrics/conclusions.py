@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Final, Protocol
+from typing import Protocol
 
 from dynamometer.exposition.families import Family
 from dynamometer.exposition.filters import FamilyFilter, Selection
 from dynamometer.exposition.merge import Merger, Source
-
-_NO_ERRORS: Final[Mapping[str, int]] = MappingProxyType({})
+from dynamometer.metrics.sources import NO_ERRORS
 
 
 class Conclusion(Protocol):
@@ -64,4 +62,4 @@ class ConcludedSource:
     @property
     def errors(self) -> Mapping[str, int]:
         """None: a conclusion that fails raises."""
-        return _NO_ERRORS
+        return NO_ERRORS

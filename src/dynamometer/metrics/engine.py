@@ -253,11 +253,13 @@ def _automatic_labels(
     endpoint_name: str | None,
     model: str | None,
 ) -> Mapping[str, str]:
+    # Dynamo's Python writes no leading zeros, which our own form has.
+    own = getattr(endpoint, labels.WORKER_ID, None)
     automatic = {
         labels.NAMESPACE: namespace,
         labels.COMPONENT: component,
         labels.ENDPOINT: endpoint_name or _DEFAULT_ENDPOINT,
-        labels.WORKER_ID: f"{endpoint.connection_id():016x}",
+        labels.WORKER_ID: own or f"{endpoint.connection_id():x}",
     }
     if model:
         automatic |= {labels.MODEL: model, labels.MODEL_NAME: model}

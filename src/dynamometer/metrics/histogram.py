@@ -20,7 +20,7 @@ from prometheus_client.utils import floatToGoString
 from dynamometer.errors import ArgumentError
 
 
-class HistogramChild:
+class BatchHistogramChild:
     """The observations of one label set. Safe to use from several threads."""
 
     __slots__ = ("_bounds", "_counts", "_lock", "_sum")
@@ -54,7 +54,7 @@ class HistogramChild:
             return list(accumulate(self._counts)), self._sum
 
 
-class Histogram(Collector):
+class BatchHistogram(Collector):
     """A histogram family, as prometheus_client shows its own."""
 
     def __init__(
@@ -87,11 +87,11 @@ class Histogram(Collector):
         self._name = name
         self._documentation = documentation
         self._labelnames = tuple(labelnames)
-        self._children: dict[tuple[str, ...], HistogramChild] = {}
+        self._children: dict[tuple[str, ...], BatchHistogramChild] = {}
         self._lock = threading.Lock()
         registry.register(self)
 
-    def labels(self, *values: str) -> HistogramChild:
+    def labels(self, *values: str) -> BatchHistogramChild:
         """The child of a label set, the same each time; its series are there from now on.
 
         Raises:
@@ -102,7 +102,7 @@ class Histogram(Collector):
         with self._lock:
             child = self._children.get(values)
             if child is None:
-                child = self._children[values] = HistogramChild(self._bounds)
+                child = self._children[values] = BatchHistogramChild(self._bounds)
             return child
 
     def remove(self, *values: str) -> None:

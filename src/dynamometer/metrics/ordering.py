@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from dynamometer.exposition.families import Family
 from dynamometer.exposition.series import end_of_series, labels_text, split_series
+from dynamometer.exposition.unchanged import Derived
 from dynamometer.multiprocess.order import sort_key
 
 _INNER_LABELS = frozenset({"le", "quantile"})
@@ -18,19 +19,11 @@ class Ordering:
     def __init__(self) -> None:
         """Nothing is known yet."""
         self._orders: dict[str, tuple[int, Sequence[int] | None]] = {}
-        self._last: tuple[Sequence[Family], tuple[Family, ...]] = ((), ())
-        self._made: dict[Family, Family] = {}
+        self._derived = Derived(self._ordered)
 
     def apply(self, families: Sequence[Family]) -> tuple[Family, ...]:
         """The families, in order; the same objects where they come again."""
-        before, made = self._last
-        if before is not families:
-            self._made = {
-                family: self._made.get(family) or self._ordered(family) for family in families
-            }
-            made = tuple(self._made.values())
-            self._last = (families, made)
-        return made
+        return self._derived.of(families)
 
     def _ordered(self, family: Family) -> Family:
         """The lines of a histogram or summary of one label set stay together, in their order."""

@@ -160,6 +160,7 @@ class MetricsPage:
         try:
             errors = dict(source.errors)
         except Exception as error:
+            self._errors.labels(source.name, "failed").inc()
             logger.debug("errors of %s cannot be read: %r", source.name, error)
             return
         for reason, count in errors.items():

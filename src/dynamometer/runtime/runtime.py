@@ -200,6 +200,11 @@ class Endpoint:
         """The number of the process's instance."""
         return self._runtime.instance_id
 
+    @property
+    def worker_id(self) -> str:
+        """The same as on pages: hexadecimal, 16 digits."""
+        return hexadecimal(self._runtime.instance_id)
+
 
 def _checked(level: str, name: str) -> str:
     try:

@@ -52,14 +52,17 @@ class EngineClient:
         except (*_ERRORS, ValueError, KeyError, TypeError):
             return ModelCards()
 
-    async def info(self, models: ModelCards) -> Mapping[str, Json]:
+    async def info(
+        self, models: ModelCards, *, within: float = _CANARY_SECONDS
+    ) -> Mapping[str, Json]:
         """What the engine says of itself, as a record has it; empty where it fails.
 
         Args:
             models: what it serves.
+            within: how long it may take, seconds.
         """
         try:
-            async with asyncio.timeout(_CANARY_SECONDS):
+            async with asyncio.timeout(within):
                 async with self._session.get(
                     self._url + "/server_info", headers=self._headers
                 ) as answer:

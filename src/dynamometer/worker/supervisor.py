@@ -32,7 +32,9 @@ engine_log = logging.getLogger(logs.ENGINE_LOGGER)
 END_GRACE_SECONDS: Final = 8.0
 _ASK_SECONDS: Final = 0.5
 _SAY_SECONDS: Final = 5.0
-# An engine that is busy with its first requests may not answer at once.
+# What the engine says of itself is there in milliseconds; where it is not, it is asked again
+# once the worker is ready.
+_INFO_SECONDS: Final = 1.0
 _INFO_ATTEMPTS: Final = 5
 
 Changed = Callable[[], Awaitable[None]]
@@ -134,20 +136,25 @@ class Supervisor:
         process.log.clear()  # what it has survived is not what it ends of
         self.models = models
         self.load_seconds = time.monotonic() - begun
+        self.info = await self._client.info(models, within=_INFO_SECONDS)
+        if self.state is not State.STARTING:
+            return  # it ended, or was asked to, meanwhile
         self._enter(State.READY)
         logger.info("ready after %.1f s: serving %s", self.load_seconds, ", ".join(models.names))
         await changed()
         await self._ask_what_it_is(changed)
 
     async def _ask_what_it_is(self, changed: Changed) -> None:
-        """Take over what the engine says of itself; requests do not wait for that."""
+        """Take over what the engine says of itself, where it has not said so yet."""
         for attempt in range(_INFO_ATTEMPTS):
-            self.info = await self._client.info(self.models)
             if self.info:
-                await changed()
                 return
             await asyncio.sleep(2**attempt)
-        logger.info("the engine does not say what it is: /server_info has no answer")
+            if info := await self._client.info(self.models):
+                self.info = info
+                await changed()
+        if not self.info:
+            logger.info("the engine does not say what it is: /server_info has no answer")
 
     async def _ended(self, process: EngineProcess, log: asyncio.Task[None]) -> str:
         exit_code = await process.wait()

@@ -1,0 +1,109 @@
+"""Whether pages of NVIDIA Dynamo's worker say the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from dynamo.common.utils.prometheus import get_prometheus_expfmt, get_prometheus_typed
+from prometheus_client import CollectorRegistry, multiprocess
+
+from dynamometer.exposition.metrics import to_samples
+from dynamometer.exposition.parse import parse
+from dynamometer.multiprocess import MultiProcessCollector
+from dynamometer.names import labels
+
+PREFIX = "sglang:"
+# Labels that every start has anew; `pid` is prometheus_client's, in gauges of the mode `all`.
+OF_ONE_START = frozenset({labels.WORKER_ID, "pid"})
+Series = tuple[str, frozenset[tuple[str, str]]]
+
+
+def differences(page: bytes, other: bytes) -> list[str]:
+    """What one start's page has and another's has not: families, types, texts, series."""
+    one, two = _families(page), _families(other)
+    found = [f"family {name} is missing" for name in one.keys() - two.keys()]
+    found += [f"family {name} is new" for name in two.keys() - one.keys()]
+    for name in one.keys() & two.keys():
+        (header, series), (other_header, other_series) = one[name], two[name]
+        if header != other_header:
+            found.append(f"{name} is {other_header}, not {header}")
+        found += [f"missing: {_text(key)}" for key in series - other_series]
+        found += [f"new: {_text(key)}" for key in other_series - series]
+    return sorted(found)
+
+
+def differences_of_values(files: Path, page: Callable[[], bytes]) -> list[str]:
+    """Where a page's engine families are not what Dynamo's own functions make of the files.
+
+    Args:
+        files: the directory of the worker's files.
+        page: gives its page; asked before and after, and what has moved is left out.
+    """
+    before = _values(page())
+    injected = _injected(before)
+    theirs, ours = CollectorRegistry(), CollectorRegistry()
+    multiprocess.MultiProcessCollector(theirs, path=str(files))
+    MultiProcessCollector(ours, path=str(files))
+    text = get_prometheus_expfmt(theirs, [PREFIX], None, injected)
+    typed = [get_prometheus_typed(given, [PREFIX], None, injected) for given in (theirs, ours)]
+    after = _values(page())
+    still = {key for key, value in before.items() if after.get(key) == value}
+    found = _unequal(_values(text.encode()), after, still)
+    one, two = (_typed_values(families) for families in typed)
+    return found + [f"typed: {fault}" for fault in _unequal(one, two, still)]
+
+
+def _families(page: bytes) -> dict[str, tuple[tuple[str, str], frozenset[Series]]]:
+    found = {}
+    for family in parse(page):
+        metadata = family.metadata
+        series = frozenset(
+            (sample.name, frozenset(pair for pair in sample.labels.items()
+                                    if pair[0] not in OF_ONE_START))
+            for sample in to_samples(family.lines)
+        )  # fmt: skip
+        found[metadata.name] = (metadata.type, metadata.documentation), series
+    return found
+
+
+def _values(page: bytes) -> dict[Series, float]:
+    samples = (sample for family in parse(page) for sample in to_samples(family.lines))
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for sample in samples
+        if sample.name.startswith(PREFIX)
+    }
+
+
+def _typed_values(families: list) -> dict[Series, float]:
+    return {
+        (name, frozenset(pairs)): value
+        for *_, samples in families
+        for name, pairs, value, _ in samples
+    }
+
+
+def _injected(values: Mapping[Series, float]) -> dict[str, str]:
+    """What Dynamo adds to an engine's series, taken from one of them."""
+    (_, pairs), *_ = values
+    given = dict(pairs)
+    names = (labels.NAMESPACE, labels.COMPONENT, labels.ENDPOINT, labels.WORKER_ID, labels.MODEL)
+    return {name: given[name] for name in names} | {labels.MODEL_NAME: given[labels.MODEL]}
+
+
+def _unequal(
+    one: Mapping[Series, float], two: Mapping[Series, float], still: set[Series]
+) -> list[str]:
+    found = [f"missing: {_text(key)}" for key in one.keys() - two.keys()]
+    found += [f"new: {_text(key)}" for key in two.keys() - one.keys()]
+    for key in one.keys() & two.keys() & still:  # sums are equal but for their last bits
+        if not math.isclose(one[key], two[key], rel_tol=1e-12) and one[key] == one[key]:
+            found.append(f"{_text(key)} is {two[key]}, not {one[key]}")
+    return sorted(found)
+
+
+def _text(series: Series) -> str:
+    name, pairs = series
+    return f"{name}{{{','.join(f'{label}={value!r}' for label, value in sorted(pairs))}}}"

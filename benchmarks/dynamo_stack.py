@@ -1,0 +1,167 @@
+"""NVIDIA Dynamo's own frontend and worker on this machine, with nothing left behind.
+
+Two of its sockets are on all interfaces, SGLang leaves files in /dev/shm, and their processes
+are many. So everything happens in namespaces of its own: a network that has `lo` alone, a
+/dev/shm, and processes that all end with the first one, whatever ends it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from dynamometer.engines.sglang import CPU_FLAGS
+from dynamometer.engines.sglang_cpu import SWITCH
+from exporter import answers, say
+
+MODEL = "tiny"
+# Nobody else is there. (Dynamo takes a system port for a signed 16-bit number.)
+PORT, SYSTEM_PORT, ENGINE_PORT, NCCL_PORT = 8000, 8081, 30000, 30001
+URL = f"http://127.0.0.1:{PORT}"
+STARTS_WITHIN, ENDS_WITHIN = 150, 20  # seconds
+_PLANES = ("--discovery-backend", "file", "--request-plane", "tcp", "--event-plane", "zmq")
+_HOSTS = ("DYN_SYSTEM_HOST", "DYN_TCP_RPC_HOST", "DYN_TCP_RESPONSE_STREAM_HOST",
+          "DYN_EVENT_PLANE_HOST")  # fmt: skip
+_MADE_SO = 'ip link set lo up && mount -t tmpfs tmpfs /dev/shm && exec "$@"'
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Attributes:
+    worker: the process that serves the page, and starts the engine's others.
+    files: the directory of its metrics' files.
+    """
+
+    worker: psutil.Process
+    files: Path
+
+
+def again_in_namespaces(script: str, arguments: Sequence[str]) -> int:
+    """Run a script with `--inside DIRECTORY` added; its exit code, once all of it has ended."""
+    for program in ("unshare", "setpriv", "ip"):
+        if shutil.which(program) is None:
+            sys.exit(f"{program} is missing: Debian's util-linux and iproute2 have it")
+    unshare = ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if os.geteuid() != 0:
+        unshare.append("--map-root-user")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with tempfile.TemporaryDirectory(prefix="bench-dynamo-") as place:
+        command = ["setpriv", "--pdeathsig", "KILL", *unshare, "sh", "-c", _MADE_SO, "sh"]
+        command += [sys.executable, script, "--inside", place, *arguments]
+        process = subprocess.Popen(command)
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            return 130
+        finally:
+            with contextlib.suppress(psutil.Error):
+                for first in psutil.Process(process.pid).children():
+                    first.kill()  # the kernel ends all others, and then lets unshare know
+            process.wait()
+
+
+@contextlib.contextmanager
+def stack(place: Path, model: Path, worker: Sequence[str]) -> Iterator[Stack]:
+    """A frontend and a worker that are ready.
+
+    Args:
+        place: a directory for their files and logs.
+        model: the model's directory.
+        worker: the words that start the worker, without its flags.
+    """
+    temporary = place / "tmp"
+    temporary.mkdir(parents=True)
+    variables = dict.fromkeys(_HOSTS, "127.0.0.1") | {
+        "DYN_FILE_KV": str(place / "discovery"), "TMPDIR": str(temporary),
+    }  # fmt: skip
+    frontend = [sys.executable, "-m", "dynamo.frontend", "--http-host", "127.0.0.1"]
+    frontend += ["--http-port", str(PORT), *_PLANES]
+    engine = [word for pair in CPU_FLAGS.items() for word in pair if word is not None]
+    command = [*worker, *_PLANES, "--model-path", str(model), "--served-model-name", MODEL]
+    command += ["--port", str(ENGINE_PORT), "--nccl-port", str(NCCL_PORT), *engine]
+    command += ["--enable-metrics"]
+    only_the_workers = {SWITCH: "1", "DYN_SYSTEM_PORT": str(SYSTEM_PORT)}
+    with (
+        _started(frontend, place / "frontend.log", variables),
+        _started(command, place / "worker.log", variables | only_the_workers) as process,
+    ):
+        deadline = time.monotonic() + STARTS_WITHIN
+        while not (answers(SYSTEM_PORT) and _is_served()):
+            if process.poll() is not None or time.monotonic() > deadline:
+                _fail(f"Dynamo's worker did not start (exit code {process.poll()})", place)
+            time.sleep(0.2)
+        yield Stack(psutil.Process(process.pid), _files(place))
+        if process.poll() is not None:
+            _fail("Dynamo's worker ended by itself", place)
+
+
+def _fail(what: str, place: Path) -> None:
+    logs = (place / name for name in ("frontend.log", "worker.log"))
+    tails = "\n".join(log.read_text(errors="replace")[-3000:] for log in logs)
+    sys.exit(f"{what}:\n{tails}")
+
+
+def _is_served() -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=30)
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        connection.request("GET", "/v1/models")
+        models = json.loads(connection.getresponse().read())["data"]
+        return any(model["id"] == MODEL for model in models)
+    return False
+
+
+def _files(place: Path) -> Path:
+    """The one directory below which a process has opened such files."""
+    found = {file.parent for file in (place / "tmp").rglob("counter_*.db")}
+    if len(found) != 1:
+        sys.exit(f"one directory of metrics was to be found in {place}, not {len(found)}")
+    return found.pop()
+
+
+@contextlib.contextmanager
+def _started(
+    command: Sequence[str], log: Path, variables: dict[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process and all that it starts, ended with the context."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env=os.environ | variables,
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        yield process
+    finally:
+        family = [psutil.Process(process.pid)] if process.poll() is None else []
+        family += [child for first in family for child in first.children(recursive=True)]
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(ENDS_WITHIN)
+        for left in family:
+            with contextlib.suppress(psutil.Error):
+                left.kill()
+        psutil.wait_procs(family, ENDS_WITHIN)
+        process.wait()
+
+
+def end_what_is_left() -> None:
+    """End every other process of the namespace, of which we are the first one."""
+    left = [process for process in psutil.process_iter() if process.pid != os.getpid()]
+    titles = [process.name() for process in left if process.status() != psutil.STATUS_ZOMBIE]
+    if titles:
+        say(f"ended, as nobody else did: {', '.join(titles)}")
+    for process in left:
+        with contextlib.suppress(psutil.Error):
+            process.kill()

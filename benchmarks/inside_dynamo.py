@@ -1,0 +1,218 @@
+"""`make bench-dynamo`: what the page of NVIDIA Dynamo's worker costs, and what it costs with ours.
+
+Dynamo's own frontend and worker serve a tiny model, three times: as they are, with our collector
+in place of prometheus_client's, and with our `get_prometheus_expfmt` in place of Dynamo's as
+well. What is put in place are the lines of docs/inside-dynamo.md. Each gets the same requests
+and the same scrapes; processor time is that of the process which serves the page, less what it
+takes by itself in that time.
+
+The pages must have the same families and series in all three, and the values that Dynamo's own
+functions make of the same files: where they do not, this says so and exits with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from dynamo_pages import differences, differences_of_values
+from dynamo_stack import (
+    MODEL,
+    SYSTEM_PORT,
+    URL,
+    Stack,
+    again_in_namespaces,
+    end_what_is_left,
+    stack,
+)
+
+from exporter import Scrape, cpu, plain, say, scraper
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "inside-dynamo.md"
+SCRAPES_A_SECOND, ROUNDS = 20, 3
+LOAD_WITHIN = 120  # seconds
+IDLE, SERVED, SERVING = "before the first request", "after the requests", "while it serves"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Attributes:
+    lines: of the page.
+    cpu: seconds of processor time a scrape.
+    times: seconds to the answer, of each scrape.
+    """
+
+    lines: int
+    cpu: float
+    times: list[float]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Attributes:
+    pages: before the first request, and after them.
+    costs: by state of the worker.
+    rates: requests a second, while nobody scrapes and while somebody does.
+    faults: what differs from what Dynamo makes of the same files.
+    """
+
+    pages: tuple[bytes, bytes]
+    costs: dict[str, Cost]
+    rates: tuple[float, float]
+    faults: list[str]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scrapes", type=int, default=200)
+    parser.add_argument("--requests", type=int, default=48, help="before scrapes")
+    parser.add_argument("--serving", type=int, default=20, help="requests a round")
+    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.inside is None:
+        return again_in_namespaces(__file__, sys.argv[1:])
+    say("making a tiny model")
+    model = options.inside / "tiny"
+    command = [sys.executable, "-m", "dynamometer", "tiny-model", str(model)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    found: dict[str, Found] = {}
+    for number, (name, worker) in enumerate(variants(options.inside).items()):
+        say(f"Dynamo's worker {name}: starting (about 20 s)")
+        with stack(options.inside / str(number), model, worker) as running:
+            found[name] = measured(running, options)
+        end_what_is_left()
+    print_costs(found)
+    return print_faults(found)
+
+
+def variants(place: Path) -> dict[str, list[str]]:
+    """The words that start a worker, by what it is started with."""
+    block = re.search(r"^    # worker.py\n(    .*\n|\n)+", DOCUMENT.read_text(), re.MULTILINE)
+    assert block is not None, f"{DOCUMENT} has no worker.py"
+    both = re.sub(r"^    ", "", block[0], flags=re.MULTILINE).strip()
+    paragraphs = both.split("\n\n")
+    collector = "\n\n".join(part for part in paragraphs if "get_prometheus_expfmt" not in part)
+    commands = {"as it is": [sys.executable, "-m", "dynamo.sglang"]}
+    texts = {"with our collector": collector, "with our collector and text": both}
+    for number, (name, text) in enumerate(texts.items()):
+        file = place / f"worker_{number}.py"
+        file.write_text(text + "\n", encoding="utf-8")
+        commands[name] = [sys.executable, str(file)]
+    return commands
+
+
+def measured(running: Stack, options: argparse.Namespace) -> Found:
+    say(f"{options.scrapes} scrapes, {options.requests} requests, {options.scrapes} scrapes")
+    costs = {IDLE: quiet(running, options.scrapes)}
+    idle = plain(SYSTEM_PORT)  # some of its gauges come seconds after it is ready
+    rate(requests(options.requests))
+    time.sleep(2)  # gauges of the last second
+    pages = idle, plain(SYSTEM_PORT)
+    faults = differences_of_values(running.files, lambda: plain(SYSTEM_PORT))
+    costs[SERVED] = quiet(running, options.scrapes)
+    say(f"{ROUNDS} rounds of {options.serving} requests, unscraped and scraped")
+    costs[SERVING], rates = serving(running, options.serving)
+    return Found(pages, costs, rates, faults)
+
+
+def quiet(running: Stack, scrapes: int) -> Cost:
+    """Scrapes of a worker that does nothing else."""
+    scrape = scraper(SYSTEM_PORT)
+    for _ in range(20):
+        scrape()
+    before = cpu(running.worker)
+    time.sleep(2)
+    idle = (cpu(running.worker) - before) / 2
+    before, begun, times = cpu(running.worker), time.perf_counter(), []
+    for _ in range(scrapes):
+        times.append(timed(scrape))
+        time.sleep(0.005)
+    taken = cpu(running.worker) - before - idle * (time.perf_counter() - begun)
+    return Cost(plain(SYSTEM_PORT).count(b"\n"), taken / scrapes, times)
+
+
+def serving(running: Stack, count: int) -> tuple[Cost, tuple[float, float]]:
+    """Scrapes of a worker that serves, in turn with the same load unscraped; medians."""
+    scrape, times = scraper(SYSTEM_PORT), []
+    unscraped, scraped, taken = [], [], 0.0
+    for _ in range(ROUNDS):
+        before = cpu(running.worker)
+        unscraped.append(rate(requests(count)))
+        between = cpu(running.worker)
+        load, due = requests(count), time.monotonic()
+        while load.poll() is None:
+            times.append(timed(scrape))
+            due += 1 / SCRAPES_A_SECOND
+            time.sleep(max(0, due - time.monotonic()))
+        scraped.append(rate(load))
+        say(f"    {unscraped[-1]:.1f} and {scraped[-1]:.1f} requests a second")
+        taken += cpu(running.worker) - between - (between - before)
+    lines = plain(SYSTEM_PORT).count(b"\n")
+    cost = Cost(lines, taken / len(times), times)
+    return cost, (statistics.median(unscraped), statistics.median(scraped))
+
+
+def timed(scrape: Scrape) -> float:
+    begun = time.perf_counter()
+    scrape()
+    return time.perf_counter() - begun
+
+
+def requests(count: int) -> subprocess.Popen[str]:
+    script = Path(__file__).with_name("dynamo_load.py")
+    command = [sys.executable, str(script), URL, MODEL, "--requests", str(count)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def rate(load: subprocess.Popen[str]) -> float:
+    """Requests a second of a load, once it has ended."""
+    said = load.communicate(timeout=LOAD_WITHIN)[0]
+    if load.returncode != 0:
+        sys.exit("the load failed")
+    return float(said)
+
+
+def print_costs(found: dict[str, Found]) -> None:
+    print("\n| page | Dynamo's worker | lines | CPU a scrape | p50 | p99 | CPU, p50 less |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for state in (IDLE, SERVED, SERVING):
+        base = found["as it is"].costs[state]
+        for name, variant in found.items():
+            cost = variant.costs[state]
+            p50, p99 = middle(cost), sorted(cost.times)[int(0.99 * len(cost.times))]
+            less = f"{base.cpu / cost.cpu:.1f}×, {middle(base) / p50:.1f}×"
+            print(
+                f"| {state} | {name} | {cost.lines} | {cost.cpu * 1e3:.2f} ms | {p50 * 1e3:.2f} ms"
+                f" | {p99 * 1e3:.2f} ms | {less} |"
+            )
+    print(f"\nrequests a second while scraped {SCRAPES_A_SECOND} times a second, of unscraped:")
+    for name, variant in found.items():
+        unscraped, scraped = variant.rates
+        print(f"    {name}: {scraped / unscraped:.2f} ({unscraped:.1f} to {scraped:.1f})")
+
+
+def middle(cost: Cost) -> float:
+    return statistics.median(cost.times)
+
+
+def print_faults(found: dict[str, Found]) -> int:
+    faults = [f"{name}: {fault}" for name, variant in found.items() for fault in variant.faults]
+    base = found["as it is"].pages
+    for name, variant in found.items():
+        for one, two in zip(base, variant.pages, strict=True):
+            faults += [f"{name}: {fault}" for fault in differences(one, two)]
+    for fault in faults:
+        print(fault)
+    if not faults:
+        print("\nthe same families and series; values as Dynamo's functions make of the same files")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""`make bench-metrics`, third part: what the instruments add to a request.
+
+A request of 64 streamed tokens, as the frontend and as a worker count it, against 64 calls of
+prometheus_client's `observe` on a histogram with as many buckets, in the same run. Times are the
+least of several, of processor time. What is measured is everything that is there for metrics
+alone: the account, the clock, the families. Reading the events is shown apart: the usage that
+the client did not ask for has to be found in them anyway.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from itertools import repeat
+
+from prometheus_client import CollectorRegistry
+from prometheus_client import Histogram as TheirHistogram
+
+from dynamometer.engines.interface import Usage
+from dynamometer.frontend.accounting import RequestAccount
+from dynamometer.frontend.families import FrontendMetrics
+from dynamometer.frontend.usage import StreamReader
+from dynamometer.metrics.buckets import FrontendBuckets
+from dynamometer.names import labels
+from dynamometer.runtime.record import Record, Role, State
+from dynamometer.runtime.runtime import DistributedRuntime
+from dynamometer.settings import BucketRanges
+from dynamometer.worker.accounting import EndpointMetrics
+
+TOKENS = 64
+WORKER = 7
+EVENT = (
+    b'data: {"id":"5d0ee5a0","object":"chat.completion.chunk","created":1795639641,"model":"m",'
+    b'"choices":[{"index":0,"delta":{"role":null,"content":" token","reasoning_content":null,'
+    b'"tool_calls":null},"logprobs":null,"finish_reason":null,"matched_stop":null}],"usage":null}'
+    b"\n\n"
+)
+USAGE = (
+    b'data: {"id":"5d0ee5a0","object":"chat.completion.chunk","created":1795639641,"model":"m",'
+    b'"choices":[],"usage":{"prompt_tokens":20,"total_tokens":84,"completion_tokens":64,'
+    b'"prompt_tokens_details":{"cached_tokens":16},"reasoning_tokens":0}}\n\n'
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=500, help="in each of 15 repetitions")
+    requests = parser.parse_args().requests
+    peer, *ours = least(
+        [observations(), frontend(), worker(), frontend(read=True)], requests=requests
+    )
+    names = ("frontend", "worker", "frontend, reading the events too")
+    print(f"\nInstruments of a request of {TOKENS} streamed tokens, µs of processor time")
+    print(f"  {TOKENS} x prometheus_client's observe: {peer * 1e6:.1f}")
+    for name, found in zip(names, ours, strict=True):
+        print(f"  {name}: {found * 1e6:.1f} ({found / peer:.2f} of that)")
+
+
+def least(works: Sequence[Callable[[], object]], *, requests: int) -> list[float]:
+    """The least processor time of one call of each, seconds; measured in turn."""
+    found: list[list[float]] = [[] for _ in works]
+    for _ in range(15):
+        for times, work in zip(found, works, strict=True):
+            begun = time.process_time()
+            for _ in repeat(None, requests):
+                work()
+            times.append((time.process_time() - begun) / requests)
+    return [min(times) for times in found]
+
+
+def observations() -> Callable[[], object]:
+    """What instruments cost that are told of each token."""
+    bounds = FrontendBuckets.of(BucketRanges()).inter_token_latency
+    family = TheirHistogram("itl", "", ("model",), buckets=bounds, registry=CollectorRegistry())
+    observe = family.labels("m").observe
+
+    def work() -> None:
+        for _ in repeat(None, TOKENS):
+            observe(0.004)
+
+    return work
+
+
+def frontend(*, read: bool = False) -> Callable[[], object]:
+    """A request's account, as `frontend.forward` keeps it."""
+    metrics = FrontendMetrics(CollectorRegistry())
+    record = Record(
+        role=Role.WORKER, id=WORKER, namespace="", component="", models=("m",),
+        request_url="http://127.0.0.1:1", state=State.READY,
+    )  # fmt: skip
+    metrics.expect(["m"])
+    metrics.workers.update([record])
+    done = StreamReader(Usage.OPENAI, hide_usage=True)
+    done.feed(USAGE, 0.0)
+
+    def work() -> None:
+        account = RequestAccount(metrics, "chat_completions")
+        account.start("m", stream=True)
+        account.choosing()
+        account.sent(WORKER)
+        reader = StreamReader(Usage.OPENAI, hide_usage=True) if read else done
+        if not read:
+            reader.content_times = []
+        times = reader.content_times
+        for _ in repeat(None, TOKENS):
+            now = time.perf_counter()
+            if account.waiting:
+                account.answered(now)
+            if read:
+                reader.feed(EVENT, now)
+            else:
+                times.append(now)
+        if read:
+            reader.feed(USAGE, 0.0)
+        account.streamed(reader)
+        account.end()
+
+    return work
+
+
+def worker() -> Callable[[], object]:
+    """A request's count, as `worker.endpoint` keeps it."""
+    runtime = DistributedRuntime()
+    endpoint = runtime.endpoint("dynamo", "backend", "generate")
+    metrics = EndpointMetrics(endpoint.metrics, runtime.registry, {labels.MODEL: "m"})
+    size = len(EVENT)
+
+    def work() -> None:
+        with metrics.request() as count:
+            count.answered(200)
+            for _ in repeat(None, TOKENS):
+                count.bytes_out += size
+
+    return work
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""What the frontend shows of a model is what its real engine says."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+from stack import Stack, eventually
+from stack import http as fetch
+
+pytestmark = pytest.mark.engine
+
+# Of the tiny model, and of the flags that a CPU's engine gets; what a real NVIDIA Dynamo 1.6.1
+# shows around the same engine.
+EXPECTED = {
+    "dynamo_frontend_model_context_length": 2048,
+    "dynamo_frontend_model_total_kv_blocks": 8192,
+    "dynamo_frontend_model_kv_cache_block_size": 1,
+    "dynamo_frontend_model_max_num_seqs": 8,
+    "dynamo_frontend_model_max_num_batched_tokens": 16384,
+    "dynamo_frontend_model_migration_limit": 0,
+    "dynamo_frontend_model_ready": 1,
+    "dynamo_frontend_model_workers": 1,
+}
+
+
+def test_a_models_gauges_are_what_its_engine_says(stack: Stack) -> None:
+    def shown() -> dict[str, float]:
+        return {
+            sample.name: sample.value
+            for family in parse(fetch(f"{stack.frontend_url}/metrics").body.decode())
+            for sample in family.samples
+            if sample.labels == {"model": str(stack.model)} and sample.name in EXPECTED
+        }
+
+    eventually(lambda: shown() == EXPECTED, within=10, what=f"{EXPECTED}, not {shown()}")

@@ -1,0 +1,106 @@
+"""An engine that does not say what it is serves all the same."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from dynamometer.engines.interface import Launch, Route
+from dynamometer.runtime import addresses, relay
+from dynamometer.runtime.identity import new_id
+from dynamometer.runtime.record import Json, State
+from dynamometer.worker.health import EngineClient
+from dynamometer.worker.run_directory import run_directory
+from dynamometer.worker.supervisor import Supervisor
+
+# Its model answers; what it says of itself is what a test wants.
+ENGINE = """
+import asyncio, sys
+from aiohttp import web
+
+asked = []
+
+async def fine(_):
+    return web.json_response({"data": [{"id": "m", "max_model_len": 64}]})
+
+async def info(_):
+    if sys.argv[2] == "hangs":
+        await asyncio.sleep(600)
+    if sys.argv[2] == "fails" or (sys.argv[2] == "fails once" and not asked):
+        asked.append(True)
+        raise web.HTTPInternalServerError
+    if sys.argv[2] == "nonsense":
+        return web.Response(body=b"[" * 100_000)
+    return web.json_response({"version": "1", "page_size": 16, "max_total_num_tokens": 1600})
+
+app = web.Application()
+app.router.add_get("/health_generate", fine)
+app.router.add_get("/v1/models", fine)
+app.router.add_get("/server_info", info)
+web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), print=None)
+"""
+
+
+class Scripted:
+    """The script above, as an engine."""
+
+    name = "scripted"
+    routes: Mapping[str, Route] = {}
+    health_path = "/health_generate"
+    metric_prefixes: Sequence[str] = ()
+
+    def __init__(self, behaviour: str) -> None:
+        self._behaviour = behaviour
+
+    def plan(self, arguments: Sequence[str], *, directory: Path, python: str) -> Launch:
+        port = addresses.free_port()
+        return Launch(
+            command=[python, "-c", ENGINE, str(port), self._behaviour],
+            environment={},
+            url=f"http://127.0.0.1:{port}",
+            model="m",
+            model_path="m",
+            metrics=False,
+        )
+
+    def reason(self, log: Sequence[str], exit_code: int, launch: Launch) -> str:
+        return f"exit code {exit_code}"
+
+    def last_word(self, log: Sequence[str]) -> str:
+        return ""
+
+
+TOLD = {"version": "1", "context_length": 64, "total_kv_blocks": 100, "kv_block_size": 16}
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "told"),
+    [
+        ("answers", [TOLD]),
+        ("fails once", [{}, TOLD]),
+        ("fails", [{}]),
+        ("hangs", [{}]),
+        ("nonsense", [{}]),
+    ],
+)
+async def test_a_worker_is_ready_whatever_its_engine_says_of_itself(
+    behaviour: str, told: Sequence[Mapping[str, Json]]
+) -> None:
+    engine = Scripted(behaviour)
+    changes = asyncio.Queue[tuple[State, Mapping[str, Json]]]()
+    session = relay.client(keepalive_seconds=3)
+    with run_directory(new_id()) as directory:
+        launch = engine.plan([], directory=directory.path, python=sys.executable)
+        client = EngineClient(session, launch, engine.health_path)
+        supervisor = Supervisor(engine, launch, client, directory)
+
+        async def changed() -> None:
+            changes.put_nowait((supervisor.state, supervisor.info))
+
+        async with session, asyncio.timeout(30), supervisor.running(changed, lambda: True):
+            for expected in told:
+                assert await changes.get() == (State.READY, expected)
