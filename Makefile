@@ -18,7 +18,7 @@ export HF_HUB_OFFLINE := 1
 # are shown where it fails.
 logged = $(1) >$(VENV)/setup.log 2>&1 || { cat $(VENV)/setup.log >&2; exit 1; }
 
-.PHONY: help setup system-packages demo test test-quick lint format bench-metrics bench-exporter bench-dynamo docs fuzz clean
+.PHONY: help setup system-packages demo test test-quick lint format bench-metrics bench-exporter bench-latency bench-dynamo docs fuzz clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -76,6 +76,9 @@ bench-metrics: setup ## what a page and its instruments cost against prometheus_
 
 bench-exporter: setup ## what an exporter costs beside a real SGLang, against its own page
 	@$(BIN)/python benchmarks/exporter.py $(BENCH_FLAGS)
+
+bench-latency: setup ## means of latencies on the pages against a client's own clock
+	@$(BIN)/python benchmarks/latency.py $(BENCH_FLAGS)
 
 bench-dynamo: $(DYNAMO_VENV)/.ready ## NVIDIA Dynamo's worker with our collector in it: the same page, at what cost
 	@$(DYNAMO_VENV)/bin/python benchmarks/inside_dynamo.py $(BENCH_FLAGS)

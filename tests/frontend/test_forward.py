@@ -283,6 +283,38 @@ async def test_a_client_that_vanishes_closes_the_way_to_the_engine(bench: Bench)
     assert bench.instances.choose("m") == record
 
 
+@pytest.mark.parametrize("whole", [False, True])
+async def test_a_client_that_closes_a_stream_at_its_last_event_has_not_vanished(
+    bench: Bench, whole: bool
+) -> None:
+    """As OpenAI's own client does: before the HTTP answer has ended."""
+
+    async def say(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await answer.prepare(request)
+        await answer.write(b'data: {"choices":[{"text":"a"}]}\n\n')
+        if whole:
+            await answer.write(b"data: [DONE]\n\n")
+        await asyncio.sleep(30)
+        return answer
+
+    await bench.worker(say)
+    body = {"model": "m", "stream": True}
+    async with bench.session.post(bench.url + CHAT, json=body) as answer:
+        last = b"data: [DONE]\n\n" if whole else b"}\n\n"
+        got = b""
+        while not got.endswith(last):
+            got += await answer.content.readany()
+    async with asyncio.timeout(5):
+        while bench.count("active_requests"):
+            await asyncio.sleep(0.01)
+    assert bench.count("requests_total", status="success") == whole
+    assert bench.count("requests_total", error_type="cancelled") == (not whole)
+    assert bench.count("disconnected_clients") == (not whole)
+    assert bench.count("model_cancellation_total") == (not whole)
+    assert bench.count("output_tokens_total") == 1
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br"])
 async def test_a_body_that_is_not_as_encoded_is_400_and_counted(
     bench: Bench, encoding: str

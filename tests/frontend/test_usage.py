@@ -94,6 +94,32 @@ def test_an_error_in_the_stream_is_seen(content: object, code: int) -> None:
     assert reader.error_code == code
 
 
+def refused(status: int | None) -> dict[str, object]:
+    reason = {"type": "abort", "message": "x"} | ({} if status is None else {"status_code": status})
+    return {"text": "", "meta_info": {"completion_tokens": 0, "finish_reason": reason}}
+
+
+@pytest.mark.parametrize(
+    ("route", "content", "code"),
+    [
+        (Usage.MESSAGES, {"type": "error", "error": {"type": "overloaded_error"}}, 529),
+        (Usage.MESSAGES, {"type": "error", "error": {"type": "api_error"}}, 500),
+        (Usage.MESSAGES, {"type": "error", "error": {"type": "invalid_request_error"}}, 400),
+        (Usage.RESPONSES, {"type": "response.failed", "response": {"error": {"code": "x"}}}, 500),
+        (Usage.RESPONSES, {"type": "response.failed", "response": {"error": None}}, 500),
+        (Usage.GENERATE, refused(503), 503),
+        (Usage.GENERATE, refused(None), None),
+    ],
+)
+def test_each_route_says_in_its_own_form_that_it_failed(
+    route: Usage, content: dict[str, object], code: int | None
+) -> None:
+    reader = StreamReader(route, hide_usage=False)
+    reader.feed(event(content), 1.0)
+    assert reader.error_code == code
+    assert reader.content_times == ([] if code else [1.0])
+
+
 def test_responses_messages_and_generate_have_their_own_forms() -> None:
     responses = StreamReader(Usage.RESPONSES, hide_usage=False)
     responses.feed(event({"type": "response.output_text.delta", "delta": "a"}), 1.0)

@@ -31,6 +31,9 @@ async def engine(request: web.Request) -> web.StreamResponse:
     if fault.startswith("dies"):
         assert request.transport is not None
         request.transport.abort()
+    elif fault == "stays open":
+        await response.write(b"data: [DONE]\n\n")
+        await asyncio.sleep(30)
     elif fault == "goes on":
         await asyncio.sleep(30)
     return response
@@ -141,3 +144,20 @@ async def test_a_client_that_vanishes_is_a_cancellation_and_no_error(worker: Wor
             await asyncio.sleep(0.01)
     assert worker.errors() == {"generate": 0, "response_stream": 0}
     assert worker.count("dynamo_component_inflight_requests") == 0
+
+
+async def test_a_client_that_closes_a_stream_at_its_last_event_has_not_vanished(
+    worker: Worker,
+) -> None:
+    async with (
+        aiohttp.ClientSession() as client,
+        client.post(worker.url + PATH, data="stays open") as answer,
+    ):
+        got = b""
+        while not got.endswith(b"data: [DONE]\n\n"):
+            got += await answer.content.readany()
+    async with asyncio.timeout(5):
+        while not worker.count("dynamo_component_requests_total"):
+            await asyncio.sleep(0.01)
+    assert worker.count("dynamo_component_cancellation_total") == 0
+    assert worker.errors() == {"generate": 0, "response_stream": 0}

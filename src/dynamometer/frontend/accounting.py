@@ -46,6 +46,7 @@ class RequestAccount:
         "_times",
         "_tokens",
         "_until_sent",
+        "_whole",
         "_worker",
         "waiting",
     )
@@ -73,6 +74,7 @@ class RequestAccount:
         self._until_sent: float | None = None
         self._roundtrip: float | None = None
         self._worker: int | None = None
+        self._whole = False
         self._times: list[float] = []
         self._tokens = Tokens()
         self.waiting = False
@@ -123,19 +125,28 @@ class RequestAccount:
         self._error = failure.error if failure else error_type.CANCELLED
 
     def vanished(self) -> None:
-        """The client went away."""
+        """The client closed the connection: it went away, unless it has had the whole answer."""
+        if self._whole:
+            return
         self.failed(None)
         self._metrics.disconnected.inc()
         self._kind.cancelled.inc()
 
-    def streamed(self, reader: StreamReader) -> None:
-        """The stream has ended, or broken off."""
+    def streamed(self, reader: StreamReader, *, whole: bool) -> None:
+        """The stream has ended, or broken off.
+
+        Args:
+            reader: what was read of it.
+            whole: whether the client was sent its last event.
+        """
+        self._whole = whole
         self._times = times = reader.content_times
         tokens = reader.tokens
-        if tokens.output is None and times:
+        if times and (tokens.output is None or not whole):
             # It ended before its usage came: each event has brought at least one token.
-            tokens = Tokens(tokens.input, len(times), tokens.cached)
-        self._tokens = tokens
+            tokens = Tokens(tokens.input, max(tokens.output or 0, len(times)), tokens.cached)
+        # An error in the place of an answer has a usage too: of 0 tokens, the prompt's included.
+        self._tokens = tokens if times or reader.error_code is None else Tokens()
 
     def counted(self, tokens: Tokens) -> None:
         """The answer's tokens."""

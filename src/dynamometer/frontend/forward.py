@@ -19,6 +19,7 @@ from dynamometer.frontend.families import FrontendMetrics
 from dynamometer.frontend.routing import Instances
 from dynamometer.runtime import openai_errors, relay
 from dynamometer.runtime.record import Record
+from dynamometer.runtime.stream_end import StreamEnd
 
 logger = logging.getLogger(__name__)
 
@@ -213,6 +214,7 @@ class Forwarder:
         hide_usage: bool,
     ) -> web.StreamResponse:
         reader = usage.StreamReader(route.usage, hide_usage=hide_usage)
+        end = StreamEnd()
         try:
             response = await relay.begin(request, answer, length=None)
             try:
@@ -222,6 +224,7 @@ class Forwarder:
                         account.answered(now)
                     if passed := reader.feed(chunk, now):
                         await response.write(passed)
+                        end.sent(passed)
                 rest = reader.finish()
             except relay.BrokenError as error:
                 account.failed(failures.BROKEN_OFF)
@@ -230,12 +233,12 @@ class Forwarder:
                 rest = openai_errors.event(openai_errors.ENGINE_DIED, "engine_error")
             if rest:
                 await response.write(rest)
-            if reader.error_code is not None:
-                account.failed(failures.of_answer(reader.error_code))
             await response.write_eof()
             return response
         finally:
-            account.streamed(reader)
+            if reader.error_code is not None:
+                account.failed(failures.of_answer(reader.error_code))
+            account.streamed(reader, whole=end.reached)
 
 
 def _refuse(account: RequestAccount, failure: Failure, answer: web.Response) -> web.Response:

@@ -19,6 +19,16 @@ _EVENT_END: Final = re.compile(rb"\r?\n\r?\n")
 _DATA: Final = b"data:"
 # What is longer goes on unread: neither usage nor a token is that long.
 _LONGEST_EVENT: Final = 2**22
+# What an error in a stream calls itself where it has no code: Anthropic's, and OpenAI's.
+_CODES: Final = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "overloaded_error": 529,
+}
 Event = Mapping[str, object]
 
 
@@ -139,6 +149,8 @@ class StreamReader:
         response = event.get("response")
         if isinstance(response, dict) and isinstance(response.get("usage"), dict):
             self.tokens = _openai_tokens(response["usage"])
+        if event.get("type") == "response.failed":
+            self.error_code = _code(response if isinstance(response, dict) else event)
         return str(event.get("type", "")).endswith(".delta")
 
     def _read_messages(self, event: Event) -> bool:
@@ -156,7 +168,9 @@ class StreamReader:
             return False
         self._generated[str(event.get("index", 0))] = meta
         self.tokens = _generated_tokens(list(self._generated.values()))
-        return True
+        refused = _refused(meta.get("finish_reason"))
+        self.error_code = refused or self.error_code
+        return refused is None
 
 
 def _is_one_event(chunk: bytes) -> bool:
@@ -211,5 +225,13 @@ def _integer(value: object, default: int | None) -> int | None:
 
 def _code(content: Event) -> int:
     error = content.get("error")
-    code = error.get("code") if isinstance(error, dict) else content.get("code")
-    return code if isinstance(code, int) else 500
+    said = error if isinstance(error, dict) else content
+    code = said.get("code")
+    return code if isinstance(code, int) else _CODES.get(str(said.get("type")), 500)
+
+
+def _refused(finish_reason: object) -> int | None:
+    """The status with which the engine refused a request of its own route, or gave it up."""
+    if isinstance(finish_reason, dict) and finish_reason.get("type") == "abort":
+        return _integer(finish_reason.get("status_code"), None)
+    return None

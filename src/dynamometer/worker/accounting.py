@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from dynamometer.metrics.buckets import COMPONENT_DURATION_BUCKETS, FIRST_RESPONSE_BUCKETS
 from dynamometer.metrics.hierarchy import Metrics
 from dynamometer.names import component_error_type, labels, name_prefix, work_handler
+from dynamometer.runtime.stream_end import StreamEnd
 
 
 class EndpointMetrics:
@@ -101,19 +102,25 @@ class RequestCount:
     Attributes:
         bytes_in: of the request's body.
         bytes_out: of the answer's body.
-        cancelled: whether the client went away.
+        cancelled: whether the client went away before its answer's end.
+        end: the end of what it was sent.
         error: one of `component_error_type`, or None.
         first_response: when the answer began, as `time.perf_counter` has it.
     """
 
-    __slots__ = ("bytes_in", "bytes_out", "cancelled", "error", "first_response")
+    __slots__ = ("bytes_in", "bytes_out", "cancelled", "end", "error", "first_response")
 
     def __init__(self) -> None:
         self.bytes_in = 0
         self.bytes_out = 0
         self.cancelled = False
+        self.end = StreamEnd()
         self.error: str | None = None
         self.first_response: float | None = None
+
+    def closed(self) -> None:
+        """The client closed the connection: it went away, unless it has had the whole answer."""
+        self.cancelled = not self.end.reached
 
     def answered(self, status: int) -> None:
         """The engine's answer has begun; an engine's own fault (5xx) is an error."""

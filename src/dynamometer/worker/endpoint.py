@@ -63,7 +63,7 @@ class Endpoint:
             try:
                 return await self._to_engine(request, count)
             except asyncio.CancelledError:
-                count.cancelled = True
+                count.closed()
                 raise
 
     async def _to_engine(self, request: web.Request, count: RequestCount) -> web.StreamResponse:
@@ -90,6 +90,7 @@ class Endpoint:
                 async for chunk in relay.chunks(answer):
                     count.bytes_out += len(chunk)
                     await begun.write(chunk)
+                    count.end.sent(chunk)
                 await begun.write_eof()
                 return begun
         except relay.NotReachedError:
@@ -109,7 +110,7 @@ class Endpoint:
                 request.transport.abort()
             return begun
         except ConnectionError:
-            count.cancelled = True  # the client went away while it was written to
+            count.closed()  # found while it was written to
             raise
 
     async def _list(self, request: web.Request) -> web.Response:

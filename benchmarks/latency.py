@@ -1,0 +1,230 @@
+"""`make bench-latency`: latencies on the pages against a client's own clock, with a real SGLang.
+
+A frontend, a worker and the engine are started as a user does. Streams are asked of the frontend,
+several at once; the client reads its clock just before it sends a request and at each event with
+content. What `_sum` and `_count` of the frontend's histograms rose by gives means, which are set
+beside the client's; so are SGLang's own, which begin later and count tokens, not events.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import aiohttp
+import orjson
+import psutil
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+FIRST = "time_to_first_token_seconds"
+BETWEEN = "inter_token_latency_seconds"
+ALLOWED_MS = 5.0
+
+
+@dataclass
+class Clock:
+    """What clients saw, in seconds."""
+
+    first: list[float] = field(default_factory=list)
+    between: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """What a histogram rose by."""
+
+    sum: float
+    count: float
+
+    @property
+    def milliseconds(self) -> float:
+        return self.sum / self.count * 1e3 if self.count else float("nan")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=60)
+    parser.add_argument("--at-once", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=2)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory, started(Path(directory)) as (frontend, worker):
+        say("a few requests that do not count")
+        asyncio.run(clients(frontend, options.at_once, options.at_once, options.tokens))
+        within = True
+        for number in range(1, options.rounds + 1):
+            say(f"round {number}: {options.requests} streams of {options.tokens} tokens")
+            within &= one_round(frontend, worker, options)
+    sys.exit(0 if within else 1)
+
+
+def one_round(frontend: str, worker: str, options: argparse.Namespace) -> bool:
+    """Whether the frontend's means are the client's."""
+    families = {
+        "the frontend's": (frontend, "dynamo_frontend_"),
+        "SGLang's own": (worker, "sglang:"),
+    }
+    before = {who: read(*place) for who, place in families.items()}
+    begun = time.perf_counter()
+    clock = asyncio.run(clients(frontend, options.requests, options.at_once, options.tokens))
+    seconds = time.perf_counter() - begun
+    settle(frontend, before["the frontend's"], options.requests)
+    after = {who: read(*place) for who, place in families.items()}
+    print(f"\n{options.requests} streams, {options.at_once} at once, in {seconds:.1f} s")
+    print("\n| mean of | whose | count | mean | less the client's | within 5 ms |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    within = True
+    for name, title, seen in (
+        (FIRST, "time to first token", clock.first),
+        (BETWEEN, "inter-token latency", clock.between),
+    ):
+        own = Mean(sum(seen), len(seen))
+        print(f"| {title} | the client's clock | {own.count} | {own.milliseconds:.3f} ms | | |")
+        for who in families:
+            rose = Mean(
+                after[who][name].sum - before[who][name].sum,
+                after[who][name].count - before[who][name].count,
+            )
+            difference = rose.milliseconds - own.milliseconds
+            near = abs(difference) <= ALLOWED_MS
+            words = "yes" if near else "NO"
+            if who == "the frontend's":
+                within &= near and rose.count == own.count
+                words += "" if rose.count == own.count else ", but ANOTHER COUNT"
+            print(
+                f"| | {who} | {rose.count:.0f} | {rose.milliseconds:.3f} ms "
+                f"| {difference:+.3f} ms | {words} |"
+            )
+    return within
+
+
+async def clients(url: str, requests: int, at_once: int, tokens: int) -> Clock:
+    clock, left = Clock(), iter(range(requests))
+    body = {
+        "model": "tiny", "prompt": "Once upon a time", "max_tokens": tokens, "stream": True,
+        "ignore_eos": True,
+    }  # fmt: skip
+
+    async def client(session: aiohttp.ClientSession) -> None:
+        for _ in left:
+            times = [time.perf_counter()]
+            async with session.post(f"{url}/v1/completions", json=body) as answer:
+                answer.raise_for_status()
+                async for line in answer.content:
+                    now = time.perf_counter()
+                    if line.startswith(b"data: {") and _has_content(line):
+                        times.append(now)
+            clock.first.append(times[1] - times[0])
+            clock.between += [later - earlier for earlier, later in pairwise(times[1:])]
+
+    timeout = aiohttp.ClientTimeout(total=120)
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+        await asyncio.gather(*(client(session) for _ in range(at_once)))
+    return clock
+
+
+def _has_content(line: bytes) -> bool:
+    return any(choice.get("text") for choice in orjson.loads(line[6:]).get("choices", ()))
+
+
+def read(url: str, prefix: str) -> dict[str, Mean]:
+    sums: dict[str, float] = dict.fromkeys(
+        (f"{prefix}{name}_{end}" for name in (FIRST, BETWEEN) for end in ("sum", "count")), 0.0
+    )
+    for family in parse(asyncio.run(_page(url))):
+        for sample in family.samples:
+            if sample.name in sums:
+                sums[sample.name] += sample.value
+    return {
+        name: Mean(sums[f"{prefix}{name}_sum"], sums[f"{prefix}{name}_count"])
+        for name in (FIRST, BETWEEN)
+    }
+
+
+def settle(url: str, before: dict[str, Mean], requests: int) -> None:
+    """Wait until the last stream is counted, at its end, which its client may see first."""
+    deadline = time.monotonic() + 5
+    while read(url, "dynamo_frontend_")[FIRST].count < before[FIRST].count + requests:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+
+
+async def _page(url: str) -> str:
+    async with aiohttp.ClientSession() as session, session.get(f"{url}/metrics") as answer:
+        return await answer.text()
+
+
+@contextlib.contextmanager
+def started(place: Path) -> Iterator[tuple[str, str]]:
+    """A frontend and a worker around SGLang; the URLs of their pages."""
+    say("making a tiny model, starting frontend, worker and SGLang (about half a minute)")
+    model, dyno = place / "tiny", [sys.executable, "-m", "dynamometer"]
+    subprocess.run([*dyno, "tiny-model", str(model)], check=True, stdout=subprocess.DEVNULL)
+    variables = {"DYN_FILE_KV": str(place / "discovery"), "HF_HUB_OFFLINE": "1"}
+    worker = [*dyno, "sglang", "--model", str(model), "--served-model-name", "tiny"]
+    with (
+        running([*dyno, "frontend", "--http-port", "0"], place / "frontend.log", variables) as log,
+        running(
+            [*worker, "--enable-metrics"],
+            place / "worker.log",
+            variables | {"DYN_SYSTEM_PORT": "0"},
+        ) as worker_log,
+    ):
+        url = found(log, r"OpenAI-compatible at (\S+)/v1", within=30)
+        page = found(worker_log, r"metrics and health: (\S+)/metrics", within=30)
+        found(log, r"serving (tiny)", within=150)
+        yield url, page
+
+
+def found(log: Path, pattern: str, *, within: float) -> str:
+    deadline = time.monotonic() + within
+    while not (match := re.search(pattern, log.read_text())):
+        if time.monotonic() > deadline:
+            sys.exit(f"not within {within:g} s: {pattern}\n{log.read_text()[-2000:]}")
+        time.sleep(0.1)
+    return match[1]
+
+
+@contextlib.contextmanager
+def running(command: list[str], log: Path, variables: dict[str, str]) -> Iterator[Path]:
+    """A process and all that it starts, ended with the context; its log."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=output,
+            env=os.environ | variables,
+            start_new_session=True,
+        )
+    try:
+        yield log
+    finally:
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        for left in (*family, process):
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                left.kill()
+        process.wait()
+
+
+def say(text: str) -> None:
+    print(f"==> {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,288 @@
+"""Both pages as numbers, what a request adds to them, and what a client got of it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import math
+import urllib.parse
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+from stack import http as fetch
+
+OURS = ("dynamo_", "dynamometer_")
+# The event loop is watched every 10 ms, whatever is sent.
+BY_ITSELF = ("dynamo_frontend_event_loop_",)
+# What follows from a load in the engine's own families, whatever its prefix cache holds.
+ENGINES = (
+    "sglang:num_requests_total",
+    "sglang:num_aborted_requests_total",
+    "sglang:prompt_tokens_total",
+    "sglang:generation_tokens_total",
+    "sglang:http_requests_total",
+    "sglang:time_to_first_token_seconds_count",
+    "sglang:inter_token_latency_seconds_count",
+    "sglang:e2e_request_latency_seconds_count",
+)
+GAUGES = (
+    "dynamo_frontend_active_requests",
+    "dynamo_frontend_inflight_requests",
+    "dynamo_frontend_queued_requests",
+    "dynamo_frontend_stage_requests",
+    "dynamo_request_plane_inflight_requests",
+    "dynamo_component_inflight_requests",
+    "dynamometer_engine_running_requests",
+    "dynamometer_engine_queued_requests",
+    "sglang:num_running_reqs",
+    "sglang:num_queue_reqs",
+)
+# SGLang takes a stream's request for active until 2 s after its end.
+LATE_GAUGES = ("sglang:http_requests_active",)
+# A gauge by its type alone.
+ONLY_RISES = "dynamo_frontend_disconnected_clients"
+# Those that tell a frontend's series apart; all others are the same on each.
+LABELS = ("class", "endpoint", "error_type", "reason", "request_type", "stage", "status")
+
+
+class Range(NamedTuple):
+    """What a counter may have risen by."""
+
+    low: float
+    high: float
+
+    def __add__(self, other: object) -> Range:
+        assert isinstance(other, Range)
+        return Range(self.low + other.low, self.high + other.high)
+
+
+def exactly(number: float) -> Range:
+    return Range(number, number)
+
+
+def at_least(number: float) -> Range:
+    return Range(number, math.inf)
+
+
+def key(name: str, **labels: str) -> str:
+    return name + "".join(f" {label}={labels[label]}" for label in sorted(labels))
+
+
+@dataclass
+class Counts:
+    """What both pages say at one time: all that only rises, and how many requests are where."""
+
+    rising: dict[str, float] = field(default_factory=dict)
+    gauges: dict[str, float] = field(default_factory=dict)
+    late_gauges: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, *urls: str) -> Counts:
+        made = cls()
+        for url in urls:
+            for family in parse(fetch(f"{url}/metrics").body.decode()):
+                for sample in family.samples:
+                    made._add(family.type, sample.name, sample.labels, sample.value)
+        return made
+
+    def _add(self, kind: str, name: str, labels: Mapping[str, str], value: float) -> None:
+        if name in GAUGES or name in LATE_GAUGES:
+            gauges = self.gauges if name in GAUGES else self.late_gauges
+            gauges[name] = gauges.get(name, 0) + value
+            return
+        rises = kind == "counter" and not name.endswith("_created")
+        rises |= kind == "histogram" and name.endswith(("_count", "_tokens_sum"))
+        if name in ENGINES:
+            one = name
+        elif name.startswith(OURS) and not name.startswith(BY_ITSELF):
+            of_frontend = not name.startswith("dynamo_component_")
+            kept = {label: labels[label] for label in LABELS if of_frontend and label in labels}
+            if "error_type" in labels:
+                kept["error_type"] = labels["error_type"]
+            if labels.get("model") == "unknown_model":
+                kept["model"] = "unknown_model"
+            one = key(name, **kept)
+        else:
+            return
+        if rises or name == ONLY_RISES:
+            self.rising[one] = self.rising.get(one, 0) + value
+
+    def since(self, before: Counts) -> dict[str, float]:
+        rises = {k: v - before.rising.get(k, 0) for k, v in self.rising.items()}
+        return {k: rise for k, rise in rises.items() if rise}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A request, and what is to become of it.
+
+    Attributes:
+        status: the HTTP status of its answer; 0: there is none, its client went away.
+        error: `error_type` at the frontend; empty for a success.
+        failure: class and reason; empty where it has not failed.
+        known: whether its model is registered, and its body says so.
+        read: whether its body was read to its end.
+        sent: whether it was sent to the worker, and by that to the engine.
+        choices: how many answers the engine is asked for; 0: it refuses.
+        n: how many for each prompt.
+    """
+
+    path: str
+    body: object
+    status: int = 200
+    error: str = ""
+    failure: tuple[str, str] | tuple[()] = ()
+    known: bool = True
+    read: bool = True
+    sent: bool = True
+    choices: int = 1
+    n: int = 1
+
+    @property
+    def content(self) -> bytes:
+        return self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
+
+    @property
+    def option(self) -> Mapping[str, object]:
+        return self.body if isinstance(self.body, dict) else {}
+
+    @property
+    def stream(self) -> bool:
+        return bool(self.option.get("stream"))
+
+    @property
+    def route(self) -> str:
+        return self.path.removeprefix("/v1/").replace("/", "_").removeprefix("_")
+
+    @property
+    def hides_usage(self) -> bool:
+        """Whether the frontend asks for the usage, and keeps it from the client."""
+        openai = self.path in ("/v1/chat/completions", "/v1/completions")
+        return openai and self.stream and "stream_options" not in self.option
+
+    def but(self, **changes: object) -> Request:
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+@dataclass
+class Got:
+    """What a client got: the body, as far as it was read, and when it closed the connection."""
+
+    status: int
+    body: bytes
+
+    def events(self) -> list[dict[str, object]]:
+        lines = self.body.splitlines()
+        return [json.loads(line[6:]) for line in lines if line.startswith(b"data: {")]
+
+    def content_events(self) -> int:
+        return sum(map(_has_content, self.events()))
+
+    def tokens(self) -> dict[str, int]:
+        """`input`, `output` and, where it is said, `cached`."""
+        said: dict[str, int] = {}
+        parts = self.events()
+        if not parts and self.body:
+            whole = json.loads(self.body)
+            several = whole if isinstance(whole, list) else [whole]
+            parts = [{"index": number, **part} for number, part in enumerate(several)]
+        generated: dict[object, Mapping[str, object]] = {}
+        for part in parts:
+            if isinstance(meta := part.get("meta_info"), dict):
+                generated[part.get("index")] = meta
+            for holder in (part, part.get("message"), part.get("response")):
+                if isinstance(holder, dict) and isinstance(holder.get("usage"), dict):
+                    said |= _usage(holder["usage"])
+        for meta in generated.values():
+            for name, value in _usage(meta).items():
+                said[name] = said.get(name, 0) + value
+        return said
+
+
+def _has_content(event: Mapping[str, object]) -> bool:
+    choices = event.get("choices")
+    if isinstance(choices, list):
+        return any(c.get("text") or c.get("delta", {}).get("content") for c in choices)
+    kind = str(event.get("type"))
+    return "meta_info" in event or kind == "content_block_delta" or kind.endswith(".delta")
+
+
+def _usage(usage: Mapping[str, object]) -> dict[str, int]:
+    names = {
+        "prompt_tokens": "input",
+        "input_tokens": "input",
+        "completion_tokens": "output",
+        "output_tokens": "output",
+        "cached_tokens": "cached",
+    }
+    details = usage.get("input_tokens_details")
+    flat = {**usage, **(details if isinstance(details, dict) else {})}
+    return {ours: flat[name] for name, ours in names.items() if isinstance(flat.get(name), int)}
+
+
+class Client:
+    """A connection of its own, closed when the test says."""
+
+    def __init__(self, url: str, request: Request) -> None:
+        address = urllib.parse.urlsplit(url)
+        self._connection = http.client.HTTPConnection(
+            address.hostname or "", address.port, timeout=60
+        )
+        headers = {"Content-Type": "application/json"}
+        self._connection.request("POST", request.path, request.content, headers)
+        self._response: http.client.HTTPResponse | None = None
+        self.got = Got(0, b"")
+
+    def read(self) -> Got:
+        """The whole answer."""
+        self._response = self._connection.getresponse()
+        self.got = Got(self._response.status, self._response.read())
+        self.close()
+        return self.got
+
+    def read_events(self, content: int) -> None:
+        """As many events with content."""
+        while self.got.content_events() < content:
+            self._line()
+
+    def read_until(self, last: tuple[bytes, ...]) -> None:
+        """Up to the event with a line that begins so."""
+        while not self._line().startswith(last):
+            pass
+        while self._line() != b"\n":
+            pass
+
+    def _line(self) -> bytes:
+        if self._response is None:
+            self._response = self._connection.getresponse()
+            self.got.status = self._response.status
+        line = self._response.readline()
+        assert line, "the stream ended"
+        self.got.body += line
+        return line
+
+    def close(self) -> None:
+        if self._response is not None:
+            self._response.close()
+        self._connection.close()
+
+
+def unexpected(rose: Mapping[str, float], adds: Mapping[str, Range]) -> dict[str, str]:
+    """What rose otherwise than it should, and by how much."""
+    found = {}
+    for name in {*rose, *adds}:
+        allowed, by = adds.get(name, exactly(0)), rose.get(name, 0)
+        if not allowed.low <= by <= allowed.high:
+            found[name] = f"rose by {by:g}, not {allowed.low:g} to {allowed.high:g}"
+    return found
+
+
+def together(parts: Iterable[Mapping[str, Range]]) -> dict[str, Range]:
+    whole: dict[str, Range] = {}
+    for part in parts:
+        for name, amount in part.items():
+            whole[name] = whole.get(name, exactly(0)) + amount
+    return whole
