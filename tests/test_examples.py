@@ -54,3 +54,15 @@ def test_a_wrong_variable_is_a_clear_word(tmp_path: Path) -> None:
         assert process.wait(within=20) == 1
         assert "error: DYN_SYSTEM_PORT='http'" in process.log
         assert "Traceback" not in process.log
+
+
+def test_the_documented_program_shows_what_it_counted(tmp_path: Path) -> None:
+    page = (EXAMPLES.parent / "docs" / "metrics-api.md").read_text(encoding="utf-8")
+    program = tmp_path / "program.py"
+    program.write_text(page.split("```python\n")[1].split("```")[0], encoding="utf-8")
+    with running([PYTHON, str(program)], tmp_path / "log", {"DYN_SYSTEM_PORT": "0"}) as process:
+        assert process.wait(within=20) == 0
+        place = 'dynamo_component="backend",dynamo_endpoint="generate",dynamo_namespace="dynamo"'
+        assert f'dynamo_component_jobs_total{{{place},outcome="done"}} 1.0' in process.log
+        assert f'dynamo_component_depth{{{place},region="eu"}} 1.0' in process.log
+        assert f"dynamo_component_latency_seconds_count{{{place}}} 1.0" in process.log

@@ -37,12 +37,16 @@ def _of_buckets() -> Mapping[str, Variable]:
     found = {}
     for name, (what, least, greatest, count) in BUCKETS.items():
         found[f"{name}_MIN"] = Variable(
-            f"where the buckets of {what}, begin: above 0; they grow by a ratio from there, "
-            "rounded to two digits, and 0 stands before them",
+            f"where the buckets of {what}, begin: above 0. They grow by one ratio from there, "
+            "each rounded to two digits; 0 stands in the place of the first",
             f"{least:g}",
         )
-        found[f"{name}_MAX"] = Variable("the greatest of them: above `_MIN`", f"{greatest:g}")
-        found[f"{name}_COUNT"] = Variable("how many: 1 to 512", str(count))
+        found[f"{name}_MAX"] = Variable(
+            "the greatest of them, rounded likewise: above `_MIN`", f"{greatest:g}"
+        )
+        found[f"{name}_COUNT"] = Variable(
+            "how many, 0 with them: 1 to 512; those that rounding makes equal are one", str(count)
+        )
     return found
 
 

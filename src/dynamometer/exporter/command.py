@@ -33,6 +33,7 @@ examples:
 /health is 200 when all engines are ready, else 503 with the reasons. Where the files of an
 engine can be read they are, at no cost to it; its own page is fetched in the background where
 they cannot, or where it has more.
+DYN_SYSTEM_HEALTH_PATH and its like say how /health answers: docs/configuration.md.
 DYN_LOG=debug says more, DYN_LOGGING_JSONL=1 says it in JSON lines.
 """
 

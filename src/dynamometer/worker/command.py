@@ -30,6 +30,7 @@ examples:
   DYN_SYSTEM_PORT=9090 dyno sglang --model Qwen/Qwen3-8B --enable-metrics --tp-size 2
   dyno sglang --engine-python /opt/sglang/bin/python --model ./tiny --port 30000
 
+DYN_SYSTEM_HEALTH_PATH and its like say how /health answers: docs/configuration.md.
 DYN_LOG=debug says more, DYN_LOGGING_JSONL=1 says it in JSON lines.
 """
 
