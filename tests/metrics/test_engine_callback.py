@@ -42,6 +42,7 @@ def samples(text: str) -> dict[str, dict[str, str]]:
         for family in parse(text)
         for sample in family.samples
         if sample.name.startswith(("sglang:", "lmcache:", "python_", "trtllm"))
+        and not sample.name.endswith("_created")
     }
 
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
+import subprocess
+import sys
 import threading
+import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.parser import text_string_to_metric_families as parse
+from prometheus_client.registry import Collector
 
 from dynamometer.errors import ArgumentError, DynamometerError
 from dynamometer.metrics.hierarchy import Metrics
@@ -159,6 +167,7 @@ def test_a_family_of_the_runtimes_own_is_not_taken_over(runtime: DistributedRunt
         (("a", "a"), {}, "given twice"),
         (("a-b",), {}, "no name of a label"),
         ((), {"__x": "y"}, "no name of a label"),
+        ((), {"le": "1"}, "a histogram's or a summary's own"),
         ("kind", {}, "a list of names"),
     ],
 )
@@ -285,9 +294,8 @@ def test_text_of_a_callback_is_on_the_page(runtime: DistributedRuntime) -> None:
         *[{}] * 4,
     ]
     assert series(runtime, "b") == {frozenset(): 3}
-    (source,) = {
-        dict(key)["source"] for key in series(runtime, "dynamometer_engine_scrape_errors_total")
-    }
+    counted = series(runtime, "dynamometer_engine_scrape_errors_total")
+    (source,) = {dict(key)["source"] for key in counted} - {"runtime"}
     assert errors(runtime, source, "invalid") == 2
 
 
@@ -311,3 +319,87 @@ def test_render_gives_both_formats(runtime: DistributedRuntime) -> None:
     page = runtime.metrics.render(openmetrics=True)
     assert b"# TYPE dynamo_component_x counter" in page
     assert page.endswith(b"# EOF\n")
+
+
+def test_an_instrument_that_fails_costs_only_itself(runtime: DistributedRuntime) -> None:
+    """Its function raises, a label holds half a character, or a collector of the user's raises."""
+
+    class Broken(Collector):
+        def collect(self) -> Iterator[Metric]:
+            raise OSError("no such thing")
+
+    runtime.metrics.create_gauge("broken", "b").set_function(lambda: 1 / 0)
+    runtime.metrics.create_counter("odd", "o", ("path",)).labels("caf\udce9").inc()
+    runtime.registry.register(Broken())
+    runtime.metrics.create_gauge("fine", "f").set(3)
+    runtime.metrics.render()
+    assert series(runtime, "dynamo_component_fine") == {frozenset(): 3}
+    assert series(runtime, "dynamo_component_broken") == {}
+    assert errors(runtime, "runtime", "failed") == 2 * 3
+    assert errors(runtime, "runtime", "invalid") == 4
+
+
+@pytest.mark.parametrize("documentation", [None, 5])
+def test_a_documentation_is_a_text(runtime: DistributedRuntime, documentation: str) -> None:
+    with pytest.raises(ArgumentError, match="its documentation is a text"):
+        runtime.metrics.create_gauge("x", documentation)
+    runtime.metrics.create_gauge("x", "half a \ud800").set(1)
+    assert series(runtime, "dynamo_component_x") == {frozenset(): 1}
+
+
+def test_a_callback_may_render_the_page_as_it_last_was(runtime: DistributedRuntime) -> None:
+    seen: list[bytes] = []
+    runtime.metrics.create_gauge("fine", "f").set(3)
+    runtime.metrics.register_callback(lambda: seen.append(runtime.metrics.render()))
+    runtime.metrics.render()
+    page = runtime.metrics.render()
+    assert b"dynamo_component_fine 3.0" in seen[1]
+    assert b'reason="timeout"' in page
+    assert not re.search(rb'reason="timeout".* [1-9]', page)
+
+
+def test_a_callback_whose_coroutine_nobody_awaits_is_an_error(runtime: DistributedRuntime) -> None:
+    runtime.metrics.register_callback(lambda: coroutine())
+    runtime.metrics.render()
+    source = "callback test_a_callback_whose_coroutine_nobody_awaits_is_an_error.<locals>.<lambda>"
+    assert errors(runtime, source, "failed") == 2
+
+
+def test_a_child_of_fork_renders_its_own_page(runtime: DistributedRuntime) -> None:
+    runtime.metrics.create_gauge("fine", "f").set(3)
+    runtime.metrics.render()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # that there are threads
+        pid = os.fork()
+    if not pid:
+        os._exit(0 if b"dynamo_component_fine 3.0" in runtime.metrics.render() else 1)
+    deadline = time.monotonic() + 10
+    ended = (0, 0)
+    while ended == (0, 0) and time.monotonic() < deadline:
+        ended = os.waitpid(pid, os.WNOHANG)
+        time.sleep(0.01)
+    if ended == (0, 0):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert ended == (pid, 0)
+
+
+def test_values_in_files_are_refused() -> None:
+    """Levels would share them there: prometheus_client's files know nothing of levels."""
+    script = "from dynamometer.runtime import DistributedRuntime; DistributedRuntime()"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": "/nonexistent"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "SettingsError: PROMETHEUS_MULTIPROC_DIR was set" in done.stderr
+
+
+def test_a_users_own_registries_keep_their_created_series(runtime: DistributedRuntime) -> None:
+    own = CollectorRegistry()
+    Counter("mine", "m", registry=own)
+    assert "mine_created" in {s.name for family in own.collect() for s in family.samples}
+    runtime.metrics.create_counter("x", "x").inc()
+    assert b"_created" not in runtime.metrics.render()

@@ -130,7 +130,6 @@ class RequestAccount:
             return
         self.failed(None)
         self._metrics.disconnected.inc()
-        self._kind.cancelled.inc()
 
     def streamed(self, reader: StreamReader, *, whole: bool) -> None:
         """The stream has ended, or broken off.
@@ -165,6 +164,8 @@ class RequestAccount:
             self._metrics.plane.inflight.dec()
         model.duration.observe(time.perf_counter() - self._begun)
         self._kind.ended(self._error).inc()
+        if self._error == error_type.CANCELLED:
+            self._kind.cancelled.inc()
         if self._failure is not None:
             self._metrics.failures[self._failure].inc()
         self._write_stages()

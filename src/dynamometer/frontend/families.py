@@ -193,8 +193,8 @@ class _ModelFamilies:
         )
         self.active = gauge(
             family.ACTIVE_REQUESTS,
-            "Number of requests currently being handled by the frontend, from HTTP handler entry "
-            "to response completion",
+            "Number of requests currently being handled by the frontend, from when their body was "
+            "read to response completion",
         )
         self.inflight = gauge(
             family.INFLIGHT_REQUESTS, "Number of requests that were sent to a worker"

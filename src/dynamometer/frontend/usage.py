@@ -62,10 +62,17 @@ class StreamReader:
         self._held = bytearray()
         self._unread = False
         self._generated: dict[str, Event] = {}
-        self.tokens = Tokens()
+        self._tokens = Tokens()
         # Seconds (the caller's clock) at which each event with content was there.
         self.content_times: list[float] = []
         self.error_code: int | None = None
+
+    @property
+    def tokens(self) -> Tokens:
+        """What the stream has said of its tokens so far."""
+        if self._generated:
+            return _generated_tokens(list(self._generated.values()))
+        return self._tokens
 
     def feed(self, chunk: bytes, now: float) -> bytes:
         """What goes on to the client of `chunk`, and of what was held back before it.
@@ -129,7 +136,7 @@ class StreamReader:
     def _read_openai(self, event: Event) -> bool:
         usage = event.get("usage")
         if isinstance(usage, dict):
-            self.tokens = _openai_tokens(usage)
+            self._tokens = _openai_tokens(usage)
         choices = event.get("choices")
         if not isinstance(choices, list):
             return False
@@ -148,7 +155,7 @@ class StreamReader:
     def _read_responses(self, event: Event) -> bool:
         response = event.get("response")
         if isinstance(response, dict) and isinstance(response.get("usage"), dict):
-            self.tokens = _openai_tokens(response["usage"])
+            self._tokens = _openai_tokens(response["usage"])
         if event.get("type") == "response.failed":
             self.error_code = _code(response if isinstance(response, dict) else event)
         return str(event.get("type", "")).endswith(".delta")
@@ -157,9 +164,7 @@ class StreamReader:
         message = event.get("message")
         usage = message.get("usage") if isinstance(message, dict) else event.get("usage")
         if isinstance(usage, dict):
-            self.tokens.input = _integer(usage.get("input_tokens"), self.tokens.input)
-            self.tokens.output = _integer(usage.get("output_tokens"), self.tokens.output)
-            self.tokens.cached = _integer(usage.get("cache_read_input_tokens"), self.tokens.cached)
+            self._tokens = _messages_tokens(usage, self._tokens)
         return event.get("type") == "content_block_delta"
 
     def _read_generate(self, event: Event) -> bool:
@@ -167,7 +172,6 @@ class StreamReader:
         if not isinstance(meta, dict):
             return False
         self._generated[str(event.get("index", 0))] = meta
-        self.tokens = _generated_tokens(list(self._generated.values()))
         refused = _refused(meta.get("finish_reason"))
         self.error_code = refused or self.error_code
         return refused is None
@@ -191,8 +195,26 @@ def of_answer(body: bytes, usage: Usage) -> Tokens:
         metas = [p["meta_info"] for p in parts if isinstance(p, dict) and "meta_info" in p]
         return _generated_tokens([meta for meta in metas if isinstance(meta, dict)])
     if isinstance(content, dict) and isinstance(content.get("usage"), dict):
-        return _openai_tokens(content["usage"])
+        said = content["usage"]
+        return _messages_tokens(said, Tokens()) if usage is Usage.MESSAGES else _openai_tokens(said)
     return Tokens()
+
+
+def _messages_tokens(usage: Event, before: Tokens) -> Tokens:
+    """Anthropic's: the prompt is told in up to three parts, by where it came from.
+
+    Args:
+        usage: of this event, or of the whole answer.
+        before: what earlier events said; what this one leaves out stays.
+    """
+    cached = _integer(usage.get("cache_read_input_tokens"), None)
+    fresh = _integer(usage.get("input_tokens"), None)
+    made = _integer(usage.get("cache_creation_input_tokens"), None) or 0
+    return Tokens(
+        input=before.input if fresh is None else fresh + made + (cached or 0),
+        output=_integer(usage.get("output_tokens"), before.output),
+        cached=before.cached if cached is None else cached,
+    )
 
 
 def _openai_tokens(usage: Event) -> Tokens:

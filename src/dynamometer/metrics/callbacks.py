@@ -44,7 +44,10 @@ class CallbackSource:
 
     def families(self) -> Sequence[Family]:
         """See `MetricsSource.families`."""
-        self._function()
+        result = self._function()
+        if inspect.iscoroutine(result):
+            result.close()
+            raise TypeError("the callback has returned a coroutine, which nobody awaits")
         return ()
 
     @property

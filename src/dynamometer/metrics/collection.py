@@ -77,6 +77,10 @@ def _fault(family: object) -> str:
         return f"a family is {type(family).__name__}"
     if not isinstance(family.metadata, Metadata) or family.metadata.type not in TYPES:
         return "a family's metadata is none"
+    try:
+        _ = family.metadata.text_header, family.metadata.openmetrics_header
+    except (UnicodeError, AttributeError, TypeError) as error:
+        return f"{family.name}: its metadata cannot be written: {error}"
     for chunks in (family.chunks, family.openmetrics_chunks or ()):
         if not isinstance(chunks, tuple) or not all(isinstance(c, bytes) for c in chunks):
             return f"{family.name}: chunks are no bytes"

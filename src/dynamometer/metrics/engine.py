@@ -15,9 +15,10 @@ from typing import Final, Protocol
 
 from dynamometer.errors import ArgumentError
 from dynamometer.exposition.families import Family
-from dynamometer.exposition.filters import EVERYTHING, FamilyFilter, Selection
+from dynamometer.exposition.filters import FamilyFilter, Selection
+from dynamometer.exposition.merge import Source
+from dynamometer.exposition.merged_page import MergedPage
 from dynamometer.exposition.metrics import from_metric
-from dynamometer.exposition.pages import Pages
 from dynamometer.exposition.relabel import Relabelling
 from dynamometer.metrics.sources import NO_ERRORS, Collects, MetricsSource, RegistrySource
 from dynamometer.multiprocess import MultiprocessDirectory
@@ -187,10 +188,11 @@ def register_engine_metrics_callback(
     if register is not None:
         register(engine)
     else:
-        pages = Pages()
+        page = MergedPage()
 
         def text() -> str:
-            return pages.render(engine.families(), EVERYTHING, openmetrics=False).decode()
+            page.update([Source(engine.name, engine.families())])
+            return page.render().decode()
 
         endpoint.metrics.register_prometheus_expfmt_callback(text)
 
@@ -213,7 +215,9 @@ def get_prometheus_expfmt(
         Exception: what the registry raises; never an empty text instead.
     """
     families = [from_metric(metric) for metric in registry.collect()]
-    labels = tuple(sorted((inject_custom_labels or {}).items()))
+    labels = tuple(
+        sorted((name, str(value)) for name, value in (inject_custom_labels or {}).items())
+    )
     kept = _kept(_texts(metric_prefix_filters), _texts(exclude_prefixes), labels, add_prefix)
     return kept.text(families)
 
@@ -223,13 +227,14 @@ class _Kept:
 
     def __init__(self, view: View) -> None:
         self._view = view
-        self._pages = Pages()
+        self._page = MergedPage()
         self._lock = threading.Lock()
 
     def text(self, families: Sequence[Family]) -> str:
         with self._lock:
-            shown = self._view.apply(families)
-            return self._pages.render(shown, EVERYTHING, openmetrics=False).decode()
+            # A prefix may have made two families of one name.
+            self._page.update([Source(_DEFAULT_SOURCE, self._view.apply(families))])
+            return self._page.render().decode()
 
 
 @lru_cache(_MOST_KEPT)

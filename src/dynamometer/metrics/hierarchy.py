@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import TypeVar, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.values import MutexValue, ValueClass
 
-from dynamometer.errors import ArgumentError
+from dynamometer.errors import ArgumentError, SettingsError
 from dynamometer.exposition.families import Metadata
 from dynamometer.metrics import callbacks
 from dynamometer.metrics.instruments import labelled, registry
@@ -30,6 +31,9 @@ from dynamometer.names import (
 
 Instrument = TypeVar("Instrument", Counter, Gauge, Histogram)
 
+_MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
+# They tell the lines of one histogram or summary apart.
+_INNER = frozenset({"le", "quantile"})
 _OF_LEVELS = frozenset({labels.NAMESPACE, labels.COMPONENT, labels.ENDPOINT})
 # Makes an instrument, given its whole name and where it is to be collected.
 Make = Callable[[str, CollectorRegistry], Instrument]
@@ -59,9 +63,18 @@ class Hierarchy:
     def __init__(self, *, deadline: float = DEADLINE_SECONDS) -> None:
         """Nothing is created yet.
 
+        Raises:
+            SettingsError: prometheus_client was told to keep values in files.
+
         Args:
             deadline: how long callbacks and engines together may take at a scrape, seconds.
         """
+        if ValueClass is not MutexValue:
+            raise SettingsError(
+                f"{_MULTIPROCESS} was set when prometheus_client was imported: a process's own "
+                "metrics would go into those files. Unset it in this process, and name the "
+                "directory where it is read: MultiProcessCollector(registry, path)"
+            )
         self.registry = registry()
         self.page = MetricsPage(self.registry, deadline=deadline)
         self._lock = threading.Lock()
@@ -160,7 +173,7 @@ class Metrics:
         """
 
         def make(whole: str, where: CollectorRegistry) -> Counter:
-            return Counter(whole, documentation, labelnames, registry=where)
+            return Counter(whole, _text(whole, documentation), labelnames, registry=where)
 
         return self._create("counter", name, documentation, labelnames, const_labels, make)
 
@@ -175,7 +188,7 @@ class Metrics:
         """A gauge called `dynamo_component_NAME`; see `create_counter`."""
 
         def make(whole: str, where: CollectorRegistry) -> Gauge:
-            return Gauge(whole, documentation, labelnames, registry=where)
+            return Gauge(whole, _text(whole, documentation), labelnames, registry=where)
 
         return self._create("gauge", name, documentation, labelnames, const_labels, make)
 
@@ -201,7 +214,9 @@ class Metrics:
         finite = _bounds(name, Histogram.DEFAULT_BUCKETS if buckets is None else buckets)
 
         def make(whole: str, where: CollectorRegistry) -> Histogram:
-            return Histogram(whole, documentation, labelnames, registry=where, buckets=finite)
+            return Histogram(
+                whole, _text(whole, documentation), labelnames, registry=where, buckets=finite
+            )
 
         return self._create(
             "histogram", name, documentation, labelnames, const_labels, make, finite
@@ -263,11 +278,17 @@ class Metrics:
         _check_labels(whole, labelnames, constant)
         family = whole.removesuffix("_total") if type_name == "counter" else whole
         return self._hierarchy.instrument(
-            Metadata(family, type_name, documentation),
+            Metadata(family, type_name, _text(whole, documentation)),
             _Shape(type_name, tuple(labelnames), tuple(sorted(constant)), buckets),
             self._labels | constant,
             make,
         )
+
+
+def _text(whole: str, documentation: str) -> str:
+    if not isinstance(documentation, str):
+        raise ArgumentError(f"{whole}: its documentation is a text, not {documentation!r}")
+    return label_value(documentation)
 
 
 def _bounds(name: str, buckets: Sequence[float]) -> tuple[float, ...]:
@@ -290,6 +311,8 @@ def _check_labels(whole: str, labelnames: Sequence[str], constant: Mapping[str, 
             raise ArgumentError(f"{whole}: {name!r} is no name of a label")
         if name in _OF_LEVELS:
             raise ArgumentError(f"{whole}: the label {name!r} is the runtime's, which adds it")
+        if name in _INNER:
+            raise ArgumentError(f"{whole}: the label {name!r} is a histogram's or a summary's own")
         if name in seen:
             raise ArgumentError(f"{whole}: the label {name!r} is given twice")
         seen.add(name)

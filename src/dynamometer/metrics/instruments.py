@@ -1,21 +1,70 @@
-"""Registries for the project's own instruments."""
+"""Registries for a process's own instruments."""
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
-import prometheus_client
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.registry import Collector
 
 from dynamometer.exposition.metrics import to_metric
 from dynamometer.metrics.sources import RegistrySource
 
+logger = logging.getLogger(__name__)
+
+
+class InstrumentRegistry(CollectorRegistry):
+    """A registry in which an instrument that fails costs only itself.
+
+    In prometheus_client's own it costs everything: a gauge's function that raises is enough.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is registered yet."""
+        super().__init__(auto_describe=False)
+        self._own: list[Collector] = []
+        self._failed: Counter[str] = Counter()
+        self._failing: set[Collector] = set()
+
+    def register(self, collector: Collector) -> None:
+        """See prometheus_client."""
+        super().register(collector)
+        self._own = [*self._own, collector]
+
+    def unregister(self, collector: Collector) -> None:
+        """See prometheus_client."""
+        super().unregister(collector)
+        self._own = [kept for kept in self._own if kept is not collector]
+
+    def collect(self) -> Iterable[Metric]:
+        """The families of all instruments but those that fail, which are counted and said once."""
+        for collector in self._own:
+            try:
+                metrics = list(collector.collect())
+            except Exception as error:
+                self._failed["failed"] += 1
+                if collector not in self._failing:
+                    self._failing.add(collector)
+                    logger.warning("%s is not on the page: %r", collector, error)
+                    logger.debug("%s", collector, exc_info=error)
+            else:
+                self._failing.discard(collector)
+                yield from metrics
+
+    @property
+    def errors(self) -> Mapping[str, int]:
+        """How often an instrument was left out, by reason; only grows."""
+        found = self._failed.copy()
+        for collector in self._own:
+            found.update(getattr(collector, "errors", {}))
+        return found
+
 
 def registry() -> CollectorRegistry:
-    """A registry for the project's own instruments, without `_created` series."""
-    prometheus_client.disable_created_metrics()
-    return CollectorRegistry(auto_describe=False)
+    """A registry for a process's own instruments."""
+    return InstrumentRegistry()
 
 
 def labelled(instruments: CollectorRegistry, labels: Mapping[str, str]) -> CollectorRegistry:
@@ -25,16 +74,20 @@ def labelled(instruments: CollectorRegistry, labels: Mapping[str, str]) -> Colle
         instruments: where it is registered.
         labels: added to every series when it is collected; instruments know nothing of them.
     """
-    registry = CollectorRegistry(auto_describe=False)
-    instruments.register(_Labelled(registry, labels))
-    return registry
+    found = registry()
+    instruments.register(_Labelled(found, labels))
+    return found
 
 
 class _Labelled(Collector):
     """The families of a registry, with labels; the same ones as before where nothing changed."""
 
-    def __init__(self, registry: CollectorRegistry, labels: Mapping[str, str]) -> None:
-        self._source = RegistrySource("labelled", registry, labels=labels)
+    def __init__(self, instruments: CollectorRegistry, labels: Mapping[str, str]) -> None:
+        self._source = RegistrySource("labelled", instruments, labels=labels)
+
+    @property
+    def errors(self) -> Mapping[str, int]:
+        return self._source.errors
 
     def collect(self) -> Iterable[Metric]:
         return [to_metric(family) for family in self._source.families()]

@@ -38,7 +38,7 @@ class MetricsPage:
         Args:
             instruments: the registry that holds them; the page counts its errors there.
             deadline: how long all sources together may take before the one that is being asked
-                is given up, seconds.
+                is given up, seconds; each further one that hangs has one second at most.
         """
         self._deadline = deadline
         self._engines: list[Collection] = []
@@ -57,6 +57,7 @@ class MetricsPage:
             (metric_names.labels.SOURCE, metric_names.labels.REASON),
             registry=instruments,
         )
+        self._expect_errors(self._runtime.source.name)
 
     def add(self, source: MetricsSource) -> None:
         """Show the families of `source` too; of a series that two have, the first one's stands."""
@@ -85,7 +86,12 @@ class MetricsPage:
             self._errors.labels(name, reason)
 
     def refresh(self) -> None:
-        """Ask all sources; what does not answer, or nonsense, is not on the page."""
+        """Ask all sources; what does not answer, or nonsense, is not on the page.
+
+        Within a callback nothing is asked: the refresh that has called it is still under way.
+        """
+        if self._rounds.asking:
+            return
         finished = threading.Event()
         one = self.begin(finished.set)
         for seconds in self.patience():

@@ -88,9 +88,14 @@ class Rounds:
     def begin(self, one: Round) -> None:
         """Let a round begin, once those before it are over."""
         with self._lock:
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():  # a child of fork has none
                 self._start(None)
         self._waiting.put(one)
+
+    @property
+    def asking(self) -> bool:
+        """Whether it is this very thread that asks: in a source, or in what a source calls."""
+        return threading.current_thread() is self._thread
 
     def give_up(self, one: Round) -> None:
         """Go on without the source that a round is waiting for."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, Protocol
@@ -11,6 +13,8 @@ from prometheus_client.samples import Sample
 
 from dynamometer.exposition.families import Family, Metadata
 from dynamometer.exposition.metrics import NO_LABELS, FamilyMetric, from_metric
+
+logger = logging.getLogger(__name__)
 
 NO_ERRORS: Final[Mapping[str, int]] = MappingProxyType({})
 
@@ -61,10 +65,17 @@ class RegistrySource:
         self._labels = dict(labels)
         self._known: dict[tuple[str, str], tuple[Sequence[Sample], Family]] = {}
         self._families: Sequence[Family] = ()
+        self._invalid: Counter[str] = Counter()
+        self._told: set[str] = set()
 
     def families(self) -> Sequence[Family]:
         """See `MetricsSource.families`."""
-        families = [self._family(metric) for metric in self._registry.collect()]
+        families = []
+        for metric in self._registry.collect():
+            try:
+                families.append(self._family(metric))
+            except (UnicodeError, ValueError, TypeError) as error:
+                self._leave_out(metric, error)
         if families != self._families:  # families are equal to themselves only
             self._families = families
         return self._families
@@ -77,13 +88,21 @@ class RegistrySource:
         if before and samples == metric.samples and _describes(before.metadata, metric):
             return before
         family = from_metric(metric, before.metadata if before else None, self._labels)
+        _ = family.metadata.text_header, family.metadata.openmetrics_header  # can they be written?
         self._known[key] = (metric.samples, family)
         return family
 
+    def _leave_out(self, metric: Metric, error: Exception) -> None:
+        """A family that no page can hold, such as one with half a character in a label."""
+        self._invalid["invalid"] += 1
+        if metric.name not in self._told:
+            self._told.add(metric.name)
+            logger.warning("%s is not on the page: %r", metric.name, error)
+
     @property
     def errors(self) -> Mapping[str, int]:
-        """None: an instrument that fails raises."""
-        return NO_ERRORS
+        """What was left out: families that cannot be written, instruments that fail."""
+        return self._invalid + Counter(getattr(self._registry, "errors", NO_ERRORS))
 
 
 def _describes(metadata: Metadata, metric: Metric) -> bool:

@@ -50,7 +50,11 @@ class DistributedRuntime:
 
         Args:
             instance_id: by default a random number.
-            deadline: how long callbacks and engines together may take at a scrape, seconds.
+            deadline: how long callbacks and engines together may take at a scrape before the one
+                that is being asked is given up, seconds; each further one has one second at most.
+
+        Raises:
+            SettingsError: PROMETHEUS_MULTIPROC_DIR was set when prometheus_client was imported.
         """
         self.instance_id = new_id() if instance_id is None else instance_id
         self._hierarchy = Hierarchy(deadline=deadline)

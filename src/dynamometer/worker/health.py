@@ -49,7 +49,7 @@ class EngineClient:
             return ModelCards(
                 cards={name: cards[name] for name in cards if label_value(name) == name}
             )
-        except (*_ERRORS, ValueError, KeyError, TypeError):
+        except (*_ERRORS, ValueError, KeyError, TypeError, RecursionError):
             return ModelCards()
 
     async def info(
