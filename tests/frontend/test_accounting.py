@@ -370,3 +370,30 @@ async def test_a_worker_that_has_answered_nothing_tells_nothing(bench: Bench) ->
     await bench.worker(fine)
     assert (await bench.ask())[0] == 200
     assert last(bench, "input_sequence_tokens") == {}
+
+
+async def test_an_engine_that_says_that_its_client_went_away_counts_a_cancellation(
+    bench: Bench,
+) -> None:
+    async def closed(request: web.Request) -> web.StreamResponse:
+        await request.read()
+        return web.json_response({"error": {"message": "closed"}}, status=499)
+
+    await bench.worker(closed)
+    assert (await bench.ask(CHAT, model="m"))[0] == 499
+    assert bench.count("requests_total", error_type="cancelled") == 1
+    assert bench.count("model_cancellation_total") == 1
+    assert bench.count("disconnected_clients") == 0
+    assert bench.count("failures_total") == 0
+
+
+async def test_an_answer_that_is_an_error_has_no_tokens(bench: Bench) -> None:
+    async def refuse(request: web.Request) -> web.StreamResponse:
+        await request.read()
+        usage = {"prompt_tokens": 5, "completion_tokens": 9}
+        return web.json_response({"error": {"message": "no"}, "usage": usage}, status=400)
+
+    await bench.worker(refuse)
+    assert (await bench.ask(CHAT, model="m"))[0] == 400
+    assert bench.count("output_tokens_total") == 0
+    assert bench.count("input_sequence_tokens_count") == 0

@@ -167,3 +167,17 @@ def test_a_huge_event_passes_unread_and_does_not_hide_what_follows() -> None:
     passed = b"".join(reader.feed(stream[i : i + 65536], 0.0) for i in range(0, len(stream), 65536))
     assert passed + reader.finish() == stream.replace(ONLY_USAGE, b"")
     assert reader.tokens == Tokens(7, 3, 2)
+
+
+CACHED = {"input_tokens": 1, "cache_read_input_tokens": 29, "output_tokens": 6}
+
+
+def test_a_prompt_of_messages_is_told_in_parts() -> None:
+    """Anthropic's `input_tokens` are those that no cache had."""
+    whole = json.dumps({"type": "message", "usage": CACHED}).encode()
+    assert of_answer(whole, Usage.MESSAGES) == Tokens(30, 6, 29)
+    reader = StreamReader(Usage.MESSAGES, hide_usage=False)
+    begun = {**CACHED, "cache_creation_input_tokens": 2, "output_tokens": 0}
+    reader.feed(event({"type": "message_start", "message": {"usage": begun}}), 0.0)
+    reader.feed(event({"type": "message_delta", "usage": {"output_tokens": 6}}), 1.0)
+    assert reader.tokens == Tokens(32, 6, 29)

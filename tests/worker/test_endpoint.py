@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -161,3 +162,22 @@ async def test_a_client_that_closes_a_stream_at_its_last_event_has_not_vanished(
             await asyncio.sleep(0.01)
     assert worker.count("dynamo_component_cancellation_total") == 0
     assert worker.errors() == {"generate": 0, "response_stream": 0}
+
+
+async def test_bytes_are_those_of_the_answers_body(worker: Worker) -> None:
+    assert await ask(worker, "all is well") == 200
+    assert worker.count("dynamo_component_response_bytes_total") == len(b"data: {}\n\n")
+
+
+def test_times_are_from_a_requests_arrival(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    runtime = DistributedRuntime()
+    metrics = EndpointMetrics(runtime.metrics, runtime.registry, {})
+    with metrics.request() as count:
+        now[0] += 2
+        count.answered(200)
+        now[0] += 4
+    worker = Worker("", "", runtime)
+    assert worker.count("dynamo_work_handler_time_to_first_response_seconds_sum") == 2
+    assert worker.count("dynamo_component_request_duration_seconds_sum") == 6

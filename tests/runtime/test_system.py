@@ -1,0 +1,41 @@
+"""What `/health` answers from, state by state."""
+
+from __future__ import annotations
+
+import pytest
+
+from dynamometer.runtime.record import State
+from dynamometer.runtime.system import SystemStatus
+from dynamometer.settings import HealthSettings
+
+WAITS = HealthSettings(endpoints=("generate",))
+AT_ONCE = HealthSettings(ready_at_start=True)
+
+
+@pytest.mark.parametrize(
+    ("state", "endpoint", "health", "ready"),
+    [
+        (State.STARTING, State.STARTING, HealthSettings(), False),
+        (State.STARTING, State.STARTING, AT_ONCE, True),
+        (State.READY, State.READY, HealthSettings(), True),
+        (State.READY, State.READY, WAITS, True),
+        (State.READY, State.FAILED, WAITS, False),
+        (State.FAILED, State.READY, WAITS, True),
+        (State.FAILED, State.FAILED, AT_ONCE, False),
+        (State.DRAINING, State.READY, WAITS, False),
+        (State.DRAINING, State.DRAINING, AT_ONCE, False),
+    ],
+)
+def test_ready_follows_the_state_and_what_is_waited_for(
+    state: State, endpoint: State, health: HealthSettings, ready: bool
+) -> None:
+    status = SystemStatus(lambda: state, lambda: {"generate": endpoint}, health=health)
+    assert status.ready is ready
+
+
+def test_an_endpoint_that_is_not_there_is_waited_for_and_said() -> None:
+    status = SystemStatus(lambda: State.READY, dict, health=WAITS)
+    body = status.body("notready")
+    assert not status.ready
+    assert body["endpoints"] == {"generate": "notready"}
+    assert "no such endpoint" in str(body["reasons"])
