@@ -153,3 +153,12 @@ def test_a_compressed_body_is_read_and_a_bomb_is_not() -> None:
     for content, encoding in ((text, "gzip"), (gzip.compress(text)[:-9], "gzip"), (text, "br")):
         with pytest.raises(BadBodyError):
             decompressed(content, encoding, limit=2000)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "samples"),
+    [({"n": 3}, 3), ({}, 1), (None, 1), ([{"n": 3}], 1), ({"n": 0}, 1), ({"n": "x"}, 1)],
+)
+def test_how_many_answers_a_prompt_is_to_have(parameters: object, samples: int) -> None:
+    content = json.dumps({"text": "x", "sampling_params": parameters}).encode()
+    assert parse(content, "application/json").samples == samples

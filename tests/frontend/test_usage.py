@@ -181,3 +181,13 @@ def test_a_prompt_of_messages_is_told_in_parts() -> None:
     reader.feed(event({"type": "message_start", "message": {"usage": begun}}), 0.0)
     reader.feed(event({"type": "message_delta", "usage": {"output_tokens": 6}}), 1.0)
     assert reader.tokens == Tokens(32, 6, 29)
+
+
+def test_a_prompt_with_several_answers_counts_once() -> None:
+    metas = [{"prompt_tokens": 7, "completion_tokens": 3, "cached_tokens": 6} for _ in range(4)]
+    whole = json.dumps([{"meta_info": meta} for meta in metas]).encode()
+    assert of_answer(whole, Usage.GENERATE, samples=2) == Tokens(14, 12, 12)
+    reader = StreamReader(Usage.GENERATE, hide_usage=False, samples=2)
+    for index, meta in enumerate(metas):
+        reader.feed(event({"index": index, "meta_info": meta}), float(index))
+    assert reader.tokens == Tokens(14, 12, 12)

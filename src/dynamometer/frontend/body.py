@@ -1,8 +1,9 @@
 """A request's body: what the frontend reads of it, and the one thing that it adds.
 
-What a request means is the engine's business. The frontend reads `model`, `stream` and
-`stream_options`, and forwards the same bytes; where a stream's tokens could not be counted
-otherwise, `stream_options.include_usage` is set by a splice that leaves all other bytes alone.
+What a request means is the engine's business. The frontend reads `model`, `stream`,
+`stream_options` and SGLang's `sampling_params.n`, and forwards the same bytes; where a stream's
+tokens could not be counted otherwise, `stream_options.include_usage` is set by a splice that leaves
+all other bytes alone.
 
 A body may be large and hostile, and is read on the event loop: JSON is checked by msgspec, which
 makes no object of what nobody asked for (64 MiB of empty lists: 0.2 s), and a form is searched
@@ -32,6 +33,7 @@ class _Request(msgspec.Struct):
     model: msgspec.Raw = _NULL
     stream: msgspec.Raw = _NULL
     stream_options: msgspec.Raw = _NULL
+    sampling_params: msgspec.Raw = _NULL
 
 
 _decoder: Final = msgspec.json.Decoder(_Request)
@@ -49,7 +51,8 @@ class TooLargeError(Exception):
 class RequestBody:
     """What the frontend knows of a body; `model` is None where it names none.
 
-    `add_usage`: its stream would not say how many tokens it took, and can be asked to.
+    `add_usage`: its stream would not say how many tokens it took, and can be asked to. `samples`:
+    how many answers to each prompt SGLang's own route is to give.
     """
 
     content: bytes
@@ -57,6 +60,7 @@ class RequestBody:
     stream: bool = False
     add_usage: bool = False
     stream_options: bytes = b"null"
+    samples: int = 1
 
     def with_usage(self) -> bytes:
         """The body with `stream_options.include_usage` set to true."""
@@ -99,6 +103,7 @@ def parse(content: bytes, content_type: str) -> RequestBody:
         stream=stream,
         add_usage=stream and _lacks_usage(options),
         stream_options=options,
+        samples=_samples(bytes(request.sampling_params)),
     )
 
 
@@ -130,6 +135,17 @@ def _lacks_usage(options: bytes) -> bool:
     except msgspec.ValidationError:
         return False
     return not _is_true(read.get("include_usage", _NULL))
+
+
+def _samples(parameters: bytes) -> int:
+    """`n` of SGLang's `sampling_params`; 1 where it is not said, or not so."""
+    if parameters == b"null" or len(parameters) > _LONGEST_VALUE:
+        return 1
+    try:
+        read = msgspec.json.decode(parameters, type=dict[str, msgspec.Raw])
+        return max(1, msgspec.json.decode(read.get("n", _NULL), type=int))
+    except msgspec.ValidationError:
+        return 1
 
 
 def _parse_form(content: bytes, content_type: str) -> RequestBody:

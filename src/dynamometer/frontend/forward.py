@@ -144,8 +144,7 @@ class Forwarder:
         model: str,
     ) -> web.StreamResponse:
         """Ask an instance, and one other where the first has not taken the request."""
-        add_usage = body.add_usage and route.usage is Usage.OPENAI
-        content = body.with_usage() if add_usage else body.content
+        content = body.with_usage() if _adds_usage(body, route) else body.content
         headers = relay.request_headers(request.headers)
         headers.popall("Content-Encoding", None)  # it was read
         tried: set[int] = set()
@@ -166,7 +165,7 @@ class Forwarder:
                             failure = failures.NO_WORKER
                             refusal = openai_errors.unavailable("the workers cannot take it now")
                             continue
-                        return await self._relay(request, route, account, answer, add_usage)
+                        return await self._relay(request, route, account, answer, body)
             except (relay.NotReachedError, relay.BrokenError) as error:
                 reached = isinstance(error, relay.BrokenError)
                 failure = failures.WORKER_LOST if reached else failures.NOT_REACHED
@@ -181,12 +180,12 @@ class Forwarder:
         route: Route,
         account: RequestAccount,
         answer: aiohttp.ClientResponse,
-        hide_usage: bool,
+        body: RequestBody,
     ) -> web.StreamResponse:
         if answer.status >= 400:
             account.failed(failures.of_answer(answer.status))
         if answer.content_type == "text/event-stream":
-            return await self._relay_stream(request, route, account, answer, hide_usage)
+            return await self._relay_stream(request, route, account, answer, body)
         response = await relay.begin(request, answer, length=answer.content_length)
         whole = []
         try:
@@ -201,7 +200,7 @@ class Forwarder:
                 request.transport.abort()  # the length that was promised cannot be kept
             return response
         if answer.status < 400:
-            account.counted(usage.of_answer(b"".join(whole), route.usage))
+            account.counted(usage.of_answer(b"".join(whole), route.usage, samples=body.samples))
         await response.write_eof()
         return response
 
@@ -211,9 +210,11 @@ class Forwarder:
         route: Route,
         account: RequestAccount,
         answer: aiohttp.ClientResponse,
-        hide_usage: bool,
+        body: RequestBody,
     ) -> web.StreamResponse:
-        reader = usage.StreamReader(route.usage, hide_usage=hide_usage)
+        reader = usage.StreamReader(
+            route.usage, hide_usage=_adds_usage(body, route), samples=body.samples
+        )
         end = StreamEnd()
         try:
             response = await relay.begin(request, answer, length=None)
@@ -239,6 +240,11 @@ class Forwarder:
             if reader.error_code is not None:
                 account.failed(failures.of_answer(reader.error_code))
             account.streamed(reader, whole=end.reached)
+
+
+def _adds_usage(body: RequestBody, route: Route) -> bool:
+    """Whether a stream is asked for the usage that its client has not asked for."""
+    return body.add_usage and route.usage is Usage.OPENAI
 
 
 def _refuse(account: RequestAccount, failure: Failure, answer: web.Response) -> web.Response:

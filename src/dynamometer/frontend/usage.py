@@ -44,13 +44,15 @@ class Tokens:
 class StreamReader:
     """Follows one stream of server-sent events."""
 
-    def __init__(self, usage: Usage, *, hide_usage: bool) -> None:
+    def __init__(self, usage: Usage, *, hide_usage: bool, samples: int = 1) -> None:
         """Begin before the first byte.
 
         Args:
             usage: where the route's answers say their tokens.
             hide_usage: take out the chunk that holds nothing but usage.
+            samples: how many answers each prompt has, by SGLang's own route.
         """
+        self._samples = samples
         self._read: Callable[[Event], bool] = {
             Usage.NONE: self._read_nothing,
             Usage.OPENAI: self._read_openai,
@@ -71,7 +73,7 @@ class StreamReader:
     def tokens(self) -> Tokens:
         """What the stream has said of its tokens so far."""
         if self._generated:
-            return _generated_tokens(list(self._generated.values()))
+            return _generated_tokens(list(self._generated.values()), self._samples)
         return self._tokens
 
     def feed(self, chunk: bytes, now: float) -> bytes:
@@ -182,8 +184,14 @@ def _is_one_event(chunk: bytes) -> bool:
     return chunk.find(b"\n\n") == len(chunk) - 2 and len(chunk) > 2 and b"\r" not in chunk
 
 
-def of_answer(body: bytes, usage: Usage) -> Tokens:
-    """The tokens of an answer that came in one piece; empty where it says nothing."""
+def of_answer(body: bytes, usage: Usage, *, samples: int = 1) -> Tokens:
+    """The tokens of an answer that came in one piece; empty where it says nothing.
+
+    Args:
+        body: of the answer.
+        usage: where the route's answers say their tokens.
+        samples: how many answers each prompt has, by SGLang's own route.
+    """
     if usage is Usage.NONE:
         return Tokens()
     try:
@@ -193,7 +201,7 @@ def of_answer(body: bytes, usage: Usage) -> Tokens:
     if usage is Usage.GENERATE:
         parts = content if isinstance(content, list) else [content]
         metas = [p["meta_info"] for p in parts if isinstance(p, dict) and "meta_info" in p]
-        return _generated_tokens([meta for meta in metas if isinstance(meta, dict)])
+        return _generated_tokens([meta for meta in metas if isinstance(meta, dict)], samples)
     if isinstance(content, dict) and isinstance(content.get("usage"), dict):
         said = content["usage"]
         return _messages_tokens(said, Tokens()) if usage is Usage.MESSAGES else _openai_tokens(said)
@@ -228,15 +236,18 @@ def _openai_tokens(usage: Event) -> Tokens:
     )
 
 
-def _generated_tokens(metas: list[Event]) -> Tokens:
+def _generated_tokens(metas: list[Event], samples: int) -> Tokens:
+    """SGLang's: each answer tells of its whole prompt, which counts once for all its answers."""
+
     def total(key: str) -> int | None:
         values = [number for meta in metas if (number := _integer(meta.get(key), None)) is not None]
         return sum(values) if values else None
 
+    prompt, cached = total("prompt_tokens"), total("cached_tokens")
     return Tokens(
-        input=total("prompt_tokens"),
+        input=None if prompt is None else prompt // samples,
         output=total("completion_tokens"),
-        cached=total("cached_tokens"),
+        cached=None if cached is None else cached // samples,
     )
 
 
