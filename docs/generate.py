@@ -8,11 +8,14 @@ from __future__ import annotations
 import argparse
 import csv
 import fnmatch
+import http.client
 import importlib
+import json
 import os
 import sys
 import tempfile
 import tomllib
+import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,7 +149,8 @@ def _help(module: str, command: str) -> str:
 def live_pages() -> tuple[str, str]:
     """The pages of a frontend and of a worker around the real engine, after some requests."""
     from dynamometer import tiny_model
-    from stack import Stack, http
+    from stack import Stack, eventually
+    from stack import http as fetch
 
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
@@ -158,15 +162,30 @@ def live_pages() -> tuple[str, str]:
             stack.run_worker("--model", str(model), "--enable-metrics", system_port=0) as worker,
         ):
             worker.wait_until_ready()
+            body = {
+                "model": str(model),
+                "messages": [{"role": "user", "content": "hello"}],
+                "max_tokens": 16,
+                "ignore_eos": True,
+            }
             for stream in (False, True, True):
-                body = {
-                    "model": str(model),
-                    "messages": [{"role": "user", "content": "hello"}],
-                    "max_tokens": 16,
-                    "stream": stream,
-                }
-                http(f"{url}/v1/chat/completions", body)
-            return http(f"{url}/metrics").body.decode(), worker.page()
+                fetch(f"{url}/v1/chat/completions", body | {"stream": stream})
+            _abort(url, body | {"stream": True, "max_tokens": 1800})
+            eventually(lambda: _ABORTED in worker.page(), within=30, what="the engine aborts it")
+            return fetch(f"{url}/metrics").body.decode(), worker.page()
+
+
+_ABORTED = "sglang:num_aborted_requests_total"
+
+
+def _abort(url: str, body: Mapping[str, object]) -> None:
+    """Go away in the midst of a stream."""
+    address = urllib.parse.urlsplit(url)
+    client = http.client.HTTPConnection(address.hostname or "", address.port, timeout=30)
+    headers = {"Content-Type": "application/json"}
+    client.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+    client.getresponse().read(300)
+    client.close()
 
 
 def metrics(frontend: str, worker: str) -> str:
