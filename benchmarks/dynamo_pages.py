@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from dynamo.common.utils.prometheus import get_prometheus_expfmt, get_prometheus_typed
 from prometheus_client import CollectorRegistry, multiprocess
@@ -77,7 +78,7 @@ def _values(page: bytes) -> dict[Series, float]:
     }
 
 
-def _typed_values(families: list) -> dict[Series, float]:
+def _typed_values(families: list[Any]) -> dict[Series, float]:
     return {
         (name, frozenset(pairs)): value
         for *_, samples in families

@@ -242,9 +242,10 @@ def started(
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(20)
-        for left in (*family, process):
-            with contextlib.suppress(psutil.Error, ProcessLookupError):
+        for left in family:
+            with contextlib.suppress(psutil.Error):
                 left.kill()
+        process.kill()
         process.wait()
 
 

@@ -113,7 +113,7 @@ def frontend(*, read: bool = False) -> Callable[[], object]:
                 times.append(now)
         if read:
             reader.feed(USAGE, 0.0)
-        account.streamed(reader)
+        account.streamed(reader, whole=True)
         account.end()
 
     return work

@@ -216,9 +216,10 @@ def running(command: list[str], log: Path, variables: dict[str, str]) -> Iterato
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(20)
-        for left in (*family, process):
-            with contextlib.suppress(psutil.Error, ProcessLookupError):
+        for left in family:
+            with contextlib.suppress(psutil.Error):
                 left.kill()
+        process.kill()
         process.wait()
 
 
