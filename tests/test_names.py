@@ -93,6 +93,7 @@ def test_a_family_of_the_peer_has_its_name() -> None:
         "dynamo_component_time_to_first_response_seconds",  # another prefix: below
         "dynamo_component_kv_cache_hit_rate",  # has no series there, but is there
         "dynamo_frontend_DYN_METRICS_PREFIX",
+        "dynamo_frontend_model_rejection_total",  # made there when it first counts
         "dynamo_frontend_model_workers",  # of the peer's earlier releases
     }
     stages = {f"dynamo_frontend_{stage}" for stage in ("preprocess", "route", "dispatch")}

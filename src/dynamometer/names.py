@@ -76,6 +76,7 @@ class frontend_service:  # noqa: N801
     DISCONNECTED_CLIENTS: Final = "disconnected_clients"
     FAILURES_TOTAL: Final = "failures_total"
     MODEL_CANCELLATION_TOTAL: Final = "model_cancellation_total"
+    MODEL_REJECTION_TOTAL: Final = "model_rejection_total"
     REQUEST_DURATION_SECONDS: Final = "request_duration_seconds"
     TIME_TO_FIRST_TOKEN_SECONDS: Final = "time_to_first_token_seconds"
     INTER_TOKEN_LATENCY_SECONDS: Final = "inter_token_latency_seconds"
@@ -214,6 +215,7 @@ class error_type:  # noqa: N801
     OVERLOAD: Final = "overload"
     CANCELLED: Final = "cancelled"
     INTERNAL: Final = "internal"
+    NOT_IMPLEMENTED: Final = "not_implemented"
 
 
 class failure_class:  # noqa: N801
@@ -223,8 +225,12 @@ class failure_class:  # noqa: N801
     UNAUTHENTICATED: Final = "Unauthenticated"
     PERMISSION_DENIED: Final = "PermissionDenied"
     NOT_FOUND: Final = "NotFound"
+    PAYLOAD_TOO_LARGE: Final = "PayloadTooLarge"
+    UNSUPPORTED_MEDIA: Final = "UnsupportedMedia"
+    RATE_LIMITED: Final = "RateLimited"
     CAPACITY_EXHAUSTED: Final = "CapacityExhausted"
     UNAVAILABLE: Final = "Unavailable"
+    NOT_IMPLEMENTED: Final = "NotImplemented"
     INTERNAL: Final = "Internal"
 
 
@@ -236,6 +242,9 @@ class failure_reason:  # noqa: N801
     UNAUTHENTICATED: Final = "request.unauthenticated"
     PERMISSION_DENIED: Final = "request.permission_denied"
     NOT_FOUND: Final = "request.not_found"
+    PAYLOAD_TOO_LARGE: Final = "request.payload_too_large"
+    UNSUPPORTED_MEDIA: Final = "request.unsupported_media"
+    RATE_LIMITED: Final = "request.rate_limited"
     EXHAUSTED: Final = "capacity.exhausted"
     WORKER_UNAVAILABLE: Final = "backend.worker_unavailable"
     CANNOT_CONNECT: Final = "transport.cannot_connect"
@@ -243,16 +252,16 @@ class failure_reason:  # noqa: N801
     ENGINE_SHUTDOWN: Final = "backend.engine_shutdown"
     STREAM_INCOMPLETE: Final = "backend.stream_incomplete"
     UNKNOWN: Final = "backend.unknown"
+    NOT_IMPLEMENTED: Final = "runtime.not_implemented"
     INTERNAL: Final = "runtime.internal"
 
 
 class component_error_type:  # noqa: N801
     """Values of `labels.ERROR_TYPE` at a worker's endpoint."""
 
-    # The engine was not reached, ended, or answered with a fault of its own (5xx).
+    # The engine was not reached, ended, broke its answer off, or answered with a fault of its own
+    # (5xx). The peer's other types are of a wire that is not here.
     GENERATE: Final = "generate"
-    # Its answer broke off after it had begun.
-    RESPONSE_STREAM: Final = "response_stream"
 
 
 class worker_type:  # noqa: N801

@@ -211,10 +211,12 @@ async def draining(_: web.Request) -> web.StreamResponse:
         (answering(401), False, failures.UNAUTHENTICATED),
         (answering(403), False, failures.FORBIDDEN),
         (answering(404), False, failures.NOT_FOUND),
-        (answering(413), False, failures.REFUSED),
+        (answering(413), False, failures.TOO_LARGE),
+        (answering(415), False, failures.UNSUPPORTED_MEDIA),
         (answering(422), True, failures.REFUSED),
-        (answering(429), False, failures.OVERLOADED),
+        (answering(429), False, failures.RATE_LIMITED),
         (answering(500), False, failures.ENGINE_FAULT),
+        (answering(501), False, failures.NOT_IMPLEMENTED),
         (answering(503), True, failures.OVERLOADED),
         (answering(529), False, failures.OVERLOADED),
         (answering(599), False, failures.ENGINE_FAULT),
@@ -279,7 +281,7 @@ async def test_what_the_frontend_itself_refuses_is_counted_by_class_and_reason(
         assert await post(b"{") == 400
     async with counted(bench, failures.NOT_FOUND):
         assert await post(b'{"model":"other"}') == 404
-    async with counted(bench, failures.REFUSED):
+    async with counted(bench, failures.TOO_LARGE):
         assert await post(b" " * (2**16 + 1)) == 413
     bench.register(nobody(), "other")
     async with counted(bench, failures.REFUSED):
@@ -297,6 +299,36 @@ async def test_what_the_frontend_itself_refuses_is_counted_by_class_and_reason(
         async with counted(bench, failures.INTERNAL):
             assert await post(b'{"model":"m"}') == 500
     assert gauges(bench) == {}
+
+
+async def test_a_request_for_which_the_engine_has_no_room_is_a_rejection(bench: Bench) -> None:
+    await bench.worker(answering(503))
+    for status in (503, 503):
+        assert (await bench.ask())[0] == status
+    rejected = {"model": "m", "endpoint": "chat_completions"}
+    assert bench.count("model_rejection_total", **rejected) == 2
+    assert bench.count("model_rejection_total") == 2
+
+
+def test_a_name_that_nobody_has_registered_has_no_answers() -> None:
+    """At 0 for ever, they would be in every mean over the models."""
+    registry = CollectorRegistry()
+    FrontendMetrics(registry).expect(["m"])
+    models: dict[str, set[str]] = {}
+    for family in registry.collect():
+        for sample in family.samples:
+            if "model" in sample.labels:
+                models.setdefault(family.name, set()).add(sample.labels["model"])
+    answers = {name for name, shown in models.items() if shown == {"m"}}
+    assert answers == {
+        "dynamo_frontend_time_to_first_token_seconds",
+        "dynamo_frontend_inter_token_latency_seconds",
+        "dynamo_frontend_input_sequence_tokens",
+        "dynamo_frontend_output_sequence_tokens",
+        "dynamo_frontend_output_tokens",
+        "dynamo_frontend_cached_tokens",
+    }
+    assert {len(shown) for name, shown in models.items() if name not in answers} == {2}
 
 
 def test_every_failure_is_there_from_the_beginning() -> None:

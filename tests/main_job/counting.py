@@ -155,6 +155,8 @@ class Request:
 
     @property
     def route(self) -> str:
+        if self.path == "/v1/messages":
+            return "anthropic_messages"
         return self.path.removeprefix("/v1/").replace("/", "_").removeprefix("_")
 
     @property

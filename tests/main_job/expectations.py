@@ -103,6 +103,8 @@ def of_frontend(request: Request) -> dict[str, Range]:
     if request.failure:
         failed, reason = request.failure
         adds.append(key("failures_total", reason=reason, **{"class": failed}))
+        if failed == "CapacityExhausted":
+            adds.append(key("model_rejection_total", endpoint=request.route, **model))
     if request.sent:
         adds.append(key("stage_duration_seconds_count", stage="route"))
     found = {FRONTEND + name: exactly(1) for name in adds}

@@ -208,7 +208,7 @@ def test_many_at_once(truth: Truth, usages: Mapping[str, Got | None]) -> None:
 
 def test_a_body_that_is_too_large(truth: Truth) -> None:
     """By its header alone: nobody reads it."""
-    request = unread(b"").but(status=413, failure=REFUSED)
+    request = unread(b"").but(status=413, failure=("PayloadTooLarge", "request.payload_too_large"))
     head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {10**12}\r\n\r\n"
     with truth.raw(head.encode()) as connection:
         assert connection.recv(12) == b"HTTP/1.1 413"

@@ -12,6 +12,7 @@ import time
 from prometheus_client import Gauge
 
 from dynamometer import names
+from dynamometer.frontend import failures
 from dynamometer.frontend.failures import Failure
 from dynamometer.frontend.families import FrontendMetrics
 from dynamometer.frontend.usage import StreamReader, Tokens
@@ -105,7 +106,6 @@ class RequestAccount:
         self.waiting = True
         if self._until_sent is None:
             self._until_sent = self._sent - self._begun
-            self._model.inflight.inc()
             self._metrics.plane.inflight.inc()
 
     def answered(self, now: float) -> None:
@@ -159,8 +159,8 @@ class RequestAccount:
         self._leave_queue()
         model = self._model
         model.active.dec()
+        model.inflight.dec()
         if self._until_sent is not None:
-            model.inflight.dec()
             self._metrics.plane.inflight.dec()
         model.duration.observe(time.perf_counter() - self._begun)
         self._kind.ended(self._error).inc()
@@ -168,6 +168,8 @@ class RequestAccount:
             self._kind.cancelled.inc()
         if self._failure is not None:
             self._metrics.failures[self._failure].inc()
+            if self._failure in failures.REJECTIONS:
+                self._kind.rejected.inc()
         self._write_stages()
         self._write_answer()
 
@@ -176,6 +178,7 @@ class RequestAccount:
         self._kind = self._metrics.kind(model, self._route, stream=stream)
         self._kind.started.inc()
         self._model.active.inc()
+        self._model.inflight.inc()
         self._model.queued.inc()
         self._queued = True
 
@@ -204,21 +207,21 @@ class RequestAccount:
             plane.first_byte.observe(self._roundtrip)
 
     def _write_answer(self) -> None:
-        model, times, tokens = self._model, self._times, self._tokens
+        times, tokens = self._times, self._tokens
         first_token = inter_token = None
         if times:
             first_token = times[0] - self._begun
-            model.first_token.observe(first_token)
+            self._model.answers.first_token.observe(first_token)
             gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-            model.inter_token.observe_all(gaps)
+            self._model.answers.inter_token.observe_all(gaps)
             inter_token = gaps[-1] if gaps else None
         if tokens.input is not None:
-            model.input_sequence.observe(tokens.input)
+            self._model.answers.input_sequence.observe(tokens.input)
         if tokens.output is not None:
-            model.output_sequence.observe(tokens.output)
-            model.output_tokens.inc(tokens.output)
+            self._model.answers.output_sequence.observe(tokens.output)
+            self._model.answers.output_tokens.inc(tokens.output)
         if tokens.cached is not None:
-            model.cached.observe(tokens.cached)
+            self._model.answers.cached.observe(tokens.cached)
         worker = None if self._worker is None else self._metrics.workers.last(self._worker)
         if worker is not None:
             worker.set(first_token, inter_token, tokens.input)

@@ -36,6 +36,15 @@ FORBIDDEN: Final = Failure(
     failure_class.PERMISSION_DENIED, failure_reason.PERMISSION_DENIED, error_type.VALIDATION
 )
 NOT_FOUND: Final = Failure(failure_class.NOT_FOUND, failure_reason.NOT_FOUND, error_type.NOT_FOUND)
+TOO_LARGE: Final = Failure(
+    failure_class.PAYLOAD_TOO_LARGE, failure_reason.PAYLOAD_TOO_LARGE, error_type.VALIDATION
+)
+UNSUPPORTED_MEDIA: Final = Failure(
+    failure_class.UNSUPPORTED_MEDIA, failure_reason.UNSUPPORTED_MEDIA, error_type.VALIDATION
+)
+RATE_LIMITED: Final = Failure(
+    failure_class.RATE_LIMITED, failure_reason.RATE_LIMITED, error_type.OVERLOAD
+)
 # The engine takes no more for now: its queue is full.
 OVERLOADED: Final = Failure(
     failure_class.CAPACITY_EXHAUSTED, failure_reason.EXHAUSTED, error_type.OVERLOAD
@@ -62,6 +71,9 @@ BROKEN_OFF: Final = Failure(
 )
 # The engine answered with a fault of its own.
 ENGINE_FAULT: Final = Failure(failure_class.INTERNAL, failure_reason.UNKNOWN, error_type.INTERNAL)
+NOT_IMPLEMENTED: Final = Failure(
+    failure_class.NOT_IMPLEMENTED, failure_reason.NOT_IMPLEMENTED, error_type.NOT_IMPLEMENTED
+)
 # A fault of this frontend's.
 INTERNAL: Final = Failure(failure_class.INTERNAL, failure_reason.INTERNAL, error_type.INTERNAL)
 
@@ -71,6 +83,9 @@ ALL: Final = (
     UNAUTHENTICATED,
     FORBIDDEN,
     NOT_FOUND,
+    TOO_LARGE,
+    UNSUPPORTED_MEDIA,
+    RATE_LIMITED,
     OVERLOADED,
     NO_WORKER,
     NOT_REACHED,
@@ -78,13 +93,19 @@ ALL: Final = (
     ENGINE_DIED,
     BROKEN_OFF,
     ENGINE_FAULT,
+    NOT_IMPLEMENTED,
     INTERNAL,
 )
+# For want of room, not by a rule or a fault.
+REJECTIONS: Final = frozenset({OVERLOADED})
 _BY_STATUS: Final = {
     401: UNAUTHENTICATED,
     403: FORBIDDEN,
     404: NOT_FOUND,
-    429: OVERLOADED,
+    413: TOO_LARGE,
+    415: UNSUPPORTED_MEDIA,
+    429: RATE_LIMITED,
+    501: NOT_IMPLEMENTED,
     502: ENGINE_DIED,
     503: OVERLOADED,
     529: OVERLOADED,

@@ -36,14 +36,15 @@ _ERROR_TYPES: Final = (
     error_type.OVERLOAD,
     error_type.CANCELLED,
     error_type.INTERNAL,
+    error_type.NOT_IMPLEMENTED,
 )
 # Routes whose series are there, at 0, from the moment that a model is.
 _FIRST_ROUTES: Final = (
+    "anthropic_messages",
     "chat_completions",
     "completions",
     "embeddings",
     "generate",
-    "messages",
     "responses",
 )
 _USUAL_BUCKETS: Final = FrontendBuckets.of(BucketRanges())
@@ -96,7 +97,9 @@ class FrontendMetrics:
         """Show the series of `models` at 0, so that the first request is an increase."""
         for model in models:
             if model not in self._models:
-                self.model(model)
+                series = self.model(model)
+                if model != names.UNKNOWN_MODEL:
+                    series.expect_answers()
                 for route in _FIRST_ROUTES:
                     for stream in (False, True):
                         self.kind(model, route, stream=stream).expect()
@@ -121,25 +124,46 @@ class FrontendMetrics:
 class ModelSeries:
     """The series of one model."""
 
+    __slots__ = ("_answers", "_families", "_model", "active", "duration", "inflight", "queued")
+
+    def __init__(self, families: _ModelFamilies, model: str) -> None:
+        self._families = families
+        self._model = model
+        self._answers: AnswerSeries | None = None
+        self.queued = families.queued.labels(model)
+        self.active = families.active.labels(model)
+        self.inflight = families.inflight.labels(model)
+        self.duration = families.duration.labels(model)
+
+    @property
+    def answers(self) -> AnswerSeries:
+        """What the model's answers are counted in; shown from the first look on."""
+        if self._answers is None:
+            self._answers = AnswerSeries(self._families, self._model)
+        return self._answers
+
+    def expect_answers(self) -> None:
+        """Show those series at 0: the model is one that can answer."""
+        _ = self.answers
+
+
+class AnswerSeries:
+    """The series of one model's answers: those that a name nobody has registered never moves.
+
+    Shown at 0 for such a name, they would be in every mean over the models.
+    """
+
     __slots__ = (
-        "active",
         "cached",
-        "duration",
         "first_token",
-        "inflight",
         "input_sequence",
         "inter_token",
         "output_sequence",
         "output_tokens",
-        "queued",
     )
 
     def __init__(self, families: _ModelFamilies, model: str) -> None:
-        self.queued = families.queued.labels(model)
-        self.active = families.active.labels(model)
-        self.inflight = families.inflight.labels(model)
         self.output_tokens = families.output_tokens.labels(model)
-        self.duration = families.duration.labels(model)
         self.first_token = families.first_token.labels(model)
         self.inter_token = families.inter_token.labels(model)
         self.input_sequence = families.input_sequence.labels(model)
@@ -150,7 +174,7 @@ class ModelSeries:
 class KindSeries:
     """The series of one model, route and request type."""
 
-    __slots__ = ("_ended", "_families", "_values", "cancelled", "started")
+    __slots__ = ("_ended", "_families", "_values", "cancelled", "rejected", "started")
 
     def __init__(self, families: _RouteFamilies, values: tuple[str, str, str]) -> None:
         self._families = families
@@ -158,6 +182,8 @@ class KindSeries:
         self._ended: dict[str, Counter] = {}
         self.started = families.started.labels(*values)
         self.cancelled = families.cancelled.labels(*values)
+        model, route, _ = values
+        self.rejected = families.rejected.labels(model, route)
 
     def ended(self, error: str) -> Counter:
         """Those that ended with `error`, a value of `error_type`; empty: well."""
@@ -197,7 +223,7 @@ class _ModelFamilies:
             "read to response completion",
         )
         self.inflight = gauge(
-            family.INFLIGHT_REQUESTS, "Number of requests that were sent to a worker"
+            family.INFLIGHT_REQUESTS, "Number of inflight requests: the same as active_requests"
         )
         self.output_tokens = Counter(
             f"{prefix}_{family.OUTPUT_TOKENS_TOTAL}",
@@ -258,6 +284,12 @@ class _RouteFamilies:
             f"{prefix}_{family.MODEL_CANCELLATION_TOTAL}",
             "Total number of request cancellations",
             by_kind,
+            registry=registry,
+        )
+        self.rejected = Counter(
+            f"{prefix}_{family.MODEL_REJECTION_TOTAL}",
+            "Total number of requests rejected due to resource exhaustion",
+            (labels.MODEL, labels.ROUTE),
             registry=registry,
         )
 

@@ -54,10 +54,7 @@ class EndpointMetrics:
             (labels.ERROR_TYPE,),
             const_labels=constant,
         )
-        self._errors = {
-            kind: errors.labels(kind)
-            for kind in (component_error_type.GENERATE, component_error_type.RESPONSE_STREAM)
-        }
+        self._failed = errors.labels(component_error_type.GENERATE)
         self._duration = metrics.create_histogram(
             work_handler.REQUEST_DURATION_SECONDS,
             "Time spent processing requests by work handler",
@@ -66,7 +63,7 @@ class EndpointMetrics:
         )
         self._first_response = Histogram(
             f"{name_prefix.WORK_HANDLER}_{work_handler.TIME_TO_FIRST_RESPONSE_SECONDS}",
-            "Seconds from a request's arrival at the worker until its engine's answer began",
+            "Seconds from a request's arrival at the worker until its answer's first bytes",
             buckets=FIRST_RESPONSE_BUCKETS,
             registry=registry,
         )
@@ -89,8 +86,8 @@ class EndpointMetrics:
                 self._first_response.observe(count.first_response - begun)
             if count.cancelled:
                 self._cancellations.inc()
-            if count.error is not None:
-                self._errors[count.error].inc()
+            if count.failed:
+                self._failed.inc()
 
     def _counter(self, name: str, text: str) -> Counter:
         return self._metrics.create_counter(name, text, const_labels=self._constant)
@@ -104,18 +101,18 @@ class RequestCount:
         bytes_out: of the answer's body.
         cancelled: whether the client went away before its answer's end.
         end: the end of what it was sent.
-        error: one of `component_error_type`, or None.
-        first_response: when the answer began, as `time.perf_counter` has it.
+        failed: whether the engine has failed it.
+        first_response: when its first bytes were there, as `time.perf_counter` has it.
     """
 
-    __slots__ = ("bytes_in", "bytes_out", "cancelled", "end", "error", "first_response")
+    __slots__ = ("bytes_in", "bytes_out", "cancelled", "end", "failed", "first_response")
 
     def __init__(self) -> None:
         self.bytes_in = 0
         self.bytes_out = 0
         self.cancelled = False
         self.end = StreamEnd()
-        self.error: str | None = None
+        self.failed = False
         self.first_response: float | None = None
 
     def closed(self) -> None:
@@ -123,7 +120,11 @@ class RequestCount:
         self.cancelled = not self.end.reached
 
     def answered(self, status: int) -> None:
-        """The engine's answer has begun; an engine's own fault (5xx) is an error."""
-        self.first_response = time.perf_counter()
-        if status >= 500:
-            self.error = component_error_type.GENERATE
+        """The engine has said what its answer is; a fault of its own (5xx) is an error."""
+        self.failed = status >= 500
+
+    def came(self, chunk: bytes) -> None:
+        """A piece of the answer's body is there."""
+        if self.first_response is None:
+            self.first_response = time.perf_counter()
+        self.bytes_out += len(chunk)

@@ -11,7 +11,6 @@ import aiohttp
 from aiohttp import web
 
 from dynamometer.engines.interface import ModelCards, Route
-from dynamometer.names import component_error_type
 from dynamometer.runtime import openai_errors, relay
 from dynamometer.runtime.record import State
 from dynamometer.worker.accounting import EndpointMetrics, RequestCount
@@ -88,20 +87,16 @@ class Endpoint:
                 count.answered(answer.status)
                 begun = await relay.begin(request, answer, length=answer.content_length)
                 async for chunk in relay.chunks(answer):
-                    count.bytes_out += len(chunk)
+                    count.came(chunk)
                     await begun.write(chunk)
                     count.end.sent(chunk)
                 await begun.write_eof()
                 return begun
         except relay.NotReachedError:
-            count.error = component_error_type.GENERATE
+            count.failed = True
             return openai_errors.unavailable("the engine does not answer", retry=True)
         except relay.BrokenError as error:
-            count.error = (
-                component_error_type.GENERATE
-                if begun is None
-                else component_error_type.RESPONSE_STREAM
-            )
+            count.failed = True
             logger.warning("the engine's answer to %s broke off: %s", request.path, error)
             if begun is None:
                 return openai_errors.engine_died()
