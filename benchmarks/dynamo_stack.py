@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from starting import say
 
 from dynamometer.engines.sglang import CPU_FLAGS
 from dynamometer.engines.sglang_cpu import SWITCH
-from exporter import answers, say
+from exporter import answers
 
 MODEL = "tiny"
 # Nobody else is there. (Dynamo takes a system port for a signed 16-bit number.)

@@ -14,9 +14,7 @@ import argparse
 import asyncio
 import contextlib
 import http.client
-import os
 import re
-import signal
 import statistics
 import subprocess
 import sys
@@ -27,6 +25,7 @@ from pathlib import Path
 
 import aiohttp
 import psutil
+from starting import say, started
 
 from dynamometer.engines.sglang import CPU_FLAGS
 from dynamometer.runtime.addresses import free_port
@@ -220,37 +219,6 @@ def exporter(place: Path, pid: int) -> Iterator[tuple[psutil.Process, int]]:
         if port is None:
             sys.exit(f"the exporter did not start:\n{log.read_text()}")
         yield psutil.Process(process.pid), int(port[1])
-
-
-@contextlib.contextmanager
-def started(
-    command: list[str], log: Path, variables: dict[str, str]
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A process and all that it starts, ended with the context."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=output,
-            env=os.environ | variables,
-            start_new_session=True,
-        )
-    try:
-        yield process
-    finally:
-        family = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(20)
-        for left in family:
-            with contextlib.suppress(psutil.Error):
-                left.kill()
-        process.kill()
-        process.wait()
-
-
-def say(text: str) -> None:
-    print(f"==> {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -31,8 +31,9 @@ from dynamo_stack import (
     end_what_is_left,
     stack,
 )
+from starting import say
 
-from exporter import Scrape, cpu, plain, say, scraper
+from exporter import Scrape, cpu, plain, scraper
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "inside-dynamo.md"
 SCRAPES_A_SECOND, ROUNDS = 20, 3

@@ -11,9 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -25,8 +23,8 @@ from pathlib import Path
 
 import aiohttp
 import orjson
-import psutil
 from prometheus_client.parser import text_string_to_metric_families as parse
+from starting import say, started
 
 FIRST = "time_to_first_token_seconds"
 BETWEEN = "inter_token_latency_seconds"
@@ -60,7 +58,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory, started(Path(directory)) as (frontend, worker):
+    with tempfile.TemporaryDirectory() as directory, serving(Path(directory)) as (frontend, worker):
         say("a few requests that do not count")
         asyncio.run(clients(frontend, options.at_once, options.at_once, options.tokens))
         within = True
@@ -168,24 +166,21 @@ async def _page(url: str) -> str:
 
 
 @contextlib.contextmanager
-def started(place: Path) -> Iterator[tuple[str, str]]:
+def serving(place: Path) -> Iterator[tuple[str, str]]:
     """A frontend and a worker around SGLang; the URLs of their pages."""
     say("making a tiny model, starting frontend, worker and SGLang (about half a minute)")
     model, dyno = place / "tiny", [sys.executable, "-m", "dynamometer"]
     subprocess.run([*dyno, "tiny-model", str(model)], check=True, stdout=subprocess.DEVNULL)
     variables = {"DYN_FILE_KV": str(place / "discovery"), "HF_HUB_OFFLINE": "1"}
     worker = [*dyno, "sglang", "--model", str(model), "--served-model-name", "tiny"]
+    frontend_log, worker_log = place / "frontend.log", place / "worker.log"
     with (
-        running([*dyno, "frontend", "--http-port", "0"], place / "frontend.log", variables) as log,
-        running(
-            [*worker, "--enable-metrics"],
-            place / "worker.log",
-            variables | {"DYN_SYSTEM_PORT": "0"},
-        ) as worker_log,
+        started([*dyno, "frontend", "--http-port", "0"], frontend_log, variables),
+        started([*worker, "--enable-metrics"], worker_log, variables | {"DYN_SYSTEM_PORT": "0"}),
     ):
-        url = found(log, r"OpenAI-compatible at (\S+)/v1", within=30)
+        url = found(frontend_log, r"OpenAI-compatible at (\S+)/v1", within=30)
         page = found(worker_log, r"metrics and health: (\S+)/metrics", within=30)
-        found(log, r"serving (tiny)", within=150)
+        found(frontend_log, r"serving (tiny)", within=150)
         yield url, page
 
 
@@ -196,35 +191,6 @@ def found(log: Path, pattern: str, *, within: float) -> str:
             sys.exit(f"not within {within:g} s: {pattern}\n{log.read_text()[-2000:]}")
         time.sleep(0.1)
     return match[1]
-
-
-@contextlib.contextmanager
-def running(command: list[str], log: Path, variables: dict[str, str]) -> Iterator[Path]:
-    """A process and all that it starts, ended with the context; its log."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=output,
-            env=os.environ | variables,
-            start_new_session=True,
-        )
-    try:
-        yield log
-    finally:
-        family = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(20)
-        for left in family:
-            with contextlib.suppress(psutil.Error):
-                left.kill()
-        process.kill()
-        process.wait()
-
-
-def say(text: str) -> None:
-    print(f"==> {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ WORDS = tomllib.loads((HERE / "families.toml").read_text(encoding="utf-8"))
 MOVES: Mapping[str, str] = WORDS["moves"]
 FAILURES: Mapping[str, str] = WORDS["failures"]
 NOT_SERVED: Mapping[str, str] = WORDS["not_served"]
+MADE_LATE: Sequence[str] = WORDS["peer_makes_late"]
 _ENGINE = "sglang:"
 _PROCESS = "process_"
 # Every series of an engine's has them too: said once.
@@ -272,7 +273,8 @@ def _not_served(served: set[str]) -> str:
 def peer_families() -> Sequence[str]:
     """The families of a real Dynamo 1.6.1."""
     with PEER.open(encoding="utf-8") as file:
-        return list(dict.fromkeys(row["name"] for row in csv.DictReader(file, delimiter="\t")))
+        shown = [row["name"] for row in csv.DictReader(file, delimiter="\t")]
+    return list(dict.fromkeys([*shown, *MADE_LATE]))
 
 
 def reason(name: str) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,17 @@ def test_nothing_of_the_template_is_left() -> None:
     template = (DOCS / "metrics.in.md").read_text(encoding="utf-8")
     for part in re.split(r"\{\{\w+\}\}", template):
         assert part in page, "make docs"
+
+
+def test_prometheus_takes_the_rules_for_older_names(tmp_path: Path) -> None:
+    page = generate.METRICS.read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(textwrap.dedent(block), encoding="utf-8")
+    checked = subprocess.run(["promtool", "check", "rules", rules], capture_output=True, text=True)
+    assert (checked.returncode, "2 rules found" in checked.stdout) == (0, True), checked
+    read = set(re.findall(r"expr: (\w+)", block))
+    assert read <= {name for name, _ in generate.read()}
 
 
 @pytest.mark.engine
