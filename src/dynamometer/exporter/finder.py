@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ logger = logging.getLogger(__name__)
 
 # "::" means all addresses, and mostly IPv4 too.
 _ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1", "": "127.0.0.1"}
+
+# How long a process may have a command line and no environment: less than a moment, between two
+# steps of the kernel's.
+_BEGINS_SECONDS: Final = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,15 +85,18 @@ def find() -> tuple[list[Running], list[psutil.Process]]:
     for process, arguments in _launched().items():
         try:
             may_look = os.geteuid() in (0, process.uids().effective)
-            of_a_worker = may_look and WORKER_MARK in process.environ()
+            environment = process.environ() if may_look else {}
+            begun = process.create_time()
         except (psutil.Error, OSError):
             continue
-        if of_a_worker:
-            logger.debug("process %d is a worker's engine, which has its page", process.pid)
-        elif may_look:
-            ours.append(_sglang(process, arguments))
-        else:
+        if not may_look:
             others.append(process)
+        elif not environment and time.time() - begun < _BEGINS_SECONDS:
+            continue  # what it is to know is not in its memory yet; the next look finds it
+        elif WORKER_MARK in environment:
+            logger.debug("process %d is a worker's engine, which has its page", process.pid)
+        else:
+            ours.append(_sglang(process, arguments, environment))
     return ours, others
 
 
@@ -105,7 +113,7 @@ def look_at(pid: int) -> Running:
         launched = _launched()
         for candidate in (process, *process.parents()):
             if candidate in launched:
-                return _sglang(candidate, launched[candidate])
+                return _sglang(candidate, launched[candidate], _environment(candidate))
     except psutil.Error:
         raise SettingsError(
             f"--pid {pid}: no process has this number here; `dyno exporter` without --pid looks "
@@ -160,7 +168,9 @@ def _launched() -> Mapping[psutil.Process, Sequence[str]]:
     return launched
 
 
-def _sglang(process: psutil.Process, arguments: Sequence[str]) -> Running:
+def _sglang(
+    process: psutil.Process, arguments: Sequence[str], environment: Mapping[str, str]
+) -> Running:
     with_file = sglang_config.with_file(arguments, Path(f"/proc/{process.pid}/cwd"))
     try:
         known = sglang.known_flags(with_file)
@@ -179,7 +189,8 @@ def _sglang(process: psutil.Process, arguments: Sequence[str]) -> Running:
         model=names.label_value(model),
         port=port,
         url=_url(known.host or "", port) if reachable else None,
-        page_has_more=_rust(process),
+        # Without an environment nobody can tell.
+        page_has_more=sglang.counts_on_its_page_alone(environment) if environment else None,
     )
 
 
@@ -196,9 +207,8 @@ def _url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _rust(process: psutil.Process) -> bool | None:
+def _environment(process: psutil.Process) -> Mapping[str, str]:
     try:
-        environment = process.environ()
+        return process.environ()
     except (psutil.Error, OSError):
-        return None
-    return sglang.counts_on_its_page_alone(environment) if environment else None
+        return {}
