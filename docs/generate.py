@@ -122,8 +122,8 @@ _CONFIGURATION = """\
 
 A flag wins over the variable of the same meaning. A value that is not allowed ends the command with
 exit code 2 and a line that names variable, value and what is allowed. An empty variable is one that
-is not set. A variable that looks like a mistyped one of these is pointed out; others of NVIDIA
-Dynamo's mean nothing here and are passed over.
+is not set; white space around a value is none of it. A variable that looks like a mistyped one of
+these is pointed out; others of NVIDIA Dynamo's mean nothing here and are passed over.
 
 | variable | meaning | without it | flag |
 | --- | --- | --- | --- |

@@ -193,32 +193,36 @@ def text(value: str) -> str:
     return value
 
 
+def _whole(value: str) -> int | None:
+    """ASCII digits as a number; None for all else that `int` takes: `8_099`, `+1`, `٨`, ` 1`."""
+    return int(value) if re.fullmatch(r"[0-9]{1,18}", value) else None
+
+
+def _real(value: str) -> float:
+    """A decimal number without a sign; NaN, which is in no range, for all else `float` takes."""
+    number = r"([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
+    return float(value) if re.fullmatch(number, value) else float("nan")
+
+
 def port(value: str) -> int:
     """A TCP port, 0 to 65535; 0 takes any free one."""
-    return _integer(value, 0, "a port from 0 (any free one) to 65535")
+    number = _whole(value)
+    if number is None or number > 65535:
+        raise ValueError("must be a port from 0 (any free one) to 65535")
+    return number
 
 
 def system_port(value: str) -> int:
     """A TCP port, or -1 for none."""
-    return _integer(value, -1, "a port from 0 (any free one) to 65535, or -1 for none")
-
-
-def _integer(value: str, least: int, allowed: str) -> int:
     try:
-        number = int(value)
-    except ValueError:
-        number = least - 1
-    if not least <= number <= 65535:
-        raise ValueError(f"must be {allowed}")
-    return number
+        return -1 if value == "-1" else port(value)
+    except ValueError as error:
+        raise ValueError(f"{error}, or -1 for none") from None
 
 
 def seconds(value: str) -> float:
     """A duration in seconds, 0 or more."""
-    try:
-        number = float(value)
-    except ValueError:
-        number = -1.0
+    number = _real(value)
     if not 0 <= number < float("inf"):
         raise ValueError("must be a number of seconds, 0 or more")
     return number
@@ -234,10 +238,7 @@ def rate(value: str) -> float:
 
 def part(value: str) -> float:
     """A part of a whole, 0 to 1."""
-    try:
-        number = float(value)
-    except ValueError:
-        number = -1.0
+    number = _real(value)
     if not 0 <= number <= 1:
         raise ValueError("must be a part of a whole, 0 to 1")
     return number
@@ -245,29 +246,27 @@ def part(value: str) -> float:
 
 def count(value: str) -> int:
     """A whole number, 0 or more."""
-    if not value.isascii() or not value.isdigit():
+    number = _whole(value)
+    if number is None:
         raise ValueError("must be a whole number, 0 or more")
-    return int(value)
+    return number
 
 
 def size(value: str) -> int:
     """A number of bytes, with an optional unit: 64MiB, 10MB, 4096."""
     units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
     units |= {"K": 2**10, "M": 2**20, "G": 2**30, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-    digits = value.strip()
-    unit = digits.lstrip("0123456789").strip().upper()
-    number = digits[: len(digits) - len(digits.lstrip("0123456789"))]
-    if not number or unit not in units or int(number) == 0:
+    unit = value.lstrip("0123456789")
+    number = _whole(value.removesuffix(unit))
+    factor = units.get(unit.strip().upper())
+    if not number or not factor:
         raise ValueError("must be a number of bytes above 0, such as 4096, 64MiB or 1GB")
-    return int(number) * units[unit]
+    return number * factor
 
 
 def bound(value: str) -> float:
     """A bound of a histogram's buckets, above 0."""
-    try:
-        number = float(value)
-    except ValueError:
-        number = 0.0
+    number = _real(value)
     if not _LEAST_BOUND <= number <= _GREATEST_BOUND:
         raise ValueError(f"must be a number above 0, from {_LEAST_BOUND:g} to {_GREATEST_BOUND:g}")
     return number
@@ -275,8 +274,8 @@ def bound(value: str) -> float:
 
 def bucket_count(value: str) -> int:
     """How many buckets a histogram has, 1 to 512."""
-    number = int(value) if value.isascii() and value.isdigit() and len(value) < 10 else 0
-    if not 1 <= number <= _MOST_BUCKETS:
+    number = _whole(value)
+    if number is None or not 1 <= number <= _MOST_BUCKETS:
         raise ValueError(f"must be a whole number from 1 to {_MOST_BUCKETS}")
     return number
 
