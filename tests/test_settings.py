@@ -95,8 +95,23 @@ def test_white_space_around_a_variable_is_none_of_its_value() -> None:
 
 
 def test_health_and_live_have_two_paths() -> None:
-    with pytest.raises(SettingsError, match="DYN_SYSTEM_LIVE_PATH='/health': must be two paths"):
-        settings.read({"DYN_SYSTEM_LIVE_PATH": "/health"})
+    health, live = {"DYN_SYSTEM_HEALTH_PATH": "/x"}, {"DYN_SYSTEM_LIVE_PATH": "/x"}
+    with pytest.raises(SettingsError, match="HEALTH_PATH='/x' and DYN_SYSTEM_LIVE_PATH='/x': "):
+        settings.read(health | live)
+    assert settings.read(health).health.live_path == "/live"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "other"),
+    [
+        ("DYN_SYSTEM_LIVE_PATH", "/health", "DYN_SYSTEM_HEALTH_PATH"),
+        ("DYN_SYSTEM_HEALTH_PATH", "/live", "DYN_SYSTEM_LIVE_PATH"),
+    ],
+)
+def test_what_is_not_set_is_not_blamed(variable: str, value: str, other: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{variable}='{value}': .* two paths") as raised:
+        settings.read({variable: value})
+    assert other not in str(raised.value)
 
 
 def test_how_health_is_answered() -> None:

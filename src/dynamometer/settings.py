@@ -146,8 +146,9 @@ def _health(env: _Reader) -> HealthSettings:
     )
     if health.path == health.live_path:
         raise SettingsError(
-            f"DYN_SYSTEM_HEALTH_PATH={health.path!r} and DYN_SYSTEM_LIVE_PATH="
-            f"{health.live_path!r}: must be two paths"
+            f"{env.given('DYN_SYSTEM_HEALTH_PATH', 'DYN_SYSTEM_LIVE_PATH')}: health and live must "
+            f"be at two paths; without a variable they are at {HealthSettings.path} and "
+            f"{HealthSettings.live_path}"
         )
     return health
 
@@ -156,8 +157,17 @@ class _Reader:
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
 
+    def _text(self, variable: str) -> str:
+        return self._environment.get(variable, "").strip()
+
+    def given(self, *variables: str) -> str:
+        """Those of `variables` that are set, with their values, for a message."""
+        return " and ".join(
+            f"{name}={self._text(name)!r}" for name in variables if self._text(name)
+        )
+
     def get(self, variable: str, parse: Callable[[str], Value], default: Value) -> Value:
-        value = self._environment.get(variable, "").strip()
+        value = self._text(variable)
         if not value:
             return default
         try:
