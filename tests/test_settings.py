@@ -168,7 +168,7 @@ def test_buckets_and_prefix_are_read() -> None:
     assert read.bucket_ranges.request_duration == usual.request_duration
 
 
-@pytest.mark.parametrize("name", list(BUCKETS))
+@pytest.mark.parametrize("name", [buckets.variable for buckets in BUCKETS.values()])
 @pytest.mark.parametrize(
     ("part", "value", "allowed"),
     [

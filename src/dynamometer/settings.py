@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from dynamometer.errors import SettingsError
 from dynamometer.variables import BUCKETS, VARIABLES
@@ -41,6 +41,12 @@ class BucketRange:
     count: int
 
 
+_USUAL: Final[Mapping[str, BucketRange]] = {
+    histogram: BucketRange(usual.least, usual.greatest, usual.count)
+    for histogram, usual in BUCKETS.items()
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class BucketRanges:
     """Those of the frontend's histograms; without variables, NVIDIA Dynamo's.
@@ -48,11 +54,11 @@ class BucketRanges:
     Cached tokens have the bounds of the input sequence.
     """
 
-    request_duration: BucketRange = BucketRange(*BUCKETS["DYN_METRICS_REQUEST_DURATION"][1:])
-    time_to_first_token: BucketRange = BucketRange(*BUCKETS["DYN_METRICS_TTFT"][1:])
-    inter_token_latency: BucketRange = BucketRange(*BUCKETS["DYN_METRICS_ITL"][1:])
-    input_sequence: BucketRange = BucketRange(*BUCKETS["DYN_METRICS_INPUT_SEQUENCE"][1:])
-    output_sequence: BucketRange = BucketRange(*BUCKETS["DYN_METRICS_OUTPUT_SEQUENCE"][1:])
+    request_duration: BucketRange = _USUAL["request_duration"]
+    time_to_first_token: BucketRange = _USUAL["time_to_first_token"]
+    inter_token_latency: BucketRange = _USUAL["inter_token_latency"]
+    input_sequence: BucketRange = _USUAL["input_sequence"]
+    output_sequence: BucketRange = _USUAL["output_sequence"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,15 +118,11 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
 
 
 def _bucket_ranges(env: _Reader) -> BucketRanges:
-    usual = BucketRanges()
-    duration, first_token, inter_token, input_sequence, output_sequence = BUCKETS
-    return BucketRanges(
-        request_duration=env.bucket_range(duration, usual.request_duration),
-        time_to_first_token=env.bucket_range(first_token, usual.time_to_first_token),
-        inter_token_latency=env.bucket_range(inter_token, usual.inter_token_latency),
-        input_sequence=env.bucket_range(input_sequence, usual.input_sequence),
-        output_sequence=env.bucket_range(output_sequence, usual.output_sequence),
-    )
+    ranges = {
+        histogram: env.bucket_range(buckets.variable, _USUAL[histogram])
+        for histogram, buckets in BUCKETS.items()
+    }
+    return BucketRanges(**ranges)
 
 
 def unknown(environment: Mapping[str, str] | None = None) -> list[tuple[str, str]]:
@@ -183,15 +185,10 @@ class _Reader:
             self.get(f"{name}_COUNT", bucket_count, usual.count),
         )
         if found.least >= found.greatest:
-            value = self._environment.get(f"{name}_MAX", "").strip()
-            if value:
-                raise SettingsError(
-                    f"{name}_MAX={value!r}: must be above {name}_MIN, {found.least:g}"
-                )
-            value = self._environment.get(f"{name}_MIN", "").strip()
-            raise SettingsError(
-                f"{name}_MIN={value!r}: must be below {name}_MAX, {found.greatest:g}"
-            )
+            if greatest := self.given(f"{name}_MAX"):
+                raise SettingsError(f"{greatest}: must be above {name}_MIN, {found.least:g}")
+            least = self.given(f"{name}_MIN")
+            raise SettingsError(f"{least}: must be below {name}_MAX, {found.greatest:g}")
         return found
 
 
