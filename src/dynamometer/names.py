@@ -21,6 +21,9 @@ class name_prefix:  # noqa: N801  # the peer's spelling: users import these clas
     REQUEST_PLANE: Final = "dynamo_request_plane"
     WORK_HANDLER: Final = "dynamo_work_handler"
     SGLANG: Final = "sglang:"
+    PROCESS: Final = "process"
+    # Our own additional families.
+    DYNAMOMETER: Final = "dynamometer"
 
 
 class labels:  # noqa: N801

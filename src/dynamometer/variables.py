@@ -118,7 +118,8 @@ VARIABLES: Final[Mapping[str, Variable]] = {
     ),
     "DYN_LOGGING_JSONL": Variable("1: in JSON lines", "0"),
     "DYN_METRICS_PREFIX": Variable(
-        "what the names of the frontend's own families begin with", "`dynamo_frontend`"
+        "what the names of the frontend's own families begin with; no other families' do",
+        "`dynamo_frontend`",
     ),
     **_of_buckets(),
 }

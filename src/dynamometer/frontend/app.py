@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Final
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry
 
 from dynamometer.engines.sglang import SGLang
 from dynamometer.errors import DiscoveryError, SettingsError
@@ -23,7 +22,7 @@ from dynamometer.frontend.routing import Instances, RouterMode
 from dynamometer.metrics import http
 from dynamometer.metrics.buckets import FrontendBuckets
 from dynamometer.metrics.page import MetricsPage
-from dynamometer.names import frontend_service
+from dynamometer.names import frontend_service, name_prefix
 from dynamometer.runtime import addresses, openai_errors, relay
 from dynamometer.runtime.discovery.file import FileDiscovery
 from dynamometer.runtime.discovery.interface import Discovery
@@ -39,6 +38,13 @@ logger = logging.getLogger(__name__)
 _WORKER_KEEPALIVE_SECONDS: Final = 30.0
 # Questions come at any rate; looks at discovery do not. Less than a person notices.
 _LOOK_SECONDS: Final = 0.005
+_OTHER_PREFIXES: Final = (
+    name_prefix.COMPONENT,
+    name_prefix.REQUEST_PLANE,
+    name_prefix.WORK_HANDLER,
+    name_prefix.DYNAMOMETER,
+    name_prefix.PROCESS,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +68,21 @@ async def serve(options: FrontendOptions) -> None:
     Raises:
         DynamometerError: something that it needs cannot be had; says what.
     """
+    _check_prefix(options.metrics_prefix)
     stop = Stop()
     instance_id = new_id()
     runtime = DistributedRuntime(instance_id=instance_id)
-    metrics = _metrics(runtime.registry, options)
+    metrics = FrontendMetrics(
+        runtime.registry, prefix=options.metrics_prefix, bounds=options.buckets
+    )
     canary = Canary(runtime.registry, prefix=options.metrics_prefix)
     discovery = FileDiscovery(options.discovery_directory)
-    listener = addresses.listen(options.host, options.port, setting="--http-port, DYN_HTTP_PORT")
+    listener = addresses.listen(
+        options.host,
+        options.port,
+        setting="--http-port, DYN_HTTP_PORT",
+        host_setting="--http-host, DYN_HTTP_HOST",
+    )
     record = Record(
         role=Role.FRONTEND,
         id=instance_id,
@@ -116,15 +130,21 @@ async def serve(options: FrontendOptions) -> None:
         await let_finish(lambda: forwarder.active, stop, options.drain_timeout)
 
 
-def _metrics(instruments: CollectorRegistry, options: FrontendOptions) -> FrontendMetrics:
-    prefix = options.metrics_prefix
-    try:
-        return FrontendMetrics(instruments, prefix=prefix, bounds=options.buckets)
-    except ValueError:
+def _check_prefix(prefix: str) -> None:
+    """Whether names that begin so are the frontend's own, on its page and on others'.
+
+    Raises:
+        SettingsError: they are not.
+    """
+    others = (
+        *(f"{other}_" for other in _OTHER_PREFIXES),
+        *SGLang.metric_prefixes,
+    )
+    if f"{prefix}_".startswith(others):
         raise SettingsError(
             f"{frontend_service.METRICS_PREFIX_ENV}={prefix!r}: must not be what other families' "
-            "names begin with"
-        ) from None
+            f"names begin with: {', '.join(others)}"
+        )
 
 
 class Frontend:
