@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -151,6 +152,21 @@ def test_a_port_that_is_taken_is_an_error(runtime: DistributedRuntime) -> None:
         taken.listen()
         with pytest.raises(AddressError, match="is taken"):
             runtime.serve(port=taken.getsockname()[1])
+
+
+@pytest.mark.parametrize("host", ["300.1.1.1", "192.0.2.1"])
+@pytest.mark.parametrize("port", [0, None])
+def test_a_host_that_is_not_here_is_said_so(
+    runtime: DistributedRuntime, monkeypatch: pytest.MonkeyPatch, host: str, port: int | None
+) -> None:
+    says = re.escape(
+        f"host, DYN_SYSTEM_HOST: {host!r} must be an address or a name of this machine"
+    )
+    with pytest.raises(ArgumentError, match=says):
+        runtime.serve(host=host, port=port)
+    monkeypatch.setenv("DYN_SYSTEM_HOST", host)
+    with pytest.raises(SettingsError, match=says):
+        runtime.serve(port=port)
 
 
 def test_a_wrong_variable_is_an_error(

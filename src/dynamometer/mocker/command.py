@@ -126,7 +126,7 @@ async def _serve(options: MockerOptions) -> None:
     from dynamometer.mocker.instruments import ServerInstruments
 
     stop = Stop()
-    listener = addresses.listen(options.host, options.port, setting="--port")
+    listener = addresses.listen(options.host, options.port, setting="--port", host_setting="--host")
     instruments = ServerInstruments(
         options.model, kv_tokens=options.kv_tokens, page_size=options.page_size
     )

@@ -20,7 +20,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from dynamometer import settings
-from dynamometer.errors import ArgumentError
+from dynamometer.errors import ArgumentError, SettingsError
 from dynamometer.metrics.hierarchy import Hierarchy, Metrics
 from dynamometer.metrics.page import DEADLINE_SECONDS, MetricsPage
 from dynamometer.names import distributed_runtime, labels
@@ -107,8 +107,8 @@ class DistributedRuntime:
 
         Raises:
             SettingsError: a variable has a value that is not allowed.
-            ArgumentError: the port is none.
-            AddressError: the address cannot be listened on.
+            ArgumentError: the port is none, or the host none of this machine's.
+            AddressError: the port cannot be listened on.
         """
         environment = settings.read()
         for variable, meant in settings.unknown():
@@ -117,11 +117,14 @@ class DistributedRuntime:
             _check_port(port)
         self._look()
         status = system.SystemStatus(self._state, self._endpoint_states, health=environment.health)
-        listener = system.listen(
-            host or environment.system_host,
-            environment.system_port if port is None else port,
-            settings=("host, DYN_SYSTEM_HOST", "port, DYN_SYSTEM_PORT"),
-        )
+        try:
+            listener = system.listen(
+                host or environment.system_host,
+                environment.system_port if port is None else port,
+                settings=("host, DYN_SYSTEM_HOST", "port, DYN_SYSTEM_PORT"),
+            )
+        except SettingsError as error:
+            raise (ArgumentError(str(error)) if host else error) from None
         return SystemServer(system.application(self.page, status), listener)
 
     def changed(self) -> None:

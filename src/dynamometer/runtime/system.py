@@ -114,16 +114,18 @@ def listen(
         settings: what the user would change, for the messages: of the host, and of the port.
 
     Raises:
-        AddressError: the address cannot be listened on.
+        SettingsError: the host is none of this machine's.
+        AddressError: the port cannot be listened on.
     """
     if port == -1:
         return None
+    of_host, of_port = settings
     if port is not None:
-        return addresses.listen(host, port, setting=settings[1])
+        return addresses.listen(host, port, setting=of_port, host_setting=of_host)
     try:
-        return addresses.listen(host, DEFAULT_SYSTEM_PORT, setting=settings[1])
+        return addresses.listen(host, DEFAULT_SYSTEM_PORT, setting=of_port, host_setting=of_host)
     except AddressError:
-        listener = addresses.listen(host, 0, setting=settings[0])
+        listener = addresses.listen(host, 0, setting=of_port, host_setting=of_host)
         logger.warning(
             "port %d is taken: /metrics and /health of this process are at %s instead; "
             "DYN_SYSTEM_PORT chooses a port",

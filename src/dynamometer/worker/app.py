@@ -88,7 +88,9 @@ async def serve(options: WorkerOptions, engine: Engine) -> None:
             options.arguments, directory=directory.path, python=options.engine_python
         )
         listener = system.listen(options.system_host, options.system_port)
-        request_socket = addresses.listen(options.host, options.port, setting="--host, --port")
+        request_socket = addresses.listen(
+            options.host, options.port, setting="--port", host_setting="--host"
+        )
         worker = _Worker(options, engine, launch, instance_id, directory)
         worker.record = replace(worker.record, request_url=addresses.url(request_socket))
         await stack.enter_async_context(worker.session)
