@@ -89,7 +89,9 @@ VARIABLES: Final[Mapping[str, Variable]] = {
         "`--system-port`",
     ),
     "DYN_SYSTEM_STARTING_HEALTH_STATUS": Variable(
-        "what `/health` says while the process starts: `ready` or `notready`", "`notready`"
+        "what `/health` says while the process starts, and of each endpoint that it waits for until "
+        "that was ready for the first time: `ready` or `notready`",
+        "`notready`",
     ),
     "DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS": Variable(
         "the endpoints that must be ready for `/health` to say so: a JSON list of names, such as "

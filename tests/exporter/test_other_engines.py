@@ -314,3 +314,16 @@ def test_help_teaches() -> None:
     for flag in ("--multiproc-dir", "--engine-url", "--pid", "--prefix", "--system-port"):
         assert re.search(rf"^  {flag}", done.stdout, re.MULTILINE)
     assert "examples:" in done.stdout
+
+
+@pytest.mark.parametrize("waited_for", [{}, {"DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS": '["a"]'}])
+@pytest.mark.parametrize(("start", "status"), [("ready", 200), ("notready", 503)])
+def test_an_engine_that_starts_is_called_what_the_environment_says(
+    start: str, status: int, waited_for: dict[str, str], tmp_path: Path
+) -> None:
+    url = f"a=http://127.0.0.1:{free_port()}"
+    says = {"DYN_SYSTEM_STARTING_HEALTH_STATUS": start, **waited_for}
+    with exporter(tmp_path, "--engine-url", url, **says) as found:
+        answer = http(f"{found.url}/health")
+        assert (answer.status, answer.json()["status"]) == (status, start)
+        assert set(found.health()[1]["endpoints"].values()) <= {start}

@@ -107,8 +107,60 @@ def test_only_the_endpoints_that_are_asked_for_count(
         assert health(server.url) == (503, waiting)
         component.endpoint("generate")
         component.endpoint("other").ready = False
+        found = {"status": "ready", "endpoints": {"generate": "ready"}}
+        assert health(server.url) == (200, found)
+        component.endpoint("other").ready = True
+        component.endpoint("other").ready = False
         found = {"status": "ready", "endpoints": {"generate": "ready", "other": "notready"}}
         assert health(server.url) == (200, found)
+
+
+def test_an_endpoint_that_is_waited_for_is_called_ready_before_it_is_there(
+    runtime: DistributedRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS", '["generate"]')
+    monkeypatch.setenv("DYN_SYSTEM_STARTING_HEALTH_STATUS", "ready")
+    ready = (200, {"status": "ready", "endpoints": {"generate": "ready"}})
+    broken = (503, {"status": "notready", "endpoints": {"generate": "notready"}})
+    with runtime.serve(port=0) as server:
+        assert "reasons" not in http(f"{server.url}/health").json()
+        assert health(server.url) == ready
+        endpoint = runtime.namespace("n").component("c").endpoint("generate")
+        endpoint.ready = False
+        assert health(server.url) == ready
+        endpoint.ready = True
+        assert health(server.url) == ready
+        endpoint.ready = False
+        assert health(server.url) == broken
+
+
+def test_an_endpoint_that_comes_later_starts_then(
+    runtime: DistributedRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process without endpoints is ready, and starts again with each that is not."""
+    monkeypatch.setenv("DYN_SYSTEM_STARTING_HEALTH_STATUS", "ready")
+    component = runtime.namespace("n").component("c")
+    with runtime.serve(port=0) as server:
+        assert health(server.url) == (200, {"status": "ready", "endpoints": {}})
+        component.endpoint("first").ready = False
+        assert health(server.url) == (200, {"status": "ready", "endpoints": {}})
+        component.endpoint("first").ready = True
+        component.endpoint("second").ready = False
+        both = {"status": "ready", "endpoints": {"first": "ready"}}
+        assert health(server.url) == (200, both)
+        component.endpoint("first").ready = False
+        broken = {"status": "notready", "endpoints": {"first": "notready"}}
+        assert health(server.url) == (503, broken)
+
+
+def test_what_was_shown_as_ready_has_been_ready(runtime: DistributedRuntime) -> None:
+    """An endpoint is ready from the start; until it is seen, it can be said that it is not."""
+    with runtime.serve(port=0) as server:
+        endpoint = runtime.namespace("n").component("c").endpoint("generate")
+        assert health(server.url)[0] == 200
+        endpoint.ready = False
+        broken = {"status": "notready", "endpoints": {"generate": "notready"}}
+        assert health(server.url) == (503, broken)
 
 
 def test_a_process_may_be_called_ready_while_it_starts(

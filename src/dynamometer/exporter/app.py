@@ -143,9 +143,10 @@ class _Exporter:
         return State.FAILED if State.FAILED in states else State.STARTING
 
     def _endpoints(self) -> Mapping[str, State]:
-        """All engines, those that are starting too: they are not ready."""
+        """All engines; those that start too, as not ready where they may not be called so."""
+        at_start = State.STARTING if self._options.health.ready_at_start else State.FAILED
         return {
-            name: State.READY if engine.state is State.READY else State.FAILED
+            name: at_start if engine.state is State.STARTING else engine.state
             for name, engine in self._engines.items()
         }
 
