@@ -89,8 +89,8 @@ VARIABLES: Final[Mapping[str, Variable]] = {
         "`--system-port`",
     ),
     "DYN_SYSTEM_STARTING_HEALTH_STATUS": Variable(
-        "what `/health` says while the process starts, and of each endpoint that it waits for until "
-        "that was ready for the first time: `ready` or `notready`",
+        "what `/health` says while the process starts, and of each endpoint that it waits for "
+        "until that was ready for the first time: `ready` or `notready`",
         "`notready`",
     ),
     "DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS": Variable(
@@ -99,7 +99,12 @@ VARIABLES: Final[Mapping[str, Variable]] = {
         "all that the process has",
     ),
     "DYN_SYSTEM_HEALTH_PATH": Variable("where `/health` is: a path", "`/health`"),
-    "DYN_SYSTEM_LIVE_PATH": Variable("where `/live` is: a path", "`/live`"),
+    "DYN_SYSTEM_LIVE_PATH": Variable(
+        "where `/live` is: a path. It is 200 as long as the process answers, whatever `/health` "
+        "says: by design, where NVIDIA Dynamo's answers as its `/health` does; a liveness probe "
+        "that fails while a model is loaded kills what starts slowly",
+        "`/live`",
+    ),
     "DYN_HTTP_HOST": Variable("address of the frontend", "`127.0.0.1`", "`--http-host`"),
     "DYN_HTTP_PORT": Variable("its port; 0: any free one", "8000", "`--http-port`"),
     "DYN_NAMESPACE": Variable(

@@ -57,6 +57,7 @@ def test_health_follows_the_endpoints(runtime: DistributedRuntime) -> None:
     endpoint.ready = False
     with runtime.serve(port=0) as server:
         assert health(server.url) == (503, {"status": "notready", "endpoints": {}})
+        assert health(server.url, "/live") == (200, {"status": "live", "endpoints": {}})
         endpoint.ready = True
         ready = {"status": "ready", "endpoints": {"generate": "ready"}}
         assert health(server.url) == (200, ready)
