@@ -276,3 +276,36 @@ def options(directory: Path, *, metrics_prefix: str, host: str = "127.0.0.1") ->
         metrics_prefix=metrics_prefix,
         buckets=FrontendBuckets.of(BucketRanges()),
     )
+
+
+class Stumbling(FileDiscovery):
+    """With a fault, at the first look, that nobody has thought of."""
+
+    stumbled = False
+
+    async def records(self) -> frozenset[Record]:
+        if not self.stumbled:
+            self.stumbled = True
+            raise KeyError("id")
+        return await super().records()
+
+
+async def test_a_fault_does_not_leave_a_frontend_with_the_workers_it_had(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    discovery = Stumbling(tmp_path)
+    runtime = DistributedRuntime()
+    frontend = Frontend(
+        instances=Instances(RouterMode.ROUND_ROBIN, None),
+        discovery=discovery,
+        metrics=FrontendMetrics(runtime.registry),
+        page=runtime.page,
+    )
+    record = Record(
+        role=Role.WORKER, id=7, namespace="n", component="c", endpoint="e", state=State.READY,
+        models=("m",), request_url="http://127.0.0.1:1",
+    )  # fmt: skip
+    async with discovery.register(record), frontend.watching(), asyncio.timeout(20):
+        while not frontend.instances.ready:
+            await asyncio.sleep(0.01)
+    assert "discovery: failed, and is tried again" in caplog.text

@@ -21,7 +21,7 @@ from dynamometer.exporter import finder, processes
 from dynamometer.exporter.engine import EngineOptions, ExportedEngine
 from dynamometer.exporter.targets import Given, Target, targets
 from dynamometer.names import engine_state, labels
-from dynamometer.runtime import addresses, relay, system
+from dynamometer.runtime import addresses, relay, system, tasks
 from dynamometer.runtime.discovery.file import FileDiscovery
 from dynamometer.runtime.discovery.interface import Registration
 from dynamometer.runtime.endings import Stop
@@ -82,12 +82,13 @@ async def serve(options: ExporterOptions) -> None:
             )
         discovery = FileDiscovery(options.discovery_directory)
         registration = await stack.enter_async_context(discovery.register(record))
-        asked = asyncio.create_task(stop.asked.wait())
-        running = asyncio.create_task(exporter.run(meant, registration, record))
-        await asyncio.wait({asked, running}, return_when=asyncio.FIRST_COMPLETED)
-        asked.cancel()
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=stop.asked.is_set())
+        running = asyncio.create_task(exporter.run(meant, registration, record), name="engines")
+        try:
+            await tasks.first_of(stop.asked, running)
+        finally:
+            await tasks.end(running)
+        if not running.cancelled():
+            running.result()  # it has failed: it does not end by itself
 
 
 class _Exporter:

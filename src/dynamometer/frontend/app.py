@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -31,6 +31,7 @@ from dynamometer.runtime.identity import new_id
 from dynamometer.runtime.record import Record, Role, State
 from dynamometer.runtime.runtime import DistributedRuntime
 from dynamometer.runtime.servers import serving
+from dynamometer.runtime.tasks import keeping_on
 
 logger = logging.getLogger(__name__)
 
@@ -114,8 +115,7 @@ async def serve(options: FrontendOptions) -> None:
         )
         await stack.enter_async_context(canary.watching())
         await frontend.refresh()
-        watching = asyncio.create_task(frontend.watch(), name="discovery")
-        stack.callback(watching.cancel)
+        await stack.enter_async_context(frontend.watching())
         if options.router_mode is RouterMode.LEAST_LOADED:
             reports = LoadReports(frontend.instances, session)
             await stack.enter_async_context(reports.running())
@@ -165,8 +165,13 @@ class Frontend:
         self._shown: frozenset[str] = frozenset()
         self._looked = 0.0
 
-    async def watch(self) -> None:
-        """Follow discovery for ever."""
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        """Follow discovery while the context is open."""
+        async with keeping_on(self._watch, name="discovery"):
+            yield
+
+    async def _watch(self) -> None:
         async for records in self._discovery.watch():
             self._take(records)
 

@@ -21,7 +21,7 @@ from dynamometer.metrics.http_source import HttpSource
 from dynamometer.metrics.load import EngineLoad
 from dynamometer.multiprocess import MultiprocessDirectory
 from dynamometer.names import labels
-from dynamometer.runtime import addresses, relay, system
+from dynamometer.runtime import addresses, relay, system, tasks
 from dynamometer.runtime.discovery.file import FileDiscovery
 from dynamometer.runtime.discovery.interface import Registration
 from dynamometer.runtime.endings import Stop, let_finish
@@ -35,7 +35,7 @@ from dynamometer.worker.build import BuildMetrics
 from dynamometer.worker.endpoint import Endpoint
 from dynamometer.worker.health import EngineClient
 from dynamometer.worker.run_directory import RunDirectory, run_directory
-from dynamometer.worker.supervisor import Supervisor, failure
+from dynamometer.worker.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
 
@@ -216,18 +216,16 @@ class _Worker:
             except DiscoveryError as error:
                 logger.warning("%s; trying again", error)
 
-        fetching = asyncio.create_task(self._fetch(), name="engine's page")
-        async with self._supervisor.running(changed, lambda: stop.insisted) as ended:
-            asked = asyncio.create_task(stop.asked.wait())
-            await asyncio.wait({asked, ended}, return_when=asyncio.FIRST_COMPLETED)
-            asked.cancel()
+        async with (
+            self._supervisor.running(changed, lambda: stop.insisted) as ended,
+            tasks.keeping_on(self._fetch, name="engine's page"),
+        ):
+            await tasks.first_of(stop.asked, ended)
             if ended.done():
                 await changed()
-                await let_finish(
-                    self._active, stop, 1.0
-                )  # their 502s, or the ends of their streams
-                raise failure(ended.result())
+                # Their 502s, or the ends of their streams.
+                await let_finish(self._active, stop, 1.0)
+                raise ended.result()
             self._supervisor.drain()
             await changed()
             await let_finish(self._active, stop, self._options.drain_timeout)
-            fetching.cancel()
