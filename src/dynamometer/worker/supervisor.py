@@ -170,7 +170,10 @@ class Supervisor:
         self._enter(State.READY)
         logger.info("ready after %.1f s: serving %s", self.load_seconds, ", ".join(models.names))
         await changed()
-        await self._ask_what_it_is(changed)
+        try:
+            await self._ask_what_it_is(changed)
+        except Exception:
+            logger.exception("the engine cannot be asked what it is")  # it serves all the same
 
     async def _ask_what_it_is(self, changed: Changed) -> None:
         """Take over what the engine says of itself, where it has not said so yet."""
