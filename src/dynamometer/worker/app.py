@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from dynamometer.runtime.endings import Stop, let_finish
 from dynamometer.runtime.identity import hexadecimal, new_id
 from dynamometer.runtime.record import ENGINE_VERSION, Record, Role, State
 from dynamometer.runtime.runtime import DistributedRuntime
+from dynamometer.runtime.runtime import Endpoint as RuntimeEndpoint
 from dynamometer.runtime.servers import serving
 from dynamometer.settings import HealthSettings
 from dynamometer.worker.accounting import EndpointMetrics
@@ -126,7 +127,6 @@ class _Worker:
         endpoint = component.endpoint(options.endpoint)
         identity = {labels.MODEL: launch.model, labels.WORKER_ID: hexadecimal(instance_id)}
         every_label = {**endpoint.labels, **identity}
-        engine_labels = every_label if options.runtime_labels else {}
         self.session = relay.client(keepalive_seconds=_ENGINE_KEEPALIVE_SECONDS)
         client = EngineClient(self.session, launch, engine.health_path)
         self._supervisor = Supervisor(engine, launch, client, directory)
@@ -146,28 +146,10 @@ class _Worker:
             max_body_size=options.max_body_size,
             api_key=launch.api_key,
         )
+        own = every_label if options.runtime_labels else {}
         if launch.metrics:
-            # The reader adds the labels itself: added behind it they would cost twice as much.
-            files = MultiprocessDirectory(
-                directory.path / "metrics",
-                labels=engine_labels,
-                owned=True,
-                max_series=options.max_series,
-            )
-            register_engine_metrics_callback(
-                endpoint, files, engine.metric_prefixes, source=engine.name
-            )
-        self._fetched: HttpSource | None = None
-        if launch.page_url is not None:
-            self._fetched = HttpSource(
-                f"{engine.name}_http",
-                launch.page_url,
-                session=self.session,
-                owner=engine.name,
-                prefixes=engine.metric_prefixes,
-                labels=engine_labels,
-            )
-            endpoint.metrics.register_source(self._fetched)
+            self._add_files(endpoint, engine, directory, own)
+        self._fetched = self._add_page(endpoint, engine, launch, own)
         runtime.page.derive(EngineLoad(engine.name, lambda: every_label, component=True))
         self.record = Record(
             role=Role.WORKER,
@@ -178,6 +160,48 @@ class _Worker:
             engine=engine.name,
             since=time.time(),
         )
+
+    def _add_files(
+        self,
+        endpoint: RuntimeEndpoint,
+        engine: Engine,
+        directory: RunDirectory,
+        own: Mapping[str, str],
+    ) -> None:
+        """Put what the engine's processes write on the page, with `own` labels.
+
+        The reader adds them itself: added behind it they would cost twice as much.
+        """
+        files = MultiprocessDirectory(
+            directory.path / "metrics",
+            labels=own,
+            owned=True,
+            max_series=self._options.max_series,
+        )
+        register_engine_metrics_callback(
+            endpoint, files, engine.metric_prefixes, source=engine.name
+        )
+
+    def _add_page(
+        self,
+        endpoint: RuntimeEndpoint,
+        engine: Engine,
+        launch: Launch,
+        own: Mapping[str, str],
+    ) -> HttpSource | None:
+        """Put the engine's own page on ours, with `own` labels, where it has more."""
+        if launch.page_url is None:
+            return None
+        source = HttpSource(
+            f"{engine.name}_http",
+            launch.page_url,
+            session=self.session,
+            owner=engine.name,
+            prefixes=engine.metric_prefixes,
+            labels=own,
+        )
+        endpoint.metrics.register_source(source)
+        return source
 
     def system_application(self) -> web.Application:
         def state() -> State:
