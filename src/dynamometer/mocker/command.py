@@ -89,6 +89,12 @@ def parser(program: str) -> argparse.ArgumentParser:
         help="between two changes (default: 1)",
     )
     result.add_argument("--enable-metrics", action="store_true", help="taken as SGLang takes it")
+    result.add_argument(
+        "--disaggregation-mode",
+        choices=["null", "prefill", "decode"],
+        default="null",
+        help="taken as SGLang takes it; nothing is different",
+    )
     return result
 
 

@@ -49,7 +49,8 @@ class WorkerOptions:
     """What a worker is told, by flags and environment. Ports: 0 is any free one.
 
     `system_port` is None where nobody asked for one (8081, or any free one where that is
-    taken) and -1 for no system server.
+    taken) and -1 for no system server. `component` is empty where nobody named one:
+    it is the one of the engine's mode then.
     """
 
     arguments: Sequence[str]
@@ -88,6 +89,7 @@ async def serve(options: WorkerOptions, engine: Engine) -> None:
         launch = engine.plan(
             options.arguments, directory=directory.path, python=options.engine_python
         )
+        options = replace(options, component=options.component or launch.component)
         listener = system.listen(options.system_host, options.system_port)
         request_socket = addresses.listen(
             options.host, options.port, setting="--port", host_setting="--host"
@@ -157,6 +159,7 @@ class _Worker:
             namespace=options.namespace,
             component=options.component,
             endpoint=options.endpoint,
+            mode=launch.mode,
             engine=engine.name,
             since=time.time(),
         )
