@@ -20,7 +20,8 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from dynamometer.exporter import processes
+from dynamometer.errors import SettingsError
+from dynamometer.exporter import processes, targets
 from dynamometer.exporter.engine import EngineOptions, ExportedEngine
 from dynamometer.exporter.targets import Target
 from dynamometer.metrics.instruments import registry
@@ -327,3 +328,9 @@ def test_an_engine_that_starts_is_called_what_the_environment_says(
         answer = http(f"{found.url}/health")
         assert (answer.status, answer.json()["status"]) == (status, start)
         assert set(found.health()[1]["endpoints"].values()) <= {start}
+
+
+@pytest.mark.parametrize("pid", ["", "-1", "1.0", "4_7", "\uff14\uff17", "9" * 20])
+def test_a_pid_is_ascii_digits(pid: str) -> None:
+    with pytest.raises(SettingsError, match=r"--pid .*: must be the number of a process"):
+        targets.targets(targets.Given(pids=[targets.Named("", pid)]))
