@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import socket
+
 import pytest
 
 from dynamometer.errors import AddressError, SettingsError
@@ -34,3 +37,14 @@ def test_a_port_that_is_taken_is_no_wrong_value() -> None:
         says = rf"port {port} on localhost is taken: .* \(--port\)"
         with pytest.raises(AddressError, match=says):
             addresses.listen("localhost", port, setting="--port")
+
+
+def test_a_process_without_descriptors_left_does_not_blame_the_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket, "socket", fail)
+    with pytest.raises(AddressError, match=r"cannot listen on 127.0.0.1:0: Too many open files"):
+        addresses.listen("127.0.0.1", 0, setting="--port")

@@ -8,9 +8,9 @@ from typing import Final
 
 from dynamometer.errors import AddressError, SettingsError
 
-# Of a host that is an address, but none of this machine's: another one's, or a link's without
-# its interface.
-_NOT_OURS: Final = (errno.EADDRNOTAVAIL, errno.EINVAL)
+# Of a host that is an address, but none of this machine's: another one's, a link's without its
+# interface, or IPv6 where that is switched off.
+_NOT_OURS: Final = (errno.EADDRNOTAVAIL, errno.EINVAL, errno.EAFNOSUPPORT)
 
 
 def listen(host: str, port: int, *, setting: str, host_setting: str = "host") -> socket.socket:
@@ -27,18 +27,10 @@ def listen(host: str, port: int, *, setting: str, host_setting: str = "host") ->
         AddressError: the port is taken, or may not be listened on.
     """
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-    except (OSError, ValueError):
+        listener = _listening(host, port)
+    except (socket.gaierror, ValueError):
         raise _wrong(host, host_setting) from None
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(1024)
     except OSError as error:
-        listener.close()
         if error.errno in _NOT_OURS:
             raise _wrong(host, host_setting) from None
         if error.errno == errno.EADDRINUSE:
@@ -47,6 +39,21 @@ def listen(host: str, port: int, *, setting: str, host_setting: str = "host") ->
             why = f"cannot listen on {host}:{port}: {error.strerror}"
         raise AddressError(f"{why} ({setting})") from None
     listener.setblocking(False)
+    return listener
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(1024)
+    except OSError:
+        listener.close()
+        raise
     return listener
 
 
