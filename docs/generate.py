@@ -16,7 +16,7 @@ import sys
 import tempfile
 import tomllib
 import urllib.parse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +50,7 @@ RUNTIME_LABELS = {
     labels.MODEL,
     labels.WORKER_ID,
 }
-# Longer texts first: a name may end with both.
+# By a word of the name; of several the last one counts.
 _UNITS = {
     "seconds": "seconds",
     "ms": "milliseconds",
@@ -65,7 +65,11 @@ _UNITS = {
     "percent": "a part of 1",
     "requests": "requests",
     "reqs": "requests",
+    "seqs": "requests",
     "length": "tokens",
+    "len": "tokens",
+    "size": "tokens",
+    "pages": "pages",
 }
 
 
@@ -122,8 +126,8 @@ _CONFIGURATION = """\
 
 A flag wins over the variable of the same meaning. A value that is not allowed ends the command with
 exit code 2 and a line that names variable, value and what is allowed. An empty variable is one that
-is not set. A variable that looks like a mistyped one of these is pointed out; others of NVIDIA
-Dynamo's mean nothing here and are passed over.
+is not set; white space around a value is none of it. A variable that looks like a mistyped one of
+these is pointed out; others of NVIDIA Dynamo's mean nothing here and are passed over.
 
 | variable | meaning | without it | flag |
 | --- | --- | --- | --- |
@@ -230,8 +234,7 @@ def documented(family: Metric) -> Documented:
     return Documented(family.type, frozenset(found), tuple(rounded))
 
 
-def _table(families: Mapping[str, Metric], wanted: object) -> str:
-    assert callable(wanted)
+def _table(families: Mapping[str, Metric], wanted: Callable[[str], bool]) -> str:
     return "\n".join([COLUMNS, *(_row(n, families[n]) for n in sorted(families) if wanted(n))])
 
 
@@ -243,7 +246,7 @@ def _row(name: str, family: Metric) -> str:
         moves = family.documentation.replace("|", "\\|").replace("\n", " ")
     of = " ".join(f"`{label}`" for label in sorted(shown.labels))
     bounds = " ".join(f"{bound:g}" for bound in shown.buckets)
-    return f"| `{name}` | {shown.type} | {of} | {_unit(name)} | {moves} | {bounds} |"
+    return f"| `{name}` | {shown.type} | {of} | {unit(name)} | {moves} | {bounds} |"
 
 
 def _failures() -> str:
@@ -253,7 +256,8 @@ def _failures() -> str:
     return "\n".join(f"| `{kind}` | `{reason}` | {what} |" for kind, reason, what in rows)
 
 
-def _unit(name: str) -> str:
+def unit(name: str) -> str:
+    """The unit of a family, by its name; empty where that says none."""
     for word in reversed(name.removesuffix("_total").replace(":", "_").split("_")):
         if word in _UNITS:
             return _UNITS[word]

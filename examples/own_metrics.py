@@ -51,6 +51,7 @@ if __name__ == "__main__":
     try:
         main()
     except DynamometerError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -21,7 +21,7 @@ FLOORS = (
     {"multiprocess"},
     {"exposition"},
     {"arguments", "logs"},
-    {"settings", "names"},
+    {"settings", "names", "sglang_names"},
     {"variables"},
     {"errors", "__init__"},
 )

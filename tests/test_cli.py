@@ -13,6 +13,11 @@ from dynamometer import __version__
 from processes import running
 from stack import http
 
+MOCK = ("--engine", "mocker", "--model", "mock")
+WRONG = "300.1.1.1"
+NO_HOST = f"{WRONG!r} must be an address or a name of this machine"
+SYSTEM_HOST = {"DYN_SYSTEM_HOST": WRONG, "DYN_SYSTEM_PORT": "0"}
+
 
 def dyno(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -61,6 +66,11 @@ def test_nothing_said_shows_the_help_and_fails() -> None:
             {"DYN_METRICS_PREFIX": "dynamo_request_plane"},
             "DYN_METRICS_PREFIX='dynamo_request_plane': must not be",
         ),
+        (["frontend", "--http-host", WRONG], {}, f"--http-host, DYN_HTTP_HOST: {NO_HOST}"),
+        (["frontend"], {"DYN_HTTP_HOST": WRONG}, f"--http-host, DYN_HTTP_HOST: {NO_HOST}"),
+        (["sglang", *MOCK, "--host", WRONG], {"DYN_SYSTEM_PORT": "0"}, f"--host: {NO_HOST}"),
+        (["sglang", *MOCK], SYSTEM_HOST, f"--system-host, DYN_SYSTEM_HOST: {NO_HOST}"),
+        (["exporter"], SYSTEM_HOST, f"--system-host, DYN_SYSTEM_HOST: {NO_HOST}"),
         (["sglang"], {}, "--model is missing"),
         (["sglang", "--model", "m"], {"DYN_SYSTEM_PORT": "x"}, "DYN_SYSTEM_PORT='x'"),
     ],

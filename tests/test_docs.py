@@ -62,6 +62,22 @@ def test_every_family_of_ours_says_what_moves_it() -> None:
     assert ours == set(generate.MOVES) - elsewhere
 
 
+@pytest.mark.parametrize(
+    ("family", "unit"),
+    [
+        ("dynamo_frontend_model_kv_cache_block_size", "tokens"),
+        ("dynamo_frontend_model_max_num_seqs", "requests"),
+        ("sglang:context_len", "tokens"),
+        ("sglang:page_size", "tokens"),
+        ("sglang:num_pages", "pages"),
+        ("sglang:kv_transfer_speed_gb_s", "gigabytes"),
+        ("dynamo_frontend_model_workers", ""),
+    ],
+)
+def test_a_familys_unit_is_in_its_name(family: str, unit: str) -> None:
+    assert generate.unit(family) == unit
+
+
 def test_nothing_of_the_template_is_left() -> None:
     page = generate.METRICS.read_text(encoding="utf-8")
     assert "{{" not in page

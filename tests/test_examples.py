@@ -51,7 +51,7 @@ def test_a_process_of_ones_own_on_the_page(tmp_path: Path) -> None:
 def test_a_wrong_variable_is_a_clear_word(tmp_path: Path) -> None:
     command = [PYTHON, str(EXAMPLES / "own_metrics.py")]
     with running(command, tmp_path / "log", {"DYN_SYSTEM_PORT": "http"}) as process:
-        assert process.wait(within=20) == 1
+        assert process.wait(within=20) == 2
         assert "error: DYN_SYSTEM_PORT='http'" in process.log
         assert "Traceback" not in process.log
 

@@ -1,4 +1,4 @@
-"""Names are spelled in `names.py` alone, and as the peer spells them."""
+"""Names are spelled in `names.py` and `sglang_names.py` alone, and as the peer spells them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from dynamometer import names
+from dynamometer import names, sglang_names
 from dynamometer.errors import ArgumentError
 
 SOURCE = Path(__file__).parent.parent / "src" / "dynamometer"
-MODULES = sorted(path for path in SOURCE.rglob("*.py") if path.name != "names.py")
+OF_NAMES = {"names.py", "sglang_names.py"}
+MODULES = sorted(path for path in SOURCE.rglob("*.py") if path.name not in OF_NAMES)
 OURS = re.compile(r"(sglang:|dynamo_|dynamometer_)[a-zA-Z0-9_]+")
 # Of an answer's usage, spelled as a family is; and the name of a variable.
 FIELDS = {"cached_tokens", names.frontend_service.METRICS_PREFIX_ENV}
@@ -33,12 +34,15 @@ FAMILIES = {
     "engine_state",
     "engine_load",
     "build",
-    "sglang",
 }
 
 
 def constants(name: str) -> set[str]:
-    return {value for key, value in vars(getattr(names, name)).items() if key.isupper()}
+    return values(getattr(names, name))
+
+
+def values(of: type) -> set[str]:
+    return {value for key, value in vars(of).items() if key.isupper()}
 
 
 def spelled(path: Path) -> Iterator[tuple[int, str]]:
@@ -60,6 +64,7 @@ def spelled(path: Path) -> Iterator[tuple[int, str]]:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_no_name_is_spelled_anywhere_else(path: Path) -> None:
     families = {name for group in FAMILIES for name in constants(group) if "_" in name}
+    families |= values(sglang_names.sglang)
     families |= {name for name in constants("labels") if "_" in name}
     families -= FIELDS
     for line, text in spelled(path):
@@ -109,6 +114,8 @@ def test_a_family_of_the_peer_has_its_name() -> None:
         ("my-counter", "my_counter"),
         ("a:b", "a:b"),
         ("2fast", "_2fast"),
+        (":x", "_:x"),
+        ("__x", "__x"),
         ("späť", "sp__"),
     ],
 )
@@ -117,7 +124,20 @@ def test_a_metric_name_is_made_valid(raw: str, clean: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("raw", "clean"), [("model", "model"), ("a:b", "a_b"), ("__name", "_name"), ("1st", "_1st")]
+    ("raw", "clean"),
+    [
+        ("model", "model"),
+        ("a:b", "a_b"),
+        ("1st", "_1st"),
+        (":x", "_x"),
+        ("_x", "_x"),
+        ("__test", "test"),
+        ("__label__suffix", "label__suffix"),
+        ("__1st", "_1st"),
+        # The peer makes __1label and __x of these, which Prometheus has reserved.
+        ("___1label", "_1label"),
+        ("___x", "x"),
+    ],
 )
 def test_a_label_name_is_made_valid(raw: str, clean: str) -> None:
     assert names.sanitize_prometheus_label(raw) == clean
@@ -135,3 +155,4 @@ def test_a_component_metric_is_called_so_once() -> None:
     whole = names.build_component_metric_name("requests_total")
     assert whole == "dynamo_component_requests_total"
     assert names.build_component_metric_name(whole) == whole
+    assert names.build_component_metric_name(":leading") == "dynamo_component__:leading"

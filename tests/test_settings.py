@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +36,7 @@ def test_values_are_typed() -> None:
     [
         ("DYN_SYSTEM_PORT", "-2", "-1 for none"),
         ("DYN_SYSTEM_PORT", "http", "a port"),
+        ("DYN_SYSTEM_PORT", "8_099", "a port"),
         ("DYN_HTTP_PORT", "70000", "65535"),
         ("DYN_HTTP_PORT", "-1", "0 (any free one)"),
         ("DYN_NAMESPACE", 'a"b', "letters, digits"),
@@ -59,9 +61,57 @@ def test_a_wrong_value_names_variable_value_and_what_is_allowed(
         assert part in str(raised.value)
 
 
+ODD = ["8_0", "+8", "\uff18", "٨", " 8", "8\n", "-0", "0x8", "", "nan", "inf", "1e400", "9" * 5000]
+
+
+@pytest.mark.parametrize("value", [*ODD, "-1", "8.0", "1e1"])
+@pytest.mark.parametrize("parse", [settings.port, settings.system_port, settings.count])
+def test_a_whole_number_is_ascii_digits_alone(parse: Callable[[str], int], value: str) -> None:
+    if (parse, value) == (settings.system_port, "-1"):
+        assert parse(value) == -1
+        return
+    with pytest.raises(ValueError, match=r"^must be a (port|whole number)"):
+        parse(value)
+
+
+@pytest.mark.parametrize("value", [*(odd for odd in ODD if odd != "9" * 5000), "-1", "1e", "."])
+@pytest.mark.parametrize("parse", [settings.seconds, settings.rate, settings.part, settings.bound])
+def test_a_number_is_ascii_decimal_and_has_no_sign(
+    parse: Callable[[str], float], value: str
+) -> None:
+    with pytest.raises(ValueError, match=r"^must be a"):
+        parse(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("10", 10), ("0.5", 0.5), (".5", 0.5), ("5.", 5), ("1e-3", 1e-3)]
+)
+def test_a_number_may_have_a_point_and_an_exponent(text: str, number: float) -> None:
+    assert settings.seconds(text) == number
+
+
+def test_white_space_around_a_variable_is_none_of_its_value() -> None:
+    assert settings.read({"DYN_SYSTEM_PORT": " 8099\n"}).system_port == 8099
+
+
 def test_health_and_live_have_two_paths() -> None:
-    with pytest.raises(SettingsError, match="DYN_SYSTEM_LIVE_PATH='/health': must be two paths"):
-        settings.read({"DYN_SYSTEM_LIVE_PATH": "/health"})
+    health, live = {"DYN_SYSTEM_HEALTH_PATH": "/x"}, {"DYN_SYSTEM_LIVE_PATH": "/x"}
+    with pytest.raises(SettingsError, match="HEALTH_PATH='/x' and DYN_SYSTEM_LIVE_PATH='/x': "):
+        settings.read(health | live)
+    assert settings.read(health).health.live_path == "/live"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "other"),
+    [
+        ("DYN_SYSTEM_LIVE_PATH", "/health", "DYN_SYSTEM_HEALTH_PATH"),
+        ("DYN_SYSTEM_HEALTH_PATH", "/live", "DYN_SYSTEM_LIVE_PATH"),
+    ],
+)
+def test_what_is_not_set_is_not_blamed(variable: str, value: str, other: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{variable}='{value}': .* two paths") as raised:
+        settings.read({variable: value})
+    assert other not in str(raised.value)
 
 
 def test_how_health_is_answered() -> None:
@@ -88,7 +138,9 @@ def test_sizes(text: str, bytes_: int) -> None:
     assert settings.size(text) == bytes_
 
 
-@pytest.mark.parametrize("text", ["", "MiB", "0", "-1", "1.5MB", "12 parsecs"])
+@pytest.mark.parametrize(
+    "text", ["", "MiB", "0", "-1", "1.5MB", "12 parsecs", "1_0", "+1", "\uff18MB", "9" * 5000]
+)
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(ValueError, match="number of bytes"):
         settings.size(text)
@@ -116,7 +168,7 @@ def test_buckets_and_prefix_are_read() -> None:
     assert read.bucket_ranges.request_duration == usual.request_duration
 
 
-@pytest.mark.parametrize("name", list(BUCKETS))
+@pytest.mark.parametrize("name", [buckets.variable for buckets in BUCKETS.values()])
 @pytest.mark.parametrize(
     ("part", "value", "allowed"),
     [

@@ -102,16 +102,19 @@ def add_system_address(group: argparse._ActionsContainer) -> None:
     )
 
 
-def add_place(group: argparse._ActionsContainer) -> None:
-    """`--namespace`, `--component` and `--endpoint`."""
+def add_place(group: argparse._ActionsContainer, *, component: str) -> None:
+    """`--namespace`, `--component` and `--endpoint`.
+
+    Args:
+        group: where they are listed.
+        component: what the component is without the flag, for the help.
+    """
     group.add_argument(
         "--namespace",
         type=checked(settings.name),
         help="the label dynamo_namespace (DYN_NAMESPACE; dynamo)",
     )
-    group.add_argument(
-        "--component", type=checked(settings.name), default="backend", help="backend"
-    )
+    group.add_argument("--component", type=checked(settings.name), help=component)
     group.add_argument(
         "--endpoint", type=checked(settings.name), default="generate", help="generate"
     )

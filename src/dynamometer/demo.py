@@ -25,6 +25,7 @@ from prometheus_client import Metric
 from dynamometer import arguments, names, settings, tiny_model
 from dynamometer.errors import AddressError, DynamometerError, EngineError
 from dynamometer.runtime import addresses
+from dynamometer.sglang_names import SGLANG_CATEGORIES
 
 _DESCRIPTION = """\
 Try everything at once: make a tiny model, start a frontend and a worker around the real
@@ -254,7 +255,7 @@ def _show_engine(page: list[Metric]) -> None:
     print(
         f"  {len(engine)} sglang: families, {sum(len(m.samples) for m in engine)} series; of them"
     )
-    for category, members in names.SGLANG_CATEGORIES.items():
+    for category, members in SGLANG_CATEGORIES.items():
         stems = {member.removesuffix("_total") for member in members}
         shown = [metric for metric in engine if metric.name in stems and metric.samples]
         if shown or category != "disaggregation":

@@ -21,6 +21,9 @@ class name_prefix:  # noqa: N801  # the peer's spelling: users import these clas
     REQUEST_PLANE: Final = "dynamo_request_plane"
     WORK_HANDLER: Final = "dynamo_work_handler"
     SGLANG: Final = "sglang:"
+    PROCESS: Final = "process"
+    # Our own additional families.
+    DYNAMOMETER: Final = "dynamometer"
 
 
 class labels:  # noqa: N801
@@ -284,72 +287,6 @@ NO_DP_RANK: Final = "none"
 """`dp_rank` where a worker chooses the rank itself."""
 
 
-class sglang:  # noqa: N801
-    """SGLang's families that something here reads or simulates, whole names."""
-
-    CACHE_HIT_RATE: Final = "sglang:cache_hit_rate"
-    CACHED_TOKENS_TOTAL: Final = "sglang:cached_tokens_total"
-    E2E_REQUEST_LATENCY_SECONDS: Final = "sglang:e2e_request_latency_seconds"
-    GEN_THROUGHPUT: Final = "sglang:gen_throughput"
-    GENERATION_TOKENS_TOTAL: Final = "sglang:generation_tokens_total"
-    INTER_TOKEN_LATENCY_SECONDS: Final = "sglang:inter_token_latency_seconds"
-    KV_TRANSFER_LATENCY_MS: Final = "sglang:kv_transfer_latency_ms"
-    KV_TRANSFER_SPEED_GB_S: Final = "sglang:kv_transfer_speed_gb_s"
-    KV_TRANSFER_TOTAL_MB: Final = "sglang:kv_transfer_total_mb"
-    MAX_TOTAL_NUM_TOKENS: Final = "sglang:max_total_num_tokens"
-    NUM_ABORTED_REQUESTS_TOTAL: Final = "sglang:num_aborted_requests_total"
-    NUM_DECODE_HOST_RECEIVE_QUEUE_REQS: Final = "sglang:num_decode_host_receive_queue_reqs"
-    NUM_DECODE_PREALLOC_QUEUE_REQS: Final = "sglang:num_decode_prealloc_queue_reqs"
-    NUM_DECODE_TRANSFER_QUEUE_REQS: Final = "sglang:num_decode_transfer_queue_reqs"
-    NUM_GRAMMAR_QUEUE_REQS: Final = "sglang:num_grammar_queue_reqs"
-    NUM_PAGES: Final = "sglang:num_pages"
-    NUM_PREFILL_BOOTSTRAP_QUEUE_REQS: Final = "sglang:num_prefill_bootstrap_queue_reqs"
-    NUM_PREFILL_INFLIGHT_QUEUE_REQS: Final = "sglang:num_prefill_inflight_queue_reqs"
-    NUM_QUEUE_REQS: Final = "sglang:num_queue_reqs"
-    NUM_REQUESTS_TOTAL: Final = "sglang:num_requests_total"
-    NUM_RUNNING_REQS: Final = "sglang:num_running_reqs"
-    NUM_USED_TOKENS: Final = "sglang:num_used_tokens"
-    PAGE_SIZE: Final = "sglang:page_size"
-    PER_STAGE_REQ_LATENCY_SECONDS: Final = "sglang:per_stage_req_latency_seconds"
-    PROMPT_TOKENS_TOTAL: Final = "sglang:prompt_tokens_total"
-    QUEUE_TIME_SECONDS: Final = "sglang:queue_time_seconds"
-    REALTIME_TOKENS_TOTAL: Final = "sglang:realtime_tokens_total"
-    TIME_TO_FIRST_TOKEN_SECONDS: Final = "sglang:time_to_first_token_seconds"
-    TOKEN_USAGE: Final = "sglang:token_usage"
-
-
-# By the categories of its documentation, for those who look at a page for the first time. Those
-# of a disaggregated engine are there when it is one.
-SGLANG_CATEGORIES: Final = {
-    "throughput": (
-        sglang.GEN_THROUGHPUT,
-        sglang.NUM_REQUESTS_TOTAL,
-        sglang.PROMPT_TOKENS_TOTAL,
-        sglang.GENERATION_TOKENS_TOTAL,
-        sglang.CACHED_TOKENS_TOTAL,
-        sglang.CACHE_HIT_RATE,
-    ),
-    "resource usage": (
-        sglang.NUM_RUNNING_REQS,
-        sglang.NUM_QUEUE_REQS,
-        sglang.TOKEN_USAGE,
-        sglang.NUM_USED_TOKENS,
-        sglang.MAX_TOTAL_NUM_TOKENS,
-    ),
-    "latency": (
-        sglang.TIME_TO_FIRST_TOKEN_SECONDS,
-        sglang.INTER_TOKEN_LATENCY_SECONDS,
-        sglang.E2E_REQUEST_LATENCY_SECONDS,
-        sglang.QUEUE_TIME_SECONDS,
-    ),
-    "disaggregation": (
-        sglang.KV_TRANSFER_LATENCY_MS,
-        sglang.KV_TRANSFER_SPEED_GB_S,
-        sglang.KV_TRANSFER_TOTAL_MB,
-    ),
-}
-
-
 def label_value(text: str) -> str:
     """`text` as a label's value: half characters, which no page can hold, become `?`."""
     return text.encode("utf-8", "replace").decode("utf-8")
@@ -357,6 +294,8 @@ def label_value(text: str) -> str:
 
 def sanitize_prometheus_name(name: str) -> str:
     """`name` as a metric's name: what no such name can hold becomes `_`.
+
+    One that does not begin with a letter or `_` gets a `_` in front, as the peer's do.
 
     Raises:
         ArgumentError: nothing of it can stand in one.
@@ -367,11 +306,14 @@ def sanitize_prometheus_name(name: str) -> str:
 def sanitize_prometheus_label(name: str) -> str:
     """`name` as a label's name: as a metric's, without colons, and never with `__` in front.
 
+    Such a beginning is left out, as the peer does it; of a longer one (`___name`) the peer leaves
+    a reserved name, and here nothing is left of it.
+
     Raises:
         ArgumentError: nothing of it can stand in one.
     """
     clean = _sanitized(name, re.compile(r"[^a-zA-Z0-9_]", re.ASCII), "label")
-    return f"_{clean.lstrip('_')}" if clean.startswith("__") else clean
+    return _begun(clean.lstrip("_")) if clean.startswith("__") else clean
 
 
 def sanitize_frontend_prometheus_prefix(prefix: str) -> str:
@@ -396,11 +338,14 @@ def build_component_metric_name(name: str) -> str:
 def _sanitized(name: str, invalid: re.Pattern[str], what: str) -> str:
     if not isinstance(name, str):
         raise ArgumentError(f"{name!r} is no name of a {what}: a text is")
-    clean = invalid.sub("_", name)
-    if clean[:1].isdigit():
-        clean = f"_{clean}"
+    clean = _begun(invalid.sub("_", name))
     if not clean.strip("_"):
         raise ArgumentError(
             f"{name!r} is no name of a {what}: it needs a letter or a digit, as in 'requests'"
         )
     return clean
+
+
+def _begun(name: str) -> str:
+    """`name`, with a `_` in front where it begins with a digit or a colon."""
+    return name if re.match(r"[a-zA-Z_]", name) else f"_{name}"

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from dynamometer.errors import SettingsError
 from dynamometer.variables import BUCKETS, VARIABLES
@@ -41,6 +41,12 @@ class BucketRange:
     count: int
 
 
+_USUAL: Final[Mapping[str, BucketRange]] = {
+    histogram: BucketRange(usual.least, usual.greatest, usual.count)
+    for histogram, usual in BUCKETS.items()
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class BucketRanges:
     """Those of the frontend's histograms; without variables, NVIDIA Dynamo's.
@@ -48,11 +54,11 @@ class BucketRanges:
     Cached tokens have the bounds of the input sequence.
     """
 
-    request_duration: BucketRange = BucketRange(*BUCKETS["DYN_METRICS_REQUEST_DURATION"][1:])
-    time_to_first_token: BucketRange = BucketRange(*BUCKETS["DYN_METRICS_TTFT"][1:])
-    inter_token_latency: BucketRange = BucketRange(*BUCKETS["DYN_METRICS_ITL"][1:])
-    input_sequence: BucketRange = BucketRange(*BUCKETS["DYN_METRICS_INPUT_SEQUENCE"][1:])
-    output_sequence: BucketRange = BucketRange(*BUCKETS["DYN_METRICS_OUTPUT_SEQUENCE"][1:])
+    request_duration: BucketRange = _USUAL["request_duration"]
+    time_to_first_token: BucketRange = _USUAL["time_to_first_token"]
+    inter_token_latency: BucketRange = _USUAL["inter_token_latency"]
+    input_sequence: BucketRange = _USUAL["input_sequence"]
+    output_sequence: BucketRange = _USUAL["output_sequence"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,15 +118,11 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
 
 
 def _bucket_ranges(env: _Reader) -> BucketRanges:
-    usual = BucketRanges()
-    duration, first_token, inter_token, input_sequence, output_sequence = BUCKETS
-    return BucketRanges(
-        request_duration=env.bucket_range(duration, usual.request_duration),
-        time_to_first_token=env.bucket_range(first_token, usual.time_to_first_token),
-        inter_token_latency=env.bucket_range(inter_token, usual.inter_token_latency),
-        input_sequence=env.bucket_range(input_sequence, usual.input_sequence),
-        output_sequence=env.bucket_range(output_sequence, usual.output_sequence),
-    )
+    ranges = {
+        histogram: env.bucket_range(buckets.variable, _USUAL[histogram])
+        for histogram, buckets in BUCKETS.items()
+    }
+    return BucketRanges(**ranges)
 
 
 def unknown(environment: Mapping[str, str] | None = None) -> list[tuple[str, str]]:
@@ -146,8 +148,9 @@ def _health(env: _Reader) -> HealthSettings:
     )
     if health.path == health.live_path:
         raise SettingsError(
-            f"DYN_SYSTEM_HEALTH_PATH={health.path!r} and DYN_SYSTEM_LIVE_PATH="
-            f"{health.live_path!r}: must be two paths"
+            f"{env.given('DYN_SYSTEM_HEALTH_PATH', 'DYN_SYSTEM_LIVE_PATH')}: health and live must "
+            f"be at two paths; without a variable they are at {HealthSettings.path} and "
+            f"{HealthSettings.live_path}"
         )
     return health
 
@@ -156,8 +159,17 @@ class _Reader:
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
 
+    def _text(self, variable: str) -> str:
+        return self._environment.get(variable, "").strip()
+
+    def given(self, *variables: str) -> str:
+        """Those of `variables` that are set, with their values, for a message."""
+        return " and ".join(
+            f"{name}={self._text(name)!r}" for name in variables if self._text(name)
+        )
+
     def get(self, variable: str, parse: Callable[[str], Value], default: Value) -> Value:
-        value = self._environment.get(variable, "").strip()
+        value = self._text(variable)
         if not value:
             return default
         try:
@@ -173,15 +185,10 @@ class _Reader:
             self.get(f"{name}_COUNT", bucket_count, usual.count),
         )
         if found.least >= found.greatest:
-            value = self._environment.get(f"{name}_MAX", "").strip()
-            if value:
-                raise SettingsError(
-                    f"{name}_MAX={value!r}: must be above {name}_MIN, {found.least:g}"
-                )
-            value = self._environment.get(f"{name}_MIN", "").strip()
-            raise SettingsError(
-                f"{name}_MIN={value!r}: must be below {name}_MAX, {found.greatest:g}"
-            )
+            if greatest := self.given(f"{name}_MAX"):
+                raise SettingsError(f"{greatest}: must be above {name}_MIN, {found.least:g}")
+            least = self.given(f"{name}_MIN")
+            raise SettingsError(f"{least}: must be below {name}_MAX, {found.greatest:g}")
         return found
 
 
@@ -193,32 +200,36 @@ def text(value: str) -> str:
     return value
 
 
+def _whole(value: str) -> int | None:
+    """ASCII digits as a number; None for all else that `int` takes: `8_099`, `+1`, `٨`, ` 1`."""
+    return int(value) if re.fullmatch(r"[0-9]{1,18}", value) else None
+
+
+def _real(value: str) -> float:
+    """A decimal number without a sign; NaN, which is in no range, for all else `float` takes."""
+    number = r"([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
+    return float(value) if re.fullmatch(number, value) else float("nan")
+
+
 def port(value: str) -> int:
     """A TCP port, 0 to 65535; 0 takes any free one."""
-    return _integer(value, 0, "a port from 0 (any free one) to 65535")
+    number = _whole(value)
+    if number is None or number > 65535:
+        raise ValueError("must be a port from 0 (any free one) to 65535")
+    return number
 
 
 def system_port(value: str) -> int:
     """A TCP port, or -1 for none."""
-    return _integer(value, -1, "a port from 0 (any free one) to 65535, or -1 for none")
-
-
-def _integer(value: str, least: int, allowed: str) -> int:
     try:
-        number = int(value)
-    except ValueError:
-        number = least - 1
-    if not least <= number <= 65535:
-        raise ValueError(f"must be {allowed}")
-    return number
+        return -1 if value == "-1" else port(value)
+    except ValueError as error:
+        raise ValueError(f"{error}, or -1 for none") from None
 
 
 def seconds(value: str) -> float:
     """A duration in seconds, 0 or more."""
-    try:
-        number = float(value)
-    except ValueError:
-        number = -1.0
+    number = _real(value)
     if not 0 <= number < float("inf"):
         raise ValueError("must be a number of seconds, 0 or more")
     return number
@@ -234,10 +245,7 @@ def rate(value: str) -> float:
 
 def part(value: str) -> float:
     """A part of a whole, 0 to 1."""
-    try:
-        number = float(value)
-    except ValueError:
-        number = -1.0
+    number = _real(value)
     if not 0 <= number <= 1:
         raise ValueError("must be a part of a whole, 0 to 1")
     return number
@@ -245,29 +253,27 @@ def part(value: str) -> float:
 
 def count(value: str) -> int:
     """A whole number, 0 or more."""
-    if not value.isascii() or not value.isdigit():
+    number = _whole(value)
+    if number is None:
         raise ValueError("must be a whole number, 0 or more")
-    return int(value)
+    return number
 
 
 def size(value: str) -> int:
     """A number of bytes, with an optional unit: 64MiB, 10MB, 4096."""
     units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
     units |= {"K": 2**10, "M": 2**20, "G": 2**30, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-    digits = value.strip()
-    unit = digits.lstrip("0123456789").strip().upper()
-    number = digits[: len(digits) - len(digits.lstrip("0123456789"))]
-    if not number or unit not in units or int(number) == 0:
+    unit = value.lstrip("0123456789")
+    number = _whole(value.removesuffix(unit))
+    factor = units.get(unit.strip().upper())
+    if not number or not factor:
         raise ValueError("must be a number of bytes above 0, such as 4096, 64MiB or 1GB")
-    return int(number) * units[unit]
+    return number * factor
 
 
 def bound(value: str) -> float:
     """A bound of a histogram's buckets, above 0."""
-    try:
-        number = float(value)
-    except ValueError:
-        number = 0.0
+    number = _real(value)
     if not _LEAST_BOUND <= number <= _GREATEST_BOUND:
         raise ValueError(f"must be a number above 0, from {_LEAST_BOUND:g} to {_GREATEST_BOUND:g}")
     return number
@@ -275,8 +281,8 @@ def bound(value: str) -> float:
 
 def bucket_count(value: str) -> int:
     """How many buckets a histogram has, 1 to 512."""
-    number = int(value) if value.isascii() and value.isdigit() and len(value) < 10 else 0
-    if not 1 <= number <= _MOST_BUCKETS:
+    number = _whole(value)
+    if number is None or not 1 <= number <= _MOST_BUCKETS:
         raise ValueError(f"must be a whole number from 1 to {_MOST_BUCKETS}")
     return number
 

@@ -22,30 +22,57 @@ class Variable:
     flag: str = ""
 
 
-# Histograms of the frontend whose buckets can be set: what they are of, and NVIDIA Dynamo's least
-# and greatest bound and number of bounds.
-BUCKETS: Final[Mapping[str, tuple[str, float, float, int]]] = {
-    "DYN_METRICS_REQUEST_DURATION": ("request durations, seconds", 1.0, 512.0, 10),
-    "DYN_METRICS_TTFT": ("time to first token, seconds", 0.001, 480.0, 18),
-    "DYN_METRICS_ITL": ("inter-token latency, seconds", 0.001, 80.0, 20),
-    "DYN_METRICS_INPUT_SEQUENCE": ("input and cached tokens", 50.0, 128000.0, 12),
-    "DYN_METRICS_OUTPUT_SEQUENCE": ("output tokens", 50.0, 32000.0, 10),
+@dataclass(frozen=True)
+class Buckets:
+    """The variables of one histogram's buckets, and NVIDIA Dynamo's values of them.
+
+    Attributes:
+        variable: what the names of the three begin with, before `_MIN`, `_MAX` and `_COUNT`.
+        of: what is measured, and its unit.
+        least: the least bound, but for 0.
+        greatest: the greatest.
+        count: how many.
+    """
+
+    variable: str
+    of: str
+    least: float
+    greatest: float
+    count: int
+
+
+BUCKETS: Final[Mapping[str, Buckets]] = {
+    "request_duration": Buckets(
+        "DYN_METRICS_REQUEST_DURATION", "request durations, seconds", 1.0, 512.0, 10
+    ),
+    "time_to_first_token": Buckets(
+        "DYN_METRICS_TTFT", "time to first token, seconds", 0.001, 480.0, 18
+    ),
+    "inter_token_latency": Buckets(
+        "DYN_METRICS_ITL", "inter-token latency, seconds", 0.001, 80.0, 20
+    ),
+    "input_sequence": Buckets(
+        "DYN_METRICS_INPUT_SEQUENCE", "input and cached tokens", 50.0, 128000.0, 12
+    ),
+    "output_sequence": Buckets("DYN_METRICS_OUTPUT_SEQUENCE", "output tokens", 50.0, 32000.0, 10),
 }
+"""Of the frontend's histograms whose buckets can be set, by the fields of `BucketRanges`."""
 
 
 def _of_buckets() -> Mapping[str, Variable]:
     found = {}
-    for name, (what, least, greatest, count) in BUCKETS.items():
-        found[f"{name}_MIN"] = Variable(
-            f"where the buckets of {what}, begin: above 0. They grow by one ratio from there, "
+    for usual in BUCKETS.values():
+        found[f"{usual.variable}_MIN"] = Variable(
+            f"where the buckets of {usual.of}, begin: above 0. They grow by one ratio from there, "
             "each rounded to two digits; 0 stands in the place of the first",
-            f"{least:g}",
+            f"{usual.least:g}",
         )
-        found[f"{name}_MAX"] = Variable(
-            "the greatest of them, rounded likewise: above `_MIN`", f"{greatest:g}"
+        found[f"{usual.variable}_MAX"] = Variable(
+            "the greatest of them, rounded likewise: above `_MIN`", f"{usual.greatest:g}"
         )
-        found[f"{name}_COUNT"] = Variable(
-            "how many, 0 with them: 1 to 512; those that rounding makes equal are one", str(count)
+        found[f"{usual.variable}_COUNT"] = Variable(
+            "how many, 0 with them: 1 to 512; those that rounding makes equal are one",
+            str(usual.count),
         )
     return found
 
@@ -62,7 +89,9 @@ VARIABLES: Final[Mapping[str, Variable]] = {
         "`--system-port`",
     ),
     "DYN_SYSTEM_STARTING_HEALTH_STATUS": Variable(
-        "what `/health` says while the process starts: `ready` or `notready`", "`notready`"
+        "what `/health` says while the process starts, and of each endpoint that it waits for "
+        "until that was ready for the first time: `ready` or `notready`",
+        "`notready`",
     ),
     "DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS": Variable(
         "the endpoints that must be ready for `/health` to say so: a JSON list of names, such as "
@@ -70,7 +99,12 @@ VARIABLES: Final[Mapping[str, Variable]] = {
         "all that the process has",
     ),
     "DYN_SYSTEM_HEALTH_PATH": Variable("where `/health` is: a path", "`/health`"),
-    "DYN_SYSTEM_LIVE_PATH": Variable("where `/live` is: a path", "`/live`"),
+    "DYN_SYSTEM_LIVE_PATH": Variable(
+        "where `/live` is: a path. It is 200 as long as the process answers, whatever `/health` "
+        "says: by design, where NVIDIA Dynamo's answers as its `/health` does; a liveness probe "
+        "that fails while a model is loaded kills what starts slowly",
+        "`/live`",
+    ),
     "DYN_HTTP_HOST": Variable("address of the frontend", "`127.0.0.1`", "`--http-host`"),
     "DYN_HTTP_PORT": Variable("its port; 0: any free one", "8000", "`--http-port`"),
     "DYN_NAMESPACE": Variable(
@@ -91,7 +125,8 @@ VARIABLES: Final[Mapping[str, Variable]] = {
     ),
     "DYN_LOGGING_JSONL": Variable("1: in JSON lines", "0"),
     "DYN_METRICS_PREFIX": Variable(
-        "what the names of the frontend's own families begin with", "`dynamo_frontend`"
+        "what the names of the frontend's own families begin with; no other families' do",
+        "`dynamo_frontend`",
     ),
     **_of_buckets(),
 }

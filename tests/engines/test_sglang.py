@@ -95,6 +95,22 @@ def test_a_config_file_that_cannot_be_read_is_sglangs_to_explain(
     assert plan(tmp_path, "--model", "m", "--config", str(file)).model == "m"
 
 
+@pytest.mark.parametrize(
+    ("flags", "mode", "component"),
+    [
+        ((), "aggregated", "backend"),
+        (("--disaggregation-mode", "null"), "aggregated", "backend"),
+        (("--disaggregation-mode=prefill",), "prefill", "prefill"),
+        (("--disaggregation-mode", "decode"), "decode", "backend"),
+    ],
+)
+def test_the_phase_that_an_engine_does_is_the_workers_mode(
+    tmp_path: Path, accelerator: None, flags: tuple[str, ...], mode: str, component: str
+) -> None:
+    launch = plan(tmp_path, "--model", "m", *flags)
+    assert (launch.mode, launch.component) == (mode, component)
+
+
 def test_no_model_is_an_error_that_names_the_flag(tmp_path: Path, accelerator: None) -> None:
     with pytest.raises(SettingsError, match="--model"):
         plan(tmp_path, "--enable-metrics")

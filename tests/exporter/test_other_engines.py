@@ -20,7 +20,8 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from dynamometer.exporter import processes
+from dynamometer.errors import SettingsError
+from dynamometer.exporter import processes, targets
 from dynamometer.exporter.engine import EngineOptions, ExportedEngine
 from dynamometer.exporter.targets import Target
 from dynamometer.metrics.instruments import registry
@@ -314,3 +315,22 @@ def test_help_teaches() -> None:
     for flag in ("--multiproc-dir", "--engine-url", "--pid", "--prefix", "--system-port"):
         assert re.search(rf"^  {flag}", done.stdout, re.MULTILINE)
     assert "examples:" in done.stdout
+
+
+@pytest.mark.parametrize("waited_for", [{}, {"DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS": '["a"]'}])
+@pytest.mark.parametrize(("start", "status"), [("ready", 200), ("notready", 503)])
+def test_an_engine_that_starts_is_called_what_the_environment_says(
+    start: str, status: int, waited_for: dict[str, str], tmp_path: Path
+) -> None:
+    url = f"a=http://127.0.0.1:{free_port()}"
+    says = {"DYN_SYSTEM_STARTING_HEALTH_STATUS": start, **waited_for}
+    with exporter(tmp_path, "--engine-url", url, **says) as found:
+        answer = http(f"{found.url}/health")
+        assert (answer.status, answer.json()["status"]) == (status, start)
+        assert set(found.health()[1]["endpoints"].values()) <= {start}
+
+
+@pytest.mark.parametrize("pid", ["", "-1", "1.0", "4_7", "\uff14\uff17", "9" * 20])
+def test_a_pid_is_ascii_digits(pid: str) -> None:
+    with pytest.raises(SettingsError, match=r"--pid .*: must be the number of a process"):
+        targets.targets(targets.Given(pids=[targets.Named("", pid)]))

@@ -18,17 +18,20 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from dynamometer.engines.sglang import SGLang
-from dynamometer.frontend.app import Frontend
+from dynamometer.errors import SettingsError
+from dynamometer.frontend.app import Frontend, FrontendOptions, serve
 from dynamometer.frontend.canary import Canary
 from dynamometer.frontend.families import FrontendMetrics
 from dynamometer.frontend.forward import Forwarder
 from dynamometer.frontend.routing import Instances, RouterMode
+from dynamometer.metrics.buckets import FrontendBuckets
 from dynamometer.metrics.instruments import registry
 from dynamometer.runtime import addresses, relay
 from dynamometer.runtime.discovery.file import FileDiscovery
 from dynamometer.runtime.record import Record, Role, State
 from dynamometer.runtime.runtime import DistributedRuntime
 from dynamometer.runtime.servers import serving
+from dynamometer.settings import BucketRanges
 
 SAMPLE = Path(__file__).parent.parent / "samples" / "dynamo-metrics.tsv"
 ANSWER = b"".join(
@@ -232,3 +235,77 @@ def test_families_of_the_frontend_have_the_prefix_that_was_asked_for(prefix: str
     assert len(plane) == 3
     assert all(name.startswith(f"{prefix}_") for name in found - plane)
     assert f"{prefix}_event_loop_delay_seconds" in found
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "dynamo_component",
+        "dynamo_component_mine",
+        "dynamo_request_plane",
+        "dynamo_work_handler",
+        "dynamometer",
+        "process",
+        "sglang:",
+        "sglang:mine",
+    ],
+)
+async def test_a_prefix_of_other_families_is_refused(prefix: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=f"DYN_METRICS_PREFIX='{prefix}': must not be what"):
+        await serve(options(tmp_path, metrics_prefix=prefix))
+
+
+@pytest.mark.parametrize("prefix", ["dynamo_frontend", "dynamo", "dynamo_components", "processes"])
+async def test_a_prefix_that_looks_like_others_makes_names_of_its_own(
+    prefix: str, tmp_path: Path
+) -> None:
+    wrong = options(tmp_path, metrics_prefix=prefix, host="300.1.1.1")
+    with pytest.raises(SettingsError, match="--http-host, DYN_HTTP_HOST"):
+        await serve(wrong)
+
+
+def options(directory: Path, *, metrics_prefix: str, host: str = "127.0.0.1") -> FrontendOptions:
+    return FrontendOptions(
+        host=host,
+        port=0,
+        namespace=None,
+        router_mode=RouterMode.ROUND_ROBIN,
+        max_body_size=2**20,
+        drain_timeout=0,
+        discovery_directory=directory,
+        metrics_prefix=metrics_prefix,
+        buckets=FrontendBuckets.of(BucketRanges()),
+    )
+
+
+class Stumbling(FileDiscovery):
+    """With a fault, at the first look, that nobody has thought of."""
+
+    stumbled = False
+
+    async def records(self) -> frozenset[Record]:
+        if not self.stumbled:
+            self.stumbled = True
+            raise KeyError("id")
+        return await super().records()
+
+
+async def test_a_fault_does_not_leave_a_frontend_with_the_workers_it_had(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    discovery = Stumbling(tmp_path)
+    runtime = DistributedRuntime()
+    frontend = Frontend(
+        instances=Instances(RouterMode.ROUND_ROBIN, None),
+        discovery=discovery,
+        metrics=FrontendMetrics(runtime.registry),
+        page=runtime.page,
+    )
+    record = Record(
+        role=Role.WORKER, id=7, namespace="n", component="c", endpoint="e", state=State.READY,
+        models=("m",), request_url="http://127.0.0.1:1",
+    )  # fmt: skip
+    async with discovery.register(record), frontend.watching(), asyncio.timeout(20):
+        while not frontend.instances.ready:
+            await asyncio.sleep(0.01)
+    assert "discovery: failed, and is tried again" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -56,6 +57,7 @@ def test_health_follows_the_endpoints(runtime: DistributedRuntime) -> None:
     endpoint.ready = False
     with runtime.serve(port=0) as server:
         assert health(server.url) == (503, {"status": "notready", "endpoints": {}})
+        assert health(server.url, "/live") == (200, {"status": "live", "endpoints": {}})
         endpoint.ready = True
         ready = {"status": "ready", "endpoints": {"generate": "ready"}}
         assert health(server.url) == (200, ready)
@@ -106,8 +108,60 @@ def test_only_the_endpoints_that_are_asked_for_count(
         assert health(server.url) == (503, waiting)
         component.endpoint("generate")
         component.endpoint("other").ready = False
+        found = {"status": "ready", "endpoints": {"generate": "ready"}}
+        assert health(server.url) == (200, found)
+        component.endpoint("other").ready = True
+        component.endpoint("other").ready = False
         found = {"status": "ready", "endpoints": {"generate": "ready", "other": "notready"}}
         assert health(server.url) == (200, found)
+
+
+def test_an_endpoint_that_is_waited_for_is_called_ready_before_it_is_there(
+    runtime: DistributedRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS", '["generate"]')
+    monkeypatch.setenv("DYN_SYSTEM_STARTING_HEALTH_STATUS", "ready")
+    ready = (200, {"status": "ready", "endpoints": {"generate": "ready"}})
+    broken = (503, {"status": "notready", "endpoints": {"generate": "notready"}})
+    with runtime.serve(port=0) as server:
+        assert "reasons" not in http(f"{server.url}/health").json()
+        assert health(server.url) == ready
+        endpoint = runtime.namespace("n").component("c").endpoint("generate")
+        endpoint.ready = False
+        assert health(server.url) == ready
+        endpoint.ready = True
+        assert health(server.url) == ready
+        endpoint.ready = False
+        assert health(server.url) == broken
+
+
+def test_an_endpoint_that_comes_later_starts_then(
+    runtime: DistributedRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process without endpoints is ready, and starts again with each that is not."""
+    monkeypatch.setenv("DYN_SYSTEM_STARTING_HEALTH_STATUS", "ready")
+    component = runtime.namespace("n").component("c")
+    with runtime.serve(port=0) as server:
+        assert health(server.url) == (200, {"status": "ready", "endpoints": {}})
+        component.endpoint("first").ready = False
+        assert health(server.url) == (200, {"status": "ready", "endpoints": {}})
+        component.endpoint("first").ready = True
+        component.endpoint("second").ready = False
+        both = {"status": "ready", "endpoints": {"first": "ready"}}
+        assert health(server.url) == (200, both)
+        component.endpoint("first").ready = False
+        broken = {"status": "notready", "endpoints": {"first": "notready"}}
+        assert health(server.url) == (503, broken)
+
+
+def test_what_was_shown_as_ready_has_been_ready(runtime: DistributedRuntime) -> None:
+    """An endpoint is ready from the start; until it is seen, it can be said that it is not."""
+    with runtime.serve(port=0) as server:
+        endpoint = runtime.namespace("n").component("c").endpoint("generate")
+        assert health(server.url)[0] == 200
+        endpoint.ready = False
+        broken = {"status": "notready", "endpoints": {"generate": "notready"}}
+        assert health(server.url) == (503, broken)
 
 
 def test_a_process_may_be_called_ready_while_it_starts(
@@ -151,6 +205,21 @@ def test_a_port_that_is_taken_is_an_error(runtime: DistributedRuntime) -> None:
         taken.listen()
         with pytest.raises(AddressError, match="is taken"):
             runtime.serve(port=taken.getsockname()[1])
+
+
+@pytest.mark.parametrize("host", ["300.1.1.1", "192.0.2.1"])
+@pytest.mark.parametrize("port", [0, None])
+def test_a_host_that_is_not_here_is_said_so(
+    runtime: DistributedRuntime, monkeypatch: pytest.MonkeyPatch, host: str, port: int | None
+) -> None:
+    says = re.escape(
+        f"host, DYN_SYSTEM_HOST: {host!r} must be an address or a name of this machine"
+    )
+    with pytest.raises(ArgumentError, match=says):
+        runtime.serve(host=host, port=port)
+    monkeypatch.setenv("DYN_SYSTEM_HOST", host)
+    with pytest.raises(SettingsError, match=says):
+        runtime.serve(port=port)
 
 
 def test_a_wrong_variable_is_an_error(

@@ -9,6 +9,7 @@ from dynamometer.runtime.system import SystemStatus
 from dynamometer.settings import HealthSettings
 
 WAITS = HealthSettings(endpoints=("generate",))
+WAITS_READY = HealthSettings(endpoints=("generate",), ready_at_start=True)
 AT_ONCE = HealthSettings(ready_at_start=True)
 
 
@@ -22,6 +23,10 @@ AT_ONCE = HealthSettings(ready_at_start=True)
         (State.READY, State.FAILED, WAITS, False),
         (State.FAILED, State.READY, WAITS, True),
         (State.FAILED, State.FAILED, AT_ONCE, False),
+        (State.STARTING, State.STARTING, WAITS, False),
+        (State.STARTING, State.STARTING, WAITS_READY, True),
+        (State.STARTING, State.FAILED, WAITS_READY, False),
+        (State.STARTING, State.READY, WAITS, True),
         (State.DRAINING, State.READY, WAITS, False),
         (State.DRAINING, State.DRAINING, AT_ONCE, False),
     ],
@@ -31,6 +36,9 @@ def test_ready_follows_the_state_and_what_is_waited_for(
 ) -> None:
     status = SystemStatus(lambda: state, lambda: {"generate": endpoint}, health=health)
     assert status.ready is ready
+    called = status.body("")["endpoints"]
+    if health.endpoints and state is not State.DRAINING:
+        assert called == {"generate": "ready" if ready else "notready"}
 
 
 def test_an_endpoint_that_is_not_there_is_waited_for_and_said() -> None:
@@ -39,3 +47,11 @@ def test_an_endpoint_that_is_not_there_is_waited_for_and_said() -> None:
     assert not status.ready
     assert body["endpoints"] == {"generate": "notready"}
     assert "no such endpoint" in str(body["reasons"])
+
+
+def test_an_endpoint_that_is_not_there_is_called_what_the_environment_says_of_the_start() -> None:
+    status = SystemStatus(lambda: State.READY, dict, health=WAITS_READY)
+    body = status.body("ready")
+    assert status.ready
+    assert body["endpoints"] == {"generate": "ready"}
+    assert "reasons" not in body

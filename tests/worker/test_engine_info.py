@@ -104,3 +104,56 @@ async def test_a_worker_is_ready_whatever_its_engine_says_of_itself(
         async with session, asyncio.timeout(30), supervisor.running(changed, lambda: True):
             for expected in told:
                 assert await changes.get() == (State.READY, expected)
+
+
+class Broken(EngineClient):
+    """With a fault that nobody has thought of."""
+
+    async def answers(self) -> bool:
+        raise KeyError("data")
+
+
+async def test_a_fault_after_the_start_ends_no_worker_that_serves(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine = Scripted("fails once")
+    session = relay.client(keepalive_seconds=3)
+    with run_directory(new_id()) as directory:
+        launch = engine.plan([], directory=directory.path, python=sys.executable)
+        client = EngineClient(session, launch, engine.health_path)
+        supervisor = Supervisor(engine, launch, client, directory)
+        told = asyncio.Event()
+
+        async def changed() -> None:
+            if supervisor.info:
+                told.set()
+                raise KeyError("info")
+
+        async with session, asyncio.timeout(30), supervisor.running(changed, lambda: True) as ended:
+            await told.wait()
+            await asyncio.sleep(0.05)
+            assert not ended.done()
+            assert supervisor.state is State.READY
+    assert "the engine cannot be asked what it is" in caplog.text
+
+
+async def test_a_worker_that_cannot_watch_its_engine_ends_and_says_why(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It would be `starting` for ever."""
+    engine = Scripted("answers")
+    session = relay.client(keepalive_seconds=3)
+    with run_directory(new_id()) as directory:
+        launch = engine.plan([], directory=directory.path, python=sys.executable)
+        client = Broken(session, launch, engine.health_path)
+        supervisor = Supervisor(engine, launch, client, directory)
+
+        async def changed() -> None:
+            pass
+
+        async with session, asyncio.timeout(30), supervisor.running(changed, lambda: True) as ended:
+            error = await ended
+            assert str(error) == "a fault of this worker ended its engine: KeyError('data')"
+            assert supervisor.state is State.FAILED
+    assert "the engine cannot be watched any more" in caplog.text
+    assert asyncio.all_tasks() == {asyncio.current_task()}

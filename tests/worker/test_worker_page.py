@@ -13,6 +13,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 import dynamometer
+from dynamometer.runtime.record import Record
 from processes import PYTHON, running
 from stack import Stack, Worker, http
 
@@ -100,6 +101,21 @@ def test_health_as_the_environment_wants_it(stack: Stack) -> None:
         assert answer.json()["endpoints"] == {"generate": "ready"}
         assert http(f"{worker.system_url}/custom/live").json()["status"] == "live"
         assert http(f"{worker.system_url}/health").status == 404
+
+
+@pytest.mark.parametrize(
+    ("flags", "component"), [((), "prefill"), (("--component", "mine"), "mine")]
+)
+def test_a_worker_of_the_prefill_phase_is_called_so(
+    stack: Stack, flags: tuple[str, ...], component: str
+) -> None:
+    with stack.run_worker(*FLAGS, "--disaggregation-mode", "prefill", *flags) as worker:
+        (sample,) = families(worker)["dynamo_component_inflight_requests"].samples
+        assert sample.labels["dynamo_component"] == component
+        instance = worker.process.wait_for(r"instance ([0-9a-f]{16})", within=20)[1]
+        path = stack.discovery / "instances" / f"{instance}.json"
+        record = Record.from_json(path.read_bytes())
+        assert (record.mode, record.component) == ("prefill", component)
 
 
 @pytest.mark.parametrize(

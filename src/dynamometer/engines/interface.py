@@ -11,9 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
-from dynamometer.runtime.record import Json
+from dynamometer.runtime.record import AGGREGATED, Json
+
+PREFILL: Final = "prefill"
+DECODE: Final = "decode"
 
 
 class Usage(Enum):
@@ -46,7 +49,8 @@ class Launch:
     """How to start an engine, and how to speak to it.
 
     `model` is the name it serves, as its command line has it; its own list is asked for once it
-    is up. `page_url` is its own `/metrics` where that has families which its files have not.
+    is up. `page_url` is its own `/metrics` where that has families which its files have not. `mode`
+    is `Record.mode`: the whole of the work, or its prefill or decode phase alone.
     `notes` tell the user what was added to the command line, and why.
     """
 
@@ -56,9 +60,15 @@ class Launch:
     model: str
     model_path: str
     metrics: bool
+    mode: str = AGGREGATED
     page_url: str | None = None
     api_key: str | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def component(self) -> str:
+        """The worker's component where the user names none: NVIDIA Dynamo's of the mode."""
+        return PREFILL if self.mode == PREFILL else "backend"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,6 +39,7 @@ class Mocker:
             model=label_value(known.served_model_name or known.model),
             model_path=known.model,
             metrics=known.enable_metrics,
+            mode=sglang.mode(known),
             notes=("the engine is a simulation: --engine mocker",),
         )
 

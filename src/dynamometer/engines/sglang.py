@@ -17,10 +17,11 @@ from typing import Final
 
 from dynamometer import names
 from dynamometer.engines import accelerators, sglang_config
-from dynamometer.engines.interface import Launch, Route, Usage
+from dynamometer.engines.interface import DECODE, PREFILL, Launch, Route, Usage
 from dynamometer.engines.sglang_cpu import overlay
 from dynamometer.errors import SettingsError
 from dynamometer.runtime.addresses import free_port
+from dynamometer.runtime.record import AGGREGATED
 
 DEFAULT_PORT: Final = 30000
 # What its processes call themselves: "sglang::scheduler".
@@ -119,6 +120,7 @@ class SGLang:
             model=names.label_value(known.served_model_name or known.model),
             model_path=known.model,
             metrics=known.enable_metrics,
+            mode=mode(known),
             api_key=known.api_key,
             notes=tuple(notes),
         )
@@ -170,11 +172,18 @@ def known_flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--nccl-port")
     parser.add_argument("--dp-size", "--data-parallel-size", dest="dp_size")
     parser.add_argument("--api-key")
+    parser.add_argument("--disaggregation-mode")
     parser.add_argument("--enable-metrics", action="store_true")
     try:
         return parser.parse_known_args(list(arguments))[0]
     except argparse.ArgumentError as error:
         raise SettingsError(str(error)) from None
+
+
+def mode(known: argparse.Namespace) -> str:
+    """What `--disaggregation-mode` says of the worker; SGLang itself refuses what is no mode."""
+    phase: str = known.disaggregation_mode
+    return phase if phase in (PREFILL, DECODE) else AGGREGATED
 
 
 def _on_cpu(device: str | None) -> bool:

@@ -21,7 +21,7 @@ from dynamometer.exporter import finder, processes
 from dynamometer.exporter.engine import EngineOptions, ExportedEngine
 from dynamometer.exporter.targets import Given, Target, targets
 from dynamometer.names import engine_state, labels
-from dynamometer.runtime import addresses, relay, system
+from dynamometer.runtime import addresses, relay, system, tasks
 from dynamometer.runtime.discovery.file import FileDiscovery
 from dynamometer.runtime.discovery.interface import Registration
 from dynamometer.runtime.endings import Stop
@@ -82,12 +82,13 @@ async def serve(options: ExporterOptions) -> None:
             )
         discovery = FileDiscovery(options.discovery_directory)
         registration = await stack.enter_async_context(discovery.register(record))
-        asked = asyncio.create_task(stop.asked.wait())
-        running = asyncio.create_task(exporter.run(meant, registration, record))
-        await asyncio.wait({asked, running}, return_when=asyncio.FIRST_COMPLETED)
-        asked.cancel()
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=stop.asked.is_set())
+        running = asyncio.create_task(exporter.run(meant, registration, record), name="engines")
+        try:
+            await tasks.first_of(stop.asked, running)
+        finally:
+            await tasks.end(running)
+        if not running.cancelled():
+            running.result()  # it has failed: it does not end by itself
 
 
 class _Exporter:
@@ -143,9 +144,10 @@ class _Exporter:
         return State.FAILED if State.FAILED in states else State.STARTING
 
     def _endpoints(self) -> Mapping[str, State]:
-        """All engines, those that are starting too: they are not ready."""
+        """All engines; those that start too, as not ready where they may not be called so."""
+        at_start = State.STARTING if self._options.health.ready_at_start else State.FAILED
         return {
-            name: State.READY if engine.state is State.READY else State.FAILED
+            name: at_start if engine.state is State.STARTING else engine.state
             for name, engine in self._engines.items()
         }
 

@@ -117,7 +117,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     labels.add_argument(
         "--model", default="", help="the label model (default: the name that the engine serves)"
     )
-    arguments.add_place(labels)
+    arguments.add_place(labels, component="backend")
     labels.add_argument(
         "--no-runtime-labels",
         action="store_true",
@@ -150,7 +150,7 @@ def main(argv: Sequence[str], program: str = "dyno exporter") -> int:
         system_port=environment.system_port if own.system_port is None else own.system_port,
         health=environment.health,
         namespace=own.namespace or environment.namespace or "dynamo",
-        component=own.component,
+        component=own.component or "backend",
         endpoint=own.endpoint,
         runtime_labels=not own.no_runtime_labels,
         forget_after=own.forget_after,

@@ -126,7 +126,7 @@ def _only(flag: str, name: str, values: Sequence[Named]) -> str | None:
 
 
 def _pid(text: str) -> int:
-    if not text.isdecimal() or len(text) > len(str(2**32)):
+    if not (text.isascii() and text.isdecimal()) or len(text) > len(str(2**32)):
         raise SettingsError(
             f"--pid {text or repr(text)}: must be the number of a process, or NAME=NUMBER"
         )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry
 
 from dynamometer.engines.sglang import SGLang
 from dynamometer.errors import DiscoveryError, SettingsError
@@ -23,7 +22,7 @@ from dynamometer.frontend.routing import Instances, RouterMode
 from dynamometer.metrics import http
 from dynamometer.metrics.buckets import FrontendBuckets
 from dynamometer.metrics.page import MetricsPage
-from dynamometer.names import frontend_service
+from dynamometer.names import frontend_service, name_prefix
 from dynamometer.runtime import addresses, openai_errors, relay
 from dynamometer.runtime.discovery.file import FileDiscovery
 from dynamometer.runtime.discovery.interface import Discovery
@@ -32,6 +31,7 @@ from dynamometer.runtime.identity import new_id
 from dynamometer.runtime.record import Record, Role, State
 from dynamometer.runtime.runtime import DistributedRuntime
 from dynamometer.runtime.servers import serving
+from dynamometer.runtime.tasks import keeping_on
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,13 @@ logger = logging.getLogger(__name__)
 _WORKER_KEEPALIVE_SECONDS: Final = 30.0
 # Questions come at any rate; looks at discovery do not. Less than a person notices.
 _LOOK_SECONDS: Final = 0.005
+_OTHER_PREFIXES: Final = (
+    name_prefix.COMPONENT,
+    name_prefix.REQUEST_PLANE,
+    name_prefix.WORK_HANDLER,
+    name_prefix.DYNAMOMETER,
+    name_prefix.PROCESS,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +69,21 @@ async def serve(options: FrontendOptions) -> None:
     Raises:
         DynamometerError: something that it needs cannot be had; says what.
     """
+    _check_prefix(options.metrics_prefix)
     stop = Stop()
     instance_id = new_id()
     runtime = DistributedRuntime(instance_id=instance_id)
-    metrics = _metrics(runtime.registry, options)
+    metrics = FrontendMetrics(
+        runtime.registry, prefix=options.metrics_prefix, bounds=options.buckets
+    )
     canary = Canary(runtime.registry, prefix=options.metrics_prefix)
     discovery = FileDiscovery(options.discovery_directory)
-    listener = addresses.listen(options.host, options.port, setting="--http-port, DYN_HTTP_PORT")
+    listener = addresses.listen(
+        options.host,
+        options.port,
+        setting="--http-port, DYN_HTTP_PORT",
+        host_setting="--http-host, DYN_HTTP_HOST",
+    )
     record = Record(
         role=Role.FRONTEND,
         id=instance_id,
@@ -100,8 +115,7 @@ async def serve(options: FrontendOptions) -> None:
         )
         await stack.enter_async_context(canary.watching())
         await frontend.refresh()
-        watching = asyncio.create_task(frontend.watch(), name="discovery")
-        stack.callback(watching.cancel)
+        await stack.enter_async_context(frontend.watching())
         if options.router_mode is RouterMode.LEAST_LOADED:
             reports = LoadReports(frontend.instances, session)
             await stack.enter_async_context(reports.running())
@@ -116,15 +130,21 @@ async def serve(options: FrontendOptions) -> None:
         await let_finish(lambda: forwarder.active, stop, options.drain_timeout)
 
 
-def _metrics(instruments: CollectorRegistry, options: FrontendOptions) -> FrontendMetrics:
-    prefix = options.metrics_prefix
-    try:
-        return FrontendMetrics(instruments, prefix=prefix, bounds=options.buckets)
-    except ValueError:
+def _check_prefix(prefix: str) -> None:
+    """Whether names that begin so are the frontend's own, on its page and on others'.
+
+    Raises:
+        SettingsError: they are not.
+    """
+    others = (
+        *(f"{other}_" for other in _OTHER_PREFIXES),
+        *SGLang.metric_prefixes,
+    )
+    if f"{prefix}_".startswith(others):
         raise SettingsError(
             f"{frontend_service.METRICS_PREFIX_ENV}={prefix!r}: must not be what other families' "
-            "names begin with"
-        ) from None
+            f"names begin with: {', '.join(others)}"
+        )
 
 
 class Frontend:
@@ -145,8 +165,13 @@ class Frontend:
         self._shown: frozenset[str] = frozenset()
         self._looked = 0.0
 
-    async def watch(self) -> None:
-        """Follow discovery for ever."""
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        """Follow discovery while the context is open."""
+        async with keeping_on(self._watch, name="discovery"):
+            yield
+
+    async def _watch(self) -> None:
         async for records in self._discovery.watch():
             self._take(records)
 

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from dynamometer.metrics.buckets import EVENT_LOOP_DELAY_BUCKETS
 from dynamometer.names import frontend_perf, name_prefix
+from dynamometer.runtime.tasks import keeping_on
 
 _SLEEP_SECONDS: Final = 0.01
 _STALL_SECONDS: Final = 0.005
@@ -46,12 +47,8 @@ class Canary:
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
         """Watch this event loop while the context is open."""
-        task = asyncio.create_task(self._watch(), name="event loop canary")
-        try:
+        async with keeping_on(self._watch, name="event loop canary"):
             yield
-        finally:
-            task.cancel()
-            await asyncio.wait({task})
 
     def took(self, seconds: float) -> None:
         """A sleep has taken `seconds`; timers in whole milliseconds may come a little early."""

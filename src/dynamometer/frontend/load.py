@@ -23,6 +23,7 @@ from dynamometer.frontend.routing import Instances
 from dynamometer.metrics.http_source import read_limited
 from dynamometer.names import engine_load
 from dynamometer.runtime.record import Record
+from dynamometer.runtime.tasks import keeping_on
 
 logger = logging.getLogger(__name__)
 
@@ -68,19 +69,12 @@ class LoadReports:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Ask again and again while the context is open."""
-        task = asyncio.create_task(self._run(), name="load of the workers")
-        try:
+        async with keeping_on(self._run, name="load of the workers", again=self._interval):
             yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
     async def _run(self) -> None:
         while True:
-            try:
-                await self.ask()
-            except Exception:
-                logger.exception("the load of the workers is not known")  # ours, not a worker's
+            await self.ask()
             await asyncio.sleep(self._interval)
 
     async def ask(self) -> None:

@@ -15,7 +15,8 @@ from dynamometer.exposition.series import labels_text, series_text
 from dynamometer.exposition.unchanged import Unchanged
 from dynamometer.metrics.ranks import LeadingSeries, RankValue
 from dynamometer.multiprocess.order import sort_key
-from dynamometer.names import engine_load, kvstats, labels, name_prefix, sglang
+from dynamometer.names import engine_load, kvstats, labels, name_prefix
+from dynamometer.sglang_names import sglang
 
 # Requests are in one of these at a time. SGLang's queue of what a decode engine receives into the
 # host's memory is none of them: it is a part of the transfer queue.

@@ -89,6 +89,12 @@ def parser(program: str) -> argparse.ArgumentParser:
         help="between two changes (default: 1)",
     )
     result.add_argument("--enable-metrics", action="store_true", help="taken as SGLang takes it")
+    result.add_argument(
+        "--disaggregation-mode",
+        choices=["null", "prefill", "decode"],
+        default="null",
+        help="taken as SGLang takes it; nothing is different",
+    )
     return result
 
 
@@ -126,7 +132,7 @@ async def _serve(options: MockerOptions) -> None:
     from dynamometer.mocker.instruments import ServerInstruments
 
     stop = Stop()
-    listener = addresses.listen(options.host, options.port, setting="--port")
+    listener = addresses.listen(options.host, options.port, setting="--port", host_setting="--host")
     instruments = ServerInstruments(
         options.model, kv_tokens=options.kv_tokens, page_size=options.page_size
     )

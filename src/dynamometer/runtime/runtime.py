@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from dynamometer import settings
-from dynamometer.errors import ArgumentError
+from dynamometer.errors import ArgumentError, SettingsError
 from dynamometer.metrics.hierarchy import Hierarchy, Metrics
 from dynamometer.metrics.page import DEADLINE_SECONDS, MetricsPage
 from dynamometer.names import distributed_runtime, labels
@@ -60,7 +60,6 @@ class DistributedRuntime:
         self._hierarchy = Hierarchy(deadline=deadline)
         self.metrics = self._hierarchy.level(NO_LABELS)
         self._endpoints: dict[tuple[str, str, str], Endpoint] = {}
-        self._served = self._was_ready = False
         _count_process(self._hierarchy.registry, self.metrics, hexadecimal(self.instance_id))
 
     @property
@@ -107,47 +106,36 @@ class DistributedRuntime:
 
         Raises:
             SettingsError: a variable has a value that is not allowed.
-            ArgumentError: the port is none.
-            AddressError: the address cannot be listened on.
+            ArgumentError: the port is none, or the host none of this machine's.
+            AddressError: the port cannot be listened on.
         """
         environment = settings.read()
         for variable, meant in settings.unknown():
             logger.warning("%s means nothing here: is %s meant?", variable, meant)
         if port is not None:
             _check_port(port)
-        self._look()
+        self._state()  # what is ready from now on has been so, whether or not anybody asks
         status = system.SystemStatus(self._state, self._endpoint_states, health=environment.health)
-        listener = system.listen(
-            host or environment.system_host,
-            environment.system_port if port is None else port,
-            settings=("host, DYN_SYSTEM_HOST", "port, DYN_SYSTEM_PORT"),
-        )
+        try:
+            listener = system.listen(
+                host or environment.system_host,
+                environment.system_port if port is None else port,
+                settings=("host, DYN_SYSTEM_HOST", "port, DYN_SYSTEM_PORT"),
+            )
+        except SettingsError as error:
+            raise (ArgumentError(str(error)) if host else error) from None
         return SystemServer(system.application(self.page, status), listener)
 
-    def changed(self) -> None:
-        """An endpoint has become ready, or is so no more."""
-        if self._served:
-            self._look()
-
-    def _look(self) -> None:
-        """Served, the process starts until all of its endpoints were ready for the first time."""
-        self._served = True
-        self._was_ready = self._was_ready or self._state() is State.READY
-
     def _state(self) -> State:
-        ready = all(endpoint.ready for endpoint in list(self._endpoints.values()))
-        return State.READY if ready else self._unready
-
-    @property
-    def _unready(self) -> State:
-        return State.FAILED if self._was_ready else State.STARTING
+        """Without an endpoint a process is ready at once."""
+        return _worst([endpoint.look() for endpoint in list(self._endpoints.values())])
 
     def _endpoint_states(self) -> Mapping[str, State]:
         """By name; of namesakes in several components all must be ready."""
-        ready: dict[str, bool] = {}
+        states: dict[str, State] = {}
         for (_, _, name), endpoint in list(self._endpoints.items()):
-            ready[name] = ready.get(name, True) and endpoint.ready
-        return {name: State.READY if fine else self._unready for name, fine in ready.items()}
+            states[name] = _worst([states.get(name, State.READY), endpoint.look()])
+        return states
 
     def __repr__(self) -> str:
         return f"DistributedRuntime({hexadecimal(self.instance_id)})"
@@ -228,6 +216,7 @@ class Endpoint:
         }
         self.metrics = runtime.level(self.labels)
         self._ready = True
+        self._was_ready = False
 
     def __repr__(self) -> str:
         return f"Endpoint({'.'.join(self.labels.values())})"
@@ -240,7 +229,14 @@ class Endpoint:
     @ready.setter
     def ready(self, ready: bool) -> None:
         self._ready = ready
-        self._runtime.changed()
+        self._was_ready = self._was_ready or ready
+
+    def look(self) -> State:
+        """Its state, for `/health`: it starts until it is set, or was seen, ready."""
+        self._was_ready = self._was_ready or self._ready
+        if self._ready:
+            return State.READY
+        return State.FAILED if self._was_ready else State.STARTING
 
     def connection_id(self) -> int:
         """The number of the process's instance."""
@@ -250,6 +246,11 @@ class Endpoint:
     def worker_id(self) -> str:
         """The same as on pages: hexadecimal, 16 digits."""
         return hexadecimal(self._runtime.instance_id)
+
+
+def _worst(states: Collection[State]) -> State:
+    """Of several: failed where one is, starting where one still is, else ready."""
+    return next((s for s in (State.FAILED, State.STARTING) if s in states), State.READY)
 
 
 def _checked(level: str, name: str) -> str:

@@ -23,6 +23,8 @@ _FLAGS: Final = ("--system-host, DYN_SYSTEM_HOST", "--system-port, DYN_SYSTEM_PO
 _NO_ENDPOINT: Final = (
     "this process has no such endpoint (yet); DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS waits for it"
 )
+_READY: Final = "ready"
+_NOT_READY: Final = "notready"
 DEFAULT_HEALTH: Final = HealthSettings()
 
 
@@ -52,26 +54,38 @@ class SystemStatus:
 
     @property
     def ready(self) -> bool:
-        """Whether all is well, or may be called so while the process starts."""
+        """Whether all is well, or may be called so while the process starts.
+
+        Where endpoints are waited for, they alone say so, as `body` names them; but a process that
+        ends is not ready.
+        """
         state = self._state()
+        if self.health.endpoints and state is not State.DRAINING:
+            endpoints = self._called()
+            return all(endpoints[name] == _READY for name in self.health.endpoints)
         if state is State.STARTING:
             return self.health.ready_at_start
-        if self.health.endpoints and state is not State.DRAINING:
-            endpoints = self._endpoints()
-            return all(endpoints.get(name) is State.READY for name in self.health.endpoints)
         return state is State.READY
+
+    def _called(self) -> dict[str, str]:
+        """What each endpoint is called.
+
+        As the peer's: until it was ready for the first time one that is waited for is called what
+        the environment says of the start, and others are not named.
+        """
+        at_start = _READY if self.health.ready_at_start else _NOT_READY
+        return dict.fromkeys(self.health.endpoints, at_start) | {
+            name: _READY if state is State.READY else _NOT_READY
+            for name, state in self._endpoints().items()
+            if state is not State.STARTING
+        }
 
     def body(self, status: str) -> Mapping[str, object]:
         """A JSON body in the peer's form; `reasons` is ours."""
         secs, nanos = divmod(time.monotonic_ns() - self._begun, 10**9)
-        at_start = "ready" if self.health.ready_at_start else "notready"
-        # As the peer's: before they are ready only those that are waited for are named.
-        endpoints = dict.fromkeys(self.health.endpoints, at_start) | {
-            name: "ready" if state is State.READY else "notready"
-            for name, state in self._endpoints().items()
-            if state is not State.STARTING
-        }
-        missing = set(self.health.endpoints) - self._endpoints().keys()
+        endpoints = self._called()
+        missing = {name for name in self.health.endpoints if endpoints[name] != _READY}
+        missing -= self._endpoints().keys()
         reasons = dict.fromkeys(sorted(missing), _NO_ENDPOINT) | dict(self._reasons())
         return {
             "status": status,
@@ -86,7 +100,7 @@ def application(page: MetricsPage, status: SystemStatus) -> web.Application:
 
     async def health(_: web.Request) -> web.Response:
         ready = status.ready
-        body = status.body("ready" if ready else "notready")
+        body = status.body(_READY if ready else _NOT_READY)
         return web.json_response(body, status=200 if ready else 503)
 
     async def live(_: web.Request) -> web.Response:
@@ -114,16 +128,18 @@ def listen(
         settings: what the user would change, for the messages: of the host, and of the port.
 
     Raises:
-        AddressError: the address cannot be listened on.
+        SettingsError: the host is none of this machine's.
+        AddressError: the port cannot be listened on.
     """
     if port == -1:
         return None
+    of_host, of_port = settings
     if port is not None:
-        return addresses.listen(host, port, setting=settings[1])
+        return addresses.listen(host, port, setting=of_port, host_setting=of_host)
     try:
-        return addresses.listen(host, DEFAULT_SYSTEM_PORT, setting=settings[1])
+        return addresses.listen(host, DEFAULT_SYSTEM_PORT, setting=of_port, host_setting=of_host)
     except AddressError:
-        listener = addresses.listen(host, 0, setting=settings[0])
+        listener = addresses.listen(host, 0, setting=of_port, host_setting=of_host)
         logger.warning(
             "port %d is taken: /metrics and /health of this process are at %s instead; "
             "DYN_SYSTEM_PORT chooses a port",

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 import threading
+from concurrent.futures import Future
 from types import TracebackType
 
 from aiohttp import web
@@ -29,35 +30,45 @@ class SystemServer:
         Args:
             app: what is served.
             listener: where; None: nowhere.
+
+        Raises:
+            OSError: the thread cannot serve, for want of descriptors for instance.
         """
         self.url = None if listener is None else addresses.url(listener)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._closing: asyncio.Event | None = None
-        self._begun = threading.Event()
+        self._begun: Future[asyncio.AbstractEventLoop] = Future()
+        self._closing = asyncio.Event()
         self._thread: threading.Thread | None = None
         if listener is not None:
             self._thread = threading.Thread(
-                target=asyncio.run, args=(self._serve(app, listener),), name="system", daemon=True
+                target=self._run, args=(app, listener), name="system", daemon=True
             )
             self._thread.start()
-            self._begun.wait()
+            try:
+                self._begun.result()
+            except Exception:
+                self._thread.join()
+                listener.close()
+                raise
             logger.info("metrics and health: %s/metrics", self.url)
 
-    async def _serve(self, app: web.Application, listener: socket.socket) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._closing = asyncio.Event()
+    def _run(self, app: web.Application, listener: socket.socket) -> None:
         try:
-            async with serving(app, listener):
-                self._begun.set()
-                await self._closing.wait()
-        finally:
-            self._begun.set()  # who waits is not to wait for what has failed
+            asyncio.run(self._serve(app, listener))
+        except BaseException as error:
+            if self._begun.done():
+                raise
+            self._begun.set_exception(error)  # for the thread that waits for it
+
+    async def _serve(self, app: web.Application, listener: socket.socket) -> None:
+        async with serving(app, listener):
+            self._begun.set_result(asyncio.get_running_loop())
+            await self._closing.wait()
 
     def close(self) -> None:
         """Stop serving; once more does nothing."""
         thread, self._thread = self._thread, None
-        if thread is not None and self._loop is not None and self._closing is not None:
-            self._loop.call_soon_threadsafe(self._closing.set)
+        if thread is not None:
+            self._begun.result().call_soon_threadsafe(self._closing.set)
             thread.join()
 
     def __enter__(self) -> SystemServer:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,13 +21,14 @@ from dynamometer.metrics.http_source import HttpSource
 from dynamometer.metrics.load import EngineLoad
 from dynamometer.multiprocess import MultiprocessDirectory
 from dynamometer.names import labels
-from dynamometer.runtime import addresses, relay, system
+from dynamometer.runtime import addresses, relay, system, tasks
 from dynamometer.runtime.discovery.file import FileDiscovery
 from dynamometer.runtime.discovery.interface import Registration
 from dynamometer.runtime.endings import Stop, let_finish
 from dynamometer.runtime.identity import hexadecimal, new_id
 from dynamometer.runtime.record import ENGINE_VERSION, Record, Role, State
 from dynamometer.runtime.runtime import DistributedRuntime
+from dynamometer.runtime.runtime import Endpoint as RuntimeEndpoint
 from dynamometer.runtime.servers import serving
 from dynamometer.settings import HealthSettings
 from dynamometer.worker.accounting import EndpointMetrics
@@ -35,7 +36,7 @@ from dynamometer.worker.build import BuildMetrics
 from dynamometer.worker.endpoint import Endpoint
 from dynamometer.worker.health import EngineClient
 from dynamometer.worker.run_directory import RunDirectory, run_directory
-from dynamometer.worker.supervisor import Supervisor, failure
+from dynamometer.worker.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,8 @@ class WorkerOptions:
     """What a worker is told, by flags and environment. Ports: 0 is any free one.
 
     `system_port` is None where nobody asked for one (8081, or any free one where that is
-    taken) and -1 for no system server.
+    taken) and -1 for no system server. `component` is empty where nobody named one:
+    it is the one of the engine's mode then.
     """
 
     arguments: Sequence[str]
@@ -87,8 +89,11 @@ async def serve(options: WorkerOptions, engine: Engine) -> None:
         launch = engine.plan(
             options.arguments, directory=directory.path, python=options.engine_python
         )
+        options = replace(options, component=options.component or launch.component)
         listener = system.listen(options.system_host, options.system_port)
-        request_socket = addresses.listen(options.host, options.port, setting="--host, --port")
+        request_socket = addresses.listen(
+            options.host, options.port, setting="--port", host_setting="--host"
+        )
         worker = _Worker(options, engine, launch, instance_id, directory)
         worker.record = replace(worker.record, request_url=addresses.url(request_socket))
         await stack.enter_async_context(worker.session)
@@ -124,7 +129,6 @@ class _Worker:
         endpoint = component.endpoint(options.endpoint)
         identity = {labels.MODEL: launch.model, labels.WORKER_ID: hexadecimal(instance_id)}
         every_label = {**endpoint.labels, **identity}
-        engine_labels = every_label if options.runtime_labels else {}
         self.session = relay.client(keepalive_seconds=_ENGINE_KEEPALIVE_SECONDS)
         client = EngineClient(self.session, launch, engine.health_path)
         self._supervisor = Supervisor(engine, launch, client, directory)
@@ -144,28 +148,10 @@ class _Worker:
             max_body_size=options.max_body_size,
             api_key=launch.api_key,
         )
+        own = every_label if options.runtime_labels else {}
         if launch.metrics:
-            # The reader adds the labels itself: added behind it they would cost twice as much.
-            files = MultiprocessDirectory(
-                directory.path / "metrics",
-                labels=engine_labels,
-                owned=True,
-                max_series=options.max_series,
-            )
-            register_engine_metrics_callback(
-                endpoint, files, engine.metric_prefixes, source=engine.name
-            )
-        self._fetched: HttpSource | None = None
-        if launch.page_url is not None:
-            self._fetched = HttpSource(
-                f"{engine.name}_http",
-                launch.page_url,
-                session=self.session,
-                owner=engine.name,
-                prefixes=engine.metric_prefixes,
-                labels=engine_labels,
-            )
-            endpoint.metrics.register_source(self._fetched)
+            self._add_files(endpoint, engine, directory, own)
+        self._fetched = self._add_page(endpoint, engine, launch, own)
         runtime.page.derive(EngineLoad(engine.name, lambda: every_label, component=True))
         self.record = Record(
             role=Role.WORKER,
@@ -173,9 +159,52 @@ class _Worker:
             namespace=options.namespace,
             component=options.component,
             endpoint=options.endpoint,
+            mode=launch.mode,
             engine=engine.name,
             since=time.time(),
         )
+
+    def _add_files(
+        self,
+        endpoint: RuntimeEndpoint,
+        engine: Engine,
+        directory: RunDirectory,
+        own: Mapping[str, str],
+    ) -> None:
+        """Put what the engine's processes write on the page, with `own` labels.
+
+        The reader adds them itself: added behind it they would cost twice as much.
+        """
+        files = MultiprocessDirectory(
+            directory.path / "metrics",
+            labels=own,
+            owned=True,
+            max_series=self._options.max_series,
+        )
+        register_engine_metrics_callback(
+            endpoint, files, engine.metric_prefixes, source=engine.name
+        )
+
+    def _add_page(
+        self,
+        endpoint: RuntimeEndpoint,
+        engine: Engine,
+        launch: Launch,
+        own: Mapping[str, str],
+    ) -> HttpSource | None:
+        """Put the engine's own page on ours, with `own` labels, where it has more."""
+        if launch.page_url is None:
+            return None
+        source = HttpSource(
+            f"{engine.name}_http",
+            launch.page_url,
+            session=self.session,
+            owner=engine.name,
+            prefixes=engine.metric_prefixes,
+            labels=own,
+        )
+        endpoint.metrics.register_source(source)
+        return source
 
     def system_application(self) -> web.Application:
         def state() -> State:
@@ -214,18 +243,16 @@ class _Worker:
             except DiscoveryError as error:
                 logger.warning("%s; trying again", error)
 
-        fetching = asyncio.create_task(self._fetch(), name="engine's page")
-        async with self._supervisor.running(changed, lambda: stop.insisted) as ended:
-            asked = asyncio.create_task(stop.asked.wait())
-            await asyncio.wait({asked, ended}, return_when=asyncio.FIRST_COMPLETED)
-            asked.cancel()
+        async with (
+            self._supervisor.running(changed, lambda: stop.insisted) as ended,
+            tasks.keeping_on(self._fetch, name="engine's page"),
+        ):
+            await tasks.first_of(stop.asked, ended)
             if ended.done():
                 await changed()
-                await let_finish(
-                    self._active, stop, 1.0
-                )  # their 502s, or the ends of their streams
-                raise failure(ended.result())
+                # Their 502s, or the ends of their streams.
+                await let_finish(self._active, stop, 1.0)
+                raise ended.result()
             self._supervisor.drain()
             await changed()
             await let_finish(self._active, stop, self._options.drain_timeout)
-            fetching.cancel()

@@ -76,7 +76,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     )
     arguments.add_max_series(page, DEFAULT_MAX_SERIES)
     place = result.add_argument_group("its place")
-    arguments.add_place(place)
+    arguments.add_place(place, component="backend; with --disaggregation-mode prefill: prefill")
     arguments.add_discovery(place)
     return result
 
@@ -99,7 +99,7 @@ def main(argv: Sequence[str], program: str = "dyno sglang") -> int:
         system_port=environment.system_port if own.system_port is None else own.system_port,
         health=environment.health,
         namespace=own.namespace or environment.namespace or "dynamo",
-        component=own.component,
+        component=own.component or "",
         endpoint=own.endpoint,
         runtime_labels=not own.no_runtime_labels,
         drain_timeout=own.drain_timeout,

@@ -19,6 +19,7 @@ from typing import Final
 from dynamometer import logs
 from dynamometer.engines.interface import Engine, Launch, ModelCards
 from dynamometer.errors import EngineError
+from dynamometer.runtime import tasks
 from dynamometer.runtime.record import Json, State
 from dynamometer.worker.health import EngineClient
 from dynamometer.worker.process import EngineProcess, ProcessMark, marks
@@ -69,7 +70,7 @@ class Supervisor:
     @asynccontextmanager
     async def running(
         self, changed: Changed, hurry: Callable[[], bool]
-    ) -> AsyncIterator[asyncio.Task[str]]:
+    ) -> AsyncIterator[asyncio.Task[EngineError]]:
         """Keep the engine running while the context is open, and nothing of it afterwards.
 
         Args:
@@ -77,7 +78,8 @@ class Supervisor:
             hurry: whether the engine's own way of ending is to be cut short.
 
         Yields:
-            A task that ends, with the reason, when the engine ends by itself.
+            A task that ends, with what to raise, when the engine ends by itself, or when this
+            worker fails to watch it.
 
         Raises:
             EngineError: it cannot be started at all.
@@ -87,15 +89,11 @@ class Supervisor:
             self._launch.command, environment, owner=self._directory.path.name
         )
         logger.info("engine started, process %d", process.pid)
-        tasks = [
-            asyncio.create_task(process.follow(self._show), name="engine log"),
-            asyncio.create_task(self._wait_until_ready(process, changed), name="engine start"),
-        ]
-        ended = asyncio.create_task(self._ended(process, tasks[0]), name="engine end")
+        watching = asyncio.create_task(self._watch(process, changed), name="engine")
         try:
-            yield ended
+            yield watching
         finally:
-            tasks[1].cancel()
+            self.drain()
             self._look(process)
             failed = self.state is State.FAILED
             if not failed:
@@ -107,9 +105,7 @@ class Supervisor:
                 hurry=hurry,
                 look=lambda: self._look(process),
             )
-            for task in (*tasks, ended):
-                task.cancel()
-            await asyncio.gather(*tasks, ended, return_exceptions=True)
+            await tasks.end(watching)
             removed = remove_unheld(self._held)
             logger.info("the engine is gone, with all its processes")
             if removed:
@@ -117,12 +113,44 @@ class Supervisor:
 
     def drain(self) -> None:
         """Welcome no more requests."""
-        if self.state is not State.FAILED:
+        if self.state in (State.STARTING, State.READY):
             self._enter(State.DRAINING)
+
+    def _fail(self) -> None:
+        if self.state is not State.DRAINING:
+            self._enter(State.FAILED)
+
+    async def _watch(self, process: EngineProcess, changed: Changed) -> EngineError:
+        """The engine's life from its start to its end, and why it ended.
+
+        A fault in one of the tasks is ours: a worker that cannot see its engine's start would be
+        `starting` for ever, and one that does not read its log would stop it.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                log = group.create_task(process.follow(self._show), name="engine log")
+                start = group.create_task(
+                    self._wait_until_ready(process, changed), name="engine start"
+                )
+                exit_code = await process.wait()
+                self._fail()
+                start.cancel()
+                # What it said last is still in the pipe; an orphan may hold that open.
+                await asyncio.wait({log}, timeout=1)
+                log.cancel()
+        except ExceptionGroup as faults:
+            self._fail()
+            logger.exception("the engine cannot be watched any more")
+            return EngineError(f"a fault of this worker ended its engine: {faults.exceptions[0]!r}")
+        return EngineError(
+            f"the engine ended: {self._engine.reason(process.log, exit_code, self._launch)}"
+        )
 
     async def _wait_until_ready(self, process: EngineProcess, changed: Changed) -> None:
         begun = said = time.monotonic()
         while not (await self._client.answers() and (models := await self._client.models()).cards):
+            if self.state is not State.STARTING:
+                return  # it ended, or was asked to
             self._look(process)
             if time.monotonic() - said >= _SAY_SECONDS:
                 said = time.monotonic()
@@ -142,7 +170,10 @@ class Supervisor:
         self._enter(State.READY)
         logger.info("ready after %.1f s: serving %s", self.load_seconds, ", ".join(models.names))
         await changed()
-        await self._ask_what_it_is(changed)
+        try:
+            await self._ask_what_it_is(changed)
+        except Exception:
+            logger.exception("the engine cannot be asked what it is")  # it serves all the same
 
     async def _ask_what_it_is(self, changed: Changed) -> None:
         """Take over what the engine says of itself, where it has not said so yet."""
@@ -155,15 +186,6 @@ class Supervisor:
                 await changed()
         if not self.info:
             logger.info("the engine does not say what it is: /server_info has no answer")
-
-    async def _ended(self, process: EngineProcess, log: asyncio.Task[None]) -> str:
-        exit_code = await process.wait()
-        if self.state is not State.DRAINING:
-            self._enter(State.FAILED)
-        # What it said last is still in the pipe; an orphan may hold that open.
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(log), 1)
-        return self._engine.reason(process.log, exit_code, self._launch)
 
     def _last_word(self, process: EngineProcess) -> str:
         word = self._engine.last_word(process.log)
@@ -184,8 +206,3 @@ class Supervisor:
     def _show(self, line: str) -> None:
         key = self._launch.api_key
         engine_log.info("%s", line.replace(key, "***") if key else line)
-
-
-def failure(reason: str) -> EngineError:
-    """The error that a worker ends with when its engine has ended."""
-    return EngineError(f"the engine ended: {reason}")

@@ -25,6 +25,7 @@ from dynamometer.errors import DirectoryError, DiscoveryError
 from dynamometer.runtime import directories
 from dynamometer.runtime.identity import hexadecimal
 from dynamometer.runtime.record import Record
+from dynamometer.runtime.tasks import keeping_on
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +57,8 @@ class FileDiscovery:
         registration = FileRegistration(self.directory / f"{hexadecimal(record.id)}.json")
         try:
             await registration.update(record)
-            keeping = asyncio.create_task(registration.keep(), name="registration")
-            try:
+            async with keeping_on(registration.keep, name="registration"):
                 yield registration
-            finally:
-                keeping.cancel()
         finally:
             registration.withdraw()
 

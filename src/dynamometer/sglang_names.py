@@ -1,0 +1,74 @@
+"""Every name of SGLang's own families that something here reads or simulates, as constants.
+
+What `names` is for our own; SGLang 0.5.23's.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+
+class sglang:  # noqa: N801
+    """Families, whole names."""
+
+    CACHE_HIT_RATE: Final = "sglang:cache_hit_rate"
+    CACHED_TOKENS_TOTAL: Final = "sglang:cached_tokens_total"
+    E2E_REQUEST_LATENCY_SECONDS: Final = "sglang:e2e_request_latency_seconds"
+    GEN_THROUGHPUT: Final = "sglang:gen_throughput"
+    GENERATION_TOKENS_TOTAL: Final = "sglang:generation_tokens_total"
+    INTER_TOKEN_LATENCY_SECONDS: Final = "sglang:inter_token_latency_seconds"
+    KV_TRANSFER_LATENCY_MS: Final = "sglang:kv_transfer_latency_ms"
+    KV_TRANSFER_SPEED_GB_S: Final = "sglang:kv_transfer_speed_gb_s"
+    KV_TRANSFER_TOTAL_MB: Final = "sglang:kv_transfer_total_mb"
+    MAX_TOTAL_NUM_TOKENS: Final = "sglang:max_total_num_tokens"
+    NUM_ABORTED_REQUESTS_TOTAL: Final = "sglang:num_aborted_requests_total"
+    NUM_DECODE_HOST_RECEIVE_QUEUE_REQS: Final = "sglang:num_decode_host_receive_queue_reqs"
+    NUM_DECODE_PREALLOC_QUEUE_REQS: Final = "sglang:num_decode_prealloc_queue_reqs"
+    NUM_DECODE_TRANSFER_QUEUE_REQS: Final = "sglang:num_decode_transfer_queue_reqs"
+    NUM_GRAMMAR_QUEUE_REQS: Final = "sglang:num_grammar_queue_reqs"
+    NUM_PAGES: Final = "sglang:num_pages"
+    NUM_PREFILL_BOOTSTRAP_QUEUE_REQS: Final = "sglang:num_prefill_bootstrap_queue_reqs"
+    NUM_PREFILL_INFLIGHT_QUEUE_REQS: Final = "sglang:num_prefill_inflight_queue_reqs"
+    NUM_QUEUE_REQS: Final = "sglang:num_queue_reqs"
+    NUM_REQUESTS_TOTAL: Final = "sglang:num_requests_total"
+    NUM_RUNNING_REQS: Final = "sglang:num_running_reqs"
+    NUM_USED_TOKENS: Final = "sglang:num_used_tokens"
+    PAGE_SIZE: Final = "sglang:page_size"
+    PER_STAGE_REQ_LATENCY_SECONDS: Final = "sglang:per_stage_req_latency_seconds"
+    PROMPT_TOKENS_TOTAL: Final = "sglang:prompt_tokens_total"
+    QUEUE_TIME_SECONDS: Final = "sglang:queue_time_seconds"
+    REALTIME_TOKENS_TOTAL: Final = "sglang:realtime_tokens_total"
+    TIME_TO_FIRST_TOKEN_SECONDS: Final = "sglang:time_to_first_token_seconds"
+    TOKEN_USAGE: Final = "sglang:token_usage"
+
+
+# By the categories of its documentation, for those who look at a page for the first time. Those
+# of a disaggregated engine are there when it is one.
+SGLANG_CATEGORIES: Final = {
+    "throughput": (
+        sglang.GEN_THROUGHPUT,
+        sglang.NUM_REQUESTS_TOTAL,
+        sglang.PROMPT_TOKENS_TOTAL,
+        sglang.GENERATION_TOKENS_TOTAL,
+        sglang.CACHED_TOKENS_TOTAL,
+        sglang.CACHE_HIT_RATE,
+    ),
+    "resource usage": (
+        sglang.NUM_RUNNING_REQS,
+        sglang.NUM_QUEUE_REQS,
+        sglang.TOKEN_USAGE,
+        sglang.NUM_USED_TOKENS,
+        sglang.MAX_TOTAL_NUM_TOKENS,
+    ),
+    "latency": (
+        sglang.TIME_TO_FIRST_TOKEN_SECONDS,
+        sglang.INTER_TOKEN_LATENCY_SECONDS,
+        sglang.E2E_REQUEST_LATENCY_SECONDS,
+        sglang.QUEUE_TIME_SECONDS,
+    ),
+    "disaggregation": (
+        sglang.KV_TRANSFER_LATENCY_MS,
+        sglang.KV_TRANSFER_SPEED_GB_S,
+        sglang.KV_TRANSFER_TOTAL_MB,
+    ),
+}
