@@ -191,3 +191,21 @@ def test_a_prompt_with_several_answers_counts_once() -> None:
     for index, meta in enumerate(metas):
         reader.feed(event({"index": index, "meta_info": meta}), float(index))
     assert reader.tokens == Tokens(14, 12, 12)
+
+
+def test_a_stream_that_ends_early_counts_the_prompts_whose_answers_have_begun() -> None:
+    """As the client of it leaves: of four answers to each of two prompts, three have said a word."""
+    reader = StreamReader(Usage.GENERATE, hide_usage=False, samples=4)
+    for index, prompt in ((2, 7), (3, 7), (5, 100)):
+        meta = {"prompt_tokens": prompt, "completion_tokens": 1, "cached_tokens": prompt - 1}
+        reader.feed(event({"index": index, "meta_info": meta}), float(index))
+    assert reader.tokens == Tokens(107, 3, 105)
+
+
+def test_prompts_of_several_answers_in_one_piece_count_once_each() -> None:
+    metas = [{"prompt_tokens": n, "completion_tokens": 3} for n in (7, 7, 100, 100)]
+    whole = json.dumps([{"meta_info": meta} for meta in metas]).encode()
+    assert of_answer(whole, Usage.GENERATE, samples=2) == Tokens(107, 12)
+    less = json.dumps([{"meta_info": meta} for meta in metas[:3]]).encode()
+    assert of_answer(less, Usage.GENERATE, samples=2) == Tokens(107, 9)
+    assert of_answer(less, Usage.GENERATE, samples=4) == Tokens(7, 9)

@@ -63,7 +63,7 @@ class StreamReader:
         self._hide_usage = hide_usage
         self._held = bytearray()
         self._unread = False
-        self._generated: dict[str, Event] = {}
+        self._generated: dict[int, Event] = {}
         self._tokens = Tokens()
         # Seconds (the caller's clock) at which each event with content was there.
         self.content_times: list[float] = []
@@ -73,7 +73,7 @@ class StreamReader:
     def tokens(self) -> Tokens:
         """What the stream has said of its tokens so far."""
         if self._generated:
-            return _generated_tokens(list(self._generated.values()), self._samples)
+            return _generated_tokens(self._generated, self._samples)
         return self._tokens
 
     def feed(self, chunk: bytes, now: float) -> bytes:
@@ -173,7 +173,7 @@ class StreamReader:
         meta = event.get("meta_info")
         if not isinstance(meta, dict):
             return False
-        self._generated[str(event.get("index", 0))] = meta
+        self._generated[_integer(event.get("index"), 0) or 0] = meta
         refused = _refused(meta.get("finish_reason"))
         self.error_code = refused or self.error_code
         return refused is None
@@ -200,8 +200,12 @@ def of_answer(body: bytes, usage: Usage, *, samples: int = 1) -> Tokens:
         return Tokens()
     if usage is Usage.GENERATE:
         parts = content if isinstance(content, list) else [content]
-        metas = [p["meta_info"] for p in parts if isinstance(p, dict) and "meta_info" in p]
-        return _generated_tokens([meta for meta in metas if isinstance(meta, dict)], samples)
+        metas = {
+            number: part["meta_info"]
+            for number, part in enumerate(parts)
+            if isinstance(part, dict) and isinstance(part.get("meta_info"), dict)
+        }
+        return _generated_tokens(metas, samples)
     if isinstance(content, dict) and isinstance(content.get("usage"), dict):
         said = content["usage"]
         return _messages_tokens(said, Tokens()) if usage is Usage.MESSAGES else _openai_tokens(said)
@@ -236,18 +240,27 @@ def _openai_tokens(usage: Event) -> Tokens:
     )
 
 
-def _generated_tokens(metas: list[Event], samples: int) -> Tokens:
-    """SGLang's: each answer tells of its whole prompt, which counts once for all its answers."""
+def _generated_tokens(metas: Mapping[int, Event], samples: int) -> Tokens:
+    """SGLang's: each answer tells of its whole prompt, which counts once for all its answers.
 
-    def total(key: str) -> int | None:
-        values = [number for meta in metas if (number := _integer(meta.get(key), None)) is not None]
-        return sum(values) if values else None
+    Args:
+        metas: what each answer says of itself, by its number; a prompt's answers follow each other.
+        samples: how many answers each prompt has.
+    """
 
-    prompt, cached = total("prompt_tokens"), total("cached_tokens")
+    def total(key: str, *, together: int) -> int | None:
+        """Of as many answers as are counted `together`, the first that says it."""
+        values: dict[int, int] = {}
+        for number, meta in metas.items():
+            value = _integer(meta.get(key), None)
+            if value is not None:
+                values.setdefault(number // together, value)
+        return sum(values.values()) if values else None
+
     return Tokens(
-        input=None if prompt is None else prompt // samples,
-        output=total("completion_tokens"),
-        cached=None if cached is None else cached // samples,
+        input=total("prompt_tokens", together=samples),
+        output=total("completion_tokens", together=1),
+        cached=total("cached_tokens", together=samples),
     )
 
 
