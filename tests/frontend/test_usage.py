@@ -194,7 +194,7 @@ def test_a_prompt_with_several_answers_counts_once() -> None:
 
 
 def test_a_stream_that_ends_early_counts_the_prompts_whose_answers_have_begun() -> None:
-    """As the client of it leaves: of four answers to each of two prompts, three have said a word."""
+    """Of four answers to each of two prompts three have said a word, and the client leaves."""
     reader = StreamReader(Usage.GENERATE, hide_usage=False, samples=4)
     for index, prompt in ((2, 7), (3, 7), (5, 100)):
         meta = {"prompt_tokens": prompt, "completion_tokens": 1, "cached_tokens": prompt - 1}

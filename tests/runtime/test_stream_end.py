@@ -15,6 +15,9 @@ LAST = {
     "responses": b'event: response.completed\ndata: {"type":"response.completed"}\n\n',
     "responses, cut": b'event: response.incomplete\ndata: {"response":{}}\n\n',
     "more lines": b"id: 3\nevent: response.failed\nretry: 1\ndata: {\ndata: }\n\n",
+    "error": b'data: {"error": {"message": "no", "code": 500}}\n\n',
+    "error, without spaces": b'data:{"error":{"message":"no","code":500}}\n\n',
+    "error of messages": b'event: error\ndata: {"type":"error","error":{}}\n\n',
     "lone carriage returns": b"event: message_stop\rdata: {}\r\r",
 }
 
@@ -46,6 +49,8 @@ def test_the_last_event_is_seen_alone_with_content_and_cut_in_two(last: bytes) -
         (b'{"text":"data: [DONE]"}',),
         (b'event: response.output_text.delta\ndata: {"type":"response.completed"}\n\n',),
         (b'event: message_delta\ndata: {"usage":{}}\n\n',),
+        (b'data: {"error":null,"choices":[]}\n\n',),
+        (b"event: errors\ndata: {}\n\n",),
     ],
 )
 def test_anything_else_is_no_end(chunks: tuple[bytes, ...]) -> None:

@@ -46,6 +46,7 @@ class RequestAccount:
         "_stage",
         "_times",
         "_tokens",
+        "_told",
         "_until_sent",
         "_whole",
         "_worker",
@@ -75,7 +76,7 @@ class RequestAccount:
         self._until_sent: float | None = None
         self._roundtrip: float | None = None
         self._worker: int | None = None
-        self._whole = False
+        self._whole = self._told = False
         self._times: list[float] = []
         self._tokens = Tokens()
         self.waiting = False
@@ -124,9 +125,18 @@ class RequestAccount:
         self._failure = failure
         self._error = failure.error if failure else error_type.CANCELLED
 
+    def told(self, failure: Failure | None) -> None:
+        """An error was sent to the client in the place of its stream's rest: see `failed`."""
+        self._told = True
+        self.failed(failure)
+
     def vanished(self) -> None:
-        """The client closed the connection: it went away, unless it has had the whole answer."""
-        if self._whole:
+        """The client closed the connection.
+
+        It went away, unless it has had the whole answer, or was told that no more comes: OpenAI's
+        own client closes at an error.
+        """
+        if self._whole or self._told:
             return
         self.failed(None)
         self._metrics.disconnected.inc()
@@ -141,7 +151,7 @@ class RequestAccount:
         self._whole = whole
         self._times = times = reader.content_times
         tokens = reader.tokens
-        if times and (tokens.output is None or not whole):
+        if times and (tokens.output is None or not whole or reader.error_code is not None):
             # It ended before its usage came: each event has brought at least one token.
             tokens = Tokens(tokens.input, max(tokens.output or 0, len(times)), tokens.cached)
         # An error in the place of an answer has a usage too: of 0 tokens, the prompt's included.

@@ -226,19 +226,18 @@ class Forwarder:
                     if passed := reader.feed(chunk, now):
                         await response.write(passed)
                         end.sent(passed)
-                rest = reader.finish()
+                    if reader.error_code is not None:
+                        account.told(failures.of_answer(reader.error_code))
+                if rest := reader.finish():
+                    await response.write(rest)
             except relay.BrokenError as error:
-                account.failed(failures.BROKEN_OFF)
                 logger.warning("a stream broke off: %s", error)
-                reader.finish()
-                rest = openai_errors.event(openai_errors.ENGINE_DIED, "engine_error")
-            if rest:
-                await response.write(rest)
+                event = openai_errors.event(openai_errors.ENGINE_DIED, "engine_error")
+                await response.write(event)
+                account.told(failures.BROKEN_OFF)
             await response.write_eof()
             return response
         finally:
-            if reader.error_code is not None:
-                account.failed(failures.of_answer(reader.error_code))
             account.streamed(reader, whole=end.reached)
 
 

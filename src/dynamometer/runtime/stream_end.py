@@ -1,7 +1,8 @@
 """Whether a client has had all of a stream of server-sent events.
 
 A stream says by its last event that nothing more comes, and many clients (OpenAI's own among them)
-close the connection at that, before the HTTP answer has ended. Such a client has not gone away.
+close the connection at that, before the HTTP answer has ended. So do they at an error, which is a
+last event too. Such a client has not gone away.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Final
 # A line of JSON holds no line break: what is inside an event cannot look like this.
 _LAST_EVENT: Final = re.compile(
     rb"(?:\A|[\r\n])"
-    rb"(?:data: ?\[DONE\]|event: ?(?:message_stop|response\.(?:completed|incomplete|failed)))"
+    rb"(?:data: ?(?:\[DONE\]|\{\"error\": ?[{\"][^\r\n]*)"
+    rb"|event: ?(?:error|message_stop|response\.(?:completed|incomplete|failed)))"
     rb"(?:(?:\r?\n|\r)[^\r\n]+)*"
     rb"(?:\r?\n\r?\n|\r\r)\Z"
 )
