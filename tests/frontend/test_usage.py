@@ -85,6 +85,9 @@ def test_tool_calls_and_texts_are_content_and_a_role_is_not() -> None:
     [
         ({"error": {"message": "x", "code": 400}}, 400),
         ({"error": {"message": "x", "code": "bad"}}, 500),
+        ({"error": {"message": "x", "code": "bad", "type": "invalid_request_error"}}, 400),
+        ({"error": {"message": "x", "code": "insufficient_quota", "type": "bad"}}, 429),
+        ({"error": "x"}, 500),
         ({"object": "error", "message": "x", "code": 503}, 503),
     ],
 )
@@ -99,6 +102,10 @@ def refused(status: int | None) -> dict[str, object]:
     return {"text": "", "meta_info": {"completion_tokens": 0, "finish_reason": reason}}
 
 
+def failed(code: str) -> dict[str, object]:
+    return {"type": "response.failed", "response": {"error": {"code": code, "message": "x"}}}
+
+
 @pytest.mark.parametrize(
     ("route", "content", "code"),
     [
@@ -107,6 +114,13 @@ def refused(status: int | None) -> dict[str, object]:
         (Usage.MESSAGES, {"type": "error", "error": {"type": "invalid_request_error"}}, 400),
         (Usage.RESPONSES, {"type": "response.failed", "response": {"error": {"code": "x"}}}, 500),
         (Usage.RESPONSES, {"type": "response.failed", "response": {"error": None}}, 500),
+        (Usage.RESPONSES, {"type": "error", "code": "rate_limit_exceeded", "message": "x"}, 429),
+        (Usage.RESPONSES, {"type": "error", "code": "unheard_of", "message": "x"}, 500),
+        (Usage.RESPONSES, {"type": "error", "error": {"code": "invalid_prompt"}}, 400),
+        (Usage.RESPONSES, failed("rate_limit_exceeded"), 429),
+        (Usage.RESPONSES, failed("invalid_prompt"), 400),
+        (Usage.RESPONSES, failed("insufficient_quota"), 429),
+        (Usage.RESPONSES, failed("server_error"), 500),
         (Usage.GENERATE, refused(503), 503),
         (Usage.GENERATE, refused(None), None),
     ],
@@ -209,3 +223,55 @@ def test_prompts_of_several_answers_in_one_piece_count_once_each() -> None:
     less = json.dumps([{"meta_info": meta} for meta in metas[:3]]).encode()
     assert of_answer(less, Usage.GENERATE, samples=2) == Tokens(107, 9)
     assert of_answer(less, Usage.GENERATE, samples=4) == Tokens(7, 9)
+
+
+def block(**part: object) -> dict[str, object]:
+    return {"type": "content_block_delta", "index": 0, "delta": part}
+
+
+def arguments(delta: object) -> dict[str, object]:
+    return {"type": "response.function_call_arguments.delta", "delta": delta}
+
+
+def chat(**part: object) -> dict[str, object]:
+    return {"choices": [{"index": 0, "delta": part}]}
+
+
+@pytest.mark.parametrize(
+    ("route", "content", "counts"),
+    [
+        (Usage.RESPONSES, arguments("{"), True),
+        (Usage.RESPONSES, arguments(""), False),
+        (Usage.RESPONSES, {"type": "response.output_text.delta"}, False),
+        (Usage.RESPONSES, {"type": "response.output_text.done", "text": "a"}, False),
+        (Usage.MESSAGES, block(type="text_delta", text="a"), True),
+        (Usage.MESSAGES, block(type="text_delta", text=""), False),
+        (Usage.MESSAGES, block(type="thinking_delta", thinking="a"), True),
+        (Usage.MESSAGES, block(type="input_json_delta", partial_json="{"), True),
+        (Usage.MESSAGES, block(type="input_json_delta", partial_json=""), False),
+        (Usage.MESSAGES, {"type": "content_block_delta", "delta": None}, False),
+        (Usage.MESSAGES, {"type": "message_delta", "delta": {"stop_reason": "end"}}, False),
+        (Usage.OPENAI, chat(content="", reasoning_content=None, tool_calls=[]), False),
+        (Usage.OPENAI, chat(hidden_states=[0.5]), False),
+        (Usage.OPENAI, chat(role="assistant", hidden_states=[0.5], content="a"), True),
+    ],
+)
+def test_an_event_counts_where_a_token_made_it(
+    route: Usage, content: dict[str, object], counts: bool
+) -> None:
+    reader = StreamReader(route, hide_usage=False)
+    reader.feed(event(content), 1.0)
+    assert reader.content_times == [1.0] * counts
+
+
+def test_parts_of_a_prompt_stay_until_they_are_told_anew() -> None:
+    """As Anthropic's own `message_delta`, which may tell some of them again."""
+    reader = StreamReader(Usage.MESSAGES, hide_usage=False)
+    begun = {"input_tokens": 5, "cache_read_input_tokens": 95, "output_tokens": 1}
+    reader.feed(event({"type": "message_start", "message": {"usage": begun}}), 0.0)
+    delta = {"input_tokens": 5, "output_tokens": 6}
+    reader.feed(event({"type": "message_delta", "delta": {}, "usage": delta}), 1.0)
+    assert reader.tokens == Tokens(100, 6, 95)
+    again = {"cache_read_input_tokens": None, "cache_creation_input_tokens": 3}
+    reader.feed(event({"type": "message_delta", "delta": {}, "usage": again}), 2.0)
+    assert reader.tokens == Tokens(103, 6, 95)

@@ -19,7 +19,7 @@ _EVENT_END: Final = re.compile(rb"\r?\n\r?\n")
 _DATA: Final = b"data:"
 # What is longer goes on unread: neither usage nor a token is that long.
 _LONGEST_EVENT: Final = 2**22
-# What an error in a stream calls itself where it has no code: Anthropic's, and OpenAI's.
+# What an error in a stream calls itself where its code is no number: Anthropic's, and OpenAI's.
 _CODES: Final = {
     "invalid_request_error": 400,
     "authentication_error": 401,
@@ -28,7 +28,23 @@ _CODES: Final = {
     "request_too_large": 413,
     "rate_limit_error": 429,
     "overloaded_error": 529,
+    "context_length_exceeded": 400,
+    "invalid_prompt": 400,
+    "invalid_api_key": 401,
+    "model_not_found": 404,
+    "insufficient_quota": 429,
+    "rate_limit_exceeded": 429,
+    "server_error": 500,
 }
+# Parts of a chat's delta that no token makes.
+_NO_CONTENT: Final = frozenset({"role", "hidden_states"})
+# Where Anthropic's usage tells of the prompt, by where it came from, and of the answer.
+_MESSAGES_PARTS: Final = (
+    "input_tokens",
+    "cache_creation_input_tokens",
+    "cache_read_input_tokens",
+    "output_tokens",
+)
 Event = Mapping[str, object]
 
 
@@ -64,6 +80,7 @@ class StreamReader:
         self._held = bytearray()
         self._unread = False
         self._generated: dict[int, Event] = {}
+        self._parts: dict[str, int | None] = {}
         self._tokens = Tokens()
         # Seconds (the caller's clock) at which each event with content was there.
         self.content_times: list[float] = []
@@ -150,7 +167,7 @@ class StreamReader:
             delta = choice.get("delta")
             if isinstance(delta, dict):
                 for key, value in delta.items():
-                    if value and key != "role":
+                    if value and key not in _NO_CONTENT:
                         return True
         return False
 
@@ -158,16 +175,23 @@ class StreamReader:
         response = event.get("response")
         if isinstance(response, dict) and isinstance(response.get("usage"), dict):
             self._tokens = _openai_tokens(response["usage"])
-        if event.get("type") == "response.failed":
+        kind = str(event.get("type"))
+        if kind in ("response.failed", "error"):
             self.error_code = _code(response if isinstance(response, dict) else event)
-        return str(event.get("type", "")).endswith(".delta")
+        return kind.endswith(".delta") and bool(event.get("delta"))
 
     def _read_messages(self, event: Event) -> bool:
         message = event.get("message")
         usage = message.get("usage") if isinstance(message, dict) else event.get("usage")
         if isinstance(usage, dict):
-            self._tokens = _messages_tokens(usage, self._tokens)
-        return event.get("type") == "content_block_delta"
+            # What an event leaves out stays as it was told before.
+            for part in _MESSAGES_PARTS:
+                self._parts[part] = _integer(usage.get(part), self._parts.get(part))
+            self._tokens = _messages_tokens(self._parts)
+        delta = event.get("delta")
+        if event.get("type") != "content_block_delta" or not isinstance(delta, dict):
+            return False
+        return any(value for key, value in delta.items() if key != "type")
 
     def _read_generate(self, event: Event) -> bool:
         meta = event.get("meta_info")
@@ -208,24 +232,17 @@ def of_answer(body: bytes, usage: Usage, *, samples: int = 1) -> Tokens:
         return _generated_tokens(metas, samples)
     if isinstance(content, dict) and isinstance(content.get("usage"), dict):
         said = content["usage"]
-        return _messages_tokens(said, Tokens()) if usage is Usage.MESSAGES else _openai_tokens(said)
+        return _messages_tokens(said) if usage is Usage.MESSAGES else _openai_tokens(said)
     return Tokens()
 
 
-def _messages_tokens(usage: Event, before: Tokens) -> Tokens:
-    """Anthropic's: the prompt is told in up to three parts, by where it came from.
-
-    Args:
-        usage: of this event, or of the whole answer.
-        before: what earlier events said; what this one leaves out stays.
-    """
-    cached = _integer(usage.get("cache_read_input_tokens"), None)
-    fresh = _integer(usage.get("input_tokens"), None)
-    made = _integer(usage.get("cache_creation_input_tokens"), None) or 0
+def _messages_tokens(usage: Event) -> Tokens:
+    """Anthropic's: the prompt is told in up to three parts, by where it came from."""
+    fresh, made, cached, output = (_integer(usage.get(part), None) for part in _MESSAGES_PARTS)
     return Tokens(
-        input=before.input if fresh is None else fresh + made + (cached or 0),
-        output=_integer(usage.get("output_tokens"), before.output),
-        cached=before.cached if cached is None else cached,
+        input=None if fresh is None else fresh + (made or 0) + (cached or 0),
+        output=output,
+        cached=cached,
     )
 
 
@@ -273,7 +290,9 @@ def _code(content: Event) -> int:
     error = content.get("error")
     said = error if isinstance(error, dict) else content
     code = said.get("code")
-    return code if isinstance(code, int) else _CODES.get(str(said.get("type")), 500)
+    if isinstance(code, int):
+        return code
+    return _CODES.get(str(code)) or _CODES.get(str(said.get("type")), 500)
 
 
 def _refused(finish_reason: object) -> int | None:
