@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dynamometer.engines.interface import Usage
 from dynamometer.frontend.usage import StreamReader, Tokens, of_answer
@@ -275,3 +277,85 @@ def test_parts_of_a_prompt_stay_until_they_are_told_anew() -> None:
     again = {"cache_read_input_tokens": None, "cache_creation_input_tokens": 3}
     reader.feed(event({"type": "message_delta", "delta": {}, "usage": again}), 2.0)
     assert reader.tokens == Tokens(103, 6, 95)
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
+floats = st.floats(allow_nan=False, allow_infinity=False)
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | floats | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner),
+    max_leaves=5,
+)
+numbers = st.integers(-1, 2**31) | anything
+
+
+def of(keys: list[str], value: st.SearchStrategy[object]) -> st.SearchStrategy[object]:
+    """Objects with some of `keys`, and others."""
+    some = st.dictionaries(st.sampled_from(keys), value)
+    return st.builds(lambda own, more: {**more, **own}, some, st.dictionaries(texts, anything))
+
+
+spelt = ["prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "cached_tokens"]
+spelt += ["cache_read_input_tokens", "cache_creation_input_tokens"]
+details = ["prompt_tokens_details", "input_tokens_details"]
+used = st.builds(
+    lambda counts, parts: {**counts, **parts},
+    of(spelt, numbers),
+    st.dictionaries(st.sampled_from(details), of(spelt, numbers) | anything),
+)
+generated = of(["meta_info"], of(spelt, numbers) | anything) | anything
+answers = of(["usage"], used | anything) | generated | st.lists(generated, max_size=5)
+
+
+def number(value: object) -> int | None:
+    return value if type(value) is int and value >= 0 else None
+
+
+def by_plain_json(body: str, usage: Usage, samples: int) -> Tokens:
+    content = json.loads(body)
+    if usage is Usage.GENERATE:
+        found = Tokens()
+        seen: set[tuple[str, int]] = set()
+        for place, part in enumerate(content if isinstance(content, list) else [content]):
+            meta = part.get("meta_info") if isinstance(part, dict) else None
+            for name, key, together in (
+                ("input", "prompt_tokens", samples),
+                ("output", "completion_tokens", 1),
+                ("cached", "cached_tokens", samples),
+            ):
+                count = number(meta.get(key)) if isinstance(meta, dict) else None
+                if count is not None and (name, place // together) not in seen:
+                    seen.add((name, place // together))
+                    setattr(found, name, (getattr(found, name) or 0) + count)
+        return found
+    said = content.get("usage") if isinstance(content, dict) else None
+    if usage is Usage.NONE or not isinstance(said, dict):
+        return Tokens()
+    if usage is Usage.MESSAGES:
+        fresh, cached = number(said.get("input_tokens")), said.get("cache_read_input_tokens")
+        more = (number(cached) or 0) + (number(said.get("cache_creation_input_tokens")) or 0)
+        whole = None if fresh is None else fresh + more
+        return Tokens(whole, number(said.get("output_tokens")), number(cached))
+    part = said.get("prompt_tokens_details") or said.get("input_tokens_details")
+
+    def told(*keys: str) -> int | None:
+        return next((n for key in keys if (n := number(said.get(key))) is not None), None)
+
+    return Tokens(
+        told("prompt_tokens", "input_tokens"),
+        told("completion_tokens", "output_tokens"),
+        number(part.get("cached_tokens")) if isinstance(part, dict) else None,
+    )
+
+
+@given(answers, st.sampled_from(Usage), st.integers(1, 3), st.booleans())
+def test_an_answer_says_what_plain_json_reads_in_it(
+    content: object, usage: Usage, samples: int, ascii_only: bool
+) -> None:
+    body = json.dumps(content, ensure_ascii=ascii_only)
+    assert of_answer(body.encode(), usage, samples=samples) == by_plain_json(body, usage, samples)
+
+
+@given(st.binary(max_size=40), st.sampled_from(Usage))
+def test_an_answer_of_any_bytes_says_something_or_nothing(body: bytes, usage: Usage) -> None:
+    assert of_answer(body, usage) == Tokens()

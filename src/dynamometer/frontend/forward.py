@@ -187,19 +187,21 @@ class Forwarder:
         if answer.content_type == "text/event-stream":
             return await self._relay_stream(request, route, account, answer, body)
         response = await relay.begin(request, answer, length=answer.content_length)
+        counts = route.usage is not Usage.NONE and answer.status < 400
         whole = []
         try:
             async for chunk in relay.chunks(answer):
                 if account.waiting:
                     account.answered(time.perf_counter())
-                whole.append(chunk)
+                if counts:
+                    whole.append(chunk)
                 await response.write(chunk)
         except relay.BrokenError:
             account.failed(failures.BROKEN_OFF)
             if request.transport is not None:
                 request.transport.abort()  # the length that was promised cannot be kept
             return response
-        if answer.status < 400:
+        if counts:
             account.counted(usage.of_answer(b"".join(whole), route.usage, samples=body.samples))
         await response.write_eof()
         return response

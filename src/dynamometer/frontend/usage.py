@@ -1,7 +1,8 @@
 """What an answer says of itself: tokens, when its content came, whether it failed.
 
 A stream is read event by event as it passes; the bytes that go on are the engine's, less the
-usage chunk that the frontend asked for and the client did not.
+usage chunk that the frontend asked for and the client did not. An answer in one piece may be long
+(embeddings: tens of MB), and is read on the event loop: msgspec makes objects of its usage alone.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 import orjson
 
 from dynamometer.engines.interface import Usage
@@ -46,6 +48,20 @@ _MESSAGES_PARTS: Final = (
     "output_tokens",
 )
 Event = Mapping[str, object]
+
+
+class _Answer(msgspec.Struct):
+    usage: object = None
+
+
+class _Meta(msgspec.Struct):
+    prompt_tokens: object = None
+    completion_tokens: object = None
+    cached_tokens: object = None
+
+
+class _Generated(msgspec.Struct):
+    meta_info: _Meta
 
 
 @dataclass(slots=True)
@@ -219,21 +235,31 @@ def of_answer(body: bytes, usage: Usage, *, samples: int = 1) -> Tokens:
     if usage is Usage.NONE:
         return Tokens()
     try:
-        content = orjson.loads(body)
-    except ValueError:
+        if usage is Usage.GENERATE:
+            return _generated_tokens(_metas(body), samples)
+        said = msgspec.json.decode(body, type=_Answer).usage
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return Tokens()  # no JSON, or no object
+    if not isinstance(said, dict):
         return Tokens()
-    if usage is Usage.GENERATE:
-        parts = content if isinstance(content, list) else [content]
-        metas = {
-            number: part["meta_info"]
-            for number, part in enumerate(parts)
-            if isinstance(part, dict) and isinstance(part.get("meta_info"), dict)
-        }
-        return _generated_tokens(metas, samples)
-    if isinstance(content, dict) and isinstance(content.get("usage"), dict):
-        said = content["usage"]
-        return _messages_tokens(said) if usage is Usage.MESSAGES else _openai_tokens(said)
-    return Tokens()
+    return _messages_tokens(said) if usage is Usage.MESSAGES else _openai_tokens(said)
+
+
+def _metas(body: bytes) -> dict[int, Event]:
+    """What the answers of SGLang's own route say of themselves, by their numbers."""
+    try:
+        parts = msgspec.json.decode(body, type=list[msgspec.Raw])
+    except msgspec.ValidationError:
+        parts = [msgspec.Raw(body)]  # one alone
+    metas: dict[int, Event] = {}
+    for number, part in enumerate(parts):
+        try:
+            metas[number] = msgspec.structs.asdict(
+                msgspec.json.decode(part, type=_Generated).meta_info
+            )
+        except msgspec.ValidationError:
+            continue  # an answer that says nothing of itself
+    return metas
 
 
 def _messages_tokens(usage: Event) -> Tokens:
