@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -32,7 +33,7 @@ def test_the_usage_chunk_is_read_and_taken_out_however_the_bytes_come(size: int)
     reader = StreamReader(Usage.OPENAI, hide_usage=True)
     parts = [CHAT[i : i + size] for i in range(0, len(CHAT), size)]
     passed = b"".join(reader.feed(part, float(i)) for i, part in enumerate(parts))
-    assert passed + reader.finish() == CHAT.replace(ONLY_USAGE, b"")
+    assert passed + reader.finish(9.0) == CHAT.replace(ONLY_USAGE, b"")
     assert reader.tokens == Tokens(7, 3, 2)
     assert len(reader.content_times) == 2
     assert reader.error_code is None
@@ -44,7 +45,7 @@ def test_events_that_come_one_by_one_are_read_as_in_any_other_chunks() -> None:
     passed = [reader.feed(part, float(i)) for i, part in enumerate(events)]
     assert passed == [b"" if part == ONLY_USAGE else part for part in events]
     assert (reader.tokens, reader.content_times) == (Tokens(7, 3, 2), [1.0, 2.0])
-    assert reader.finish() == b""
+    assert reader.finish(9.0) == b""
 
 
 def test_a_client_that_asked_for_usage_gets_every_byte() -> None:
@@ -69,7 +70,7 @@ def test_a_client_that_asked_for_usage_gets_every_byte() -> None:
 )
 def test_what_is_not_understood_passes_unchanged(stream: bytes) -> None:
     reader_of_all = StreamReader(Usage.OPENAI, hide_usage=False)
-    assert reader_of_all.feed(stream, 0.0) + reader_of_all.finish() == stream
+    assert reader_of_all.feed(stream, 0.0) + reader_of_all.finish(9.0) == stream
     assert reader_of_all.tokens == Tokens()
 
 
@@ -181,7 +182,7 @@ def test_a_huge_event_passes_unread_and_does_not_hide_what_follows() -> None:
     huge = delta(content="x" * 6_000_000)
     stream = huge + delta(content="a") + ONLY_USAGE + DONE
     passed = b"".join(reader.feed(stream[i : i + 65536], 0.0) for i in range(0, len(stream), 65536))
-    assert passed + reader.finish() == stream.replace(ONLY_USAGE, b"")
+    assert passed + reader.finish(9.0) == stream.replace(ONLY_USAGE, b"")
     assert reader.tokens == Tokens(7, 3, 2)
 
 
@@ -359,3 +360,106 @@ def test_an_answer_says_what_plain_json_reads_in_it(
 @given(st.binary(max_size=40), st.sampled_from(Usage))
 def test_an_answer_of_any_bytes_says_something_or_nothing(body: bytes, usage: Usage) -> None:
     assert of_answer(body, usage) == Tokens()
+
+
+DELTA = b'{"choices":[{"index":0,"delta":{"content":"a"}}]}'
+SPACED = b'{"choices": [\n{"index":0,"delta":\n{"content":"b"}}]}'
+USED = json.dumps({"choices": [], "usage": USAGE}).encode()
+
+
+def lines_of(content: bytes, form: str) -> list[bytes]:
+    """An event's lines, in one of the forms that the format allows."""
+    data = [b"data: " + line for line in content.split(b"\n")]
+    return {
+        "plain": data,
+        "no space": [b"data:" + line for line in content.split(b"\n")],
+        "named before": [b"event: chunk", b"id: 1", *data],
+        "named after": [*data, b"id: 1", b"retry: 3"],
+        "comment": [b": data: {}", *data, b":"],
+        "field without colon": [b"id", *data, b"event"],
+        "more empty lines": [b"", b"", *data],
+    }[form]
+
+
+FORMS = ["plain", "no space", "named before", "named after", "comment", "field without colon",
+         "more empty lines"]  # fmt: skip
+
+
+def dispatched(stream: bytes) -> list[list[bytes]]:
+    """Events by the format's own rules, as their lines; a last one without its empty line too."""
+    events: list[list[bytes]] = [[]]
+    for line in stream.removeprefix(b"\xef\xbb\xbf").splitlines():
+        if line:
+            events[-1].append(line)
+        else:
+            events.append([])
+    return [event for event in events if event]
+
+
+@given(
+    st.lists(st.sampled_from(FORMS), min_size=4, max_size=4),
+    st.sampled_from([b"\n", b"\r\n", b"\r"]),
+    st.booleans(),
+    st.booleans(),
+    st.lists(st.integers(1, 60), min_size=1, max_size=8),
+)
+def test_every_form_that_the_format_allows_is_read(
+    forms: list[str], end: bytes, mark: bool, whole: bool, sizes: list[int]
+) -> None:
+    contents = (DELTA, SPACED, USED)
+    events = [lines_of(c, form) for c, form in zip(contents, forms, strict=False)]
+    if whole:  # or else the usage is in a last event that has no empty line
+        events.append(lines_of(b"[DONE]", forms[3]))
+    pieces = [end.join([*lines, b"", b""]) for lines in events]
+    stream = b"\xef\xbb\xbf" * mark + b"".join(pieces)
+    if not whole:
+        stream = stream.removesuffix(end * 2)
+    reader = StreamReader(Usage.OPENAI, hide_usage=True)
+    passed, at = b"", 0
+    for size in itertools.cycle(sizes):
+        if at >= len(stream):
+            break
+        passed += reader.feed(stream[at : at + size], 1.0)
+        at += size
+    passed += reader.finish(1.0)
+    assert reader.tokens == Tokens(7, 3, 2)
+    assert reader.content_times == [1.0, 1.0]
+    hidden = [line for line in events[2] if line]
+    assert dispatched(passed) == [e for e in dispatched(stream) if e != hidden]
+    every = StreamReader(Usage.OPENAI, hide_usage=False)
+    parts = (every.feed(stream[i : i + sizes[0]], 1.0) for i in range(0, len(stream), sizes[0]))
+    assert b"".join(parts) + every.finish(1.0) == stream
+    assert every.tokens == reader.tokens
+
+
+def test_a_last_event_without_its_empty_line_is_read() -> None:
+    """Usage, an error, or content; what a client is sent of it is what the engine sent."""
+    for last, passes in ((USED, False), (b'{"error":{"code":429}}', True), (DELTA, True)):
+        reader = StreamReader(Usage.OPENAI, hide_usage=True)
+        assert reader.feed(b"data: " + last, 1.0) == b""
+        assert reader.finish(2.0) == (b"data: " + last if passes else b"")
+        assert (reader.tokens.output == 3) == (last == USED)
+        assert reader.error_code == (429 if b"429" in last else None)
+        assert reader.content_times == [2.0] * (last == DELTA)
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r"])
+@pytest.mark.parametrize("before", [0, 1, 2, 3])
+def test_a_huge_events_end_may_stand_across_two_chunks(end: bytes, before: int) -> None:
+    reader = StreamReader(Usage.OPENAI, hide_usage=True)
+    huge = b'data: {"x":"' + b"x" * 2**22 + b'"}' + end
+    used = b"data: " + USED + end
+    cut = len(huge) - len(end) + min(before, len(end))
+    passed = reader.feed(huge[:cut], 0.0)
+    assert len(passed) > 2**22 - 10
+    passed += reader.feed(huge[cut:] + used[:9], 0.0)
+    passed += reader.feed(used[9:], 0.0) + reader.finish(0.0)
+    assert passed == huge
+    assert reader.tokens == Tokens(7, 3, 2)
+
+
+def test_what_follows_of_a_huge_event_is_not_held_back() -> None:
+    reader = StreamReader(Usage.OPENAI, hide_usage=True)
+    reader.feed(b"data: " + b"x" * 2**23, 0.0)
+    assert len(reader.feed(b"x" * 1000, 0.0)) == 1000
+    assert len(reader.finish(0.0)) == 3

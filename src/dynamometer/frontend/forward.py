@@ -230,8 +230,11 @@ class Forwarder:
                         end.sent(passed)
                     if reader.error_code is not None:
                         account.told(failures.of_answer(reader.error_code))
-                if rest := reader.finish():
+                if rest := reader.finish(time.perf_counter()):
                     await response.write(rest)
+                    end.sent(rest)
+                if reader.error_code is not None:
+                    account.told(failures.of_answer(reader.error_code))
             except relay.BrokenError as error:
                 logger.warning("a stream broke off: %s", error)
                 event = openai_errors.event(openai_errors.ENGINE_DIED, "engine_error")

@@ -17,8 +17,11 @@ import orjson
 
 from dynamometer.engines.interface import Usage
 
-_EVENT_END: Final = re.compile(rb"\r?\n\r?\n")
+# An empty line: after a line's end comes another (WHATWG, "Parsing an event stream").
+_EVENT_END: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n?|\n)")
+_LONGEST_END: Final = len(b"\r\n\r\n")
 _DATA: Final = b"data:"
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 # What is longer goes on unread: neither usage nor a token is that long.
 _LONGEST_EVENT: Final = 2**22
 # What an error in a stream calls itself where its code is no number: Anthropic's, and OpenAI's.
@@ -119,7 +122,8 @@ class StreamReader:
         held = self._held
         if not held and not self._unread and _is_one_event(chunk):
             return chunk if self._passes(chunk[:-2], now) else b""
-        begin, search = 0, max(0, len(held) - 3)  # an end may stand across two chunks
+        # An end may stand across two chunks.
+        begin, search = 0, max(0, len(held) - _LONGEST_END + 1)
         held += chunk
         passed = []
         while True:
@@ -128,34 +132,40 @@ class StreamReader:
                 break
             end, search = match.start(), match.end()
             del match  # it holds the buffer
-            if self._unread or self._passes(bytes(held[begin:end]), now):
+            event = bytes(held[begin:end])
+            if self._unread or self._passes(event, now):
                 passed.append(bytes(held[begin:search]))
+            else:  # where the event before ended in \r\n, its \n may have come after it
+                passed.append(event[: -len(event.lstrip(b"\r\n"))])
             self._unread = False
             begin = search
         del held[:begin]
-        if len(held) > _LONGEST_EVENT:
+        if self._unread or len(held) > _LONGEST_EVENT:
             self._unread = True
-            passed.append(bytes(held))
-            held.clear()
+            passed.append(bytes(held[: 1 - _LONGEST_END]))
+            del held[: 1 - _LONGEST_END]
         return b"".join(passed)
 
-    def finish(self) -> bytes:
-        """What was held back at the stream's end: an event without its empty line."""
+    def finish(self, now: float) -> bytes:
+        """What goes on of what was held back at the stream's end: an event without its empty line.
+
+        Args:
+            now: when the stream ended, seconds.
+        """
         rest = bytes(self._held)
         self._held.clear()
-        return rest
+        return rest if self._unread or self._passes(rest, now) else b""
 
     def _passes(self, event: bytes, now: float) -> bool:
         """Read one event; whether it goes on."""
-        at = 0 if event.startswith(_DATA) else event.find(b"\n" + _DATA) + 1
-        if at == 0 and not event.startswith(_DATA):
-            return True  # a comment, or an event without data
+        # Nearly always the one line of data is the event's last.
+        line = 0 if event.startswith(_DATA) else event.find(b"\n" + _DATA) + 1 or len(event)
         try:
-            content = orjson.loads(event[at + len(_DATA) :])
+            content = orjson.loads(event[line + len(_DATA) :])
         except ValueError:
-            return True  # [DONE], or none of ours
+            content = _of_all_lines(event)
         if not isinstance(content, dict):
-            return True
+            return True  # a comment, [DONE], or none of ours
         if content.get("error") or content.get("object") == "error":
             self.error_code = _code(content)
         if self._read(content):
@@ -222,6 +232,17 @@ class StreamReader:
 def _is_one_event(chunk: bytes) -> bool:
     """Whether it is no more and no less than that, as nearly every chunk is."""
     return chunk.find(b"\n\n") == len(chunk) - 2 and len(chunk) > 2 and b"\r" not in chunk
+
+
+def _of_all_lines(event: bytes) -> object:
+    """The content of an event however its lines are; None where it has none, or no JSON."""
+    lines = event.removeprefix(_BYTE_ORDER_MARK).splitlines()
+    try:
+        return orjson.loads(
+            b"\n".join(line[len(_DATA) :] for line in lines if line.startswith(_DATA))
+        )
+    except ValueError:
+        return None
 
 
 def of_answer(body: bytes, usage: Usage, *, samples: int = 1) -> Tokens:
