@@ -463,3 +463,35 @@ def test_what_follows_of_a_huge_event_is_not_held_back() -> None:
     reader.feed(b"data: " + b"x" * 2**23, 0.0)
     assert len(reader.feed(b"x" * 1000, 0.0)) == 1000
     assert len(reader.finish(0.0)) == 3
+
+
+@pytest.mark.parametrize(
+    ("route", "last", "ends"),
+    [
+        (Usage.OPENAI, DONE, True),
+        (Usage.OPENAI, b"data:[DONE]\r\n\r\n", True),
+        (Usage.OPENAI, b"id: 7\ndata: [DONE]\n\n", True),
+        (Usage.OPENAI, event({"error": {"message": "x"}}), True),
+        (Usage.OPENAI, LAST, False),
+        (Usage.OPENAI, event("[DONE]"), False),
+        (Usage.OPENAI, delta(content="data: [DONE]\n\n"), False),
+        (Usage.OPENAI, b": [DONE]\n\n", False),
+        (Usage.GENERATE, DONE, True),
+        (Usage.GENERATE, event(refused(503)), True),
+        (Usage.NONE, DONE, True),
+        (Usage.MESSAGES, b"event: message_stop\n" + event({"type": "message_stop"}), True),
+        (Usage.MESSAGES, b"event: error\n" + event({"type": "error", "error": {"x": 1}}), True),
+        (Usage.MESSAGES, event({"type": "message_delta"}), False),
+        (Usage.RESPONSES, event({"type": "response.completed", "response": {}}), True),
+        (Usage.RESPONSES, event({"type": "response.incomplete", "response": {}}), True),
+        (Usage.RESPONSES, event(failed("server_error")), True),
+        (Usage.RESPONSES, event({"type": "error", "code": "x"}), True),
+        (Usage.RESPONSES, event({"type": "response.in_progress", "response": {}}), False),
+    ],
+)
+def test_a_streams_last_event_is_known(route: Usage, last: bytes, ends: bool) -> None:
+    for cut in (len(last), len(last) // 2):
+        reader = StreamReader(route, hide_usage=False)
+        reader.feed(last[:cut], 1.0)
+        reader.feed(last[cut:], 1.0)
+        assert reader.ended is ends

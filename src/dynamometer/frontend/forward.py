@@ -19,7 +19,6 @@ from dynamometer.frontend.families import FrontendMetrics
 from dynamometer.frontend.routing import Instances
 from dynamometer.runtime import openai_errors, relay
 from dynamometer.runtime.record import Record
-from dynamometer.runtime.stream_end import StreamEnd
 
 logger = logging.getLogger(__name__)
 
@@ -217,7 +216,6 @@ class Forwarder:
         reader = usage.StreamReader(
             route.usage, hide_usage=_adds_usage(body, route), samples=body.samples
         )
-        end = StreamEnd()
         try:
             response = await relay.begin(request, answer, length=None)
             try:
@@ -227,14 +225,12 @@ class Forwarder:
                         account.answered(now)
                     if passed := reader.feed(chunk, now):
                         await response.write(passed)
-                        end.sent(passed)
-                    if reader.error_code is not None:
-                        account.told(failures.of_answer(reader.error_code))
+                        if reader.ended:
+                            account.ended(reader.error_code)
                 if rest := reader.finish(time.perf_counter()):
                     await response.write(rest)
-                    end.sent(rest)
-                if reader.error_code is not None:
-                    account.told(failures.of_answer(reader.error_code))
+                    if reader.ended:
+                        account.ended(reader.error_code)
             except relay.BrokenError as error:
                 logger.warning("a stream broke off: %s", error)
                 event = openai_errors.event(openai_errors.ENGINE_DIED, "engine_error")
@@ -243,7 +239,7 @@ class Forwarder:
             await response.write_eof()
             return response
         finally:
-            account.streamed(reader, whole=end.reached)
+            account.streamed(reader)
 
 
 def _adds_usage(body: RequestBody, route: Route) -> bool:

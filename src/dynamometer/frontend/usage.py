@@ -21,6 +21,9 @@ from dynamometer.engines.interface import Usage
 _EVENT_END: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n?|\n)")
 _LONGEST_END: Final = len(b"\r\n\r\n")
 _DATA: Final = b"data:"
+_DONE: Final = b"[DONE]"
+# What the last event of a response is.
+_RESPONSE_ENDS: Final = frozenset({"response.completed", "response.incomplete", "response.failed"})
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 # What is longer goes on unread: neither usage nor a token is that long.
 _LONGEST_EVENT: Final = 2**22
@@ -104,6 +107,8 @@ class StreamReader:
         # Seconds (the caller's clock) at which each event with content was there.
         self.content_times: list[float] = []
         self.error_code: int | None = None
+        # Whether the stream's last event was read, or an error: many clients close at that.
+        self.ended = False
 
     @property
     def tokens(self) -> Tokens:
@@ -165,9 +170,10 @@ class StreamReader:
         except ValueError:
             content = _of_all_lines(event)
         if not isinstance(content, dict):
-            return True  # a comment, [DONE], or none of ours
+            self.ended = self.ended or content == _DONE
+            return True  # that, a comment, or none of ours
         if content.get("error") or content.get("object") == "error":
-            self.error_code = _code(content)
+            self._failed(_code(content))
         if self._read(content):
             self.content_times.append(now)
             return True
@@ -203,7 +209,9 @@ class StreamReader:
             self._tokens = _openai_tokens(response["usage"])
         kind = str(event.get("type"))
         if kind in ("response.failed", "error"):
-            self.error_code = _code(response if isinstance(response, dict) else event)
+            self._failed(_code(response if isinstance(response, dict) else event))
+        if kind in _RESPONSE_ENDS:
+            self.ended = True
         return kind.endswith(".delta") and bool(event.get("delta"))
 
     def _read_messages(self, event: Event) -> bool:
@@ -214,8 +222,10 @@ class StreamReader:
             for part in _MESSAGES_PARTS:
                 self._parts[part] = _integer(usage.get(part), self._parts.get(part))
             self._tokens = _messages_tokens(self._parts)
-        delta = event.get("delta")
-        if event.get("type") != "content_block_delta" or not isinstance(delta, dict):
+        kind, delta = event.get("type"), event.get("delta")
+        if kind == "message_stop":
+            self.ended = True
+        if kind != "content_block_delta" or not isinstance(delta, dict):
             return False
         return any(value for key, value in delta.items() if key != "type")
 
@@ -225,8 +235,13 @@ class StreamReader:
             return False
         self._generated[_integer(event.get("index"), 0) or 0] = meta
         refused = _refused(meta.get("finish_reason"))
-        self.error_code = refused or self.error_code
+        if refused is not None:
+            self._failed(refused)
         return refused is None
+
+    def _failed(self, code: int) -> None:
+        self.error_code = code
+        self.ended = True
 
 
 def _is_one_event(chunk: bytes) -> bool:
@@ -235,14 +250,13 @@ def _is_one_event(chunk: bytes) -> bool:
 
 
 def _of_all_lines(event: bytes) -> object:
-    """The content of an event however its lines are; None where it has none, or no JSON."""
+    """The content of an event however its lines are; its data where that is no JSON."""
     lines = event.removeprefix(_BYTE_ORDER_MARK).splitlines()
+    data = b"\n".join(line[len(_DATA) :] for line in lines if line.startswith(_DATA))
     try:
-        return orjson.loads(
-            b"\n".join(line[len(_DATA) :] for line in lines if line.startswith(_DATA))
-        )
+        return orjson.loads(data)
     except ValueError:
-        return None
+        return data.strip()
 
 
 def of_answer(body: bytes, usage: Usage, *, samples: int = 1) -> Tokens:

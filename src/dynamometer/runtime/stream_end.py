@@ -1,4 +1,4 @@
-"""Whether a client has had all of a stream of server-sent events.
+"""Whether a client has had all of a stream of server-sent events that nobody has read.
 
 A stream says by its last event that nothing more comes, and many clients (OpenAI's own among them)
 close the connection at that, before the HTTP answer has ended. So do they at an error, which is a
