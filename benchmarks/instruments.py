@@ -3,8 +3,8 @@
 A request of 64 streamed tokens, as the frontend and as a worker count it, against 64 calls of
 prometheus_client's `observe` on a histogram with as many buckets, in the same run. Times are the
 least of several, of processor time. What is measured is everything that is there for metrics
-alone: the account, the clock, the families. Reading the events is shown apart: the usage that
-the client did not ask for has to be found in them anyway.
+alone: the account, the clock, the families, the end of a stream. Reading the events is shown
+apart: the usage that the client did not ask for has to be found in them anyway.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ USAGE = (
     b'"choices":[],"usage":{"prompt_tokens":20,"total_tokens":84,"completion_tokens":64,'
     b'"prompt_tokens_details":{"cached_tokens":16},"reasoning_tokens":0}}\n\n'
 )
+DONE = b"data: [DONE]\n\n"
 
 
 def main() -> None:
@@ -111,9 +112,13 @@ def frontend(*, read: bool = False) -> Callable[[], object]:
                 reader.feed(EVENT, now)
             else:
                 times.append(now)
+            if reader.ended:
+                account.ended(reader.error_code)
         if read:
             reader.feed(USAGE, 0.0)
-        account.streamed(reader, whole=True)
+            reader.feed(DONE, 0.0)
+        account.ended(None)
+        account.streamed(reader)
         account.end()
 
     return work
@@ -124,13 +129,13 @@ def worker() -> Callable[[], object]:
     runtime = DistributedRuntime()
     endpoint = runtime.endpoint("dynamo", "backend", "generate")
     metrics = EndpointMetrics(endpoint.metrics, runtime.registry, {labels.MODEL: "m"})
-    size = len(EVENT)
 
     def work() -> None:
         with metrics.request() as count:
             count.answered(200)
             for _ in repeat(None, TOKENS):
-                count.bytes_out += size
+                count.came(EVENT)
+                count.end.sent(EVENT)
 
     return work
 

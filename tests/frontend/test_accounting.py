@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from dynamometer.frontend import failures
 from dynamometer.frontend.failures import Failure
 from dynamometer.frontend.families import FrontendMetrics
-from dynamometer.runtime import openai_errors
+from dynamometer.runtime import openai_errors, relay
 
 EVENT = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
 USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":9}}\n\n'
@@ -253,6 +253,80 @@ async def test_a_request_that_was_cancelled_has_not_failed(bench: Bench, handler
     assert bench.count("requests_total", status="error", error_type="cancelled") == 1
     assert bench.count("failures_total") == 0
     assert bench.count("disconnected_clients") == 0
+
+
+ERROR = b'data: {"error":{"message":"x","code":500}}\n\n'
+
+
+def at_an_error(*, more: bool, breaks: bool) -> Handler:
+    """Streams `ERROR`, in the same piece as an event before it, and stays open or breaks off."""
+
+    async def say(request: web.Request) -> web.StreamResponse:
+        await request.read()
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(EVENT + ERROR + EVENT * more)
+        await asyncio.sleep(0.05 if breaks else 30)
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    return say
+
+
+@pytest.mark.parametrize("more", [False, True])
+async def test_a_client_that_closes_at_an_error_has_been_failed(bench: Bench, more: bool) -> None:
+    """As OpenAI's own client does, which raises there."""
+    await bench.worker(at_an_error(more=more, breaks=False))
+    body = {"model": "m", "stream": True}
+    async with bench.session.post(bench.url + CHAT, json=body) as answer:
+        got = b""
+        while ERROR not in got:
+            got += await answer.content.readany()
+    await until(lambda: bench.count("requests_total"))
+    assert bench.count("requests_total", status="error", error_type="internal") == 1
+    assert bench.count("failures_total", reason=failures.ENGINE_FAULT.reason) == 1
+    assert bench.count("model_cancellation_total") == bench.count("disconnected_clients") == 0
+    assert bench.count("output_tokens_total") == 1 + more
+    assert gauges(bench) == {}
+
+
+@pytest.mark.parametrize("more", [False, True])
+async def test_of_two_errors_of_a_stream_the_one_told_last_is_counted(
+    bench: Bench, more: bool
+) -> None:
+    await bench.worker(at_an_error(more=more, breaks=True))
+    async with counted(bench, failures.BROKEN_OFF):
+        status, body = await bench.ask(stream=True)
+    assert (status, body.count(b'"error"')) == (200, 2)
+    assert bench.count("requests_total") == 1
+
+
+async def test_an_error_that_could_not_be_sent_has_failed_nobody(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its client is found gone as it is written."""
+    begin = relay.begin
+
+    async def begin_for_one_who_leaves(
+        request: web.Request, answer: aiohttp.ClientResponse, *, length: int | None
+    ) -> web.StreamResponse:
+        response = await begin(request, answer, length=length)
+
+        async def write(_: object) -> None:
+            raise ConnectionResetError
+
+        monkeypatch.setattr(response, "write", write)
+        return response
+
+    monkeypatch.setattr(relay, "begin", begin_for_one_who_leaves)
+    await bench.worker(at_an_error(more=False, breaks=False))
+    with pytest.raises(aiohttp.ClientError):
+        await bench.ask(stream=True)
+    assert bench.count("requests_total", error_type="cancelled") == 1
+    assert bench.count("disconnected_clients") == 1
+    assert bench.count("failures_total") == 0
+    assert gauges(bench) == {}
 
 
 @asynccontextmanager

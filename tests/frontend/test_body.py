@@ -157,7 +157,24 @@ def test_a_compressed_body_is_read_and_a_bomb_is_not() -> None:
 
 @pytest.mark.parametrize(
     ("parameters", "samples"),
-    [({"n": 3}, 3), ({}, 1), (None, 1), ([{"n": 3}], 1), ({"n": 0}, 1), ({"n": "x"}, 1)],
+    [
+        ({"n": 3}, 3),
+        ({}, 1),
+        (None, 1),
+        ({"n": 0}, 1),
+        ({"n": "x"}, 1),
+        ({"n": None}, 1),
+        ([{"n": 2}, {"n": 2}], 2),
+        ([{"n": 2}] * 20_000, 2),
+        ([{}], 1),
+        ([], 1),
+        ([3], 1),
+        ("x", 1),
+        ({"n": 2, "beam_width": 4}, 1),
+        ({"n": 2, "beam_width": 1}, 2),
+        ({"n": 2, "beam_width": None}, 2),
+        ([{"n": 2, "beam_width": 4}], 1),
+    ],
 )
 def test_how_many_answers_a_prompt_is_to_have(parameters: object, samples: int) -> None:
     content = json.dumps({"text": "x", "sampling_params": parameters}).encode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import tracemalloc
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -69,6 +70,31 @@ async def test_a_stream_passes_byte_for_byte_less_the_usage_that_we_asked_for(be
     assert body == b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n: hm\n\ndata: [DONE]\n\n'
     assert bench.count("output_tokens_total", model="m") == 9
     assert bench.count("input_sequence_tokens_sum", model="m") == 5
+
+
+async def test_an_answer_that_tells_no_tokens_is_not_kept(bench: Bench) -> None:
+    block = b" " * 2**20
+
+    async def long(request: web.Request) -> web.StreamResponse:
+        await request.read()
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        for _ in range(32):
+            await response.write(block)
+        return response
+
+    await bench.worker(long)
+    tracemalloc.start()
+    try:
+        async with bench.session.post(bench.url + "/tokenize", json={"model": "m"}) as answer:
+            got = 0
+            async for part in answer.content.iter_any():
+                got += len(part)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert got == 32 * len(block)
+    assert most < 16 * len(block)
 
 
 async def test_a_worker_that_takes_no_connection_is_passed_over_once(bench: Bench) -> None:

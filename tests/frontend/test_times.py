@@ -74,7 +74,8 @@ def test_each_time_is_from_where_it_says_to_where_it_says(monkeypatch: pytest.Mo
     for gap in (1, 4, 16):
         reader.feed(EVENT, clock.passes(gap))
     reader.feed(USAGE, clock.passes(1))
-    account.streamed(reader, whole=True)
+    account.ended(None)
+    account.streamed(reader)
     clock.passes(32)
     account.end()
     before_first = 1 + 0.5 + 0.25 + 8 + 0.125 + 2 + 1

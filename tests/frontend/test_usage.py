@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dynamometer.engines.interface import Usage
 from dynamometer.frontend.usage import StreamReader, Tokens, of_answer
@@ -30,7 +33,7 @@ def test_the_usage_chunk_is_read_and_taken_out_however_the_bytes_come(size: int)
     reader = StreamReader(Usage.OPENAI, hide_usage=True)
     parts = [CHAT[i : i + size] for i in range(0, len(CHAT), size)]
     passed = b"".join(reader.feed(part, float(i)) for i, part in enumerate(parts))
-    assert passed + reader.finish() == CHAT.replace(ONLY_USAGE, b"")
+    assert passed + reader.finish(9.0) == CHAT.replace(ONLY_USAGE, b"")
     assert reader.tokens == Tokens(7, 3, 2)
     assert len(reader.content_times) == 2
     assert reader.error_code is None
@@ -42,7 +45,7 @@ def test_events_that_come_one_by_one_are_read_as_in_any_other_chunks() -> None:
     passed = [reader.feed(part, float(i)) for i, part in enumerate(events)]
     assert passed == [b"" if part == ONLY_USAGE else part for part in events]
     assert (reader.tokens, reader.content_times) == (Tokens(7, 3, 2), [1.0, 2.0])
-    assert reader.finish() == b""
+    assert reader.finish(9.0) == b""
 
 
 def test_a_client_that_asked_for_usage_gets_every_byte() -> None:
@@ -67,7 +70,7 @@ def test_a_client_that_asked_for_usage_gets_every_byte() -> None:
 )
 def test_what_is_not_understood_passes_unchanged(stream: bytes) -> None:
     reader_of_all = StreamReader(Usage.OPENAI, hide_usage=False)
-    assert reader_of_all.feed(stream, 0.0) + reader_of_all.finish() == stream
+    assert reader_of_all.feed(stream, 0.0) + reader_of_all.finish(9.0) == stream
     assert reader_of_all.tokens == Tokens()
 
 
@@ -85,6 +88,9 @@ def test_tool_calls_and_texts_are_content_and_a_role_is_not() -> None:
     [
         ({"error": {"message": "x", "code": 400}}, 400),
         ({"error": {"message": "x", "code": "bad"}}, 500),
+        ({"error": {"message": "x", "code": "bad", "type": "invalid_request_error"}}, 400),
+        ({"error": {"message": "x", "code": "insufficient_quota", "type": "bad"}}, 429),
+        ({"error": "x"}, 500),
         ({"object": "error", "message": "x", "code": 503}, 503),
     ],
 )
@@ -99,6 +105,10 @@ def refused(status: int | None) -> dict[str, object]:
     return {"text": "", "meta_info": {"completion_tokens": 0, "finish_reason": reason}}
 
 
+def failed(code: str) -> dict[str, object]:
+    return {"type": "response.failed", "response": {"error": {"code": code, "message": "x"}}}
+
+
 @pytest.mark.parametrize(
     ("route", "content", "code"),
     [
@@ -107,6 +117,13 @@ def refused(status: int | None) -> dict[str, object]:
         (Usage.MESSAGES, {"type": "error", "error": {"type": "invalid_request_error"}}, 400),
         (Usage.RESPONSES, {"type": "response.failed", "response": {"error": {"code": "x"}}}, 500),
         (Usage.RESPONSES, {"type": "response.failed", "response": {"error": None}}, 500),
+        (Usage.RESPONSES, {"type": "error", "code": "rate_limit_exceeded", "message": "x"}, 429),
+        (Usage.RESPONSES, {"type": "error", "code": "unheard_of", "message": "x"}, 500),
+        (Usage.RESPONSES, {"type": "error", "error": {"code": "invalid_prompt"}}, 400),
+        (Usage.RESPONSES, failed("rate_limit_exceeded"), 429),
+        (Usage.RESPONSES, failed("invalid_prompt"), 400),
+        (Usage.RESPONSES, failed("insufficient_quota"), 429),
+        (Usage.RESPONSES, failed("server_error"), 500),
         (Usage.GENERATE, refused(503), 503),
         (Usage.GENERATE, refused(None), None),
     ],
@@ -165,7 +182,7 @@ def test_a_huge_event_passes_unread_and_does_not_hide_what_follows() -> None:
     huge = delta(content="x" * 6_000_000)
     stream = huge + delta(content="a") + ONLY_USAGE + DONE
     passed = b"".join(reader.feed(stream[i : i + 65536], 0.0) for i in range(0, len(stream), 65536))
-    assert passed + reader.finish() == stream.replace(ONLY_USAGE, b"")
+    assert passed + reader.finish(9.0) == stream.replace(ONLY_USAGE, b"")
     assert reader.tokens == Tokens(7, 3, 2)
 
 
@@ -191,3 +208,290 @@ def test_a_prompt_with_several_answers_counts_once() -> None:
     for index, meta in enumerate(metas):
         reader.feed(event({"index": index, "meta_info": meta}), float(index))
     assert reader.tokens == Tokens(14, 12, 12)
+
+
+def test_a_stream_that_ends_early_counts_the_prompts_whose_answers_have_begun() -> None:
+    """Of four answers to each of two prompts three have said a word, and the client leaves."""
+    reader = StreamReader(Usage.GENERATE, hide_usage=False, samples=4)
+    for index, prompt in ((2, 7), (3, 7), (5, 100)):
+        meta = {"prompt_tokens": prompt, "completion_tokens": 1, "cached_tokens": prompt - 1}
+        reader.feed(event({"index": index, "meta_info": meta}), float(index))
+    assert reader.tokens == Tokens(107, 3, 105)
+
+
+def test_prompts_of_several_answers_in_one_piece_count_once_each() -> None:
+    metas = [{"prompt_tokens": n, "completion_tokens": 3} for n in (7, 7, 100, 100)]
+    whole = json.dumps([{"meta_info": meta} for meta in metas]).encode()
+    assert of_answer(whole, Usage.GENERATE, samples=2) == Tokens(107, 12)
+    less = json.dumps([{"meta_info": meta} for meta in metas[:3]]).encode()
+    assert of_answer(less, Usage.GENERATE, samples=2) == Tokens(107, 9)
+    assert of_answer(less, Usage.GENERATE, samples=4) == Tokens(7, 9)
+
+
+def block(**part: object) -> dict[str, object]:
+    return {"type": "content_block_delta", "index": 0, "delta": part}
+
+
+def arguments(delta: object) -> dict[str, object]:
+    return {"type": "response.function_call_arguments.delta", "delta": delta}
+
+
+def chat(**part: object) -> dict[str, object]:
+    return {"choices": [{"index": 0, "delta": part}]}
+
+
+@pytest.mark.parametrize(
+    ("route", "content", "counts"),
+    [
+        (Usage.RESPONSES, arguments("{"), True),
+        (Usage.RESPONSES, arguments(""), False),
+        (Usage.RESPONSES, {"type": "response.output_text.delta"}, False),
+        (Usage.RESPONSES, {"type": "response.output_text.done", "text": "a"}, False),
+        (Usage.MESSAGES, block(type="text_delta", text="a"), True),
+        (Usage.MESSAGES, block(type="text_delta", text=""), False),
+        (Usage.MESSAGES, block(type="thinking_delta", thinking="a"), True),
+        (Usage.MESSAGES, block(type="input_json_delta", partial_json="{"), True),
+        (Usage.MESSAGES, block(type="input_json_delta", partial_json=""), False),
+        (Usage.MESSAGES, {"type": "content_block_delta", "delta": None}, False),
+        (Usage.MESSAGES, {"type": "message_delta", "delta": {"stop_reason": "end"}}, False),
+        (Usage.OPENAI, chat(content="", reasoning_content=None, tool_calls=[]), False),
+        (Usage.OPENAI, chat(hidden_states=[0.5]), False),
+        (Usage.OPENAI, chat(role="assistant", hidden_states=[0.5], content="a"), True),
+    ],
+)
+def test_an_event_counts_where_a_token_made_it(
+    route: Usage, content: dict[str, object], counts: bool
+) -> None:
+    reader = StreamReader(route, hide_usage=False)
+    reader.feed(event(content), 1.0)
+    assert reader.content_times == [1.0] * counts
+
+
+def test_parts_of_a_prompt_stay_until_they_are_told_anew() -> None:
+    """As Anthropic's own `message_delta`, which may tell some of them again."""
+    reader = StreamReader(Usage.MESSAGES, hide_usage=False)
+    begun = {"input_tokens": 5, "cache_read_input_tokens": 95, "output_tokens": 1}
+    reader.feed(event({"type": "message_start", "message": {"usage": begun}}), 0.0)
+    delta = {"input_tokens": 5, "output_tokens": 6}
+    reader.feed(event({"type": "message_delta", "delta": {}, "usage": delta}), 1.0)
+    assert reader.tokens == Tokens(100, 6, 95)
+    again = {"cache_read_input_tokens": None, "cache_creation_input_tokens": 3}
+    reader.feed(event({"type": "message_delta", "delta": {}, "usage": again}), 2.0)
+    assert reader.tokens == Tokens(103, 6, 95)
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
+floats = st.floats(allow_nan=False, allow_infinity=False)
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | floats | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner),
+    max_leaves=5,
+)
+numbers = st.integers(-1, 2**31) | anything
+
+
+def of(keys: list[str], value: st.SearchStrategy[object]) -> st.SearchStrategy[object]:
+    """Objects with some of `keys`, and others."""
+    some = st.dictionaries(st.sampled_from(keys), value)
+    return st.builds(lambda own, more: {**more, **own}, some, st.dictionaries(texts, anything))
+
+
+spelt = ["prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "cached_tokens"]
+spelt += ["cache_read_input_tokens", "cache_creation_input_tokens"]
+details = ["prompt_tokens_details", "input_tokens_details"]
+used = st.builds(
+    lambda counts, parts: {**counts, **parts},
+    of(spelt, numbers),
+    st.dictionaries(st.sampled_from(details), of(spelt, numbers) | anything),
+)
+generated = of(["meta_info"], of(spelt, numbers) | anything) | anything
+answers = of(["usage"], used | anything) | generated | st.lists(generated, max_size=5)
+
+
+def number(value: object) -> int | None:
+    return value if type(value) is int and value >= 0 else None
+
+
+def by_plain_json(body: str, usage: Usage, samples: int) -> Tokens:
+    content = json.loads(body)
+    if usage is Usage.GENERATE:
+        found = Tokens()
+        seen: set[tuple[str, int]] = set()
+        for place, part in enumerate(content if isinstance(content, list) else [content]):
+            meta = part.get("meta_info") if isinstance(part, dict) else None
+            for name, key, together in (
+                ("input", "prompt_tokens", samples),
+                ("output", "completion_tokens", 1),
+                ("cached", "cached_tokens", samples),
+            ):
+                count = number(meta.get(key)) if isinstance(meta, dict) else None
+                if count is not None and (name, place // together) not in seen:
+                    seen.add((name, place // together))
+                    setattr(found, name, (getattr(found, name) or 0) + count)
+        return found
+    said = content.get("usage") if isinstance(content, dict) else None
+    if usage is Usage.NONE or not isinstance(said, dict):
+        return Tokens()
+    if usage is Usage.MESSAGES:
+        fresh, cached = number(said.get("input_tokens")), said.get("cache_read_input_tokens")
+        more = (number(cached) or 0) + (number(said.get("cache_creation_input_tokens")) or 0)
+        whole = None if fresh is None else fresh + more
+        return Tokens(whole, number(said.get("output_tokens")), number(cached))
+    part = said.get("prompt_tokens_details") or said.get("input_tokens_details")
+
+    def told(*keys: str) -> int | None:
+        return next((n for key in keys if (n := number(said.get(key))) is not None), None)
+
+    return Tokens(
+        told("prompt_tokens", "input_tokens"),
+        told("completion_tokens", "output_tokens"),
+        number(part.get("cached_tokens")) if isinstance(part, dict) else None,
+    )
+
+
+@given(answers, st.sampled_from(Usage), st.integers(1, 3), st.booleans())
+def test_an_answer_says_what_plain_json_reads_in_it(
+    content: object, usage: Usage, samples: int, ascii_only: bool
+) -> None:
+    body = json.dumps(content, ensure_ascii=ascii_only)
+    assert of_answer(body.encode(), usage, samples=samples) == by_plain_json(body, usage, samples)
+
+
+@given(st.binary(max_size=40), st.sampled_from(Usage))
+def test_an_answer_of_any_bytes_says_something_or_nothing(body: bytes, usage: Usage) -> None:
+    assert of_answer(body, usage) == Tokens()
+
+
+DELTA = b'{"choices":[{"index":0,"delta":{"content":"a"}}]}'
+SPACED = b'{"choices": [\n{"index":0,"delta":\n{"content":"b"}}]}'
+USED = json.dumps({"choices": [], "usage": USAGE}).encode()
+
+
+def lines_of(content: bytes, form: str) -> list[bytes]:
+    """An event's lines, in one of the forms that the format allows."""
+    data = [b"data: " + line for line in content.split(b"\n")]
+    return {
+        "plain": data,
+        "no space": [b"data:" + line for line in content.split(b"\n")],
+        "named before": [b"event: chunk", b"id: 1", *data],
+        "named after": [*data, b"id: 1", b"retry: 3"],
+        "comment": [b": data: {}", *data, b":"],
+        "field without colon": [b"id", *data, b"event"],
+        "more empty lines": [b"", b"", *data],
+    }[form]
+
+
+FORMS = ["plain", "no space", "named before", "named after", "comment", "field without colon",
+         "more empty lines"]  # fmt: skip
+
+
+def dispatched(stream: bytes) -> list[list[bytes]]:
+    """Events by the format's own rules, as their lines; a last one without its empty line too."""
+    events: list[list[bytes]] = [[]]
+    for line in stream.removeprefix(b"\xef\xbb\xbf").splitlines():
+        if line:
+            events[-1].append(line)
+        else:
+            events.append([])
+    return [event for event in events if event]
+
+
+@given(
+    st.lists(st.sampled_from(FORMS), min_size=4, max_size=4),
+    st.sampled_from([b"\n", b"\r\n", b"\r"]),
+    st.booleans(),
+    st.booleans(),
+    st.lists(st.integers(1, 60), min_size=1, max_size=8),
+)
+def test_every_form_that_the_format_allows_is_read(
+    forms: list[str], end: bytes, mark: bool, whole: bool, sizes: list[int]
+) -> None:
+    contents = (DELTA, SPACED, USED)
+    events = [lines_of(c, form) for c, form in zip(contents, forms, strict=False)]
+    if whole:  # or else the usage is in a last event that has no empty line
+        events.append(lines_of(b"[DONE]", forms[3]))
+    pieces = [end.join([*lines, b"", b""]) for lines in events]
+    stream = b"\xef\xbb\xbf" * mark + b"".join(pieces)
+    if not whole:
+        stream = stream.removesuffix(end * 2)
+    reader = StreamReader(Usage.OPENAI, hide_usage=True)
+    passed, at = b"", 0
+    for size in itertools.cycle(sizes):
+        if at >= len(stream):
+            break
+        passed += reader.feed(stream[at : at + size], 1.0)
+        at += size
+    passed += reader.finish(1.0)
+    assert reader.tokens == Tokens(7, 3, 2)
+    assert reader.content_times == [1.0, 1.0]
+    hidden = [line for line in events[2] if line]
+    assert dispatched(passed) == [e for e in dispatched(stream) if e != hidden]
+    every = StreamReader(Usage.OPENAI, hide_usage=False)
+    parts = (every.feed(stream[i : i + sizes[0]], 1.0) for i in range(0, len(stream), sizes[0]))
+    assert b"".join(parts) + every.finish(1.0) == stream
+    assert every.tokens == reader.tokens
+
+
+def test_a_last_event_without_its_empty_line_is_read() -> None:
+    """Usage, an error, or content; what a client is sent of it is what the engine sent."""
+    for last, passes in ((USED, False), (b'{"error":{"code":429}}', True), (DELTA, True)):
+        reader = StreamReader(Usage.OPENAI, hide_usage=True)
+        assert reader.feed(b"data: " + last, 1.0) == b""
+        assert reader.finish(2.0) == (b"data: " + last if passes else b"")
+        assert (reader.tokens.output == 3) == (last == USED)
+        assert reader.error_code == (429 if b"429" in last else None)
+        assert reader.content_times == [2.0] * (last == DELTA)
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r"])
+@pytest.mark.parametrize("before", [0, 1, 2, 3])
+def test_a_huge_events_end_may_stand_across_two_chunks(end: bytes, before: int) -> None:
+    reader = StreamReader(Usage.OPENAI, hide_usage=True)
+    huge = b'data: {"x":"' + b"x" * 2**22 + b'"}' + end
+    used = b"data: " + USED + end
+    cut = len(huge) - len(end) + min(before, len(end))
+    passed = reader.feed(huge[:cut], 0.0)
+    assert len(passed) > 2**22 - 10
+    passed += reader.feed(huge[cut:] + used[:9], 0.0)
+    passed += reader.feed(used[9:], 0.0) + reader.finish(0.0)
+    assert passed == huge
+    assert reader.tokens == Tokens(7, 3, 2)
+
+
+def test_what_follows_of_a_huge_event_is_not_held_back() -> None:
+    reader = StreamReader(Usage.OPENAI, hide_usage=True)
+    reader.feed(b"data: " + b"x" * 2**23, 0.0)
+    assert len(reader.feed(b"x" * 1000, 0.0)) == 1000
+    assert len(reader.finish(0.0)) == 3
+
+
+@pytest.mark.parametrize(
+    ("route", "last", "ends"),
+    [
+        (Usage.OPENAI, DONE, True),
+        (Usage.OPENAI, b"data:[DONE]\r\n\r\n", True),
+        (Usage.OPENAI, b"id: 7\ndata: [DONE]\n\n", True),
+        (Usage.OPENAI, event({"error": {"message": "x"}}), True),
+        (Usage.OPENAI, LAST, False),
+        (Usage.OPENAI, event("[DONE]"), False),
+        (Usage.OPENAI, delta(content="data: [DONE]\n\n"), False),
+        (Usage.OPENAI, b": [DONE]\n\n", False),
+        (Usage.GENERATE, DONE, True),
+        (Usage.GENERATE, event(refused(503)), True),
+        (Usage.NONE, DONE, True),
+        (Usage.MESSAGES, b"event: message_stop\n" + event({"type": "message_stop"}), True),
+        (Usage.MESSAGES, b"event: error\n" + event({"type": "error", "error": {"x": 1}}), True),
+        (Usage.MESSAGES, event({"type": "message_delta"}), False),
+        (Usage.RESPONSES, event({"type": "response.completed", "response": {}}), True),
+        (Usage.RESPONSES, event({"type": "response.incomplete", "response": {}}), True),
+        (Usage.RESPONSES, event(failed("server_error")), True),
+        (Usage.RESPONSES, event({"type": "error", "code": "x"}), True),
+        (Usage.RESPONSES, event({"type": "response.in_progress", "response": {}}), False),
+    ],
+)
+def test_a_streams_last_event_is_known(route: Usage, last: bytes, ends: bool) -> None:
+    for cut in (len(last), len(last) // 2):
+        reader = StreamReader(route, hide_usage=False)
+        reader.feed(last[:cut], 1.0)
+        reader.feed(last[cut:], 1.0)
+        assert reader.ended is ends

@@ -18,6 +18,8 @@ from dynamometer.worker.accounting import EndpointMetrics
 from dynamometer.worker.endpoint import Endpoint
 
 PATH = "/v1/chat/completions"
+DONE = b"data: [DONE]\n\n"
+ERROR = b'data: {"error":{"message":"no","code":500}}\n\n'
 
 
 async def engine(request: web.Request) -> web.StreamResponse:
@@ -25,7 +27,7 @@ async def engine(request: web.Request) -> web.StreamResponse:
     fault = await request.text()
     if fault.isdigit():
         return web.Response(status=int(fault), text="no")
-    response = web.StreamResponse()
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     if fault != "dies at once":
         await response.prepare(request)
         await response.write(b"data: {}\n\n")
@@ -33,7 +35,10 @@ async def engine(request: web.Request) -> web.StreamResponse:
         assert request.transport is not None
         request.transport.abort()
     elif fault == "stays open":
-        await response.write(b"data: [DONE]\n\n")
+        await response.write(DONE)
+        await asyncio.sleep(30)
+    elif fault == "says so":
+        await response.write(ERROR)
         await asyncio.sleep(30)
     elif fault == "goes on":
         await asyncio.sleep(30)
@@ -144,15 +149,16 @@ async def test_a_client_that_vanishes_is_a_cancellation_and_no_error(worker: Wor
     assert worker.count("dynamo_component_inflight_requests") == 0
 
 
+@pytest.mark.parametrize(("body", "last"), [("stays open", DONE), ("says so", ERROR)])
 async def test_a_client_that_closes_a_stream_at_its_last_event_has_not_vanished(
-    worker: Worker,
+    worker: Worker, body: str, last: bytes
 ) -> None:
     async with (
         aiohttp.ClientSession() as client,
-        client.post(worker.url + PATH, data="stays open") as answer,
+        client.post(worker.url + PATH, data=body) as answer,
     ):
         got = b""
-        while not got.endswith(b"data: [DONE]\n\n"):
+        while not got.endswith(last):
             got += await answer.content.readany()
     async with asyncio.timeout(5):
         while not worker.count("dynamo_component_requests_total"):

@@ -46,6 +46,7 @@ class RequestAccount:
         "_stage",
         "_times",
         "_tokens",
+        "_told",
         "_until_sent",
         "_whole",
         "_worker",
@@ -75,7 +76,7 @@ class RequestAccount:
         self._until_sent: float | None = None
         self._roundtrip: float | None = None
         self._worker: int | None = None
-        self._whole = False
+        self._whole = self._told = False
         self._times: list[float] = []
         self._tokens = Tokens()
         self.waiting = False
@@ -124,24 +125,35 @@ class RequestAccount:
         self._failure = failure
         self._error = failure.error if failure else error_type.CANCELLED
 
+    def told(self, failure: Failure | None) -> None:
+        """The client was sent an error in the place of its stream's rest: see `failed`."""
+        self._told = True
+        self.failed(failure)
+
+    def ended(self, error_code: int | None) -> None:
+        """The client was sent the last event of its stream; an error of this code, or none."""
+        if error_code is None:
+            self._told = self._whole = True
+        else:
+            self._whole = False
+            self.told(failures.of_answer(error_code))
+
     def vanished(self) -> None:
-        """The client closed the connection: it went away, unless it has had the whole answer."""
-        if self._whole:
+        """The client closed the connection.
+
+        It went away, unless it was told that nothing more comes: OpenAI's own client closes at a
+        stream's last event, before the HTTP answer has ended, and at an error.
+        """
+        if self._told:
             return
         self.failed(None)
         self._metrics.disconnected.inc()
 
-    def streamed(self, reader: StreamReader, *, whole: bool) -> None:
-        """The stream has ended, or broken off.
-
-        Args:
-            reader: what was read of it.
-            whole: whether the client was sent its last event.
-        """
-        self._whole = whole
+    def streamed(self, reader: StreamReader) -> None:
+        """The stream has ended, or broken off, and this was read of it."""
         self._times = times = reader.content_times
         tokens = reader.tokens
-        if times and (tokens.output is None or not whole):
+        if times and (tokens.output is None or not self._whole):
             # It ended before its usage came: each event has brought at least one token.
             tokens = Tokens(tokens.input, max(tokens.output or 0, len(times)), tokens.cached)
         # An error in the place of an answer has a usage too: of 0 tokens, the prompt's included.

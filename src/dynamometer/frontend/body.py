@@ -36,6 +36,17 @@ class _Request(msgspec.Struct):
     sampling_params: msgspec.Raw = _NULL
 
 
+class _Sampling(msgspec.Struct):
+    n: msgspec.Raw = _NULL
+    beam_width: msgspec.Raw = _NULL
+
+
+class _FirstSampling(msgspec.Struct, array_like=True):
+    """Of a list, one for each prompt; SGLang takes `n` of the first for all."""
+
+    first: _Sampling
+
+
 _decoder: Final = msgspec.json.Decoder(_Request)
 
 
@@ -138,12 +149,20 @@ def _lacks_usage(options: bytes) -> bool:
 
 
 def _samples(parameters: bytes) -> int:
-    """`n` of SGLang's `sampling_params`; 1 where it is not said, or not so."""
-    if parameters == b"null" or len(parameters) > _LONGEST_VALUE:
+    """`n` of SGLang's `sampling_params`; 1 where it is not said, or not so.
+
+    A search by beams is one request to it, whatever its `n` (GenerateReqInput, of its io_struct).
+    """
+    if parameters == b"null":
         return 1
     try:
-        read = msgspec.json.decode(parameters, type=dict[str, msgspec.Raw])
-        return max(1, msgspec.json.decode(read.get("n", _NULL), type=int))
+        if parameters.startswith(b"["):
+            sampling = msgspec.json.decode(parameters, type=_FirstSampling).first
+        else:
+            sampling = msgspec.json.decode(parameters, type=_Sampling)
+        if (msgspec.json.decode(sampling.beam_width, type=int | None) or 1) > 1:
+            return 1
+        return max(1, msgspec.json.decode(sampling.n, type=int | None) or 1)
     except msgspec.ValidationError:
         return 1
 

@@ -1,7 +1,8 @@
 """How a request can fail, and what that is counted as: the one table.
 
 Classes and reasons are among NVIDIA Dynamo's. Each request that fails is counted once, as what
-its client was told last; one whose client went away has not failed, it was cancelled.
+its client was told last; one whose client went away has not failed, it was cancelled. A client that
+closes at an error in its stream was told of it, and has not gone away.
 """
 
 from __future__ import annotations

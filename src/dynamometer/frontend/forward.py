@@ -19,7 +19,6 @@ from dynamometer.frontend.families import FrontendMetrics
 from dynamometer.frontend.routing import Instances
 from dynamometer.runtime import openai_errors, relay
 from dynamometer.runtime.record import Record
-from dynamometer.runtime.stream_end import StreamEnd
 
 logger = logging.getLogger(__name__)
 
@@ -187,19 +186,21 @@ class Forwarder:
         if answer.content_type == "text/event-stream":
             return await self._relay_stream(request, route, account, answer, body)
         response = await relay.begin(request, answer, length=answer.content_length)
+        counts = route.usage is not Usage.NONE and answer.status < 400
         whole = []
         try:
             async for chunk in relay.chunks(answer):
                 if account.waiting:
                     account.answered(time.perf_counter())
-                whole.append(chunk)
+                if counts:
+                    whole.append(chunk)
                 await response.write(chunk)
         except relay.BrokenError:
             account.failed(failures.BROKEN_OFF)
             if request.transport is not None:
                 request.transport.abort()  # the length that was promised cannot be kept
             return response
-        if answer.status < 400:
+        if counts:
             account.counted(usage.of_answer(b"".join(whole), route.usage, samples=body.samples))
         await response.write_eof()
         return response
@@ -215,7 +216,6 @@ class Forwarder:
         reader = usage.StreamReader(
             route.usage, hide_usage=_adds_usage(body, route), samples=body.samples
         )
-        end = StreamEnd()
         try:
             response = await relay.begin(request, answer, length=None)
             try:
@@ -225,21 +225,21 @@ class Forwarder:
                         account.answered(now)
                     if passed := reader.feed(chunk, now):
                         await response.write(passed)
-                        end.sent(passed)
-                rest = reader.finish()
+                        if reader.ended:
+                            account.ended(reader.error_code)
+                if rest := reader.finish(time.perf_counter()):
+                    await response.write(rest)
+                    if reader.ended:
+                        account.ended(reader.error_code)
             except relay.BrokenError as error:
-                account.failed(failures.BROKEN_OFF)
                 logger.warning("a stream broke off: %s", error)
-                reader.finish()
-                rest = openai_errors.event(openai_errors.ENGINE_DIED, "engine_error")
-            if rest:
-                await response.write(rest)
+                event = openai_errors.event(openai_errors.ENGINE_DIED, "engine_error")
+                await response.write(event)
+                account.told(failures.BROKEN_OFF)
             await response.write_eof()
             return response
         finally:
-            if reader.error_code is not None:
-                account.failed(failures.of_answer(reader.error_code))
-            account.streamed(reader, whole=end.reached)
+            account.streamed(reader)
 
 
 def _adds_usage(body: RequestBody, route: Route) -> bool:

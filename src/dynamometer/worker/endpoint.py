@@ -86,10 +86,12 @@ class Endpoint:
             async with relay.exchange(self._session, url, body, headers) as answer:
                 count.answered(answer.status)
                 begun = await relay.begin(request, answer, length=answer.content_length)
+                streamed = answer.content_type == "text/event-stream"
                 async for chunk in relay.chunks(answer):
                     count.came(chunk)
                     await begun.write(chunk)
-                    count.end.sent(chunk)
+                    if streamed:
+                        count.end.sent(chunk)
                 await begun.write_eof()
                 return begun
         except relay.NotReachedError:
