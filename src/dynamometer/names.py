@@ -216,6 +216,7 @@ class error_type:  # noqa: N801
     VALIDATION: Final = "validation"
     NOT_FOUND: Final = "not_found"
     OVERLOAD: Final = "overload"
+    UNAVAILABLE: Final = "unavailable"
     CANCELLED: Final = "cancelled"
     INTERNAL: Final = "internal"
     NOT_IMPLEMENTED: Final = "not_implemented"

@@ -111,7 +111,7 @@ async def test_nobody_who_takes_a_connection_is_502(bench: Bench) -> None:
     status, body = await bench.ask()
     assert status == 502
     assert json.loads(body)["error"]["code"] == "engine_error"
-    assert bench.count("requests_total", error_type="internal") == 1
+    assert bench.count("requests_total", error_type="unavailable") == 1
     assert bench.count("inflight_requests") == 0
 
 
@@ -163,7 +163,7 @@ async def test_a_worker_that_is_not_ready_is_tried_elsewhere(bench: Bench) -> No
         assert answer.status == 503
         assert answer.headers["Retry-After"]
         assert relay.RETRY_HEADER not in answer.headers
-    assert bench.count("requests_total", error_type="overload") == 1
+    assert bench.count("requests_total", error_type="unavailable") == 1
 
 
 async def test_a_stream_that_breaks_off_ends_with_an_error_event(bench: Bench) -> None:
@@ -185,7 +185,7 @@ async def test_a_stream_that_breaks_off_ends_with_an_error_event(bench: Bench) -
     assert events[0] + b"\n\n" == first
     assert json.loads(events[1].removeprefix(b"data: "))["error"]["code"] == "engine_error"
     assert events[2:] == [b""]
-    assert bench.count("requests_total", error_type="internal", request_type="stream") == 1
+    assert bench.count("requests_total", error_type="unavailable", request_type="stream") == 1
     assert bench.count("output_tokens_total", model="m") == 1
 
 
@@ -203,7 +203,7 @@ async def test_an_answer_that_breaks_off_is_no_whole_answer(bench: Bench) -> Non
     await bench.worker(break_off)
     with pytest.raises(aiohttp.ClientError):
         await bench.ask()
-    assert bench.count("requests_total", error_type="internal") == 1
+    assert bench.count("requests_total", error_type="unavailable") == 1
 
 
 async def test_an_error_event_in_a_whole_stream_is_counted_as_what_it_says(bench: Bench) -> None:
@@ -237,12 +237,12 @@ async def test_no_worker_yet_is_503_and_so_is_a_model_whose_workers_are_away(ben
     async with bench.session.post(bench.url + CHAT, json={"model": "m"}) as answer:
         assert answer.status == 503
         assert answer.headers["Retry-After"]
-    assert bench.count("requests_total", model="unknown_model", error_type="overload") == 1
+    assert bench.count("requests_total", model="unknown_model", error_type="unavailable") == 1
     await bench.worker(fine)
     bench.forget()
     await bench.worker(fine, model="other")
     assert (await bench.ask())[0] == 503
-    assert bench.count("requests_total", model="m", error_type="overload") == 1
+    assert bench.count("requests_total", model="m", error_type="unavailable") == 1
     assert (await bench.ask(model="never-seen"))[0] == 404
     assert bench.count("requests_total", model="unknown_model", error_type="not_found") == 1
 

@@ -136,7 +136,7 @@ def test_an_engine_that_ends_takes_its_worker_along_with_the_reason(stack: Stack
         assert all_gone(family)()
         page = http(f"{stack.frontend_url}/metrics").body.decode()
         assert re.search(
-            r'requests_total\{.*error_type="internal",model="dying".*stream".*\} 1\.0', page
+            r'requests_total\{.*error_type="unavailable",model="dying".*stream".*\} 1\.0', page
         )
         gone = http(f"{stack.frontend_url}/v1/completions", {"model": "dying", "prompt": "x"})
         assert gone.status == 503

@@ -101,7 +101,7 @@ def no_worker(body: Mapping[str, object], *, known: bool) -> Request:
         path=TEXT,
         body=dict(body),
         status=503,
-        error="overload",
+        error="unavailable",
         failure=("Unavailable", "backend.worker_unavailable"),
         known=known,
         sent=False,
@@ -148,7 +148,7 @@ def test_an_engine_that_is_full(crowd: Crowd, name: str) -> None:
 
 def test_an_engine_that_dies(crowd: Crowd) -> None:
     """The stream that runs breaks off; the one that waits is told by 502. Then nobody is there."""
-    before, kind = Counts.of(crowd.frontend), Request(path=TEXT, body=LONG, error="internal")
+    before, kind = Counts.of(crowd.frontend), Request(path=TEXT, body=LONG, error="unavailable")
     crowd.worker.engine.kill()
     crowd.running.read_until((b'data: {"error"',))
     assert crowd.waiting.read().status == 502

@@ -52,23 +52,23 @@ OVERLOADED: Final = Failure(
 )
 # No worker takes it: none is ready, or this frontend is ending.
 NO_WORKER: Final = Failure(
-    failure_class.UNAVAILABLE, failure_reason.WORKER_UNAVAILABLE, error_type.OVERLOAD
+    failure_class.UNAVAILABLE, failure_reason.WORKER_UNAVAILABLE, error_type.UNAVAILABLE
 )
 # No worker took a connection.
 NOT_REACHED: Final = Failure(
-    failure_class.UNAVAILABLE, failure_reason.CANNOT_CONNECT, error_type.INTERNAL
+    failure_class.UNAVAILABLE, failure_reason.CANNOT_CONNECT, error_type.UNAVAILABLE
 )
 # The worker was lost before its answer.
 WORKER_LOST: Final = Failure(
-    failure_class.UNAVAILABLE, failure_reason.DISCONNECTED, error_type.INTERNAL
+    failure_class.UNAVAILABLE, failure_reason.DISCONNECTED, error_type.UNAVAILABLE
 )
 # The engine was lost before its answer, says its worker.
 ENGINE_DIED: Final = Failure(
-    failure_class.UNAVAILABLE, failure_reason.ENGINE_SHUTDOWN, error_type.INTERNAL
+    failure_class.UNAVAILABLE, failure_reason.ENGINE_SHUTDOWN, error_type.UNAVAILABLE
 )
 # Either was lost within it.
 BROKEN_OFF: Final = Failure(
-    failure_class.UNAVAILABLE, failure_reason.STREAM_INCOMPLETE, error_type.INTERNAL
+    failure_class.UNAVAILABLE, failure_reason.STREAM_INCOMPLETE, error_type.UNAVAILABLE
 )
 # The engine answered with a fault of its own.
 ENGINE_FAULT: Final = Failure(failure_class.INTERNAL, failure_reason.UNKNOWN, error_type.INTERNAL)

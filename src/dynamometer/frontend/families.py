@@ -34,6 +34,7 @@ _ERROR_TYPES: Final = (
     error_type.VALIDATION,
     error_type.NOT_FOUND,
     error_type.OVERLOAD,
+    error_type.UNAVAILABLE,
     error_type.CANCELLED,
     error_type.INTERNAL,
     error_type.NOT_IMPLEMENTED,
