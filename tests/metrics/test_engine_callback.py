@@ -248,3 +248,32 @@ def test_a_bad_file_is_counted_for_the_engine(endpoint: Endpoint, files: Path) -
         line for line in text.splitlines() if line.startswith("dynamometer_engine_scrape_errors")
     ]
     assert any(not line.endswith(" 0.0") for line in counted)
+
+
+class Own:
+    """A user's collector, whose `errors` are something of his own."""
+
+    def __init__(self, errors: object) -> None:
+        self.errors = errors
+
+    def collect(self) -> Iterable[Metric]:
+        yield from parse("own 1\n")
+
+
+@pytest.mark.parametrize("own", [{"x": None}, ["boom"], 5, print, {"x": 3}, None])
+def test_what_a_users_collector_calls_errors_is_his_own(endpoint: Endpoint, own: object) -> None:
+    register_engine_metrics_callback(endpoint, Own(own))
+    page(endpoint)
+    text = page(endpoint)
+    assert "\nown 1.0\n" in text
+    counted = [line for line in text.splitlines() if line.startswith("dynamometer_engine_scrape")]
+    assert {line.rpartition(" ")[2] for line in counted} == {"0.0"}
+
+
+def test_families_that_cannot_be_written_are_counted_for_their_registry(
+    endpoint: Endpoint,
+) -> None:
+    registry = CollectorRegistry()
+    Gauge("vllm:odd", "half a \ud800", registry=registry)
+    register_engine_metrics_callback(endpoint, registry, "vllm:")
+    assert 'reason="invalid",source="vllm"} 1.0' in page(endpoint)

@@ -339,6 +339,21 @@ def test_an_instrument_that_fails_costs_only_itself(runtime: DistributedRuntime)
     assert errors(runtime, "runtime", "invalid") == 4
 
 
+def test_what_a_registered_collector_calls_errors_is_its_own(runtime: DistributedRuntime) -> None:
+    class Own(Collector):
+        errors = ("boom",)
+
+        def collect(self) -> Iterator[Metric]:
+            yield from parse("own 1\n")
+
+    runtime.registry.register(Own())
+    runtime.metrics.render()
+    assert series(runtime, "own") == {frozenset(): 1}
+    counted = series(runtime, "dynamometer_engine_scrape_errors_total")
+    assert set(counted.values()) == {0}
+    assert not [key for key in counted if ("reason", "boom") in key]
+
+
 @pytest.mark.parametrize("documentation", [None, 5])
 def test_a_documentation_is_a_text(runtime: DistributedRuntime, documentation: str) -> None:
     with pytest.raises(ArgumentError, match="its documentation is a text"):

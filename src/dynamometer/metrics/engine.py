@@ -20,7 +20,7 @@ from dynamometer.exposition.merge import Source
 from dynamometer.exposition.merged_page import MergedPage
 from dynamometer.exposition.metrics import from_metric
 from dynamometer.exposition.relabel import Relabelling
-from dynamometer.metrics.sources import NO_ERRORS, Collects, MetricsSource, RegistrySource
+from dynamometer.metrics.sources import Collects, MetricsSource, RegistrySource
 from dynamometer.multiprocess import MultiprocessDirectory
 from dynamometer.names import label_value, labels, sanitize_prometheus_label
 
@@ -70,23 +70,17 @@ class EngineSource:
         """
         self.name = name
         self.owner = owner or name
-        self._registry = registry
+        self._reader = _reader(name, registry)
         self._view = view
-        self._collect = (
-            registry.families
-            if isinstance(registry, MultiprocessDirectory)
-            else RegistrySource(name, registry).families
-        )
 
     def families(self) -> Sequence[Family]:
         """See `MetricsSource.families`."""
-        return self._view.apply(self._collect())
+        return self._view.apply(self._reader.families())
 
     @property
     def errors(self) -> Mapping[str, int]:
-        """What a reader of ours could not read."""
-        errors: Mapping[str, int] = getattr(self._registry, "errors", NO_ERRORS)
-        return errors
+        """What a reader of ours could not read, and families that cannot be written."""
+        return self._reader.errors
 
 
 class View:
@@ -248,6 +242,13 @@ def _kept(
     return _Kept(
         View(prefixes=prefixes, exclude_prefixes=excluded, labels=labels_of, add_prefix=add_prefix)
     )
+
+
+def _reader(name: str, registry: Collects) -> MultiprocessDirectory | RegistrySource:
+    """What reads a registry's families."""
+    if isinstance(registry, MultiprocessDirectory):
+        return registry
+    return RegistrySource(name, registry)
 
 
 def _texts(given: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
@@ -10,12 +11,12 @@ from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.registry import Collector
 
 from dynamometer.exposition.metrics import to_metric
-from dynamometer.metrics.sources import RegistrySource
+from dynamometer.metrics.sources import CountsErrors, RegistrySource, errors_of
 
 logger = logging.getLogger(__name__)
 
 
-class InstrumentRegistry(CollectorRegistry):
+class InstrumentRegistry(CollectorRegistry, CountsErrors):
     """A registry in which an instrument that fails costs only itself.
 
     In prometheus_client's own it costs everything: a gauge's function that raises is enough.
@@ -25,18 +26,21 @@ class InstrumentRegistry(CollectorRegistry):
         """Nothing is registered yet."""
         super().__init__(auto_describe=False)
         self._own: list[Collector] = []
+        self._changing = threading.Lock()
         self._failed: Counter[str] = Counter()
         self._failing: set[Collector] = set()
 
     def register(self, collector: Collector) -> None:
         """See prometheus_client."""
         super().register(collector)
-        self._own = [*self._own, collector]
+        with self._changing:
+            self._own = [*self._own, collector]
 
     def unregister(self, collector: Collector) -> None:
         """See prometheus_client."""
         super().unregister(collector)
-        self._own = [kept for kept in self._own if kept is not collector]
+        with self._changing:
+            self._own = [kept for kept in self._own if kept is not collector]
 
     def collect(self) -> Iterable[Metric]:
         """The families of all instruments but those that fail, which are counted and said once."""
@@ -58,7 +62,7 @@ class InstrumentRegistry(CollectorRegistry):
         """How often an instrument was left out, by reason; only grows."""
         found = self._failed.copy()
         for collector in self._own:
-            found.update(getattr(collector, "errors", {}))
+            found.update(errors_of(collector))
         return found
 
 
@@ -79,7 +83,7 @@ def labelled(instruments: CollectorRegistry, labels: Mapping[str, str]) -> Colle
     return found
 
 
-class _Labelled(Collector):
+class _Labelled(Collector, CountsErrors):
     """The families of a registry, with labels; the same ones as before where nothing changed."""
 
     def __init__(self, instruments: CollectorRegistry, labels: Mapping[str, str]) -> None:

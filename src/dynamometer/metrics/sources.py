@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -13,6 +14,7 @@ from prometheus_client.samples import Sample
 
 from dynamometer.exposition.families import Family, Metadata
 from dynamometer.exposition.metrics import NO_LABELS, FamilyMetric, from_metric
+from dynamometer.multiprocess import MultiProcessCollector, MultiprocessDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,27 @@ class Collects(Protocol):
 
     def collect(self) -> Iterable[Metric]:
         """The families as they are now."""
+
+
+class CountsErrors(ABC):
+    """A registry or collector of our own that counts what it leaves out."""
+
+    @property
+    @abstractmethod
+    def errors(self) -> Mapping[str, int]:
+        """How often something was left out, by reason; only grows."""
+
+
+def errors_of(registry: object) -> Mapping[str, int]:
+    """What a registry or collector of ours has left out so far, by reason.
+
+    Nothing for all others: what a user's calls `errors` is something of his own.
+    """
+    if isinstance(registry, MultiProcessCollector):
+        return registry.directory.errors
+    if isinstance(registry, CountsErrors | MultiprocessDirectory):
+        return registry.errors
+    return NO_ERRORS
 
 
 class RegistrySource:
@@ -102,7 +125,7 @@ class RegistrySource:
     @property
     def errors(self) -> Mapping[str, int]:
         """What was left out: families that cannot be written, instruments that fail."""
-        return self._invalid + Counter(getattr(self._registry, "errors", NO_ERRORS))
+        return self._invalid + Counter(errors_of(self._registry))
 
 
 def _describes(metadata: Metadata, metric: Metric) -> bool:
