@@ -191,6 +191,7 @@ def test_a_histogram_that_cannot_be_leaves_nothing_behind(runtime: DistributedRu
         "abc",
         0.5,
         (float("inf"), 1.0),
+        (10**400,),
     )
     for labelnames, buckets in ((("le",), (1.0,)), *(((), buckets) for buckets in bad)):
         with pytest.raises(ArgumentError, match=r"dynamo_component_x|buckets of 'x' must be"):
@@ -286,17 +287,18 @@ def test_two_callbacks_of_one_name_are_counted_apart(runtime: DistributedRuntime
 
 
 def test_text_of_a_callback_is_on_the_page(runtime: DistributedRuntime) -> None:
-    texts = iter(["# TYPE a gauge\na 1\n", b"# TYPE a gauge\na 2\n", "", None, "a{", 7, "b 3\n"])
+    wrong = ["a{", "a \ud800\n", 7, 0, False, [], {}]
+    texts = iter(["# TYPE a gauge\na 1\n", b"# TYPE a gauge\na 2\n", "", None, *wrong, "b 3\n"])
     runtime.metrics.register_prometheus_expfmt_callback(lambda: next(texts))  # type: ignore[arg-type,return-value]
-    assert [series(runtime, "a") for _ in range(6)] == [
+    assert [series(runtime, "a") for _ in range(4 + len(wrong))] == [
         {frozenset(): 1},
         {frozenset(): 2},
-        *[{}] * 4,
+        *[{}] * (2 + len(wrong)),
     ]
     assert series(runtime, "b") == {frozenset(): 3}
     counted = series(runtime, "dynamometer_engine_scrape_errors_total")
     (source,) = {dict(key)["source"] for key in counted} - {"runtime"}
-    assert errors(runtime, source, "invalid") == 2
+    assert errors(runtime, source, "invalid") == len(wrong)
 
 
 async def coroutine() -> None:
