@@ -43,13 +43,15 @@ class Collection:
 
     Attributes:
         source: whom to ask.
+        expected: names of families that are the process's own in it; see `MetricsPage.add`.
         busy: whether it is being asked, perhaps by a thread that has been left behind with it.
         taken: its families as they were last taken for the page.
     """
 
-    def __init__(self, source: MetricsSource) -> None:
+    def __init__(self, source: MetricsSource, *, expected: frozenset[str] = frozenset()) -> None:
         """Nothing is asked yet."""
         self.source = source
+        self.expected = expected
         self.busy = False
         self.taken: Sequence[Family] = ()
         self._good: dict[int, Family] = {}

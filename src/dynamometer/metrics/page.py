@@ -60,11 +60,17 @@ class MetricsPage:
         )
         self._expect_errors(self._runtime.source.name)
 
-    def add(self, source: MetricsSource) -> None:
-        """Show the families of `source` too; of a series that two have, the first one's stands."""
+    def add(self, source: MetricsSource, *, expected: frozenset[str] = frozenset()) -> None:
+        """Show the families of `source` too; of a series that two have, the first one's stands.
+
+        Args:
+            source: whom to ask at each refresh.
+            expected: names of families in which it shows this very process, as the runtime and
+                other sources may do too: that is no error.
+        """
         self._expect_errors(source.name)
         with self._changing:
-            self._engines = [*self._engines, Collection(source)]
+            self._engines = [*self._engines, Collection(source, expected=expected)]
 
     def derive(self, conclusion: Conclusion) -> None:
         """Show too what `conclusion` makes of its owner's families, of the same refresh."""
@@ -185,13 +191,8 @@ class MetricsPage:
         if left_out is not self._seen_left_out:
             self._seen_left_out = left_out
             everyone = (self._runtime, *self._engines, *self._concluded.values())
-            owners = {one.source.name: one.source.owner for one in everyone}
-            unexpected = {
-                part
-                for part in left_out
-                if part.clash is not Clash.OVERLAP
-                or owners.get(part.source) != owners.get(part.winner)
-            }
+            by_name = {one.source.name: one for one in everyone}
+            unexpected = {part for part in left_out if not self._is_expected(part, by_name)}
             for part in unexpected - self._left_out:
                 logger.warning(
                     "%s of %s is not on the page (%s): %s has it", part.family, part.source,
@@ -200,3 +201,17 @@ class MetricsPage:
             self._left_out = unexpected
         for part in self._left_out:
             self._errors.labels(part.source, str(part.clash)).inc()
+
+    def _is_expected(self, part: LeftOut, by_name: Mapping[str, Collection]) -> bool:
+        """Whether two sources show one thing, so that nothing is missing on the page.
+
+        Not where one source has a series twice: what a prefix has made of two names, say.
+        """
+        source, winner = by_name.get(part.source), by_name.get(part.winner)
+        if part.clash is not Clash.OVERLAP:
+            return False
+        if source is None or winner is None:  # just removed
+            return True
+        if part.family in source.expected:
+            return winner is self._runtime or part.family in winner.expected
+        return source is not winner and source.source.owner == winner.source.owner
