@@ -158,6 +158,31 @@ def test_a_family_of_the_runtimes_own_is_not_taken_over(runtime: DistributedRunt
         runtime.metrics.create_counter("uptime_seconds", "mine")
 
 
+@pytest.mark.parametrize("name", ["x", "x_total", "x_created"])
+def test_the_name_of_an_instrument_in_the_registry_is_taken(
+    runtime: DistributedRuntime, name: str
+) -> None:
+    """Both would be one family, and one of two series of the same labels is not shown."""
+    registered = Gauge(f"dynamo_component_{name}", "mine", registry=runtime.registry)
+    with pytest.raises(ArgumentError) as raised:
+        runtime.namespace("n").metrics.create_counter("x", "x")
+    assert "dynamo_component_x_total cannot be a counter without labels" in str(raised.value)
+    assert f"gauge:dynamo_component_{name}, which is in the runtime's registry" in str(raised.value)
+    runtime.registry.unregister(registered)
+    runtime.metrics.create_counter("x", "x").inc()
+    assert series(runtime, "dynamo_component_x_total") == {frozenset(): 1}
+
+
+def test_an_instrument_registered_under_a_name_that_is_taken_is_counted(
+    runtime: DistributedRuntime,
+) -> None:
+    """prometheus_client's registry knows nothing of levels."""
+    runtime.metrics.create_counter("x", "x").inc()
+    Counter("dynamo_component_x", "x", registry=runtime.registry).inc(5)
+    assert series(runtime, "dynamo_component_x_total") == {frozenset(): 1}
+    assert errors(runtime, "runtime", "overlap") == 1
+
+
 @pytest.mark.parametrize(
     ("labelnames", "constant", "says"),
     [
@@ -324,14 +349,16 @@ def test_render_gives_both_formats(runtime: DistributedRuntime) -> None:
 
 
 def test_an_instrument_that_fails_costs_only_itself(runtime: DistributedRuntime) -> None:
-    """Its function raises, a label holds half a character, or a collector of the user's raises."""
+    """Its function raises, half characters make one series of two, or a user's collector raises."""
 
     class Broken(Collector):
         def collect(self) -> Iterator[Metric]:
             raise OSError("no such thing")
 
     runtime.metrics.create_gauge("broken", "b").set_function(lambda: 1 / 0)
-    runtime.metrics.create_counter("odd", "o", ("path",)).labels("caf\udce9").inc()
+    odd = runtime.metrics.create_counter("odd", "o", ("path",))
+    for path in ("caf\udce9", "caf\udce8"):
+        odd.labels(path).inc()
     runtime.registry.register(Broken())
     runtime.metrics.create_gauge("fine", "f").set(3)
     runtime.metrics.render()
@@ -339,6 +366,19 @@ def test_an_instrument_that_fails_costs_only_itself(runtime: DistributedRuntime)
     assert series(runtime, "dynamo_component_broken") == {}
     assert errors(runtime, "runtime", "failed") == 2 * 3
     assert errors(runtime, "runtime", "invalid") == 4
+
+
+def test_half_a_character_in_a_label_costs_that_character(runtime: DistributedRuntime) -> None:
+    counter = runtime.metrics.create_counter("odd", "o", ("path",))
+    counter.labels("caf\udce9").inc()
+    counter.labels("tea").inc(2)
+    Gauge("odd_too", "o", ("path",), registry=runtime.registry).labels("\ud800").set(3)
+    assert series(runtime, "dynamo_component_odd_total") == {
+        frozenset({("path", "caf?")}): 1,
+        frozenset({("path", "tea")}): 2,
+    }
+    assert series(runtime, "odd_too") == {frozenset({("path", "?")}): 3}
+    assert errors(runtime, "runtime", "invalid") == 0
 
 
 def test_what_a_registered_collector_calls_errors_is_its_own(runtime: DistributedRuntime) -> None:

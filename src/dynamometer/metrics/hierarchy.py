@@ -133,6 +133,12 @@ class Hierarchy:
                     f"{metadata.text_name} cannot be {shape}: {owner} is {self._shapes[owner]}; "
                     "choose another name, or the same shape"
                 )
+            other = self.registry.owner(name)
+            if other is not None:
+                raise ArgumentError(
+                    f"{metadata.text_name} cannot be {shape}: {other}, which is in the runtime's "
+                    f"registry, has the name {name}; choose another one"
+                )
 
     def _registry(self, values: tuple[tuple[str, str], ...]) -> CollectorRegistry:
         if values not in self._registries:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.registry import Collector
 
+from dynamometer.exposition.families import Metadata
 from dynamometer.exposition.metrics import to_metric
 from dynamometer.metrics.sources import CountsErrors, RegistrySource, errors_of
 
@@ -26,6 +27,7 @@ class InstrumentRegistry(CollectorRegistry, CountsErrors):
         """Nothing is registered yet."""
         super().__init__(auto_describe=False)
         self._own: list[Collector] = []
+        self._names: dict[str, Collector] = {}
         self._changing = threading.Lock()
         self._failed: Counter[str] = Counter()
         self._failing: set[Collector] = set()
@@ -33,14 +35,17 @@ class InstrumentRegistry(CollectorRegistry, CountsErrors):
     def register(self, collector: Collector) -> None:
         """See prometheus_client."""
         super().register(collector)
+        names = _names(collector)
         with self._changing:
             self._own = [*self._own, collector]
+            self._names |= dict.fromkeys(names, collector)
 
     def unregister(self, collector: Collector) -> None:
         """See prometheus_client."""
         super().unregister(collector)
         with self._changing:
             self._own = [kept for kept in self._own if kept is not collector]
+            self._names = {name: one for name, one in self._names.items() if one is not collector}
 
     def collect(self) -> Iterable[Metric]:
         """The families of all instruments but those that fail, which are counted and said once."""
@@ -57,6 +62,10 @@ class InstrumentRegistry(CollectorRegistry, CountsErrors):
                 self._failing.discard(collector)
                 yield from metrics
 
+    def owner(self, name: str) -> Collector | None:
+        """The instrument that a family or a sample is called `name` of, if there is one."""
+        return self._names.get(name)
+
     @property
     def errors(self) -> Mapping[str, int]:
         """How often an instrument was left out, by reason; only grows."""
@@ -66,7 +75,16 @@ class InstrumentRegistry(CollectorRegistry, CountsErrors):
         return found
 
 
-def registry() -> CollectorRegistry:
+def _names(collector: Collector) -> set[str]:
+    """What its families and their samples may be called, where it tells them beforehand."""
+    describe = getattr(collector, "describe", None)
+    described: Iterable[Metric] = () if describe is None else describe()
+    return {
+        name for metric in described for name in Metadata(metric.name, metric.type).reserved_names
+    }
+
+
+def registry() -> InstrumentRegistry:
     """A registry for a process's own instruments."""
     return InstrumentRegistry()
 
