@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as parse_openmetrics,
+)
 from prometheus_client.parser import text_string_to_metric_families as parse
 from prometheus_client.registry import Collector
 
@@ -324,6 +327,40 @@ def test_text_of_a_callback_is_on_the_page(runtime: DistributedRuntime) -> None:
     counted = series(runtime, "dynamometer_engine_scrape_errors_total")
     (source,) = {dict(key)["source"] for key in counted} - {"runtime"}
     assert errors(runtime, source, "invalid") == len(wrong)
+
+
+INVALID = {
+    "no sample": "a{",
+    "a series twice": "# TYPE a gauge\na 1\na 2\n",
+    "two families that would be one": "# TYPE a counter\na 1\na_total 2\n",
+    "no last bucket": '# TYPE h histogram\nh_bucket{le="1"} 1\nh_count 1\nh_sum 1\n',
+    "buckets out of order": '# TYPE h histogram\nh_bucket{le="+Inf"} 1\nh_bucket{le="1"} 1\n',
+}
+
+
+@pytest.mark.parametrize("case", INVALID)
+def test_text_that_is_no_page_costs_its_callback_alone(
+    runtime: DistributedRuntime, case: str
+) -> None:
+    def broken() -> str:
+        return INVALID[case]
+
+    def whole() -> str:
+        return (
+            '# TYPE b counter\nb_total{x="1"} 1\nb_created{x="1"} 1.7e9\n'
+            "# TYPE b_created gauge\nb_created 5\n"
+            '# TYPE w histogram\nw_bucket{le="1.0"} 1\nw_bucket{le="+Inf"} 1\nw_count 1\nw_sum 1\n'
+        )
+
+    for function in (broken, whole):
+        runtime.metrics.register_prometheus_expfmt_callback(function)
+    assert series(runtime, "b_total") == {frozenset({("x", "1")}): 1}
+    assert series(runtime, "b_created") == {frozenset(): 5}
+    names = {family.name for family in parse_openmetrics(runtime.metrics.render(True).decode())}
+    assert {"b", "w", "dynamometer_engine_scrape_errors"} <= names
+    source = "callback test_text_that_is_no_page_costs_its_callback_alone.<locals>."
+    assert errors(runtime, f"{source}broken", "invalid") == 4
+    assert errors(runtime, f"{source}whole", "invalid") == 0
 
 
 async def coroutine() -> None:
