@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.registry import Collector
@@ -28,6 +28,7 @@ class InstrumentRegistry(CollectorRegistry, CountsErrors):
         super().__init__(auto_describe=False)
         self._own: list[Collector] = []
         self._names: dict[str, Collector] = {}
+        self._counting: dict[Collector, Callable[[], Mapping[str, int]]] = {}
         self._changing = threading.Lock()
         self._failed: Counter[str] = Counter()
         self._failing: set[Collector] = set()
@@ -35,10 +36,12 @@ class InstrumentRegistry(CollectorRegistry, CountsErrors):
     def register(self, collector: Collector) -> None:
         """See prometheus_client."""
         super().register(collector)
-        names = _names(collector)
+        names, errors = _names(collector), errors_of(collector)
         with self._changing:
             self._own = [*self._own, collector]
             self._names |= dict.fromkeys(names, collector)
+            if errors is not None:
+                self._counting = {**self._counting, collector: errors}
 
     def unregister(self, collector: Collector) -> None:
         """See prometheus_client."""
@@ -46,6 +49,7 @@ class InstrumentRegistry(CollectorRegistry, CountsErrors):
         with self._changing:
             self._own = [kept for kept in self._own if kept is not collector]
             self._names = {name: one for name, one in self._names.items() if one is not collector}
+            self._counting = {one: e for one, e in self._counting.items() if one is not collector}
 
     def collect(self) -> Iterable[Metric]:
         """The families of all instruments but those that fail, which are counted and said once."""
@@ -70,8 +74,8 @@ class InstrumentRegistry(CollectorRegistry, CountsErrors):
     def errors(self) -> Mapping[str, int]:
         """How often an instrument was left out, by reason; only grows."""
         found = self._failed.copy()
-        for collector in self._own:
-            found.update(errors_of(collector))
+        for errors in self._counting.values():
+            found.update(errors())
         return found
 
 

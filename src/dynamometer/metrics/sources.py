@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, Protocol
 
@@ -58,16 +58,16 @@ class CountsErrors(ABC):
         """How often something was left out, by reason; only grows."""
 
 
-def errors_of(registry: object) -> Mapping[str, int]:
-    """What a registry or collector of ours has left out so far, by reason.
+def errors_of(registry: object) -> Callable[[], Mapping[str, int]] | None:
+    """What a registry or collector of ours has left out so far, by reason, whenever it is asked.
 
-    Nothing for all others: what a user's calls `errors` is something of his own.
+    None for all others: what a user's calls `errors` is something of his own.
     """
     if isinstance(registry, MultiProcessCollector):
-        return registry.directory.errors
+        return lambda: registry.directory.errors
     if isinstance(registry, CountsErrors | MultiprocessDirectory):
-        return registry.errors
-    return NO_ERRORS
+        return lambda: registry.errors
+    return None
 
 
 class RegistrySource:
@@ -85,6 +85,7 @@ class RegistrySource:
         """
         self.name = self.owner = name
         self._registry = registry
+        self._errors = errors_of(registry)
         self._labels = dict(labels)
         self._known: dict[tuple[str, str], tuple[Sequence[Sample], Family]] = {}
         self._families: Sequence[Family] = ()
@@ -125,7 +126,10 @@ class RegistrySource:
     @property
     def errors(self) -> Mapping[str, int]:
         """What was left out: families that cannot be written, instruments that fail."""
-        return self._invalid + Counter(errors_of(self._registry))
+        found = Counter(self._invalid)
+        if self._errors is not None:
+            found.update(self._errors())
+        return found
 
 
 def _describes(metadata: Metadata, metric: Metric) -> bool:
