@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as peer_parse
+
 from dynamometer.exposition.filters import Selection
 from dynamometer.exposition.merge import Clash, LeftOut, Merger, Source
 from dynamometer.exposition.merged_page import MergedPage
@@ -105,3 +107,23 @@ def test_timestamps_of_one_source_stay_in_both_formats() -> None:
     assert b'a_total{x="9"} 1 1700000000000\n' in render(families)
     assert b'a_total{x="9"} 1 1700000000.0\n' in render(families, openmetrics=True)
     assert b'a_total{x="1"} 1\n' in render(families, openmetrics=True)
+
+
+def test_a_gauge_that_is_called_as_a_created_series_is_on_the_text_page_alone() -> None:
+    """In OpenMetrics the name is the counter's, be it of another source, before or behind it."""
+    gauge = parse(b"# HELP a_created mine\n# TYPE a_created gauge\na_created 5\n")
+    counter = parse(b"# HELP a_total h\n# TYPE a_total counter\na_total 1\n")
+    for families in ((gauge, counter), (counter, gauge)):
+        page = MergedPage()
+        sources = [Source(f"source {number}", one) for number, one in enumerate(families)]
+        page.update(sources)
+        text = page.render()
+        assert b"a_created 5\n" in text
+        assert b"a_total 1\n" in text
+        other = page.render(openmetrics=True)
+        assert [family.name for family in peer_parse(other.decode())] == ["a"]
+        assert not page.left_out
+        page.update([Source(one.name, tuple(one.families)) for one in sources])
+        assert page.render() is text
+    page.update([Source("gauge", gauge)])
+    assert b"a_created 5\n" in page.render(openmetrics=True)

@@ -7,6 +7,7 @@ import pytest
 from dynamometer.errors import ExpositionError
 from dynamometer.exposition.parse import parse
 from dynamometer.exposition.render import render
+from dynamometer.exposition.text import TextParser
 
 # Text pages, and what they become.
 VALID_TEXT = {
@@ -28,9 +29,59 @@ VALID_TEXT = {
         b"# TYPE a counter\na 1\n",
         b"# HELP a_total \n# TYPE a_total counter\na_total 1\n",
     ),
+    "counter whose TYPE alone is without _total": (
+        b'# TYPE a counter\na_total{x="1"} 1\na_total{x="2"} 2\n',
+        b'# HELP a_total \n# TYPE a_total counter\na_total{x="1"} 1\na_total{x="2"} 2\n',
+    ),
+    "counter whose HELP and TYPE are without _total": (
+        b"# HELP a h\n# TYPE a counter\na_total 1\n# TYPE b gauge\nb 2\n",
+        b"# HELP a_total h\n# TYPE a_total counter\na_total 1\n# HELP b \n# TYPE b gauge\nb 2\n",
+    ),
+    "counter whose HELP and samples alone have _total": (
+        b"# HELP a_total h\n# TYPE a counter\na_total 1\n",
+        b"# HELP a_total h\n# TYPE a_total counter\na_total 1\n",
+    ),
+    "counter whose HELP with _total is behind its TYPE": (
+        b"# TYPE a counter\n# HELP a_total h\na_total 1\n",
+        b"# HELP a_total h\n# TYPE a_total counter\na_total 1\n",
+    ),
+    "counter whose samples are elsewhere": (
+        b"# TYPE a counter\n# TYPE b gauge\nb 1\na_total 2\n",
+        b"# HELP a_total \n# TYPE a_total counter\na_total 2\n# HELP b \n# TYPE b gauge\nb 1\n",
+    ),
+    "counter of no samples beside a gauge of its name": (
+        b"# TYPE a counter\n# TYPE a_total gauge\na_total 1\n",
+        b"# HELP a_total \n# TYPE a_total gauge\na_total 1\n",
+    ),
+    "created series among others": (
+        (
+            b'# TYPE a counter\na_total{x="1"} 1\na_created{x="1"} 1.7e9\na_total{x="2"} 2\n'
+            b'# TYPE b_total counter\nb_total{x="1"} 1\nb_created{x="1"} 1.7e9\nb_total{x="2"} 2\n'
+        ),
+        (
+            b'# HELP a_total \n# TYPE a_total counter\na_total{x="1"} 1\na_total{x="2"} 2\n'
+            b'# HELP b_total \n# TYPE b_total counter\nb_total{x="1"} 1\nb_total{x="2"} 2\n'
+        ),
+    ),
     "created series of another client": (
-        b"# TYPE a_total counter\na_total 1\n# TYPE a_created gauge\na_created 1.7e9\n",
-        b"# HELP a_total \n# TYPE a_total counter\na_total 1\n",
+        (
+            b"# HELP a_total h\n# TYPE a_total counter\na_total 1\n"
+            b"# HELP a_created h\n# TYPE a_created gauge\na_created 1.7e9\n"
+        ),
+        b"# HELP a_total h\n# TYPE a_total counter\na_total 1\n",
+    ),
+    "somebody's gauge that is called as a created series": (
+        (
+            b"# HELP a_total h\n# TYPE a_total counter\na_total 1\n"
+            b"# HELP a_created mine\n# TYPE a_created gauge\na_created 5\n"
+            b"# TYPE s summary\ns_sum 1\ns_count 1\n# TYPE s_created gauge\ns_created 6\n"
+        ),
+        (
+            b"# HELP a_total h\n# TYPE a_total counter\na_total 1\n"
+            b"# HELP a_created mine\n# TYPE a_created gauge\na_created 5\n"
+            b"# HELP s \n# TYPE s summary\ns_sum 1\ns_count 1\n"
+            b"# HELP s_created \n# TYPE s_created gauge\ns_created 6\n"
+        ),
     ),
     "a gauge that is called created": (
         b"# TYPE a_created gauge\na_created 1\n",
@@ -67,6 +118,9 @@ INVALID_TEXT = {
     "help twice": (b"# HELP a x\n# HELP a y\n", 2),
     "type after samples": (b"a 1\n# TYPE a gauge\n", 2),
     "samples not in one place": (b"# TYPE a gauge\na 1\nb 2\na 3\n", 4),
+    "series twice": (b'# TYPE a gauge\na{x="1",y="2"} 1\na{y="2",x="1"} 2\n', 3),
+    "series twice, of two times": (b"a 1 1\na 1 2\n", 2),
+    "counter under both of its names": (b"# TYPE a counter\na 1\na_total 2\n", 3),
     "no UTF-8": (b"a 1\nb\xff 2\n", 2),
     "a NUL": (b"a\0 1\n", 1),
 }
@@ -150,9 +204,45 @@ def test_timestamps_and_exemplars_in_both_formats() -> None:
     assert render(families).endswith(b'a_total{x="1"} 1 1700000000500\n')
 
 
-def test_of_counters_that_differ_in_total_alone_the_first_is_shown() -> None:
-    page = b"# TYPE a_total counter\na_total 1\n# TYPE a counter\na 2\n"
-    assert render(parse(page)).count(b"# TYPE a_total counter") == 1
+@pytest.mark.parametrize(
+    "other",
+    [
+        b'# TYPE a counter\na{x="2"} 2\n',
+        b'# TYPE b gauge\n# TYPE a counter\na{x="2"} 2\n',
+        b'# TYPE a counter\n# HELP a h\na{x="2"} 2\n',
+    ],
+)
+@pytest.mark.parametrize("kind", [b"counter", b"gauge", b"untyped"])
+def test_two_families_are_never_silently_one(other: bytes, kind: bytes) -> None:
+    one = b'# TYPE a_total %s\na_total{x="1"} 1\n' % kind
+    for page in (one + other, other + one):
+        with pytest.raises(ExpositionError, match="two families would be a_total"):
+            parse(page)
+
+
+BUCKETS = b'h_bucket{le="1"} 1\nh_bucket{le="+Inf"} 2\nh_count 2\nh_sum 3\n'
+HISTOGRAMS = {
+    "no +Inf": b'h_bucket{le="1"} 1\nh_count 2\nh_sum 3\n',
+    "no buckets": b"h_count 2\nh_sum 3\n",
+    "no +Inf of one label set": BUCKETS + b'h_bucket{le="1",x="1"} 1\n',
+    "out of order": b'h_bucket{le="+Inf"} 2\nh_bucket{le="1"} 1\n',
+    "the same bound": b'h_bucket{le="1"} 1\nh_bucket{le="1.0"} 1\nh_bucket{le="+Inf"} 2\n',
+    "no bound": b'h_bucket 1\nh_bucket{le="+Inf"} 2\n',
+    "no number": b'h_bucket{le="x"} 1\nh_bucket{le="+Inf"} 2\n',
+}
+
+
+@pytest.mark.parametrize("case", HISTOGRAMS)
+def test_buckets_rise_to_the_last(case: str) -> None:
+    header = b"# TYPE h histogram\n"
+    parser = TextParser()
+    whole = parser.parse(header + BUCKETS)
+    assert parser.parse(header + BUCKETS) is whole
+    for _ in range(2):
+        with pytest.raises(ExpositionError, match=r"of the text page: .*(bucket|order)"):
+            parser.parse(header + HISTOGRAMS[case])
+    sum_first = b'h_sum{x="1"} 3\nh_sum 3\nh_bucket{le="+Inf",x="1"} 1\n' + BUCKETS[:-8]
+    assert parser.parse(header + sum_first)
 
 
 def test_a_counter_has_a_name_before_its_suffix() -> None:

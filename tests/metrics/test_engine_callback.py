@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
+from unittest.mock import MagicMock
 
 import pytest
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client import (
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Metric,
+    generate_latest,
+)
 from prometheus_client.multiprocess import MultiProcessCollector as TheirCollector
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from dynamometer.errors import ArgumentError
+from dynamometer.exposition.families import Family
+from dynamometer.exposition.parse import parse as parse_families
 from dynamometer.metrics import get_prometheus_expfmt, register_engine_metrics_callback
 from dynamometer.multiprocess import MultiProcessCollector, MultiprocessDirectory
 from dynamometer.runtime import DistributedRuntime, Endpoint
@@ -132,6 +145,99 @@ def test_a_prefix_is_added_once_in_place_of_the_filters(
     }
 
 
+@pytest.fixture
+def twins() -> CollectorRegistry:
+    """Two families that a prefix in place of theirs makes one."""
+    registry = CollectorRegistry()
+    for name in ("vllm:b", "lm:b"):
+        Gauge(name, "of one", registry=registry).set(1)
+    return registry
+
+
+def test_a_prefix_that_makes_one_family_of_two_is_an_error_that_names_both(
+    twins: CollectorRegistry,
+) -> None:
+    for _ in range(2):
+        with pytest.raises(ArgumentError, match=r"x_b, of lm:b and vllm:b|x_b, of vllm:b and lm:b"):
+            get_prometheus_expfmt(twins, ["vllm:", "lm:"], add_prefix="x_")
+    Counter("lm:c", "its text has the name", registry=twins)
+    Gauge("vllm:c_total", "that this one has", registry=twins)
+    with pytest.raises(ArgumentError, match="x_c_total, of"):
+        get_prometheus_expfmt(twins, ["vllm:", "lm:"], ["lm:b"], add_prefix="x_")
+    assert "x_b 1.0" in get_prometheus_expfmt(twins, "vllm:", ["vllm:c"], add_prefix="x_")
+
+
+def test_what_a_prefix_hides_on_the_page_is_counted(
+    endpoint: Endpoint, twins: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    register_engine_metrics_callback(endpoint, twins, ["vllm:", "lm:"], add_prefix="x_")
+    page(endpoint)
+    text = page(endpoint)
+    assert text.count("x_b 1.0") == 1
+    assert 'reason="overlap",source="vllm"} 1.0' in text
+    assert "x_b of vllm is not on the page (overlap)" in caplog.text
+
+
+@pytest.mark.parametrize("prefix", ["x y", "é", "5x", 5, ["x"], b"x"])
+def test_a_prefix_that_begins_no_name_is_refused_at_once(
+    endpoint: Endpoint, registry: CollectorRegistry, prefix: str
+) -> None:
+    with pytest.raises(ArgumentError, match="cannot begin a metric's name"):
+        register_engine_metrics_callback(endpoint, registry, add_prefix=prefix)
+    with pytest.raises(ArgumentError, match="cannot begin a metric's name"):
+        get_prometheus_expfmt(registry, add_prefix=prefix)
+
+
+@pytest.mark.parametrize("labels", [[("a", "b")], "a", 5])
+def test_labels_that_are_no_mapping_are_refused_at_once(
+    endpoint: Endpoint, registry: CollectorRegistry, labels: dict[str, str]
+) -> None:
+    with pytest.raises(ArgumentError, match="are names with values"):
+        register_engine_metrics_callback(endpoint, registry, inject_custom_labels=labels)
+    with pytest.raises(ArgumentError, match="are names with values"):
+        get_prometheus_expfmt(registry, inject_custom_labels=labels)
+
+
+@pytest.mark.parametrize("prefixes", [5, [5], b"vllm:"])
+def test_prefixes_that_are_no_texts_are_refused_at_once(
+    endpoint: Endpoint, registry: CollectorRegistry, prefixes: list[str]
+) -> None:
+    for filters in ({"metric_prefix_filters": prefixes}, {"exclude_prefixes": prefixes}):
+        with pytest.raises(ArgumentError, match="a text or a list of texts"):
+            register_engine_metrics_callback(endpoint, registry, **filters)  # type: ignore[arg-type]
+        with pytest.raises(ArgumentError, match="a text or a list of texts"):
+            get_prometheus_expfmt(registry, **filters)  # type: ignore[arg-type]
+
+
+def test_what_a_process_shows_of_itself_twice_is_no_error(
+    endpoint: Endpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    """prometheus_client's default registry has the process's families, as the runtime has."""
+    for _ in range(2):
+        register_engine_metrics_callback(endpoint, REGISTRY)
+    page(endpoint)
+    text = page(endpoint)
+    assert text.count("\nprocess_resident_memory_bytes ") == 1
+    assert text.count("\npython_info{") == 1
+    assert "overlap" not in text + caplog.text
+
+
+def test_another_process_families_in_the_place_of_this_ones_are_counted(
+    endpoint: Endpoint,
+) -> None:
+    class Other:
+        name = owner = "other"
+        errors: ClassVar[dict[str, int]] = {}
+        shown = parse_families(b"# TYPE process_open_fds gauge\nprocess_open_fds 7\n")
+
+        def families(self) -> Sequence[Family]:
+            return self.shown
+
+    endpoint.metrics.register_source(Other())
+    page(endpoint)
+    assert 'reason="overlap",source="other"} 1.0' in page(endpoint)
+
+
 @pytest.mark.parametrize("label", ["le", "quantile", "a-b", "__x", ""])
 def test_a_label_that_cannot_be_injected_is_refused_at_once(
     endpoint: Endpoint, registry: CollectorRegistry, label: str
@@ -207,6 +313,49 @@ def test_it_works_with_an_endpoint_that_takes_text_alone(registry: CollectorRegi
     assert samples(text)["lmcache:usage"]["worker_id"] == "c6554d44c8d12f4c"
 
 
+def test_a_doubled_endpoint_of_dynamos_own_tests_gets_the_text(
+    registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever attributes it has: the direct way is for metrics of ours alone."""
+    endpoint = MagicMock()
+    register_engine_metrics_callback(
+        endpoint, registry, ["lmcache:"], namespace_name="dynamo", component_name="backend"
+    )
+    endpoint.metrics.register_prometheus_expfmt_callback.assert_called_once()
+    callback = endpoint.metrics.register_prometheus_expfmt_callback.call_args[0][0]
+    labels = {"dynamo_namespace": "dynamo", "dynamo_component": "backend"}
+    labels |= {"dynamo_endpoint": "generate"}
+    assert samples(callback()) == {"lmcache:usage": labels}
+    assert "the label worker_id is left out" in caplog.text
+
+
+@pytest.mark.parametrize("connection_id", [None, lambda: 1 / 0, lambda: "abc"])
+def test_an_endpoint_that_does_not_tell_its_number_costs_one_label(
+    registry: CollectorRegistry, caplog: pytest.LogCaptureFixture, connection_id: object
+) -> None:
+    endpoint = DynamosEndpoint()
+    endpoint.connection_id = connection_id  # type: ignore[assignment, method-assign]
+    register_engine_metrics_callback(
+        endpoint, registry, "lmcache:", namespace_name="n", component_name="c", model_name="m"
+    )
+    (labels,) = samples(endpoint.callbacks[0]()).values()
+    assert labels.keys() == {
+        "dynamo_namespace", "dynamo_component", "dynamo_endpoint", "model", "model_name"
+    }  # fmt: skip
+    assert "the label worker_id is left out" in caplog.text
+
+
+def test_many_who_ask_a_text_callback_at_once_get_the_same_text(
+    registry: CollectorRegistry,
+) -> None:
+    endpoint = DynamosEndpoint()
+    register_engine_metrics_callback(endpoint, registry, inject_custom_labels={"a": "b"})
+    (callback,) = endpoint.callbacks
+    with ThreadPoolExecutor(8) as pool:
+        texts = set(pool.map(lambda _: callback(), range(200)))
+    assert len(texts) == 1
+
+
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
     return Path(shutil.copytree(SAMPLE, tmp_path / "multiproc"))
@@ -248,3 +397,32 @@ def test_a_bad_file_is_counted_for_the_engine(endpoint: Endpoint, files: Path) -
         line for line in text.splitlines() if line.startswith("dynamometer_engine_scrape_errors")
     ]
     assert any(not line.endswith(" 0.0") for line in counted)
+
+
+class Own:
+    """A user's collector, whose `errors` are something of his own."""
+
+    def __init__(self, errors: object) -> None:
+        self.errors = errors
+
+    def collect(self) -> Iterable[Metric]:
+        yield from parse("own 1\n")
+
+
+@pytest.mark.parametrize("own", [{"x": None}, ["boom"], 5, print, {"x": 3}, None])
+def test_what_a_users_collector_calls_errors_is_his_own(endpoint: Endpoint, own: object) -> None:
+    register_engine_metrics_callback(endpoint, Own(own))
+    page(endpoint)
+    text = page(endpoint)
+    assert "\nown 1.0\n" in text
+    counted = [line for line in text.splitlines() if line.startswith("dynamometer_engine_scrape")]
+    assert {line.rpartition(" ")[2] for line in counted} == {"0.0"}
+
+
+def test_families_that_cannot_be_written_are_counted_for_their_registry(
+    endpoint: Endpoint,
+) -> None:
+    registry = CollectorRegistry()
+    Gauge("vllm:odd", "half a \ud800", registry=registry)
+    register_engine_metrics_callback(endpoint, registry, "vllm:")
+    assert 'reason="invalid",source="vllm"} 1.0' in page(endpoint)

@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as parse_openmetrics,
+)
 from prometheus_client.parser import text_string_to_metric_families as parse
 from prometheus_client.registry import Collector
 
@@ -158,6 +161,31 @@ def test_a_family_of_the_runtimes_own_is_not_taken_over(runtime: DistributedRunt
         runtime.metrics.create_counter("uptime_seconds", "mine")
 
 
+@pytest.mark.parametrize("name", ["x", "x_total", "x_created"])
+def test_the_name_of_an_instrument_in_the_registry_is_taken(
+    runtime: DistributedRuntime, name: str
+) -> None:
+    """Both would be one family, and one of two series of the same labels is not shown."""
+    registered = Gauge(f"dynamo_component_{name}", "mine", registry=runtime.registry)
+    with pytest.raises(ArgumentError) as raised:
+        runtime.namespace("n").metrics.create_counter("x", "x")
+    assert "dynamo_component_x_total cannot be a counter without labels" in str(raised.value)
+    assert f"gauge:dynamo_component_{name}, which is in the runtime's registry" in str(raised.value)
+    runtime.registry.unregister(registered)
+    runtime.metrics.create_counter("x", "x").inc()
+    assert series(runtime, "dynamo_component_x_total") == {frozenset(): 1}
+
+
+def test_an_instrument_registered_under_a_name_that_is_taken_is_counted(
+    runtime: DistributedRuntime,
+) -> None:
+    """prometheus_client's registry knows nothing of levels."""
+    runtime.metrics.create_counter("x", "x").inc()
+    Counter("dynamo_component_x", "x", registry=runtime.registry).inc(5)
+    assert series(runtime, "dynamo_component_x_total") == {frozenset(): 1}
+    assert errors(runtime, "runtime", "overlap") == 1
+
+
 @pytest.mark.parametrize(
     ("labelnames", "constant", "says"),
     [
@@ -191,6 +219,7 @@ def test_a_histogram_that_cannot_be_leaves_nothing_behind(runtime: DistributedRu
         "abc",
         0.5,
         (float("inf"), 1.0),
+        (10**400,),
     )
     for labelnames, buckets in ((("le",), (1.0,)), *(((), buckets) for buckets in bad)):
         with pytest.raises(ArgumentError, match=r"dynamo_component_x|buckets of 'x' must be"):
@@ -286,17 +315,52 @@ def test_two_callbacks_of_one_name_are_counted_apart(runtime: DistributedRuntime
 
 
 def test_text_of_a_callback_is_on_the_page(runtime: DistributedRuntime) -> None:
-    texts = iter(["# TYPE a gauge\na 1\n", b"# TYPE a gauge\na 2\n", "", None, "a{", 7, "b 3\n"])
+    wrong = ["a{", "a \ud800\n", 7, 0, False, [], {}]
+    texts = iter(["# TYPE a gauge\na 1\n", b"# TYPE a gauge\na 2\n", "", None, *wrong, "b 3\n"])
     runtime.metrics.register_prometheus_expfmt_callback(lambda: next(texts))  # type: ignore[arg-type,return-value]
-    assert [series(runtime, "a") for _ in range(6)] == [
+    assert [series(runtime, "a") for _ in range(4 + len(wrong))] == [
         {frozenset(): 1},
         {frozenset(): 2},
-        *[{}] * 4,
+        *[{}] * (2 + len(wrong)),
     ]
     assert series(runtime, "b") == {frozenset(): 3}
     counted = series(runtime, "dynamometer_engine_scrape_errors_total")
     (source,) = {dict(key)["source"] for key in counted} - {"runtime"}
-    assert errors(runtime, source, "invalid") == 2
+    assert errors(runtime, source, "invalid") == len(wrong)
+
+
+INVALID = {
+    "no sample": "a{",
+    "a series twice": "# TYPE a gauge\na 1\na 2\n",
+    "two families that would be one": "# TYPE a counter\na 1\na_total 2\n",
+    "no last bucket": '# TYPE h histogram\nh_bucket{le="1"} 1\nh_count 1\nh_sum 1\n',
+    "buckets out of order": '# TYPE h histogram\nh_bucket{le="+Inf"} 1\nh_bucket{le="1"} 1\n',
+}
+
+
+@pytest.mark.parametrize("case", INVALID)
+def test_text_that_is_no_page_costs_its_callback_alone(
+    runtime: DistributedRuntime, case: str
+) -> None:
+    def broken() -> str:
+        return INVALID[case]
+
+    def whole() -> str:
+        return (
+            '# TYPE b counter\nb_total{x="1"} 1\nb_created{x="1"} 1.7e9\n'
+            "# TYPE b_created gauge\nb_created 5\n"
+            '# TYPE w histogram\nw_bucket{le="1.0"} 1\nw_bucket{le="+Inf"} 1\nw_count 1\nw_sum 1\n'
+        )
+
+    for function in (broken, whole):
+        runtime.metrics.register_prometheus_expfmt_callback(function)
+    assert series(runtime, "b_total") == {frozenset({("x", "1")}): 1}
+    assert series(runtime, "b_created") == {frozenset(): 5}
+    names = {family.name for family in parse_openmetrics(runtime.metrics.render(True).decode())}
+    assert {"b", "w", "dynamometer_engine_scrape_errors"} <= names
+    source = "callback test_text_that_is_no_page_costs_its_callback_alone.<locals>."
+    assert errors(runtime, f"{source}broken", "invalid") == 4
+    assert errors(runtime, f"{source}whole", "invalid") == 0
 
 
 async def coroutine() -> None:
@@ -322,14 +386,16 @@ def test_render_gives_both_formats(runtime: DistributedRuntime) -> None:
 
 
 def test_an_instrument_that_fails_costs_only_itself(runtime: DistributedRuntime) -> None:
-    """Its function raises, a label holds half a character, or a collector of the user's raises."""
+    """Its function raises, half characters make one series of two, or a user's collector raises."""
 
     class Broken(Collector):
         def collect(self) -> Iterator[Metric]:
             raise OSError("no such thing")
 
     runtime.metrics.create_gauge("broken", "b").set_function(lambda: 1 / 0)
-    runtime.metrics.create_counter("odd", "o", ("path",)).labels("caf\udce9").inc()
+    odd = runtime.metrics.create_counter("odd", "o", ("path",))
+    for path in ("caf\udce9", "caf\udce8"):
+        odd.labels(path).inc()
     runtime.registry.register(Broken())
     runtime.metrics.create_gauge("fine", "f").set(3)
     runtime.metrics.render()
@@ -337,6 +403,34 @@ def test_an_instrument_that_fails_costs_only_itself(runtime: DistributedRuntime)
     assert series(runtime, "dynamo_component_broken") == {}
     assert errors(runtime, "runtime", "failed") == 2 * 3
     assert errors(runtime, "runtime", "invalid") == 4
+
+
+def test_half_a_character_in_a_label_costs_that_character(runtime: DistributedRuntime) -> None:
+    counter = runtime.metrics.create_counter("odd", "o", ("path",))
+    counter.labels("caf\udce9").inc()
+    counter.labels("tea").inc(2)
+    Gauge("odd_too", "o", ("path",), registry=runtime.registry).labels("\ud800").set(3)
+    assert series(runtime, "dynamo_component_odd_total") == {
+        frozenset({("path", "caf?")}): 1,
+        frozenset({("path", "tea")}): 2,
+    }
+    assert series(runtime, "odd_too") == {frozenset({("path", "?")}): 3}
+    assert errors(runtime, "runtime", "invalid") == 0
+
+
+def test_what_a_registered_collector_calls_errors_is_its_own(runtime: DistributedRuntime) -> None:
+    class Own(Collector):
+        errors = ("boom",)
+
+        def collect(self) -> Iterator[Metric]:
+            yield from parse("own 1\n")
+
+    runtime.registry.register(Own())
+    runtime.metrics.render()
+    assert series(runtime, "own") == {frozenset(): 1}
+    counted = series(runtime, "dynamometer_engine_scrape_errors_total")
+    assert set(counted.values()) == {0}
+    assert not [key for key in counted if ("reason", "boom") in key]
 
 
 @pytest.mark.parametrize("documentation", [None, 5])

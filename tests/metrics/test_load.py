@@ -47,22 +47,23 @@ def load(*lines: str, component: bool = False) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Shape:
-    """What an engine writes, and what that comes to."""
+    """What an engine writes, and what that comes to; None where it says nothing of it."""
 
     lines: Sequence[str]
-    running: float = 0
-    queued: float = 0
-    usage: float = 0
+    running: float | None = None
+    queued: float | None = None
+    usage: float | None = None
     generated: float = 0
     blocks: Mapping[str, float] = field(default_factory=dict)
 
     def expected(self) -> dict[str, float]:
-        return {
+        all_values = {
             "running_requests": self.running,
             "queued_requests": self.queued,
             "kv_usage_ratio": self.usage,
             "generation_tokens_total": self.generated,
         }
+        return {name: value for name, value in all_values.items() if value is not None}
 
 
 SHAPES = {
@@ -187,7 +188,7 @@ def test_a_data_parallel_rank_has_its_blocks(name: str) -> None:
     found = load(*shape.lines, component=True)
     blocks = {f"total_blocks/{rank}": value for rank, value in shape.blocks.items()}
     assert {key: value for key, value in found.items() if "blocks" in key} == blocks
-    assert list(found)[:4] == list(shape.expected())
+    assert list(found)[: len(shape.expected())] == list(shape.expected())
 
 
 def test_the_families_of_the_component_have_its_labels_alone() -> None:
@@ -199,17 +200,33 @@ def test_the_families_of_the_component_have_its_labels_alone() -> None:
         f'dynamo_component_total_blocks{{dp_rank="0",{own}}} 3.0\n'
     )
     assert made["dynamo_component_gpu_cache_usage_percent"] == (
-        f'dynamo_component_gpu_cache_usage_percent{{dp_rank="0",{own}}} 0.0\n'
         f'dynamo_component_gpu_cache_usage_percent{{dp_rank="1",{own}}} 0.5\n'
     )
     assert made["dynamo_component_kv_cache_hit_rate"] == (
         f'dynamo_component_kv_cache_hit_rate{{dp_rank="0",{own}}} 0.75\n'
-        f'dynamo_component_kv_cache_hit_rate{{dp_rank="1",{own}}} 0.0\n'
     )
-    assert made["dynamometer_engine_running_requests"] == (
-        "dynamometer_engine_running_requests"
-        '{dynamo_component="backend",dynamo_namespace="dynamo",model="m"} 0.0\n'
+    assert made["dynamometer_engine_kv_usage_ratio"] == (
+        "dynamometer_engine_kv_usage_ratio"
+        '{dynamo_component="backend",dynamo_namespace="dynamo",model="m"} 0.5\n'
     )
+
+
+INPUTS = {
+    "running_requests": "num_running_reqs{} 0",
+    "queued_requests": "num_grammar_queue_reqs{} 0",
+    "kv_usage_ratio": "token_usage{} 0",
+    "gpu_cache_usage_percent/0": "token_usage{} 0",
+    "kv_cache_hit_rate/0": "cache_hit_rate{} 0",
+}
+
+
+@pytest.mark.parametrize("renamed", dict.fromkeys(INPUTS.values()))
+def test_silence_of_an_engine_is_not_0(renamed: str) -> None:
+    """A version of it that calls a family otherwise is not an idle one."""
+    lines = ["page_size{} 16", *(line for line in INPUTS.values() if line != renamed)]
+    expected = {name: 0.0 for name, line in INPUTS.items() if line != renamed}
+    found = load(*dict.fromkeys(lines), component=True)
+    assert found == expected | {"generation_tokens_total": 0}
 
 
 def test_another_programs_page_has_no_load() -> None:
@@ -226,10 +243,10 @@ def test_a_family_of_another_kind_is_not_read() -> None:
 
 def test_the_same_families_give_the_same_objects() -> None:
     engine = EngineLoad("sglang", lambda: CONSTANT)
-    one = page("num_running_reqs{} 1", "num_queue_reqs{} 1")
+    one = page("num_running_reqs{} 1", "num_queue_reqs{} 1", "token_usage{} 0")
     made = engine.families(one)
     assert engine.families(one) is made
-    other = engine.families(page("num_running_reqs{} 2", "num_queue_reqs{} 1"))
+    other = engine.families(page("num_running_reqs{} 2", "num_queue_reqs{} 1", "token_usage{} 0"))
     assert [a is b for a, b in zip(made, other, strict=True)] == [False, True, True, True]
 
 

@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import pytest
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from dynamometer.exposition.families import Family, Metadata
 from dynamometer.exposition.metrics import to_samples
 from dynamometer.exposition.parse import parse
+from dynamometer.metrics.collection import Answer, Collection
 from dynamometer.metrics.instruments import registry
 from dynamometer.metrics.page import MetricsPage
+from dynamometer.metrics.rounds import Round, Rounds
 from dynamometer.metrics.sources import RegistrySource
 
 
@@ -326,3 +328,91 @@ def test_a_source_whose_errors_cannot_be_read_is_counted(instruments: CollectorR
     found = samples(page)
     assert found["a"] == 1
     assert errors(found, "odd", "failed") == 2
+
+
+class UnspeakableError(Exception):
+    def __repr__(self) -> str:
+        raise ValueError("nor can it be said what is wrong")
+
+
+def test_an_error_that_cannot_be_said_is_one_like_any_other(
+    instruments: CollectorRegistry,
+) -> None:
+    def answer() -> Sequence[Family]:
+        raise UnspeakableError
+
+    page = MetricsPage(instruments)
+    page.add(Source("odd", answer))
+    for times in (1, 2):
+        assert errors(samples(page), "odd", "failed") == times
+
+
+@pytest.mark.parametrize("odd", [{"x": None}, {"x": "many"}, ["boom"], 5, print])
+def test_errors_that_are_no_counts_are_one_failure_and_stop_nothing(
+    instruments: CollectorRegistry, odd: object
+) -> None:
+    page = MetricsPage(instruments)
+    page.add(Source("odd", lambda: families("a 1\n"), errors=odd))  # type: ignore[arg-type]
+    for times in (1, 2):
+        found = samples(page)
+        assert found["a"] == 1
+        assert errors(found, "odd", "failed") == times
+    assert not any("boom" in name or "=x" in name for name in found)
+
+
+def test_errors_that_hang_are_given_up_like_families(
+    instruments: CollectorRegistry, never: threading.Event
+) -> None:
+    class Hangs(Source):
+        @property
+        def errors(self) -> Mapping[str, int]:
+            never.wait()
+            return {}
+
+        @errors.setter
+        def errors(self, _: Mapping[str, int]) -> None:
+            pass
+
+    page = MetricsPage(instruments, deadline=0.2)
+    page.add(Hangs("hangs", lambda: families("a 1\n")))
+    page.add(Source("whole", lambda: families("whole 1\n")))
+    found = samples(page)
+    assert (found["whole"], errors(found, "hangs", "timeout")) == (1, 1)
+
+
+def test_a_round_ends_whatever_becomes_of_its_answers(
+    instruments: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever waits for a page is told, even where ours is the fault."""
+
+    def broken(_: Collection, __: Answer) -> None:
+        raise ValueError("cannot be taken")
+
+    ended = threading.Event()
+    Rounds("test").begin(Round([Collection(RegistrySource("own", instruments))], broken, ended.set))
+    assert ended.wait(5)
+    assert "an answer of a source was lost" in caplog.text
+
+
+def test_sources_that_come_and_go_at_once_are_all_there(instruments: CollectorRegistry) -> None:
+    page = MetricsPage(instruments)
+    barrier = threading.Barrier(8)
+
+    def work(number: int) -> None:
+        barrier.wait()
+        for step in range(50):
+            gone = Source("gone", lambda: families("gone 1\n"))
+            page.add(gone)
+            page.add(Source("kept", partial(families, f"a{number}_{step} 1\n")))
+            page.remove(gone)
+            Gauge(f"own{number}_{step}", "ours", registry=instruments)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = samples(page)
+    assert "gone" not in found
+    assert sum(name.startswith("a") for name in found) == 8 * 50
+    assert sum(name.startswith("own") for name in found) == 8 * 50 + 1

@@ -75,6 +75,11 @@ class Metadata:
         return frozenset({self.name, *(self.name + s for s in SUFFIXES.get(self.type, ()))})
 
     @cached_property
+    def created_name(self) -> str:
+        """What OpenMetrics calls the time at which it began to count; empty where it has none."""
+        return f"{self.name}_created" if "_created" in SUFFIXES.get(self.type, ()) else ""
+
+    @cached_property
     def text_header(self) -> bytes:
         """The `# HELP` and `# TYPE` lines of the text format 0.0.4."""
         return text_header(
@@ -112,7 +117,8 @@ class Family:
         chunks: its sample lines, in our own form (`series`), in one piece or, so that a
             change in a large family costs little, in several.
         openmetrics_chunks: the same for OpenMetrics where they are not the same bytes
-            (timestamps, exemplars, gauge histograms).
+            (timestamps, exemplars, gauge histograms); none where the family has no place
+            there, because the name is another one's `_created`.
     """
 
     metadata: Metadata

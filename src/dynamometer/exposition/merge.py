@@ -2,12 +2,15 @@
 
 Every family is on a page once, and no series twice: the first source wins, and a label set's
 histogram or summary comes whole from one source. What is left out is told.
+
+A family that is called as another one's `_created` is on the text page alone: in OpenMetrics that
+name is the other one's, although no family of ours has such series.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -79,12 +82,14 @@ class _Plan:
         metadata: of their families.
         merged: the places of each family of the page.
         conflicts: families that are not on it, each with the source that has the name.
+        text_only: names of families that OpenMetrics has no place for.
     """
 
     names: Sequence[str]
     metadata: Sequence[Sequence[Metadata]]
     merged: Sequence[Sequence[_Place]]
     conflicts: Sequence[tuple[_Place, str]]
+    text_only: frozenset[str]
 
     def fits(self, sources: Sequence[Source]) -> bool:
         return [source.name for source in sources] == self.names and all(
@@ -98,9 +103,10 @@ class Merger:
 
     def __init__(self) -> None:
         self._sources: tuple[Source, ...] = ()
-        self._plan = _Plan([], [], [], [])
+        self._plan = _Plan([], [], [], [], frozenset())
         self._merged: dict[str, _Merged] = {}
         self._conflicts: dict[Family, LeftOut] = {}
+        self._text_only: dict[Family, Family] = {}
         self.families: tuple[Family, ...] = ()
         self.left_out: tuple[LeftOut, ...] = ()
 
@@ -128,6 +134,8 @@ class Merger:
                 family = merged.family
             families.append(family)
         self._merged = joined
+        if self._plan.text_only or self._text_only:
+            families = self._for_text_only(families)
         self._tell_left_out()
         if tuple(families) != self.families:
             self.families = tuple(families)
@@ -148,6 +156,15 @@ class Merger:
         if before is not None and before.parts == families:
             return before
         return _join(families, [self._sources[place.source].name for place in places])
+
+    def _for_text_only(self, families: Sequence[Family]) -> list[Family]:
+        before, self._text_only = self._text_only, {}
+        names = self._plan.text_only
+        for family in families:
+            if family.name in names:
+                made = before.get(family) or replace(family, openmetrics_chunks=())
+                self._text_only[family] = made
+        return [self._text_only.get(family, family) for family in families]
 
     def _tell_left_out(self) -> None:
         conflicts: dict[Family, LeftOut] = {}
@@ -171,19 +188,22 @@ def _plan(sources: Sequence[Source]) -> _Plan:
     conflicts: list[tuple[_Place, str]] = []
     for place in _places(sources):
         metadata = _metadata(sources, place)
-        owner = next((owners[name] for name in _names(metadata) if name in owners), None)
+        names = metadata.reserved_names - {metadata.created_name}
+        owner = next((owners[name] for name in (metadata.name, *names) if name in owners), None)
         if owner is None:
-            owners.update(dict.fromkeys(metadata.reserved_names, place))
+            owners.update(dict.fromkeys(names, place))
             merged[metadata.name] = [place]
         elif _compatible(_metadata(sources, owner), metadata):
             merged[metadata.name].append(place)
         else:
             conflicts.append((place, sources[owner.source].name))
+    created = {_metadata(sources, places[0]).created_name for places in merged.values()}
     return _Plan(
         [source.name for source in sources],
         [[family.metadata for family in source.families] for source in sources],
         list(merged.values()),
         conflicts,
+        frozenset(_metadata(sources, owners[name]).name for name in created & owners.keys()),
     )
 
 
@@ -194,11 +214,6 @@ def _places(sources: Sequence[Source]) -> Iterator[_Place]:
 
 def _metadata(sources: Sequence[Source], place: _Place) -> Metadata:
     return sources[place.source].families[place.number].metadata
-
-
-def _names(metadata: Metadata) -> Iterator[str]:
-    yield metadata.name
-    yield from metadata.reserved_names
 
 
 def _compatible(owner: Metadata, metadata: Metadata) -> bool:

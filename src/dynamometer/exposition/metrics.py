@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -13,6 +13,7 @@ from dynamometer.exposition.builder import FamilyBuilder
 from dynamometer.exposition.families import Family, Metadata
 from dynamometer.exposition.numbers import format_number
 from dynamometer.exposition.series import labels_text, series_text, split_lines, split_series
+from dynamometer.names import label_value
 
 NO_LABELS: Final[Mapping[str, str]] = MappingProxyType({})
 _MILLISECONDS: Final = 1000
@@ -71,7 +72,8 @@ def from_metric(
 ) -> Family:
     """A family of prometheus_client's as its bytes; those it has kept where it is one of ours.
 
-    Without `_created` series, as all families of ours.
+    Without `_created` series, as all families of ours. Half characters in labels' values, which no
+    page can hold, become `?`.
 
     Args:
         metric: the family.
@@ -81,8 +83,20 @@ def from_metric(
     if isinstance(metric, FamilyMetric) and metric.untouched and not labels:
         return metric.family
     metadata = Metadata(metric.name, metric.type, metric.documentation, metric.unit)
-    builder = FamilyBuilder(before if before == metadata else metadata)
-    for sample in metric.samples:
+    if before == metadata:
+        metadata = before
+    try:
+        return _family(metadata, metric.samples, labels)
+    except UnicodeEncodeError:
+        samples = [_writable(sample) for sample in metric.samples]
+        if _series_count(samples) != _series_count(metric.samples):
+            raise  # two series would be one
+        return _family(metadata, samples, labels)
+
+
+def _family(metadata: Metadata, samples: Iterable[Sample], labels: Mapping[str, str]) -> Family:
+    builder = FamilyBuilder(metadata)
+    for sample in samples:
         if sample.native_histogram is not None:
             continue  # OpenMetrics 2.0's
         stamp = sample.timestamp
@@ -95,6 +109,22 @@ def from_metric(
             exemplar=_exemplar_text(sample.exemplar) if sample.exemplar else "",
         )
     return builder.family()
+
+
+def _series_count(samples: Iterable[Sample]) -> int:
+    return len({(sample.name, *sorted(sample.labels.items())) for sample in samples})
+
+
+def _writable(sample: Sample) -> Sample:
+    """A sample whose labels' values have `?` in the place of half characters."""
+    exemplar = sample.exemplar
+    if exemplar:
+        exemplar = exemplar._replace(labels=_writable_labels(exemplar.labels))
+    return sample._replace(labels=_writable_labels(sample.labels), exemplar=exemplar)
+
+
+def _writable_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    return {name: label_value(value) for name, value in labels.items()}
 
 
 def _exemplar_text(exemplar: Exemplar) -> str:

@@ -100,7 +100,7 @@ def check_sample(sample: ParsedSample, family: str, kind: str) -> None:
     if kind == "stateset" and (family not in series.labels or value not in (0, 1)):
         raise GrammarError(f"a stateset's sample without its label, or neither 0 nor 1: {value}")
     if suffix == "_bucket":
-        _check_bound(series.labels.get("le"))
+        check_bound(series.labels.get("le"))
     if suffix in ("_bucket", "_count", "_gcount") and not value.is_integer():
         raise GrammarError(f"a count that is no whole number: {value}")
     if kind == "summary" and not suffix:
@@ -163,7 +163,12 @@ def _check_group(samples: list[ParsedSample], family: str) -> None:
         raise GrammarError(f"{family} has a negative sum of no negative buckets")
 
 
-def _check_bound(text: str | None) -> None:
+def check_bound(text: str | None) -> None:
+    """That a bucket has an upper bound.
+
+    Raises:
+        GrammarError: it has none.
+    """
     value = None if text is None else _float(text)
     if value is None or math.isnan(value) or (value == math.inf and text != "+Inf"):
         raise GrammarError(f"no bound of a bucket: {text!r}")

@@ -14,11 +14,11 @@ def join(families: Iterable[Family], *, openmetrics: bool) -> bytes:
     """Families one after the other, without an end."""
     pieces: list[bytes] = []
     for family in families:
-        if openmetrics:
+        other = family.openmetrics_chunks
+        if openmetrics and other != ():
             pieces.append(family.metadata.openmetrics_header)
-            other = family.openmetrics_chunks
             pieces.extend(family.chunks if other is None else other)
-        else:
+        elif not openmetrics:
             pieces.append(family.metadata.text_header)
             pieces.extend(family.chunks)
     return b"".join(pieces)

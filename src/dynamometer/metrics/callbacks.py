@@ -78,12 +78,13 @@ class TextSource:
         Raises:
             ExpositionError: it is no text, or not in the format; names the line.
         """
-        text = self._function() or ""
+        text = self._function()
+        if text is None:
+            text = ""
         if not isinstance(text, str | bytes):
             raise ExpositionError(f"the callback has returned {type(text).__name__}, not a text")
         if text != self._last:
-            page = text.encode() if isinstance(text, str) else text
-            self._families = self._parser.parse(page)
+            self._families = self._parser.parse(_encoded(text))
             self._last = text
         return self._families
 
@@ -91,3 +92,10 @@ class TextSource:
     def errors(self) -> Mapping[str, int]:
         """None: it raises."""
         return NO_ERRORS
+
+
+def _encoded(text: str | bytes) -> bytes:
+    try:
+        return text.encode() if isinstance(text, str) else text
+    except UnicodeEncodeError as error:
+        raise ExpositionError(f"the text of the callback: {error}") from None

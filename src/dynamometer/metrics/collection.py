@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from dynamometer.errors import ExpositionError
 from dynamometer.exposition.families import TYPES, Family, Metadata
 from dynamometer.metrics.sources import MetricsSource
+
+logger = logging.getLogger(__name__)
 
 
 class SourceError(Exception):
@@ -18,7 +22,20 @@ class SourceError(Exception):
         self.reason = reason
 
 
-Answer = Sequence[Family] | SourceError
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a source has given.
+
+    Attributes:
+        families: as they are now.
+        errors: what it has left out so far, how often, by reason; None where it cannot say.
+    """
+
+    families: Sequence[Family]
+    errors: Mapping[str, int] | None
+
+
+Answer = Given | SourceError
 
 
 class Collection:
@@ -26,31 +43,43 @@ class Collection:
 
     Attributes:
         source: whom to ask.
+        expected: names of families that are the process's own in it; see `MetricsPage.add`.
         busy: whether it is being asked, perhaps by a thread that has been left behind with it.
         taken: its families as they were last taken for the page.
     """
 
-    def __init__(self, source: MetricsSource) -> None:
+    def __init__(self, source: MetricsSource, *, expected: frozenset[str] = frozenset()) -> None:
         """Nothing is asked yet."""
         self.source = source
+        self.expected = expected
         self.busy = False
         self.taken: Sequence[Family] = ()
         self._good: dict[int, Family] = {}
 
     def ask(self) -> Answer:
-        """Its families, or why there are none; may take as long as the source does."""
+        """Its families and errors, or why there are none; may take as long as the source does.
+
+        All that is the source's own code runs in here, and what it raises goes no further.
+        """
         self.busy = True
         try:
             families = self.source.families()
             wrong = self._checked(families)
+            return SourceError("invalid", wrong) if wrong else Given(families, self._errors())
         except BaseException as error:  # noqa: BLE001, RUF100  # handed to whoever asked
             reason = "invalid" if isinstance(error, ExpositionError) else "failed"
-            failed = SourceError(reason, f"{error!r}{_place(error)}")
+            failed = SourceError(reason, f"{_said(error)}{_place(error)}")
             failed.__cause__ = error
             return failed
         finally:
             self.busy = False
-        return SourceError("invalid", wrong) if wrong else families
+
+    def _errors(self) -> Mapping[str, int] | None:
+        try:
+            return {str(reason): int(count) for reason, count in self.source.errors.items()}
+        except BaseException as error:  # noqa: BLE001, RUF100  # its families are good
+            logger.debug("errors of %s cannot be read: %s", self.source.name, _said(error))
+            return None
 
     def _checked(self, families: object) -> str:
         """What is wrong with the families, if anything; each object is looked at once."""
@@ -63,6 +92,14 @@ class Collection:
         if fresh:
             self._good = {id(family): family for family in families}
         return ""
+
+
+def _said(error: BaseException) -> str:
+    """What an error says of itself; its class where even that fails."""
+    try:
+        return repr(error)
+    except Exception:  # noqa: BLE001, RUF100  # the text is what matters least
+        return type(error).__name__
 
 
 def _place(error: BaseException) -> str:

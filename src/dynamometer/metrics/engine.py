@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
+
+from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR
 
 from dynamometer.errors import ArgumentError
 from dynamometer.exposition.families import Family
@@ -20,8 +22,10 @@ from dynamometer.exposition.merge import Source
 from dynamometer.exposition.merged_page import MergedPage
 from dynamometer.exposition.metrics import from_metric
 from dynamometer.exposition.relabel import Relabelling
-from dynamometer.metrics.sources import NO_ERRORS, Collects, MetricsSource, RegistrySource
-from dynamometer.multiprocess import MultiprocessDirectory
+from dynamometer.exposition.series import metric_name
+from dynamometer.metrics.hierarchy import Metrics
+from dynamometer.metrics.sources import Collects, RegistrySource
+from dynamometer.multiprocess import MultiProcessCollector, MultiprocessDirectory
 from dynamometer.names import label_value, labels, sanitize_prometheus_label
 
 logger = logging.getLogger(__name__)
@@ -51,6 +55,14 @@ class EngineEndpoint(Protocol):
         """The number of the instance."""
 
 
+@runtime_checkable
+class _Named(Protocol):
+    """An endpoint that knows its instance as pages have it: ours."""
+
+    @property
+    def worker_id(self) -> str: ...
+
+
 class EngineSource:
     """A registry's families: chosen, renamed, with labels; see `MetricsSource`.
 
@@ -70,23 +82,17 @@ class EngineSource:
         """
         self.name = name
         self.owner = owner or name
-        self._registry = registry
+        self._reader = _reader(name, registry)
         self._view = view
-        self._collect = (
-            registry.families
-            if isinstance(registry, MultiprocessDirectory)
-            else RegistrySource(name, registry).families
-        )
 
     def families(self) -> Sequence[Family]:
         """See `MetricsSource.families`."""
-        return self._view.apply(self._collect())
+        return self._view.apply(self._reader.families())
 
     @property
     def errors(self) -> Mapping[str, int]:
-        """What a reader of ours could not read."""
-        errors: Mapping[str, int] = getattr(self._registry, "errors", NO_ERRORS)
-        return errors
+        """What a reader of ours could not read, and families that cannot be written."""
+        return self._reader.errors
 
 
 class View:
@@ -97,23 +103,51 @@ class View:
         *,
         prefixes: str | Sequence[str] | None = None,
         exclude_prefixes: str | Sequence[str] | None = None,
-        labels: Mapping[str, str] | None = None,
+        constant: Mapping[str, str] | None = None,
         add_prefix: str | None = None,
     ) -> None:
         """A view; see `register_engine_metrics_callback` for the arguments.
 
+        Args:
+            prefixes: only families whose name begins with one of them; none: all.
+            exclude_prefixes: families that are left out before anything is chosen.
+            constant: labels for every series that has not its own.
+            add_prefix: what names begin with afterwards, once, in place of the filter's prefix.
+
         Raises:
-            ArgumentError: a label is one that histograms or summaries need, or no label's name.
+            ArgumentError: an argument is not allowed; says what is.
         """
         chosen, excluded = _texts(prefixes), _texts(exclude_prefixes)
         self._filter = FamilyFilter(Selection.of(prefixes=chosen, exclude_prefixes=excluded))
+        self._add_prefix = _prefix(add_prefix)
         self._relabelling = Relabelling(
-            _checked(labels or {}), add_prefix=add_prefix or "", replaced_prefixes=chosen
+            _constant(constant), add_prefix=self._add_prefix, replaced_prefixes=chosen
         )
+        self._told_apart: Sequence[Family] = ()
 
     def apply(self, families: Sequence[Family]) -> Sequence[Family]:
         """The chosen families as they are shown, in their order."""
         return self._relabelling.apply(self._filter.apply(families))
+
+    def check_names(self, families: Sequence[Family]) -> None:
+        """Raise where families of two names would be one family, which holds half of them.
+
+        Raises:
+            ArgumentError: the prefix does that; names both.
+        """
+        chosen = self._filter.apply(families)
+        if not self._add_prefix or chosen is self._told_apart:
+            return
+        owners: dict[str, str] = {}
+        for metadata in [family.metadata for family in chosen]:
+            for name in map(self._relabelling.name, metadata.names):
+                owner = owners.setdefault(name, metadata.text_name)
+                if owner != metadata.text_name:
+                    raise ArgumentError(
+                        f"add_prefix={self._add_prefix!r} makes one family, {name}, of {owner} "
+                        f"and {metadata.text_name}: exclude one, or choose another prefix"
+                    )
+        self._told_apart = chosen
 
 
 def register_engine_metrics_callback(
@@ -151,12 +185,11 @@ def register_engine_metrics_callback(
         source: what errors are counted under; by default the first filter's word, or `engine`.
 
     Raises:
-        ArgumentError: a label is one that histograms or summaries need, or no label's name; or
-            the registry is none.
+        ArgumentError: the registry is none, a label is one that histograms or summaries need or
+            no label's name, or another argument is not allowed; says what is.
     """
-    if not callable(getattr(registry, "collect", None)):
-        raise ArgumentError(f"{registry!r} is no registry: it has nothing to collect")
-    added = dict(inject_custom_labels or {})
+    _check_registry(registry)
+    added = dict(_constant(inject_custom_labels))
     if bool(namespace_name) != bool(component_name):
         logger.warning("no label of the runtime is added: namespace_name and component_name do it")
     if namespace_name and component_name:
@@ -172,29 +205,21 @@ def register_engine_metrics_callback(
             )
         added |= automatic
     prefixes = _texts(metric_prefix_filters)
-    engine = EngineSource(
-        source or (prefixes[0].rstrip(":_") if prefixes else "") or _DEFAULT_SOURCE,
-        registry,
-        View(
-            prefixes=prefixes,
-            exclude_prefixes=exclude_prefixes,
-            labels=added,
-            add_prefix=add_prefix,
-        ),
+    name = source or (prefixes[0].rstrip(":_") if prefixes else "") or _DEFAULT_SOURCE
+    view = View(
+        prefixes=prefixes, exclude_prefixes=exclude_prefixes, constant=added, add_prefix=add_prefix
     )
-    register: Callable[[MetricsSource], object] | None = getattr(
-        endpoint.metrics, "register_source", None
-    )
-    if register is not None:
-        register(engine)
+    metrics = endpoint.metrics
+    if isinstance(metrics, Metrics):
+        expected = frozenset() if _is_of_files(registry) else _own_of_process()
+        metrics.register_source(EngineSource(name, registry, view), expected=expected)
     else:
-        page = MergedPage()
+        reader, kept = _reader(name, registry), _Kept(view)
 
         def text() -> str:
-            page.update([Source(engine.name, engine.families())])
-            return page.render().decode()
+            return kept.text(reader.families())
 
-        endpoint.metrics.register_prometheus_expfmt_callback(text)
+        metrics.register_prometheus_expfmt_callback(text)
 
 
 def get_prometheus_expfmt(
@@ -211,15 +236,17 @@ def get_prometheus_expfmt(
     another registry over the same files. For the arguments see `register_engine_metrics_callback`.
 
     Raises:
-        ArgumentError: a label is one that histograms or summaries need, or no label's name.
+        ArgumentError: as there; or `add_prefix` makes one family of two, which it names.
         Exception: what the registry raises; never an empty text instead.
     """
-    families = [from_metric(metric) for metric in registry.collect()]
-    labels = tuple(
-        sorted((name, str(value)) for name, value in (inject_custom_labels or {}).items())
+    _check_registry(registry)
+    kept = _kept(
+        _texts(metric_prefix_filters),
+        _texts(exclude_prefixes),
+        tuple(sorted(_constant(inject_custom_labels).items())),
+        _prefix(add_prefix),
     )
-    kept = _kept(_texts(metric_prefix_filters), _texts(exclude_prefixes), labels, add_prefix)
-    return kept.text(families)
+    return kept.text([from_metric(metric) for metric in registry.collect()])
 
 
 class _Kept:
@@ -232,7 +259,7 @@ class _Kept:
 
     def text(self, families: Sequence[Family]) -> str:
         with self._lock:
-            # A prefix may have made two families of one name.
+            self._view.check_names(families)
             self._page.update([Source(_DEFAULT_SOURCE, self._view.apply(families))])
             return self._page.render().decode()
 
@@ -241,22 +268,52 @@ class _Kept:
 def _kept(
     prefixes: tuple[str, ...],
     excluded: tuple[str, ...],
-    labels: tuple[tuple[str, str], ...],
-    add_prefix: str | None,
+    constant: tuple[tuple[str, str], ...],
+    add_prefix: str,
 ) -> _Kept:
-    labels_of = dict(labels)
+    added = dict(constant)
     return _Kept(
-        View(prefixes=prefixes, exclude_prefixes=excluded, labels=labels_of, add_prefix=add_prefix)
+        View(prefixes=prefixes, exclude_prefixes=excluded, constant=added, add_prefix=add_prefix)
     )
 
 
-def _texts(given: str | Sequence[str] | None) -> tuple[str, ...]:
+def _check_registry(registry: object) -> None:
+    if not callable(getattr(registry, "collect", None)):
+        raise ArgumentError(f"{registry!r} is no registry: it has nothing to collect")
+
+
+def _reader(name: str, registry: Collects) -> MultiprocessDirectory | RegistrySource:
+    """What reads a registry's families."""
+    if isinstance(registry, MultiprocessDirectory):
+        return registry
+    return RegistrySource(name, registry)
+
+
+def _is_of_files(registry: Collects) -> bool:
+    return isinstance(registry, MultiprocessDirectory | MultiProcessCollector)
+
+
+def _own_of_process() -> frozenset[str]:
+    """The families that prometheus_client shows of its process, in each registry that has them."""
+    collectors = (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR)
+    return frozenset(metric.name for one in collectors for metric in one.collect())
+
+
+def _texts(given: str | Iterable[str] | None) -> tuple[str, ...]:
     if given is None:
         return ()
-    texts = (given,) if isinstance(given, str) else tuple(given)
-    if not all(isinstance(text, str) for text in texts):
-        raise ArgumentError(f"prefixes are texts, not {given!r}")
-    return texts
+    texts = (given,) if isinstance(given, str) else given
+    if not isinstance(texts, Iterable) or not all(isinstance(text, str) for text in texts):
+        raise ArgumentError(f"prefixes are a text or a list of texts, not {given!r}")
+    return tuple(texts)
+
+
+def _prefix(given: str | None) -> str:
+    if given is not None and (not isinstance(given, str) or metric_name(given) != given):
+        raise ArgumentError(
+            f"add_prefix={given!r} cannot begin a metric's name: letters, digits, '_' and ':' can"
+        )
+    return given or ""
 
 
 def _automatic_labels(
@@ -266,23 +323,37 @@ def _automatic_labels(
     endpoint_name: str | None,
     model: str | None,
 ) -> Mapping[str, str]:
-    # Dynamo's Python writes no leading zeros, which our own form has.
-    own = getattr(endpoint, labels.WORKER_ID, None)
     automatic = {
         labels.NAMESPACE: namespace,
         labels.COMPONENT: component,
         labels.ENDPOINT: endpoint_name or _DEFAULT_ENDPOINT,
-        labels.WORKER_ID: own or f"{endpoint.connection_id():x}",
     }
+    worker_id = _worker_id(endpoint)
+    if worker_id:
+        automatic[labels.WORKER_ID] = worker_id
     if model:
         automatic |= {labels.MODEL: model, labels.MODEL_NAME: model}
     return automatic
 
 
-def _checked(added: Mapping[str, str]) -> Mapping[str, str]:
-    for name in added:
+def _worker_id(endpoint: EngineEndpoint) -> str:
+    """The instance's number; empty where the endpoint does not tell it, as the peer has it."""
+    own = endpoint.worker_id if isinstance(endpoint, _Named) else None
+    if isinstance(own, str):
+        return own
+    try:
+        return f"{endpoint.connection_id():x}"  # as Dynamo's Python: no leading zeros
+    except Exception as error:
+        logger.warning("the label %s is left out: %r", labels.WORKER_ID, error)
+        return ""
+
+
+def _constant(given: Mapping[str, str] | None) -> Mapping[str, str]:
+    if not isinstance(given, Mapping | None):
+        raise ArgumentError(f"labels to add are names with values, as {{'a': 'b'}}, not {given!r}")
+    for name in given or {}:
         if name in _RESERVED:
             raise ArgumentError(f"the label {name!r} is a histogram's or a summary's own")
         if sanitize_prometheus_label(name) != name:
             raise ArgumentError(f"{name!r} is no name of a label: letters, digits and '_' are")
-    return {name: label_value(str(value)) for name, value in added.items()}
+    return {name: label_value(str(value)) for name, value in (given or {}).items()}

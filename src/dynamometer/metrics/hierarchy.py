@@ -114,7 +114,7 @@ class Hierarchy:
                 self._instruments[(metadata.name, values)] = known
             return cast("Instrument", known)  # of the shape that was asked for
 
-    def add_source(self, source: MetricsSource) -> None:
+    def add_source(self, source: MetricsSource, *, expected: frozenset[str] = frozenset()) -> None:
         """Show a source's families too; one that has another one's name gets a number."""
         with self._lock:
             asked = source.name
@@ -123,7 +123,7 @@ class Hierarchy:
             if source.owner == asked:
                 source.owner = source.name  # a namesake is somebody else
             self._sources.add(source.name)
-        self.page.add(source)
+        self.page.add(source, expected=expected)
 
     def _check(self, metadata: Metadata, shape: _Shape) -> None:
         for name in metadata.reserved_names:
@@ -132,6 +132,12 @@ class Hierarchy:
                 raise ArgumentError(
                     f"{metadata.text_name} cannot be {shape}: {owner} is {self._shapes[owner]}; "
                     "choose another name, or the same shape"
+                )
+            other = self.registry.owner(name)
+            if other is not None:
+                raise ArgumentError(
+                    f"{metadata.text_name} cannot be {shape}: {other}, which is in the runtime's "
+                    f"registry, has the name {name}; choose another one"
                 )
 
     def _registry(self, values: tuple[tuple[str, str], ...]) -> CollectorRegistry:
@@ -246,9 +252,16 @@ class Metrics:
         callbacks.checked(function)
         self._hierarchy.add_source(callbacks.TextSource(_name(function), function))
 
-    def register_source(self, source: MetricsSource) -> None:
-        """Show the families of a source: what is already families need not become text."""
-        self._hierarchy.add_source(source)
+    def register_source(
+        self, source: MetricsSource, *, expected: frozenset[str] = frozenset()
+    ) -> None:
+        """Show the families of a source: what is already families need not become text.
+
+        Args:
+            source: what is shown.
+            expected: see `MetricsPage.add`.
+        """
+        self._hierarchy.add_source(source, expected=expected)
 
     def render(self, openmetrics: bool = False) -> bytes:  # noqa: FBT001, FBT002, RUF100
         """The page of the whole process, as of now.
@@ -295,7 +308,7 @@ def _bounds(name: str, buckets: Sequence[float]) -> tuple[float, ...]:
     """The finite ones, which rise."""
     try:
         bounds = [float(bound) for bound in buckets]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         bounds = [float("nan")]
     finite = bounds[:-1] if bounds and bounds[-1] == float("inf") else bounds
     rising = all(one < other for one, other in itertools.pairwise([float("-inf"), *finite]))

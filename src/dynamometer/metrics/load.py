@@ -115,7 +115,7 @@ class EngineLoad:
 
     def shown_by(self, prefixes: Sequence[str]) -> bool:
         """Whether sources show all that it looks at, of whose families only those pass that begin
-        with one of `prefixes`; none: all. What is left out would be taken for 0.
+        with one of `prefixes`; none: all. Of what is left out nothing would be known.
         """
         return not prefixes or all(name.startswith(tuple(prefixes)) for name in self.names)
 
@@ -136,19 +136,20 @@ class EngineLoad:
         found = {name: reader.read(by_name.get(name)) for name, reader in self._readers.items()}
         alive = any(found.values())
         made = []
-        if alive:
-            made += [
-                _one(_RUNNING, constant, _sum(found[sglang.NUM_RUNNING_REQS])),
-                _one(_QUEUED, constant, sum(_sum(found[name]) for name in _QUEUES)),
-                _one(_USAGE, constant, _mean(found[sglang.TOKEN_USAGE])),
-            ]
+        # Each only where the engine says it: silence is not 0, to which all requests would be sent.
+        if running := found[sglang.NUM_RUNNING_REQS]:
+            made.append(_one(_RUNNING, constant, _sum(running)))
+        if queued := [one for name in _QUEUES for one in found[name]]:
+            made.append(_one(_QUEUED, constant, _sum(queued)))
+        if usage := found[sglang.TOKEN_USAGE]:
+            made.append(_one(_USAGE, constant, _mean(usage)))
         counted = self._counter.read(by_name.get(_COUNTER))
         # Shown before its first increase, so that it is seen; never again where it was there once,
         # because what falls to 0 has begun anew.
         if counted or (alive and complete and not self._counted):
             made.append(_one(_GENERATED, constant, _sum(counted)))
             self._counted = self._counted or bool(counted)
-        if alive and self._component:
+        if self._component:
             made += _of_component(found, constant)
         return made
 
@@ -161,8 +162,8 @@ def _of_component(
     made = []
     for metadata, value_of in (
         (_BLOCKS, _blocks),
-        (_PART_USED, lambda values, rank: values[sglang.TOKEN_USAGE].get(rank, 0.0)),
-        (_HIT_RATE, lambda values, rank: values[sglang.CACHE_HIT_RATE].get(rank, 0.0)),
+        (_PART_USED, lambda values, rank: values[sglang.TOKEN_USAGE].get(rank)),
+        (_HIT_RATE, lambda values, rank: values[sglang.CACHE_HIT_RATE].get(rank)),
     ):
         series = {}
         for rank in ranks:
@@ -201,7 +202,7 @@ def _sum(values: Iterable[RankValue]) -> float:
 
 
 def _mean(values: Sequence[RankValue]) -> float:
-    return _sum(values) / len(values) if values else 0.0
+    return _sum(values) / len(values)
 
 
 def _one(metadata: Metadata, constant: Mapping[str, str], value: float) -> Family:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter
@@ -50,6 +50,7 @@ class MetricsPage:
         self._seen_left_out: tuple[LeftOut, ...] = ()
         self._left_out: set[LeftOut] = set()
         self._rounds = Rounds("metrics")
+        self._changing = threading.Lock()
         self._errors = Counter(
             metric_names.scrape.ERRORS_TOTAL,
             "Scrapes in which a source of engine metrics, one of its files or a series of one was "
@@ -59,10 +60,17 @@ class MetricsPage:
         )
         self._expect_errors(self._runtime.source.name)
 
-    def add(self, source: MetricsSource) -> None:
-        """Show the families of `source` too; of a series that two have, the first one's stands."""
-        self._engines.append(Collection(source))
+    def add(self, source: MetricsSource, *, expected: frozenset[str] = frozenset()) -> None:
+        """Show the families of `source` too; of a series that two have, the first one's stands.
+
+        Args:
+            source: whom to ask at each refresh.
+            expected: names of families in which it shows this very process, as the runtime and
+                other sources may do too: that is no error.
+        """
         self._expect_errors(source.name)
+        with self._changing:
+            self._engines = [*self._engines, Collection(source, expected=expected)]
 
     def derive(self, conclusion: Conclusion) -> None:
         """Show too what `conclusion` makes of its owner's families, of the same refresh."""
@@ -71,15 +79,19 @@ class MetricsPage:
             engines = [one for one in self._engines if one.source.owner == conclusion.owner]
             return [Source(one.source.name, one.taken) for one in engines]
 
-        # A new table: a refresh that goes on in its thread keeps the one that it began with.
         source = ConcludedSource(conclusion, given)
-        self._concluded = {**self._concluded, conclusion: Collection(source)}
         self._expect_errors(source.name)
+        # A new table: a refresh that goes on in its thread keeps the one that it began with.
+        with self._changing:
+            self._concluded = {**self._concluded, conclusion: Collection(source)}
 
     def remove(self, source: MetricsSource | Conclusion) -> None:
         """Show the families of `source` no more."""
-        self._engines = [kept for kept in self._engines if kept.source is not source]
-        self._concluded = {one: kept for one, kept in self._concluded.items() if one is not source}
+        with self._changing:
+            self._engines = [kept for kept in self._engines if kept.source is not source]
+            self._concluded = {
+                one: kept for one, kept in self._concluded.items() if one is not source
+            }
 
     def _expect_errors(self, name: str) -> None:
         for reason in ("failed", "timeout", "invalid"):
@@ -113,22 +125,22 @@ class MetricsPage:
         Returns:
             What to `give_up` when it is not finished in time.
         """
-        sources: list[Source] = []
+        others = [*self._engines, *self._concluded.values()]
 
         def answered(collection: Collection, answer: Answer) -> None:
-            collection.taken = self._taken(collection, answer)
-            sources.append(Source(collection.source.name, collection.taken))
+            collection.taken = ()
+            collection.taken = self._taken(collection.source.name, answer)
 
         def finished() -> None:
             try:
-                self._page.update([sources[-1], *sources[:-1]])
+                shown = [self._runtime, *others]
+                self._page.update([Source(one.source.name, one.taken) for one in shown])
                 self._tell_left_out()
             finally:
                 finish()
 
         # The runtime's own last, for the errors that were just counted; and first on the page.
-        asked = [*self._engines, *self._concluded.values(), self._runtime]
-        one = Round(asked, answered, finished)
+        one = Round([*others, self._runtime], answered, finished)
         self._rounds.begin(one)
         return one
 
@@ -149,29 +161,26 @@ class MetricsPage:
         """The same, with gzip; the same bytes as before where nothing changed."""
         return self._page.compressed(selection, openmetrics=openmetrics)
 
-    def _taken(self, collection: Collection, answer: Answer) -> Sequence[Family]:
-        source = collection.source
+    def _taken(self, name: str, answer: Answer) -> Sequence[Family]:
         if isinstance(answer, SourceError):
-            self._errors.labels(source.name, answer.reason).inc()
-            if self._failing.get(source.name) != answer.reason:
-                self._failing[source.name] = answer.reason
-                logger.warning("metrics of %s are not on the page: %s", source.name, answer)
-                logger.debug("metrics of %s", source.name, exc_info=answer.__cause__)
+            self._errors.labels(name, answer.reason).inc()
+            if self._failing.get(name) != answer.reason:
+                self._failing[name] = answer.reason
+                logger.warning("metrics of %s are not on the page: %s", name, answer)
+                logger.debug("metrics of %s", name, exc_info=answer.__cause__)
             return ()
-        if self._failing.pop(source.name, None):
-            logger.info("metrics of %s are on the page again", source.name)
-        self._count_errors(source)
-        return answer
+        if self._failing.pop(name, None):
+            logger.info("metrics of %s are on the page again", name)
+        if answer.errors is None:
+            self._errors.labels(name, "failed").inc()
+        else:
+            self._count(name, answer.errors)
+        return answer.families
 
-    def _count_errors(self, source: MetricsSource) -> None:
-        try:
-            errors = dict(source.errors)
-        except Exception as error:
-            self._errors.labels(source.name, "failed").inc()
-            logger.debug("errors of %s cannot be read: %r", source.name, error)
-            return
+    def _count(self, name: str, errors: Mapping[str, int]) -> None:
+        """Count what a source has left out since it was last asked."""
         for reason, count in errors.items():
-            key = (source.name, str(reason))
+            key = (name, reason)
             # Fewer than before: another source of the name began anew.
             self._errors.labels(*key).inc(max(0, count - self._counted.get(key, 0)))
             self._counted[key] = count
@@ -182,13 +191,8 @@ class MetricsPage:
         if left_out is not self._seen_left_out:
             self._seen_left_out = left_out
             everyone = (self._runtime, *self._engines, *self._concluded.values())
-            owners = {one.source.name: one.source.owner for one in everyone}
-            unexpected = {
-                part
-                for part in left_out
-                if part.clash is not Clash.OVERLAP
-                or owners.get(part.source) != owners.get(part.winner)
-            }
+            by_name = {one.source.name: one for one in everyone}
+            unexpected = {part for part in left_out if not self._is_expected(part, by_name)}
             for part in unexpected - self._left_out:
                 logger.warning(
                     "%s of %s is not on the page (%s): %s has it", part.family, part.source,
@@ -197,3 +201,17 @@ class MetricsPage:
             self._left_out = unexpected
         for part in self._left_out:
             self._errors.labels(part.source, str(part.clash)).inc()
+
+    def _is_expected(self, part: LeftOut, by_name: Mapping[str, Collection]) -> bool:
+        """Whether two sources show one thing, so that nothing is missing on the page.
+
+        Not where one source has a series twice: what a prefix has made of two names, say.
+        """
+        source, winner = by_name.get(part.source), by_name.get(part.winner)
+        if part.clash is not Clash.OVERLAP:
+            return False
+        if source is None or winner is None:  # just removed
+            return True
+        if part.family in source.expected:
+            return winner is self._runtime or part.family in winner.expected
+        return source is not winner and source.source.owner == winner.source.owner

@@ -33,8 +33,8 @@ class Round:
 
         Args:
             collections: whom to ask, in that order.
-            answered: called with each answer.
-            finish: called at the end.
+            answered: called with each answer, by one thread at a time.
+            finish: called at the end, whatever happens.
         """
         self._left = deque(collections)
         self._answered = answered
@@ -48,16 +48,25 @@ class Round:
         me = threading.get_ident()
         with self._lock:
             self._thread = me
-        while self._left:
-            with self._lock:
-                collection = self._asked = self._left.popleft()
-            answer = _LATE if collection.busy else collection.ask()
-            with self._lock:
-                if self._thread != me:
-                    return False
-                self._asked = None
-                self._answered(collection, answer)
-        self._finish()
+        mine = True
+        try:
+            while mine and self._left:
+                mine = self._ask_next(me)
+        finally:
+            if mine:
+                self._finish()
+        return mine
+
+    def _ask_next(self, thread: int) -> bool:
+        """Ask one source; whether the round is still the thread's."""
+        with self._lock:
+            collection = self._asked = self._left.popleft()
+        answer = _LATE if collection.busy else collection.ask()
+        with self._lock:
+            if self._thread != thread:
+                return False
+            self._asked = None
+        self._take(collection, answer)
         return True
 
     def give_up(self) -> bool:
@@ -67,8 +76,15 @@ class Round:
                 return False
             self._thread = 0
             collection, self._asked = self._asked, None
-            self._answered(collection, _LATE)
-            return True
+        self._take(collection, _LATE)
+        return True
+
+    def _take(self, collection: Collection, answer: Answer) -> None:
+        """Hand over an answer, outside of the lock, which whoever gives up waits for."""
+        try:
+            self._answered(collection, answer)
+        except Exception:
+            logger.exception("an answer of a source was lost")  # ours, not the source's
 
 
 class Rounds:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, Protocol
 
@@ -13,6 +14,7 @@ from prometheus_client.samples import Sample
 
 from dynamometer.exposition.families import Family, Metadata
 from dynamometer.exposition.metrics import NO_LABELS, FamilyMetric, from_metric
+from dynamometer.multiprocess import MultiProcessCollector, MultiprocessDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,27 @@ class Collects(Protocol):
         """The families as they are now."""
 
 
+class CountsErrors(ABC):
+    """A registry or collector of our own that counts what it leaves out."""
+
+    @property
+    @abstractmethod
+    def errors(self) -> Mapping[str, int]:
+        """How often something was left out, by reason; only grows."""
+
+
+def errors_of(registry: object) -> Callable[[], Mapping[str, int]] | None:
+    """What a registry or collector of ours has left out so far, by reason, whenever it is asked.
+
+    None for all others: what a user's calls `errors` is something of his own.
+    """
+    if isinstance(registry, MultiProcessCollector):
+        return lambda: registry.directory.errors
+    if isinstance(registry, CountsErrors | MultiprocessDirectory):
+        return lambda: registry.errors
+    return None
+
+
 class RegistrySource:
     """prometheus_client's instruments in this process."""
 
@@ -62,6 +85,7 @@ class RegistrySource:
         """
         self.name = self.owner = name
         self._registry = registry
+        self._errors = errors_of(registry)
         self._labels = dict(labels)
         self._known: dict[tuple[str, str], tuple[Sequence[Sample], Family]] = {}
         self._families: Sequence[Family] = ()
@@ -102,7 +126,10 @@ class RegistrySource:
     @property
     def errors(self) -> Mapping[str, int]:
         """What was left out: families that cannot be written, instruments that fail."""
-        return self._invalid + Counter(getattr(self._registry, "errors", NO_ERRORS))
+        found = Counter(self._invalid)
+        if self._errors is not None:
+            found.update(self._errors())
+        return found
 
 
 def _describes(metadata: Metadata, metric: Metric) -> bool:
