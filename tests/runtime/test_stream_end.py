@@ -17,6 +17,7 @@ LAST = {
     "more lines": b"id: 3\nevent: response.failed\nretry: 1\ndata: {\ndata: }\n\n",
     "error": b'data: {"error": {"message": "no", "code": 500}}\n\n',
     "error, without spaces": b'data:{"error":{"message":"no","code":500}}\n\n',
+    "error that calls itself one": b'data: {"object":"error","message":"no","code":400}\n\n',
     "error of messages": b'event: error\ndata: {"type":"error","error":{}}\n\n',
     "lone carriage returns": b"event: message_stop\rdata: {}\r\r",
 }

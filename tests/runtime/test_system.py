@@ -55,3 +55,13 @@ def test_an_endpoint_that_is_not_there_is_called_what_the_environment_says_of_th
     assert status.ready
     assert body["endpoints"] == {"generate": "ready"}
     assert "reasons" not in body
+
+
+def test_where_another_has_failed_an_endpoint_that_is_not_there_is_not_starting() -> None:
+    """A name that is spelled wrongly would keep a process ready whose engines are all dead."""
+    states = {"sglang-30000": State.FAILED}
+    status = SystemStatus(lambda: State.FAILED, lambda: states, health=WAITS_READY)
+    body = status.body("notready")
+    assert not status.ready
+    assert body["endpoints"] == {"generate": "notready", "sglang-30000": "notready"}
+    assert "no such endpoint" in str(body["reasons"])

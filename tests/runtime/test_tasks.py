@@ -14,18 +14,57 @@ async def test_work_that_fails_is_said_once_and_begun_anew(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     done = asyncio.Event()
-    faults = [ValueError("one"), ValueError("one"), ValueError("two")]
+    faults: list[Exception] = [ValueError("one"), ValueError("another, from there"), KeyError()]
 
     async def work() -> None:
-        if faults:
+        if not faults:
+            done.set()
+        elif len(faults) > 1:
             raise faults.pop(0)
-        done.set()
+        else:
+            raise faults.pop(0)  # from another place
 
     async with tasks.keeping_on(work, name="looking", again=0.001), asyncio.timeout(10):
         await done.wait()
     said = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert [str(record.exc_info[1]) for record in said if record.exc_info] == ["one", "two"]
+    assert [str(record.exc_info[1]) for record in said if record.exc_info] == ["one", ""]
     assert said[0].getMessage() == "looking: failed, and is tried again every 0.001 s"
+
+
+async def test_a_fault_after_a_while_in_which_all_was_well_is_said_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "WELL_SECONDS", 0.05)
+    done = asyncio.Event()
+    runs = [0.0, 0.0, 0.1, 0.0]
+
+    async def work() -> None:
+        if not runs:
+            done.set()
+            return
+        await asyncio.sleep(runs.pop(0))
+        raise ValueError
+
+    async with tasks.keeping_on(work, name="work", again=0.001), asyncio.timeout(10):
+        await done.wait()
+    said = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(said) == 2
+
+
+async def test_what_was_cancelled_elsewhere_ends_no_work(caplog: pytest.LogCaptureFixture) -> None:
+    done = asyncio.Event()
+    waited_for = asyncio.create_task(asyncio.sleep(600))
+    waited_for.cancel()
+
+    async def work() -> None:
+        if caplog.records:
+            done.set()
+        else:
+            await waited_for
+
+    async with tasks.keeping_on(work, name="work", again=0.001), asyncio.timeout(10):
+        await done.wait()
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
 
 
 async def test_nothing_of_it_is_left_after_the_context() -> None:

@@ -14,7 +14,7 @@ from typing import Final
 # A line of JSON holds no line break: what is inside an event cannot look like this.
 _LAST_EVENT: Final = re.compile(
     rb"(?:\A|[\r\n])"
-    rb"(?:data: ?(?:\[DONE\]|\{\"error\": ?[{\"][^\r\n]*)"
+    rb"(?:data: ?(?:\[DONE\]|\{\"error\": ?[{\"][^\r\n]*|\{\"object\": ?\"error\"[^\r\n]*)"
     rb"|event: ?(?:error|message_stop|response\.(?:completed|incomplete|failed)))"
     rb"(?:(?:\r?\n|\r)[^\r\n]+)*"
     rb"(?:\r?\n\r?\n|\r\r)\Z"

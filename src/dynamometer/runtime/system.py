@@ -71,9 +71,11 @@ class SystemStatus:
         """What each endpoint is called.
 
         As the peer's: until it was ready for the first time one that is waited for is called what
-        the environment says of the start, and others are not named.
+        the environment says of the start, and others are not named. But where another has failed,
+        nobody starts any more.
         """
-        at_start = _READY if self.health.ready_at_start else _NOT_READY
+        starts_ready = self.health.ready_at_start and self._state() is not State.FAILED
+        at_start = _READY if starts_ready else _NOT_READY
         return dict.fromkeys(self.health.endpoints, at_start) | {
             name: _READY if state is State.READY else _NOT_READY
             for name, state in self._endpoints().items()

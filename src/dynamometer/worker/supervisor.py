@@ -126,6 +126,7 @@ class Supervisor:
         A fault in one of the tasks is ours: a worker that cannot see its engine's start would be
         `starting` for ever, and one that does not read its log would stop it.
         """
+        exit_code: int | None = None
         try:
             async with asyncio.TaskGroup() as group:
                 log = group.create_task(process.follow(self._show), name="engine log")
@@ -141,7 +142,9 @@ class Supervisor:
         except ExceptionGroup as faults:
             self._fail()
             logger.exception("the engine cannot be watched any more")
-            return EngineError(f"a fault of this worker ended its engine: {faults.exceptions[0]!r}")
+            if exit_code is None:
+                fault = faults.exceptions[0]
+                return EngineError(f"a fault of this worker ended its engine: {fault!r}")
         return EngineError(
             f"the engine ended: {self._engine.reason(process.log, exit_code, self._launch)}"
         )
