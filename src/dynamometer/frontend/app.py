@@ -27,7 +27,6 @@ from dynamometer.runtime import addresses, openai_errors, relay
 from dynamometer.runtime.discovery.file import FileDiscovery
 from dynamometer.runtime.discovery.interface import Discovery
 from dynamometer.runtime.endings import Stop, let_finish
-from dynamometer.runtime.identity import new_id
 from dynamometer.runtime.record import Record, Role, State
 from dynamometer.runtime.runtime import DistributedRuntime
 from dynamometer.runtime.servers import serving
@@ -71,8 +70,7 @@ async def serve(options: FrontendOptions) -> None:
     """
     _check_prefix(options.metrics_prefix)
     stop = Stop()
-    instance_id = new_id()
-    runtime = DistributedRuntime(instance_id=instance_id)
+    runtime = DistributedRuntime()
     metrics = FrontendMetrics(
         runtime.registry, prefix=options.metrics_prefix, bounds=options.buckets
     )
@@ -84,18 +82,9 @@ async def serve(options: FrontendOptions) -> None:
         setting="--http-port, DYN_HTTP_PORT",
         host_setting="--http-host, DYN_HTTP_HOST",
     )
-    record = Record(
-        role=Role.FRONTEND,
-        id=instance_id,
-        namespace=options.namespace or "",
-        component="frontend",
-        request_url=addresses.url(listener),
-        system_url=addresses.url(listener),
-        state=State.READY,
-        since=time.time(),
-    )
+    url = addresses.url(listener)
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(discovery.register(record))
+        await stack.enter_async_context(discovery.register(_record(options, runtime, url)))
         session = await stack.enter_async_context(
             relay.client(keepalive_seconds=_WORKER_KEEPALIVE_SECONDS)
         )
@@ -121,13 +110,26 @@ async def serve(options: FrontendOptions) -> None:
             await stack.enter_async_context(reports.running())
         application = frontend.application(forwarder, options.max_body_size)
         stop_listening = await stack.enter_async_context(serving(application, listener))
-        logger.info("OpenAI-compatible at %s/v1, metrics at %s/metrics", *[record.request_url] * 2)
+        logger.info("OpenAI-compatible at %s/v1, metrics at %s/metrics", url, url)
         if not frontend.instances.ready:
             logger.info("no worker yet: start one with `dyno sglang --model MODEL`")
         await stop.asked.wait()
         forwarder.draining = True
         await stop_listening()
         await let_finish(lambda: forwarder.active, stop, options.drain_timeout)
+
+
+def _record(options: FrontendOptions, runtime: DistributedRuntime, url: str) -> Record:
+    return Record(
+        role=Role.FRONTEND,
+        id=runtime.instance_id,
+        namespace=options.namespace or "",
+        component="frontend",
+        request_url=url,
+        system_url=url,
+        state=State.READY,
+        since=time.time(),
+    )
 
 
 def _check_prefix(prefix: str) -> None:
