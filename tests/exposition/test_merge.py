@@ -53,14 +53,44 @@ def test_what_is_left_out_is_told() -> None:
     }
 
 
-def test_names_that_would_clash_in_openmetrics_are_a_conflict() -> None:
+def test_names_that_clash_in_the_text_format_are_a_conflict() -> None:
     merger = Merger()
     first = Source("one", parse(b"# TYPE a_total counter\na_total 1\n"))
-    other = Source("two", parse(b"# TYPE a gauge\na 1\n# TYPE b gauge\nb 1\n"))
+    other = Source("two", parse(b"# TYPE a_total gauge\na_total 1\n# TYPE b gauge\nb 1\n"))
     assert [family.name for family in merger.merge([first, other])] == ["a", "b"]
     assert [part.clash for part in merger.left_out] == [Clash.TYPE_CONFLICT]
-    assert [family.name for family in merger.merge([other, first])] == ["a", "b"]
+    assert [family.name for family in merger.merge([other, first])] == ["a_total", "b"]
     assert merger.left_out[0].source == "one"
+
+
+GAUGE = b"# HELP go_alloc_bytes now\n# TYPE go_alloc_bytes gauge\ngo_alloc_bytes 1\n"
+COUNTER = (
+    b"# HELP go_alloc_bytes_total ever\n# TYPE go_alloc_bytes_total counter\n"
+    b"go_alloc_bytes_total 2\n"
+)
+
+
+def test_a_gauge_and_a_counter_of_one_name_are_both_on_the_text_page() -> None:
+    """As on the page of every Go process; in OpenMetrics they clash, and the first stands."""
+    for text, shown in ((GAUGE + COUNTER, "gauge"), (COUNTER + GAUGE, "counter")):
+        families = parse(text)
+        page = MergedPage()
+        page.update([Source("go", families)])
+        assert page.render() == text
+        assert not page.left_out
+        (other,) = peer_parse(page.render(openmetrics=True).decode())
+        assert (other.name, other.type) == ("go_alloc_bytes", shown)
+        before = page.render()
+        page.update([Source("go", tuple(families))])
+        assert page.render() is before
+
+
+def test_of_two_sources_each_family_of_one_name_is_joined_with_its_own() -> None:
+    other = (GAUGE + COUNTER).replace(b"bytes 1", b'bytes{x="1"} 3').replace(b" 2\n", b" 4\n")
+    merger = Merger()
+    families = merger.merge([Source("one", parse(GAUGE + COUNTER)), Source("two", parse(other))])
+    assert render(families) == GAUGE + b'go_alloc_bytes{x="1"} 3\n' + COUNTER
+    assert [part.clash for part in merger.left_out] == [Clash.OVERLAP]
 
 
 def test_nothing_new_is_nothing_done() -> None:

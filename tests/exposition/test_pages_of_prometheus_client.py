@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
-from prometheus_client import Metric, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, generate_latest
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.openmetrics import exposition as peer_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as peer_parse_om
 from prometheus_client.parser import text_string_to_metric_families as peer_parse_text
@@ -96,3 +98,33 @@ def test_a_real_page_comes_back(path: Path) -> None:
     assert comparable(list(peer_parse_text(page.decode()))) == comparable(
         ours_as_theirs(families, openmetrics=True)
     )
+
+
+def test_a_page_scraped_while_a_histogram_is_made_comes_back(tmp_path: Path) -> None:
+    """Its process writes one key after the other: the last buckets are not there yet."""
+    file = MmapedDict(str(tmp_path / "histogram_1.db"))
+    for label, bounds in (("old", ["1.0", "2.0", "+Inf"]), ("new", ["1.0"])):
+        file.write_value(mmap_key("h", "h_sum", ["x"], [label], "help"), 3.0, 0.0)
+        for bound in bounds:
+            key = mmap_key("h", "h_bucket", ["x", "le"], [label, bound], "help")
+            file.write_value(key, 1.0, 0.0)
+    file.close()
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(tmp_path))
+    page = generate_latest(registry)
+    assert page.count(b"+Inf") == 1
+    assert page.count(b"h_count") == 2
+    assert render(parse(page)) == page
+
+
+def test_created_series_of_a_registry_are_left_out_whatever_the_help() -> None:
+    registry = CollectorRegistry()
+    for name, documentation in (("with", "words"), ("without", "")):
+        Counter(name, documentation, registry=registry)
+        Histogram(f"{name}_h", documentation, registry=registry)
+    page = generate_latest(registry)
+    assert page.count(b"_created gauge") == 4
+    bare = b"".join(line for line in page.splitlines(True) if not line.startswith(b"# HELP"))
+    for one in (page, bare):
+        names = [family.name for family in parse(one)]
+        assert names == ["with", "with_h", "without", "without_h"]

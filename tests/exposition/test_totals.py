@@ -14,6 +14,7 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
 from dynamometer.exposition.families import Family
+from dynamometer.exposition.merge import Merger, Source
 from dynamometer.exposition.openmetrics import OpenMetricsParser
 from dynamometer.exposition.parse import parse
 from dynamometer.exposition.render import render
@@ -437,9 +438,17 @@ def test_whatever_comes_back_the_page_is_valid(pages: list[tuple[str, bool]]) ->
         shown = totals.update(families, restarted=restarted)
         assert {family.name for family in families} <= {family.name for family in shown}
         for valid in (shown, totals.kept()):
-            OpenMetricsParser().parse(render(valid, openmetrics=True))
-            list(read_openmetrics(render(valid, openmetrics=True).decode()))
-            TextParser().parse(render(valid))
+            merged = Merger().merge([Source("page", valid)])
+            OpenMetricsParser().parse(render(merged, openmetrics=True))
+            list(read_openmetrics(render(merged, openmetrics=True).decode()))
+            assert render(TextParser().parse(render(valid))) == render(valid)
+
+
+def test_a_counter_that_is_not_back_yet_stays_beside_a_gauge_of_its_name() -> None:
+    totals = Totals()
+    totals.update(parse((gauge(1, "a") + counter(5)).encode()))
+    shown = totals.update(parse(gauge(2, "a").encode()), restarted=True)
+    assert written(shown) == {"a": 2, "a_total": 5}
 
 
 def check(families: Sequence[Family], whole: Engine, gauge: int | None) -> None:

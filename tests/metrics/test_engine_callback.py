@@ -167,6 +167,48 @@ def test_a_prefix_that_makes_one_family_of_two_is_an_error_that_names_both(
     assert "x_b 1.0" in get_prometheus_expfmt(twins, "vllm:", ["vllm:c"], add_prefix="x_")
 
 
+class Several:
+    """Registries as one: prometheus_client's refuses names that clash in OpenMetrics alone."""
+
+    def __init__(self, *registries: CollectorRegistry) -> None:
+        self.registries = registries
+
+    def collect(self) -> Iterable[Metric]:
+        return [metric for registry in self.registries for metric in registry.collect()]
+
+
+def test_names_that_clash_without_the_prefix_too_are_no_fault_of_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    one, other = CollectorRegistry(), CollectorRegistry()
+    Gauge("go_alloc_bytes", "now", registry=one).set(1)
+    Counter("go_alloc_bytes", "ever; both are on a text page", registry=other).inc(2)
+    Counter("jobs", "its text has the name", registry=one).inc(3)
+    Gauge("jobs_total", "that this one has", registry=other).set(4)
+    for _ in range(2):
+        text = get_prometheus_expfmt(Several(one, other), add_prefix="app_")
+        values = {sample.name: sample.value for family in parse(text) for sample in family.samples}
+        assert values["app_go_alloc_bytes"] == 1
+        assert values["app_go_alloc_bytes_total"] == 2
+        assert values["app_jobs_total"] == 3
+    assert [record.getMessage() for record in caplog.records] == [
+        "app_jobs_total is left out of the text (type_conflict): another family has the name"
+    ]
+
+
+def test_a_prefix_costs_one_family_and_not_the_text_of_a_dynamos_endpoint(
+    twins: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    endpoint = DynamosEndpoint()
+    Gauge("vllm:c", "of one", registry=twins).set(2)
+    register_engine_metrics_callback(endpoint, twins, ["vllm:", "lm:"], add_prefix="x_")
+    for _ in range(2):
+        text = endpoint.callbacks[0]()
+        assert text.count("\nx_b 1.0") == 1
+        assert "x_c 2.0" in text
+    assert caplog.text.count("x_b is left out of the text (overlap)") == 1
+
+
 def test_what_a_prefix_hides_on_the_page_is_counted(
     endpoint: Endpoint, twins: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -387,9 +429,14 @@ def test_what_did_not_change_is_not_made_again(endpoint: Endpoint, files: Path) 
     assert all('lora="a"' in line for line in one.splitlines() if not line.startswith("#"))
 
 
-def test_a_bad_file_is_counted_for_the_engine(endpoint: Endpoint, files: Path) -> None:
+@pytest.mark.parametrize(
+    "reader", [MultiprocessDirectory, lambda path: MultiProcessCollector(None, str(path))]
+)
+def test_a_bad_file_is_counted_for_the_engine(
+    endpoint: Endpoint, files: Path, reader: Callable[[Path], MultiprocessDirectory]
+) -> None:
     (files / "counter_1.db").write_bytes(b"\xff" * 100)
-    register_engine_metrics_callback(endpoint, MultiprocessDirectory(files), "sglang:")
+    register_engine_metrics_callback(endpoint, reader(files), "sglang:")
     page(endpoint)
     text = page(endpoint)
     assert 'source="sglang"} 0.0' in text

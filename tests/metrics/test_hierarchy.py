@@ -329,26 +329,14 @@ def test_text_of_a_callback_is_on_the_page(runtime: DistributedRuntime) -> None:
     assert errors(runtime, source, "invalid") == len(wrong)
 
 
-INVALID = {
-    "no sample": "a{",
-    "a series twice": "# TYPE a gauge\na 1\na 2\n",
-    "two families that would be one": "# TYPE a counter\na 1\na_total 2\n",
-    "no last bucket": '# TYPE h histogram\nh_bucket{le="1"} 1\nh_count 1\nh_sum 1\n',
-    "buckets out of order": '# TYPE h histogram\nh_bucket{le="+Inf"} 1\nh_bucket{le="1"} 1\n',
-}
-
-
-@pytest.mark.parametrize("case", INVALID)
-def test_text_that_is_no_page_costs_its_callback_alone(
-    runtime: DistributedRuntime, case: str
-) -> None:
+def test_text_that_cannot_be_read_costs_its_callback_alone(runtime: DistributedRuntime) -> None:
     def broken() -> str:
-        return INVALID[case]
+        return "# TYPE a gauge\na 1\na{"
 
     def whole() -> str:
         return (
             '# TYPE b counter\nb_total{x="1"} 1\nb_created{x="1"} 1.7e9\n'
-            "# TYPE b_created gauge\nb_created 5\n"
+            "# HELP b_created mine\n# TYPE b_created gauge\nb_created 5\n"
             '# TYPE w histogram\nw_bucket{le="1.0"} 1\nw_bucket{le="+Inf"} 1\nw_count 1\nw_sum 1\n'
         )
 
@@ -356,11 +344,25 @@ def test_text_that_is_no_page_costs_its_callback_alone(
         runtime.metrics.register_prometheus_expfmt_callback(function)
     assert series(runtime, "b_total") == {frozenset({("x", "1")}): 1}
     assert series(runtime, "b_created") == {frozenset(): 5}
+    assert series(runtime, "a") == {}
     names = {family.name for family in parse_openmetrics(runtime.metrics.render(True).decode())}
     assert {"b", "w", "dynamometer_engine_scrape_errors"} <= names
-    source = "callback test_text_that_is_no_page_costs_its_callback_alone.<locals>."
-    assert errors(runtime, f"{source}broken", "invalid") == 4
+    source = "callback test_text_that_cannot_be_read_costs_its_callback_alone.<locals>."
+    assert errors(runtime, f"{source}broken", "invalid") == 5
     assert errors(runtime, f"{source}whole", "invalid") == 0
+
+
+def test_two_families_of_a_text_that_would_be_one_are_the_first_and_a_count(
+    runtime: DistributedRuntime,
+) -> None:
+    def function() -> str:
+        return "# TYPE a counter\na 1\n# TYPE a_total gauge\na_total 2\n# TYPE b gauge\nb 3\n"
+
+    runtime.metrics.register_prometheus_expfmt_callback(function)
+    assert series(runtime, "a_total") == {frozenset(): 1}
+    assert series(runtime, "b") == {frozenset(): 3}
+    where = "test_two_families_of_a_text_that_would_be_one_are_the_first_and_a_count.<locals>."
+    assert errors(runtime, f"callback {where}function", "type_conflict") == 2
 
 
 async def coroutine() -> None:

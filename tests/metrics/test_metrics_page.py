@@ -219,7 +219,7 @@ def test_of_a_series_that_two_sources_have_the_first_stands(
 
 def test_overlap_of_strangers_is_counted(instruments: CollectorRegistry) -> None:
     page = MetricsPage(instruments)
-    one, other = families("# TYPE a gauge\na 1\n"), families("# TYPE a counter\na 9\n")
+    one, other = families("# TYPE a gauge\na 1\n"), families("# TYPE a summary\na_sum 9\n")
     page.add(Source("one", lambda: one, owner="one"))
     page.add(Source("other", lambda: other, owner="other"))
     page.add(Source("third", lambda: one, owner="third"))

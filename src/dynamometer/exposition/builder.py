@@ -13,6 +13,7 @@ class FamilyBuilder:
 
     def __init__(self, metadata: Metadata) -> None:
         self.metadata = metadata
+        self._created = metadata.created_name
         self._names: set[str] = set()
         self._lines: list[str] = []
         self._openmetrics_lines: list[str] = []
@@ -40,7 +41,7 @@ class FamilyBuilder:
             exemplar: labels, value and timestamp of its exemplar; empty for none.
         """
         metadata = self.metadata
-        if name == f"{metadata.name}_created" and metadata.type not in ("gauge", "unknown"):
+        if name == self._created:
             return
         self._names.add(name)
         line = text_line = f"{series} {value}\n"
@@ -51,8 +52,8 @@ class FamilyBuilder:
             if milliseconds:
                 text_line = f"{series} {value} {milliseconds}\n"
         self._openmetrics_lines.append(line)
-        suffix = name[len(metadata.name) :]
-        if metadata.type == "gaugehistogram" and suffix in _GAUGES_OF_THEIR_OWN:
+        if metadata.type == "gaugehistogram" and name.endswith(_GAUGES_OF_THEIR_OWN):
+            suffix = name[len(metadata.name) :]
             self._differ = True
             self._own_gauges.setdefault(suffix, []).append(text_line)
         else:

@@ -71,8 +71,13 @@ class Metadata:
 
     @cached_property
     def reserved_names(self) -> frozenset[str]:
-        """Every name that no other family of a page may have."""
+        """Every name that no other family of an OpenMetrics page may have."""
         return frozenset({self.name, *(self.name + s for s in SUFFIXES.get(self.type, ()))})
+
+    @cached_property
+    def text_names(self) -> frozenset[str]:
+        """Every name that no other family of a text page may have."""
+        return self.reserved_names - {self.name, self.created_name} | {self.text_name}
 
     @cached_property
     def created_name(self) -> str:
@@ -118,7 +123,7 @@ class Family:
             change in a large family costs little, in several.
         openmetrics_chunks: the same for OpenMetrics where they are not the same bytes
             (timestamps, exemplars, gauge histograms); none where the family has no place
-            there, because the name is another one's `_created`.
+            there, because another one has its name.
     """
 
     metadata: Metadata

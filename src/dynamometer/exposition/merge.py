@@ -3,8 +3,9 @@
 Every family is on a page once, and no series twice: the first source wins, and a label set's
 histogram or summary comes whole from one source. What is left out is told.
 
-A family that is called as another one's `_created` is on the text page alone: in OpenMetrics that
-name is the other one's, although no family of ours has such series.
+OpenMetrics has more names that clash: a gauge `a` and a counter `a_total` are both `a` there, and
+`a_created` is the counter's, although no family of ours has such series. What clashes there alone
+is on the text page alone.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class _Plan:
         metadata: of their families.
         merged: the places of each family of the page.
         conflicts: families that are not on it, each with the source that has the name.
-        text_only: names of families that OpenMetrics has no place for.
+        text_only: names, on the text page, of families that OpenMetrics has no place for.
     """
 
     names: Sequence[str]
@@ -130,7 +131,7 @@ class Merger:
             source, number = places[0]
             family = all_families[source][number]
             if len(places) > 1:
-                joined[family.name] = merged = self._join(places)
+                joined[family.metadata.text_name] = merged = self._join(places)
                 family = merged.family
             families.append(family)
         self._merged = joined
@@ -152,7 +153,7 @@ class Merger:
 
     def _join(self, places: Sequence[_Place]) -> _Merged:
         families = tuple([self._at(place) for place in places])
-        before = self._merged.get(families[0].name)
+        before = self._merged.get(families[0].metadata.text_name)
         if before is not None and before.parts == families:
             return before
         return _join(families, [self._sources[place.source].name for place in places])
@@ -161,7 +162,7 @@ class Merger:
         before, self._text_only = self._text_only, {}
         names = self._plan.text_only
         for family in families:
-            if family.name in names:
+            if family.metadata.text_name in names:
                 made = before.get(family) or replace(family, openmetrics_chunks=())
                 self._text_only[family] = made
         return [self._text_only.get(family, family) for family in families]
@@ -188,23 +189,38 @@ def _plan(sources: Sequence[Source]) -> _Plan:
     conflicts: list[tuple[_Place, str]] = []
     for place in _places(sources):
         metadata = _metadata(sources, place)
-        names = metadata.reserved_names - {metadata.created_name}
-        owner = next((owners[name] for name in (metadata.name, *names) if name in owners), None)
+        names = metadata.text_names
+        owner = next((owners[one] for one in (metadata.text_name, *names) if one in owners), None)
         if owner is None:
             owners.update(dict.fromkeys(names, place))
-            merged[metadata.name] = [place]
+            merged[metadata.text_name] = [place]
         elif _compatible(_metadata(sources, owner), metadata):
-            merged[metadata.name].append(place)
+            merged[metadata.text_name].append(place)
         else:
             conflicts.append((place, sources[owner.source].name))
-    created = {_metadata(sources, places[0]).created_name for places in merged.values()}
     return _Plan(
         [source.name for source in sources],
         [[family.metadata for family in source.families] for source in sources],
         list(merged.values()),
         conflicts,
-        frozenset(_metadata(sources, owners[name]).name for name in created & owners.keys()),
+        _text_only([_metadata(sources, places[0]) for places in merged.values()]),
     )
+
+
+def _text_only(page: Sequence[Metadata]) -> frozenset[str]:
+    """Which families of a text page OpenMetrics has no place for: the first of a name stands.
+
+    But for a name that is another one's `_created`, which is the other one's, first or not.
+    """
+    created = {metadata.created_name for metadata in page}
+    taken: set[str] = set()
+    found: set[str] = set()
+    for metadata in page:
+        if metadata.name in created or not taken.isdisjoint(metadata.reserved_names):
+            found.add(metadata.text_name)
+        else:
+            taken |= metadata.reserved_names
+    return frozenset(found)
 
 
 def _places(sources: Sequence[Source]) -> Iterator[_Place]:

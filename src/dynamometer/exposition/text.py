@@ -1,19 +1,20 @@
 """The text format 0.0.4, parsed.
 
-Stricter than prometheus_client's parser, as the format's description has it: what a lax
-parser would take half of is an error here, with its line.
+Every line must be in the format; which lines there are is nothing to lose a page for, as Prometheus
+takes them too. The first TYPE and the first HELP of a name stand, and a sample belongs to the last
+TYPE that has a place for its name. Two families that one page cannot have are for the merger.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Sequence
+from collections.abc import Set
+from dataclasses import replace
 from typing import Final
 
 from dynamometer.errors import ExpositionError
 from dynamometer.exposition.builder import FamilyBuilder
-from dynamometer.exposition.families import Family, Metadata
+from dynamometer.exposition.families import SUFFIXES, Family, Metadata
 from dynamometer.exposition.grammar import (
     BRACES,
     NAME,
@@ -24,7 +25,6 @@ from dynamometer.exposition.grammar import (
     parse_name,
     parse_number,
 )
-from dynamometer.exposition.openmetrics_rules import check_bound, group_of
 from dynamometer.exposition.series import series_text
 from dynamometer.exposition.unchanged import Unchanged
 
@@ -33,17 +33,15 @@ _COMMENT: Final = re.compile(
 )
 _SERIES: Final = re.compile(rf"{NAME}[ \t]*{BRACES}|{NAME}(?=[ \t])|{BRACES}", re.ASCII)
 _VALUE: Final = re.compile(r"[ \t]*([^ \t{}]+)(?:[ \t]+(-?[0-9]+))?", re.ASCII)
-_SUFFIXES: Final = {
-    "counter": ("",),
-    "gauge": ("",),
-    "untyped": ("",),
-    "summary": ("", "_count", "_sum"),
-    "histogram": ("_count", "_sum", "_bucket"),
+_TYPES: Final = {
+    "counter": "counter",
+    "gauge": "gauge",
+    "untyped": "unknown",
+    "summary": "summary",
+    "histogram": "histogram",
 }
 _DOCUMENTATION_ESCAPE: Final = re.compile(r"\\[\\n]")
 _TOTAL: Final = "_total"
-_CREATED: Final = "_created"
-_COUNTING: Final = ("counter", "summary", "histogram")
 _MILLISECONDS: Final = 1000
 
 
@@ -53,14 +51,13 @@ class TextParser:
     def __init__(self) -> None:
         self._unchanged = Unchanged()
         self._series = SeriesParser(strict=False)
-        self._histograms: dict[str, Sequence[Series]] = {}
 
     def parse(self, page: bytes) -> tuple[Family, ...]:
         """The families of a page, without `_created` ones: the last page's objects where they
         are the same.
 
         Raises:
-            ExpositionError: the page is not in the format; names the line.
+            ExpositionError: a line is not in the format; names it.
         """
         self._series.begin_page()
         found = _Page(self._series)
@@ -68,65 +65,19 @@ class TextParser:
         try:
             for number, line in enumerate(page.split(b"\n"), 1):  # noqa: B007  # for the error
                 found.take(line.decode().strip(" \t\r"))
-            families = found.families()
-            self._check_histograms(found.histograms())
-            return self._unchanged.keep(families)
         except (GrammarError, UnicodeDecodeError) as error:
             raise ExpositionError(f"line {number} of the text page: {error}") from None
-
-    def _check_histograms(self, histograms: dict[str, Sequence[Series]]) -> None:
-        """Look at histograms' series where they are not the last page's."""
-        for name, all_series in histograms.items():
-            if self._histograms.get(name) != all_series:
-                _check_histogram(all_series, name)
-        self._histograms = histograms
-
-
-class _OpenFamily:
-    """A family whose lines are being read."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.type: str | None = None
-        self.documentation: str | None = None
-        self.builder: FamilyBuilder | None = None
-        self.series: list[Series] = []
-
-    def allowed(self) -> set[str]:
-        """What its samples may be called."""
-        return {self.name + suffix for suffix in _SUFFIXES[self.type or "untyped"]}
-
-    def metadata(self) -> Metadata:
-        """What its header says."""
-        kind = self.type or "untyped"
-        name = self.name.removesuffix(_TOTAL) if kind == "counter" else self.name
-        if not name:
-            raise GrammarError(f"a counter of no name: {self.name}")
-        return Metadata(name, "unknown" if kind == "untyped" else kind, self.documentation or "")
-
-    def begun(self) -> FamilyBuilder:
-        """Where its samples go; from the first one on its header is closed."""
-        if self.builder is None:
-            self.builder = FamilyBuilder(self.metadata())
-        return self.builder
-
-    def join(self, other: _OpenFamily) -> None:
-        """Take in the HELP or the samples that a counter has under its other name."""
-        if self.documentation is None:
-            self.documentation = other.documentation
-        self.builder = self.builder or other.builder
-        if self.builder is not None:
-            self.builder.metadata = self.metadata()
+        return self._unchanged.keep(found.families())
 
 
 class _Page:
     def __init__(self, series: SeriesParser) -> None:
         self._series = series
-        self._families: dict[str, _OpenFamily] = {}
-        self._current: _OpenFamily | None = None
-        self._allowed: set[str] = set()
-        self._created = ""
-        self._seen: set[str] = set()
+        self._documentation: dict[str, str] = {}
+        self._types: dict[str, str] = {}
+        self._builders: dict[tuple[str, str], FamilyBuilder] = {}  # by name and type
+        self._owners: dict[str, FamilyBuilder] = {}  # by the names of samples
+        self._counted: set[tuple[str, str]] = set()
 
     def take(self, line: str) -> None:
         """One line, without white space around it."""
@@ -138,68 +89,66 @@ class _Page:
             self._take_sample(line)
 
     def families(self) -> tuple[Family, ...]:
-        """All families, in their order."""
-        self._join_counters()
-        created = self._created_names()
-        shown: dict[str, Family] = {}
-        for one in self._families.values():
-            family = one.begun().family()
-            if _is_created(one, created):
-                continue
-            before = shown.get(family.metadata.text_name)
-            if before is None or not before.sample_names:
-                shown[family.metadata.text_name] = family
-            elif family.sample_names:
-                raise GrammarError(f"two families would be {family.metadata.text_name} on a page")
-        return tuple(shown.values())
+        """All families, in their order; no two of them have a name and a type in common."""
+        for builder in self._builders.values():
+            documentation = self._documentation_of(builder.metadata)
+            builder.metadata = replace(builder.metadata, documentation=documentation)
+        families = [builder.family() for builder in self._builders.values()]
+        created = {(one.metadata.created_name, one.metadata.documentation) for one in families}
+        filled = {one.metadata.text_name for one in families if one.sample_names}
+        return tuple(
+            family
+            for family in families
+            if not _is_created(family.metadata, created)
+            and (family.sample_names or family.metadata.text_name not in filled)
+        )
 
-    def histograms(self) -> dict[str, Sequence[Series]]:
-        """The series of each histogram, in their order."""
-        found = self._families.values()
-        return {family.name: family.series for family in found if family.type == "histogram"}
-
-    def _join_counters(self) -> None:
-        """A counter's TYPE may leave out the `_total` that its samples or its HELP have."""
-        for family in list(self._families.values()):
-            if family.type != "counter" or family.name.endswith(_TOTAL):
-                continue
-            other = self._families.get(family.name + _TOTAL)
-            one_is_empty = other is not None and None in (family.builder, other.builder)
-            if other is not None and other.type is None and one_is_empty:
-                family.join(other)
-                del self._families[other.name]
-
-    def _created_names(self) -> dict[str, str]:
-        """What the times would be called at which counters began, and the counters' HELP."""
-        counting = [f.metadata() for f in self._families.values() if f.type in _COUNTING]
-        return {metadata.name + _CREATED: metadata.documentation for metadata in counting}
+    def _documentation_of(self, metadata: Metadata) -> str:
+        """Its HELP; a counter's may be of either of its names, if that is no other family's."""
+        for name in (metadata.text_name, metadata.name):
+            if self._types.get(name, metadata.type) == metadata.type:
+                documentation = self._documentation.get(name)
+                if documentation is not None:
+                    return documentation
+        return ""
 
     def _take_header(self, match: re.Match[str]) -> None:
         word, written, rest = match.groups()
         if written is None:
             raise GrammarError(f"{word} of nothing")
         name = parse_name(written)
-        family = self._families.get(name)
-        if family is None:
-            family = self._families[name] = _OpenFamily(name)
-        elif family is not self._current or family.builder is not None:
-            raise GrammarError(f"{word} of {name} after its samples, or twice")
-        self._current = family
-        if word == "HELP":
-            if family.documentation is not None:
-                raise GrammarError(f"a second HELP of {name}")
-            family.documentation = _DOCUMENTATION_ESCAPE.sub(
+        if word == "TYPE":
+            if rest not in _TYPES:
+                raise GrammarError(f"an unknown type of {name}: {rest!r}")
+            self._begin(name, _TYPES[rest])
+        elif name not in self._documentation:
+            self._documentation[name] = _DOCUMENTATION_ESCAPE.sub(
                 lambda found: "\n" if found[0] == r"\n" else "\\", rest or ""
             )
-        else:
-            if family.type is not None:
-                raise GrammarError(f"a second TYPE of {name}")
-            if rest not in _SUFFIXES:
-                raise GrammarError(f"an unknown type of {name}: {rest!r}")
-            family.type = rest
-        self._allowed = family.allowed()
-        counting = family.type in _COUNTING
-        self._created = family.metadata().name + _CREATED if counting else ""
+
+    def _begin(self, name: str, kind: str) -> None:
+        """From here on, samples of a family's names are its own."""
+        if kind == "counter" and name == _TOTAL:
+            kind = "unknown"  # a counter has a name before its suffix
+        builder = self._builder(name, self._types.setdefault(name, kind))
+        metadata = builder.metadata
+        names = {metadata.name + suffix for suffix in SUFFIXES.get(metadata.type, ("",))}
+        if metadata.type == "counter":
+            names.add(name)
+        self._owners.update(dict.fromkeys(names, builder))
+
+    def _begin_untyped(self, name: str) -> FamilyBuilder:
+        """A sample without a header is a family of its own."""
+        self._types.setdefault(name, "unknown")
+        self._owners[name] = builder = self._builder(name, "unknown")
+        return builder
+
+    def _builder(self, name: str, kind: str) -> FamilyBuilder:
+        name = name.removesuffix(_TOTAL) if kind == "counter" else name
+        key = (name, kind)
+        if key not in self._builders:
+            self._builders[key] = FamilyBuilder(Metadata(name, kind))
+        return self._builders[key]
 
     def _take_sample(self, line: str) -> None:
         series, rest = self._series.known(line) or self._split(line)
@@ -207,24 +156,18 @@ class _Page:
         if not match:
             raise GrammarError(f"no value: {line[:80]!r}")
         _, value = parse_number(match[1])
-        if series.name not in self._allowed:
-            if series.name == self._created:
-                return
-            self._begin_untyped(series.name)
-        family = self._current
-        assert family is not None
-        name, text = series.name, series.text
-        if family.type == "counter" and not name.endswith(_TOTAL):
-            name += _TOTAL
-            text = series_text(name, text.partition("{")[2].removesuffix("}"))
-        elif family.type == "histogram":
-            family.series.append(series)
-        if text in self._seen:
-            raise GrammarError(f"{text[:80]} a second time")
-        self._seen.add(text)
-        milliseconds = match[2] or ""
+        name, text, milliseconds = series.name, series.text, match[2] or ""
+        builder = self._owners.get(name) or self._begin_untyped(name)
+        metadata = builder.metadata
+        if metadata.type == "counter":
+            if name == metadata.name:
+                name = metadata.text_name
+                text = series_text(name, text.partition("{")[2].removesuffix("}"))
+            if (text, milliseconds) in self._counted:
+                return  # under the counter's other name
+            self._counted.add((text, milliseconds))
         seconds = repr(int(milliseconds) / _MILLISECONDS) if milliseconds else ""
-        family.begun().add(name, text, value, seconds=seconds, milliseconds=milliseconds)
+        builder.add(name, text, value, seconds=seconds, milliseconds=milliseconds)
 
     def _split(self, line: str) -> tuple[Series, str]:
         match = _SERIES.match(line)
@@ -232,53 +175,11 @@ class _Page:
             raise GrammarError(f"no sample: {line[:80]!r}")
         return self._series.parse(match[0]), line[match.end() :]
 
-    def _begin_untyped(self, name: str) -> None:
-        """A sample without a header is a family of its own."""
-        family = self._families.get(name)
-        if family is None:
-            family = self._families[name] = _OpenFamily(name)
-        elif family.type is not None or (
-            family.documentation is not None and not self._is_current_counters(family)
-        ):
-            raise GrammarError(f"the samples of {name} are not in one place")
-        self._current = family
-        self._allowed = {name}
 
-    def _is_current_counters(self, family: _OpenFamily) -> bool:
-        """Whether a HELP without samples so far is that of the counter whose TYPE came last."""
-        current = self._current
-        if current is None or current.type != "counter":
-            return False
-        return current.name + _TOTAL == family.name and family.builder is None
-
-
-def _is_created(family: _OpenFamily, created: dict[str, str]) -> bool:
+def _is_created(metadata: Metadata, created: Set[tuple[str, str]]) -> bool:
     """Whether it is what other clients write of a counter's begin: a gauge with the counter's HELP.
 
-    A gauge of such a name that has words of its own, or none, is somebody's.
+    A gauge of such a name that has words of its own is somebody's.
     """
-    if family.name not in created or family.type not in (None, "gauge", "untyped"):
-        return False
-    if family.type is None and family.documentation is None:
-        return True
-    return bool(family.documentation) and family.documentation == created[family.name]
-
-
-def _check_histogram(all_series: Sequence[Series], family: str) -> None:
-    """That the buckets of each label set rise to `+Inf`.
-
-    Raises:
-        GrammarError: they do not.
-    """
-    last: dict[tuple[tuple[str, str], ...], float | None] = {}
-    for series in all_series:
-        bucket = series.name == f"{family}_bucket"
-        group = group_of(series, family, "histogram")
-        before = last.setdefault(group, None)
-        if bucket:
-            check_bound(series.labels.get("le"))
-            last[group] = bound = float(series.labels["le"])
-            if before is not None and bound <= before:
-                raise GrammarError(f"buckets of {family} are out of order")
-    if any(bound != math.inf for bound in last.values()):
-        raise GrammarError(f"{family} has no bucket +Inf")
+    is_gauge = metadata.type in ("gauge", "unknown")
+    return is_gauge and (metadata.name, metadata.documentation) in created

@@ -153,10 +153,10 @@ class Totals:
     def _continued(self, given: Sequence[Family]) -> Sequence[Family]:
         """The page's families with their offsets, and behind them those that are not back."""
         present = {(family.metadata.name, family.metadata.type) for family in given}
-        reserved = frozenset().union(*[family.metadata.reserved_names for family in given])
+        taken = frozenset().union(*[family.metadata.text_names for family in given])
         for key in self._counted.keys() - present:
             counted = self._counted[key]
-            if not counted.offsets or not reserved.isdisjoint(counted.page.metadata.reserved_names):
+            if not counted.offsets or not taken.isdisjoint(counted.page.metadata.text_names):
                 del self._counted[key]
             elif counted.page.chunks:
                 counted.page, counted.shown = without_lines(counted.page), None

@@ -11,7 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Final, Protocol, runtime_checkable
+from typing import Final, Protocol
 
 from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR
 
@@ -53,14 +53,6 @@ class EngineEndpoint(Protocol):
 
     def connection_id(self) -> int:
         """The number of the instance."""
-
-
-@runtime_checkable
-class _Named(Protocol):
-    """An endpoint that knows its instance as pages have it: ours."""
-
-    @property
-    def worker_id(self) -> str: ...
 
 
 class EngineSource:
@@ -130,7 +122,7 @@ class View:
         return self._relabelling.apply(self._filter.apply(families))
 
     def check_names(self, families: Sequence[Family]) -> None:
-        """Raise where families of two names would be one family, which holds half of them.
+        """Raise where two families that have no name in common would have one.
 
         Raises:
             ArgumentError: the prefix does that; names both.
@@ -138,13 +130,14 @@ class View:
         chosen = self._filter.apply(families)
         if not self._add_prefix or chosen is self._told_apart:
             return
-        owners: dict[str, str] = {}
+        owners: dict[str, tuple[str, str]] = {}
         for metadata in [family.metadata for family in chosen]:
-            for name in map(self._relabelling.name, metadata.names):
-                owner = owners.setdefault(name, metadata.text_name)
-                if owner != metadata.text_name:
+            for before in sorted(metadata.text_names):
+                name = self._relabelling.name(before)
+                first, owner = owners.setdefault(name, (before, metadata.text_name))
+                if first != before:
                     raise ArgumentError(
-                        f"add_prefix={self._add_prefix!r} makes one family, {name}, of {owner} "
+                        f"add_prefix={self._add_prefix!r} makes one name, {name}, of {owner} "
                         f"and {metadata.text_name}: exclude one, or choose another prefix"
                     )
         self._told_apart = chosen
@@ -236,7 +229,7 @@ def get_prometheus_expfmt(
     another registry over the same files. For the arguments see `register_engine_metrics_callback`.
 
     Raises:
-        ArgumentError: as there; or `add_prefix` makes one family of two, which it names.
+        ArgumentError: as there; or `add_prefix` makes one name of two families', which it names.
         Exception: what the registry raises; never an empty text instead.
     """
     _check_registry(registry)
@@ -246,7 +239,7 @@ def get_prometheus_expfmt(
         tuple(sorted(_constant(inject_custom_labels).items())),
         _prefix(add_prefix),
     )
-    return kept.text([from_metric(metric) for metric in registry.collect()])
+    return kept.text([from_metric(metric) for metric in registry.collect()], strict=True)
 
 
 class _Kept:
@@ -255,12 +248,27 @@ class _Kept:
     def __init__(self, view: View) -> None:
         self._view = view
         self._page = MergedPage()
+        self._told: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
 
-    def text(self, families: Sequence[Family]) -> str:
+    def text(self, families: Sequence[Family], *, strict: bool = False) -> str:
+        """The families as they are shown; of what cannot be on one page the first stands.
+
+        Raises:
+            ArgumentError: the prefix is at fault, and `strict`.
+        """
         with self._lock:
-            self._view.check_names(families)
+            if strict:
+                self._view.check_names(families)
             self._page.update([Source(_DEFAULT_SOURCE, self._view.apply(families))])
+            for part in self._page.left_out:
+                if (part.family, part.clash) not in self._told:
+                    self._told.add((part.family, part.clash))
+                    logger.warning(
+                        "%s is left out of the text (%s): another family has the name",
+                        part.family,
+                        part.clash,
+                    )
             return self._page.render().decode()
 
 
@@ -338,10 +346,10 @@ def _automatic_labels(
 
 def _worker_id(endpoint: EngineEndpoint) -> str:
     """The instance's number; empty where the endpoint does not tell it, as the peer has it."""
-    own = endpoint.worker_id if isinstance(endpoint, _Named) else None
-    if isinstance(own, str):
-        return own
     try:
+        own = getattr(endpoint, labels.WORKER_ID, None)
+        if isinstance(own, str):
+            return own
         return f"{endpoint.connection_id():x}"  # as Dynamo's Python: no leading zeros
     except Exception as error:
         logger.warning("the label %s is left out: %r", labels.WORKER_ID, error)

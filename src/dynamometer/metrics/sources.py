@@ -63,9 +63,7 @@ def errors_of(registry: object) -> Callable[[], Mapping[str, int]] | None:
 
     None for all others: what a user's calls `errors` is something of his own.
     """
-    if isinstance(registry, MultiProcessCollector):
-        return lambda: registry.directory.errors
-    if isinstance(registry, CountsErrors | MultiprocessDirectory):
+    if isinstance(registry, CountsErrors | MultiProcessCollector | MultiprocessDirectory):
         return lambda: registry.errors
     return None
 

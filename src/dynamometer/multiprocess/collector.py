@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path, PurePath
@@ -63,6 +63,11 @@ class MultiProcessCollector(Collector):
     def directory(self) -> MultiprocessDirectory:
         """What is read, shared by all collectors of the path."""
         return _directory(self._path)
+
+    @property
+    def errors(self) -> Mapping[str, int]:
+        """What its directory has left out so far: how often, by reason."""
+        return self.directory.errors
 
     def collect(self) -> Iterable[Metric]:
         """The families; their samples are made when they are looked at."""
