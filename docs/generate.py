@@ -226,10 +226,15 @@ def text_name(family: Metric) -> str:
 
 def documented(family: Metric) -> Documented:
     """What a page shows of a family."""
-    found = {label for sample in family.samples for label in sample.labels} - {"le", "quantile"}
+    found = {label for sample in family.samples for label in sample.labels}
+    if family.type in ("histogram", "summary"):
+        found -= {"le", "quantile"}
     if family.name.startswith(_ENGINE):
         found -= RUNTIME_LABELS
-    bounds = {float(s.labels["le"]) for s in family.samples if "le" in s.labels} - {float("inf")}
+    les = {
+        s.labels["le"] for s in family.samples if family.type == "histogram" and "le" in s.labels
+    }
+    bounds = set(map(float, les)) - {float("inf")}
     rounded = [float(f"{bound:g}") for bound in sorted(bounds)]
     return Documented(family.type, frozenset(found), tuple(rounded))
 

@@ -88,7 +88,7 @@ def test_nothing_of_the_template_is_left() -> None:
 
 def test_prometheus_takes_the_rules_for_older_names(tmp_path: Path) -> None:
     page = generate.METRICS.read_text(encoding="utf-8")
-    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (block,) = re.findall(r"```yaml\n(\s*groups:.*?)```", page, re.DOTALL)
     rules = tmp_path / "rules.yaml"
     rules.write_text(textwrap.dedent(block), encoding="utf-8")
     checked = subprocess.run(["promtool", "check", "rules", rules], capture_output=True, text=True)

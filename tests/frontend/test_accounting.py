@@ -375,6 +375,28 @@ async def test_what_the_frontend_itself_refuses_is_counted_by_class_and_reason(
     assert gauges(bench) == {}
 
 
+async def test_a_client_that_reads_no_more_of_an_error_than_its_status_has_been_failed(
+    bench: Bench,
+) -> None:
+    async def slowly(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(status=400)
+        await response.prepare(request)
+        await response.write(b"no")
+        await asyncio.sleep(30)
+        return response
+
+    await bench.worker(slowly)
+    async with bench.session.post(bench.url + CHAT, json={"model": "m"}) as answer:
+        assert answer.status == 400
+        answer.close()
+    await until(lambda: bench.count("requests_total"))
+    assert bench.count("requests_total", error_type="validation") == 1
+    assert bench.count("failures_total", reason=failures.REFUSED.reason) == 1
+    assert bench.count("model_cancellation_total") == bench.count("disconnected_clients") == 0
+    assert bench.count("stage_duration_seconds_count", stage="transport_roundtrip") == 1
+    assert gauges(bench) == {}
+
+
 async def test_a_request_for_which_the_engine_has_no_room_is_a_rejection(bench: Bench) -> None:
     await bench.worker(answering(503))
     for status in (503, 503):

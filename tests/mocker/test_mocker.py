@@ -62,6 +62,7 @@ def test_it_answers_what_a_worker_asks(mocker: tuple[Process, str]) -> None:
     assert http(f"{url}/server_info").json()["page_size"] == 1
     assert http(f"{url}/get_model_info").json()["served_model_name"] == "mock"
     assert http(f"{url}/v1/chat/completions", b"{").status == 400
+    assert http(f"{url}/v1/completions", {"prompt": "hi", "max_tokens": 32769}).status == 400
 
 
 def test_its_page_has_the_size_asked_for_and_moves(mocker: tuple[Process, str]) -> None:
@@ -124,6 +125,7 @@ def test_a_worker_around_one(tmp_path: Path) -> None:
             if family.name.startswith(("dynamometer_engine_", "dynamo_component_total_blocks"))
         }
         assert load["dynamometer_engine_generation_tokens"] == [5]
+        assert not any(load["dynamometer_engine_scrape_errors"])
         assert load["dynamometer_engine_running_requests"] == [0]
         assert load["dynamometer_engine_queued_requests"] == [0]
         assert 0 <= load["dynamometer_engine_kv_usage_ratio"][0] <= 1

@@ -27,6 +27,12 @@ async def engine(request: web.Request) -> web.StreamResponse:
     fault = await request.text()
     if fault.isdigit():
         return web.Response(status=int(fault), text="no")
+    if fault == "404, slowly":
+        refusal = web.StreamResponse(status=404)
+        await refusal.prepare(request)
+        await refusal.write(b"no")
+        await asyncio.sleep(30)
+        return refusal
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     if fault != "dies at once":
         await response.prepare(request)
@@ -165,6 +171,21 @@ async def test_a_client_that_closes_a_stream_at_its_last_event_has_not_vanished(
             await asyncio.sleep(0.01)
     assert worker.count("dynamo_component_cancellation_total") == 0
     assert worker.errors() == 0
+
+
+async def test_a_client_that_reads_no_more_of_an_error_than_its_status_has_not_vanished(
+    worker: Worker,
+) -> None:
+    async with (
+        aiohttp.ClientSession() as client,
+        client.post(worker.url + PATH, data="404, slowly") as answer,
+    ):
+        assert answer.status == 404
+        answer.close()
+    async with asyncio.timeout(5):
+        while not worker.count("dynamo_component_requests_total"):
+            await asyncio.sleep(0.01)
+    assert worker.count("dynamo_component_cancellation_total") == 0
 
 
 async def test_bytes_are_those_of_the_answers_body(worker: Worker) -> None:

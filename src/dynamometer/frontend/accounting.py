@@ -126,7 +126,7 @@ class RequestAccount:
         self._error = failure.error if failure else error_type.CANCELLED
 
     def told(self, failure: Failure | None) -> None:
-        """The client was sent an error in the place of its stream's rest: see `failed`."""
+        """The client was sent an error in the place of its answer, or of the rest: see `failed`."""
         self._told = True
         self.failed(failure)
 
@@ -138,11 +138,16 @@ class RequestAccount:
             self._whole = False
             self.told(failures.of_answer(error_code))
 
+    def has_all(self) -> None:
+        """The client was sent the last byte of an answer whose length it knows."""
+        self._told = True
+
     def vanished(self) -> None:
         """The client closed the connection.
 
         It went away, unless it was told that nothing more comes: OpenAI's own client closes at a
-        stream's last event, before the HTTP answer has ended, and at an error.
+        stream's last event, before the HTTP answer has ended, and at an error; others read no more
+        of an error than its status.
         """
         if self._told:
             return

@@ -99,6 +99,8 @@ def parse(content: bytes, content_type: str) -> RequestBody:
     """
     if content_type.lower().startswith("multipart/form-data"):
         return _parse_form(content, content_type)
+    if not content.strip():
+        raise BadBodyError("The request body is empty: it must be a JSON object")
     try:
         request = _decoder.decode(content)
         model = _model(request.model)

@@ -185,7 +185,11 @@ class Forwarder:
             account.failed(failures.of_answer(answer.status))
         if answer.content_type == "text/event-stream":
             return await self._relay_stream(request, route, account, answer, body)
-        response = await relay.begin(request, answer, length=answer.content_length)
+        length, sent = answer.content_length, 0
+        response = await relay.begin(request, answer, length=length)
+        if answer.status >= 400:  # many clients close at that, and read no more
+            account.answered(time.perf_counter())
+            account.told(failures.of_answer(answer.status))
         counts = route.usage is not Usage.NONE and answer.status < 400
         whole = []
         try:
@@ -195,13 +199,17 @@ class Forwarder:
                 if counts:
                     whole.append(chunk)
                 await response.write(chunk)
+                sent += len(chunk)
+                if sent == length:
+                    account.has_all()
         except relay.BrokenError:
             account.failed(failures.BROKEN_OFF)
             if request.transport is not None:
                 request.transport.abort()  # the length that was promised cannot be kept
             return response
-        if counts:
-            account.counted(usage.of_answer(b"".join(whole), route.usage, samples=body.samples))
+        finally:
+            if counts:  # a part of an answer says nothing
+                account.counted(usage.of_answer(b"".join(whole), route.usage, samples=body.samples))
         await response.write_eof()
         return response
 

@@ -184,7 +184,9 @@ def register_engine_metrics_callback(
     _check_registry(registry)
     added = dict(_constant(inject_custom_labels))
     if bool(namespace_name) != bool(component_name):
-        logger.warning("no label of the runtime is added: namespace_name and component_name do it")
+        logger.warning(
+            "no label of the runtime is added: that needs namespace_name and component_name both"
+        )
     if namespace_name and component_name:
         automatic = _automatic_labels(
             endpoint, namespace_name, component_name, endpoint_name, model_name
@@ -287,7 +289,10 @@ def _kept(
 
 def _check_registry(registry: object) -> None:
     if not callable(getattr(registry, "collect", None)):
-        raise ArgumentError(f"{registry!r} is no registry: it has nothing to collect")
+        raise ArgumentError(
+            f"{registry!r} is no registry: it has nothing to collect "
+            "(of a directory of files: MultiprocessDirectory(path))"
+        )
 
 
 def _reader(name: str, registry: Collects) -> MultiprocessDirectory | RegistrySource:

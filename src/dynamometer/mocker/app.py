@@ -70,6 +70,8 @@ class Mocker:
             usage = (body.get("stream_options") or {}).get("include_usage") is True
             if asked < 1:
                 raise ValueError("no tokens are wanted")
+            if asked > self._options.context_length:
+                raise ValueError("more tokens are wanted than the model's context has")
         except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             message = {"object": "error", "message": "no such request", "code": 400}
             return web.json_response(message, status=400)

@@ -50,9 +50,7 @@ class ServerInstruments:
             return made.labels(*values)
 
         self._running = gauge(sglang.NUM_RUNNING_REQS, "running requests.")
-        # It queues nothing, and has no cache that fills.
-        gauge(sglang.NUM_QUEUE_REQS, "queued requests.")
-        gauge(sglang.TOKEN_USAGE, "part of the KV cache in use.")
+        gauge(sglang.NUM_QUEUE_REQS, "queued requests.")  # always 0: it queues nothing
         gauge(sglang.MAX_TOTAL_NUM_TOKENS, "tokens that the KV cache holds.").set(kv_tokens)
         gauge(sglang.PAGE_SIZE, "tokens in a block of the KV cache.").set(page_size)
 

@@ -103,21 +103,22 @@ class RequestCount:
         end: the end of what it was sent.
         failed: whether the engine has failed it.
         first_response: when its first bytes were there, as `time.perf_counter` has it.
+        has_all: whether the client has an answer of a known length, or the status of an error.
     """
 
-    __slots__ = ("bytes_in", "bytes_out", "cancelled", "end", "failed", "first_response")
+    __slots__ = ("bytes_in", "bytes_out", "cancelled", "end", "failed", "first_response", "has_all")
 
     def __init__(self) -> None:
         self.bytes_in = 0
         self.bytes_out = 0
         self.cancelled = False
         self.end = StreamEnd()
-        self.failed = False
+        self.failed = self.has_all = False
         self.first_response: float | None = None
 
     def closed(self) -> None:
         """The client closed the connection: it went away, unless it has had the whole answer."""
-        self.cancelled = not self.end.reached
+        self.cancelled = not (self.has_all or self.end.reached)
 
     def answered(self, status: int) -> None:
         """The engine has said what its answer is; a fault of its own (5xx) is an error."""

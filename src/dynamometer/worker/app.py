@@ -109,6 +109,8 @@ async def serve(options: WorkerOptions, engine: Engine) -> None:
         logger.info("requests: %s (instance %016x)", worker.record.request_url, instance_id)
         for note in launch.notes:
             logger.info("%s", note)
+        if not launch.metrics:
+            logger.info("without --enable-metrics the page has no families of the engine's")
         await worker.run(registration, stop)
 
 

@@ -86,12 +86,15 @@ class Endpoint:
             async with relay.exchange(self._session, url, body, headers) as answer:
                 count.answered(answer.status)
                 begun = await relay.begin(request, answer, length=answer.content_length)
+                count.has_all = answer.status >= 400  # many clients read no more of it
                 streamed = answer.content_type == "text/event-stream"
                 async for chunk in relay.chunks(answer):
                     count.came(chunk)
                     await begun.write(chunk)
                     if streamed:
                         count.end.sent(chunk)
+                    elif count.bytes_out == answer.content_length:
+                        count.has_all = True
                 await begun.write_eof()
                 return begun
         except relay.NotReachedError:
