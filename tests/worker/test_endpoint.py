@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
 import time
 from collections.abc import AsyncIterator
 
@@ -11,11 +13,11 @@ import pytest
 from aiohttp import web
 
 from dynamometer.engines.interface import ModelCards, Route
-from dynamometer.runtime import DistributedRuntime, addresses, relay
+from dynamometer.runtime import DistributedRuntime, addresses
 from dynamometer.runtime.record import State
 from dynamometer.runtime.servers import serving
 from dynamometer.worker.accounting import EndpointMetrics
-from dynamometer.worker.endpoint import Endpoint
+from dynamometer.worker.endpoint import Endpoint, engine_session
 
 PATH = "/v1/chat/completions"
 DONE = b"data: [DONE]\n\n"
@@ -76,7 +78,7 @@ class Worker:
 async def start(engine_url: str) -> AsyncIterator[Worker]:
     runtime = DistributedRuntime()
     endpoint = runtime.namespace("dynamo").component("backend").endpoint("generate")
-    async with relay.client(keepalive_seconds=1) as session:
+    async with engine_session() as session:
         app = Endpoint(
             engine_url=engine_url,
             routes={PATH: Route(PATH, "chat_completions")},
@@ -186,6 +188,29 @@ async def test_a_client_that_reads_no_more_of_an_error_than_its_status_has_not_v
         while not worker.count("dynamo_component_requests_total"):
             await asyncio.sleep(0.01)
     assert worker.count("dynamo_component_cancellation_total") == 0
+
+
+async def test_a_connection_that_the_engine_closes_after_a_fault_costs_no_other_request() -> None:
+    """SGLang's server answers 500 as if the connection were kept, and closes it a moment later."""
+
+    async def faulty(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                bad = await reader.readexactly(int(re.findall(rb"ength: (\d+)", head)[0])) == b"bad"
+                status = b"500 Internal Server Error" if bad else b"200 OK"
+                writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 2\r\n\r\n{}")
+                await asyncio.sleep(0.01)
+                if bad:
+                    break
+        writer.close()
+
+    async with await asyncio.start_server(faulty, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        async for worker in start(f"http://{host}:{port}"):
+            for _ in range(5):
+                assert await ask(worker, "bad") == 500
+                assert await ask(worker, "good") == 200
+            assert worker.errors() == 5
 
 
 async def test_bytes_are_those_of_the_answers_body(worker: Worker) -> None:

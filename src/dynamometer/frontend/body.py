@@ -196,7 +196,7 @@ def decompressed(content: bytes, encoding: str, *, limit: int) -> bytes:
 
     Args:
         content: as it came.
-        encoding: `gzip`, `deflate`, `identity` or empty.
+        encoding: `gzip`, `deflate` or `identity`.
         limit: the most bytes that there may be; not more than that is decompressed.
 
     Raises:
@@ -204,7 +204,7 @@ def decompressed(content: bytes, encoding: str, *, limit: int) -> bytes:
         TooLargeError: it is longer than `limit`.
     """
     bits = {"gzip": 31, "x-gzip": 31, "deflate": 15}.get(encoding)
-    if encoding in ("", "identity"):
+    if encoding == "identity":
         return content
     if bits is None:
         raise BadBodyError(f"Content-Encoding {encoding[:40]!r} is not supported: gzip is")

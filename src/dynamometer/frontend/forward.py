@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # The chosen instance, and one other.
 _ATTEMPTS = 2
+# Bodies that are unpacked in threads, off the event loop: each may take as much memory as a body.
+_UNPACKED_AT_ONCE = 2
 
 
 class Forwarder:
@@ -55,6 +57,7 @@ class Forwarder:
         self._instances = instances
         self._metrics = metrics
         self._session = session
+        self._unpacking = asyncio.Semaphore(_UNPACKED_AT_ONCE)
         self.active = 0
         self.draining = False
 
@@ -129,7 +132,9 @@ class Forwarder:
         content = await request.read()
         encoding = request.headers.get("Content-Encoding", "").strip().lower()
         try:
-            content = decompressed(content, encoding, limit=limit)
+            if encoding:  # a small one may unpack to the limit
+                async with self._unpacking:
+                    content = await asyncio.to_thread(decompressed, content, encoding, limit=limit)
         except TooLargeError:
             raise web.HTTPRequestEntityTooLarge(limit, limit + 1) from None
         return parse(content, request.headers.get("Content-Type", ""))
@@ -202,6 +207,8 @@ class Forwarder:
                 sent += len(chunk)
                 if sent == length:
                     account.has_all()
+            if account.waiting:  # it has no body
+                account.answered(time.perf_counter())
         except relay.BrokenError:
             account.failed(failures.BROKEN_OFF)
             if request.transport is not None:

@@ -63,15 +63,20 @@ def _named_by_connection(headers: Mapping[str, str]) -> set[str]:
     return {word.strip().lower() for word in headers.get("Connection", "").split(",") if word}
 
 
-def client(*, keepalive_seconds: float) -> aiohttp.ClientSession:
+def client(*, keepalive_seconds: float | None) -> aiohttp.ClientSession:
     """A session for forwarding: no limit of connections, no time limit on a stream.
 
     Args:
         keepalive_seconds: how long an idle connection is kept; less than the server does, or
-            requests meet connections that are being closed.
+            requests meet connections that are being closed. None: each request has its own.
     """
+    connector = (
+        aiohttp.TCPConnector(limit=0, force_close=True)
+        if keepalive_seconds is None
+        else aiohttp.TCPConnector(limit=0, keepalive_timeout=keepalive_seconds)
+    )
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=keepalive_seconds),
+        connector=connector,
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
         auto_decompress=False,
         skip_auto_headers=("User-Agent", "Content-Type"),

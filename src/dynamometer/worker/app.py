@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
 
 from aiohttp import web
 
@@ -21,7 +20,7 @@ from dynamometer.metrics.http_source import HttpSource
 from dynamometer.metrics.load import EngineLoad
 from dynamometer.multiprocess import MultiprocessDirectory
 from dynamometer.names import labels
-from dynamometer.runtime import addresses, relay, system, tasks
+from dynamometer.runtime import addresses, system, tasks
 from dynamometer.runtime.discovery.file import FileDiscovery
 from dynamometer.runtime.discovery.interface import Registration
 from dynamometer.runtime.endings import Stop, let_finish
@@ -33,15 +32,12 @@ from dynamometer.runtime.servers import serving
 from dynamometer.settings import HealthSettings
 from dynamometer.worker.accounting import EndpointMetrics
 from dynamometer.worker.build import BuildMetrics
-from dynamometer.worker.endpoint import Endpoint
+from dynamometer.worker.endpoint import Endpoint, engine_session
 from dynamometer.worker.health import EngineClient
 from dynamometer.worker.run_directory import RunDirectory, run_directory
 from dynamometer.worker.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
-
-# Less than the 5 s after which SGLang's HTTP server closes an idle connection.
-_ENGINE_KEEPALIVE_SECONDS: Final = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +127,7 @@ class _Worker:
         endpoint = component.endpoint(options.endpoint)
         identity = {labels.MODEL: launch.model, labels.WORKER_ID: hexadecimal(instance_id)}
         every_label = {**endpoint.labels, **identity}
-        self.session = relay.client(keepalive_seconds=_ENGINE_KEEPALIVE_SECONDS)
+        self.session = engine_session()
         client = EngineClient(self.session, launch, engine.health_path)
         self._supervisor = Supervisor(engine, launch, client, directory)
         self._build = BuildMetrics(

@@ -18,6 +18,15 @@ from dynamometer.worker.accounting import EndpointMetrics, RequestCount
 logger = logging.getLogger(__name__)
 
 
+def engine_session() -> aiohttp.ClientSession:
+    """A session to the engine, with a connection for each request.
+
+    SGLang's HTTP server closes a connection after a fault of its own, though its answer says that
+    it is kept: a request that came over it next would be lost with it.
+    """
+    return relay.client(keepalive_seconds=None)
+
+
 class Endpoint:
     """Forwards the engine's inference routes to it, and counts."""
 
@@ -95,6 +104,7 @@ class Endpoint:
                         count.end.sent(chunk)
                     elif count.bytes_out == answer.content_length:
                         count.has_all = True
+                count.came(b"")  # where it has no body
                 await begun.write_eof()
                 return begun
         except relay.NotReachedError:
