@@ -169,7 +169,7 @@ def test_names_that_clients_invent_make_no_series(stack: Stack) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "no JSON"),
+        (b"", "is empty"),
         (b"{", "no JSON"),
         (b'{"model": "x"', "no JSON"),
         (b'{"model": "x"} trailing', "trailing"),
