@@ -28,7 +28,7 @@ import psutil
 from starting import say, started
 
 from dynamometer.engines.sglang import CPU_FLAGS
-from dynamometer.runtime.addresses import free_port
+from dynamometer.http.addresses import free_port
 
 HEADERS = {
     "Accept": "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/"

@@ -17,14 +17,14 @@ from itertools import repeat
 from prometheus_client import CollectorRegistry
 from prometheus_client import Histogram as TheirHistogram
 
+from dynamometer.engines.answers import StreamReader
 from dynamometer.engines.interface import Usage
 from dynamometer.frontend.accounting import RequestAccount
 from dynamometer.frontend.families import FrontendMetrics
-from dynamometer.frontend.usage import StreamReader
 from dynamometer.metrics.buckets import FrontendBuckets
 from dynamometer.names import labels
+from dynamometer.runtime.distributed import DistributedRuntime
 from dynamometer.runtime.record import Record, Role, State
-from dynamometer.runtime.runtime import DistributedRuntime
 from dynamometer.settings import BucketRanges
 from dynamometer.worker.accounting import EndpointMetrics
 

@@ -29,12 +29,13 @@ from multiprocess_load import Load
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from dynamometer.metrics import http as metrics_http
-from dynamometer.metrics.engine import register_engine_metrics_callback
+from dynamometer.http import addresses
+from dynamometer.http.servers import serving
+from dynamometer.metrics import scraping
+from dynamometer.metrics.engine_callback import register_engine_metrics_callback
 from dynamometer.multiprocess import MultiprocessDirectory
-from dynamometer.runtime import addresses, loops
-from dynamometer.runtime.runtime import DistributedRuntime
-from dynamometer.runtime.servers import serving
+from dynamometer.process import event_loop
+from dynamometer.runtime.distributed import DistributedRuntime
 
 HEADERS = {
     "Accept": "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/"
@@ -79,7 +80,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.serve:
         app = {"ours": ours, "peer": peer}[options.serve](options.directory)
-        loops.run(serve(app))
+        event_loop.run(serve(app))
         return
     rounds = 3 if options.quick else 12
     path = Path(tempfile.mkdtemp(dir=_FILES_IN))
@@ -188,7 +189,7 @@ def ours(path: Path) -> web.Application:
     endpoint = runtime.namespace("dynamo").component("backend").endpoint("generate")
     register_engine_metrics_callback(endpoint, MultiprocessDirectory(path), "sglang:")
     app = web.Application()
-    metrics_http.add_route(app, runtime.page)
+    scraping.add_route(app, runtime.page)
     return app
 
 

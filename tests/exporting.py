@@ -13,7 +13,7 @@ from typing import cast
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from dynamometer.engines.sglang import CPU_FLAGS
-from dynamometer.runtime.addresses import free_port
+from dynamometer.http.addresses import free_port
 from processes import PYTHON, Process, running
 from stack import READY_SECONDS, eventually, http
 

@@ -85,7 +85,7 @@ def test_a_wrong_word_is_one_line_that_names_it_and_code_2(
 
 
 def test_a_taken_port_is_named(tmp_path: Path) -> None:
-    from dynamometer.runtime import addresses
+    from dynamometer.http import addresses
 
     with addresses.listen("127.0.0.1", 0, setting="") as taken:
         port = str(taken.getsockname()[1])

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dynamometer import names, sglang_names
+from dynamometer import names
+from dynamometer.engines import sglang_names
 from dynamometer.errors import ArgumentError
 
 SOURCE = Path(__file__).parent.parent / "src" / "dynamometer"

@@ -23,9 +23,9 @@ import prometheus_client.parser
 from prometheus_client import Metric
 
 from dynamometer import arguments, names, settings, tiny_model
+from dynamometer.engines.sglang_names import SGLANG_CATEGORIES
 from dynamometer.errors import AddressError, DynamometerError, EngineError
-from dynamometer.runtime import addresses
-from dynamometer.sglang_names import SGLANG_CATEGORIES
+from dynamometer.http import addresses
 
 _DESCRIPTION = """\
 Try everything at once: make a tiny model, start a frontend and a worker around the real

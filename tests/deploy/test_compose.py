@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from dynamometer.runtime.addresses import free_port
+from dynamometer.http.addresses import free_port
 from processes import PYTHON, running
 from recipes import DEPLOY, checked_by, exporter_target, read, sglang_port
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from dynamometer.runtime.addresses import free_port
+from dynamometer.http.addresses import free_port
 from exporting import Exporter, Sglang, exporter, gauges, sglang, total
 from stack import eventually
 

@@ -24,9 +24,9 @@ from dynamometer.errors import SettingsError
 from dynamometer.exporter import processes, targets
 from dynamometer.exporter.engine import EngineOptions, ExportedEngine
 from dynamometer.exporter.targets import Target
+from dynamometer.http.addresses import free_port
 from dynamometer.metrics.instruments import registry
 from dynamometer.metrics.page import MetricsPage
-from dynamometer.runtime.addresses import free_port
 from dynamometer.runtime.record import State
 from exporting import Exporter, exporter, total
 from processes import PYTHON, Process, running

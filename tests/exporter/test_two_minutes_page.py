@@ -23,7 +23,7 @@ import pytest
 
 from conftest import ROOT
 from dynamometer.exporter import finder
-from dynamometer.runtime.addresses import free_port
+from dynamometer.http.addresses import free_port
 from exporting import Exporter, Sglang, sglang
 from processes import Process, running
 from recipes import unit_settings, with_a_containers_rights, with_the_units_rights

@@ -14,12 +14,12 @@ from dynamometer.engines.sglang import SGLang
 from dynamometer.frontend.families import FrontendMetrics
 from dynamometer.frontend.forward import Forwarder
 from dynamometer.frontend.routing import Instances, RouterMode
-from dynamometer.metrics import http
+from dynamometer.http import addresses, openai_errors, relay
+from dynamometer.http.servers import serving
+from dynamometer.metrics import scraping
 from dynamometer.metrics.page import MetricsPage
-from dynamometer.runtime import addresses, openai_errors, relay
 from dynamometer.runtime.identity import new_id
 from dynamometer.runtime.record import Record, Role, State
-from dynamometer.runtime.servers import serving
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 CHAT = "/v1/chat/completions"
@@ -100,7 +100,7 @@ async def make_bench(max_body_size: int = 2**20) -> AsyncIterator[Bench]:
         app = web.Application(client_max_size=max_body_size, middlewares=[openai_errors.middleware])
         for path in SGLang.routes:
             app.router.add_post(path, forwarder.handle)
-        http.add_route(app, MetricsPage(registry))
+        scraping.add_route(app, MetricsPage(registry))
         listener = addresses.listen("127.0.0.1", 0, setting="")
         await stack.enter_async_context(serving(app, listener))
         client = await stack.enter_async_context(aiohttp.ClientSession())

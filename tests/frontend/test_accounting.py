@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from dynamometer.frontend import failures
 from dynamometer.frontend.failures import Failure
 from dynamometer.frontend.families import FrontendMetrics
-from dynamometer.runtime import openai_errors, relay
+from dynamometer.http import openai_errors, relay
 
 EVENT = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
 USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":9}}\n\n'

@@ -15,7 +15,7 @@ from bench import CHAT, Bench, fine, make_bench, nobody
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from dynamometer.runtime import openai_errors, relay
+from dynamometer.http import openai_errors, relay
 
 
 @pytest.fixture

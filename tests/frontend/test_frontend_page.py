@@ -24,13 +24,13 @@ from dynamometer.frontend.canary import Canary
 from dynamometer.frontend.families import FrontendMetrics
 from dynamometer.frontend.forward import Forwarder
 from dynamometer.frontend.routing import Instances, RouterMode
+from dynamometer.http import addresses, relay
+from dynamometer.http.servers import serving
 from dynamometer.metrics.buckets import FrontendBuckets
 from dynamometer.metrics.instruments import registry
-from dynamometer.runtime import addresses, relay
 from dynamometer.runtime.discovery.file import FileDiscovery
+from dynamometer.runtime.distributed import DistributedRuntime
 from dynamometer.runtime.record import Record, Role, State
-from dynamometer.runtime.runtime import DistributedRuntime
-from dynamometer.runtime.servers import serving
 from dynamometer.settings import BucketRanges
 
 SAMPLE = Path(__file__).parent.parent / "samples" / "dynamo-metrics.tsv"

@@ -16,13 +16,13 @@ from prometheus_client import Gauge
 
 from dynamometer.frontend.load import LoadReports
 from dynamometer.frontend.routing import Instances, RouterMode
-from dynamometer.metrics import http
+from dynamometer.http import addresses
+from dynamometer.http.servers import serving
+from dynamometer.metrics import scraping
 from dynamometer.metrics.instruments import registry
 from dynamometer.metrics.page import MetricsPage
 from dynamometer.names import engine_load
-from dynamometer.runtime import addresses
 from dynamometer.runtime.record import Record, Role, State
-from dynamometer.runtime.servers import serving
 from stack import Stack, Worker, eventually
 from stack import http as fetch
 
@@ -56,7 +56,7 @@ class WorkerPage:
 async def page() -> AsyncIterator[WorkerPage]:
     made = WorkerPage()
     app = web.Application(middlewares=[made.middleware])
-    http.add_route(app, made.page)
+    scraping.add_route(app, made.page)
     listener = addresses.listen("127.0.0.1", 0, setting="")
     made.url = addresses.url(listener)
     async with serving(app, listener):

@@ -7,10 +7,10 @@ import time
 import pytest
 from prometheus_client import CollectorRegistry
 
+from dynamometer.engines.answers import StreamReader
 from dynamometer.engines.interface import Usage
 from dynamometer.frontend.accounting import RequestAccount
 from dynamometer.frontend.families import FrontendMetrics
-from dynamometer.frontend.usage import StreamReader
 from dynamometer.runtime.record import Record, Role, State
 
 WORKER = 7

@@ -12,9 +12,9 @@ from aiohttp import web
 
 from dynamometer.exposition.render import render
 from dynamometer.exposition.totals import Totals
+from dynamometer.http import addresses
+from dynamometer.http.servers import serving
 from dynamometer.metrics.http_source import HttpSource
-from dynamometer.runtime import addresses
-from dynamometer.runtime.servers import serving
 
 PAGE = b'# TYPE sglang:a_total counter\nsglang:a_total{x="1"} 1\n# TYPE other gauge\nother 2\n'
 

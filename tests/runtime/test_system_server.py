@@ -8,7 +8,7 @@ import threading
 import pytest
 from aiohttp import web
 
-from dynamometer.runtime import addresses
+from dynamometer.http import addresses
 from dynamometer.runtime.system_server import SystemServer
 
 

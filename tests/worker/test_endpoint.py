@@ -13,9 +13,10 @@ import pytest
 from aiohttp import web
 
 from dynamometer.engines.interface import ModelCards, Route
-from dynamometer.runtime import DistributedRuntime, addresses
+from dynamometer.http import addresses
+from dynamometer.http.servers import serving
+from dynamometer.runtime import DistributedRuntime
 from dynamometer.runtime.record import State
-from dynamometer.runtime.servers import serving
 from dynamometer.worker.accounting import EndpointMetrics
 from dynamometer.worker.endpoint import Endpoint, engine_session
 

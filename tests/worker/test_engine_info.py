@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dynamometer.engines.interface import Launch, Route
-from dynamometer.runtime import addresses, relay
+from dynamometer.http import addresses, relay
 from dynamometer.runtime.identity import new_id
 from dynamometer.runtime.record import Json, State
 from dynamometer.worker.health import EngineClient

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from dynamometer.runtime import directories
+from dynamometer.process import directories
 from dynamometer.worker.run_directory import run_directory
 from dynamometer.worker.shared_memory import SharedFile, held_by, remove_unheld
 
 KILLED = """
 import os, signal, subprocess, sys
 from pathlib import Path
-from dynamometer.runtime import directories
+from dynamometer.process import directories
 directories.memory = lambda: directories.private(Path(sys.argv[1]))
 from dynamometer.worker.process import ProcessMark
 from dynamometer.worker.run_directory import run_directory

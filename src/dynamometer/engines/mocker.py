@@ -9,8 +9,8 @@ from pathlib import Path
 from dynamometer.engines import sglang
 from dynamometer.engines.interface import Launch, Route
 from dynamometer.errors import SettingsError
+from dynamometer.http.addresses import free_port
 from dynamometer.names import label_value, name_prefix
-from dynamometer.runtime.addresses import free_port
 
 
 class Mocker:

@@ -20,7 +20,7 @@ from dynamometer.engines import accelerators, sglang_config
 from dynamometer.engines.interface import DECODE, PREFILL, Launch, Route, Usage
 from dynamometer.engines.sglang_cpu import overlay
 from dynamometer.errors import SettingsError
-from dynamometer.runtime.addresses import free_port
+from dynamometer.http.addresses import free_port
 from dynamometer.runtime.record import AGGREGATED
 
 DEFAULT_PORT: Final = 30000

@@ -20,15 +20,17 @@ from dynamometer.errors import DiscoveryError
 from dynamometer.exporter import finder, processes
 from dynamometer.exporter.engine import EngineOptions, ExportedEngine
 from dynamometer.exporter.targets import Given, Target, targets
+from dynamometer.http import addresses, relay
+from dynamometer.http.servers import serving
 from dynamometer.names import engine_state, labels
-from dynamometer.runtime import addresses, relay, system, tasks
+from dynamometer.process import tasks
+from dynamometer.process.signals import Stop
+from dynamometer.runtime import system
 from dynamometer.runtime.discovery.file import FileDiscovery
 from dynamometer.runtime.discovery.interface import Registration
-from dynamometer.runtime.endings import Stop
+from dynamometer.runtime.distributed import DistributedRuntime
 from dynamometer.runtime.identity import hexadecimal, new_id, stable_id
 from dynamometer.runtime.record import Record, Role, State
-from dynamometer.runtime.runtime import DistributedRuntime
-from dynamometer.runtime.servers import serving
 from dynamometer.settings import HealthSettings
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from dynamometer.exporter.app import ExporterOptions, serve
 from dynamometer.exporter.engine import EngineOptions
 from dynamometer.multiprocess.directory import DEFAULT_MAX_SERIES
 from dynamometer.names import label_value, name_prefix
-from dynamometer.runtime import loops
+from dynamometer.process import event_loop
 
 _DESCRIPTION = """\
 The page alone, beside engines that somebody else started: /metrics with the engine's own
@@ -156,5 +156,5 @@ def main(argv: Sequence[str], program: str = "dyno exporter") -> int:
         forget_after=own.forget_after,
         discovery_directory=own.discovery or environment.discovery_directory,
     )
-    loops.run(serve(options), small=True)
+    event_loop.run(serve(options), small=True)
     return 0

@@ -18,6 +18,7 @@ from typing import Final
 import aiohttp
 import psutil
 
+from dynamometer.engines.load_signals import EngineLoad
 from dynamometer.exporter.finder import Running
 from dynamometer.exporter.health import Health, HealthCheck
 from dynamometer.exporter.own_page import OwnPage
@@ -26,10 +27,9 @@ from dynamometer.exporter.source import FilesSource
 from dynamometer.exporter.targets import Target
 from dynamometer.exposition.totals import Totals
 from dynamometer.metrics.http_source import HttpSource
-from dynamometer.metrics.load import EngineLoad
 from dynamometer.metrics.page import MetricsPage
 from dynamometer.names import labels
-from dynamometer.runtime.processes import alive
+from dynamometer.process.children import alive
 from dynamometer.runtime.record import State
 
 logger = logging.getLogger(__name__)

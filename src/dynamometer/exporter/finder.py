@@ -18,8 +18,8 @@ from dynamometer.engines import sglang, sglang_config
 from dynamometer.errors import SettingsError
 from dynamometer.exporter import processes
 from dynamometer.exporter.processes import FileId
+from dynamometer.process.children import alive
 from dynamometer.runtime.identity import WORKER_MARK
-from dynamometer.runtime.processes import alive
 
 logger = logging.getLogger(__name__)
 

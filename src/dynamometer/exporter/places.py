@@ -13,7 +13,7 @@ from dynamometer.exporter import finder, processes
 from dynamometer.exporter.finder import Running
 from dynamometer.exporter.source import FilesSource
 from dynamometer.exporter.targets import Target
-from dynamometer.runtime.processes import alive, descendants
+from dynamometer.process.children import alive, descendants
 
 logger = logging.getLogger(__name__)
 

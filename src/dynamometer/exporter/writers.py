@@ -18,7 +18,7 @@ import psutil
 
 from dynamometer.engines import sglang
 from dynamometer.exporter import processes
-from dynamometer.runtime.processes import alive
+from dynamometer.process.children import alive
 
 # Clocks of processes and of files tick differently.
 _TICK_SECONDS: Final = 1.0

@@ -12,10 +12,10 @@ import time
 from prometheus_client import Gauge
 
 from dynamometer import names
+from dynamometer.engines.answers import StreamReader, Tokens
 from dynamometer.frontend import failures
 from dynamometer.frontend.failures import Failure
 from dynamometer.frontend.families import FrontendMetrics
-from dynamometer.frontend.usage import StreamReader, Tokens
 from dynamometer.names import error_type
 
 

@@ -19,18 +19,18 @@ from dynamometer.frontend.families import FrontendMetrics
 from dynamometer.frontend.forward import Forwarder
 from dynamometer.frontend.load import LoadReports
 from dynamometer.frontend.routing import Instances, RouterMode
-from dynamometer.metrics import http
+from dynamometer.http import addresses, openai_errors, relay
+from dynamometer.http.servers import serving
+from dynamometer.metrics import scraping
 from dynamometer.metrics.buckets import FrontendBuckets
 from dynamometer.metrics.page import MetricsPage
 from dynamometer.names import frontend_service, name_prefix
-from dynamometer.runtime import addresses, openai_errors, relay
+from dynamometer.process.signals import Stop, let_finish
+from dynamometer.process.tasks import keeping_on
 from dynamometer.runtime.discovery.file import FileDiscovery
 from dynamometer.runtime.discovery.interface import Discovery
-from dynamometer.runtime.endings import Stop, let_finish
+from dynamometer.runtime.distributed import DistributedRuntime
 from dynamometer.runtime.record import Record, Role, State
-from dynamometer.runtime.runtime import DistributedRuntime
-from dynamometer.runtime.servers import serving
-from dynamometer.runtime.tasks import keeping_on
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +207,7 @@ class Frontend:
         app.router.add_get("/v1/models/{model:.+}", self._one)
         app.router.add_get("/health", self._health)
         app.router.add_get("/live", self._live)
-        http.add_route(app, self._page)
+        scraping.add_route(app, self._page)
         return app
 
     async def _list(self, _: web.Request) -> web.Response:

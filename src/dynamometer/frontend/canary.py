@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from dynamometer.metrics.buckets import EVENT_LOOP_DELAY_BUCKETS
 from dynamometer.names import frontend_perf, name_prefix
-from dynamometer.runtime.tasks import keeping_on
+from dynamometer.process.tasks import keeping_on
 
 _SLEEP_SECONDS: Final = 0.01
 _STALL_SECONDS: Final = 0.005

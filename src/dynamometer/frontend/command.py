@@ -9,7 +9,7 @@ from dynamometer import arguments, logs, names, settings
 from dynamometer.frontend.app import FrontendOptions, serve
 from dynamometer.frontend.routing import RouterMode
 from dynamometer.metrics.buckets import FrontendBuckets
-from dynamometer.runtime import loops
+from dynamometer.process import event_loop
 
 _DESCRIPTION = """\
 Serve all workers of this machine at one OpenAI-compatible address: /v1/chat/completions,
@@ -87,5 +87,5 @@ def main(argv: Sequence[str], program: str = "dyno frontend") -> int:
         metrics_prefix=environment.metrics_prefix or names.name_prefix.FRONTEND,
         buckets=FrontendBuckets.of(environment.bucket_ranges),
     )
-    loops.run(serve(options))
+    event_loop.run(serve(options))
     return 0

@@ -10,14 +10,15 @@ from collections.abc import Awaitable, Callable, Mapping
 import aiohttp
 from aiohttp import web
 
+from dynamometer.engines import answers
 from dynamometer.engines.interface import Route, Usage
-from dynamometer.frontend import failures, usage
+from dynamometer.frontend import failures
 from dynamometer.frontend.accounting import RequestAccount
 from dynamometer.frontend.body import BadBodyError, RequestBody, TooLargeError, decompressed, parse
 from dynamometer.frontend.failures import Failure
 from dynamometer.frontend.families import FrontendMetrics
 from dynamometer.frontend.routing import Instances
-from dynamometer.runtime import openai_errors, relay
+from dynamometer.http import openai_errors, relay
 from dynamometer.runtime.record import Record
 
 logger = logging.getLogger(__name__)
@@ -216,7 +217,9 @@ class Forwarder:
             return response
         finally:
             if counts:  # a part of an answer says nothing
-                account.counted(usage.of_answer(b"".join(whole), route.usage, samples=body.samples))
+                account.counted(
+                    answers.of_answer(b"".join(whole), route.usage, samples=body.samples)
+                )
         await response.write_eof()
         return response
 
@@ -228,7 +231,7 @@ class Forwarder:
         answer: aiohttp.ClientResponse,
         body: RequestBody,
     ) -> web.StreamResponse:
-        reader = usage.StreamReader(
+        reader = answers.StreamReader(
             route.usage, hide_usage=_adds_usage(body, route), samples=body.samples
         )
         try:

@@ -22,8 +22,8 @@ from dynamometer.exposition.parse import parse
 from dynamometer.frontend.routing import Instances
 from dynamometer.metrics.http_source import read_limited
 from dynamometer.names import engine_load
+from dynamometer.process.tasks import keeping_on
 from dynamometer.runtime.record import Record
-from dynamometer.runtime.tasks import keeping_on
 
 logger = logging.getLogger(__name__)
 

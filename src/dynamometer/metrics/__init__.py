@@ -10,16 +10,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dynamometer.metrics.engine import get_prometheus_expfmt, register_engine_metrics_callback
+    from dynamometer.metrics.engine_callback import (
+        get_prometheus_expfmt,
+        register_engine_metrics_callback,
+    )
 
 __all__ = ["get_prometheus_expfmt", "register_engine_metrics_callback"]
 
 
 def __getattr__(name: str) -> object:
     if name in __all__:
-        from dynamometer.metrics import engine
+        from dynamometer.metrics import engine_callback
 
-        return getattr(engine, name)
+        return getattr(engine_callback, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

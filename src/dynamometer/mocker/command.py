@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from dynamometer import arguments, logs, settings
+from dynamometer.http import addresses
+from dynamometer.http.servers import serving
 from dynamometer.mocker.app import Mocker
 from dynamometer.mocker.options import MockerOptions
 from dynamometer.mocker.writers import writing
-from dynamometer.runtime import addresses, loops
-from dynamometer.runtime.endings import Stop
-from dynamometer.runtime.servers import serving
+from dynamometer.process import event_loop
+from dynamometer.process.signals import Stop
 
 logger = logging.getLogger(__name__)
 _DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
@@ -124,7 +125,7 @@ def main(argv: Sequence[str], program: str = "dyno mocker") -> int:
             os.environ[_DIRECTORY] = made
             stack.callback(shutil.rmtree, made, ignore_errors=True)
         stack.enter_context(writing(options))
-        loops.run(_serve(options))
+        event_loop.run(_serve(options))
     return 0
 
 

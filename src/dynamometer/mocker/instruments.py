@@ -9,8 +9,8 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from dynamometer.engines.sglang_names import sglang
 from dynamometer.names import labels
-from dynamometer.sglang_names import sglang
 
 _LABELS = (labels.MODEL_NAME, labels.ENGINE_TYPE, labels.IS_STREAMING)
 

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from typing import Final, Literal
 
+from dynamometer.engines.sglang_names import sglang
 from dynamometer.mocker.options import MockerOptions
 from dynamometer.names import labels
-from dynamometer.sglang_names import sglang
 
 # A histogram of a label set has this many lines: 14 bounds, +Inf, sum and count.
 _BOUNDS: Final = tuple(0.001 * 2**n for n in range(14))

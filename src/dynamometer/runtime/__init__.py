@@ -10,16 +10,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dynamometer.runtime.runtime import Component, DistributedRuntime, Endpoint, Namespace
+    from dynamometer.runtime.distributed import Component, DistributedRuntime, Endpoint, Namespace
 
 __all__ = ["Component", "DistributedRuntime", "Endpoint", "Namespace"]
 
 
 def __getattr__(name: str) -> object:
     if name in __all__:
-        from dynamometer.runtime import runtime
+        from dynamometer.runtime import distributed
 
-        return getattr(runtime, name)
+        return getattr(distributed, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -11,9 +11,9 @@ from typing import Final
 from aiohttp import web
 
 from dynamometer.errors import AddressError
-from dynamometer.metrics import http
+from dynamometer.http import addresses
+from dynamometer.metrics import scraping
 from dynamometer.metrics.page import MetricsPage
-from dynamometer.runtime import addresses
 from dynamometer.runtime.record import State
 from dynamometer.settings import DEFAULT_SYSTEM_PORT, HealthSettings
 
@@ -111,7 +111,7 @@ def application(page: MetricsPage, status: SystemStatus) -> web.Application:
     app = web.Application()
     app.router.add_get(status.health.path, health)
     app.router.add_get(status.health.live_path, live)
-    http.add_route(app, page)
+    scraping.add_route(app, page)
     return app
 
 

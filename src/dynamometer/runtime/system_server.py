@@ -11,8 +11,8 @@ from types import TracebackType
 
 from aiohttp import web
 
-from dynamometer.runtime import addresses
-from dynamometer.runtime.servers import serving
+from dynamometer.http import addresses
+from dynamometer.http.servers import serving
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from dynamometer.engines.stream_end import StreamEnd
 from dynamometer.metrics.buckets import COMPONENT_DURATION_BUCKETS, FIRST_RESPONSE_BUCKETS
 from dynamometer.metrics.hierarchy import Metrics
 from dynamometer.names import component_error_type, labels, name_prefix, work_handler
-from dynamometer.runtime.stream_end import StreamEnd
 
 
 class EndpointMetrics:

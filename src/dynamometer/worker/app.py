@@ -14,21 +14,23 @@ from pathlib import Path
 from aiohttp import web
 
 from dynamometer.engines.interface import Engine, Launch
+from dynamometer.engines.load_signals import EngineLoad
 from dynamometer.errors import DiscoveryError, SettingsError
-from dynamometer.metrics.engine import register_engine_metrics_callback
+from dynamometer.http import addresses
+from dynamometer.http.servers import serving
+from dynamometer.metrics.engine_callback import register_engine_metrics_callback
 from dynamometer.metrics.http_source import HttpSource
-from dynamometer.metrics.load import EngineLoad
 from dynamometer.multiprocess import MultiprocessDirectory
 from dynamometer.names import labels
-from dynamometer.runtime import addresses, system, tasks
+from dynamometer.process import tasks
+from dynamometer.process.signals import Stop, let_finish
+from dynamometer.runtime import system
 from dynamometer.runtime.discovery.file import FileDiscovery
 from dynamometer.runtime.discovery.interface import Registration
-from dynamometer.runtime.endings import Stop, let_finish
+from dynamometer.runtime.distributed import DistributedRuntime
+from dynamometer.runtime.distributed import Endpoint as RuntimeEndpoint
 from dynamometer.runtime.identity import hexadecimal, new_id
 from dynamometer.runtime.record import ENGINE_VERSION, Record, Role, State
-from dynamometer.runtime.runtime import DistributedRuntime
-from dynamometer.runtime.runtime import Endpoint as RuntimeEndpoint
-from dynamometer.runtime.servers import serving
 from dynamometer.settings import HealthSettings
 from dynamometer.worker.accounting import EndpointMetrics
 from dynamometer.worker.build import BuildMetrics

@@ -10,7 +10,7 @@ from dynamometer.engines.interface import Engine
 from dynamometer.engines.mocker import Mocker
 from dynamometer.engines.sglang import SGLang
 from dynamometer.multiprocess.directory import DEFAULT_MAX_SERIES
-from dynamometer.runtime import loops
+from dynamometer.process import event_loop
 from dynamometer.worker.app import WorkerOptions, serve
 
 ENGINES: Mapping[str, Engine] = {SGLang.name: SGLang(), Mocker.name: Mocker()}
@@ -107,5 +107,5 @@ def main(argv: Sequence[str], program: str = "dyno sglang") -> int:
         max_series=own.max_series,
         discovery_directory=own.discovery or environment.discovery_directory,
     )
-    loops.run(serve(options, ENGINES[own.engine]))
+    event_loop.run(serve(options, ENGINES[own.engine]))
     return 0

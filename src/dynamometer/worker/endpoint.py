@@ -11,7 +11,7 @@ import aiohttp
 from aiohttp import web
 
 from dynamometer.engines.interface import ModelCards, Route
-from dynamometer.runtime import openai_errors, relay
+from dynamometer.http import openai_errors, relay
 from dynamometer.runtime.record import State
 from dynamometer.worker.accounting import EndpointMetrics, RequestCount
 

@@ -21,8 +21,8 @@ from typing import Final, NamedTuple
 import psutil
 
 from dynamometer.errors import EngineError
+from dynamometer.process.children import alive, descendants
 from dynamometer.runtime.identity import WORKER_MARK
-from dynamometer.runtime.processes import alive, descendants
 
 # <linux/prctl.h>
 _PR_SET_PDEATHSIG: Final = 1

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dynamometer.errors import DirectoryError
-from dynamometer.runtime import directories
+from dynamometer.process import directories
 from dynamometer.runtime.identity import hexadecimal
 from dynamometer.worker.process import ProcessMark, end_marked, end_owned
 from dynamometer.worker.shared_memory import SharedFile, remove_unheld

@@ -19,7 +19,7 @@ from typing import Final
 from dynamometer import logs
 from dynamometer.engines.interface import Engine, Launch, ModelCards
 from dynamometer.errors import EngineError
-from dynamometer.runtime import tasks
+from dynamometer.process import tasks
 from dynamometer.runtime.record import Json, State
 from dynamometer.worker.health import EngineClient
 from dynamometer.worker.process import EngineProcess, ProcessMark, marks

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Final
 
 from dynamometer.errors import DirectoryError, DiscoveryError
-from dynamometer.runtime import directories
+from dynamometer.process import directories
+from dynamometer.process.tasks import keeping_on
 from dynamometer.runtime.identity import hexadecimal
 from dynamometer.runtime.record import Record
-from dynamometer.runtime.tasks import keeping_on
 
 logger = logging.getLogger(__name__)
 

@@ -36,7 +36,7 @@ def _set(future: asyncio.Future[bytes], body: bytes | Exception) -> None:
 class _Scrapes:
     """Scrapers that come at once share one rendering; none of them holds up the event loop.
 
-    Reading and rendering run in a thread: with a short switch interval (`runtime.loops`) the
+    Reading and rendering run in a thread: with a short switch interval (`process.event_loop`) the
     loop gets its turn within a millisecond, and a first reading of many new series needs no
     slicing.
     """

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from dynamometer.runtime import tasks
+from dynamometer.process import tasks
 
 
 async def test_work_that_fails_is_said_once_and_begun_anew(

@@ -10,7 +10,7 @@ from typing import Final
 
 from aiohttp import web
 
-from dynamometer.runtime import relay
+from dynamometer.http import relay
 
 logger = logging.getLogger(__name__)
 

@@ -17,11 +17,11 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from dynamometer.exposition.families import Family
 from dynamometer.exposition.parse import parse
-from dynamometer.metrics import http
+from dynamometer.http import addresses
+from dynamometer.http.servers import serving
+from dynamometer.metrics import scraping
 from dynamometer.metrics.instruments import registry
 from dynamometer.metrics.page import MetricsPage
-from dynamometer.runtime import addresses
-from dynamometer.runtime.servers import serving
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -65,7 +65,7 @@ def page() -> MetricsPage:
 @pytest.fixture
 async def url(page: MetricsPage) -> AsyncIterator[str]:
     app = web.Application()
-    http.add_route(app, page)
+    scraping.add_route(app, page)
     listener = addresses.listen("127.0.0.1", 0, setting="")
     async with serving(app, listener):
         yield f"{addresses.url(listener)}/metrics"

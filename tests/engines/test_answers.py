@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dynamometer.engines.answers import StreamReader, Tokens, of_answer
 from dynamometer.engines.interface import Usage
-from dynamometer.frontend.usage import StreamReader, Tokens, of_answer
 
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 2}}
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
+from dynamometer.engines.ranks import LeadingSeries, RankValue
+from dynamometer.engines.sglang_names import sglang
 from dynamometer.exposition.families import Family, Metadata
 from dynamometer.exposition.numbers import format_number
 from dynamometer.exposition.series import labels_text, series_text
 from dynamometer.exposition.unchanged import Unchanged
-from dynamometer.metrics.ranks import LeadingSeries, RankValue
 from dynamometer.multiprocess.order import sort_key
 from dynamometer.names import engine_load, kvstats, labels, name_prefix
-from dynamometer.sglang_names import sglang
 
 # Requests are in one of these at a time. SGLang's queue of what a decode engine receives into the
 # host's memory is none of them: it is a part of the transfer queue.

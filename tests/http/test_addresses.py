@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from dynamometer.errors import AddressError, SettingsError
-from dynamometer.runtime import addresses
+from dynamometer.http import addresses
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dynamometer.engines.load_signals import EngineLoad
 from dynamometer.exposition.families import Family
 from dynamometer.exposition.metrics import to_samples
 from dynamometer.exposition.parse import parse
-from dynamometer.metrics.load import EngineLoad
 
 CONSTANT = {"dynamo_component": "backend", "dynamo_namespace": "dynamo", "model": "m"}
 WORKERS = "dynamo_component_"

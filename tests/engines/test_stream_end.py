@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dynamometer.runtime.stream_end import StreamEnd
+from dynamometer.engines.stream_end import StreamEnd
 
 CONTENT = b'data: {"choices":[{"text":"data: [DONE]"}]}\n\n'
 LAST = {

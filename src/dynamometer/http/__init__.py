@@ -1,0 +1,1 @@
+"""HTTP: listening, serving, relaying, and errors in OpenAI's form."""

@@ -1,0 +1,1 @@
+"""The operating system: child processes, directories, signals, the event loop, tasks."""
