@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
+import threading
 import zlib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynamometer.frontend.body import BadBodyError, TooLargeError, decompressed, parse
+from dynamometer.engines.requests import BadBodyError, parse
+from dynamometer.frontend.body import BodyThreads, TooLargeError, decompressed
 
 JSON = "application/json"
 texts = st.text(st.characters(exclude_categories=["Cs"]))
@@ -61,6 +64,39 @@ def test_usage_is_asked_for_where_the_client_has_not_and_options_are_an_object(
 
 def test_of_a_name_given_twice_the_last_counts_as_for_the_engine() -> None:
     assert parse(b'{"model": "a", "model": "b"}', JSON).model == "b"
+    assert parse(rb'{"model": "a", "mod\u0065l": "b"}', JSON).model == "b"
+    assert not parse(b'{"stream": true, "stream": false}', JSON).stream
+    options = b'{"include_usage": true}, "stream_options": null'
+    assert parse(b'{"stream": true, "stream_options": %s}' % options, JSON).add_usage
+    twice = b'{"include_usage": true, "include_usage": false}'
+    assert parse(b'{"stream": true, "stream_options": %s}' % twice, JSON).add_usage
+    parameters = b'{"n": 2}, "sampling_params": {"n": 3, "n": 4}'
+    assert parse(b'{"sampling_params": %s}' % parameters, JSON).samples == 4
+
+
+def test_nested_members_are_not_the_requests_own() -> None:
+    body = parse(b'{"x": {"model": "a", "stream": true, "sampling_params": {"n": 3}}}', JSON)
+    assert (body.model, body.stream, body.samples) == (None, False, 1)
+
+
+def test_long_stream_options_are_asked_for_usage_too() -> None:
+    options = b'{"x": "%s"}' % (b"a" * 2**20)
+    body = parse(b'{"stream": true, "stream_options": %s}' % options, JSON)
+    assert body.add_usage
+    assert json.loads(body.with_usage())["stream_options"]["include_usage"] is True
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
+        (b'\xef\xbb\xbf{"model": "m"}', "byte order mark"),
+        ("\ufeff{}".encode("utf-16-le"), "not valid JSON"),
+    ],
+)
+def test_a_body_that_no_engine_reads_is_refused_by_name(text: bytes, message: str) -> None:
+    with pytest.raises(BadBodyError, match=message):
+        parse(text, JSON)
 
 
 @given(st.dictionaries(texts, values), st.none() | st.dictionaries(texts, values), st.booleans())
@@ -94,8 +130,23 @@ def test_any_object_is_understood_and_usage_is_all_that_is_added(
         ),
         (
             b'{"stream_options":null,"x":{"stream_options":null}}',
-            b'{"stream_options":null,"x":{"stream_options":null},'  # noqa: ISC004  # one value
-            b'"stream_options":{"include_usage":true}}',
+            b'{"stream_options":{"include_usage":true},"x":{"stream_options":null}}',
+        ),
+        (
+            b'{"metadata":{"stream_options":null}}',
+            b'{"metadata":{"stream_options":null},"stream_options":{"include_usage":true}}',
+        ),
+        (
+            rb'{"x":"\"stream_options\":null","\u0073tream_options":null}',
+            rb'{"x":"\"stream_options\":null","\u0073tream_options":{"include_usage":true}}',
+        ),
+        (
+            b'{"stream_options":{"include_usage":true},"stream_options":null,"x":0}',
+            b'{"stream_options":{"include_usage":true},"stream_options":{"include_usage":true},"x":0}',
+        ),
+        (
+            b'{"stream_options": {"include_usage" : 0, "a": {"include_usage": 0}, "b":1.0 }}',
+            b'{"stream_options": {"include_usage" : true, "a": {"include_usage": 0}, "b":1.0 }}',
         ),
     ],
 )
@@ -137,6 +188,46 @@ def test_a_form_with_a_file_names_its_model(stream: str) -> None:
     assert not body.add_usage
 
 
+def form(*parts: tuple[str, bytes]) -> bytes:
+    return (
+        b"".join(b"--x\r\n%s\r\n\r\n%s\r\n" % (head.encode(), content) for head, content in parts)
+        + b"--x--\r\n"
+    )
+
+
+def field(name: str) -> str:
+    return f'Content-Disposition: form-data; name="{name}"'
+
+
+@pytest.mark.parametrize(
+    ("parts", "model"),
+    [
+        ([(field("model"), b"a"), (field("model"), b"b")], "b"),
+        ([('content-disposition: form-data;name=model', b"m")], "m"),
+        ([(f'Content-Type: text/plain\r\n{field("model")}', b"m")], "m"),
+        ([(field("other"), b""), (field("model"), b"m\r\nn")], "m\r\nn"),
+        # A file, whose name or content looks like a field.
+        ([('Content-Disposition: form-data; name="file"; filename="a; name=model"', b"no")], None),
+        ([('Content-Disposition: form-data; name="model"; filename="model"', b"no")], None),
+        ([('Content-Disposition: form-data; name="file"; filename="f"', b"--x--")], None),
+        (
+            [
+                ('Content-Disposition: form-data; name="file"; filename="f"', b"a --x b"),
+                (field("model"), b"m"),
+            ],
+            "m",
+        ),
+        ([(f"X-Other: name=model\r\n{field('user')}", b"no")], None),
+        ([(field("timestamp_granularities[]"), b"word")] * 100 + [(field("model"), b"m")], "m"),
+    ],
+)  # fmt: skip
+def test_a_form_names_its_model_in_a_field_alone(
+    parts: list[tuple[str, bytes]], model: str | None
+) -> None:
+    for content_type in ("multipart/form-data; boundary=x", ' Multipart/Form-Data;boundary="x"'):
+        assert parse(form(*parts), content_type).model == model
+
+
 def test_a_form_of_another_boundary_is_none() -> None:
     for content_type in ("multipart/form-data", "multipart/form-data; boundary=y"):
         with pytest.raises(BadBodyError, match="boundary"):
@@ -150,7 +241,12 @@ def test_a_compressed_body_is_read_and_a_bomb_is_not() -> None:
     assert decompressed(text, "identity", limit=10) == text
     with pytest.raises(TooLargeError):
         decompressed(gzip.compress(b" " * 2**24), "gzip", limit=2000)
-    for content, encoding in ((text, "gzip"), (gzip.compress(text)[:-9], "gzip"), (text, "br")):
+    for content, encoding in (
+        (text, "gzip"),
+        (gzip.compress(text)[:-9], "gzip"),
+        (gzip.compress(text) + b"{}", "gzip"),
+        (text, "br"),
+    ):
         with pytest.raises(BadBodyError):
             decompressed(content, encoding, limit=2000)
 
@@ -179,3 +275,27 @@ def test_a_compressed_body_is_read_and_a_bomb_is_not() -> None:
 def test_how_many_answers_a_prompt_is_to_have(parameters: object, samples: int) -> None:
     content = json.dumps({"text": "x", "sampling_params": parameters}).encode()
     assert parse(content, "application/json").samples == samples
+
+
+async def test_a_cancelled_request_holds_its_thread_until_that_ends() -> None:
+    threads = BodyThreads()
+    go_on, begun = threading.Event(), threading.Semaphore(0)
+
+    def slow() -> None:
+        begun.release()
+        go_on.wait()
+
+    try:
+        running = [asyncio.create_task(threads.run(slow, inline=False)) for _ in range(2)]
+        assert [await asyncio.to_thread(begun.acquire, timeout=5) for _ in running] == [True, True]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        next_one = asyncio.create_task(threads.run(slow, inline=False))
+        await asyncio.sleep(0.05)
+        assert not begun.acquire(blocking=False)  # both threads are still busy
+        go_on.set()
+        await asyncio.wait_for(next_one, 5)
+    finally:
+        go_on.set()
+        threads.close()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
 import tracemalloc
 from collections.abc import AsyncIterator
+from typing import Any
 
 import aiohttp
 import pytest
@@ -15,6 +17,8 @@ from bench import CHAT, Bench, fine, make_bench, nobody
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
+from dynamometer.engines.requests import RequestBody
+from dynamometer.frontend import body
 from dynamometer.http import openai_errors, relay
 
 
@@ -49,6 +53,33 @@ async def test_a_compressed_request_is_understood(bench: Bench) -> None:
     await bench.worker(fine)
     async with bench.session.post(bench.url + CHAT, json={"model": "m"}, compress="gzip") as got:
         assert (got.status, await got.json(content_type=None)) == (200, {"model": "m"})
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+async def test_a_long_body_is_read_and_spliced_off_the_event_loop(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, compressed: bool
+) -> None:
+    threads = []
+    real_read, real_splice = body.read, RequestBody.with_usage
+
+    def noted_read(*arguments: bytes, **options: Any) -> RequestBody:
+        threads.append(threading.current_thread())
+        return real_read(*arguments, **options)
+
+    def noted_splice(request: RequestBody) -> bytes:
+        threads.append(threading.current_thread())
+        return real_splice(request)
+
+    monkeypatch.setattr("dynamometer.frontend.forward.read", noted_read)
+    monkeypatch.setattr(RequestBody, "with_usage", noted_splice)
+    await bench.worker(fine)
+    sent = {"model": "m", "stream": True, "x": "a" * 2**19}
+    url = bench.url + CHAT
+    async with bench.session.post(url, json=sent, compress=compressed or None) as got:
+        usage = {"stream_options": {"include_usage": True}}
+        assert await got.json(content_type=None) == sent | usage
+    assert len(threads) == 2
+    assert threading.main_thread() not in threads
 
 
 async def test_a_stream_passes_byte_for_byte_less_the_usage_that_we_asked_for(bench: Bench) -> None:

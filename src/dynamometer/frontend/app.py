@@ -102,6 +102,7 @@ async def serve(options: FrontendOptions) -> None:
             look=frontend.refresh,
             max_body_size=options.max_body_size,
         )
+        stack.callback(forwarder.close)
         await stack.enter_async_context(canary.watching())
         await frontend.refresh()
         await stack.enter_async_context(frontend.watching())

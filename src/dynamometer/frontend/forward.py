@@ -12,9 +12,10 @@ from aiohttp import web
 
 from dynamometer.engines import answers
 from dynamometer.engines.interface import Route, Usage
+from dynamometer.engines.requests import BadBodyError, RequestBody
 from dynamometer.frontend import failures
 from dynamometer.frontend.accounting import RequestAccount
-from dynamometer.frontend.body import BadBodyError, RequestBody, TooLargeError, decompressed, parse
+from dynamometer.frontend.body import SHORT_BYTES, BodyThreads, TooLargeError, read
 from dynamometer.frontend.failures import Failure
 from dynamometer.frontend.families import FrontendMetrics
 from dynamometer.frontend.routing import Instances
@@ -25,8 +26,6 @@ logger = logging.getLogger(__name__)
 
 # The chosen instance, and one other.
 _ATTEMPTS = 2
-# Bodies that are unpacked in threads, off the event loop: each may take as much memory as a body.
-_UNPACKED_AT_ONCE = 2
 
 
 class Forwarder:
@@ -58,9 +57,13 @@ class Forwarder:
         self._instances = instances
         self._metrics = metrics
         self._session = session
-        self._unpacking = asyncio.Semaphore(_UNPACKED_AT_ONCE)
+        self._threads = BodyThreads()
         self.active = 0
         self.draining = False
+
+    def close(self) -> None:
+        """Read no more bodies."""
+        self._threads.close()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer one request; whatever happens, it is counted once."""
@@ -132,13 +135,16 @@ class Forwarder:
             raise web.HTTPRequestEntityTooLarge(limit, request.content_length or 0)
         content = await request.read()
         encoding = request.headers.get("Content-Encoding", "").strip().lower()
+        content_type = request.headers.get("Content-Type", "")
+        # A short one may unpack to the limit.
+        inline = not encoding and len(content) <= SHORT_BYTES
         try:
-            if encoding:  # a small one may unpack to the limit
-                async with self._unpacking:
-                    content = await asyncio.to_thread(decompressed, content, encoding, limit=limit)
+            return await self._threads.run(
+                lambda: read(content, encoding=encoding, content_type=content_type, limit=limit),
+                inline=inline,
+            )
         except TooLargeError:
             raise web.HTTPRequestEntityTooLarge(limit, limit + 1) from None
-        return parse(content, request.headers.get("Content-Type", ""))
 
     async def _forward(
         self,
@@ -149,7 +155,10 @@ class Forwarder:
         model: str,
     ) -> web.StreamResponse:
         """Ask an instance, and one other where the first has not taken the request."""
-        content = body.with_usage() if _adds_usage(body, route) else body.content
+        content = body.content
+        if _adds_usage(body, route):
+            inline = len(content) <= SHORT_BYTES
+            content = await self._threads.run(body.with_usage, inline=inline)
         headers = relay.request_headers(request.headers)
         headers.popall("Content-Encoding", None)  # it was read
         tried: set[int] = set()

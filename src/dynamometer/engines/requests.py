@@ -1,0 +1,196 @@
+"""Read what routing and counting need of a request's body, and ask for usage where it is missing.
+
+What a request means is the engine's business. `model`, `stream`, `stream_options` and
+`sampling_params` are read from the top level of the body, as the engine reads them; all other bytes
+are forwarded unchanged.
+
+A body may be large and hostile: msgspec checks JSON without making objects of members that are not
+read (16 MiB: 3 to 10 ms, at most 30), and a form is searched for two short fields.
+"""
+
+from __future__ import annotations
+
+import email.parser
+import email.policy
+from dataclasses import dataclass
+from email.message import Message
+from typing import Final
+
+import msgspec
+
+from dynamometer.engines.json_members import set_member
+
+# As pydantic reads them, and so the engine (docs: "Conversion Table", bool in lax mode).
+_TRUE: Final = frozenset({"1", "true", "t", "yes", "y", "on"})
+_LONGEST_VALUE: Final = 65536
+# As many as Starlette's form parser takes.
+_MOST_PARTS: Final = 1000
+_LONGEST_FIELD: Final = 2048
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+_NULL: Final = msgspec.Raw(b"null")
+
+
+class _Request(msgspec.Struct):
+    model: msgspec.Raw = _NULL
+    stream: msgspec.Raw = _NULL
+    stream_options: msgspec.Raw = _NULL
+    sampling_params: msgspec.Raw = _NULL
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: msgspec.Raw = _NULL
+
+
+class _Sampling(msgspec.Struct):
+    n: msgspec.Raw = _NULL
+    beam_width: msgspec.Raw = _NULL
+
+
+class _FirstSampling(msgspec.Struct, array_like=True):
+    """Sampling parameters of each prompt; SGLang takes `n` of the first for all."""
+
+    first: _Sampling
+
+
+_decoder: Final = msgspec.json.Decoder(_Request)
+
+
+class BadBodyError(Exception):
+    """The body cannot be understood; the message is for the client."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestBody:
+    """A body, and what was read in it.
+
+    Attributes:
+        content: the client's bytes.
+        model: the name that the request asks for; None where it names none.
+        stream: whether the answer is to be a stream.
+        add_usage: whether the stream would not say how many tokens it took, and can be asked to.
+        samples: how many answers each prompt is to have, by SGLang's own route.
+    """
+
+    content: bytes
+    model: str | None = None
+    stream: bool = False
+    add_usage: bool = False
+    samples: int = 1
+
+    def with_usage(self) -> bytes:
+        """Return the content with `stream_options.include_usage` set to true."""
+        return set_member(self.content, ("stream_options", "include_usage"), b"true")
+
+
+def parse(content: bytes, content_type: str) -> RequestBody:
+    """Read a body: a JSON object, or a form with a file (audio transcription).
+
+    Raises:
+        BadBodyError: The body is neither; the message says what is wrong, and where.
+    """
+    if content_type.strip().lower().startswith("multipart/form-data"):
+        return _parse_form(content, content_type)
+    if not content.strip():
+        raise BadBodyError("The request body is empty: it must be a JSON object")
+    if content.startswith(_BYTE_ORDER_MARK):
+        raise BadBodyError("The request body begins with a byte order mark: send JSON without one")
+    try:
+        request = _decoder.decode(content)
+        model = _model(request.model)
+        stream = _is_true(request.stream)
+        add_usage = stream and _lacks_usage(request.stream_options)
+    except msgspec.ValidationError:
+        raise BadBodyError("The request body must be a JSON object") from None
+    except RecursionError:
+        raise BadBodyError("The request body is nested too deeply") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadBodyError(f"The request body is not valid JSON: {error}") from None
+    return RequestBody(
+        content=content,
+        model=model,
+        stream=stream,
+        add_usage=add_usage,
+        samples=_samples(bytes(request.sampling_params)),
+    )
+
+
+def _model(value: msgspec.Raw) -> str | None:
+    try:
+        return msgspec.json.decode(value, type=str | None)
+    except msgspec.ValidationError:
+        raise BadBodyError("model must be a string") from None
+
+
+def _is_true(value: msgspec.Raw) -> bool:
+    text = bytes(value)
+    if len(text) > _LONGEST_VALUE:
+        return False
+    read = msgspec.json.decode(text)
+    if isinstance(read, str):
+        return read.lower() in _TRUE
+    return read == 1 and isinstance(read, bool | int | float)
+
+
+def _lacks_usage(options: msgspec.Raw) -> bool:
+    """Return whether usage can be asked for; the engine refuses options that are not an object."""
+    try:
+        read = msgspec.json.decode(options, type=_StreamOptions | None)
+    except msgspec.ValidationError:
+        return False
+    return read is None or not _is_true(read.include_usage)
+
+
+def _samples(parameters: bytes) -> int:
+    """Return `n` of SGLang's `sampling_params`; 1 where it is missing or not a count.
+
+    A search by beams is one request to SGLang, whatever its `n` (GenerateReqInput of io_struct).
+    """
+    if parameters == b"null":
+        return 1
+    try:
+        if parameters.startswith(b"["):
+            sampling = msgspec.json.decode(parameters, type=_FirstSampling).first
+        else:
+            sampling = msgspec.json.decode(parameters, type=_Sampling)
+        if (msgspec.json.decode(sampling.beam_width, type=int | None) or 1) > 1:
+            return 1
+        return max(1, msgspec.json.decode(sampling.n, type=int | None) or 1)
+    except msgspec.ValidationError:
+        return 1
+
+
+def _parse_form(content: bytes, content_type: str) -> RequestBody:
+    """Read `model` and `stream` of a form; of a field that occurs twice the last one counts."""
+    header = Message()
+    header["Content-Type"] = content_type
+    boundary = header.get_boundary()
+    delimiter = b"\r\n--" + boundary.encode("latin-1", "replace") if boundary else b""
+    # The first delimiter may be the body's first line (RFC 2046, 5.1.1).
+    place = -2 if delimiter and content.startswith(delimiter[2:]) else content.find(delimiter)
+    if not delimiter or place == -1:
+        raise BadBodyError(
+            "The request body is not a form with the boundary that its Content-Type names"
+        )
+    fields: dict[str, str] = {}
+    for _ in range(_MOST_PARTS):
+        begin = place + len(delimiter)
+        place = content.find(delimiter, begin)
+        if place < 0:
+            break
+        head_end = content.find(b"\r\n\r\n", begin, begin + _LONGEST_FIELD)
+        if 0 <= head_end < place and place - head_end < _LONGEST_FIELD:
+            name = _field_name(content[begin:head_end])
+            if name in ("model", "stream"):
+                fields[name] = content[head_end + 4 : place].decode("utf-8", "replace")
+    stream = fields.get("stream", "").lower() in _TRUE
+    return RequestBody(content=content, model=fields.get("model"), stream=stream)
+
+
+def _field_name(head: bytes) -> str | None:
+    """Return the name of a field from its part's header lines; None for a file."""
+    parser = email.parser.BytesHeaderParser(policy=email.policy.compat32)
+    part = parser.parsebytes(head.lstrip())
+    if part.get_param("filename", header="content-disposition") is not None:
+        return None
+    name = part.get_param("name", header="content-disposition")
+    return name if isinstance(name, str) else None
