@@ -14,10 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from dynamometer.exposition.families import Family, Metadata
 from dynamometer.exposition.metrics import to_samples
 from dynamometer.exposition.parse import parse
-from dynamometer.metrics.collection import Answer, Collection
 from dynamometer.metrics.instruments import registry
 from dynamometer.metrics.page import MetricsPage
-from dynamometer.metrics.rounds import Round, Rounds
 from dynamometer.metrics.sources import RegistrySource
 
 
@@ -378,20 +376,6 @@ def test_errors_that_hang_are_given_up_like_families(
     page.add(Source("whole", lambda: families("whole 1\n")))
     found = samples(page)
     assert (found["whole"], errors(found, "hangs", "timeout")) == (1, 1)
-
-
-def test_a_round_ends_whatever_becomes_of_its_answers(
-    instruments: CollectorRegistry, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Whoever waits for a page is told, even where ours is the fault."""
-
-    def broken(_: Collection, __: Answer) -> None:
-        raise ValueError("cannot be taken")
-
-    ended = threading.Event()
-    Rounds("test").begin(Round([Collection(RegistrySource("own", instruments))], broken, ended.set))
-    assert ended.wait(5)
-    assert "an answer of a source was lost" in caplog.text
 
 
 def test_sources_that_come_and_go_at_once_are_all_there(instruments: CollectorRegistry) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,6 @@ class Collection:
     Attributes:
         source: whom to ask.
         expected: names of families that are the process's own in it; see `MetricsPage.add`.
-        busy: whether it is being asked, perhaps by a thread that has been left behind with it.
         taken: its families as they were last taken for the page.
     """
 
@@ -52,16 +52,24 @@ class Collection:
         """Nothing is asked yet."""
         self.source = source
         self.expected = expected
-        self.busy = False
+        self._asking: threading.Thread | None = None
         self.taken: Sequence[Family] = ()
         self._good: dict[int, Family] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether a thread is asking it, perhaps one that was left behind with it.
+
+        In a child of fork that thread is not alive.
+        """
+        return self._asking is not None and self._asking.is_alive()
 
     def ask(self) -> Answer:
         """Its families and errors, or why there are none; may take as long as the source does.
 
         All that is the source's own code runs in here, and what it raises goes no further.
         """
-        self.busy = True
+        self._asking = threading.current_thread()
         try:
             families = self.source.families()
             wrong = self._checked(families)
@@ -72,7 +80,7 @@ class Collection:
             failed.__cause__ = error
             return failed
         finally:
-            self.busy = False
+            self._asking = None
 
     def _errors(self) -> Mapping[str, int] | None:
         try:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter
@@ -17,7 +16,7 @@ from dynamometer.exposition.merge import Clash, LeftOut, Source
 from dynamometer.exposition.merged_page import MergedPage
 from dynamometer.metrics.collection import Answer, Collection, SourceError
 from dynamometer.metrics.conclusions import ConcludedSource, Conclusion
-from dynamometer.metrics.rounds import Round, Rounds
+from dynamometer.metrics.refresh import Refreshes
 from dynamometer.metrics.sources import MetricsSource, RegistrySource
 
 logger = logging.getLogger(__name__)
@@ -40,17 +39,22 @@ class MetricsPage:
             deadline: how long all sources together may take before the one that is being asked
                 is given up, seconds; each further one that hangs has one second at most.
         """
-        self._deadline = deadline
         self._engines: list[Collection] = []
         self._concluded: dict[object, Collection] = {}
         self._runtime = Collection(RegistrySource("runtime", instruments))
         self._page = MergedPage()
+        # Of the thread that refreshes, of which there is one at a time; so is `Collection.taken`.
         self._counted: dict[tuple[str, str], int] = {}
         self._failing: dict[str, str] = {}
         self._seen_left_out: tuple[LeftOut, ...] = ()
         self._left_out: set[LeftOut] = set()
-        self._rounds = Rounds("metrics")
-        self._changing = threading.Lock()
+        self._refreshes = Refreshes(
+            self,
+            name="metrics",
+            deadline=deadline,
+            next_deadline=min(deadline, _NEXT_DEADLINE_SECONDS),
+        )
+        self._changing = threading.Lock()  # held to replace `_engines` and `_concluded`
         self._errors = Counter(
             metric_names.scrape.ERRORS_TOTAL,
             "Scrapes in which a source of engine metrics, one of its files or a series of one was "
@@ -98,55 +102,50 @@ class MetricsPage:
             self._errors.labels(name, reason)
 
     def refresh(self) -> None:
-        """Ask all sources; what does not answer, or nonsense, is not on the page.
+        """Ask all sources; those that do not answer, or answer nonsense, are not on the page.
 
-        Within a callback nothing is asked: the refresh that has called it is still under way.
+        Inside a callback nothing is asked: the refresh that calls the callback is under way.
         """
-        if self._rounds.asking:
+        if self._refreshes.in_source:
             return
         finished = threading.Event()
-        one = self.begin(finished.set)
-        for seconds in self.patience():
-            if finished.wait(seconds):
-                return
-            self.give_up(one)
+        self.begin(finished.set)
+        while not finished.wait(self.wait_seconds()):
+            self.give_up_late()
 
-    def patience(self) -> Iterator[float]:
-        """How long to wait for a refresh before a source is given up, seconds; and again."""
-        yield self._deadline
-        yield from itertools.repeat(min(self._deadline, _NEXT_DEADLINE_SECONDS))
+    def begin(self, finish: Callable[[], None]) -> None:
+        """Begin a refresh, for callers that wait in another way than `refresh` does.
 
-    def begin(self, finish: Callable[[], None]) -> Round:
-        """Let a refresh begin; for those who wait in another way than `refresh` does.
+        Wait at most `wait_seconds`, call `give_up_late`, and again until it is finished. A caller
+        may stop waiting at any time.
 
         Args:
-            finish: called at its end, in the thread that has asked the sources.
-
-        Returns:
-            What to `give_up` when it is not finished in time.
+            finish: called at the end, in the thread that asked the sources.
         """
-        others = [*self._engines, *self._concluded.values()]
+        self._refreshes.begin(finish)
 
-        def answered(collection: Collection, answer: Answer) -> None:
-            collection.taken = ()
-            collection.taken = self._taken(collection.source.name, answer)
+    def wait_seconds(self) -> float:
+        """How long to wait for the end of a refresh until `give_up_late` is due, seconds."""
+        return self._refreshes.wait_seconds()
 
-        def finished() -> None:
-            try:
-                shown = [self._runtime, *others]
-                self._page.update([Source(one.source.name, one.taken) for one in shown])
-                self._tell_left_out()
-            finally:
-                finish()
+    def give_up_late(self) -> None:
+        """Go on without the source that is being asked, if its time is over."""
+        self._refreshes.give_up_late()
 
-        # The runtime's own last, for the errors that were just counted; and first on the page.
-        one = Round([*others, self._runtime], answered, finished)
-        self._rounds.begin(one)
-        return one
+    def asked(self) -> Sequence[Collection]:
+        """See `PageSources`: the runtime's own last, for the errors that were just counted."""
+        return (*self._engines, *self._concluded.values(), self._runtime)
 
-    def give_up(self, one: Round) -> None:
-        """Go on without the source that a refresh waits for; it has had its time."""
-        self._rounds.give_up(one)
+    def answered(self, collection: Collection, answer: Answer) -> None:
+        """See `PageSources`."""
+        collection.taken = ()
+        collection.taken = self._taken(collection.source.name, answer)
+
+    def merge(self, collections: Sequence[Collection]) -> None:
+        """See `PageSources`: the runtime's own families come first on the page."""
+        shown = sorted(collections, key=lambda one: one is not self._runtime)
+        self._page.update([Source(one.source.name, one.taken) for one in shown])
+        self._tell_left_out()
 
     def render(self, selection: Selection = EVERYTHING, *, openmetrics: bool = False) -> bytes:
         """The page as it was at the last refresh.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from aiohttp import web
@@ -24,13 +25,12 @@ def add_route(app: web.Application, page: MetricsPage) -> None:
     app.router.add_get("/metrics", _Scrapes(page).handle)
 
 
-def _set(future: asyncio.Future[bytes], body: bytes | Exception) -> None:
-    if future.done():
-        return
-    if isinstance(body, Exception):
-        future.set_exception(body)
-    else:
-        future.set_result(body)
+@dataclass(frozen=True)
+class _Shared:
+    """A rendering that several scrapers wait for; an error where it failed."""
+
+    want: _Want
+    body: asyncio.Future[bytes | Exception]
 
 
 class _Scrapes:
@@ -38,12 +38,12 @@ class _Scrapes:
 
     Reading and rendering run in a thread: with a short switch interval (`process.event_loop`) the
     loop gets its turn within a millisecond, and a first reading of many new series needs no
-    slicing.
+    slicing. There is no task beside the handlers: each that waits sees to the deadline.
     """
 
     def __init__(self, page: MetricsPage) -> None:
         self._page = page
-        self._running: asyncio.Task[tuple[_Want, bytes]] | None = None
+        self._shared: _Shared | None = None
 
     async def handle(self, request: web.Request) -> web.Response:
         """Answer one scrape."""
@@ -60,36 +60,37 @@ class _Scrapes:
         return web.Response(body=body, headers=headers)
 
     async def _body(self, want: _Want) -> bytes:
-        """The page in the form wanted, refreshed together with all who ask meanwhile."""
-        if self._running is None:
-            self._running = asyncio.create_task(self._look(want), name="scrape")
-        made, body = await asyncio.shield(self._running)
-        return body if made == want else await asyncio.to_thread(self._render, want)
+        """Render the page in the form wanted, refreshed together with all who ask meanwhile."""
+        shared = self._shared or self._begin(want)
+        while not shared.body.done():
+            await asyncio.wait([shared.body], timeout=self._page.wait_seconds())
+            self._page.give_up_late()
+        body = shared.body.result()
+        if isinstance(body, Exception):
+            raise body
+        return body if shared.want == want else await asyncio.to_thread(self._render, want)
 
-    async def _look(self, want: _Want) -> tuple[_Want, bytes]:
-        """Refresh and render in the page's thread: one hand-over, and one back."""
+    def _begin(self, want: _Want) -> _Shared:
+        """Refresh and render in the page's thread: one handover, and one back."""
         loop = asyncio.get_running_loop()
-        made: asyncio.Future[bytes] = loop.create_future()
+        shared = _Shared(want, loop.create_future())
 
         def finish() -> None:
             body: bytes | Exception
             try:
                 body = self._render(want)
-            except Exception as error:  # handed to whoever asked
+            except Exception as error:  # raised in each handler that waits
                 body = error
             with suppress(RuntimeError):  # the loop is closed: nobody waits
-                loop.call_soon_threadsafe(_set, made, body)
+                loop.call_soon_threadsafe(set_body, body)
 
-        try:
-            one = self._page.begin(finish)
-            for seconds in self._page.patience():
-                await asyncio.wait([made], timeout=seconds)
-                if made.done():
-                    return want, made.result()
-                self._page.give_up(one)
-            raise AssertionError("patience has no end")
-        finally:
-            self._running = None
+        def set_body(body: bytes | Exception) -> None:
+            self._shared = None
+            shared.body.set_result(body)
+
+        self._page.begin(finish)
+        self._shared = shared
+        return shared
 
     def _render(self, want: _Want) -> bytes:
         render = self._page.compressed if want.gzip else self._page.render

@@ -7,6 +7,7 @@ import logging
 import socket
 import threading
 from concurrent.futures import Future
+from contextlib import suppress
 from types import TracebackType
 
 from aiohttp import web
@@ -42,12 +43,16 @@ class SystemServer:
             self._thread = threading.Thread(
                 target=self._run, args=(app, listener), name="system", daemon=True
             )
-            self._thread.start()
             try:
+                self._thread.start()
                 self._begun.result()
             except Exception:
-                self._thread.join()
+                if self._thread.is_alive():
+                    self._thread.join()
                 listener.close()
+                raise
+            except BaseException:  # Ctrl-C
+                self.close()
                 raise
             logger.info("metrics and health: %s/metrics", self.url)
 
@@ -65,11 +70,13 @@ class SystemServer:
             await self._closing.wait()
 
     def close(self) -> None:
-        """Stop serving; once more does nothing."""
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            self._begun.result().call_soon_threadsafe(self._closing.set)
-            thread.join()
+        """Stop serving; once more does nothing. May be called again after an interrupt."""
+        if self._thread is not None:
+            loop = self._begun.result()
+            with suppress(RuntimeError):  # the loop is closed: the thread ends, or has ended
+                loop.call_soon_threadsafe(self._closing.set)
+            self._thread.join()
+            self._thread = None
 
     def __enter__(self) -> SystemServer:
         return self
