@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from dynamometer.errors import DiscoveryError
-from dynamometer.runtime.record import Record, Role, State
+from dynamometer.runtime.record import MAX_BYTES, VERSION, Json, Record, Role, State
 
 RECORD = Record(
     role=Role.WORKER,
@@ -50,6 +51,58 @@ def test_fields_of_a_later_version_are_passed_over() -> None:
         {"request_url": "http://127.0.0.1:99999"},
         {"request_url": "http://[::1"},
         {"request_url": "nowhere"},
+        {"models": "abc"},
+        {"models": {"a": 1}},
+        {"models": [""]},
+        {"models": ["a\nb"]},
+        {"models": ["a" * 2000]},
+        {"models": [["a"]]},
+        {"id": True},
+        {"id": 7.0},
+        {"id": 10**400},
+        {"role": None},
+        {"role": ["worker"]},
+        {"role": {}},
+        {"state": {}},
+        {"since": float("nan")},
+        {"since": float("inf")},
+        {"since": -1},
+        {"since": True},
+        {"since": 10**400},
+        {"mode": None},
+        {"mode": ""},
+        {"mode": ["prefill"]},
+        {"engine": 3},
+        {"endpoint": "a\x7f"},
+        {"component": "\x00"},
+        {"namespace": "\ud800"},
+        {"stream_usage": "true"},
+        {"stream_usage": 1},
+        {"bootstrap": 7},
+        {"bootstrap": ""},
+        {"model_info": {"a": "\ud800"}},
+        {"model_info": {"\ud800": 1}},
+        {"model_info": {"a": {"b": {"\udfff": 1}}}},
+        {"model_info": "a"},
+        {"request_url": "ftp://127.0.0.1:1"},
+        {"request_url": "file:///etc/passwd"},
+        {"request_url": "javascript:alert(1)"},
+        {"request_url": "//127.0.0.1:1"},
+        {"request_url": "http://"},
+        {"request_url": "http://127.0.0.1:0"},
+        {"request_url": "http://127.0.0.1:-1"},
+        {"request_url": "http://127.0.0.1:1/?a=b"},
+        {"request_url": "http://127.0.0.1:1#a"},
+        {"request_url": "http://user:secret@127.0.0.1:1"},
+        {"request_url": "http://127.0.0.1 :1"},
+        {"request_url": "http://127.0.0.1:1\nX: y"},
+        {"request_url": ""},
+        {"system_url": "nowhere"},
+        {"system_url": ["http://127.0.0.1:1"]},
+        {"version": 0},
+        {"version": "2"},
+        {"version": True},
+        {"min_version": None},
     ],
 )
 def test_a_field_of_the_wrong_type_is_no_record(change: dict[str, object]) -> None:
@@ -99,3 +152,136 @@ def test_of_an_engines_facts_those_that_make_sense_are_taken() -> None:
     content = json.loads(RECORD.to_json()) | {"engine_info": facts}
     record = Record.from_json(json.dumps(content).encode())
     assert record.engine_info == {"version": "0.5.23", "context_length": 2048}
+
+
+@pytest.mark.parametrize("levels", [20, 500, 5000])
+def test_a_card_that_is_nested_too_deeply_is_refused(levels: int) -> None:
+    text = RECORD.to_json().replace(
+        b'"max_model_len": 2048', b'"x": ' + b"[" * levels + b"]" * levels
+    )
+    with pytest.raises(DiscoveryError):
+        Record.from_json(text)
+
+
+def test_a_card_of_any_form_is_kept() -> None:
+    card: Json = {"id": "a", "permission": [{"allow": True, "x": None, "y": 1.5}], "parent": None}
+    record = replace(RECORD, model_info={"a": card, "b": "text"})
+    assert Record.from_json(record.to_json()) == record
+
+
+def test_numbers_that_json_does_not_have_are_none_in_a_card() -> None:
+    text = RECORD.to_json().replace(b"2048", b"NaN")
+    assert Record.from_json(text).model_info == {"a": {"id": "a", "max_model_len": None}}
+    text = RECORD.to_json().replace(b"2048", b"1e999")
+    assert Record.from_json(text).model_info == {"a": {"id": "a", "max_model_len": None}}
+
+
+def test_a_record_over_the_limit_is_refused() -> None:
+    with pytest.raises(DiscoveryError, match="larger than"):
+        Record.from_json(RECORD.to_json() + b" " * MAX_BYTES)
+
+
+def test_a_field_that_stands_twice_is_refused() -> None:
+    text = RECORD.to_json().replace(b'"id": ', b'"id": 7, "id": ', 1)
+    with pytest.raises(DiscoveryError, match="stands twice"):
+        Record.from_json(text)
+
+
+def test_a_model_that_is_listed_twice_is_one() -> None:
+    content = json.loads(RECORD.to_json()) | {"models": ["a", "b", "a"]}
+    assert Record.from_json(json.dumps(content).encode()).models == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"models": "abc"}, "models must be an array of names, not 'abc'"),
+        ({"models": ["a", 3]}, "models has a name that must be a string"),
+        ({"id": "7"}, "id must be an integer from 1 to 2^64-1, not '7'"),
+        ({"role": "cook"}, "role must be one of worker, frontend, exporter, not 'cook'"),
+        ({"since": []}, "since must be a Unix time in seconds, not an array"),
+        ({"request_url": "nowhere"}, "request_url must be null or http://HOST:PORT"),
+        ({"model_info": {"a": "\ud800"}}, "model_info has an unpaired surrogate: '\\ud800'"),
+    ],
+)
+def test_the_message_names_the_field_and_its_value(change: dict[str, object], message: str) -> None:
+    content = json.loads(RECORD.to_json()) | change
+    with pytest.raises(DiscoveryError) as caught:
+        Record.from_json(json.dumps(content).encode())
+    assert message in str(caught.value)
+    assert str(caught.value).isascii()
+
+
+def test_a_field_that_is_missing_is_named() -> None:
+    content = json.loads(RECORD.to_json())
+    del content["namespace"]
+    with pytest.raises(DiscoveryError, match="namespace is missing"):
+        Record.from_json(json.dumps(content).encode())
+
+
+# Written by version 1, before records had a version.
+FIRST_VERSION = (
+    b'{"role": "worker", "id": 18446744073709551615, "namespace": "dynamo", '
+    b'"component": "backend", "endpoint": "generate", "models": ["a", "b"], '
+    b'"mode": "aggregated", "engine": "sglang", "request_url": "http://127.0.0.1:1", '
+    b'"system_url": "http://127.0.0.1:8081", "bootstrap": null, '
+    b'"model_info": {"a": {"id": "a", "max_model_len": 2048}}, '
+    b'"engine_info": {"version": "0.5.23", "total_kv_blocks": 8192}, '
+    b'"state": "ready", "since": 12.5}\n'
+)
+
+
+def test_a_record_of_the_first_version_is_read() -> None:
+    record = Record.from_json(FIRST_VERSION)
+    assert record == Record(
+        role=Role.WORKER,
+        id=2**64 - 1,
+        namespace="dynamo",
+        component="backend",
+        endpoint="generate",
+        models=("a", "b"),
+        engine="sglang",
+        request_url="http://127.0.0.1:1",
+        system_url="http://127.0.0.1:8081",
+        model_info={"a": {"id": "a", "max_model_len": 2048}},
+        engine_info={"version": "0.5.23", "total_kv_blocks": 8192},
+        state=State.READY,
+        since=12.5,
+        version=1,
+    )
+    assert record.unusable_reason is None
+    assert not record.stream_usage
+
+
+def later(**changes: object) -> Record:
+    content = json.loads(RECORD.to_json()) | {"version": VERSION + 1, "zone": {"a": [1]}} | changes
+    return Record.from_json(json.dumps(content).encode())
+
+
+def test_a_record_of_the_next_version_is_read() -> None:
+    assert later() == replace(RECORD, version=VERSION + 1)
+    assert later().unusable_reason is None
+
+
+@pytest.mark.parametrize(("name", "value"), [("role", "planner"), ("state", "sleeping")])
+def test_a_value_that_a_later_version_added_makes_the_record_unusable(
+    name: str, value: str
+) -> None:
+    record = later(**{name: value})
+    assert getattr(record, name) == value
+    assert record.id == RECORD.id
+    assert record.unusable_reason == f"its {name} {value!r} is unknown"
+
+
+def test_a_record_that_needs_a_later_reader_is_visible_and_unusable() -> None:
+    record = later(min_version=VERSION + 1, models={"a": {}}, request_url=["x"], since="now")
+    assert (record.role, record.id, record.system_url) == (Role.WORKER, RECORD.id, None)
+    assert record.models == ()
+    assert record.unusable_reason == (
+        f"its record needs a reader of version {VERSION + 1}, not {VERSION}"
+    )
+
+
+def test_a_record_that_needs_a_later_reader_still_says_who_it_is() -> None:
+    with pytest.raises(DiscoveryError, match="id must be"):
+        later(min_version=VERSION + 1, id="seven")

@@ -26,7 +26,7 @@ from dynamometer.names import engine_state, labels
 from dynamometer.process import tasks
 from dynamometer.process.signals import Stop
 from dynamometer.runtime import system
-from dynamometer.runtime.discovery.file import FileDiscovery
+from dynamometer.runtime.discovery import connect
 from dynamometer.runtime.discovery.interface import Registration
 from dynamometer.runtime.distributed import DistributedRuntime
 from dynamometer.runtime.identity import hexadecimal, new_id, stable_id
@@ -82,7 +82,7 @@ async def serve(options: ExporterOptions) -> None:
             logger.info(
                 "metrics and health: %s/metrics, %s", record.system_url, options.health.path
             )
-        discovery = FileDiscovery(options.discovery_directory)
+        discovery = await connect(options.discovery_directory)
         registration = await stack.enter_async_context(discovery.register(record))
         running = asyncio.create_task(exporter.run(meant, registration, record), name="engines")
         try:

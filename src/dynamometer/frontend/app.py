@@ -27,7 +27,7 @@ from dynamometer.metrics.page import MetricsPage
 from dynamometer.names import frontend_service, name_prefix
 from dynamometer.process.signals import Stop, let_finish
 from dynamometer.process.tasks import keeping_on
-from dynamometer.runtime.discovery.file import FileDiscovery
+from dynamometer.runtime.discovery import connect
 from dynamometer.runtime.discovery.interface import Discovery
 from dynamometer.runtime.distributed import DistributedRuntime
 from dynamometer.runtime.record import Record, Role, State
@@ -75,7 +75,7 @@ async def serve(options: FrontendOptions) -> None:
         runtime.registry, prefix=options.metrics_prefix, bounds=options.buckets
     )
     canary = Canary(runtime.registry, prefix=options.metrics_prefix)
-    discovery = FileDiscovery(options.discovery_directory)
+    discovery = await connect(options.discovery_directory)
     listener = addresses.listen(
         options.host,
         options.port,

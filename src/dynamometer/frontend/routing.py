@@ -44,7 +44,9 @@ class Instances:
                 (
                     record
                     for record in records
-                    if record.role is Role.WORKER and self._namespace in (None, record.namespace)
+                    if record.role is Role.WORKER
+                    and record.unusable_reason is None
+                    and self._namespace in (None, record.namespace)
                 ),
                 key=lambda record: record.id,
             )

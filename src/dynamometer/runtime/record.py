@@ -1,10 +1,43 @@
-"""What a process says of itself in discovery: one JSON object."""
+"""The record that a process keeps in discovery, and its format.
+
+A record is one JSON object of at most 1 MiB. Defaults stand behind the types; a field without a
+default is required.
+
+- `version`: integer, 1; version of the format that the writer knows. 2 is described here.
+- `min_version`: integer, 1; lowest version that a reader must know to use the record.
+- `role`: `worker`, `frontend` or `exporter`; kind of the process.
+- `id`: integer from 1 to 2^64-1; number of the process's instance.
+- `namespace`, `component`, and `endpoint` (`""`): strings; place in the hierarchy.
+- `models`: array of strings, `[]`; names that a request may ask for.
+- `mode`: string, `aggregated`; or `prefill` or `decode`, which cannot answer a request alone.
+- `engine`: string, `""`; kind of the engine.
+- `stream_usage`: boolean, false; the engine ends every stream with a usage chunk, requested or not.
+- `request_url`, `system_url`: http(s) URL, null; address of inference requests, and of `/metrics`.
+- `bootstrap`: string, null; bootstrap address of a prefill worker.
+- `model_info`: object, `{}`; by model, its card in the engine's `/v1/models`.
+- `engine_info`: object, `{}`; facts of the engine by the names below; other values are dropped.
+- `state`: `starting` (default), `ready`, `draining` or `failed`; requests go to ready ones only.
+- `since`: number, 0; Unix time of the last change of `state`, in seconds.
+
+How the format may change:
+
+- A reader ignores unknown fields, and takes defaults for missing ones. A new field with a default
+  needs nothing more.
+- A record of a later version may have an unknown `role`, `state`, `mode` or `engine`: the process
+  is visible, and gets no requests from readers that do not know the value.
+- A change that older readers would misread raises `min_version`: such readers take from the record
+  only the fields that they can read, show the process, and send no requests there.
+
+Version 1 had no `version`, `min_version` and `stream_usage`.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
@@ -14,9 +47,12 @@ from dynamometer.errors import DiscoveryError
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
+VERSION: Final = 2
+MAX_BYTES: Final = 1 << 20
+
 
 class Role(StrEnum):
-    """What kind of process it is."""
+    """Kinds of processes."""
 
     WORKER = "worker"
     FRONTEND = "frontend"
@@ -24,7 +60,7 @@ class Role(StrEnum):
 
 
 class State(StrEnum):
-    """Whether requests go there: to the ready ones only."""
+    """States of a process; requests go to ready ones only."""
 
     STARTING = "starting"
     READY = "ready"
@@ -34,7 +70,7 @@ class State(StrEnum):
 
 AGGREGATED: Final = "aggregated"
 
-# What `Record.engine_info` may hold, of the whole worker: where the engine has data-parallel
+# Names in `Record.engine_info`, of the whole worker: where the engine has data-parallel
 # ranks, theirs are added.
 ENGINE_VERSION: Final = "version"
 CONTEXT_LENGTH: Final = "context_length"
@@ -44,18 +80,21 @@ MAX_SEQUENCES: Final = "max_sequences"
 MAX_BATCHED_TOKENS: Final = "max_batched_tokens"
 _LARGEST: Final = 2**63
 
+_LONGEST_TEXT: Final = 1024
+_DEEPEST_CARD: Final = 16
+# Control characters and unpaired surrogates: a page, a URL and a log line have no place for them.
+_UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """A process in discovery, there from its start to its clean end whatever its engine does.
+    """A process in discovery, from its start to its clean end, whatever its engine does.
 
-    `models` are the names that a request may ask for; `model_info` holds, for each, what the
-    engine's `/v1/models` says. `engine_info` is what it says of itself, once it has been asked:
-    numbers and texts by the names above, each of which may be missing. `since` is the Unix time,
-    in seconds, of the last change of `state`.
+    See the module for the fields. `role` and `state` are `Role` and `State` where this version
+    knows the value, and other strings in records of later versions.
     """
 
-    role: Role
+    role: str
     id: int
     namespace: str
     component: str
@@ -63,96 +102,269 @@ class Record:
     models: tuple[str, ...] = ()
     mode: str = AGGREGATED
     engine: str = ""
+    stream_usage: bool = False
     request_url: str | None = None
     system_url: str | None = None
     bootstrap: str | None = None
     model_info: Mapping[str, Json] = field(default_factory=lambda: MappingProxyType({}))
     engine_info: Mapping[str, Json] = field(default_factory=lambda: MappingProxyType({}))
-    state: State = State.STARTING
+    state: str = State.STARTING
     since: float = 0.0
+    version: int = VERSION
+    min_version: int = 1
 
     def __hash__(self) -> int:
-        """By identity of the process: a record's mapping has no hash."""
+        """Hash the identity of the process: a record's mappings have no hash."""
         return hash((self.id, self.state, self.since))
 
+    @property
+    def unusable_reason(self) -> str | None:
+        """Why this version cannot use the record, whatever the state of the process; else None."""
+        if self.min_version > VERSION:
+            return f"its record needs a reader of version {self.min_version}, not {VERSION}"
+        if not isinstance(self.role, Role):
+            return f"its role {self.role!r} is unknown"
+        if not isinstance(self.state, State):
+            return f"its state {self.state!r} is unknown"
+        return None
+
     def to_json(self) -> bytes:
-        """The record as one line of JSON."""
+        """Return the record as one line of JSON."""
         content = {f.name: getattr(self, f.name) for f in fields(self)}
         mappings = {"model_info": dict(self.model_info), "engine_info": dict(self.engine_info)}
         return json.dumps(content | mappings).encode() + b"\n"
 
     @classmethod
     def from_json(cls, text: bytes) -> Record:
-        """The record that `text` holds; fields of a later version are passed over.
+        """Read a record of any version.
 
         Raises:
-            DiscoveryError: it holds none, or one with a field of the wrong type.
+            DiscoveryError: `text` is not a valid record; names the field at fault.
         """
         try:
-            content = json.loads(text)
-            known = {f.name for f in fields(cls)}
-            values = {key: value for key, value in content.items() if key in known}
-            record = cls(**values)
-            record = replace(
-                record,
-                role=Role(record.role),
-                state=State(record.state),
-                models=tuple(record.models),
-                engine_info=_facts(record.engine_info),
-            )
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise DiscoveryError(f"is no record of an instance: {error}") from None
-        wrong = next(record._wrong_fields(), None)
-        if wrong is not None:
-            raise DiscoveryError(f"is no record of an instance: {wrong} is not what it must be")
-        return record
-
-    def _wrong_fields(self) -> Iterator[str]:
-        """Names of the fields whose values nobody should have to expect."""
-        if not (isinstance(self.id, int) and 0 < self.id < 2**64):
-            yield "id"
-        if not all(_is_text(model) for model in self.models):
-            yield "models"
-        for name, kind in (("model_info", Mapping), ("since", int | float)):
-            if not isinstance(getattr(self, name), kind):
-                yield name
-        for name in ("namespace", "component", "endpoint", "mode", "engine"):
-            if not _is_text(getattr(self, name)):
-                yield name
-        for name in ("request_url", "system_url"):
-            value = getattr(self, name)
-            if value is not None and not (_is_text(value) and _is_address(value)):
-                yield name
+            content = _parse(text)
+            later = _version(content.get("version", 1)) > VERSION
+            unreadable = _version(content.get("min_version", 1)) > VERSION
+            values: dict[str, object] = {"version": 1}
+            for own in fields(cls):
+                if own.name not in content:
+                    if own.default is MISSING and own.default_factory is MISSING:
+                        raise _FieldError(f"{own.name} is missing")
+                    continue
+                try:
+                    values[own.name] = _FIELDS[own.name](content[own.name])
+                except _FieldError as error:
+                    if unreadable and own.name not in _IDENTITY:
+                        continue
+                    raise _FieldError(f"{own.name} {error}") from None
+            for name, kind in (("role", Role), ("state", State)):
+                if name in values:
+                    values[name] = _member(kind, name, str(values[name]), open_set=later)
+        except (_FieldError, ValueError, RecursionError) as error:
+            raise DiscoveryError(f"is not a valid record: {error}") from None
+        return cls(**values)  # type: ignore[arg-type]  # checked by _FIELDS
 
 
 def number(value: object) -> float | None:
-    """`value` where it is a number, 0 or more, that a gauge can show; else None."""
+    """Return `value` if it is a number, 0 or more, that a gauge can show; else None."""
     counted = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if counted and 0 <= value < _LARGEST else None  # type: ignore[arg-type,operator]  # a number, as was asked
+    return float(value) if counted and 0 <= value < _LARGEST else None  # type: ignore[arg-type,operator]  # a number
 
 
-def _facts(content: object) -> Mapping[str, Json]:
-    """What can be used of an `engine_info`: nobody needs the rest, so it spoils no record."""
-    if not isinstance(content, Mapping):
+class _FieldError(Exception):
+    """The value of a field is not allowed; the message follows the field's name."""
+
+
+def _parse(text: bytes) -> dict[str, Json]:
+    """Parse the object. Numbers that JSON does not have (NaN, 1e999) become None."""
+    if len(text) > MAX_BYTES:
+        raise _FieldError(f"it is larger than {MAX_BYTES} bytes")
+    content = json.loads(
+        text,
+        parse_constant=lambda _: None,
+        parse_float=lambda digits: _finite(float(digits)),
+        object_pairs_hook=_unique,
+    )
+    if not isinstance(content, dict):
+        raise _FieldError(f"it is {_shown(content)}, not an object")
+    return content
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _FieldError(f"{_shown(twice)} stands twice in an object")
+    return content
+
+
+def _member(kind: type[StrEnum], name: str, value: str, *, open_set: bool) -> str:
+    """Return the member of `kind`, or `value` itself where a later version may have added it."""
+    try:
+        return kind(value)
+    except ValueError:
+        if open_set:
+            return value
+        known = ", ".join(kind)
+        raise _FieldError(f"{name} must be one of {known}, not {_shown(value)}") from None
+
+
+def _version(value: Json) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value < _LARGEST:
+        return value
+    raise _FieldError(f"has a version that is not a positive integer: {_shown(value)}")
+
+
+def _id(value: Json) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**64:
+        return value
+    raise _FieldError(f"must be an integer from 1 to 2^64-1, not {_shown(value)}")
+
+
+def _text(value: Json) -> str:
+    if not isinstance(value, str) or len(value) > _LONGEST_TEXT or _UNPRINTABLE.search(value):
+        wanted = f"a string of at most {_LONGEST_TEXT} characters without control characters"
+        raise _FieldError(f"must be {wanted}, not {_shown(value)}")
+    return value
+
+
+def _name(value: Json) -> str:
+    text = _text(value)
+    if not text:
+        raise _FieldError("must not be empty")
+    return text
+
+
+def _names(value: Json) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise _FieldError(f"must be an array of names, not {_shown(value)}")
+    try:
+        return tuple(dict.fromkeys(_name(name) for name in value))
+    except _FieldError as error:
+        raise _FieldError(f"has a name that {error}") from None
+
+
+def _flag(value: Json) -> bool:
+    if not isinstance(value, bool):
+        raise _FieldError(f"must be true or false, not {_shown(value)}")
+    return value
+
+
+def _time(value: Json) -> float:
+    time = number(value)
+    if time is None:
+        raise _FieldError(f"must be a Unix time in seconds, not {_shown(value)}")
+    return time
+
+
+def _url(value: Json) -> str | None:
+    if value is None:
+        return None
+    wanted = "must be null or http://HOST:PORT or https://HOST:PORT, without credentials or query"
+    text = _text(value)
+    try:
+        parts = urlsplit(text)
+        usable = (
+            parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and parts.port != 0
+            and parts.username is None
+            and not re.search(r"[\s?#\\]", text)
+        )
+    except ValueError:
+        usable = False
+    if not usable:
+        raise _FieldError(f"{wanted}, not {_shown(text)}")
+    return text
+
+
+def _optional_name(value: Json) -> str | None:
+    return None if value is None else _name(value)
+
+
+def _cards(value: Json) -> Mapping[str, Json]:
+    if not isinstance(value, dict):
+        raise _FieldError(f"must be an object, not {_shown(value)}")
+    for name, card in value.items():
+        _name(name)
+        _check_card(card, _DEEPEST_CARD)
+    return value
+
+
+def _check_card(card: Json, levels: int) -> None:
+    """Check what `/v1/models` passes on to clients.
+
+    Raises:
+        _FieldError: it is too deeply nested, or has an unpaired surrogate.
+    """
+    if levels == 0:
+        raise _FieldError(f"is nested deeper than {_DEEPEST_CARD} levels")
+    if isinstance(card, str) and not _encodable(card):
+        raise _FieldError(f"has an unpaired surrogate: {_shown(card)}")
+    if isinstance(card, list):
+        for member in card:
+            _check_card(member, levels - 1)
+    elif isinstance(card, dict):
+        for name, member in card.items():
+            _check_card(name, levels)
+            _check_card(member, levels - 1)
+
+
+def _facts(value: Json) -> Mapping[str, Json]:
+    """Take what can be shown of an `engine_info`, and drop the rest: no reader needs it."""
+    if not isinstance(value, dict):
         return {}
     return {
-        name: value
-        for name, value in content.items()
-        if _is_text(name) and (_is_text(value) or number(value) is not None)
+        name: fact
+        for name, fact in value.items()
+        if _encodable(name)
+        and ((isinstance(fact, str) and _encodable(fact)) or number(fact) is not None)
     }
 
 
-def _is_text(value: object) -> bool:
-    """Whether it can stand on a page: text without half characters."""
+def _encodable(text: str) -> bool:
     try:
-        return isinstance(value, str) and value.encode() is not None
+        text.encode()
     except UnicodeEncodeError:
         return False
+    return True
 
 
-def _is_address(value: str) -> bool:
+def _shown(value: object) -> str:
+    """Return a value for a message: short, and in ASCII."""
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "an array"
     try:
-        parts = urlsplit(value)
-        return bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
+        text = ascii(value)
+    except ValueError:  # an integer of more than 4,300 digits
+        return "a huge number"
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+_FIELDS: Final[Mapping[str, Callable[[Json], object]]] = {
+    "role": _name,
+    "id": _id,
+    "namespace": _text,
+    "component": _text,
+    "endpoint": _text,
+    "models": _names,
+    "mode": _name,
+    "engine": _text,
+    "stream_usage": _flag,
+    "request_url": _url,
+    "system_url": _url,
+    "bootstrap": _optional_name,
+    "model_info": _cards,
+    "engine_info": _facts,
+    "state": _name,
+    "since": _time,
+    "version": _version,
+    "min_version": _version,
+}
+# What a reader must know of any process, even of one whose record it cannot use.
+_IDENTITY: Final = frozenset({"role", "id", "namespace", "component"})

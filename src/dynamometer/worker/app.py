@@ -25,7 +25,7 @@ from dynamometer.names import labels
 from dynamometer.process import tasks
 from dynamometer.process.signals import Stop, let_finish
 from dynamometer.runtime import system
-from dynamometer.runtime.discovery.file import FileDiscovery
+from dynamometer.runtime.discovery import connect
 from dynamometer.runtime.discovery.interface import Registration
 from dynamometer.runtime.distributed import DistributedRuntime
 from dynamometer.runtime.distributed import Endpoint as RuntimeEndpoint
@@ -101,7 +101,7 @@ async def serve(options: WorkerOptions, engine: Engine) -> None:
             logger.info(
                 "metrics and health: %s/metrics, %s", worker.record.system_url, options.health.path
             )
-        discovery = FileDiscovery(options.discovery_directory)
+        discovery = await connect(options.discovery_directory)
         registration = await stack.enter_async_context(discovery.register(worker.record))
         await stack.enter_async_context(serving(worker.endpoint.application(), request_socket))
         logger.info("requests: %s (instance %016x)", worker.record.request_url, instance_id)

@@ -1,1 +1,33 @@
-"""Where instances are found: `interface` is the promise, each other module a variant."""
+"""Where instances are found: `interface` is the contract, each other module a variant."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Final
+
+from dynamometer.errors import DiscoveryError
+from dynamometer.process.background import BackgroundThread
+from dynamometer.runtime.discovery.file import FileDiscovery
+from dynamometer.runtime.discovery.interface import Discovery
+
+__all__ = ["connect"]
+
+_CONNECT_SECONDS: Final = 5.0
+
+
+async def connect(directory: Path | None) -> Discovery:
+    """Open the discovery that this process was configured with.
+
+    Args:
+        directory: of the file discovery; None: this user's own.
+
+    Raises:
+        DiscoveryError: it cannot be used, or does not answer; names it.
+    """
+    opening = BackgroundThread("discovery").submit(lambda: FileDiscovery(directory))
+    await asyncio.wait({opening}, timeout=_CONNECT_SECONDS)
+    if not opening.done():
+        place = "this user's directory" if directory is None else directory
+        raise DiscoveryError(f"discovery: {place} does not answer (DYN_FILE_KV)")
+    return opening.result()

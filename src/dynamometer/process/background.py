@@ -1,0 +1,86 @@
+"""Blocking calls off the event loop, in a thread that a hung call cannot tie to the process.
+
+`asyncio.to_thread` shares a few threads among all callers, and the interpreter waits for them at
+its end: file systems that hang would use them up, and keep the process from ending.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+Result = TypeVar("Result")
+IDLE_SECONDS: Final = 1.0
+
+
+class BackgroundThread:
+    """Runs blocking calls one after another; the thread ends when there are none for a while."""
+
+    def __init__(self, name: str) -> None:
+        """Start nothing yet.
+
+        Args:
+            name: of the thread.
+        """
+        self._name = name
+        # Shared with the thread, under the condition's lock.
+        self._changed = threading.Condition()
+        self._calls: deque[tuple[Callable[[], Any], asyncio.Future[Any]]] = deque()
+        self._thread: threading.Thread | None = None
+
+    def submit(self, call: Callable[[], Result]) -> asyncio.Future[Result]:
+        """Run `call` after the calls before it, and return the future of its result.
+
+        A future that is cancelled before its call begins drops the call.
+        """
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(_retrieve)
+        with self._changed:
+            self._calls.append((call, future))
+            self._changed.notify()
+            if self._thread is None or not self._thread.is_alive():  # fork keeps no thread
+                self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+                self._thread.start()
+        return future
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                if not self._calls:
+                    self._changed.wait(IDLE_SECONDS)
+                if not self._calls:
+                    self._thread = None
+                    return
+                call, future = self._calls.popleft()
+            if future.cancelled():
+                continue
+            try:
+                finish = _finisher(future, result=call())
+            except BaseException as error:  # belongs to the caller
+                finish = _finisher(future, error=error)
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                future.get_loop().call_soon_threadsafe(finish)
+
+
+def _finisher(
+    future: asyncio.Future[Any], *, result: Any = None, error: BaseException | None = None
+) -> Callable[[], None]:
+    def finish() -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    return finish
+
+
+def _retrieve(future: asyncio.Future[Any]) -> None:
+    """Mark the error as seen: a caller that stopped waiting does not ask for it."""
+    if not future.cancelled():
+        future.exception()

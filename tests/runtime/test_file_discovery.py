@@ -1,0 +1,341 @@
+"""The file discovery: readers and writers at the same time, and files that are not records."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dynamometer.errors import DiscoveryError
+from dynamometer.runtime.discovery import connect, file, locks
+from dynamometer.runtime.discovery.file import FileDiscovery
+from dynamometer.runtime.identity import new_id
+from dynamometer.runtime.record import MAX_BYTES, Record, Role, State
+from processes import PYTHON
+
+REWRITING = """
+import asyncio, sys
+from dataclasses import replace
+from pathlib import Path
+from dynamometer.runtime.discovery.file import FileDiscovery
+from dynamometer.runtime.record import Record
+
+async def main():
+    record = Record.from_json(sys.argv[2].encode())
+    async with FileDiscovery(Path(sys.argv[1])).register(record) as registration:
+        print("registered", flush=True)
+        for number in range(1, 1_000_000):
+            await registration.update(replace(record, since=float(number)))
+
+asyncio.run(main())
+"""
+FORKING = """
+import asyncio, os, sys, time
+from pathlib import Path
+from dynamometer.runtime.discovery.file import FileDiscovery
+from dynamometer.runtime.record import Record
+
+async def main():
+    async with FileDiscovery(Path(sys.argv[1])).register(Record.from_json(sys.argv[2].encode())):
+        child = os.fork()
+        if not child:
+            time.sleep(60)
+            os._exit(0)
+        print(child, flush=True)
+        await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+Start = Callable[[str, Record], "subprocess.Popen[str]"]
+
+
+def record(**changes: object) -> Record:
+    made = Record(
+        role=Role.WORKER, id=new_id(), namespace="dynamo", component="backend", models=("tiny",)
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Run a script with the discovery's directory and a record."""
+    started = []
+
+    def run(script: str, what: Record) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [PYTHON, "-c", script, str(tmp_path / "kv"), what.to_json().decode()],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def first_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+async def test_a_process_that_rewrites_its_record_is_never_missing(
+    tmp_path: Path, start: Start
+) -> None:
+    one = record()
+    writer = start(REWRITING, one)
+    assert first_line(writer) == "registered"
+    seen = set()
+    until = time.monotonic() + 2.0
+    long_lived = FileDiscovery(tmp_path / "kv")
+    while time.monotonic() < until:
+        for reader in (long_lived, FileDiscovery(tmp_path / "kv")):
+            found = await reader.records()
+            assert [worker.id for worker in found] == [one.id]
+            seen |= {worker.since for worker in found}
+    assert writer.poll() is None
+    assert len(seen) > 50
+
+
+async def test_a_record_that_is_rewritten_between_opening_and_locking_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, reader = FileDiscovery(tmp_path / "kv"), FileDiscovery(tmp_path / "kv")
+    one = record()
+    async with writer.register(one) as registration:
+        rewrites = iter(range(1, 4))
+        locked = locks.locked
+
+        def rewritten_before(fd: int) -> bool:
+            for number in rewrites:  # three times in a row, then never again
+                registration._write(replace(one, since=float(number)))
+                break
+            return locked(fd)
+
+        monkeypatch.setattr(file, "locked", rewritten_before)
+        assert await reader.records() == {replace(one, since=3.0)}
+
+
+async def test_a_successor_of_a_dead_process_is_not_removed_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reader finds the dead file; before it removes that, another process takes its number."""
+    reader, successor = FileDiscovery(tmp_path / "kv"), FileDiscovery(tmp_path / "kv")
+    one = record()
+    dead = reader.directory / f"{one.id:016x}.json"
+    dead.write_bytes(one.to_json())
+    registered = successor.register(replace(one, since=2.0))
+    named = locks.named
+    entering: list[asyncio.Future[object]] = []
+    loop = asyncio.get_running_loop()
+
+    def taken_over(path: str | Path, fd: int) -> bool:
+        answer = named(path, fd)
+        if not entering:
+            entering.append(asyncio.run_coroutine_threadsafe(registered.__aenter__(), loop))  # type: ignore[arg-type]
+            entering[0].result(5)  # type: ignore[call-arg]
+        return answer
+
+    monkeypatch.setattr(file, "named", taken_over)
+    await reader.records()
+    assert await reader.records() == {replace(one, since=2.0)}
+    await registered.__aexit__(None, None, None)
+
+
+async def test_two_readers_that_remove_a_dead_record_leave_its_successor(tmp_path: Path) -> None:
+    one = record()
+    readers = [FileDiscovery(tmp_path / "kv") for _ in range(4)]
+    path = readers[0].directory / f"{one.id:016x}.json"
+    for turn in range(50):
+        path.write_bytes(one.to_json())
+        looks = asyncio.gather(*(reader.records() for reader in readers))
+        async with FileDiscovery(tmp_path / "kv").register(replace(one, since=float(turn))):
+            await looks
+            assert await readers[0].records() == {replace(one, since=float(turn))}
+        assert await readers[0].records() == frozenset()
+
+
+async def test_a_reader_never_keeps_a_process_from_writing(tmp_path: Path) -> None:
+    one = record()
+    discovery = FileDiscovery(tmp_path / "kv")
+    path = discovery.directory / f"{one.id:016x}.json"
+    path.write_bytes(one.to_json())
+    with path.open("rb") as reading:
+        fcntl.flock(reading, fcntl.LOCK_SH)
+        async with discovery.register(one) as registration:
+            with path.open("rb") as again, pytest.raises(BlockingIOError):
+                fcntl.flock(again, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            await registration.update(replace(one, state=State.READY))
+            assert await discovery.records() == {replace(one, state=State.READY)}
+
+
+async def test_a_child_of_fork_does_not_keep_its_parents_record_alive(
+    tmp_path: Path, start: Start
+) -> None:
+    discovery = FileDiscovery(tmp_path / "kv")
+    one = record()
+    parent = start(FORKING, one)
+    child = int(first_line(parent))
+    try:
+        assert await discovery.records() == {one}
+        parent.kill()
+        parent.wait()
+        os.kill(child, 0)
+        assert await discovery.records() == frozenset()
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+async def test_a_second_process_with_the_same_id_is_refused(tmp_path: Path) -> None:
+    one = record()
+    async with FileDiscovery(tmp_path / "kv").register(one):
+        with pytest.raises(DiscoveryError, match="the same instance id"):
+            async with FileDiscovery(tmp_path / "kv").register(replace(one, since=1.0)):
+                pass
+        assert await FileDiscovery(tmp_path / "kv").records() == {one}
+
+
+async def test_what_a_killed_writer_left_does_not_stop_its_successor(tmp_path: Path) -> None:
+    one = record()
+    discovery = FileDiscovery(tmp_path / "kv")
+    (discovery.directory / f"{one.id:016x}.new").write_text("{")
+    async with discovery.register(one):
+        assert await discovery.records() == {one}
+
+
+async def test_a_frozen_holder_of_the_directorys_lock_is_named_and_stops_no_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file, "_LOCK_SECONDS", 0.05)
+    discovery = FileDiscovery(tmp_path / "kv")
+    one = record()
+    async with discovery.register(one) as registration:
+        holder = os.open(discovery.directory, os.O_RDONLY)
+        try:
+            fcntl.flock(holder, fcntl.LOCK_EX)
+            assert await discovery.records() == {one}
+            with pytest.raises(DiscoveryError, match=str(discovery.directory)):
+                await registration.update(replace(one, since=1.0))
+        finally:
+            os.close(holder)
+        await registration.update(replace(one, since=1.0))
+        assert await discovery.records() == {replace(one, since=1.0)}
+
+
+async def test_a_file_is_parsed_once_and_again_when_it_is_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[bytes] = []
+    from_json = Record.from_json
+
+    def counted(text: bytes) -> Record:
+        parsed.append(text)
+        return from_json(text)
+
+    monkeypatch.setattr(Record, "from_json", counted)
+    writer, reader = FileDiscovery(tmp_path / "kv"), FileDiscovery(tmp_path / "kv")
+    one, two = record(), record()
+    async with writer.register(one) as registration, writer.register(two):
+        first = await reader.records()
+        assert await reader.records() is first
+        assert len(parsed) == 2
+        await registration.update(replace(one, since=1.0))
+        assert await reader.records() == {replace(one, since=1.0), two}
+        assert len(parsed) == 3
+
+
+async def test_a_directory_that_hangs_stops_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(file, "READ_SECONDS", 0.1)
+    monkeypatch.setattr(file, "WRITE_SECONDS", 0.1)
+    discovery, other = FileDiscovery(tmp_path / "kv"), FileDiscovery(tmp_path / "kv")
+    one = record()
+    answers = threading.Event()
+    listdir = os.listdir
+
+    def hanging(path: Path) -> list[str]:
+        answers.wait(10)
+        return listdir(path)
+
+    async with other.register(one), discovery.register(record()) as registration:
+        monkeypatch.setattr(os, "listdir", hanging)
+        try:
+            begun = time.monotonic()
+            for _ in range(20):  # the first waits, the others know
+                with pytest.raises(DiscoveryError, match="does not answer"):
+                    await discovery.records()
+            with pytest.raises(DiscoveryError, match="does not answer"):
+                await registration.update(record())
+            assert time.monotonic() - begun < 1.0
+        finally:
+            answers.set()
+        async with asyncio.timeout(5):
+            while True:
+                try:
+                    found = await discovery.records()
+                    break
+                except DiscoveryError:
+                    await asyncio.sleep(0.01)
+        assert one in found
+    assert sum("does not answer" in message for message in caplog.messages) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b'{"models":', "is not a valid record"),
+        (b" " * (MAX_BYTES + 1), "larger than"),
+        (b"[" * 100_000, "is not a valid record"),
+        (json.dumps({"role": "worker", "id": 7, "namespace": "n", "component": "c",
+                     "models": "abc"}).encode(), "models must be an array"),
+        (json.dumps({"role": "worker", "id": 8, "namespace": "n", "component": "c"}).encode(),
+         "its id is 8"),
+    ],
+)  # fmt: skip
+async def test_a_file_that_is_not_a_record_is_reported_once_and_costs_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes, why: str
+) -> None:
+    discovery = FileDiscovery(tmp_path / "kv")
+    one = record()
+    wrong = discovery.directory / f"{7:016x}.json"
+    with wrong.open("wb") as owner:
+        fcntl.flock(owner, fcntl.LOCK_EX)
+        owner.write(content)
+        owner.flush()
+        async with discovery.register(one):
+            for _ in range(3):
+                assert await discovery.records() == {one}
+        messages = [message for message in caplog.messages if why in message]
+        assert len(messages) == 1
+        assert str(wrong) in messages[0]
+
+
+async def test_a_record_that_no_reader_would_take_is_not_written(tmp_path: Path) -> None:
+    long = record(model_info={"tiny": "x" * MAX_BYTES})
+    with pytest.raises(DiscoveryError, match="readers take"):
+        async with FileDiscovery(tmp_path / "kv").register(long):
+            pass
+
+
+async def test_connect_gives_the_file_discovery_of_the_directory(tmp_path: Path) -> None:
+    one = record()
+    async with (await connect(tmp_path / "kv")).register(one):
+        assert await FileDiscovery(tmp_path / "kv").records() == {one}
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DiscoveryError, match="file"):
+        await connect(tmp_path / "file")
