@@ -11,7 +11,7 @@ from dynamo.common.utils.prometheus import get_prometheus_expfmt, get_prometheus
 from prometheus_client import CollectorRegistry, multiprocess
 
 from dynamometer.exposition.metrics import to_samples
-from dynamometer.exposition.parse import parse
+from dynamometer.exposition.parser import parse
 from dynamometer.multiprocess import MultiProcessCollector
 from dynamometer.names import labels
 
@@ -58,7 +58,7 @@ def differences_of_values(files: Path, page: Callable[[], bytes]) -> list[str]:
 
 def _families(page: bytes) -> dict[str, tuple[tuple[str, str], frozenset[Series]]]:
     found = {}
-    for family in parse(page):
+    for family in parse(page).families:
         metadata = family.metadata
         series = frozenset(
             (sample.name, frozenset(pair for pair in sample.labels.items()
@@ -70,7 +70,7 @@ def _families(page: bytes) -> dict[str, tuple[tuple[str, str], frozenset[Series]
 
 
 def _values(page: bytes) -> dict[Series, float]:
-    samples = (sample for family in parse(page) for sample in to_samples(family.lines))
+    samples = (sample for family in parse(page).families for sample in to_samples(family.lines))
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for sample in samples

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dynamometer.engines.load_signals import EngineLoad
 from dynamometer.exposition.families import Family
 from dynamometer.exposition.metrics import to_samples
-from dynamometer.exposition.parse import parse
+from parsing import parse
 
 CONSTANT = {"dynamo_component": "backend", "dynamo_namespace": "dynamo", "model": "m"}
 WORKERS = "dynamo_component_"

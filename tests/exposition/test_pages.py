@@ -16,8 +16,8 @@ from dynamometer.exposition.compress import gzip as put_together
 from dynamometer.exposition.families import Family
 from dynamometer.exposition.filters import EVERYTHING, Selection
 from dynamometer.exposition.pages import Pages
-from dynamometer.exposition.parse import parse
 from dynamometer.exposition.render import render
+from parsing import parse
 
 
 def family(name: str, lines: int, value: int = 1) -> Family:

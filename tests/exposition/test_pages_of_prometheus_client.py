@@ -17,10 +17,8 @@ from random_metrics import metrics, registry_of
 
 from dynamometer.exposition.families import Family
 from dynamometer.exposition.metrics import from_metric, to_metric
-from dynamometer.exposition.openmetrics import OpenMetricsParser
-from dynamometer.exposition.parse import parse
 from dynamometer.exposition.render import render
-from dynamometer.exposition.text import TextParser
+from parsing import PageParser, parse
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 
@@ -68,7 +66,7 @@ def test_both_pages_of_a_registry_of_all_types(families: list[Metric]) -> None:
 @given(families=metrics())
 def test_a_text_page_comes_back(families: list[Metric]) -> None:
     page = generate_latest(registry_of(families))
-    parser = TextParser()
+    parser = PageParser()
     ours = parser.parse(page)
     assert render(ours) == page
     assert comparable(list(map(to_metric, ours))) == comparable(
@@ -81,7 +79,7 @@ def test_a_text_page_comes_back(families: list[Metric]) -> None:
 @given(families=metrics(openmetrics=True))
 def test_an_openmetrics_page_comes_back(families: list[Metric]) -> None:
     page = peer_openmetrics.generate_latest(registry_of(families))
-    parser = OpenMetricsParser()
+    parser = PageParser(openmetrics=True)
     ours = parser.parse(page)
     assert render(ours, openmetrics=True) == page
     assert render(ours) == generate_latest(registry_of(families))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dynamometer.exposition.filters import FamilyFilter, Selection
-from dynamometer.exposition.parse import parse
 from dynamometer.exposition.relabel import Relabelling
 from dynamometer.exposition.render import render
+from parsing import parse
 
 FAMILIES = parse(
     b"# HELP x:a_total h\n# TYPE x:a_total counter\n"

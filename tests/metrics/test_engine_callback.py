@@ -25,10 +25,10 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from dynamometer.errors import ArgumentError
 from dynamometer.exposition.families import Family
-from dynamometer.exposition.parse import parse as parse_families
 from dynamometer.metrics import get_prometheus_expfmt, register_engine_metrics_callback
 from dynamometer.multiprocess import MultiProcessCollector, MultiprocessDirectory
 from dynamometer.runtime import DistributedRuntime, Endpoint
+from parsing import parse as parse_families
 
 SAMPLE = Path(__file__).parent.parent / "samples" / "sglang-0.5.23" / "multiproc"
 

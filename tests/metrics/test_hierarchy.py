@@ -346,23 +346,31 @@ def test_text_that_cannot_be_read_costs_its_callback_alone(runtime: DistributedR
     assert series(runtime, "b_created") == {frozenset(): 5}
     assert series(runtime, "a") == {}
     names = {family.name for family in parse_openmetrics(runtime.metrics.render(True).decode())}
-    assert {"b", "w", "dynamometer_engine_scrape_errors"} <= names
+    assert {"b_total", "b_created", "w", "dynamometer_engine_scrape_errors"} <= names
     source = "callback test_text_that_cannot_be_read_costs_its_callback_alone.<locals>."
     assert errors(runtime, f"{source}broken", "invalid") == 5
     assert errors(runtime, f"{source}whole", "invalid") == 0
 
 
-def test_two_families_of_a_text_that_would_be_one_are_the_first_and_a_count(
+def test_two_families_of_a_text_with_one_name_are_the_first_and_a_count(
     runtime: DistributedRuntime,
 ) -> None:
     def function() -> str:
-        return "# TYPE a counter\na 1\n# TYPE a_total gauge\na_total 2\n# TYPE b gauge\nb 3\n"
+        return "# TYPE a_sum gauge\na_sum 2\n# TYPE a summary\na_count 1\n# TYPE b gauge\nb 3\n"
 
     runtime.metrics.register_prometheus_expfmt_callback(function)
-    assert series(runtime, "a_total") == {frozenset(): 1}
+    assert series(runtime, "a_sum") == {frozenset(): 2}
+    assert series(runtime, "a_count") == {}
     assert series(runtime, "b") == {frozenset(): 3}
-    where = "test_two_families_of_a_text_that_would_be_one_are_the_first_and_a_count.<locals>."
-    assert errors(runtime, f"callback {where}function", "type_conflict") == 2
+    where = "test_two_families_of_a_text_with_one_name_are_the_first_and_a_count.<locals>."
+    assert errors(runtime, f"callback {where}function", "type_conflict") == 3
+
+
+def test_a_counter_of_a_text_keeps_its_name(runtime: DistributedRuntime) -> None:
+    text = "# TYPE a counter\na 1\n# TYPE a_total gauge\na_total 2\n"
+    runtime.metrics.register_prometheus_expfmt_callback(lambda: text)
+    assert b"# TYPE a counter\na 1\n" in runtime.metrics.render()
+    assert series(runtime, "a_total") == {frozenset(): 2}
 
 
 async def coroutine() -> None:

@@ -13,10 +13,10 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from dynamometer.exposition.families import Family, Metadata
 from dynamometer.exposition.metrics import to_samples
-from dynamometer.exposition.parse import parse
 from dynamometer.metrics.instruments import registry
 from dynamometer.metrics.page import MetricsPage
 from dynamometer.metrics.sources import RegistrySource
+from parsing import parse
 
 
 @dataclass

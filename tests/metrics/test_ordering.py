@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynamometer.exposition.parse import parse
 from dynamometer.exposition.render import render
-from dynamometer.exposition.text import TextParser
 from dynamometer.metrics.ordering import Ordering
+from parsing import PageParser, parse
 
 RANKS = st.integers(0, 12)
 SERIES = st.lists(
@@ -69,7 +68,7 @@ def test_a_histogram_of_one_label_set_stays_together() -> None:
 
 
 def test_what_is_in_order_stays_the_same_object() -> None:
-    parser, ordering = TextParser(), Ordering()
+    parser, ordering = PageParser(), Ordering()
     rest = b"".join(b'# TYPE x%d gauge\nx%d{tp_rank="0"} 1\n' % (n, n) for n in range(3))
     first = parser.parse(gauge([(0, 0, 1, ""), (0, 0, 0, "")]) + rest)
     made = ordering.apply(first)

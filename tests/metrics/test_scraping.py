@@ -16,12 +16,12 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from dynamometer.exposition.families import Family
-from dynamometer.exposition.parse import parse
 from dynamometer.http import addresses
 from dynamometer.http.servers import serving
 from dynamometer.metrics import scraping
 from dynamometer.metrics.instruments import registry
 from dynamometer.metrics.page import MetricsPage
+from parsing import parse
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"

@@ -132,7 +132,7 @@ class EngineLoad:
     def _concluded(
         self, families: Sequence[Family], constant: Mapping[str, str], complete: bool
     ) -> list[Family]:
-        by_name = {family.metadata.text_name: family for family in families}
+        by_name = {family.metadata.sample_name: family for family in families}
         found = {name: reader.read(by_name.get(name)) for name, reader in self._readers.items()}
         alive = any(found.values())
         made = []

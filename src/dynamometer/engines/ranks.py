@@ -72,7 +72,7 @@ class LeadingSeries:
             series, texts = _with_timestamps(family)
         if series != self._series:
             self._series = series
-            self._chosen = self._choose(family.metadata.text_name, series)
+            self._chosen = self._choose(family.metadata.sample_name, series)
         values = [RankValue(dp_rank, _number(texts[index])) for index, dp_rank in self._chosen]
         return tuple([one for one in values if math.isfinite(one.value) and one.value >= 0])
 

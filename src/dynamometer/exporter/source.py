@@ -136,7 +136,7 @@ class FilesSource:
         families: Sequence[Family] = self._directory.families()
         if len(families) != self._count:
             self._count = len(families)
-            self._names.update(family.metadata.text_name for family in families)
+            self._names.update(family.metadata.sample_name for family in families)
             if not self._settled and self.writers.all_there:
                 families = self._settle(families)
         missing = self.writers.meet(self._directory.processes, self._members)

@@ -8,7 +8,7 @@ it keeps what he made of it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
@@ -40,43 +40,53 @@ _TEXT_TYPES: Final = {
     "gaugehistogram": "histogram",
     "unknown": "untyped",
 }
-_TEXT_SUFFIXES: Final = {"counter": "_total", "info": "_info"}
+_SAMPLE_SUFFIXES: Final = {"counter": "_total", "info": "_info"}
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a family is, apart from its samples.
+    """The properties of a family apart from its samples.
 
     Attributes:
         name: as OpenMetrics and prometheus_client have it: a counter's without `_total`.
         type: one of `TYPES`.
         documentation: the help text, not escaped.
-        unit: OpenMetrics' unit, empty for none.
+        unit: OpenMetrics' unit; empty for none.
+        bare: whether the text format writes a counter as `name`, without `_total`, because the
+            counter's own page does. OpenMetrics, and `Family.chunks`, have `_total` always.
     """
 
     name: str
     type: str
     documentation: str = ""
     unit: str = ""
+    bare: bool = False
+
+    @cached_property
+    def sample_name(self) -> str:
+        """The name with the suffix of its type: a counter's with `_total`."""
+        return self.name + _SAMPLE_SUFFIXES.get(self.type, "")
 
     @cached_property
     def text_name(self) -> str:
-        """The name as the text format has it: a counter's with `_total`."""
-        return self.name + _TEXT_SUFFIXES.get(self.type, "")
+        """The name that the text format writes: a counter's with `_total`, if it is not bare."""
+        return self.name if self.bare else self.sample_name
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """What the family is called, in either format."""
+        """The names that the family has in either format."""
         return frozenset({self.name, self.text_name})
 
     @cached_property
     def reserved_names(self) -> frozenset[str]:
-        """Every name that no other family of an OpenMetrics page may have."""
+        """The names that no other family of an OpenMetrics page may have."""
         return frozenset({self.name, *(self.name + s for s in SUFFIXES.get(self.type, ()))})
 
     @cached_property
     def text_names(self) -> frozenset[str]:
-        """Every name that no other family of a text page may have."""
+        """The names that no other family of a text page may have."""
+        if self.bare:
+            return frozenset({self.name})
         return self.reserved_names - {self.name, self.created_name} | {self.text_name}
 
     @cached_property
@@ -121,15 +131,18 @@ class Family:
         sample_names: the names of its samples.
         chunks: its sample lines, in our own form (`series`), in one piece or, so that a
             change in a large family costs little, in several.
-        openmetrics_chunks: the same for OpenMetrics where they are not the same bytes
-            (timestamps, exemplars, gauge histograms); none where the family has no place
-            there, because another one has its name.
+        openmetrics_chunks: the same for OpenMetrics where the bytes differ (timestamps,
+            exemplars, gauge histograms).
+        in_text: whether text pages show the family.
+        in_openmetrics: whether OpenMetrics pages show the family.
     """
 
     metadata: Metadata
     sample_names: frozenset[str]
     chunks: tuple[bytes, ...]
-    openmetrics_chunks: tuple[bytes, ...] | None = field(default=None)
+    openmetrics_chunks: tuple[bytes, ...] | None = None
+    in_text: bool = True
+    in_openmetrics: bool = True
 
     @property
     def name(self) -> str:
@@ -138,5 +151,15 @@ class Family:
 
     @property
     def lines(self) -> bytes:
-        """The sample lines of the text format."""
+        """The sample lines; a bare counter's with `_total`."""
         return b"".join(self.chunks)
+
+    @property
+    def text_chunks(self) -> tuple[bytes, ...]:
+        """The sample lines as the text format writes them."""
+        if not self.metadata.bare:
+            return self.chunks
+        before, after = f"\n{self.metadata.sample_name}", f"\n{self.metadata.text_name}"
+        return tuple(
+            (b"\n" + chunk).replace(before.encode(), after.encode())[1:] for chunk in self.chunks
+        )

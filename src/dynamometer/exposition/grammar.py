@@ -1,4 +1,4 @@
-"""The parts of a line that both formats have: series, numbers, timestamps."""
+"""The parts of a sample line: series, numbers, timestamps, exemplars."""
 
 from __future__ import annotations
 
@@ -17,19 +17,24 @@ from dynamometer.exposition.series import (
 
 NAME: Final = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
 QUOTED: Final = r'"(?:[^"\\\n]|\\.)*"'
-# Up to the closing brace, whatever is between: `parse_series` looks closer.
+# Up to the closing brace, whatever is between: `_parse_labels` looks closer.
 BRACES: Final = rf"\{{(?:{QUOTED}|[^\"}}\n])*\}}"
 _NUMBER: Final = re.compile(
     r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|inf(?:inity)?|nan)",
     re.ASCII | re.IGNORECASE,
 )
-_SERIES: Final = re.compile(rf"({NAME})?[ \t]*({BRACES})?", re.ASCII)
 _SPACE: Final = r"[ \t]*"
+_SERIES: Final = re.compile(rf"({NAME})(?:{_SPACE}({BRACES})|(?=[ \t]))|({BRACES})", re.ASCII)
+# Prometheus reads labels without a comma between them too.
 _LABEL: Final = re.compile(
-    rf"{_SPACE}(?:([a-zA-Z_][a-zA-Z0-9_]*)|({QUOTED})){_SPACE}(?:={_SPACE}({QUOTED}){_SPACE})?",
+    rf"{_SPACE}(?:([a-zA-Z_][a-zA-Z0-9_]*)|({QUOTED})){_SPACE}(?:={_SPACE}({QUOTED}){_SPACE})?,?",
     re.ASCII,
 )
-_RESERVED: Final = "__"
+_METRIC_NAME_LABEL: Final = "__name__"
+_DIGITS: Final = re.compile(r"[0-9]{1,19}", re.ASCII)
+_MILLISECONDS: Final = 1000
+_LARGEST_INTEGER: Final = 2**63
+_LARGEST_EXEMPLAR_CHARACTERS: Final = 128
 
 
 class GrammarError(ValueError):
@@ -54,123 +59,151 @@ class Series:
 class SeriesParser:
     """Parses the left parts of lines, and remembers those of the last page."""
 
-    def __init__(self, *, strict: bool) -> None:
-        """Nothing is remembered yet.
-
-        Args:
-            strict: as OpenMetrics has it: no white space, no comma behind the last label.
-        """
-        self._strict = strict
+    def __init__(self) -> None:
         self._known: dict[str, Series] = {}
         self._used: dict[str, Series] = {}
 
     def begin_page(self) -> None:
-        """Forget what the last page did not have."""
+        """Forget the series that the last page did not have."""
         self._known, self._used = self._used, {}
 
-    def parse(self, text: str) -> Series:
-        """A series.
+    def split(self, line: str) -> tuple[Series, str]:
+        """Parse the series that a sample line begins with; return it with the rest of the line.
 
         Raises:
-            GrammarError: it is none.
+            GrammarError: the line does not begin with a series.
         """
-        found = self._known.get(text) or self._used.get(text) or self._parse(text)
-        self._used[text] = found
-        return found
-
-    def known(self, line: str) -> tuple[Series, str] | None:
-        """The series that a line begins with and the rest of it, if the last page had it too.
-
-        Args:
-            line: a sample's, without an exemplar.
-        """
-        end = line.rfind("}") + 1 or line.find(" ")
+        # A series of the last page is recognized by its text. A text with braces ends at the
+        # closing one; any other needs white space behind it, or "a1" would be the series "a".
+        end = line.rfind("}") + 1 or max(line.find(" "), 0)
         found = self._known.get(line[:end])
         if found is None:
-            return None
+            match = _SERIES.match(line)
+            if match is None:
+                raise GrammarError(f"not a sample: {line[:80]!r}")
+            end = match.end()
+            text = match[0]
+            found = self._known.get(text) or self._used.get(text) or _parse_series(match)
         self._used[line[:end]] = found
         return found, line[end:]
 
-    def _parse(self, text: str) -> Series:
-        match = _SERIES.fullmatch(text)
-        if not match or (self._strict and " " in text.partition("{")[0]):
-            raise GrammarError(f"no series: {text[:80]!r}")
-        name, braces = match[1], match[2]
-        labels: dict[str, str] = {}
-        if braces:
-            named = self._labels(braces, labels)
-            if bool(name) == (named is not None):
-                raise GrammarError(f"no name, or two: {text[:80]!r}")
-            name = name or named
-        if not name:
-            raise GrammarError(f"no name: {text[:80]!r}")
-        return Series(name, labels, series_text(name, labels_text(labels)))
 
-    def _labels(self, braces: str, labels: dict[str, str]) -> str | None:
-        """Take labels into `labels`; the metric's name, where it is quoted among them."""
-        name = None
-        position, end = 1, len(braces) - 1
-        while position < end:
-            match = _LABEL.match(braces, position, end)
-            if not match or (self._strict and " " in braces[position : match.start(3)]):
-                if not self._strict and not braces[position:end].strip(" \t"):
-                    break
-                raise GrammarError(f"no label: {braces[position : position + 40]!r}")
-            plain, quoted, value = match.groups()
-            if value is None:
-                if name is not None or quoted is None:
-                    raise GrammarError(f"a label without value: {match[0]!r}")
-                name = metric_name(unquote(quoted))
-            else:
-                _add_label(labels, plain or unquote(quoted), unquote(value))
-            position = match.end()
-            if position < end:
-                if braces[position] != ",":
-                    raise GrammarError(f"no comma between labels: {braces[position:][:40]!r}")
-                position += 1
-                if position == end and self._strict:
-                    raise GrammarError("a comma behind the last label")
-        return name
+def _parse_series(match: re.Match[str]) -> Series:
+    name, braces = match[1], match[2] or match[3]
+    labels: dict[str, str] = {}
+    if braces:
+        quoted_name = _parse_labels(braces, labels)
+        if name and quoted_name is not None:
+            raise GrammarError(f"two metric names: {match[0][:80]!r}")
+        name = name or quoted_name
+    if not name:
+        raise GrammarError(f"no metric name: {match[0][:80]!r}")
+    return Series(name, labels, series_text(name, labels_text(labels)))
+
+
+def _parse_labels(braces: str, labels: dict[str, str]) -> str | None:
+    """Parse labels into `labels`; return the metric's name where it is quoted among them.
+
+    As Prometheus does for the text format: commas between labels may be missing.
+    """
+    name = None
+    position, end = 1, len(braces) - 1
+    while position < end:
+        match = _LABEL.match(braces, position, end)
+        if match is None:
+            if not braces[position:end].strip(" \t"):
+                break
+            raise GrammarError(f"not a label: {braces[position : position + 40]!r}")
+        plain, quoted, value = match.groups()
+        if value is None:
+            if name is not None or quoted is None:
+                raise GrammarError(f"a label without a value: {match[0]!r}")
+            name = metric_name(unquote(quoted))
+        else:
+            _add_label(labels, plain or unquote(quoted), unquote(value))
+        position = match.end()
+    return name
 
 
 def _add_label(labels: dict[str, str], name: str, value: str) -> None:
     name = label_name(name)  # two names that become one are a label twice
-    if not name or name.startswith(_RESERVED):
-        raise GrammarError(f"no name of a label: {name!r}")
+    if not name or name == _METRIC_NAME_LABEL:
+        raise GrammarError(f"not the name of a label: {name!r}")
     if name in labels:
         raise GrammarError(f"label {name!r} twice")
     labels[name] = value
 
 
 def unquote(text: str) -> str:
-    """What stands between quotes."""
+    """Return the text between quotes, without its escapes."""
     return unescape(text[1:-1])
 
 
-def parse_number(text: str) -> tuple[float, str]:
-    """A number, and how it is to be written: as it was, except for the special ones.
+def parse_number(text: str) -> str:
+    """Return a number as our pages write it: unchanged but for the special values.
 
     Raises:
-        GrammarError: it is none.
+        GrammarError: the text is not a number, or one that is too large.
     """
     if not _NUMBER.fullmatch(text):
-        raise GrammarError(f"no number: {text[:40]!r}")
+        raise GrammarError(f"not a number: {text[:40]!r}")
     value = float(text)
     if math.isnan(value):
-        return value, "NaN"
+        return "NaN"
     if math.isinf(value):
-        return value, "+Inf" if value > 0 else "-Inf"
-    return value, text
+        if text[-1].isdigit():
+            raise GrammarError(f"a number out of range: {text[:40]!r}")
+        return "+Inf" if value > 0 else "-Inf"
+    return text
+
+
+def text_timestamp(text: str) -> tuple[str, str]:
+    """Return a timestamp of the text format, whole milliseconds, in seconds and milliseconds.
+
+    Raises:
+        GrammarError: the text is not such a timestamp.
+    """
+    if not _DIGITS.fullmatch(text) or int(text) >= _LARGEST_INTEGER:
+        raise GrammarError(f"not a timestamp in milliseconds: {text[:40]!r}")
+    return repr(int(text) / _MILLISECONDS), text
+
+
+def openmetrics_timestamp(text: str) -> tuple[str, str]:
+    """Return a timestamp of OpenMetrics, seconds, in seconds and milliseconds.
+
+    Raises:
+        GrammarError: the text is not such a timestamp.
+    """
+    milliseconds = float(parse_number(text)) * _MILLISECONDS
+    if not 0 <= milliseconds < _LARGEST_INTEGER:
+        raise GrammarError(f"not a timestamp in seconds: {text[:40]!r}")
+    return text, str(int(milliseconds))
+
+
+def exemplar_text(braces: str, value: str, timestamp: str | None) -> str:
+    """Return an exemplar in our own form; empty where its labels exceed OpenMetrics' limit.
+
+    Raises:
+        GrammarError: a part of the exemplar cannot be read.
+    """
+    labels: dict[str, str] = {}
+    if _parse_labels(braces, labels) is not None:
+        raise GrammarError(f"an exemplar with a metric name: {braces[:80]!r}")
+    value = parse_number(value)
+    stamp = f" {openmetrics_timestamp(timestamp)[0]}" if timestamp else ""
+    if sum(len(name) + len(text) for name, text in labels.items()) > _LARGEST_EXEMPLAR_CHARACTERS:
+        return ""
+    return f"{{{labels_text(labels)}}} {value}{stamp}"
 
 
 def parse_name(text: str) -> str:
-    """A metric's name, plain or quoted, in the legacy character set.
+    """Return a metric's name, written plain or quoted, in the legacy character set.
 
     Raises:
-        GrammarError: it is none.
+        GrammarError: the text is not a metric's name.
     """
     if re.fullmatch(NAME, text, re.ASCII):
         return text
     if re.fullmatch(QUOTED, text) and unquote(text):
         return metric_name(unquote(text))
-    raise GrammarError(f"no metric name: {text[:80]!r}")
+    raise GrammarError(f"not a metric name: {text[:80]!r}")

@@ -1,23 +1,25 @@
-"""The families of several sources as those of one page.
+"""Merge the families of several sources into those of one page.
 
 Every family is on a page once, and no series twice: the first source wins, and a label set's
-histogram or summary comes whole from one source. What is left out is told.
+histogram or summary comes whole from one source. What is left out is reported.
 
-OpenMetrics has more names that clash: a gauge `a` and a counter `a_total` are both `a` there, and
-`a_created` is the counter's, although no family of ours has such series. What clashes there alone
-is on the text page alone.
+OpenMetrics reserves more names than the text format: a gauge `a` and a counter `a_total` are both
+`a` there, and `a_created` belongs to the counter. A family whose type reserves a name that another
+family of the page has is of type `unknown` there: its samples keep their names, and none is lost.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final, NamedTuple
 
 from dynamometer.exposition.families import Family, Metadata
-from dynamometer.exposition.series import end_of_series, split_series
+from dynamometer.exposition.series import end_of_series, split_lines, split_series
 
+_EXEMPLAR: Final = " # "
 _INNER_LABELS: Final = {"histogram": "le", "gaugehistogram": "le", "summary": "quantile"}
 
 
@@ -83,14 +85,14 @@ class _Plan:
         metadata: of their families.
         merged: the places of each family of the page.
         conflicts: families that are not on it, each with the source that has the name.
-        text_only: names, on the text page, of families that OpenMetrics has no place for.
+        untyped: text names of the families that OpenMetrics shows as `unknown`.
     """
 
     names: Sequence[str]
     metadata: Sequence[Sequence[Metadata]]
     merged: Sequence[Sequence[_Place]]
     conflicts: Sequence[tuple[_Place, str]]
-    text_only: frozenset[str]
+    untyped: frozenset[str]
 
     def fits(self, sources: Sequence[Source]) -> bool:
         return [source.name for source in sources] == self.names and all(
@@ -107,7 +109,7 @@ class Merger:
         self._plan = _Plan([], [], [], [], frozenset())
         self._merged: dict[str, _Merged] = {}
         self._conflicts: dict[Family, LeftOut] = {}
-        self._text_only: dict[Family, Family] = {}
+        self._untyped: dict[Family, Sequence[Family]] = {}
         self.families: tuple[Family, ...] = ()
         self.left_out: tuple[LeftOut, ...] = ()
 
@@ -135,8 +137,8 @@ class Merger:
                 family = merged.family
             families.append(family)
         self._merged = joined
-        if self._plan.text_only or self._text_only:
-            families = self._for_text_only(families)
+        if self._plan.untyped or self._untyped:
+            families = self._with_untyped(families)
         self._tell_left_out()
         if tuple(families) != self.families:
             self.families = tuple(families)
@@ -158,14 +160,16 @@ class Merger:
             return before
         return _join(families, [self._sources[place.source].name for place in places])
 
-    def _for_text_only(self, families: Sequence[Family]) -> list[Family]:
-        before, self._text_only = self._text_only, {}
-        names = self._plan.text_only
+    def _with_untyped(self, families: Sequence[Family]) -> list[Family]:
+        before, self._untyped = self._untyped, {}
+        shown: list[Family] = []
         for family in families:
-            if family.metadata.text_name in names:
-                made = before.get(family) or replace(family, openmetrics_chunks=())
-                self._text_only[family] = made
-        return [self._text_only.get(family, family) for family in families]
+            if family.metadata.text_name in self._plan.untyped:
+                made = self._untyped[family] = before.get(family) or _untyped(family)
+                shown += made
+            else:
+                shown.append(family)
+        return shown
 
     def _tell_left_out(self) -> None:
         conflicts: dict[Family, LeftOut] = {}
@@ -203,24 +207,48 @@ def _plan(sources: Sequence[Source]) -> _Plan:
         [[family.metadata for family in source.families] for source in sources],
         list(merged.values()),
         conflicts,
-        _text_only([_metadata(sources, places[0]) for places in merged.values()]),
+        _untyped_names([_metadata(sources, places[0]) for places in merged.values()]),
     )
 
 
-def _text_only(page: Sequence[Metadata]) -> frozenset[str]:
-    """Which families of a text page OpenMetrics has no place for: the first of a name stands.
-
-    But for a name that is another one's `_created`, which is the other one's, first or not.
-    """
-    created = {metadata.created_name for metadata in page}
-    taken: set[str] = set()
+def _untyped_names(page: Sequence[Metadata]) -> frozenset[str]:
+    """Return the text names of the families whose type OpenMetrics cannot show on this page."""
+    owners = Counter(name for metadata in page for name in metadata.text_names)
+    reserved: set[str] = set()
     found: set[str] = set()
     for metadata in page:
-        if metadata.name in created or not taken.isdisjoint(metadata.reserved_names):
+        own, wanted = metadata.text_names, metadata.reserved_names
+        taken = any(owners[name] > (name in own) for name in wanted)
+        if taken or not reserved.isdisjoint(wanted):
             found.add(metadata.text_name)
         else:
-            taken |= metadata.reserved_names
+            reserved |= wanted
     return frozenset(found)
+
+
+def _untyped(family: Family) -> Sequence[Family]:
+    """Return a family for the text page alone, and one for each sample name for OpenMetrics."""
+    metadata = family.metadata
+    chunks = family.chunks if family.openmetrics_chunks is None else family.openmetrics_chunks
+    lines: dict[str, list[str]] = {}
+    for series, rest in split_lines(b"".join(chunks)):
+        name = series.partition("{")[0]
+        if metadata.bare:
+            series, name = metadata.text_name + series[len(name) :], metadata.text_name
+        value, _, _ = rest.partition(_EXEMPLAR)
+        lines.setdefault(name, []).append(f"{series} {value}\n")
+    return [
+        replace(family, in_openmetrics=False),
+        *(
+            Family(
+                Metadata(name, "unknown", metadata.documentation),
+                frozenset({name}),
+                ("".join(some).encode(),),
+                in_text=False,
+            )
+            for name, some in lines.items()
+        ),
+    ]
 
 
 def _places(sources: Sequence[Source]) -> Iterator[_Place]:
@@ -233,7 +261,7 @@ def _metadata(sources: Sequence[Source], place: _Place) -> Metadata:
 
 
 def _compatible(owner: Metadata, metadata: Metadata) -> bool:
-    return owner.name == metadata.name and owner.type == metadata.type
+    return owner.text_name == metadata.text_name and owner.type == metadata.type
 
 
 def _conflict(source: str, winner: str, family: Family) -> LeftOut:

@@ -14,13 +14,13 @@ def join(families: Iterable[Family], *, openmetrics: bool) -> bytes:
     """Families one after the other, without an end."""
     pieces: list[bytes] = []
     for family in families:
-        other = family.openmetrics_chunks
-        if openmetrics and other != ():
+        if openmetrics and family.in_openmetrics:
+            other = family.openmetrics_chunks
             pieces.append(family.metadata.openmetrics_header)
             pieces.extend(family.chunks if other is None else other)
-        elif not openmetrics:
+        elif not openmetrics and family.in_text:
             pieces.append(family.metadata.text_header)
-            pieces.extend(family.chunks)
+            pieces.extend(family.text_chunks)
     return b"".join(pieces)
 
 

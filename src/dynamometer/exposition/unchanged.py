@@ -13,6 +13,7 @@ def same(one: Family, other: Family) -> bool:
         one.metadata == other.metadata
         and one.chunks == other.chunks
         and one.openmetrics_chunks == other.openmetrics_chunks
+        and (one.in_text, one.in_openmetrics) == (other.in_text, other.in_openmetrics)
     )
 
 
@@ -27,11 +28,12 @@ class Unchanged:
 
         The very tuple of the last time where all are.
         """
-        last = {(family.metadata.name, family.metadata.type): family for family in self._last}
+        last = {(family.metadata.text_name, family.metadata.type): family for family in self._last}
         kept = tuple(
             [
                 before
-                if (before := last.get((family.metadata.name, family.metadata.type))) is not None
+                if (before := last.get((family.metadata.text_name, family.metadata.type)))
+                is not None
                 and same(before, family)
                 else family
                 for family in families

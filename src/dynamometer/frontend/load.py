@@ -18,7 +18,7 @@ import aiohttp
 
 from dynamometer.errors import ExpositionError
 from dynamometer.exposition.metrics import to_samples
-from dynamometer.exposition.parse import parse
+from dynamometer.exposition.parser import parse
 from dynamometer.frontend.routing import Instances
 from dynamometer.metrics.http_source import read_limited
 from dynamometer.names import engine_load
@@ -117,7 +117,7 @@ class LoadReports:
             raise ValueError(f"it answers {answer.status}")
         loads = {
             family.name: sum(sample.value for sample in to_samples(family.lines))
-            for family in parse(page)
+            for family in parse(page).families
             if family.name in _GAUGES
         }
         if engine_load.RUNNING_REQUESTS not in loads:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from dynamometer.errors import ArgumentError, ExpositionError
 from dynamometer.exposition.families import Family
-from dynamometer.exposition.text import TextParser
+from dynamometer.exposition.parser import Parser
 from dynamometer.metrics.sources import NO_ERRORS
 
 
@@ -57,18 +57,18 @@ class CallbackSource:
 
 
 class TextSource:
-    """What a function returns as text of the format 0.0.4."""
+    """A source that shows the text, of the format 0.0.4, that a function returns."""
 
     def __init__(self, name: str, function: Callable[[], str | bytes | None]) -> None:
-        """Nothing is called yet.
+        """Make a source without calling `function`.
 
         Args:
-            name: what its errors are counted under.
+            name: the source's name in the count of its errors.
             function: returns the text; empty, or None, for nothing.
         """
         self.name = self.owner = name
         self._function = function
-        self._parser = TextParser()
+        self._parser = Parser()
         self._last: str | bytes = ""
         self._families: Sequence[Family] = ()
 
@@ -76,7 +76,8 @@ class TextSource:
         """See `MetricsSource.families`.
 
         Raises:
-            ExpositionError: it is no text, or not in the format; names the line.
+            ExpositionError: the function did not return a text, or a line of the text cannot be
+                read; the message names the line.
         """
         text = self._function()
         if text is None:
@@ -84,13 +85,16 @@ class TextSource:
         if not isinstance(text, str | bytes):
             raise ExpositionError(f"the callback has returned {type(text).__name__}, not a text")
         if text != self._last:
-            self._families = self._parser.parse(_encoded(text))
+            parsed = self._parser.parse(_encoded(text))
+            if parsed.dropped:  # a fault of the user's own code, which the user can repair
+                raise ExpositionError(parsed.fault)
+            self._families = parsed.families
             self._last = text
         return self._families
 
     @property
     def errors(self) -> Mapping[str, int]:
-        """None: it raises."""
+        """Nothing: each fault is raised."""
         return NO_ERRORS
 
 

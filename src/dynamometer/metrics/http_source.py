@@ -14,8 +14,8 @@ import aiohttp
 from dynamometer.errors import ExpositionError
 from dynamometer.exposition.families import Family
 from dynamometer.exposition.filters import FamilyFilter, Selection
+from dynamometer.exposition.parser import Parsed, Parser
 from dynamometer.exposition.relabel import Relabelling
-from dynamometer.exposition.text import TextParser
 from dynamometer.exposition.totals import Totals
 from dynamometer.metrics.ordering import Ordering
 from dynamometer.names import process
@@ -27,7 +27,7 @@ DEADLINE_SECONDS: Final = 1.0
 # Ten times the page of an engine with 16,000 series.
 LARGEST_PAGE_BYTES: Final = 32 << 20
 # Compressing it would cost an engine more than sending it.
-_PLAIN: Final = {"Accept-Encoding": "identity", "Accept": "text/plain;version=0.0.4"}
+_PLAIN: Final = {"Accept-Encoding": "identity", "Accept": "text/plain;version=0.0.4,*/*;q=0.1"}
 
 
 class TooLargeError(ValueError):
@@ -95,7 +95,7 @@ class HttpSource:
         self._session = session
         self._interval = interval
         self._deadline = deadline
-        self._parser = TextParser()
+        self._parser = Parser()
         self._filter = FamilyFilter(Selection.of(prefixes=prefixes))
         self._relabelling = Relabelling(labels)
         self._ordering = Ordering()
@@ -106,6 +106,7 @@ class HttpSource:
         self._began = b""
         self._fetched = float("-inf")
         self._fault = ""
+        self._dropping = False
         self.fault = ""  # what the last fetch met, for people
 
     def families(self) -> Sequence[Family]:
@@ -126,7 +127,7 @@ class HttpSource:
 
     def names(self) -> frozenset[str]:
         """The families that it has, by the names that the text format has."""
-        return frozenset(family.metadata.text_name for family in self.families())
+        return frozenset(family.metadata.sample_name for family in self.families())
 
     async def run(self) -> None:
         """Fetch the page at each interval, for ever."""
@@ -146,7 +147,10 @@ class HttpSource:
                 return
             if ends != self._ends:
                 return
-            self._families, self._kept = await asyncio.to_thread(self._parse, page)
+            content_type = answer.headers.get("Content-Type", "")
+            parsed = await asyncio.to_thread(self._parser.parse, page, content_type)
+            self._families, self._kept = await asyncio.to_thread(self._shown, parsed)
+            self._note_dropped(parsed)
         except TooLargeError as error:
             self._note("too_large", str(error))
         except TimeoutError:
@@ -161,9 +165,9 @@ class HttpSource:
                 logger.info("%s is there again", self.url)
             self._fault = self.fault = ""
 
-    def _parse(self, page: bytes) -> tuple[Sequence[Family], Sequence[Family]]:
+    def _shown(self, parsed: Parsed) -> tuple[Sequence[Family], Sequence[Family]]:
         """The families of a page, and what stays of them without it."""
-        whole = self._parser.parse(page)
+        whole = parsed.families
         families = self._ordering.apply(self._relabelling.apply(self._filter.apply(whole)))
         if self._totals is None:
             return families, ()
@@ -173,6 +177,19 @@ class HttpSource:
         before, self._began = self._began, began
         families = self._totals.update(families, restarted=bool(before) and began != before)
         return families, self._totals.kept()
+
+    def _note_dropped(self, parsed: Parsed) -> None:
+        """Count the lines of a page that could not be read, and log the first of them once."""
+        if parsed.dropped:
+            self.errors["invalid"] += parsed.dropped
+            if not self._dropping:
+                logger.warning(
+                    "metrics of %s: %s: %d lines are dropped; %s",
+                    self.name, self.url, parsed.dropped, parsed.fault,
+                )  # fmt: skip
+        elif self._dropping:
+            logger.info("metrics of %s: %s: no line is dropped any more", self.name, self.url)
+        self._dropping = parsed.dropped > 0
 
     def _note(self, reason: str, message: str) -> None:
         self.errors[reason] += 1

@@ -1,0 +1,287 @@
+"""Pages of the text format 0.0.4 and of OpenMetrics, parsed to families.
+
+One parser reads both formats and takes everything that Prometheus takes. A line that cannot be
+read costs itself: the line is dropped and counted. The first TYPE, HELP and UNIT of a name stand,
+and a sample belongs to the last TYPE that has a place for the sample's name. Families that cannot
+share a page are the merger's concern.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from dynamometer.errors import ExpositionError
+from dynamometer.exposition.builder import FamilyBuilder
+from dynamometer.exposition.families import SUFFIXES, TYPES, Family, Metadata
+from dynamometer.exposition.grammar import (
+    BRACES,
+    QUOTED,
+    GrammarError,
+    SeriesParser,
+    exemplar_text,
+    openmetrics_timestamp,
+    parse_name,
+    parse_number,
+    text_timestamp,
+)
+from dynamometer.exposition.series import split_lines
+from dynamometer.exposition.unchanged import Unchanged
+
+_OPENMETRICS: Final = "application/openmetrics-text"
+_HEADER: Final = re.compile(
+    rf"#[ \t]+(HELP|TYPE|UNIT)(?:[ \t]+({QUOTED}|[^ \t]+)(?:[ \t]+(.*))?)?", re.DOTALL
+)
+# What follows the series: value, timestamp, exemplar.
+_REST: Final = re.compile(
+    r"[ \t]*([^ \t{}#]+)(?:[ \t]+([^ \t{}#]+))?"
+    rf"(?:[ \t]+#[ \t]+({BRACES})[ \t]*([^ \t]+)(?:[ \t]+([^ \t]+))?)?",
+    re.ASCII,
+)
+_END: Final = re.compile(r"#[ \t]+EOF")
+_TYPES: Final = {"untyped": "unknown", **{name: name for name in TYPES}}
+_ESCAPES: Final = {r"\n": "\n", r"\\": "\\", r"\"": '"'}
+_TEXT_ESCAPE: Final = re.compile(r"\\[\\n]")
+_OPENMETRICS_ESCAPE: Final = re.compile(r'\\[\\n"]')
+_TOTAL: Final = "_total"
+_INFO: Final = "_info"
+_TYPE_SUFFIXES: Final = {"counter": _TOTAL, "info": _INFO}
+_WITHOUT_UNIT: Final = ("info", "stateset")
+_EXEMPLARS: Final = {"counter": _TOTAL, "histogram": "_bucket", "gaugehistogram": "_bucket"}
+# September 2001: a smaller value is not the time at which a counter was created.
+_EARLIEST_CREATED: Final = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """The content of a page.
+
+    Attributes:
+        families: the families, without `_created` series.
+        dropped: the number of lines that could not be read.
+        fault: the number of the first such line and the reason; empty where there is none.
+    """
+
+    families: tuple[Family, ...]
+    dropped: int = 0
+    fault: str = ""
+
+
+class Parser:
+    """Parses the pages of one source, and is quick where series come again."""
+
+    def __init__(self) -> None:
+        self._unchanged = Unchanged()
+        self._series = SeriesParser()
+
+    def parse(self, page: bytes, content_type: str = "") -> Parsed:
+        """Parse a page; families that did not change are the last page's objects.
+
+        Args:
+            page: the whole page.
+            content_type: the answer's Content-Type. It chooses the format as Prometheus does:
+                OpenMetrics where it says so, otherwise the text format.
+
+        Raises:
+            ExpositionError: the page cannot be used: not one sample can be read, the page is HTML,
+                or an OpenMetrics page does not end with `# EOF` and is incomplete.
+        """
+        if page.lstrip()[:1] == b"<":
+            raise ExpositionError("the page is HTML or XML, not metrics")
+        openmetrics = content_type.partition(";")[0].strip().lower() == _OPENMETRICS
+        found = _Page(self._series, openmetrics=openmetrics)
+        self._series.begin_page()
+        for line in page.split(b"\n"):
+            found.take(line)
+        found.check()
+        families = self._unchanged.keep(found.families())
+        return Parsed(families, found.dropped, found.fault)
+
+
+def parse(page: bytes, content_type: str = "") -> Parsed:
+    """Parse one page; see `Parser.parse`. To read a source again and again, keep a `Parser`."""
+    return Parser().parse(page, content_type)
+
+
+class _Page:
+    """The lines of a page so far."""
+
+    def __init__(self, series: SeriesParser, *, openmetrics: bool) -> None:
+        self.dropped = 0
+        self.fault = ""
+        self._series = series
+        self._openmetrics = openmetrics
+        self._timestamp = openmetrics_timestamp if openmetrics else text_timestamp
+        self._number = 0
+        self._samples = 0
+        self._unreadable = ""
+        self._ended = False
+        self._documentation: dict[str, str] = {}
+        self._units: dict[str, str] = {}
+        self._types: dict[str, str] = {}
+        self._builders: dict[Metadata, FamilyBuilder] = {}
+        self._declared: set[Metadata] = set()
+        self._owners: dict[str, FamilyBuilder] = {}  # by the names of samples
+
+    def take(self, line: bytes) -> None:
+        """Read one line; a line that cannot be read is dropped and counted."""
+        self._number += 1
+        try:
+            text = line.decode().strip(" \t\r")
+            if not text:
+                return
+            if self._ended:
+                raise GrammarError("a line behind # EOF")
+            if text.startswith("#"):
+                self._take_comment(text)
+            else:
+                self._take_sample(text)
+                self._samples += 1
+        except (GrammarError, UnicodeDecodeError) as error:
+            self.dropped += 1
+            fault = f"line {self._number} of the {self._format} page: {error}"
+            self.fault = self.fault or fault
+            if not line.lstrip().startswith(b"#"):
+                self._unreadable = self._unreadable or fault
+
+    @property
+    def _format(self) -> str:
+        return "OpenMetrics" if self._openmetrics else "text"
+
+    def check(self) -> None:
+        """Raise where the page as a whole cannot be used.
+
+        Raises:
+            ExpositionError: see `Parser.parse`.
+        """
+        if self._unreadable and not self._samples:
+            raise ExpositionError(self._unreadable)
+        if self._openmetrics and not self._ended:
+            raise ExpositionError("the OpenMetrics page does not end with # EOF: it is incomplete")
+
+    def families(self) -> Sequence[Family]:
+        """Return the families in the order of their first line, each name and type once."""
+        for builder in self._builders.values():
+            builder.metadata = self._described(builder.metadata)
+        families = [(declared, builder.family()) for declared, builder in self._builders.items()]
+        created = {
+            (family.metadata.created_name, family.metadata.documentation) for _, family in families
+        }
+        filled: set[str] = set()
+        for _, family in families:
+            if family.sample_names:
+                filled |= family.sample_names | family.metadata.names
+        return [
+            family
+            for metadata, family in families
+            if not _is_created(family, created)
+            and (
+                family.sample_names
+                or (metadata in self._declared and filled.isdisjoint(metadata.reserved_names))
+            )
+        ]
+
+    def _described(self, metadata: Metadata) -> Metadata:
+        """Add HELP and UNIT, which a page may have under either of a family's names."""
+        documentation = unit = None
+        for name in dict.fromkeys((metadata.text_name, metadata.name, metadata.sample_name)):
+            if self._types.get(name, metadata.type) != metadata.type:
+                continue
+            if documentation is None:
+                documentation = self._documentation.get(name)
+            if unit is None:
+                unit = self._units.get(name)
+        if metadata.type in _WITHOUT_UNIT or not metadata.name.endswith(f"_{unit}"):
+            unit = None
+        return replace(metadata, documentation=documentation or "", unit=unit or "")
+
+    def _take_comment(self, line: str) -> None:
+        match = _HEADER.fullmatch(line)
+        if match is None:
+            self._ended = self._openmetrics and _END.fullmatch(line) is not None
+            return
+        word, written, rest = match.groups(default="")
+        if word == "UNIT" and not self._openmetrics:
+            return
+        if not written:
+            raise GrammarError(f"{word} without a name")
+        name = parse_name(written)
+        if word == "TYPE":
+            if rest not in _TYPES:
+                raise GrammarError(f"{rest[:40]!r} is not a type: {name}")
+            self._declare(name, _TYPES[rest])
+        elif word == "UNIT":
+            if rest and not name.removesuffix(_TOTAL).endswith(f"_{rest}"):
+                raise GrammarError(f"the name {name} does not end with its unit {rest[:40]!r}")
+            self._units.setdefault(name, rest)
+        elif name not in self._documentation:
+            escape = _OPENMETRICS_ESCAPE if self._openmetrics else _TEXT_ESCAPE
+            self._documentation[name] = escape.sub(lambda found: _ESCAPES[found[0]], rest)
+
+    def _declare(self, name: str, kind: str) -> None:
+        """Give a family all samples of its names from here on."""
+        kind = self._types.setdefault(name, kind)
+        suffix = _TYPE_SUFFIXES.get(kind, "")
+        base = name.removesuffix(suffix)
+        if not base:
+            base, kind = name, "unknown"  # a counter has a name before its suffix
+        metadata = Metadata(base, kind)
+        builder = self._builder(metadata)
+        self._owners.update(
+            dict.fromkeys([base + one for one in SUFFIXES.get(kind, ("",))], builder)
+        )
+        if kind == "counter" and name == base:
+            bare = replace(metadata, bare=True)
+            self._owners[name] = self._builder(bare)
+            if not self._openmetrics:
+                metadata = bare
+        self._declared.add(metadata)
+
+    def _declare_untyped(self, name: str) -> FamilyBuilder:
+        """Make a sample without a TYPE a family of its own."""
+        self._types.setdefault(name, "unknown")
+        self._owners[name] = builder = self._builder(Metadata(name, "unknown"))
+        return builder
+
+    def _builder(self, metadata: Metadata) -> FamilyBuilder:
+        if metadata not in self._builders:
+            self._builders[metadata] = FamilyBuilder(metadata)
+        return self._builders[metadata]
+
+    def _take_sample(self, line: str) -> None:
+        series, rest = self._series.split(line)
+        match = _REST.fullmatch(rest)
+        if match is None:
+            raise GrammarError(f"not a sample: {line[:80]!r}")
+        value = parse_number(match[1])
+        seconds, milliseconds = self._timestamp(match[2]) if match[2] else ("", "")
+        exemplar = exemplar_text(*match.group(3, 4, 5)) if match[3] else ""
+        name, text = series.name, series.text
+        builder = self._owners.get(name) or self._declare_untyped(name)
+        metadata = builder.metadata
+        if metadata.bare and name == metadata.name:
+            name, text = metadata.sample_name, metadata.sample_name + text[len(name) :]
+        if exemplar and not name.endswith(_EXEMPLARS.get(metadata.type, " ")):
+            exemplar = ""  # OpenMetrics has a place for exemplars at counters and buckets alone
+        builder.add(
+            name, text, value, seconds=seconds, milliseconds=milliseconds, exemplar=exemplar
+        )
+
+
+def _is_created(family: Family, created: set[tuple[str, str]]) -> bool:
+    """Return whether a family is what other clients write of the time of a counter's creation.
+
+    Those are gauges with the counter's HELP and a Unix time. A gauge of such a name with another
+    HELP or value is shown.
+    """
+    metadata = family.metadata
+    return (
+        metadata.type in ("gauge", "unknown")
+        and (metadata.name, metadata.documentation) in created
+        and all(
+            float(rest.partition(" ")[0]) >= _EARLIEST_CREATED
+            for _, rest in split_lines(family.lines)
+        )
+    )
