@@ -11,10 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pages import assert_parsers_accept, assert_same_lines, peer_page
+from prometheus_client.multiprocess import MultiProcessCollector as PeerCollector
 from prometheus_client.multiprocess import mark_process_dead
 from writer import Written, write_process
 
-from dynamometer.multiprocess import MultiprocessDirectory
+from dynamometer.multiprocess import MultiProcessCollector, MultiprocessDirectory
 
 SAMPLE = Path(__file__).parent.parent / "samples" / "sglang-0.5.23"
 MODES = (
@@ -176,3 +177,38 @@ def test_files_in_the_tree_below_count_together(tmp_path: Path) -> None:
         write_process(tmp_path / name, [Written("counter", "c", actions=[((), "+", 1.0)])])
         assert_same_lines(ours.render(), peer_page(tmp_path))
     assert b"c_total 3.0\n" in ours.render()
+
+
+@pytest.mark.parametrize("accumulate", [True, False], ids=["accumulated", "raw"])
+def test_a_histograms_samples_come_in_prometheus_clients_order(
+    accumulate: bool, tmp_path: Path
+) -> None:
+    """The sum, the buckets by their bounds, the count; one label set after the other."""
+    observed = [((zone,), "o", amount) for zone in "ab" for amount in (0.7, 3.0, 99.0)]
+    for _ in range(2):
+        write_process(
+            tmp_path,
+            [Written("histogram", "h", labels=["zone"], actions=observed, buckets=[0.5, 2, 10])],
+        )
+    files = [str(file) for file in tmp_path.iterdir()]
+    (ours,) = MultiProcessCollector.merge(files, accumulate=accumulate)
+    (theirs,) = PeerCollector.merge(files, accumulate=accumulate)
+    assert ours.samples == theirs.samples
+    bounds = ["0.5", "2.0", "10.0", "+Inf"]
+    names = ["h_sum", *[f"h_bucket {bound}" for bound in bounds], *["h_count"] * accumulate]
+    assert [f"{s.name} {s.labels.get('le', '')}".strip() for s in ours.samples] == names * 2
+
+
+@pytest.mark.parametrize("openmetrics", [False, True], ids=["text", "OpenMetrics"])
+def test_a_page_has_that_order_too(openmetrics: bool, tmp_path: Path) -> None:
+    amounts = [((), "o", 0.7), ((), "o", 99.0)]
+    write_process(tmp_path, [Written("histogram", "h", actions=amounts, buckets=[1.0])])
+    ours = MultiprocessDirectory(tmp_path)
+    page = ours.render(openmetrics=openmetrics).decode()
+    assert [line for line in page.splitlines() if not line.startswith("#")] == [
+        "h_sum 99.7",
+        'h_bucket{le="1.0"} 1.0',
+        'h_bucket{le="+Inf"} 2.0',
+        "h_count 2.0",
+    ]
+    assert_parsers_accept(ours)

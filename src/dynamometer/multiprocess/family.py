@@ -47,11 +47,11 @@ class HistogramGroup:
     others: dict[str, int] = field(default_factory=dict)
 
     def cells(self) -> Iterator[int]:
-        """Its lines, in their order."""
-        for bound in sorted(self.buckets):
-            yield self.buckets[bound]
-        for name in sorted(self.others):
-            yield self.others[name]
+        """Yield the cells in prometheus_client's order: sum, buckets by bound, count."""
+        counts = [name for name in self.others if name.endswith("_count")]
+        yield from (cell for name, cell in self.others.items() if name not in counts)
+        yield from (self.buckets[bound] for bound in sorted(self.buckets))
+        yield from (self.others[name] for name in counts)
 
 
 @dataclass(slots=True, eq=False)
