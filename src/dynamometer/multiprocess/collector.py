@@ -18,7 +18,6 @@ from typing import Final
 
 import prometheus_client
 from prometheus_client import REGISTRY, CollectorRegistry, Metric
-from prometheus_client.openmetrics.exposition import UNDERSCORES
 from prometheus_client.registry import Collector
 
 from dynamometer.exposition.filters import EVERYTHING
@@ -32,6 +31,8 @@ from dynamometer.multiprocess.tree import FileList
 
 _VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
 _DEPRECATED_VARIABLE: Final = "prometheus_multiproc_dir"
+# Since 0.23 prometheus_client has a constant of this value.
+_UNDERSCORES: Final = "underscores"
 _UNBOUNDED: Final = 2**62
 
 
@@ -98,7 +99,7 @@ class MultiProcessCollector(Collector):
             reader.close()
 
 
-def generate_latest(registry: Collector = REGISTRY, escaping: str = UNDERSCORES) -> bytes:
+def generate_latest(registry: Collector = REGISTRY, escaping: str = _UNDERSCORES) -> bytes:
     """A drop-in for prometheus_client's, that joins the bytes our collector has kept.
 
     Args:
@@ -106,7 +107,7 @@ def generate_latest(registry: Collector = REGISTRY, escaping: str = UNDERSCORES)
         escaping: of names outside the legacy character set; with another one than the default
             everything is prometheus_client's to format.
     """
-    if escaping != UNDERSCORES:
+    if escaping != _UNDERSCORES:
         return bytes(prometheus_client.generate_latest(registry, escaping))
     pages = []
     for kept, metrics in groupby(registry.collect(), _is_kept):
