@@ -7,6 +7,7 @@ import socket
 from typing import Final
 
 from dynamometer.errors import AddressError, SettingsError
+from dynamometer.process.descriptors import close_in_child
 
 # Of a host that is an address, but none of this machine's: another one's, a link's without its
 # interface, or IPv6 where that is switched off.
@@ -46,7 +47,7 @@ def _listening(host: str, port: int) -> socket.socket:
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
-    listener = socket.socket(family, kind, protocol)
+    listener = close_in_child(socket.socket(family, kind, protocol))
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)

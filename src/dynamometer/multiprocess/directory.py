@@ -10,7 +10,8 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
 from prometheus_client import Metric
 
@@ -25,10 +26,13 @@ DEFAULT_MAX_SERIES: Final = 200_000
 
 
 class MultiprocessDirectory:
-    """What several processes have counted, kept current from one call to the next.
+    """A directory of multiprocess files, kept current from one call to the next.
 
-    Safe to use from several threads; callers that come at once share one reading. No file
-    makes a call fail: `errors` counts what was left out.
+    A context manager that closes its files at the end; a directory that is dropped without
+    `close` closes them as well. A child of `fork` inherits no open file and reads for itself
+    from the start, without the totals of files that its parent saw go. Safe to use from several
+    threads; concurrent callers share one reading. No file makes a call fail: `errors` counts
+    what was skipped.
     """
 
     def __init__(
@@ -63,9 +67,21 @@ class MultiprocessDirectory:
         self._begin()
         _all.add(self)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
     def _begin(self) -> None:
-        """As if nothing had been read; a child of fork must: its parent's threads are not here,
-        and what they had locked stays so.
+        """Start with nothing read.
+
+        A child of `fork` must: a thread of its parent's may hold the lock for ever.
         """
         self._lock = threading.Lock()
         self._reading: Iterator[None] | None = None
@@ -180,7 +196,7 @@ class MultiprocessDirectory:
             return self._reader.processes
 
     def close(self) -> None:
-        """Close all files, for good; `current_families` stay as they were."""
+        """Close all files for good; `current_families` stays as it was."""
         with self._lock:
             self._reading = None
             self._closed = True

@@ -24,10 +24,10 @@ from dynamometer.multiprocess import entries
 from dynamometer.multiprocess.entries import HEADER_BYTES, WORD_BYTES, Entry
 from dynamometer.multiprocess.faults import FileFault, Reason, of_os_error
 from dynamometer.multiprocess.filename import FileName
+from dynamometer.process.descriptors import CLOSED, Descriptor
 
 # A FIFO must not block the reader, nor a terminal become its own.
 _FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-CLOSED: Final = -1
 _MARKS_OF_ENTRIES: Final = 2
 _PIECE_BYTES: Final = 1 << 20
 _END_BYTES: Final = 1 << 16
@@ -58,7 +58,7 @@ class MultiprocessFile:
         self.path = path
         self.name = name
         self.inode = inode
-        self.descriptor = CLOSED
+        self._held: Descriptor | None = None
         self.left_out: dict[Reason, tuple[int, str]] = {}
         self.baseline: NDArray[np.float64] | None = None
         self.waiting = False
@@ -89,9 +89,9 @@ class MultiprocessFile:
             return
         descriptor = _open(self.path)
         try:
-            yield descriptor
+            yield descriptor.number
         finally:
-            os.close(descriptor)
+            descriptor.close()
 
     def keep_open(self) -> None:
         """Open it for good.
@@ -100,13 +100,18 @@ class MultiprocessFile:
             FileFault: as `opened`.
         """
         if self.descriptor == CLOSED:
-            self.descriptor = _open(self.path)
+            self._held = _open(self.path)
+
+    @property
+    def descriptor(self) -> int:
+        """The descriptor that is held open, else `CLOSED`."""
+        return CLOSED if self._held is None else self._held.number
 
     def close(self) -> None:
-        """Give the descriptor back."""
-        if self.descriptor != CLOSED:
-            os.close(self.descriptor)
-            self.descriptor = CLOSED
+        """Close the descriptor that is held open."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
 
     def replaced(self, inode: int) -> bool:
         """Whether the directory has another file in its place now.
@@ -294,15 +299,15 @@ def _read_entries(descriptor: int, begin: int, used: int) -> list[Entry]:
     return found
 
 
-def _open(path: str) -> int:
+def _open(path: str) -> Descriptor:
     try:
-        descriptor = os.open(path, _FLAGS)
+        descriptor = Descriptor(os.open(path, _FLAGS))
     except OSError as error:
         found = Path(path)
         if found.exists() and not found.is_file():
             raise FileFault(Reason.NOT_A_FILE, "no regular file") from None
         raise of_os_error(error) from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
+    if not stat.S_ISREG(os.fstat(descriptor.number).st_mode):
+        descriptor.close()
         raise FileFault(Reason.NOT_A_FILE, "no regular file")
     return descriptor

@@ -10,7 +10,8 @@ from typing import Final
 
 from dynamometer.multiprocess import filename
 from dynamometer.multiprocess.faults import FileFault, Reason
-from dynamometer.multiprocess.file import CLOSED, MultiprocessFile
+from dynamometer.multiprocess.file import MultiprocessFile
+from dynamometer.process.descriptors import CLOSED
 
 _MOST_HELD: Final = 512
 # A file with such a fault is worth parsing again only when its content is another.

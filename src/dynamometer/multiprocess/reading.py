@@ -17,7 +17,8 @@ from dynamometer.multiprocess.baseline import less
 from dynamometer.multiprocess.cells import Cells, Kind
 from dynamometer.multiprocess.entries import WORD_BYTES
 from dynamometer.multiprocess.faults import FileFault, Reason, of_os_error
-from dynamometer.multiprocess.file import CLOSED, MultiprocessFile
+from dynamometer.multiprocess.file import MultiprocessFile
+from dynamometer.process.descriptors import CLOSED
 
 BATCH_WORDS: Final = 64 * 1024
 _PAGE_BYTES: Final = 4096

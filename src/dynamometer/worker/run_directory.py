@@ -26,6 +26,7 @@ from pathlib import Path
 
 from dynamometer.errors import DirectoryError
 from dynamometer.process import directories
+from dynamometer.process.descriptors import Descriptor
 from dynamometer.runtime.identity import hexadecimal
 from dynamometer.worker.process import ProcessMark, end_marked, end_owned
 from dynamometer.worker.shared_memory import SharedFile, remove_unheld
@@ -94,15 +95,16 @@ def _locked(path: Path, *, wait: bool) -> Iterator[None]:
         BlockingIOError: another process holds it, and `wait` is false.
     """
     while True:
-        fd = os.open(directories.private(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        lock = Descriptor(os.open(directories.private(path), flags))
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(lock.number, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             # The last worker out may have removed it between the two calls.
-            if path.exists() and os.path.samestat(path.lstat(), os.fstat(fd)):
+            if path.exists() and os.path.samestat(path.lstat(), os.fstat(lock.number)):
                 yield
                 return
         finally:
-            os.close(fd)
+            lock.close()
 
 
 def _clear_leftovers(base: Path) -> None:

@@ -1,0 +1,69 @@
+"""Descriptors that a child of `fork` does not keep.
+
+`O_CLOEXEC` closes a descriptor at `exec`; a child of `fork` that runs on (Python's multiprocessing)
+inherits all of them. A lock that it inherits keeps a dead process alive in discovery, and a
+listening socket keeps a dead process's port. A descriptor that another thread is opening at the
+moment of the fork is not known yet and stays open: a lock would let a hung file system stop forks.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from contextlib import suppress
+from typing import Final, Protocol, TypeVar
+
+CLOSED: Final = -1
+
+
+class Closable(Protocol):
+    """An object that holds descriptors."""
+
+    def close(self) -> None:
+        """Close the descriptors; a second call does nothing."""
+
+
+class Descriptor:
+    """A descriptor that is closed with its object, and in a child of `fork`.
+
+    Attributes:
+        number: the descriptor; `CLOSED` once it is closed.
+    """
+
+    def __init__(self, number: int) -> None:
+        """Own the open descriptor `number`."""
+        self.number = number
+        close_in_child(self)
+
+    def close(self) -> None:
+        """Close the descriptor; a second call does nothing."""
+        number, self.number = self.number, CLOSED
+        if number != CLOSED:
+            os.close(number)
+
+    __del__ = close
+
+
+_Owner = TypeVar("_Owner", bound=Closable)
+# Any thread adds to it, under the interpreter's lock; only a child that has one thread reads it.
+_owners: Final[weakref.WeakSet[Closable]] = weakref.WeakSet()
+
+
+def close_in_child(owner: _Owner) -> _Owner:
+    """Close what `owner` holds in each child of `fork`, where its copies would stay open.
+
+    Returns:
+        The same `owner`.
+    """
+    _owners.add(owner)
+    return owner
+
+
+def _close_all() -> None:
+    for owner in list(_owners):
+        with suppress(OSError):
+            owner.close()
+    _owners.clear()
+
+
+os.register_at_fork(after_in_child=_close_all)
