@@ -69,9 +69,13 @@ def test_a_directory_is_open_for_the_time_of_its_context(written: Path) -> None:
 
 
 def test_a_context_that_fails_closes_the_files_and_raises(written: Path) -> None:
-    with pytest.raises(KeyError), MultiprocessDirectory(written) as directory:
-        directory.render()
-        raise KeyError
+    def fail() -> None:
+        with MultiprocessDirectory(written) as directory:
+            directory.render()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert open_files(written) == 0
 
 

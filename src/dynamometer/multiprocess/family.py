@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from dynamometer.exposition.families import Metadata
 from dynamometer.exposition.series import series_text
 from dynamometer.multiprocess.cells import Cells, Kind
+from dynamometer.multiprocess.entries import Key
 from dynamometer.multiprocess.order import SortKey, sort_key
 
 
@@ -38,11 +39,13 @@ class HistogramGroup:
 
     Attributes:
         labels: the text of its labels, without `le`.
+        original: a key of the group where a page writes its names in another way, else None.
         buckets: the cell of each upper bound.
         others: the cells of `_sum`, and of `_count` where there is one, by sample name.
     """
 
     labels: str
+    original: Key | None = None
     buckets: dict[float, int] = field(default_factory=dict)
     others: dict[str, int] = field(default_factory=dict)
 
@@ -85,23 +88,28 @@ class OpenFamily:
         """What a histogram's number of observations is called."""
         return f"{self.metadata.name}_count"
 
-    def series_cell(self, cells: Cells, sample: str, labels: str) -> int:
-        """The cell of a series, new or known."""
+    def known_cell(self, sample: str, labels: str) -> int | None:
+        """The cell of a series; None where the series is new."""
+        return self.cell_of.get(f"{series_text(sample, labels)} ".encode())
+
+    def new_cell(self, cells: Cells, sample: str, labels: str) -> int:
+        """Add a series, and return its cell."""
         series = f"{series_text(sample, labels)} ".encode()
-        cell = self.cell_of.get(series)
-        if cell is None:
-            cell = self.cell_of[series] = cells.add(series, self, self.kind)
-            self._unsorted.append(cell)
-            self.restructured = True
+        cell = self.cell_of[series] = cells.add(series, self, self.kind)
+        self._unsorted.append(cell)
+        self.restructured = True
         return cell
 
-    def group(self, labels: str) -> HistogramGroup:
-        """A histogram's group, new or known."""
-        group = self.groups.get(labels)
-        if group is None:
-            group = self.groups[labels] = HistogramGroup(labels)
-            self._unsorted.append(group)
-            self.restructured = True
+    def new_group(self, labels: str, original: Key | None) -> HistogramGroup:
+        """Add a histogram's group.
+
+        Args:
+            labels: the text of its labels, without `le`.
+            original: see `HistogramGroup`.
+        """
+        group = self.groups[labels] = HistogramGroup(labels, original)
+        self._unsorted.append(group)
+        self.restructured = True
         return group
 
     def bucket_cell(
@@ -166,10 +174,6 @@ class OpenFamily:
                 for size, rows in lists.items()
             }
         return self._rows
-
-    def has_series(self, sample: str, labels: str) -> bool:
-        """Whether a series is known."""
-        return f"{series_text(sample, labels)} ".encode() in self.cell_of
 
     def drop(self, cells: Cells, gone: set[int], counts: NDArray[np.int64]) -> None:
         """Remove cells that nothing keeps any more; a histogram's `_count` goes with its buckets.

@@ -28,12 +28,21 @@ class Reason(StrEnum):
     CORRUPT = "corrupt"  # a length that lies
     KEY = "key"  # an entry's key is no metric
     TYPE_CONFLICT = "type_conflict"  # another file has the family with another type or mode
+    OVERLAP = "overlap"  # another key is written as the same series
     MAX_SERIES = "max_series"  # the page has no room for more series
     NOT_REMOVED = "not_removed"  # an ended process's file could not be unlinked
 
 
 class FileFault(Exception):  # noqa: N818  # never leaves this package: not an error of a user's
     """A file cannot be read; it costs only itself."""
+
+    def __init__(self, reason: Reason, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+class LeftOutError(Exception):
+    """An entry has no place on the page, though its file is good."""
 
     def __init__(self, reason: Reason, text: str) -> None:
         super().__init__(text)

@@ -18,13 +18,13 @@ from dynamometer.exposition.families import Family
 from dynamometer.multiprocess import totals
 from dynamometer.multiprocess.aggregate import Aggregation
 from dynamometer.multiprocess.cells import Cells
-from dynamometer.multiprocess.faults import FaultLog, FileFault, Reason
+from dynamometer.multiprocess.faults import FaultLog, FileFault, LeftOutError, Reason
 from dynamometer.multiprocess.file import MultiprocessFile
 from dynamometer.multiprocess.files import OpenFiles
 from dynamometer.multiprocess.page import LINES_PER_UPDATE, Page
 from dynamometer.multiprocess.reading import Reading, UnreadableError
 from dynamometer.multiprocess.retired import RetiredFiles
-from dynamometer.multiprocess.series import LeftOutError, SeriesTable
+from dynamometer.multiprocess.series import SeriesTable
 from dynamometer.multiprocess.tree import FileSource
 from dynamometer.process.descriptors import CLOSED
 

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from dynamometer.exposition.families import Metadata
 from dynamometer.exposition.numbers import format_number
-from dynamometer.exposition.series import label_text
+from dynamometer.exposition.series import label_name, label_text
 from dynamometer.multiprocess.cells import NOWHERE, Cells, Kind
 from dynamometer.multiprocess.entries import Key, parse_key
 from dynamometer.multiprocess.family import HistogramGroup, OpenFamily
-from dynamometer.multiprocess.faults import FileFault, Reason
+from dynamometer.multiprocess.faults import FileFault, LeftOutError, Reason
 from dynamometer.multiprocess.filename import FileName
+from dynamometer.multiprocess.written import Written, written
 
 _KINDS: Final = {
     "all": Kind.LAST,
@@ -27,14 +28,6 @@ _KINDS: Final = {
 }
 _BOUND: Final = "le"
 _BOUND_IN_KEY: Final = b'"le": "'
-
-
-class LeftOutError(Exception):
-    """An entry has no place on the page, though its file is good."""
-
-    def __init__(self, reason: Reason, text: str) -> None:
-        super().__init__(text)
-        self.reason = reason
 
 
 class _Bound(NamedTuple):
@@ -54,7 +47,11 @@ class _Template(NamedTuple):
 
 
 class SeriesTable:
-    """All families, and the way from an entry of a file to its cell."""
+    """All families, and the way from an entry of a file to its cell.
+
+    Attributes:
+        families: by name.
+    """
 
     def __init__(
         self, cells: Cells, labels: Mapping[str, str], *, max_series: int, accumulate: bool
@@ -69,9 +66,12 @@ class SeriesTable:
         """
         self.families: dict[str, OpenFamily] = {}
         self._cells = cells
-        self._labels = dict(labels)
+        self._labels = {label_name(name): value for name, value in labels.items()}
         self._max_series = max_series
         self._accumulate = accumulate
+        self._owners: dict[str, OpenFamily] = {}  # of each name on a page
+        # The keys of cells, and of histograms' groups, that a page writes in another way.
+        self._original_of: dict[int, Key] = {}
         self._cell_of_key: dict[tuple[str, str, bytes], int] = {}
         self._texts: dict[tuple[str, str], str] = {}
         self._bounds: dict[bytes, _Bound] = {}
@@ -120,35 +120,54 @@ class SeriesTable:
                 by_family.setdefault(family, set()).add(cell)
         for family, cells in by_family.items():
             family.drop(self._cells, cells, counts)
-            if not len(family):
-                del self.families[family.metadata.name]
+            self._drop_if_empty(family)
+        for cell in gone:
+            self._original_of.pop(cell, None)
         self.forget_keys()
 
     def _find(self, file: FileName, key: Key) -> int:
-        family = self._family(file, key)
-        own = file.own_labels(key.labels)
+        found = written(key, file.type)
+        family = self._family(file, found.family, key)
+        own = file.own_labels(found.labels)
         text = self._text({**self._labels, **own} if self._labels else own)
-        if len(self._cells) >= self._max_series and not family.has_series(key.sample, text):
-            self._give_up_if_empty(family)
+        cell = family.known_cell(found.sample, text)
+        if cell is not None:
+            _check_original(key, found, self._original_of.get(cell))
+            return cell
+        if len(self._cells) >= self._max_series:
+            self._drop_if_empty(family)
             raise self._full()
-        return family.series_cell(self._cells, key.sample, text)
+        cell = family.new_cell(self._cells, found.sample, text)
+        if not found.regular:
+            self._original_of[cell] = key
+        return cell
 
-    def _give_up_if_empty(self, family: OpenFamily) -> None:
-        """A family whose first series is refused is none."""
+    def _drop_if_empty(self, family: OpenFamily) -> None:
+        """Remove a family that has no series; its names are free again."""
         if not len(family):
             del self.families[family.metadata.name]
+            self._owners = {name: one for name, one in self._owners.items() if one is not family}
 
-    def _family(self, file: FileName, key: Key) -> OpenFamily:
-        family = self.families.get(key.family)
-        if family is None:
-            metadata = Metadata(key.family, file.type, key.documentation)
-            kind = _KINDS[file.mode] if file.type == "gauge" else Kind.SUM
-            family = self.families[key.family] = OpenFamily(metadata, file.mode, kind)
-        elif (family.metadata.type, family.mode) != (file.type, file.mode):
+    def _family(self, file: FileName, name: str, key: Key) -> OpenFamily:
+        """The family of a name, new or known.
+
+        Raises:
+            LeftOutError: a family of another type has the name, or one of its samples' names.
+        """
+        family = self.families.get(name)
+        if family is not None and family.metadata.type == file.type and family.mode == file.mode:
+            return family
+        metadata = Metadata(name, file.type, key.documentation)
+        names = metadata.text_names | metadata.names
+        owner = next((self._owners[one] for one in names if one in self._owners), None)
+        if owner is not None:
             raise LeftOutError(
                 Reason.TYPE_CONFLICT,
-                f"{key.family} is {_described(family.metadata.type, family.mode)} elsewhere",
+                f"{owner.metadata.name} is {_described(owner.metadata.type, owner.mode)} elsewhere",
             )
+        kind = _KINDS[file.mode] if file.type == "gauge" else Kind.SUM
+        family = self.families[name] = OpenFamily(metadata, file.mode, kind)
+        self._owners.update(dict.fromkeys(names, family))
         return family
 
     def _histogram_cell(self, file: FileName, key: bytes) -> int:
@@ -167,22 +186,22 @@ class SeriesTable:
         return self._new_bucket(template, bound) if cell is None else cell
 
     def _find_in_histogram(self, file: FileName, key: Key, around: tuple[bytes, bytes]) -> int:
-        written = key.labels.get(_BOUND)
-        bound = None if written is None else self._bound(written)
-        family = self._family(file, key)
+        found = written(key, file.type)
+        limit = found.labels.get(_BOUND)
+        bound = None if limit is None else self._bound(limit)
+        family = self._family(file, found.family, key)
         texts = self._texts
-        labels = sorted({**self._labels, **key.labels, _BOUND: ""}.items())
-        found = [texts.get(item) or self._new_text(item) for item in labels]
-        place = found.index(texts[_BOUND, ""])
-        others = [*found[:place], *found[place + 1 :]]
-        group = self._group(family, ",".join(others))
+        labels = sorted({**self._labels, **found.labels, _BOUND: ""}.items())
+        parts = [texts.get(item) or self._new_text(item) for item in labels]
+        place = parts.index(texts[_BOUND, ""])
+        group = self._group(family, ",".join([*parts[:place], *parts[place + 1 :]]), key, found)
         if bound is None:
-            return family.other_cell(self._cells, group, key.sample)
+            return family.other_cell(self._cells, group, found.sample)
         template = _Template(
             family,
             group,
-            "".join([f"{text}," for text in found[:place]]),
-            "".join([f",{text}" for text in found[place + 1 :]]),
+            "".join([f"{text}," for text in parts[:place]]),
+            "".join([f",{text}" for text in parts[place + 1 :]]),
         )
         self._templates[around] = template
         cell = group.buckets.get(bound.value)
@@ -197,11 +216,15 @@ class SeriesTable:
             count=self._accumulate,
         )
 
-    def _group(self, family: OpenFamily, labels: str) -> HistogramGroup:
-        if len(self._cells) >= self._max_series and labels not in family.groups:
-            self._give_up_if_empty(family)
+    def _group(self, family: OpenFamily, labels: str, key: Key, found: Written) -> HistogramGroup:
+        group = family.groups.get(labels)
+        if group is not None:
+            _check_original(key, found, group.original)
+            return group
+        if len(self._cells) >= self._max_series:
+            self._drop_if_empty(family)
             raise self._full()
-        return family.group(labels)
+        return family.new_group(labels, None if found.regular else key)
 
     def _bound(self, written: str) -> _Bound:
         key = written.encode()
@@ -224,6 +247,27 @@ class SeriesTable:
 
     def _full(self) -> LeftOutError:
         return LeftOutError(Reason.MAX_SERIES, f"more than {self._max_series} series")
+
+
+def _check_original(key: Key, found: Written, original: Key | None) -> None:
+    """Raise `LeftOutError` where a series has come from a key of other names.
+
+    Args:
+        key: the key.
+        found: the key as a page writes it.
+        original: the key of a known series, of any bucket; None where it is written as it is.
+    """
+    if original is None and found.regular:
+        return
+    if original is None or found.regular or _identity(key) != _identity(original):
+        raise LeftOutError(
+            Reason.OVERLAP, f"{key.sample} has the same series as another name: {found.sample}"
+        )
+
+
+def _identity(key: Key) -> tuple[str, dict[str, str]]:
+    """What two keys of one series have in common, whatever their sample or bucket."""
+    return key.family, {name: value for name, value in key.labels.items() if name != _BOUND}
 
 
 def _parse_bound(text: str) -> float:
