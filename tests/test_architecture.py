@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,8 +53,8 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             assert node.level == 0, f"{path}: imports are absolute"
             members = {f"{node.module}.{alias.name}" for alias in node.names}
-            ours = node.module == "dynamometer"
-            found |= members if ours else {node.module}
+            packages = ("dynamometer", "dynamometer.engines")
+            found |= members if node.module in packages else {node.module}
     names = {
         name.removeprefix("dynamometer").removeprefix(".")
         for name in found
@@ -78,6 +80,45 @@ def test_only_the_cpu_platform_imports_the_engine(path: Path) -> None:
         for name in names:
             if name.split(".")[0] in ("sglang", "torch", "tokenizers", "safetensors"):
                 assert path.parts[:2] == ("engines", "sglang_cpu")
+
+
+# Their subject is one engine: what is run by name, the demo, the simulated engine, the tiny model.
+OF_AN_ENGINE = {"sglang", "cli", "demo", "mocker", "tiny_model", "engines"}
+# NVIDIA Dynamo's own list of name prefixes; the one table of all environment variables.
+NAMES_AN_ENGINE = {"names", "variables"}
+ENGINE_MODULES = re.compile(r"engines\.(sglang\w*|mocker)(\.|$)")
+
+
+def without_docstrings(tree: ast.Module) -> Iterator[ast.AST]:
+    described = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, described) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+    return (node for node in ast.walk(tree) if id(node) not in docstrings)
+
+
+def names_of(node: ast.AST) -> Iterator[str]:
+    """Identifiers and texts of a node itself."""
+    for _, value in ast.iter_fields(node):
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, str | bytes):
+                yield part if isinstance(part, str) else part.decode("latin-1")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_what_differs_between_engines_is_in_their_room(path: Path) -> None:
+    module = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+    if module.split(".")[0] in OF_AN_ENGINE or module.startswith("exporter"):
+        return
+    assert not [name for name in imports(path) if ENGINE_MODULES.match(name)]
+    if module in NAMES_AN_ENGINE or module.startswith("exporter"):
+        return
+    tree = ast.parse((SOURCE / path).read_text(encoding="utf-8"))
+    for node in without_docstrings(tree):
+        for name in names_of(node):
+            assert "sglang" not in name.lower(), f"{path}, line {getattr(node, 'lineno', '?')}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)

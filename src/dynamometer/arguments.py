@@ -63,13 +63,18 @@ def add_max_body_size(group: argparse._ActionsContainer) -> None:
     )
 
 
-def add_engine_python(group: argparse._ActionsContainer) -> None:
-    """`--engine-python`."""
+def add_engine_python(group: argparse._ActionsContainer, engine: str) -> None:
+    """Add `--engine-python`.
+
+    Args:
+        group: where it is listed.
+        engine: the engine's name for users.
+    """
     group.add_argument(
         "--engine-python",
         default=sys.executable,
         metavar="PATH",
-        help="the interpreter that has SGLang (default: this one)",
+        help=f"the interpreter that has {engine} (default: this one)",
     )
 
 

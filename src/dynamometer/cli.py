@@ -16,7 +16,7 @@ from dynamometer.logs import printable
 # what it is for.
 COMMANDS = {
     "frontend": ("dynamometer.frontend.command", "OpenAI-compatible HTTP in front of all workers"),
-    "sglang": ("dynamometer.worker.command", "a worker: SGLang, its endpoint, its /metrics"),
+    "sglang": ("dynamometer.sglang", "a worker: SGLang, its endpoint, its /metrics"),
     "exporter": ("dynamometer.exporter.command", "the page alone, beside an engine that runs"),
     "mocker": ("dynamometer.mocker.command", "a simulated engine, for tests and dashboards"),
     "tiny-model": ("dynamometer.tiny_model", "make a tiny random model, for trying things out"),

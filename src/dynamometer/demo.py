@@ -51,7 +51,7 @@ def parser(program: str) -> argparse.ArgumentParser:
         default=Path(".demo"),
         help="where the model and the logs are kept (default: .demo)",
     )
-    arguments.add_engine_python(result)
+    arguments.add_engine_python(result, "SGLang")
     return result
 
 

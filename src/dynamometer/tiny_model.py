@@ -28,7 +28,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     """
     result = arguments.parser(program, _DESCRIPTION, "example:\n  dyno tiny-model ./tiny\n")
     result.add_argument("directory", type=Path, metavar="DIR", help="made where it is missing")
-    arguments.add_engine_python(result)
+    arguments.add_engine_python(result, "SGLang")
     return result
 
 

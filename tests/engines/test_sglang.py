@@ -85,6 +85,23 @@ def test_flags_in_a_config_file_are_known_and_overridden(
     assert launch.command[3:5] == ["--config", str(file)]
 
 
+@pytest.mark.parametrize(
+    ("content", "known"),
+    [
+        ("stream-response-default-include-usage: true", True),
+        ("stream_response_default_include_usage: true", True),
+        ("stream-response-default-include-usage: false", False),
+        ("enable-metrics: true", False),
+    ],
+)
+def test_usage_in_every_stream_may_be_a_default_of_the_config_file(
+    tmp_path: Path, no_accelerator: None, content: str, known: bool
+) -> None:
+    file = tmp_path / "engine.yaml"
+    file.write_text(f"model-path: m\n{content}\n")
+    assert plan(tmp_path, "--config", str(file)).stream_usage is known
+
+
 @pytest.mark.parametrize("content", ["", "[1]", "{", None])
 def test_a_config_file_that_cannot_be_read_is_sglangs_to_explain(
     tmp_path: Path, accelerator: None, content: str | None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import aiohttp
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from dynamometer.engines.sglang import SGLang
+from dynamometer.engines import kinds
 from dynamometer.frontend.families import FrontendMetrics
 from dynamometer.frontend.forward import Forwarder
 from dynamometer.frontend.routing import Instances, RouterMode
@@ -38,23 +39,26 @@ class Bench:
     _stack: AsyncExitStack
     _records: list[Record] = field(default_factory=list)
 
-    async def worker(self, handler: Handler, model: str = "m") -> Record:
+    async def worker(self, handler: Handler, model: str = "m", **fields: Any) -> Record:
+        """Start a worker that answers by `handler`; `fields` are its record's."""
         app = web.Application()
         app.router.add_post("/{path:.*}", handler)
         listener = addresses.listen("127.0.0.1", 0, setting="")
         await self._stack.enter_async_context(serving(app, listener))
-        return self.register(addresses.url(listener), model)
+        return self.register(addresses.url(listener), model, **fields)
 
-    def register(self, url: str, model: str = "m") -> Record:
+    def register(self, url: str, model: str = "m", **fields: Any) -> Record:
         record = Record(
             role=Role.WORKER,
             id=new_id(),
             namespace="dynamo",
             component="backend",
             models=(model,),
+            engine=kinds.DEFAULT.name,
             request_url=url,
             state=State.READY,
         )
+        record = replace(record, **fields)
         self._records.append(record)
         self._show()
         return record
@@ -90,7 +94,7 @@ async def make_bench(max_body_size: int = 2**20) -> AsyncIterator[Bench]:
         instances = Instances(RouterMode.ROUND_ROBIN, None)
         metrics = FrontendMetrics(registry)
         forwarder = Forwarder(
-            routes=SGLang.routes,
+            routes=kinds.ROUTES,
             instances=instances,
             metrics=metrics,
             session=session,
@@ -98,7 +102,7 @@ async def make_bench(max_body_size: int = 2**20) -> AsyncIterator[Bench]:
             max_body_size=max_body_size,
         )
         app = web.Application(client_max_size=max_body_size, middlewares=[openai_errors.middleware])
-        for path in SGLang.routes:
+        for path in kinds.ROUTES:
             app.router.add_post(path, forwarder.handle)
         scraping.add_route(app, MetricsPage(registry))
         listener = addresses.listen("127.0.0.1", 0, setting="")

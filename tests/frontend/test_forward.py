@@ -103,6 +103,33 @@ async def test_a_stream_passes_byte_for_byte_less_the_usage_that_we_asked_for(be
     assert bench.count("input_sequence_tokens_sum", model="m") == 5
 
 
+async def test_an_engine_that_always_says_usage_is_not_asked_and_nothing_is_taken_out(
+    bench: Bench,
+) -> None:
+    stream = (
+        b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
+        b'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":9}}\n\n'
+        b"data: [DONE]\n\n"
+    )
+    asked = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        asked.append(await request.json())
+        return web.Response(body=stream, content_type="text/event-stream")
+
+    await bench.worker(answer, stream_usage=True)
+    assert await bench.ask(stream=True) == (200, stream)
+    assert asked == [{"model": "m", "stream": True}]
+    assert bench.count("output_tokens_total", model="m") == 9
+
+
+async def test_a_worker_of_an_unknown_engine_is_offered_no_request(bench: Bench) -> None:
+    await bench.worker(fine, engine="of a later release")
+    assert (await bench.ask())[0] == 503
+    await bench.worker(fine)
+    assert [(await bench.ask())[0] for _ in range(3)] == [200] * 3
+
+
 async def test_an_answer_that_tells_no_tokens_is_not_kept(bench: Bench) -> None:
     block = b" " * 2**20
 

@@ -17,7 +17,7 @@ from bench import CHAT
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from dynamometer.engines.sglang import SGLang
+from dynamometer.engines import kinds
 from dynamometer.errors import SettingsError
 from dynamometer.frontend.app import Frontend, FrontendOptions, serve
 from dynamometer.frontend.canary import Canary
@@ -121,7 +121,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
         )
         await stack.enter_async_context(Canary(instruments).watching())
         forwarder = Forwarder(
-            routes=SGLang.routes,
+            routes=kinds.ROUTES,
             instances=frontend.instances,
             metrics=frontend.metrics,
             session=session,

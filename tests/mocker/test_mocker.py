@@ -119,6 +119,11 @@ def test_a_worker_around_one(tmp_path: Path) -> None:
         page = http(f"{frontend}/metrics").body.decode()
         assert 'dynamo_frontend_model_total_kv_blocks{model="mock"} ' in page
         assert 'dynamo_frontend_model_ready{model="mock"} 1.0' in page
+        eventually(
+            lambda: "dynamometer_engine_kv_usage_ratio{" in worker.page(),
+            within=10,
+            what="the processes that write metrics have written",
+        )
         load = {
             family.name: [sample.value for sample in family.samples]
             for family in parse(worker.page())

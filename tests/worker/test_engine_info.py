@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dynamometer.engines.interface import Launch, Route
+from dynamometer.engines.interface import Launch
+from dynamometer.engines.mocker import Mocker
 from dynamometer.http import addresses, relay
 from dynamometer.runtime.identity import new_id
 from dynamometer.runtime.record import Json, State
@@ -45,13 +46,10 @@ web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), print=None)
 """
 
 
-class Scripted:
-    """The script above, as an engine."""
+class Scripted(Mocker):
+    """The script above, as an engine; it is asked as the mocker is."""
 
     name = "scripted"
-    routes: Mapping[str, Route] = {}
-    health_path = "/health_generate"
-    metric_prefixes: Sequence[str] = ()
 
     def __init__(self, behaviour: str) -> None:
         self._behaviour = behaviour
@@ -64,7 +62,6 @@ class Scripted:
             url=f"http://127.0.0.1:{port}",
             model="m",
             model_path="m",
-            metrics=False,
         )
 
     def reason(self, log: Sequence[str], exit_code: int, launch: Launch) -> str:
@@ -95,7 +92,7 @@ async def test_a_worker_is_ready_whatever_its_engine_says_of_itself(
     session = relay.client(keepalive_seconds=3)
     with run_directory(new_id()) as directory:
         launch = engine.plan([], directory=directory.path, python=sys.executable)
-        client = EngineClient(session, launch, engine.health_path)
+        client = EngineClient(session, engine, launch)
         supervisor = Supervisor(engine, launch, client, directory)
 
         async def changed() -> None:
@@ -120,7 +117,7 @@ async def test_a_fault_after_the_start_ends_no_worker_that_serves(
     session = relay.client(keepalive_seconds=3)
     with run_directory(new_id()) as directory:
         launch = engine.plan([], directory=directory.path, python=sys.executable)
-        client = EngineClient(session, launch, engine.health_path)
+        client = EngineClient(session, engine, launch)
         supervisor = Supervisor(engine, launch, client, directory)
         told = asyncio.Event()
 
@@ -145,7 +142,7 @@ async def test_a_worker_that_cannot_watch_its_engine_ends_and_says_why(
     session = relay.client(keepalive_seconds=3)
     with run_directory(new_id()) as directory:
         launch = engine.plan([], directory=directory.path, python=sys.executable)
-        client = Broken(session, launch, engine.health_path)
+        client = Broken(session, engine, launch)
         supervisor = Supervisor(engine, launch, client, directory)
 
         async def changed() -> None:

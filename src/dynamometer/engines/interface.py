@@ -1,18 +1,22 @@
-"""What the rest of the code knows of an engine.
+"""The contract of an engine: everything that differs between engines, for the rest of the code.
 
-An engine is a command line, a base URL, a way to tell that its model answers, inference
-routes, and metric sources. Each other module here is one engine; the worker starts it, the
-frontend knows its routes.
+An engine is a base URL, a health route, inference routes, and metric sources: an `Engine`. An
+engine that a worker can start is a command line too: a `StartableEngine`. The worker and the
+frontend forward by its routes, the worker and the exporter read its metrics, whoever started it.
+
+Variants: `sglang` and `mocker`, listed in `kinds`; tests/engines/test_contract.py runs against
+each of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Final, Protocol
 
+from dynamometer.metrics.conclusions import Conclusion
 from dynamometer.runtime.record import AGGREGATED, Json
 
 PREFILL: Final = "prefill"
@@ -20,9 +24,9 @@ DECODE: Final = "decode"
 
 
 class Usage(Enum):
-    """Where a route's answer says how many tokens it took.
+    """The dialect of a route's answers, by where they say how many tokens they took.
 
-    NONE: it does not. OPENAI: a `usage` object; in a stream, in the last chunk where the
+    NONE: nowhere. OPENAI: a `usage` object; in a stream, in the last chunk where the
     request asked for it (`stream_options.include_usage`). RESPONSES: `response.usage` of the
     final event. MESSAGES: Anthropic's `message_start` and `message_delta`. GENERATE: SGLang's
     `meta_info` in each event, cumulative.
@@ -37,21 +41,51 @@ class Usage(Enum):
 
 @dataclass(frozen=True)
 class Route:
-    """An inference route: its path, its name in metrics (`endpoint`), where its usage stands."""
+    """An inference route: its path, its name in metrics (`endpoint`), its answers' dialect."""
 
     path: str
     name: str
     usage: Usage = Usage.NONE
 
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether answers say how many tokens they took."""
+        return self.usage is not Usage.NONE
+
+    @property
+    def takes_stream_options(self) -> bool:
+        """Whether a stream says its tokens only where the request asks for usage."""
+        return self.usage is Usage.OPENAI
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricSources:
+    """Where an engine's families are: neither source, either, or both.
+
+    Attributes:
+        directory: of prometheus_client's multiprocess files.
+        page_url: of its own `/metrics`, where that has families that its files have not.
+    """
+
+    directory: Path | None = None
+    page_url: str | None = None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """How to start an engine, and how to speak to it.
+    """How to start an engine, and how to reach it then.
 
-    `model` is the name it serves, as its command line has it; its own list is asked for once it
-    is up. `page_url` is its own `/metrics` where that has families which its files have not. `mode`
-    is `Record.mode`: the whole of the work, or its prefill or decode phase alone.
-    `notes` tell the user what was added to the command line, and why.
+    Attributes:
+        command: the command line.
+        environment: the whole environment.
+        url: where it answers.
+        model: the name that it serves, by its command line; its own list is read once it is up.
+        model_path: the model as the command line names it.
+        sources: where its families are.
+        mode: see `Record.mode`: the whole of the work, or its prefill or decode phase alone.
+        stream_usage: see `Record.stream_usage`: every stream ends with its usage.
+        api_key: what its routes want as a bearer token.
+        notes: for the user: what was added to the command line, and why.
     """
 
     command: Sequence[str]
@@ -59,11 +93,16 @@ class Launch:
     url: str
     model: str
     model_path: str
-    metrics: bool
+    sources: MetricSources = MetricSources()
     mode: str = AGGREGATED
-    page_url: str | None = None
+    stream_usage: bool = False
     api_key: str | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def metrics(self) -> bool:
+        """Whether the engine counts anything at all."""
+        return self.sources != MetricSources()
 
     @property
     def component(self) -> str:
@@ -73,7 +112,7 @@ class Launch:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCards:
-    """What the engine serves: the names, and what its `/v1/models` says of each."""
+    """The models that an engine serves, each with its entry of the engine's `/v1/models`."""
 
     cards: Mapping[str, Json] = field(default_factory=dict)
 
@@ -83,28 +122,127 @@ class ModelCards:
         return tuple(self.cards)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CommandFacts:
+    """What the command line of an engine that somebody else started says of it.
+
+    Attributes:
+        model: the name that it serves; empty where the command line has none.
+        host: on which it listens; empty where the command line has none.
+        port: on which it listens.
+        page_has_more: whether families are on its own page alone; None where that is not known.
+    """
+
+    model: str
+    host: str
+    port: int
+    page_has_more: bool | None
+
+
+class LoadSignals(Conclusion, Protocol):
+    """Load signals of one engine, concluded from its families at each refresh of the page."""
+
+    def shown_by(self, prefixes: Sequence[str]) -> bool:
+        """Return whether families whose names begin with `prefixes` (none: all) are enough."""
+
+
 class Engine(Protocol):
-    """An engine's module, as the worker and the frontend use it."""
+    """A kind of engine, however it was started.
+
+    Attributes:
+        name: its kind, in records and labels.
+        title: its name for users.
+        routes: its inference routes, by path. A path has the same name at each engine.
+        health_path: a GET that answers 200 when a forward pass came back.
+        models_path: a GET that lists the models, see `read_models`.
+        info_path: a GET that says how it runs, see `read_info`.
+        metric_prefixes: what the names of its families begin with.
+    """
 
     name: str
+    title: str
     routes: Mapping[str, Route]
     health_path: str
+    models_path: str
+    info_path: str
     metric_prefixes: Sequence[str]
 
-    def plan(self, arguments: Sequence[str], *, directory: Path, python: str) -> Launch:
-        """How to start the engine from the user's flags.
+    def read_models(self, answer: Json) -> ModelCards:
+        """Return the models of an answer of `models_path`; none where the answer is nonsense."""
+
+    def read_info(self, answer: Json, models: ModelCards) -> Mapping[str, Json]:
+        """Return `Record.engine_info` of an answer of `info_path`, without what it does not say."""
+
+    def load_signals(
+        self,
+        owner: str,
+        constant: Callable[[], Mapping[str, str]],
+        *,
+        component: bool = False,
+        complete: Callable[[], bool] = lambda: True,
+    ) -> LoadSignals:
+        """Return what concludes `dynamometer_engine_*` from the engine's families.
 
         Args:
-            arguments: the engine's flags, those that the worker owns taken out.
+            owner: whose sources show the engine.
+            constant: returns the labels of the series, at each refresh.
+            component: whether to add the KV cache's families of a worker's component.
+            complete: returns whether all sources of the engine are known: a counter that none of
+                them has is 0 then.
+        """
+
+    def launch_arguments(self, command: Sequence[str]) -> Sequence[str] | None:
+        """Return the flags of a command line that starts such an engine; None for any other."""
+
+    def is_process(self, command: Sequence[str]) -> bool:
+        """Return whether a process with this command line belongs to such an engine."""
+
+    def command_facts(
+        self, arguments: Sequence[str], *, environment: Mapping[str, str], directory: Path
+    ) -> CommandFacts:
+        """Return what the flags of a running engine say of it.
+
+        Args:
+            arguments: see `launch_arguments`.
+            environment: of its process; empty where it cannot be read.
+            directory: in which it runs.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandHelp:
+    """Texts of `dyno NAME --help` that speak of the engine.
+
+    Attributes:
+        description: what the command does.
+        examples: command lines.
+        component: the default of `--component`.
+    """
+
+    description: str
+    examples: str
+    component: str
+
+
+class StartableEngine(Engine, Protocol):
+    """An engine that a worker can start."""
+
+    help: CommandHelp
+
+    def plan(self, arguments: Sequence[str], *, directory: Path, python: str) -> Launch:
+        """Return how to start the engine from the user's flags.
+
+        Args:
+            arguments: the engine's flags, without those that the worker owns.
             directory: the worker's own, for metrics files.
             python: the interpreter that has the engine.
 
         Raises:
-            SettingsError: the flags do not say what is needed; names the flag.
+            SettingsError: The flags do not say what is needed; the message names the flag.
         """
 
     def reason(self, log: Sequence[str], exit_code: int, launch: Launch) -> str:
-        """Why the engine ended, in one line, out of the last lines of its log."""
+        """Return why the engine ended, in one line, from the last lines of its log."""
 
     def last_word(self, log: Sequence[str]) -> str:
-        """The last line of its log that tells how far it is; empty where there is none."""
+        """Return the last line of its log that tells how far it is; empty where none does."""

@@ -7,28 +7,63 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dynamometer.engines import sglang
-from dynamometer.engines.interface import Launch, Route
+from dynamometer.engines.interface import (
+    CommandFacts,
+    CommandHelp,
+    Launch,
+    MetricSources,
+    Route,
+)
+from dynamometer.engines.load_signals import EngineLoad
+from dynamometer.engines.server_info import engine_info, model_cards
 from dynamometer.errors import SettingsError
 from dynamometer.http.addresses import free_port
-from dynamometer.names import label_value, name_prefix
+from dynamometer.names import label_value
 
 
 class Mocker:
-    """See `interface.Engine`."""
+    """See `interface.StartableEngine`: SGLang in all that is seen over HTTP and in its files."""
 
     name = "mocker"
+    title = "the mocker"
     routes: Mapping[str, Route] = sglang.SGLang.routes
     health_path = sglang.SGLang.health_path
-    metric_prefixes: Sequence[str] = (name_prefix.SGLANG,)
+    models_path = sglang.SGLang.models_path
+    info_path = sglang.SGLang.info_path
+    metric_prefixes: Sequence[str] = sglang.SGLang.metric_prefixes
+    help: CommandHelp = sglang.SGLang.help
+
+    read_models = staticmethod(model_cards)
+    read_info = staticmethod(engine_info)
+    load_signals = staticmethod(EngineLoad)
+
+    def launch_arguments(self, command: Sequence[str]) -> Sequence[str] | None:  # noqa: ARG002  # a seam
+        """See `interface.Engine.launch_arguments`: an exporter does not search for simulations."""
+        return None
+
+    def is_process(self, command: Sequence[str]) -> bool:  # noqa: ARG002  # a seam
+        """See `interface.Engine.is_process`."""
+        return False
+
+    def command_facts(
+        self, arguments: Sequence[str], *, environment: Mapping[str, str], directory: Path
+    ) -> CommandFacts:
+        """See `interface.Engine.command_facts`."""
+        return sglang.SGLang().command_facts(
+            arguments, environment=environment, directory=directory
+        )
 
     def plan(self, arguments: Sequence[str], *, directory: Path, python: str) -> Launch:
-        """See `interface.Engine.plan`."""
+        """See `interface.StartableEngine.plan`."""
         known = sglang.known_flags(arguments)
         if known.model is None:
             raise SettingsError("--model is missing: any name will do for a mocker")
         port = free_port()
         metrics = directory / "metrics"
         metrics.mkdir(mode=0o700)
+        notes = ["the engine is a simulation: --engine mocker"]
+        if not known.enable_metrics:
+            notes.append(sglang.WITHOUT_METRICS)
         return Launch(
             command=[
                 *(python, "-m", "dynamometer.mocker", *arguments),
@@ -38,15 +73,16 @@ class Mocker:
             url=f"http://127.0.0.1:{port}",
             model=label_value(known.served_model_name or known.model),
             model_path=known.model,
-            metrics=known.enable_metrics,
+            sources=MetricSources(directory=metrics if known.enable_metrics else None),
             mode=sglang.mode(known),
-            notes=("the engine is a simulation: --engine mocker",),
+            stream_usage=known.stream_usage,
+            notes=tuple(notes),
         )
 
     def reason(self, log: Sequence[str], exit_code: int, launch: Launch) -> str:  # noqa: ARG002  # a seam
-        """See `interface.Engine.reason`."""
+        """See `interface.StartableEngine.reason`."""
         return sglang.reason(log, exit_code)
 
     def last_word(self, log: Sequence[str]) -> str:
-        """See `interface.Engine.last_word`."""
+        """See `interface.StartableEngine.last_word`."""
         return log[-1] if log else ""

@@ -64,6 +64,22 @@ def engine_info(answer: Json, models: ModelCards) -> dict[str, Json]:
     return {name: value for name, value in found.items() if value is not None}
 
 
+def model_cards(answer: Json) -> ModelCards:
+    """Return the models of an answer of `/v1/models`; none where it is not such an answer.
+
+    A name that no label can hold (an unpaired surrogate) is left out.
+    """
+    listed = _member(answer, "data")
+    cards = {
+        str(card["id"]): card
+        for card in (listed if isinstance(listed, list) else ())
+        if isinstance(card, dict) and "id" in card
+    }
+    return ModelCards(
+        cards={name: card for name, card in cards.items() if label_value(name) == name}
+    )
+
+
 def _member(content: Json, name: str) -> Json:
     return content.get(name) if isinstance(content, dict) else None
 

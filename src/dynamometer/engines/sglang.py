@@ -15,9 +15,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Final
 
-from dynamometer import names
+from dynamometer import names, settings
 from dynamometer.engines import accelerators, sglang_config
-from dynamometer.engines.interface import DECODE, PREFILL, Launch, Route, Usage
+from dynamometer.engines.interface import (
+    DECODE,
+    PREFILL,
+    CommandFacts,
+    CommandHelp,
+    Launch,
+    MetricSources,
+    Route,
+    Usage,
+)
+from dynamometer.engines.load_signals import EngineLoad
+from dynamometer.engines.server_info import engine_info, model_cards
 from dynamometer.engines.sglang_cpu import overlay
 from dynamometer.errors import SettingsError
 from dynamometer.http.addresses import free_port
@@ -28,6 +39,9 @@ DEFAULT_PORT: Final = 30000
 TITLE: Final = "sglang::"
 _MODULE_NAME: Final = "sglang.launch_server"
 _SERVE: Final = ("sglang", "serve")
+WITHOUT_METRICS: Final = (
+    "--enable-metrics was not given: the page will have no sglang: families, only the runtime's own"
+)
 # Flags that make SGLang serve on a CPU, each measured to be needed there.
 CPU_FLAGS: Final = {
     "--device": "cpu",
@@ -67,17 +81,67 @@ _ROUTES: Final = (
 )
 
 
+_HELP: Final = CommandHelp(
+    description="""\
+Start SGLang and serve it: requests at its own OpenAI-compatible address and through the
+frontend; /metrics, /health and /live at the system port.
+
+Every flag that is not listed here goes to SGLang as it is; `python -m sglang.launch_server
+--help` lists those. --model, --served-model-name and --enable-metrics are SGLang's too:
+without --enable-metrics the page has no sglang: families.
+""",
+    examples="""\
+  dyno sglang --model ./tiny --enable-metrics
+  DYN_SYSTEM_PORT=9090 dyno sglang --model Qwen/Qwen3-8B --enable-metrics --tp-size 2
+  dyno sglang --engine-python /opt/sglang/bin/python --model ./tiny --port 30000
+""",
+    component="backend; with --disaggregation-mode prefill: prefill",
+)
+
+
 class SGLang:
-    """See `interface.Engine`."""
+    """See `interface.StartableEngine`."""
 
     name = "sglang"
+    title = "SGLang"
     routes: Mapping[str, Route] = {route.path: route for route in _ROUTES}
     # One forward pass through the scheduler: the model answers.
     health_path = "/health_generate"
+    models_path = "/v1/models"
+    info_path = "/server_info"
     metric_prefixes: Sequence[str] = (names.name_prefix.SGLANG,)
+    help = _HELP
+
+    read_models = staticmethod(model_cards)
+    read_info = staticmethod(engine_info)
+    load_signals = staticmethod(EngineLoad)
+
+    def launch_arguments(self, command: Sequence[str]) -> Sequence[str] | None:
+        """See `interface.Engine.launch_arguments`."""
+        return launch_arguments(command)
+
+    def is_process(self, command: Sequence[str]) -> bool:
+        """See `interface.Engine.is_process`: its processes set titles, "sglang::scheduler"."""
+        titled = bool(command) and command[0].startswith(TITLE)
+        return titled or launch_arguments(command) is not None
+
+    def command_facts(
+        self, arguments: Sequence[str], *, environment: Mapping[str, str], directory: Path
+    ) -> CommandFacts:
+        """See `interface.Engine.command_facts`."""
+        try:
+            known = known_flags(sglang_config.with_file(arguments, directory))
+        except SettingsError:  # the engine itself reports it
+            known = known_flags(())
+        return CommandFacts(
+            model=names.label_value(known.served_model_name or known.model or ""),
+            host=known.host or "",
+            port=_port(known.port) or DEFAULT_PORT,
+            page_has_more=counts_on_its_page_alone(environment) if environment else None,
+        )
 
     def plan(self, arguments: Sequence[str], *, directory: Path, python: str) -> Launch:
-        """See `interface.Engine.plan`."""
+        """See `interface.StartableEngine.plan`."""
         given = sglang_config.with_file(arguments)
         known = known_flags(given)
         if known.model is None:
@@ -101,36 +165,35 @@ class SGLang:
             why = "--device cpu was given" if known.device else "no accelerator was found"
             flags = " ".join(added) or "none were missing"
             notes.append(f"{why}: SGLang runs on the CPU, with flags added: {flags}")
+        url = f"http://127.0.0.1:{engine_port}"
+        sources = MetricSources()
         if known.enable_metrics:
             metrics = directory / "metrics"
             metrics.mkdir(mode=0o700)
             environment["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
+            rust = counts_on_its_page_alone(environment)
+            sources = MetricSources(directory=metrics, page_url=f"{url}/metrics" if rust else None)
         else:
-            notes.append(
-                "--enable-metrics was not given: the page will have no sglang: families, "
-                "only the runtime's own"
-            )
-        url = f"http://127.0.0.1:{engine_port}"
-        rust = counts_on_its_page_alone(environment)
+            notes.append(WITHOUT_METRICS)
         return Launch(
             command=command,
             environment=environment,
             url=url,
-            page_url=f"{url}/metrics" if rust and known.enable_metrics else None,
             model=names.label_value(known.served_model_name or known.model),
             model_path=known.model,
-            metrics=known.enable_metrics,
+            sources=sources,
             mode=mode(known),
+            stream_usage=known.stream_usage,
             api_key=known.api_key,
             notes=tuple(notes),
         )
 
     def reason(self, log: Sequence[str], exit_code: int, launch: Launch) -> str:
-        """See `interface.Engine.reason`."""
+        """See `interface.StartableEngine.reason`."""
         return reason(log, exit_code) + _hint(launch)
 
     def last_word(self, log: Sequence[str]) -> str:
-        """See `interface.Engine.last_word`: its own lines have a stamp, warnings have none."""
+        """See `interface.StartableEngine.last_word`: its lines have a stamp, warnings none."""
         own = (line for line in reversed(log) if _STAMP.match(line))
         return _STAMP.sub("", next(own, ""))
 
@@ -174,6 +237,9 @@ def known_flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--api-key")
     parser.add_argument("--disaggregation-mode")
     parser.add_argument("--enable-metrics", action="store_true")
+    parser.add_argument(
+        "--stream-response-default-include-usage", dest="stream_usage", action="store_true"
+    )
     try:
         return parser.parse_known_args(list(arguments))[0]
     except argparse.ArgumentError as error:
@@ -184,6 +250,14 @@ def mode(known: argparse.Namespace) -> str:
     """What `--disaggregation-mode` says of the worker; SGLang itself refuses what is no mode."""
     phase: str = known.disaggregation_mode
     return phase if phase in (PREFILL, DECODE) else AGGREGATED
+
+
+def _port(text: str | None) -> int | None:
+    """Return the port that a command line names, if it is one."""
+    try:
+        return settings.port(text or "") or None
+    except ValueError:
+        return None
 
 
 def _on_cpu(device: str | None) -> bool:

@@ -12,7 +12,7 @@ from typing import Final
 
 from aiohttp import web
 
-from dynamometer.engines.sglang import SGLang
+from dynamometer.engines import kinds
 from dynamometer.errors import DiscoveryError, SettingsError
 from dynamometer.frontend.canary import Canary
 from dynamometer.frontend.families import FrontendMetrics
@@ -95,7 +95,7 @@ async def serve(options: FrontendOptions) -> None:
             page=runtime.page,
         )
         forwarder = Forwarder(
-            routes=SGLang.routes,
+            routes=kinds.ROUTES,
             instances=frontend.instances,
             metrics=frontend.metrics,
             session=session,
@@ -113,7 +113,7 @@ async def serve(options: FrontendOptions) -> None:
         stop_listening = await stack.enter_async_context(serving(application, listener))
         logger.info("OpenAI-compatible at %s/v1, metrics at %s/metrics", url, url)
         if not frontend.instances.ready:
-            logger.info("no worker yet: start one with `dyno sglang --model MODEL`")
+            logger.info("no worker yet: start one with `dyno %s --model MODEL`", kinds.DEFAULT.name)
         await stop.asked.wait()
         forwarder.draining = True
         await stop_listening()
@@ -141,7 +141,7 @@ def _check_prefix(prefix: str) -> None:
     """
     others = (
         *(f"{other}_" for other in _OTHER_PREFIXES),
-        *SGLang.metric_prefixes,
+        *kinds.METRIC_PREFIXES,
     )
     if f"{prefix}_".startswith(others):
         raise SettingsError(
@@ -167,6 +167,7 @@ class Frontend:
         self._page = page
         self._shown: frozenset[str] = frozenset()
         self._looked = 0.0
+        self._unknown: frozenset[int] = frozenset()
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
@@ -189,6 +190,14 @@ class Frontend:
             logger.debug("%s", error)  # said once by the discovery itself
 
     def _take(self, records: frozenset[Record]) -> None:
+        unknown = {record.id: record for record in records if kinds.of(record.engine) is None}
+        for id_ in unknown.keys() - self._unknown:
+            logger.warning(
+                "instance %016x is not offered requests: its engine %r is unknown to this release",
+                id_,
+                unknown[id_].engine,
+            )
+        self._unknown = frozenset(unknown)
         self.instances.update(records)
         models = frozenset(self.instances.models())
         self.metrics.expect(models)
@@ -202,7 +211,7 @@ class Frontend:
     def application(self, forwarder: Forwarder, max_body_size: int) -> web.Application:
         """All routes; what is not listed is 404."""
         app = web.Application(client_max_size=max_body_size, middlewares=[openai_errors.middleware])
-        for path in SGLang.routes:
+        for path in kinds.ROUTES:
             app.router.add_post(path, forwarder.handle)
         app.router.add_get("/v1/models", self._list)
         app.router.add_get("/v1/models/{model:.+}", self._one)

@@ -6,12 +6,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 
 import aiohttp
 from aiohttp import web
 
 from dynamometer.engines import answers
-from dynamometer.engines.interface import Route, Usage
+from dynamometer.engines.interface import Route
 from dynamometer.engines.requests import BadBodyError, RequestBody
 from dynamometer.frontend import failures
 from dynamometer.frontend.accounting import RequestAccount
@@ -155,10 +156,6 @@ class Forwarder:
         model: str,
     ) -> web.StreamResponse:
         """Ask an instance, and one other where the first has not taken the request."""
-        content = body.content
-        if _adds_usage(body, route):
-            inline = len(content) <= SHORT_BYTES
-            content = await self._threads.run(body.with_usage, inline=inline)
         headers = relay.request_headers(request.headers)
         headers.popall("Content-Encoding", None)  # it was read
         tried: set[int] = set()
@@ -170,6 +167,9 @@ class Forwarder:
             if instance is None:
                 break
             tried.add(instance.id)
+            if instance.stream_usage:
+                body = replace(body, add_usage=False)
+            content = await self._content(body, route)
             url = relay.target(instance.request_url or "", request)
             account.sent(instance.id)
             try:
@@ -188,6 +188,13 @@ class Forwarder:
         refusal = refusal or openai_errors.unavailable(f"nobody serves {model!r}")
         return _refuse(account, failure, refusal)
 
+    async def _content(self, body: RequestBody, route: Route) -> bytes:
+        """Return the body as it goes to a worker."""
+        if not _adds_usage(body, route):
+            return body.content
+        inline = len(body.content) <= SHORT_BYTES
+        return await self._threads.run(body.with_usage, inline=inline)
+
     async def _relay(
         self,
         request: web.Request,
@@ -205,7 +212,7 @@ class Forwarder:
         if answer.status >= 400:  # many clients close at that, and read no more
             account.answered(time.perf_counter())
             account.told(failures.of_answer(answer.status))
-        counts = route.usage is not Usage.NONE and answer.status < 400
+        counts = route.counts_tokens and answer.status < 400
         whole = []
         try:
             async for chunk in relay.chunks(answer):
@@ -271,7 +278,7 @@ class Forwarder:
 
 def _adds_usage(body: RequestBody, route: Route) -> bool:
     """Whether a stream is asked for the usage that its client has not asked for."""
-    return body.add_usage and route.usage is Usage.OPENAI
+    return body.add_usage and route.takes_stream_options
 
 
 def _refuse(account: RequestAccount, failure: Failure, answer: web.Response) -> web.Response:

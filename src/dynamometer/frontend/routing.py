@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 
+from dynamometer.engines import kinds
 from dynamometer.runtime.record import Json, Record, Role, State
 
 
@@ -46,6 +47,7 @@ class Instances:
                     for record in records
                     if record.role is Role.WORKER
                     and record.unusable_reason is None
+                    and kinds.of(record.engine) is not None
                     and self._namespace in (None, record.namespace)
                 ),
                 key=lambda record: record.id,

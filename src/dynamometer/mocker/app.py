@@ -68,6 +68,7 @@ class Mocker:
             asked = body.get("max_completion_tokens", body.get("max_tokens"))
             asked = 16 if asked is None else int(asked)
             usage = (body.get("stream_options") or {}).get("include_usage") is True
+            usage = usage or self._options.stream_usage
             if asked < 1:
                 raise ValueError("no tokens are wanted")
             if asked > self._options.context_length:

@@ -96,6 +96,11 @@ def parser(program: str) -> argparse.ArgumentParser:
         default="null",
         help="taken as SGLang takes it; nothing is different",
     )
+    result.add_argument(
+        "--stream-response-default-include-usage",
+        action="store_true",
+        help="taken as SGLang takes it: every stream ends with its usage",
+    )
     return result
 
 
@@ -118,6 +123,7 @@ def main(argv: Sequence[str], program: str = "dyno mocker") -> int:
         series=own.series,
         change=own.change,
         interval=own.interval,
+        stream_usage=own.stream_response_default_include_usage,
     )
     with ExitStack() as stack:
         if _DIRECTORY not in os.environ:

@@ -11,7 +11,8 @@ class MockerOptions:
 
     `tokens_per_second` is of each stream, `first_token_seconds` the time before its first one;
     `series` are sample lines on the page, spread over `processes` besides the server's own, and
-    `change` the part of them (0 to 1) that moves every `interval` seconds.
+    `change` the part of them (0 to 1) that moves every `interval` seconds. `stream_usage`: every
+    stream ends with its usage, requested or not.
     """
 
     host: str
@@ -27,3 +28,4 @@ class MockerOptions:
     max_running_requests: int = 256
     kv_tokens: int = 8 * 32768
     page_size: int = 1
+    stream_usage: bool = False

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from dynamometer.engines.interface import Engine, Launch
-from dynamometer.engines.load_signals import EngineLoad
+from dynamometer.engines.interface import Launch, StartableEngine
 from dynamometer.errors import DiscoveryError, SettingsError
 from dynamometer.http import addresses
 from dynamometer.http.servers import serving
@@ -68,7 +67,7 @@ class WorkerOptions:
     discovery_directory: Path | None
 
 
-async def serve(options: WorkerOptions, engine: Engine) -> None:
+async def serve(options: WorkerOptions, engine: StartableEngine) -> None:
     """Run a worker until a signal asks it to end.
 
     Raises:
@@ -107,8 +106,6 @@ async def serve(options: WorkerOptions, engine: Engine) -> None:
         logger.info("requests: %s (instance %016x)", worker.record.request_url, instance_id)
         for note in launch.notes:
             logger.info("%s", note)
-        if not launch.metrics:
-            logger.info("without --enable-metrics the page has no families of the engine's")
         await worker.run(registration, stop)
 
 
@@ -118,7 +115,7 @@ class _Worker:
     def __init__(
         self,
         options: WorkerOptions,
-        engine: Engine,
+        engine: StartableEngine,
         launch: Launch,
         instance_id: int,
         directory: RunDirectory,
@@ -130,7 +127,7 @@ class _Worker:
         identity = {labels.MODEL: launch.model, labels.WORKER_ID: hexadecimal(instance_id)}
         every_label = {**endpoint.labels, **identity}
         self.session = engine_session()
-        client = EngineClient(self.session, launch, engine.health_path)
+        client = EngineClient(self.session, engine, launch)
         self._supervisor = Supervisor(engine, launch, client, directory)
         self._build = BuildMetrics(
             runtime.level({labels.COMPONENT: options.component}),
@@ -149,10 +146,9 @@ class _Worker:
             api_key=launch.api_key,
         )
         own = every_label if options.runtime_labels else {}
-        if launch.metrics:
-            self._add_files(endpoint, engine, directory, own)
+        self._add_files(endpoint, engine, launch, own)
         self._fetched = self._add_page(endpoint, engine, launch, own)
-        runtime.page.derive(EngineLoad(engine.name, lambda: every_label, component=True))
+        runtime.page.derive(engine.load_signals(engine.name, lambda: every_label, component=True))
         self.record = Record(
             role=Role.WORKER,
             id=instance_id,
@@ -161,22 +157,25 @@ class _Worker:
             endpoint=options.endpoint,
             mode=launch.mode,
             engine=engine.name,
+            stream_usage=launch.stream_usage,
             since=time.time(),
         )
 
     def _add_files(
         self,
         endpoint: RuntimeEndpoint,
-        engine: Engine,
-        directory: RunDirectory,
+        engine: StartableEngine,
+        launch: Launch,
         own: Mapping[str, str],
     ) -> None:
         """Put what the engine's processes write on the page, with `own` labels.
 
         The reader adds them itself: added behind it they would cost twice as much.
         """
+        if launch.sources.directory is None:
+            return
         files = MultiprocessDirectory(
-            directory.path / "metrics",
+            launch.sources.directory,
             labels=own,
             owned=True,
             max_series=self._options.max_series,
@@ -188,16 +187,16 @@ class _Worker:
     def _add_page(
         self,
         endpoint: RuntimeEndpoint,
-        engine: Engine,
+        engine: StartableEngine,
         launch: Launch,
         own: Mapping[str, str],
     ) -> HttpSource | None:
         """Put the engine's own page on ours, with `own` labels, where it has more."""
-        if launch.page_url is None:
+        if launch.sources.page_url is None:
             return None
         source = HttpSource(
             f"{engine.name}_http",
-            launch.page_url,
+            launch.sources.page_url,
             session=self.session,
             owner=engine.name,
             prefixes=engine.metric_prefixes,

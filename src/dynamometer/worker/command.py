@@ -1,55 +1,44 @@
-"""`dyno sglang`, `python -m dynamometer.sglang`: a worker's command line."""
+"""The command line of a worker, for the engines that it is given."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from dynamometer import arguments, logs, settings
-from dynamometer.engines.interface import Engine
-from dynamometer.engines.mocker import Mocker
-from dynamometer.engines.sglang import SGLang
+from dynamometer.engines.interface import StartableEngine
 from dynamometer.multiprocess.directory import DEFAULT_MAX_SERIES
 from dynamometer.process import event_loop
 from dynamometer.worker.app import WorkerOptions, serve
 
-ENGINES: Mapping[str, Engine] = {SGLang.name: SGLang(), Mocker.name: Mocker()}
-
-_DESCRIPTION = """\
-Start SGLang and serve it: requests at its own OpenAI-compatible address and through the
-frontend; /metrics, /health and /live at the system port.
-
-Every flag that is not listed here goes to SGLang as it is; `python -m sglang.launch_server
---help` lists those. --model, --served-model-name and --enable-metrics are SGLang's too:
-without --enable-metrics the page has no sglang: families.
-"""
-
 _EPILOG = """\
 examples:
-  dyno sglang --model ./tiny --enable-metrics
-  DYN_SYSTEM_PORT=9090 dyno sglang --model Qwen/Qwen3-8B --enable-metrics --tp-size 2
-  dyno sglang --engine-python /opt/sglang/bin/python --model ./tiny --port 30000
-
+{examples}
 DYN_SYSTEM_HEALTH_PATH and its like say how /health answers: docs/configuration.md.
 DYN_LOG=debug says more, DYN_LOGGING_JSONL=1 says it in JSON lines.
 """
 
 
-def parser(program: str) -> argparse.ArgumentParser:
-    """The worker's own flags.
+def parser(program: str, engines: Sequence[StartableEngine]) -> argparse.ArgumentParser:
+    """Return the worker's own flags.
 
     Args:
         program: how the command was called, for its help.
+        engines: those that `--engine` may name, the default first.
     """
-    result = arguments.parser(program, _DESCRIPTION, _EPILOG, usage="%(prog)s --model MODEL ...")
+    default = engines[0]
+    epilog = _EPILOG.format(examples=default.help.examples)
+    result = arguments.parser(
+        program, default.help.description, epilog, usage="%(prog)s --model MODEL ..."
+    )
     engine = result.add_argument_group("the engine")
     engine.add_argument(
         "--engine",
-        choices=sorted(ENGINES),
-        default=SGLang.name,
-        help="what to start: the real one, or a simulation of it (default: sglang)",
+        choices=sorted(engine.name for engine in engines),
+        default=default.name,
+        help=f"what to start: the real one, or a simulation of it (default: {default.name})",
     )
-    arguments.add_engine_python(engine)
+    arguments.add_engine_python(engine, default.title)
     engine.add_argument(
         "--drain-timeout",
         type=arguments.checked(settings.seconds),
@@ -76,18 +65,23 @@ def parser(program: str) -> argparse.ArgumentParser:
     )
     arguments.add_max_series(page, DEFAULT_MAX_SERIES)
     place = result.add_argument_group("its place")
-    arguments.add_place(place, component="backend; with --disaggregation-mode prefill: prefill")
+    arguments.add_place(place, component=default.help.component)
     arguments.add_discovery(place)
     return result
 
 
-def main(argv: Sequence[str], program: str = "dyno sglang") -> int:
-    """Run a worker until it is asked to end; the exit code.
+def main(argv: Sequence[str], program: str, engines: Sequence[StartableEngine]) -> int:
+    """Run a worker until a signal asks it to end; return the exit code.
+
+    Args:
+        argv: its flags, and the engine's.
+        program: how the command was called, for its help.
+        engines: those that `--engine` may name, the default first.
 
     Raises:
-        DynamometerError: with the message for the user.
+        DynamometerError: The message is for the user.
     """
-    own, rest = parser(program).parse_known_args(list(argv))
+    own, rest = parser(program, engines).parse_known_args(list(argv))
     environment = settings.read()
     logs.set_up("worker", level=environment.log_level, as_json=environment.log_json)
     options = WorkerOptions(
@@ -107,5 +101,6 @@ def main(argv: Sequence[str], program: str = "dyno sglang") -> int:
         max_series=own.max_series,
         discovery_directory=own.discovery or environment.discovery_directory,
     )
-    event_loop.run(serve(options, ENGINES[own.engine]))
+    chosen = next(engine for engine in engines if engine.name == own.engine)
+    event_loop.run(serve(options, chosen))
     return 0

@@ -74,7 +74,7 @@ class EngineProcess:
         except OSError as error:
             raise EngineError(
                 f"cannot run {command[0]}: {error.strerror} (--engine-python names the "
-                "interpreter that has SGLang)"
+                "interpreter that has the engine)"
             ) from None
         return cls(process, (WORKER_MARK, owner))
 

@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from dynamometer import logs
-from dynamometer.engines.interface import Engine, Launch, ModelCards
+from dynamometer.engines.interface import Launch, ModelCards, StartableEngine
 from dynamometer.errors import EngineError
 from dynamometer.process import tasks
 from dynamometer.runtime.record import Json, State
@@ -53,7 +53,7 @@ class Supervisor:
     """
 
     def __init__(
-        self, engine: Engine, launch: Launch, client: EngineClient, directory: RunDirectory
+        self, engine: StartableEngine, launch: Launch, client: EngineClient, directory: RunDirectory
     ) -> None:
         self._engine = engine
         self._launch = launch
@@ -188,7 +188,9 @@ class Supervisor:
                 self.info = info
                 await changed()
         if not self.info:
-            logger.info("the engine does not say what it is: /server_info has no answer")
+            logger.info(
+                "the engine does not say what it is: %s has no answer", self._engine.info_path
+            )
 
     def _last_word(self, process: EngineProcess) -> str:
         word = self._engine.last_word(process.log)

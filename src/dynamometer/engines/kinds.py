@@ -1,0 +1,31 @@
+"""The kinds of engines that this release knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from dynamometer.engines.interface import Engine, Route
+from dynamometer.engines.mocker import Mocker
+from dynamometer.engines.sglang import SGLang
+
+DEFAULT: Final[Engine] = SGLang()
+"""The engine where nobody names one: behind a URL, in a record without a kind."""
+
+ENGINES: Final[Mapping[str, Engine]] = {engine.name: engine for engine in (DEFAULT, Mocker())}
+"""All engines, by kind."""
+
+ROUTES: Final[Mapping[str, Route]] = {
+    path: route for engine in ENGINES.values() for path, route in engine.routes.items()
+}
+"""The inference routes of all engines, by path."""
+
+METRIC_PREFIXES: Final = tuple(
+    dict.fromkeys(prefix for engine in ENGINES.values() for prefix in engine.metric_prefixes)
+)
+"""What the names of engines' families begin with."""
+
+
+def of(kind: str) -> Engine | None:
+    """Return the engine of this kind, `DEFAULT` for an empty one; None for an unknown kind."""
+    return ENGINES.get(kind) if kind else DEFAULT

@@ -1,0 +1,180 @@
+"""Every engine of `kinds` keeps the contract of `engines.interface`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from dynamometer.engines import answers, kinds, requests
+from dynamometer.engines.interface import Engine, ModelCards, StartableEngine, Usage
+from dynamometer.engines.mocker import Mocker
+from dynamometer.engines.sglang import SGLang
+from dynamometer.errors import SettingsError
+from dynamometer.exposition.text import TextParser
+from dynamometer.runtime.record import Json
+
+SAMPLE = Path(__file__).parent.parent / "samples" / "sglang-0.5.23"
+STARTABLE: tuple[StartableEngine, ...] = (SGLang(), Mocker())
+EVERY = pytest.mark.parametrize("engine", kinds.ENGINES.values(), ids=lambda e: e.name)
+STARTED = pytest.mark.parametrize("engine", STARTABLE, ids=lambda e: e.name)
+MODELS: Json = {"data": [{"id": "m", "max_model_len": 64}, {"id": "a"}, {"id": "\ud800"}, {}, 1]}
+
+
+def test_the_startable_engines_are_among_all() -> None:
+    assert {engine.name for engine in STARTABLE} <= kinds.ENGINES.keys()
+
+
+@EVERY
+def test_an_engine_is_found_by_its_kind(engine: Engine) -> None:
+    assert kinds.of(engine.name) is engine
+    assert kinds.of("") is kinds.DEFAULT
+    assert kinds.of("engine of a later release") is None
+
+
+@EVERY
+def test_its_paths_are_absolute_and_a_path_has_one_name_at_all_engines(engine: Engine) -> None:
+    assert engine.routes
+    for path, route in engine.routes.items():
+        assert path == route.path
+        assert path.startswith("/")
+        assert kinds.ROUTES[path].name == route.name
+    for path in (engine.health_path, engine.models_path, engine.info_path):
+        assert path.startswith("/")
+        assert path not in engine.routes
+    assert all(engine.metric_prefixes)
+    assert engine.title
+
+
+@EVERY
+def test_each_dialect_of_its_routes_is_read(engine: Engine) -> None:
+    for route in engine.routes.values():
+        reader = answers.StreamReader(route.usage, hide_usage=route.takes_stream_options)
+        assert reader.feed(b"data: {}\n\n", 1.0) == b"data: {}\n\n"
+        assert answers.of_answer(b"{}", route.usage) == answers.Tokens()
+        assert route.counts_tokens is (route.usage is not Usage.NONE)
+
+
+@EVERY
+def test_a_chat_is_asked_for_usage_and_nothing_else_changes(engine: Engine) -> None:
+    route = engine.routes["/v1/chat/completions"]
+    body = requests.parse(b'{"model":"m","stream":true,"x":1.0}', "application/json")
+    assert route.takes_stream_options
+    assert body.add_usage
+    usage = b',"stream_options":{"include_usage":true}}'
+    assert body.with_usage() == body.content.removesuffix(b"}") + usage
+
+
+@EVERY
+def test_its_models_are_read(engine: Engine) -> None:
+    assert engine.read_models(MODELS).names == ("m", "a")
+    nonsense: list[Json] = [None, [], {}, {"data": None}, {"data": [None]}, "x", 1]
+    for answer in nonsense:
+        assert engine.read_models(answer).names == ()
+
+
+@EVERY
+def test_what_it_says_of_itself_is_read(engine: Engine) -> None:
+    models = engine.read_models(MODELS)
+    info = engine.read_info({"version": "1", "page_size": 16}, models)
+    assert info == {"version": "1", "kv_block_size": 16, "context_length": 64}
+    nonsense: list[Json] = [None, [], "x", {"version": 1, "page_size": "x", "internal_states": 3}]
+    for answer in nonsense:
+        assert engine.read_info(answer, ModelCards()) == {}
+
+
+@EVERY
+def test_its_load_is_concluded_from_a_page_of_its_own(engine: Engine) -> None:
+    families = TextParser().parse((SAMPLE / "expected.prom").read_bytes())
+    load = engine.load_signals("e", dict)
+    wanted = [family for family in families if family.metadata.text_name in load.names]
+    found = {family.metadata.text_name for family in load.families(wanted)}
+    assert {
+        "dynamometer_engine_running_requests",
+        "dynamometer_engine_queued_requests",
+        "dynamometer_engine_kv_usage_ratio",
+        "dynamometer_engine_generation_tokens_total",
+    } <= found
+    assert load.shown_by(())
+    assert load.shown_by(engine.metric_prefixes)
+    assert not load.shown_by(("another_engine_",))
+
+
+@EVERY
+def test_a_command_line_of_something_else_is_not_its(engine: Engine) -> None:
+    for command in ([], ["bash"], ["vim", f"{engine.name}.py"]):
+        assert engine.launch_arguments(command) is None
+        assert not engine.is_process(command)
+
+
+@EVERY
+def test_flags_of_a_running_engine_tell_where_it_listens(engine: Engine, tmp_path: Path) -> None:
+    flags = ["--model", "m", "--host", "::1", "--port", "7"]
+    facts = engine.command_facts(flags, environment={"A": "b"}, directory=tmp_path)
+    assert (facts.model, facts.host, facts.port, facts.page_has_more) == ("m", "::1", 7, False)
+    unknown = engine.command_facts(["--port"], environment={}, directory=tmp_path)
+    assert (unknown.model, unknown.page_has_more) == ("", None)
+    assert unknown.port > 0
+
+
+@STARTED
+def test_a_plan_starts_it_on_loopback_with_its_flags_and_metrics(
+    engine: StartableEngine, tmp_path: Path
+) -> None:
+    flags = ["--model", "some/model", "--served-model-name", "m", "--enable-metrics"]
+    launch = engine.plan([*flags, "--device", "cuda"], directory=tmp_path, python=sys.executable)
+    assert launch.command[0] == sys.executable
+    place = list(launch.command).index("--model")
+    assert launch.command[place : place + len(flags)] == flags
+    assert launch.url.startswith("http://127.0.0.1:")
+    assert launch.url.rpartition(":")[2] in launch.command
+    assert (launch.model, launch.model_path) == ("m", "some/model")
+    assert launch.sources.directory is not None
+    assert launch.sources.directory.is_dir()
+    assert launch.environment["PROMETHEUS_MULTIPROC_DIR"] == str(launch.sources.directory)
+    assert launch.metrics
+    assert not launch.stream_usage
+
+
+@STARTED
+def test_without_metrics_a_plan_has_no_source_and_says_so(
+    engine: StartableEngine, tmp_path: Path
+) -> None:
+    launch = engine.plan(["--model", "m"], directory=tmp_path, python=sys.executable)
+    assert not launch.metrics
+    assert any("--enable-metrics" in note for note in launch.notes)
+
+
+@STARTED
+def test_a_plan_without_a_model_names_the_flag(engine: StartableEngine, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="--model"):
+        engine.plan([], directory=tmp_path, python=sys.executable)
+
+
+@STARTED
+def test_a_default_of_usage_in_every_stream_is_known(
+    engine: StartableEngine, tmp_path: Path
+) -> None:
+    flags = ["--model", "m", "--stream-response-default-include-usage"]
+    assert engine.plan(flags, directory=tmp_path, python=sys.executable).stream_usage
+
+
+@STARTED
+def test_an_end_has_a_reason_and_a_start_a_last_word(
+    engine: StartableEngine, tmp_path: Path
+) -> None:
+    launch = engine.plan(["--model", "m"], directory=tmp_path, python=sys.executable)
+    log = ["[2026-01-31 12:00:00] loading", "ValueError: no such thing"]
+    assert "ValueError: no such thing" in engine.reason(log, 1, launch)
+    assert "exit code 1" in engine.reason([], 1, launch)
+    assert engine.last_word(log[:1]).endswith("loading")
+    assert engine.last_word([]) == ""
+
+
+@STARTED
+def test_help_names_the_command(engine: StartableEngine) -> None:
+    assert engine.help.description.strip()
+    assert "--model" in engine.help.examples
+    assert json.dumps(engine.help.component)
