@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -42,12 +43,21 @@ class Pages:
         self.totals = Totals()
         self.shown: Sequence[Family] = ()
         self._openmetrics = openmetrics
+        self._began = 1_000.0
         self._parser = PageParser(openmetrics=openmetrics)
 
-    def fetch(self, *parts: str, restarted: bool = False) -> list[str]:
-        """A page comes; the sample lines that are shown then."""
+    def fetch(self, *parts: str, restarted: bool = False, ended: bool = False) -> list[str]:
+        """Return the sample lines that are shown after a page of these parts.
+
+        Args:
+            parts: of the page, without its start time.
+            restarted: its start time is a minute later than that of the page before.
+            ended: the process of the page before was seen to end.
+        """
         page = "".join(parts) + ("# EOF\n" if self._openmetrics else "")
-        self.shown = self.totals.update(self._parser.parse(page.encode()), restarted=restarted)
+        self._began += 60 if restarted else 0
+        families = self._parser.parse(page.encode())
+        self.shown = self.totals.update(families, began=self._began, ended=ended)
         return lines(self.shown)
 
 
@@ -77,27 +87,185 @@ def test_a_counter_that_falls_goes_on_from_its_total(pages: Pages) -> None:
     assert pages.fetch(counter(1)) == ["a_total 10.0"]
 
 
-def test_a_counter_may_be_called_anything(pages: Pages) -> None:
-    for name in ("plain", "a_sum", "a_count_total"):
-        pages.fetch(counter(5, name=name))
-        assert pages.fetch(counter(1, name=name))[0] == f"{name} 6.0"
+@pytest.mark.parametrize("name", ["plain", "a_sum", "a_count_total"])
+def test_a_counter_may_have_any_name(pages: Pages, name: str) -> None:
+    pages.fetch(counter(5, name=name))
+    assert pages.fetch(counter(1, name=name)) == [f"{name} 6.0"]
 
 
-def test_one_that_fell_means_that_all_have_begun_anew(pages: Pages) -> None:
+def test_only_the_counter_that_fell_began_again(pages: Pages) -> None:
     pages.fetch(counter(5), counter(1, name="b_total"))
-    assert pages.fetch(counter(0), counter(3, name="b_total")) == ["a_total 5.0", "b_total 4.0"]
+    for _ in range(3):
+        shown = pages.fetch(counter(2), counter(3, name="b_total"))
+    assert shown == ["a_total 7.0", "b_total 3"]
 
 
-def test_a_series_that_is_gone_means_so_too_and_stays_at_its_total(pages: Pages) -> None:
+def test_a_fall_counts_from_the_second_page_on(pages: Pages) -> None:
+    pages.fetch(counter(5), counter(1, name="b_total"))
+    assert pages.fetch(counter(0), counter(1, name="b_total")) == ["a_total 5.0", "b_total 1"]
+    assert pages.fetch(counter(6), counter(1, name="b_total")) == ["a_total 6", "b_total 1"]
+    assert pages.fetch(counter(1), counter(1, name="b_total")) == ["a_total 6.0", "b_total 1"]
+    assert pages.fetch(counter(1), counter(1, name="b_total")) == ["a_total 7.0", "b_total 1"]
+
+
+def test_a_series_that_is_missing_stays_at_its_total(pages: Pages) -> None:
     pages.fetch(counter(5), counter(3, '{x="1"}', "b_total"))
-    assert pages.fetch(counter(6)) == ["a_total 11.0", 'b_total{x="1"} 3.0']
+    assert pages.fetch(counter(6)) == ["a_total 6", 'b_total{x="1"} 3.0']
     new = pages.fetch(counter(6), counter(1, '{x="2"}', "b_total"))
-    assert new == ["a_total 11.0", 'b_total{x="2"} 1', 'b_total{x="1"} 3.0']
+    assert new == ["a_total 6", 'b_total{x="2"} 1', 'b_total{x="1"} 3.0']
     both = "# TYPE b_total counter\n" + 'b_total{x="1"} 4\nb_total{x="2"} 1\n'
-    assert pages.fetch(counter(6), both) == [
-        "a_total 11.0",
-        'b_total{x="1"} 7.0',
-        'b_total{x="2"} 1',
+    assert pages.fetch(counter(6), both) == ["a_total 6", 'b_total{x="1"} 4', 'b_total{x="2"} 1']
+
+
+SEEN = {'a_total{m="1"}': 100.0, 'a_total{m="2"}': 40.0, "b_total": 7.0}
+PROCESS = "# TYPE process_start_time_seconds gauge\nprocess_start_time_seconds {}\n"
+M1, M2, B = SEEN
+
+
+@dataclass
+class Case:
+    """Pages that follow `SEEN`, each its samples and its start time, and the totals shown last."""
+
+    name: str
+    pages: list[dict[str, float]]
+    totals: list[float]
+    began: Sequence[float | None] = (None, None, None, None)  # of `SEEN` first
+
+
+CASES = [
+    Case("the same page", [SEEN], [100, 40, 7]),
+    Case("one series missing", [{M1: 100, B: 7}], [100, 40, 7]),
+    Case("one series missing once", [{M1: 100, B: 7}, SEEN], [100, 40, 7]),
+    Case("one family missing once", [{M1: 100, M2: 40}, SEEN], [100, 40, 7]),
+    Case("all but one missing once", [{M2: 40}, SEEN], [100, 40, 7]),
+    Case("all but one missing, and that one is lower", [{M2: 39}, SEEN], [100, 40, 7]),
+    Case("all but one missing, and that one is zero", [{M2: 0}, SEEN], [100, 40, 7]),
+    Case("one a little lower", [SEEN | {M2: 39}], [100, 40, 7]),
+    Case("one a little lower for good", [SEEN | {M2: 39}] * 3, [100, 40, 7]),
+    Case("all a little lower", [{M1: 99, M2: 39, B: 6}] * 2, [100, 40, 7]),
+    Case("one goes up and down", [SEEN | {M2: v} for v in (39, 41, 38, 40, 39)], [100, 41, 7]),
+    Case("one is zero once", [SEEN | {M2: 0}, SEEN], [100, 40, 7]),
+    Case("one is zero now and then", [SEEN | {M2: 0}, SEEN] * 3, [100, 40, 7]),
+    Case("an empty page", [{}], [100, 40, 7]),
+    Case("an empty page once", [{}, SEEN], [100, 40, 7]),
+    Case("several empty pages", [{}, {}, {}, SEEN], [100, 40, 7]),
+    Case("one began again", [SEEN | {M2: 0}, SEEN | {M2: 3}], [100, 43, 7]),
+    Case("one began again twice", [SEEN | {M2: v} for v in (9, 9, 2, 3)], [100, 52, 7]),
+    Case("one label set in many began again", [SEEN | {M2: 3}] * 3, [100, 43, 7]),
+    Case("all began again", [{M1: 3, M2: 2, B: 1}], [103, 42, 8]),
+    Case("all began again, some series later", [{M1: 3}, {M1: 3, M2: 2, B: 1}], [103, 42, 8]),
+    Case("all began again after an empty page", [{}, {M1: 3, M2: 2, B: 1}], [103, 42, 8]),
+    Case("two restarts", [{M1: 3, M2: 2, B: 1}, {M1: 1, M2: 1, B: 0}], [104, 43, 8]),
+    Case("the start time moved by 10 ms", [SEEN], [100, 40, 7], (1000.0, 1000.01)),
+    Case("the start time drifts", [SEEN] * 3, [100, 40, 7], (1000.0, 1004.0, 1008.0, 1012.0)),
+    Case("the start time moved back", [SEEN], [100, 40, 7], (1000.0, 400.0)),
+    Case("the start time is missing once", [SEEN, SEEN], [100, 40, 7], (1000.0, None, 1000.0)),
+    Case("the start time comes and goes", [SEEN] * 3, [100, 40, 7], (None, 1000.0, None, 1e9)),
+    Case("the start time is NaN", [SEEN, SEEN], [100, 40, 7], (1000.0, math.nan, 1000.0)),
+    Case("a later start time alone", [SEEN], [200, 80, 14], (1000.0, 1060.0)),
+    Case(
+        "a later start time, and not all are back",
+        [{M1: 101}, {M1: 102, M2: 1, B: 1}],
+        [202, 41, 8],
+        (1000.0, 1060.0, 1060.0),
+    ),
+    Case(
+        "a restart whose start time comes a page later",
+        [{M1: 3, M2: 2, B: 1}, {M1: 4, M2: 2, B: 1}],
+        [104, 42, 8],
+        (1000.0, None, 1060.0),
+    ),
+    Case(
+        "a fall whose start time comes with the next page",
+        [SEEN | {M1: 3}, {M1: 4, M2: 2, B: 1}],
+        [104, 42, 8],
+        (1000.0, 1000.0, 1060.0),
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_total_is_what_was_counted(case: Case) -> None:
+    totals, parser = Totals(), PageParser()
+    for samples, began in zip([SEEN, *case.pages], [*case.began, *case.began], strict=False):
+        shown = totals.update(parser.parse(counters(samples)), began=began)
+    assert written(shown) == dict(zip(SEEN, case.totals, strict=True))
+
+
+def counters(samples: dict[str, float]) -> bytes:
+    """A page of counters, whose families have one-letter names."""
+    return "".join(
+        f"# TYPE {family}_total counter\n"
+        + "".join(f"{series} {value}\n" for series, value in samples.items() if series[0] == family)
+        for family in sorted({series[0] for series in samples})
+    ).encode()
+
+
+def test_a_missing_collector_doubles_nothing(pages: Pages) -> None:
+    """As on node_exporter's page, which has hundreds of counters."""
+    names = [f"c{number}_total" for number in range(100)]
+    whole = [counter(number + 1, name=name) for number, name in enumerate(names)]
+    before = pages.fetch(*whole)
+    pages.fetch(*whole[:70])
+    pages.fetch(*whole[70:])
+    assert pages.fetch(*whole) == before
+
+
+def test_many_label_sets_of_one_family_are_not_nearly_all(pages: Pages) -> None:
+    many = "".join(f'a_total{{x="{x}"}} %s\n' for x in range(50))
+    begin = "# TYPE a_total counter\n"
+    pages.fetch(begin + many % ((9,) * 50), counter(9, name="b_total"))
+    for _ in range(2):
+        shown = pages.fetch(begin + many % ((1,) * 50), counter(9, name="b_total"))
+    assert shown == [*[f'a_total{{x="{x}"}} 10.0' for x in range(50)], "b_total 9"]
+
+
+def test_nearly_all_that_fell_mean_that_all_began_again(pages: Pages) -> None:
+    names = [f"{letter}_total" for letter in "abcdefghij"]
+    pages.fetch(*[counter(9, name=name) for name in names])
+    now = [counter(1, name=name) for name in names[1:]]
+    assert pages.fetch(counter(11, name=names[0]), *now)[0] == "a_total 20.0"
+
+
+def test_after_an_end_what_is_on_the_page_suffices(pages: Pages) -> None:
+    pages.fetch(counter(100), counter(40, name="b_total"))
+    assert pages.fetch(gauge(1), ended=True) == ["g 1", "a_total 100.0", "b_total 40.0"]
+    assert pages.fetch(gauge(1), counter(90))[1:] == ["a_total 190.0", "b_total 40.0"]
+    assert pages.fetch(counter(95), counter(50, name="b_total")) == ["a_total 195.0", "b_total 90.0"]
+
+
+def test_after_an_end_a_page_may_go_on_by_itself(pages: Pages) -> None:
+    pages.fetch(counter(100), counter(40, name="b_total"))
+    assert pages.fetch(counter(100), ended=True) == ["a_total 100", "b_total 40.0"]
+    assert pages.fetch(counter(101), counter(41, name="b_total")) == ["a_total 101", "b_total 41"]
+
+
+def test_a_histogram_of_which_a_part_is_seen_stays_whole(pages: Pages) -> None:
+    whole, part = {"1.0": 3, "2.0": 5, "+Inf": 9}, {"2.0": 5, "+Inf": 9}
+    for shown in (pages.fetch(histogram(whole, 7)), pages.fetch(histogram(whole, 7))):
+        assert shown == lines(parse(histogram(whole, 7).encode()))
+    assert pages.fetch(histogram(part, 7)) == lines(parse(histogram(part, 7).encode()))
+    pages.fetch(histogram(whole, 7))
+    before = pages.fetch(histogram({"1.0": 1, "2.0": 2, "+Inf": 3}, 2))  # of the next process
+    assert before[2] == 'h_bucket{le="+Inf",x="1"} 12.0'
+    assert pages.fetch(histogram({"2.0": 2, "+Inf": 3}, 2)) == before[1:]
+    assert pages.fetch(histogram({"1.0": 1, "2.0": 2, "+Inf": 3}, 2)) == before
+
+
+def test_a_histogram_falls_with_its_count(pages: Pages) -> None:
+    other = counter(1)
+    pages.fetch(histogram({"1.0": 3, "+Inf": 9}, 7), other)
+    assert pages.fetch(histogram({"1.0": 0, "+Inf": 9}, 7), other)[:2] == [
+        'h_bucket{le="1.0",x="1"} 3.0',
+        'h_bucket{le="+Inf",x="1"} 9',
+    ]
+    for _ in range(2):
+        shown = pages.fetch(histogram({"1.0": 3, "+Inf": 4}, 7), other)
+    assert shown[:4] == [
+        'h_bucket{le="1.0",x="1"} 6.0',
+        'h_bucket{le="+Inf",x="1"} 13.0',
+        'h_count{x="1"} 13.0',
+        'h_sum{x="1"} 14.0',
     ]
 
 
@@ -114,15 +282,15 @@ def test_an_empty_page_loses_no_total(pages: Pages) -> None:
     assert pages.fetch(gauge(2)) == ["g 2", *expected]
 
 
-def test_the_caller_tells_of_a_restart_that_the_page_does_not_show(pages: Pages) -> None:
+def test_a_later_start_time_is_a_restart_that_no_counter_shows(pages: Pages) -> None:
     pages.fetch(counter(5))
     assert pages.fetch(counter(5), restarted=True) == ["a_total 10.0"]
     assert pages.fetch(counter(6), restarted=True) == ["a_total 16.0"]
     assert pages.fetch(counter(7)) == ["a_total 17.0"]
 
 
-def test_told_of_before_anything_was_seen_it_changes_nothing(pages: Pages) -> None:
-    assert pages.fetch(counter(5), restarted=True) == ["a_total 5"]
+def test_the_first_page_is_shown_as_it_is(pages: Pages) -> None:
+    assert pages.fetch(counter(5), restarted=True, ended=True) == ["a_total 5"]
 
 
 def test_a_sum_that_falls_is_no_restart(pages: Pages) -> None:
@@ -187,9 +355,9 @@ def test_what_is_not_finite_is_shown_and_the_number_before_it_counts(
 ) -> None:
     pages.fetch(counter(5))
     pages.fetch(counter(value))
-    assert pages.fetch(counter(3)) == ["a_total 8.0"]
+    assert pages.fetch(counter(2)) == ["a_total 7.0"]
     assert pages.fetch(counter(value)) == [f"a_total {value}"]
-    assert pages.fetch(counter(1), restarted=True) == ["a_total 9.0"]
+    assert pages.fetch(counter(1), restarted=True) == ["a_total 8.0"]
 
 
 def test_what_stays_infinite_is_no_restart_again_and_again(pages: Pages) -> None:
@@ -243,7 +411,7 @@ def test_what_did_not_change_is_the_same_object(pages: Pages) -> None:
     first = [counter(5), counter(2, name="b_total"), counter(0, name="c_total"), gauge(1)]
     pages.fetch(*first)
     zero = pages.shown[2]
-    pages.fetch(counter(1), *first[2:])
+    pages.fetch(counter(1), *first[2:], restarted=True)
     assert [family.name for family in pages.shown] == ["a", "c", "g", "b"]
     assert pages.shown[1] is zero
     before, kept = pages.shown, pages.totals.kept()
@@ -362,11 +530,43 @@ EVENTS = st.lists(
 )
 
 
+ODD_PAGES = st.lists(
+    st.dictionaries(st.sampled_from(list(SEEN)), st.integers(0, 12).map(float)), max_size=12
+)
+
+
+@given(ODD_PAGES)
+@settings(max_examples=300, deadline=None)
+def test_no_page_makes_a_total_that_prometheus_would_not_count(
+    sequence: list[dict[str, float]],
+) -> None:
+    """Its `increase()` of the raw page, from zero; and no total falls, whatever the pages are."""
+    totals, parser = Totals(), PageParser()
+    last: dict[str, float] = {}
+    increase: dict[str, float] = {}
+    before: dict[str, float] = {}
+    for samples in sequence:
+        for series, value in samples.items():
+            step = value - last.get(series, 0.0)
+            increase[series] = increase.get(series, 0.0) + (step if step >= 0 else value)
+            last[series] = value
+        shown = written(totals.update(parser.parse(counters(samples))))
+        assert shown.keys() == increase.keys()
+        for series, total in shown.items():
+            assert max(before.get(series, 0.0), samples.get(series, 0.0)) <= total
+            assert total <= increase[series]
+        before = shown
+
+
 def visible(before: dict[str, float], now: dict[str, float]) -> bool:
-    """Whether the page alone shows a restart."""
-    return any(
-        series not in now or (now[series] < value and not series.startswith("h_sum"))
+    """Return whether the page alone shows a restart: all fell, and one of them to half or less."""
+    counts = [
+        (value, now.get(series, math.inf))
         for series, value in before.items()
+        if value and series.startswith(("a_total", "h_count"))
+    ]
+    return all(after < value for value, after in counts) and any(
+        after <= value / 2 for value, after in counts
     )
 
 
@@ -379,6 +579,7 @@ def test_totals_are_the_true_sums_since_the_beginning(
     whole, engine = Engine(), Engine()
     last: dict[str, float] = {}
     told = restarted = False
+    began = 0.0
     for event, labels, amount in [*events, ("fetch", "", 0.0)]:
         if event == "count":
             whole.count(labels, amount)
@@ -389,9 +590,8 @@ def test_totals_are_the_true_sums_since_the_beginning(
         else:
             now = engine.samples()
             told |= restarted and not visible(last, now)
-            families = totals.update(
-                parser.parse(engine.page(openmetrics=openmetrics)), restarted=told
-            )
+            began += 60 if told else 0
+            families = totals.update(parser.parse(engine.page(openmetrics=openmetrics)), began=began)
             last, told, restarted = now, False, False
             check(families, whole, len(engine.counters))
             check(totals.kept(), whole, None)
@@ -429,10 +629,10 @@ def other_pages(draw: st.DrawFn) -> str:
 @given(st.lists(st.tuples(other_pages(), st.booleans()), max_size=6))
 @settings(max_examples=100, deadline=None)
 def test_whatever_comes_back_the_page_is_valid(pages: list[tuple[str, bool]]) -> None:
-    totals, parser = Totals(), PageParser(openmetrics=True)
-    for page, restarted in pages:
+    totals, parser = Totals(), OpenMetricsParser()
+    for number, (page, restarted) in enumerate(pages):
         families = parser.parse(page.encode())
-        shown = totals.update(families, restarted=restarted)
+        shown = totals.update(families, began=60.0 * number if restarted else None)
         assert {family.name for family in families} <= {family.name for family in shown}
         for valid in (shown, totals.kept()):
             merged = Merger().merge([Source("page", valid)])
@@ -444,7 +644,7 @@ def test_whatever_comes_back_the_page_is_valid(pages: list[tuple[str, bool]]) ->
 def test_a_counter_that_is_not_back_yet_stays_beside_a_gauge_of_its_name() -> None:
     totals = Totals()
     totals.update(parse((gauge(1, "a") + counter(5)).encode()))
-    shown = totals.update(parse(gauge(2, "a").encode()), restarted=True)
+    shown = totals.update(parse(gauge(2, "a").encode()), ended=True)
     assert written(shown) == {"a": 2, "a_total": 5}
 
 

@@ -6,17 +6,24 @@ summary's quantiles, nor anything of another type; `_created` samples are in no 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
 
 from dynamometer.exposition.families import Family, Metadata
 from dynamometer.exposition.numbers import format_number
 from dynamometer.exposition.series import end_of_series, labels_text, metric_name, split_series
 
+Values: TypeAlias = dict[str, float]
+"""Values of samples by their series."""
+
+# Of counts, and of sums.
 _SUFFIXES: Final = {
-    "counter": ("_total",),
-    "histogram": ("_bucket", "_count", "_sum"),
-    "summary": ("_count", "_sum"),
+    "counter": (("_total",), ()),
+    "histogram": (("_bucket", "_count"), ("_sum",)),
+    "summary": (("_count",), ("_sum",)),
 }
 _INNER_LABELS: Final = {"histogram": "le", "summary": "quantile"}
 _EXEMPLAR: Final = " # {"
@@ -27,28 +34,69 @@ def is_cumulative(metadata: Metadata) -> bool:
     return metadata.type in _SUFFIXES
 
 
-def may_fall(series: str, metadata: Metadata) -> bool:
-    """Whether a cumulative series is a sum, which negative observations lower."""
-    return metadata.type != "counter" and series.startswith(f"{metric_name(metadata.name)}_sum")
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The cumulative samples of one label set: one counter, histogram or summary.
+
+    Attributes:
+        counts: values by series, a histogram's buckets included; only a restart lowers them.
+        sums: values by series; negative observations lower a sum too.
+    """
+
+    counts: Values = field(default_factory=dict)
+    sums: Values = field(default_factory=dict)
+
+    @property
+    def level(self) -> float:
+        """The greatest count: how often the label set counted."""
+        return max(self.counts.values(), default=0.0)
+
+    @property
+    def finite(self) -> bool:
+        """Whether all counts are finite; one observation of NaN spoils a sum for ever."""
+        return all(map(math.isfinite, self.counts.values()))
+
+    def items(self) -> Iterator[tuple[str, float]]:
+        """Return the series with their values."""
+        return itertools.chain(self.counts.items(), self.sums.items())
+
+    def same_series(self, other: Reading) -> bool:
+        """Return whether another reading has the same series."""
+        return self.counts.keys() == other.counts.keys() and self.sums.keys() == other.sums.keys()
+
+    def part_of(self, other: Reading) -> bool:
+        """Return whether another reading has all series of this one."""
+        return self.counts.keys() <= other.counts.keys() and self.sums.keys() <= other.sums.keys()
 
 
-def values_of(family: Family) -> dict[str, float]:
-    """The cumulative samples: their values by their series, in the page's order."""
-    beginnings = _beginnings(family.metadata)
-    lines = [line for line in _lines(family.chunks) if line.startswith(beginnings)]
-    if family.openmetrics_chunks is None:  # no timestamps: only a value is behind a series
-        parts = [line.rpartition(" ") for line in lines]
-        return {series: float(value) for series, _, value in parts}
-    split = [_split(line) for line in lines]
-    return {series: float(rest.partition(" ")[0]) for series, rest in split}
+def readings_of(family: Family, label_sets: dict[str, str]) -> Mapping[str, Reading]:
+    """Return the cumulative samples by label set, in the page's order.
+
+    A label set without such samples (a summary's quantiles alone) has an empty reading.
+
+    Args:
+        family: with cumulative samples (`is_cumulative`).
+        label_sets: those of known series; new ones are added.
+    """
+    metadata = family.metadata
+    counts, sums = _beginnings(metadata)
+    found: dict[str, Reading] = {}
+    for line in _lines(family.chunks):
+        series, rest = _split(line)
+        labels = label_sets.get(series)
+        if labels is None:
+            labels = label_sets[series] = _label_set(series, metadata)
+        reading = found.get(labels)
+        if reading is None:
+            reading = found[labels] = Reading()
+        if line.startswith(counts):
+            reading.counts[series] = float(rest.partition(" ")[0])
+        elif line.startswith(sums):
+            reading.sums[series] = float(rest.partition(" ")[0])
+    return found
 
 
-def label_sets(family: Family) -> Iterable[str]:
-    """The label set of each sample (`label_set`), cumulative or not."""
-    return [label_set(_split(line)[0], family.metadata) for line in _lines(family.chunks)]
-
-
-def label_set(series: str, metadata: Metadata) -> str:
+def _label_set(series: str, metadata: Metadata) -> str:
     """What the samples of one counter, histogram or summary have in common, as a text."""
     inner = _INNER_LABELS.get(metadata.type)
     if inner is None:
@@ -57,21 +105,21 @@ def label_set(series: str, metadata: Metadata) -> str:
     return labels_text({name: value for name, value in labels if name != inner})
 
 
-def continued(family: Family, offsets: Mapping[str, float], missing: Sequence[str]) -> Family:
-    """A family with offsets added to its samples, and samples that it does not have itself.
+def continued(family: Family, totals: Values, missing: Values) -> Family:
+    """Return a family with other values, and with samples that are missing from its page.
 
     Args:
-        family: as on its page, with timestamps and exemplars, which stay.
-        offsets: by series.
-        missing: series that the page does not have, and whose offsets are all there is of them.
+        family: as on its page; its timestamps and exemplars stay.
+        totals: the values to show, by series; all other samples stay as they are.
+        missing: the values of series that the page does not have.
     """
-    more = "".join([f"{series} {format_number(offsets[series])}\n" for series in missing])
+    more = "".join([f"{series} {format_number(value)}\n" for series, value in missing.items()])
     other = family.openmetrics_chunks
     return Family(
         family.metadata,
         family.sample_names | {series.partition("{")[0] for series in missing},
-        ((_added(family.chunks, offsets) + more).encode(),),
-        None if other is None else ((_added(other, offsets) + more).encode(),),
+        ((_replaced(family.chunks, totals) + more).encode(),),
+        None if other is None else ((_replaced(other, totals) + more).encode(),),
     )
 
 
@@ -87,7 +135,7 @@ def cumulative_part(family: Family) -> Family:
     if metadata.type != "summary" or quantiles.isdisjoint(family.sample_names):
         return family
     other = family.openmetrics_chunks
-    beginnings = _beginnings(metadata)
+    beginnings = (*_beginnings(metadata)[0], *_beginnings(metadata)[1])
     return Family(
         metadata,
         family.sample_names - quantiles,
@@ -96,23 +144,24 @@ def cumulative_part(family: Family) -> Family:
     )
 
 
-def _beginnings(metadata: Metadata) -> tuple[str, ...]:
-    """What the lines of cumulative samples begin with."""
+def _beginnings(metadata: Metadata) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What the lines of counts begin with, and those of sums."""
     name = metric_name(metadata.name)
-    return tuple([name + suffix for suffix in _SUFFIXES[metadata.type]])
+    counts, sums = _SUFFIXES[metadata.type]
+    return tuple([name + suffix for suffix in counts]), tuple([name + suffix for suffix in sums])
 
 
 def _beginning(chunks: Sequence[bytes], beginnings: tuple[str, ...]) -> bytes:
     return "".join([f"{line}\n" for line in _lines(chunks) if line.startswith(beginnings)]).encode()
 
 
-def _added(chunks: Sequence[bytes], offsets: Mapping[str, float]) -> str:
+def _replaced(chunks: Sequence[bytes], totals: Values) -> str:
     lines = []
     for line in _lines(chunks):
         series, rest = _split(line)
-        if offset := offsets.get(series):
-            value, space, behind = rest.partition(" ")
-            lines.append(f"{series} {format_number(float(value) + offset)}{space}{behind}\n")
+        if (total := totals.get(series)) is not None:
+            _, space, behind = rest.partition(" ")
+            lines.append(f"{series} {format_number(total)}{space}{behind}\n")
         else:
             lines.append(f"{line}\n")
     return "".join(lines)

@@ -1,27 +1,127 @@
-"""Counters that go on where their process begins anew, when all that is known is its page.
+"""Totals of a page that continue over restarts of the process behind the page.
 
-A process that restarts counts from nothing. Its totals are what its page said last, added to
-what the page says now. What was counted between the last page and the end is not known.
+A restarted process counts from zero again; its totals are what it counted before, added to what its
+page shows now. The page is the only witness, and one page can be wrong: a collector failed, a value
+was corrected, the body was cut. A total that was never counted would stay wrong for good, so the
+rule prefers a total that is too low. It judges each label set (one counter, or all series of one
+histogram or summary) by its count:
+
+- A fall to half or less, on two pages in a row: the label set began again, and its former value is
+  added from now on. Until then the total stays where it is.
+- A smaller fall is a correction: the total stays where it is until the value exceeds it.
+- A label set that is missing stays at its total, and continues when it is back.
+- All label sets began again, missing ones included, when the start time of the process moved
+  forward by more than `CLEAR_MOVE_SECONDS` from one page to the next, or when nearly all of them
+  fell and at least one of them to half or less. Every family has the same weight in that, however
+  many series it has, and a missing label set has not fallen. Where the process was seen to end, only
+  the label sets on the page are judged, and small falls suffice.
+- A label set that is back with other series (a histogram with other bounds) starts from its page,
+  because its former values do not fit the new series. Where it only misses some of them, the next
+  page decides.
+- A value that is not finite is shown, and the last finite one counts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final, TypeAlias
 
 from dynamometer.exposition.cumulative import (
+    Reading,
+    Values,
     continued,
     cumulative_part,
     is_cumulative,
-    label_set,
-    label_sets,
-    may_fall,
-    values_of,
+    readings_of,
     without_lines,
 )
-from dynamometer.exposition.families import Family, Metadata
+from dynamometer.exposition.families import Family
 from dynamometer.exposition.unchanged import Unchanged
+
+# Start times are computed from clocks, which are adjusted by less.
+CLEAR_MOVE_SECONDS: Final = 5.0
+# Of families, and of the label sets of one family.
+_NEARLY_ALL: Final = 0.9
+
+
+class _LabelSet:
+    """The totals of one label set.
+
+    Attributes:
+        waiting: the last page showed a fall, or a part of the series, and the next one decides.
+    """
+
+    __slots__ = ("_offsets", "_since", "level", "waiting")
+
+    def __init__(self, now: Reading) -> None:
+        self._offsets: Values = {}  # what was counted before it began
+        self._start(now)
+
+    def _start(self, now: Reading) -> None:
+        """Begin with the values of a page."""
+        self._since = Reading(dict(now.counts), {s: _finite(v) for s, v in now.sums.items()})
+        self.level = now.level
+        self.waiting = False
+
+    def has_series_of(self, now: Reading) -> bool:
+        """Return whether a reading has the same series."""
+        return now.same_series(self._since)
+
+    def fell_clearly(self, now: Reading) -> bool:
+        """Return whether the count fell to half or less."""
+        return now.level < self.level and now.level <= self.level / 2
+
+    def take(self, now: Reading) -> None:
+        """Take the values of a page of the same process."""
+        if not self.has_series_of(now):
+            self._take_other_series(now)
+        elif not self.fell_clearly(now):
+            self._raise(now)
+        elif self.waiting:
+            self.begin_again()
+            self._start(now)
+        else:
+            self.waiting = True
+
+    def take_of_next_process(self, now: Reading) -> None:
+        """Take the values of the first page of another process."""
+        if self.has_series_of(now):
+            self.begin_again()
+        else:
+            self._offsets = {}
+        self._start(now)
+
+    def begin_again(self) -> None:
+        """Add what was counted to everything that will be counted."""
+        for series, total in self.totals():
+            if math.isfinite(total):
+                self._offsets[series] = total
+        since = self._since
+        self._start(Reading(dict.fromkeys(since.counts, 0.0), dict.fromkeys(since.sums, 0.0)))
+
+    def totals(self) -> Iterator[tuple[str, float]]:
+        """Return the series with their totals."""
+        return ((s, value + self._offsets.get(s, 0.0)) for s, value in self._since.items())
+
+    def _take_other_series(self, now: Reading) -> None:
+        if not self.waiting and now.part_of(self._since) and any(self._offsets.values()):
+            self.waiting = True
+        else:
+            self._offsets = {}
+            self._start(now)
+
+    def _raise(self, now: Reading) -> None:
+        """Raise the counts to those of the page; the sum moves both ways, along with the count."""
+        self.waiting = False
+        counts, sums = self._since.counts, self._since.sums
+        for series, value in now.counts.items():
+            counts[series] = max(value, counts[series])
+        for series, value in now.sums.items():
+            if math.isfinite(value) and now.level >= self.level:
+                sums[series] = value
+        self.level = max(now.level, self.level)
 
 
 @dataclass(slots=True)
@@ -29,200 +129,183 @@ class _Counted:
     """A family with cumulative samples.
 
     Attributes:
-        page: as it was last on the page; without samples where it has not come back.
-        read: the values of `page`, by series.
-        values: of the process of now, by series; the last that was a finite number.
-        offsets: what the processes before it have left, by series.
-        shown: what was made of `page` and `offsets`.
+        page: as on the last page; without samples where it is missing there.
+        readings: the samples of `page`, by label set.
+        sets: the totals, by label set.
+        label_sets: those of known series.
+        waiting: the next page decides on one of `sets`.
+        shown: the family with its totals; None until it is asked for.
     """
 
     page: Family
-    read: dict[str, float] = field(default_factory=dict)
-    values: dict[str, float] = field(default_factory=dict)
-    offsets: dict[str, float] = field(default_factory=dict)
+    readings: Mapping[str, Reading] = field(default_factory=dict)
+    sets: dict[str, _LabelSet] = field(default_factory=dict)
+    label_sets: dict[str, str] = field(default_factory=dict)
+    waiting: bool = False
     shown: Family | None = None
+
+    def read(self, family: Family) -> Mapping[str, Reading]:
+        """Return the readings of the family of a page."""
+        return self.readings if self.page is family else readings_of(family, self.label_sets)
+
+    def take(self, family: Family, readings: Mapping[str, Reading], *, restarted: bool) -> None:
+        """Take the family of a page with its readings."""
+        if self.page is family and not restarted and not self.waiting:
+            return
+        self.page, self.readings, self.shown = family, readings, None
+        for labels, now in readings.items():
+            known = self.sets.get(labels)
+            if not now.finite:
+                continue
+            if known is None:
+                self.sets[labels] = _LabelSet(now)
+            elif restarted:
+                known.take_of_next_process(now)
+            else:
+                known.take(now)
+        if restarted:
+            for labels in self.sets.keys() - readings.keys():
+                self.sets[labels].begin_again()
+        self.waiting = any(known.waiting for known in self.sets.values())
+
+    def show(self) -> Family:
+        """Return the page's family with its totals, and those of missing label sets behind."""
+        if self.shown is None:
+            totals: Values = {}
+            missing: Values = {}
+            for labels, known in self.sets.items():
+                now = self.readings.get(labels)
+                if now is None:
+                    missing.update(known.totals())
+                else:
+                    values = dict(now.items())
+                    totals.update(
+                        (series, total)
+                        for series, total in known.totals()
+                        if math.isfinite(value := values.get(series, math.nan)) and total != value
+                    )
+            self.shown = continued(self.page, totals, missing) if totals or missing else self.page
+        return self.shown
+
+
+_Found: TypeAlias = tuple[_Counted, Family, Mapping[str, Reading]]
 
 
 class Totals:
-    """Keeps the totals of one process' page over the restarts of the process.
+    """Keeps the totals of one page over restarts of its process, by the rule of this module.
 
-    Counters, histograms and summaries' counts and sums go on; everything else is the page's.
-
-    A restart is told by the caller, or by the page: a cumulative series other than a sum has a
-    smaller value than before, or is gone. One such sign means that all have begun anew.
-
-    A label set (the whole histogram or summary of its labels) that has not come back stays, at
-    its total, behind the others. One that comes back with other series, a histogram with other
-    bounds, begins anew: what is known of the old ones says nothing about the new ones. So does a
-    family that comes back with another type. A value that is not finite is shown, and the last
-    finite one counts.
+    Counters, histograms and the counts and sums of summaries continue; everything else is the
+    page's. One thread at a time may use an object.
     """
 
     def __init__(self) -> None:
         self._given: tuple[Family, ...] = ()
         self._shown: tuple[Family, ...] = ()
         self._counted: dict[tuple[str, str], _Counted] = {}
-        self._continues = False
+        self._began: float | None = None
+        self._ended = False
         self._unchanged = Unchanged()
         self._unchanged_kept = Unchanged()
 
-    def update(self, families: Sequence[Family], *, restarted: bool = False) -> tuple[Family, ...]:
-        """The families as on the page just now, continued: the same objects where nothing changed.
-
-        Before the first restart they are the given ones.
+    def update(
+        self, families: Sequence[Family], *, began: float | None = None, ended: bool = False
+    ) -> tuple[Family, ...]:
+        """Return the families of a page with their totals: the same objects where nothing changed.
 
         Args:
             families: of the whole page, each name and type once, as parsers give them.
-            restarted: the page is of another process than at the last update.
+            began: start time of the page's process, seconds since the epoch; None if unknown.
+            ended: the process of the page before was seen to end. Another one may continue its
+                counts by itself, from files that both share.
         """
         given = tuple(families)
-        if given == self._given and not restarted:
+        moved = _moved(self._began, began)
+        self._began = began
+        self._ended |= ended
+        waiting = any(counted.waiting for counted in self._counted.values())
+        if given == self._given and not moved and not waiting:
             return self._shown  # families are equal to themselves only
         self._given = given
-        values = {
-            (family.metadata.name, family.metadata.type): self._read(family)
-            for family in given
-            if is_cumulative(family.metadata)
-        }
-        if restarted or self._begun_anew(values):
-            self._begin_anew()
-        for family in given:
-            self._see(family, values.get((family.metadata.name, family.metadata.type)))
-        if self._continues:
-            self._shown = self._unchanged.keep(self._continued(given))
-        else:
-            self._shown = given
+        found = [
+            (counted, family, counted.read(family)) for counted, family in self._counted_of(given)
+        ]
+        restarted = self._nearly_all_fell(found) or moved
+        self._ended = self._ended and not restarted
+        for counted, family, readings in found:
+            counted.take(family, readings, restarted=restarted)
+        shown = self._unchanged.keep(self._continued(given))
+        if shown == given:
+            shown = given
+        if shown != self._shown:
+            self._shown = shown
         return self._shown
 
     def kept(self) -> tuple[Family, ...]:
-        """What stays when the process is gone: the cumulative samples as they were last shown.
+        """Return what stays without the process: the cumulative samples as they were last shown.
 
-        Without gauges, summaries' quantiles and everything else that was true only then.
+        Gauges, summaries' quantiles and everything else that was true only then are dropped.
         """
         return self._unchanged_kept.keep(
             [cumulative_part(family) for family in self._shown if is_cumulative(family.metadata)]
         )
 
-    def _read(self, family: Family) -> dict[str, float]:
-        counted = self._counted.get((family.metadata.name, family.metadata.type))
-        if counted is not None and counted.page is family:
-            return counted.read
-        return values_of(family)
+    def _counted_of(self, given: Sequence[Family]) -> Sequence[tuple[_Counted, Family]]:
+        """Return all families with totals, each as on the page; drop those that were replaced."""
+        page = {_key(family): family for family in given}
+        taken = frozenset().union(*[family.metadata.text_names for family in given])
+        for key in self._counted.keys() - page.keys():
+            counted = self._counted[key]
+            if not taken.isdisjoint(counted.page.metadata.text_names):
+                del self._counted[key]  # another family has its name now
+            elif counted.page.chunks:
+                page[key] = without_lines(counted.page)
+            else:
+                page[key] = counted.page
+        for key, family in page.items():
+            if is_cumulative(family.metadata) and key not in self._counted:
+                self._counted[key] = _Counted(without_lines(family))
+        return [(counted, page[key]) for key, counted in self._counted.items()]
 
-    def _begun_anew(self, values: Mapping[tuple[str, str], Mapping[str, float]]) -> bool:
-        """Whether the page shows that its process is another one."""
-        for key, counted in self._counted.items():
-            now = values.get(key, {})
-            if now is counted.read:
-                continue
-            for series, before in counted.values.items():
-                value = now.get(series)
-                if value is None:
-                    return True
-                if -math.inf < value < before and not may_fall(series, counted.page.metadata):
-                    return True
-        return False
-
-    def _begin_anew(self) -> None:
-        """Make what has been counted so far the offsets of what will be."""
-        if not self._continues:
-            self._unchanged.keep(self._shown)
-        self._continues = True
-        for counted in self._counted.values():
-            for series, value in counted.values.items():
-                before = counted.offsets.get(series, 0.0)
-                counted.offsets[series] = (
-                    before + value if math.isfinite(before + value) else before
-                )
-            counted.page = without_lines(counted.page)
-            counted.values = {}
-            counted.shown = None
-
-    def _see(self, family: Family, values: dict[str, float] | None) -> None:
-        """Take one family of the page, with its cumulative values."""
-        if values is None:
-            return
-        key = (family.metadata.name, family.metadata.type)
-        counted = self._counted.get(key)
-        if counted is None:
-            counted = self._counted[key] = _Counted(without_lines(family))
-        if counted.page is not family:
-            counted.page, counted.read, counted.shown = family, values, None
-        counted.values = _finite(values, counted.values, family.metadata)
+    def _nearly_all_fell(self, found: Iterable[_Found]) -> bool:
+        """Return whether the page shows that its process is another one; see the module."""
+        parts: list[float] = []
+        clearly = self._ended
+        for counted, _, readings in found:
+            judged = fallen = 0
+            for labels, known in counted.sets.items():
+                now = readings.get(labels)
+                if known.level <= 0:
+                    continue  # a count of zero cannot fall
+                if now is None:
+                    judged += not self._ended
+                elif now.finite and known.has_series_of(now):
+                    judged += 1
+                    fallen += now.level < known.level
+                    clearly = clearly or known.fell_clearly(now)
+            if judged:
+                parts.append(fallen / judged)
+        self._ended = self._ended and not parts  # the first page with something to judge decides
+        return clearly and bool(parts) and sum(parts) >= _NEARLY_ALL * len(parts)
 
     def _continued(self, given: Sequence[Family]) -> Sequence[Family]:
-        """The page's families with their offsets, and behind them those that are not back."""
-        present = {(family.metadata.name, family.metadata.type) for family in given}
-        taken = frozenset().union(*[family.metadata.text_names for family in given])
-        for key in self._counted.keys() - present:
-            counted = self._counted[key]
-            if not counted.offsets or not taken.isdisjoint(counted.page.metadata.text_names):
-                del self._counted[key]
-            elif counted.page.chunks:
-                counted.page, counted.shown = without_lines(counted.page), None
-        gone = [_show(counted) for key, counted in self._counted.items() if key not in present]
-        return [*[self._continue(family) for family in given], *gone]
+        """The page's families with their totals, and behind them those that are missing."""
+        present = {_key(family) for family in given}
+        missing = [counted.show() for key, counted in self._counted.items() if key not in present]
+        return [*[self._continue(family) for family in given], *missing]
 
     def _continue(self, family: Family) -> Family:
-        counted = self._counted.get((family.metadata.name, family.metadata.type))
-        return family if counted is None else _show(counted)
+        counted = self._counted.get(_key(family))
+        return family if counted is None else counted.show()
 
 
-def _show(counted: _Counted) -> Family:
-    """A family with its offsets; offsets that fit its samples no more are dropped."""
-    if counted.shown is None:
-        missing = _missing(counted)
-        if missing or any(counted.offsets.values()):
-            counted.shown = continued(counted.page, counted.offsets, missing)
-        else:
-            counted.shown = counted.page
-    return counted.shown
+def _key(family: Family) -> tuple[str, str]:
+    return family.metadata.name, family.metadata.type
 
 
-def _missing(counted: _Counted) -> Sequence[str]:
-    """The series of the label sets that have not come back."""
-    if counted.offsets.keys() == counted.values.keys():
-        return ()
-    metadata = counted.page.metadata
-    before = _by_label_set(counted.offsets, metadata)
-    now = _by_label_set(counted.values, metadata)
-    present = set(label_sets(counted.page))
-    missing: list[str] = []
-    for labels, series in before.items():
-        if labels not in present:
-            missing += series
-        elif set(series) != set(now.get(labels, ())):
-            for one in series:
-                del counted.offsets[one]
-    return missing
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else 0.0
 
 
-def _by_label_set(series: Iterable[str], metadata: Metadata) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for one in series:
-        found.setdefault(label_set(one, metadata), []).append(one)
-    return found
-
-
-def _finite(
-    values: dict[str, float], before: Mapping[str, float], metadata: Metadata
-) -> dict[str, float]:
-    """Values, with those of before in the place of what is not finite.
-
-    For the whole label set, whose buckets would not fit each other; a sum is by itself, because
-    one observation of NaN leaves it so for ever.
-    """
-    if math.isfinite(sum(values.values())):
-        return values
-    broken = {
-        label_set(series, metadata)
-        for series, value in values.items()
-        if not math.isfinite(value) and not may_fall(series, metadata)
-    }
-    return {
-        series: before.get(series, 0.0)
-        if not math.isfinite(value)
-        or (label_set(series, metadata) in broken and not may_fall(series, metadata))
-        else value
-        for series, value in values.items()
-    }
+def _moved(before: float | None, now: float | None) -> bool:
+    """Whether a start time is that of another process."""
+    return before is not None and now is not None and now - before > CLEAR_MOVE_SECONDS
