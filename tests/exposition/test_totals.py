@@ -231,7 +231,10 @@ def test_after_an_end_what_is_on_the_page_suffices(pages: Pages) -> None:
     pages.fetch(counter(100), counter(40, name="b_total"))
     assert pages.fetch(gauge(1), ended=True) == ["g 1", "a_total 100.0", "b_total 40.0"]
     assert pages.fetch(gauge(1), counter(90))[1:] == ["a_total 190.0", "b_total 40.0"]
-    assert pages.fetch(counter(95), counter(50, name="b_total")) == ["a_total 195.0", "b_total 90.0"]
+    assert pages.fetch(counter(95), counter(50, name="b_total")) == [
+        "a_total 195.0",
+        "b_total 90.0",
+    ]
 
 
 def test_after_an_end_a_page_may_go_on_by_itself(pages: Pages) -> None:
@@ -347,6 +350,13 @@ def test_a_family_that_comes_back_with_another_type_is_the_new_one_alone(pages: 
     new = gauge(1, "a_total")
     assert pages.fetch(new, counter(0, name="b_total")) == ["a_total 1", "b_total 1.0"]
     assert pages.fetch(counter(0, name="b_total")) == ["b_total 1.0"]
+
+
+def test_a_type_that_is_missing_once_costs_no_total(pages: Pages) -> None:
+    pages.fetch(counter(5), counter(9, name="b_total"))
+    pages.fetch(counter(2), counter(3, name="b_total"), restarted=True)
+    assert pages.fetch("a_total 2\n", counter(3, name="b_total")) == ["a_total 2", "b_total 12.0"]
+    assert pages.fetch(counter(3), counter(3, name="b_total")) == ["a_total 8.0", "b_total 12.0"]
 
 
 @pytest.mark.parametrize("value", ["NaN", "+Inf", "-Inf"])
@@ -591,7 +601,9 @@ def test_totals_are_the_true_sums_since_the_beginning(
             now = engine.samples()
             told |= restarted and not visible(last, now)
             began += 60 if told else 0
-            families = totals.update(parser.parse(engine.page(openmetrics=openmetrics)), began=began)
+            families = totals.update(
+                parser.parse(engine.page(openmetrics=openmetrics)), began=began
+            )
             last, told, restarted = now, False, False
             check(families, whole, len(engine.counters))
             check(totals.kept(), whole, None)
@@ -629,7 +641,7 @@ def other_pages(draw: st.DrawFn) -> str:
 @given(st.lists(st.tuples(other_pages(), st.booleans()), max_size=6))
 @settings(max_examples=100, deadline=None)
 def test_whatever_comes_back_the_page_is_valid(pages: list[tuple[str, bool]]) -> None:
-    totals, parser = Totals(), OpenMetricsParser()
+    totals, parser = Totals(), PageParser(openmetrics=True)
     for number, (page, restarted) in enumerate(pages):
         families = parser.parse(page.encode())
         shown = totals.update(families, began=60.0 * number if restarted else None)

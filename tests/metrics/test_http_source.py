@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import threading
+import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 
@@ -10,6 +13,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from dynamometer.exposition.parser import Parsed, Parser
 from dynamometer.exposition.render import render
 from dynamometer.exposition.totals import Totals
 from dynamometer.http import addresses
@@ -27,10 +31,11 @@ class Engine:
         self.status = 200
         self.delay = 0.0
         self.url = ""
+        self.headers: dict[str, str] = {}
 
     async def handle(self, _: web.Request) -> web.Response:
         await asyncio.sleep(self.delay)
-        return web.Response(body=self.page, status=self.status)
+        return web.Response(body=self.page, status=self.status, headers=self.headers)
 
 
 @pytest.fixture
@@ -111,6 +116,63 @@ async def test_nobody_there_is_counted(source: HttpSource, engine: Engine) -> No
     await source.fetch()
     assert source.errors == {"unreachable": 1}
     del engine
+
+
+def raw_deflate(page: bytes) -> bytes:
+    compressor = zlib.compressobj(wbits=-15)
+    return compressor.compress(page) + compressor.flush()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "compress"),
+    [
+        ("gzip", gzip.compress),
+        ("x-gzip", gzip.compress),
+        ("GZIP", lambda page: gzip.compress(page[:9]) + gzip.compress(page[9:])),
+        ("deflate", zlib.compress),
+        ("deflate", raw_deflate),
+        ("gzip, deflate", lambda page: zlib.compress(gzip.compress(page))),
+        ("identity", bytes),
+    ],
+)
+async def test_a_page_that_is_compressed_unasked_is_decoded(
+    engine: Engine, source: HttpSource, encoding: str, compress: Callable[[bytes], bytes]
+) -> None:
+    engine.page, engine.headers = compress(PAGE), {"Content-Encoding": encoding}
+    await source.fetch()
+    assert not source.fault
+    assert b'sglang:a_total{model="m",x="1"} 1' in render(source.families())
+
+
+@pytest.mark.parametrize(
+    ("encoding", "page", "message"),
+    [
+        ("br", b"\x0b\x02", "Content-Encoding 'br' is not supported"),
+        ("zstd", b"\x28\xb5\x2f\xfd", "Content-Encoding 'zstd' is not supported"),
+        ("gzip", PAGE, "not gzip"),
+        ("deflate", PAGE, "not deflate"),
+        ("gzip", gzip.compress(PAGE)[:-9], "truncated"),
+    ],
+)
+async def test_a_page_that_cannot_be_decoded_is_a_fault_that_names_the_encoding(
+    engine: Engine, source: HttpSource, encoding: str, page: bytes, message: str
+) -> None:
+    engine.page, engine.headers = page, {"Content-Encoding": encoding}
+    await source.fetch()
+    assert source.errors == {"invalid": 1}
+    assert message in source.fault
+
+
+async def test_errors_that_were_read_do_not_change(engine: Engine, source: HttpSource) -> None:
+    """The page's thread iterates over them while the event loop counts the next one."""
+    before = source.errors
+    engine.status = 500
+    await source.fetch()
+    during = source.errors
+    engine.delay = 1.0
+    await source.fetch()
+    assert (before, during) == ({}, {"status": 1})
+    assert source.errors == {"status": 1, "timeout": 1}
 
 
 async def test_it_is_fetched_again_and_again(source: HttpSource, engine: Engine) -> None:
@@ -271,6 +333,38 @@ async def test_a_page_that_is_on_its_way_at_a_restart_is_left_out(
     server.count(1, 2, 1)  # by now another engine's
     await continued.fetch()
     assert values(continued) == totals_of(6, 5) | {'g{m="n"}': 1}
+
+
+async def test_a_page_that_is_parsed_at_an_end_brings_no_gauge_back(
+    server: Server, continued: HttpSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsing, noted = threading.Event(), threading.Event()
+    parse = Parser.parse
+
+    def slow(parser: Parser, page: bytes, content_type: str = "") -> Parsed:
+        parsing.set()
+        assert noted.wait(10)
+        return parse(parser, page, content_type)
+
+    await server.start(5, 3, 1)
+    monkeypatch.setattr(Parser, "parse", slow)
+    fetching = asyncio.create_task(continued.fetch())
+    await asyncio.to_thread(parsing.wait, 10)
+    continued.note_end()
+    noted.set()
+    await fetching
+    assert values(continued) == totals_of(5, 3)
+    await continued.fetch()
+    assert values(continued) == totals_of(5, 3) | {'g{m="n"}': 1}
+
+
+async def test_one_odd_page_makes_no_total(server: Server, continued: HttpSource) -> None:
+    await server.start(100, 40, 1, began=1000)
+    await continued.fetch()
+    for counter, count, start in ((99, 40, 1000), (100, 39, 1000), (100, 0, 1000), (100, 40, 1001)):
+        server.count(counter, count, 1, began=start)
+        await continued.fetch()
+        assert values(continued) == totals_of(100, 40) | began(start) | {'g{m="n"}': 1}
 
 
 async def test_with_totals_the_same_page_gives_the_same_objects(

@@ -12,12 +12,13 @@ from urllib.parse import urlsplit
 import aiohttp
 import orjson
 
-from dynamometer.metrics.http_source import read_limited
+from dynamometer.metrics.response_body import read_body
 from dynamometer.names import label_value
 
 _CONNECT_SECONDS: Final = 1.0
 # ValueError: what is no host name or URL, perhaps where a redirection leads.
 _ERRORS: Final = (aiohttp.ClientError, TimeoutError, OSError, ValueError)
+_PLAIN: Final = {"Accept-Encoding": "identity"}
 _LONGEST_MODELS_BYTES: Final = 1 << 20
 _LONGEST_NAME: Final = 1024
 
@@ -96,8 +97,10 @@ class HealthCheck:
         """The first model that it serves; empty where it does not say."""
         try:
             async with asyncio.timeout(self._deadline):
-                async with self._session.get(self._url + "/v1/models") as answer:
-                    listed = orjson.loads(await read_limited(answer, _LONGEST_MODELS_BYTES))
+                async with self._session.get(
+                    self._url + "/v1/models", headers=_PLAIN, auto_decompress=False
+                ) as answer:
+                    listed = orjson.loads(await read_body(answer, _LONGEST_MODELS_BYTES))
             name = label_value(str(listed["data"][0]["id"]))
         except (*_ERRORS, LookupError, TypeError):
             return ""

@@ -124,8 +124,8 @@ def continued(family: Family, totals: Values, missing: Values) -> Family:
 
 
 def without_lines(family: Family) -> Family:
-    """A family's metadata alone."""
-    return Family(family.metadata, frozenset(), ())
+    """Return a family's metadata alone; the family itself if it has no samples."""
+    return Family(family.metadata, frozenset(), ()) if family.chunks else family
 
 
 def cumulative_part(family: Family) -> Family:

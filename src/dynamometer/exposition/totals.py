@@ -13,8 +13,8 @@ histogram or summary) by its count:
 - All label sets began again, missing ones included, when the start time of the process moved
   forward by more than `CLEAR_MOVE_SECONDS` from one page to the next, or when nearly all of them
   fell and at least one of them to half or less. Every family has the same weight in that, however
-  many series it has, and a missing label set has not fallen. Where the process was seen to end, only
-  the label sets on the page are judged, and small falls suffice.
+  many series it has, and a missing label set has not fallen. Where the process was seen to end,
+  only the label sets on the page are judged, and small falls suffice.
 - A label set that is back with other series (a histogram with other bounds) starts from its page,
   because its former values do not fit the new series. Where it only misses some of them, the next
   page decides.
@@ -134,6 +134,7 @@ class _Counted:
         sets: the totals, by label set.
         label_sets: those of known series.
         waiting: the next page decides on one of `sets`.
+        replaced: a family of another type has the name; this one is hidden until it is back.
         shown: the family with its totals; None until it is asked for.
     """
 
@@ -142,6 +143,7 @@ class _Counted:
     sets: dict[str, _LabelSet] = field(default_factory=dict)
     label_sets: dict[str, str] = field(default_factory=dict)
     waiting: bool = False
+    replaced: bool = False
     shown: Family | None = None
 
     def read(self, family: Family) -> Mapping[str, Reading]:
@@ -250,21 +252,21 @@ class Totals:
         )
 
     def _counted_of(self, given: Sequence[Family]) -> Sequence[tuple[_Counted, Family]]:
-        """Return all families with totals, each as on the page; drop those that were replaced."""
+        """Return all families with totals, each as on the page: missing ones without samples."""
         page = {_key(family): family for family in given}
         taken = frozenset().union(*[family.metadata.text_names for family in given])
-        for key in self._counted.keys() - page.keys():
-            counted = self._counted[key]
-            if not taken.isdisjoint(counted.page.metadata.text_names):
-                del self._counted[key]  # another family has its name now
-            elif counted.page.chunks:
-                page[key] = without_lines(counted.page)
-            else:
-                page[key] = counted.page
         for key, family in page.items():
             if is_cumulative(family.metadata) and key not in self._counted:
                 self._counted[key] = _Counted(without_lines(family))
-        return [(counted, page[key]) for key, counted in self._counted.items()]
+        for key, counted in self._counted.items():
+            if key in page:
+                counted.replaced = False
+            elif not taken.isdisjoint(counted.page.metadata.text_names):
+                counted.replaced = True
+        return [
+            (counted, page.get(key) or without_lines(counted.page))
+            for key, counted in self._counted.items()
+        ]
 
     def _nearly_all_fell(self, found: Iterable[_Found]) -> bool:
         """Return whether the page shows that its process is another one; see the module."""
@@ -290,7 +292,11 @@ class Totals:
     def _continued(self, given: Sequence[Family]) -> Sequence[Family]:
         """The page's families with their totals, and behind them those that are missing."""
         present = {_key(family) for family in given}
-        missing = [counted.show() for key, counted in self._counted.items() if key not in present]
+        missing = [
+            counted.show()
+            for key, counted in self._counted.items()
+            if key not in present and not counted.replaced
+        ]
         return [*[self._continue(family) for family in given], *missing]
 
     def _continue(self, family: Family) -> Family:

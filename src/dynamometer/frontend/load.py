@@ -20,7 +20,7 @@ from dynamometer.errors import ExpositionError
 from dynamometer.exposition.metrics import to_samples
 from dynamometer.exposition.parser import parse
 from dynamometer.frontend.routing import Instances
-from dynamometer.metrics.http_source import read_limited
+from dynamometer.metrics.response_body import read_body
 from dynamometer.names import engine_load
 from dynamometer.process.tasks import keeping_on
 from dynamometer.runtime.record import Record
@@ -111,8 +111,10 @@ class LoadReports:
             raise ValueError("it has no system server")
         async with asyncio.timeout(self._deadline):
             url = f"{worker.system_url}/metrics?{_QUERY}"
-            async with self._session.get(url, headers=_PLAIN, allow_redirects=False) as answer:
-                page = await read_limited(answer, _LARGEST_PAGE_BYTES)
+            async with self._session.get(
+                url, headers=_PLAIN, allow_redirects=False, auto_decompress=False
+            ) as answer:
+                page = await read_body(answer, _LARGEST_PAGE_BYTES)
         if answer.status != 200:
             raise ValueError(f"it answers {answer.status}")
         loads = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import aiohttp
@@ -16,8 +16,10 @@ from dynamometer.exposition.families import Family
 from dynamometer.exposition.filters import FamilyFilter, Selection
 from dynamometer.exposition.parser import Parsed, Parser
 from dynamometer.exposition.relabel import Relabelling
+from dynamometer.exposition.series import split_lines
 from dynamometer.exposition.totals import Totals
 from dynamometer.metrics.ordering import Ordering
+from dynamometer.metrics.response_body import TooLargeError, read_body
 from dynamometer.names import process
 
 logger = logging.getLogger(__name__)
@@ -30,28 +32,21 @@ LARGEST_PAGE_BYTES: Final = 32 << 20
 _PLAIN: Final = {"Accept-Encoding": "identity", "Accept": "text/plain;version=0.0.4,*/*;q=0.1"}
 
 
-class TooLargeError(ValueError):
-    """An answer is larger than is taken."""
+@dataclass(frozen=True)
+class _Page:
+    """What the last page became.
 
-
-async def read_limited(answer: aiohttp.ClientResponse, limit: int) -> bytes:
-    """The body of an answer.
-
-    Args:
-        answer: its headers have been read.
-        limit: the most bytes that are taken.
-
-    Raises:
-        TooLargeError: it has more.
-        aiohttp.ClientError: the connection broke.
+    Attributes:
+        fetched: when, of the monotonic clock.
+        ends: how many ends of the engine were known when the page was requested.
+        families: of the page.
+        kept: the totals alone, which stay without the engine.
     """
-    pieces, size = [], 0
-    async for piece in answer.content.iter_any():
-        size += len(piece)
-        if size > limit:
-            raise TooLargeError(f"more than {limit >> 20} MiB")
-        pieces.append(piece)
-    return b"".join(pieces)
+
+    fetched: float = float("-inf")
+    ends: int = 0
+    families: Sequence[Family] = ()
+    kept: Sequence[Family] = ()
 
 
 class HttpSource:
@@ -90,40 +85,47 @@ class HttpSource:
         """
         self.name = name
         self.owner = owner or name
-        self.errors: Counter[str] = Counter()
         self.url = url
         self._session = session
         self._interval = interval
         self._deadline = deadline
+        # Written by the event loop alone, each as one reference; any thread may read them.
+        self._page = _Page()
+        self._ends = 0
+        self._errors: Mapping[str, int] = {}
+        # Of the event loop.
+        self._fault = ""
+        self._dropping = False
+        self.fault = ""  # what the last fetch met, for people
+        # Of the thread that parses a page, one at a time.
         self._parser = Parser()
         self._filter = FamilyFilter(Selection.of(prefixes=prefixes))
         self._relabelling = Relabelling(labels)
         self._ordering = Ordering()
         self._totals = totals
-        self._families: Sequence[Family] = ()
-        self._kept: Sequence[Family] = ()
-        self._ends = 0
-        self._began = b""
-        self._fetched = float("-inf")
-        self._fault = ""
-        self._dropping = False
-        self.fault = ""  # what the last fetch met, for people
+        self._parsed_ends = 0
+
+    @property
+    def errors(self) -> Mapping[str, int]:
+        """See `MetricsSource.errors`; the mapping never changes."""
+        return self._errors
 
     def families(self) -> Sequence[Family]:
         """See `MetricsSource.families`."""
-        if time.monotonic() - self._fetched > 2 * self._interval + self._deadline:
-            return self._kept
-        return self._families
+        page = self._page
+        age = time.monotonic() - page.fetched
+        if page.ends != self._ends or age > 2 * self._interval + self._deadline:
+            return page.kept
+        return page.families
 
     def note_end(self) -> None:
-        """Say that the engine has ended: what is no total leaves at once.
+        """Say that the engine has ended: everything but totals leaves the page at once.
 
-        A page that is on its way just now is left out. Whether the engine that comes after it
-        begins anew is for its page to say: one that shares a directory of multiprocess files with
-        the former goes on by itself.
+        A page that was requested before is of the engine that ended: only its totals are shown.
+        Whether the engine that comes after it begins again is for its page to say: one that shares
+        a directory of multiprocess files with the former continues by itself.
         """
         self._ends += 1
-        self._fetched = float("-inf")
 
     def names(self) -> frozenset[str]:
         """The families that it has, by the names that the text format has."""
@@ -136,52 +138,51 @@ class HttpSource:
             await asyncio.sleep(self._interval)
 
     async def fetch(self) -> None:
-        """Fetch the page once; a fault is counted, and said once a state."""
+        """Fetch the page once; a fault is counted, and logged once a state."""
         ends = self._ends
         try:
             async with asyncio.timeout(self._deadline):
-                async with self._session.get(self.url, headers=_PLAIN) as answer:
-                    page = await read_limited(answer, LARGEST_PAGE_BYTES)
+                async with self._session.get(
+                    self.url, headers=_PLAIN, auto_decompress=False
+                ) as answer:
+                    body = await read_body(answer, LARGEST_PAGE_BYTES)
             if answer.status != 200:
                 self._note("status", f"answers {answer.status}")
                 return
             if ends != self._ends:
                 return
             content_type = answer.headers.get("Content-Type", "")
-            parsed = await asyncio.to_thread(self._parser.parse, page, content_type)
-            self._families, self._kept = await asyncio.to_thread(self._shown, parsed)
+            parsed = await asyncio.to_thread(self._parser.parse, body, content_type)
+            families, kept = await asyncio.to_thread(self._shown, parsed, ends)
             self._note_dropped(parsed)
         except TooLargeError as error:
             self._note("too_large", str(error))
         except TimeoutError:
-            self._note("timeout", f"no answer within {self._deadline} s")
+            self._note("timeout", f"no answer within {self._deadline:g} s")
         except (aiohttp.ClientError, OSError) as error:
             self._note("unreachable", str(error))
         except (ExpositionError, ValueError) as error:
             self._note("invalid", str(error))
         else:
-            self._fetched = time.monotonic()
+            self._page = _Page(time.monotonic(), ends, families, kept)
             if self._fault:
                 logger.info("%s is there again", self.url)
             self._fault = self.fault = ""
 
-    def _shown(self, parsed: Parsed) -> tuple[Sequence[Family], Sequence[Family]]:
-        """The families of a page, and what stays of them without it."""
+    def _shown(self, parsed: Parsed, ends: int) -> tuple[Sequence[Family], Sequence[Family]]:
+        """Return the families of a page, and what stays of them without the engine."""
         whole = parsed.families
         families = self._ordering.apply(self._relabelling.apply(self._filter.apply(whole)))
         if self._totals is None:
             return families, ()
-        began = next(
-            (family.lines for family in whole if family.name == process.START_TIME_SECONDS), b""
-        )
-        before, self._began = self._began, began
-        families = self._totals.update(families, restarted=bool(before) and began != before)
+        ended, self._parsed_ends = ends != self._parsed_ends, ends
+        families = self._totals.update(families, began=_start_time(whole), ended=ended)
         return families, self._totals.kept()
 
     def _note_dropped(self, parsed: Parsed) -> None:
         """Count the lines of a page that could not be read, and log the first of them once."""
         if parsed.dropped:
-            self.errors["invalid"] += parsed.dropped
+            self._count("invalid", parsed.dropped)
             if not self._dropping:
                 logger.warning(
                     "metrics of %s: %s: %d lines are dropped; %s",
@@ -192,8 +193,25 @@ class HttpSource:
         self._dropping = parsed.dropped > 0
 
     def _note(self, reason: str, message: str) -> None:
-        self.errors[reason] += 1
+        self._count(reason, 1)
         self.fault = f"{self.url}: {message}"
         if self._fault != reason:
             self._fault = reason
             logger.warning("metrics of %s: %s: %s", self.name, self.url, message)
+
+    def _count(self, reason: str, number: int) -> None:
+        self._errors = {**self._errors, reason: self._errors.get(reason, 0) + number}
+
+
+def _start_time(families: Sequence[Family]) -> float | None:
+    """When the process of a page began; None where the page says nothing, or speaks of several."""
+    samples = [
+        sample
+        for family in families
+        if family.name == process.START_TIME_SECONDS
+        for sample in split_lines(family.lines)
+    ]
+    if len(samples) != 1:
+        return None
+    _, rest = samples[0]
+    return float(rest.partition(" ")[0])

@@ -1,0 +1,90 @@
+"""The body of a response: within a limit of bytes, and decoded off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from typing import Final
+
+import aiohttp
+
+# The window bits that zlib takes for a format; deflate is sent with zlib's header and without.
+_WINDOW_BITS: Final = {"gzip": (31,), "x-gzip": (31,), "deflate": (15, -15)}
+
+
+class TooLargeError(ValueError):
+    """A body has more bytes than the limit, as it came or decoded."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"more than {limit >> 10} KiB")
+
+
+class EncodingError(ValueError):
+    """A body cannot be decoded; the message names its encoding."""
+
+
+async def read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """Return the body of a response without its content encoding.
+
+    Args:
+        response: of a request with `auto_decompress=False`, whose headers have been read.
+        limit: the most bytes of the body, both as it comes and decoded.
+
+    Raises:
+        TooLargeError: The body is larger.
+        EncodingError: The encoding is unknown, or the body is not in it.
+        aiohttp.ClientError: The connection broke.
+    """
+    pieces, size = [], 0
+    async for piece in response.content.iter_any():
+        size += len(piece)
+        if size > limit:
+            raise TooLargeError(limit)
+        pieces.append(piece)
+    body = b"".join(pieces)
+    encodings = ",".join(response.headers.getall("Content-Encoding", ())).lower()
+    for encoding in reversed([one.strip() for one in encodings.split(",")]):
+        if encoding not in ("", "identity"):
+            body = await asyncio.to_thread(decoded, body, encoding, limit)
+    return body
+
+
+def decoded(body: bytes, encoding: str, limit: int) -> bytes:
+    """Return a body without one content encoding.
+
+    Args:
+        body: may be empty, or consist of several gzip members.
+        encoding: `gzip`, `x-gzip` or `deflate`.
+        limit: the most bytes that are decoded.
+
+    Raises:
+        TooLargeError: The decoded body is larger.
+        EncodingError: The encoding is another one, or the body is not in it.
+    """
+    try:
+        formats = _WINDOW_BITS[encoding]
+    except KeyError:
+        raise EncodingError(
+            f"Content-Encoding {encoding[:40]!r} is not supported: identity was requested, gzip "
+            "and deflate are accepted"
+        ) from None
+    for window_bits in formats:
+        try:
+            return _inflated(body, window_bits, limit)
+        except zlib.error:
+            continue
+    raise EncodingError(f"the body is not {encoding}, which its Content-Encoding names")
+
+
+def _inflated(body: bytes, window_bits: int, limit: int) -> bytes:
+    pieces, size = [], 0
+    while body:
+        decoder = zlib.decompressobj(window_bits)
+        pieces.append(decoder.decompress(body, limit - size + 1))
+        size += len(pieces[-1])
+        if size > limit:
+            raise TooLargeError(limit)
+        if not decoder.eof:
+            raise EncodingError("the compressed body is truncated")
+        body = decoder.unused_data
+    return b"".join(pieces)
