@@ -13,8 +13,8 @@ from dynamometer.engines.interface import Engine, ModelCards, StartableEngine, U
 from dynamometer.engines.mocker import Mocker
 from dynamometer.engines.sglang import SGLang
 from dynamometer.errors import SettingsError
-from dynamometer.exposition.text import TextParser
 from dynamometer.runtime.record import Json
+from parsing import parse
 
 SAMPLE = Path(__file__).parent.parent / "samples" / "sglang-0.5.23"
 STARTABLE: tuple[StartableEngine, ...] = (SGLang(), Mocker())
@@ -87,7 +87,7 @@ def test_what_it_says_of_itself_is_read(engine: Engine) -> None:
 
 @EVERY
 def test_its_load_is_concluded_from_a_page_of_its_own(engine: Engine) -> None:
-    families = TextParser().parse((SAMPLE / "expected.prom").read_bytes())
+    families = parse((SAMPLE / "expected.prom").read_bytes())
     load = engine.load_signals("e", dict)
     wanted = [family for family in families if family.metadata.text_name in load.names]
     found = {family.metadata.text_name for family in load.families(wanted)}
