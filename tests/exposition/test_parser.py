@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import generate_latest
+from prometheus_client.openmetrics import exposition as peer_openmetrics
+from random_metrics import metrics, registry_of
 
 from dynamometer.errors import ExpositionError
 from dynamometer.exposition.parser import Parser
@@ -468,3 +476,61 @@ def test_a_histogram_is_shown_as_it_is(case: str) -> None:
     """Its buckets are for Prometheus to judge, which takes any."""
     header = b"# HELP h \n# TYPE h histogram\n"
     assert render(parse(header + HISTOGRAMS[case])) == header + HISTOGRAMS[case]
+
+
+def spoiled(draw: st.DrawFn, page: bytes) -> tuple[bytes, int]:
+    """A page with odd white space and with lines that cannot be read; and how many those are."""
+    lines, dropped = [], 0
+    for line in page.split(b"\n")[:-1]:
+        for _ in range(draw(st.integers(0, 1))):
+            lines.append(draw(st.sampled_from([*UNREADABLE.values(), b"", b"# a comment", b"#"])))
+            dropped += lines[-1] in UNREADABLE.values()
+        end = (
+            b"" if line.startswith(b"# HELP") else draw(st.sampled_from([b"", b"\r", b" ", b"\t"]))
+        )
+        lines.append(draw(st.sampled_from([b"", b" ", b"\t"])) + line + end)
+    return b"\n".join(lines), dropped
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), openmetrics=st.booleans())
+def test_noise_costs_nothing_but_itself(data: st.DataObject, openmetrics: bool) -> None:
+    registry = registry_of(data.draw(metrics(openmetrics=openmetrics)))
+    page = (peer_openmetrics.generate_latest if openmetrics else generate_latest)(registry)
+    noisy, dropped = data.draw(st.composite(spoiled)(page))
+    content_type = OPENMETRICS if openmetrics else ""
+    parser = Parser()
+    clean = parser.parse(page, content_type)
+    assert clean.dropped == 0
+    try:
+        parsed = parser.parse(noisy, content_type)
+    except ExpositionError:
+        assert dropped
+        assert not any(family.sample_names for family in clean.families)
+    else:
+        assert parsed == replace(clean, dropped=dropped, fault=parsed.fault)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data(), st.sampled_from([page for page, _ in VALID_TEXT.values()]), st.booleans())
+def test_the_last_page_makes_no_difference_to_a_broken_one(
+    data: st.DataObject, page: bytes, openmetrics: bool
+) -> None:
+    content_type = OPENMETRICS if openmetrics else ""
+    page += b"# EOF\n"
+    start = data.draw(st.integers(0, len(page)))
+    end = data.draw(st.integers(start, min(start + 3, len(page))))
+    broken = page[:start] + data.draw(st.sampled_from([b"", b" ", b"\n", b"}", b"1"])) + page[end:]
+    parser = Parser()
+    with contextlib.suppress(ExpositionError):
+        parser.parse(page, content_type)
+    assert outcome(parser, broken, content_type) == outcome(Parser(), broken, content_type)
+
+
+def outcome(parser: Parser, page: bytes, content_type: str) -> tuple[object, ...]:
+    try:
+        parsed = parser.parse(page, content_type)
+    except ExpositionError as error:
+        return (str(error),)
+    rendered = [render(parsed.families, openmetrics=one) for one in (False, True)]
+    return (*rendered, parsed.dropped, parsed.fault)

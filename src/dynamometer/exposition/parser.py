@@ -139,16 +139,18 @@ class _Page:
             else:
                 self._take_sample(text)
                 self._samples += 1
-        except (GrammarError, UnicodeDecodeError) as error:
-            self.dropped += 1
-            fault = f"line {self._number} of the {self._format} page: {error}"
-            self.fault = self.fault or fault
-            if not line.lstrip().startswith(b"#"):
-                self._unreadable = self._unreadable or fault
+        except UnicodeDecodeError as error:
+            self._drop(line, f"not UTF-8: {error.object[error.start : error.end]!r}")
+        except GrammarError as error:
+            self._drop(line, str(error))
 
-    @property
-    def _format(self) -> str:
-        return "OpenMetrics" if self._openmetrics else "text"
+    def _drop(self, line: bytes, reason: str) -> None:
+        page = "OpenMetrics" if self._openmetrics else "text"
+        fault = f"line {self._number} of the {page} page: {reason}"
+        self.dropped += 1
+        self.fault = self.fault or fault
+        if not line.lstrip().startswith(b"#"):
+            self._unreadable = self._unreadable or fault
 
     def check(self) -> None:
         """Raise where the page as a whole cannot be used.

@@ -1,0 +1,120 @@
+"""Pages of other programs beside `dyno exporter`: names stay, and a bad line costs itself."""
+
+from __future__ import annotations
+
+import contextlib
+import socketserver
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+from exporting import exporter, total
+from parsing import OPENMETRICS
+from stack import eventually, http
+
+TEXT = "text/plain; version=0.0.4"
+
+
+@contextlib.contextmanager
+def serving(page: bytes, content_type: str) -> Iterator[str]:
+    """Serve one page at every path; yield its URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextlib.contextmanager
+def exported(
+    page: bytes, place: Path, *, content_type: str = TEXT, shown: bytes
+) -> Iterator[tuple[bytes, bytes, str]]:
+    """Export a page; yield the text page and the OpenMetrics page once `shown` is there."""
+    flags = ("--prefix", "", "--no-runtime-labels")
+    with (
+        serving(page, content_type) as url,
+        exporter(place, "--engine-url", url, *flags) as found,
+    ):
+
+        def text() -> bytes:
+            return http(f"{found.url}/metrics").body
+
+        eventually(lambda: shown in text(), within=10, what=f"{shown!r}\n{found.log}")
+        accept = {"Accept": "application/openmetrics-text;version=1.0.0"}
+        yield text(), http(f"{found.url}/metrics", **accept).body, found.log
+
+
+def test_a_counter_keeps_its_name_on_the_text_page(tmp_path: Path) -> None:
+    page = (
+        b"# HELP nv_energy_consumption GPU energy\n# TYPE nv_energy_consumption counter\n"
+        b'nv_energy_consumption{gpu="a"} 5\n'
+    )
+    with exported(page, tmp_path, shown=page) as (_, openmetrics, _):
+        assert (
+            b'# TYPE nv_energy_consumption counter\nnv_energy_consumption_total{gpu="a"} 5\n'
+        ) in openmetrics
+
+
+def test_an_openmetrics_page_is_read_by_its_content_type(tmp_path: Path) -> None:
+    page = (
+        b'# TYPE a info\na_info{v="1"} 1\n# TYPE b unknown\nb 2 1.5\n'
+        b'# TYPE c counter\nc_total 3 # {trace_id="x"} 1\n# EOF\n'
+    )
+    with exported(page, tmp_path, content_type=OPENMETRICS, shown=b"\nc_total 3\n") as pages:
+        text, openmetrics, _ = pages
+        assert b'# TYPE a_info gauge\na_info{v="1"} 1\n' in text
+        assert b"# TYPE b untyped\nb 2 1500\n" in text
+        assert b'# TYPE a info\na_info{v="1"} 1\n' in openmetrics
+        assert b'\nc_total 3 # {trace_id="x"} 1\n' in openmetrics
+
+
+def test_lines_that_cannot_be_read_are_counted_and_cost_no_other(tmp_path: Path) -> None:
+    page = (
+        b"# HELP\n# \xff\n# TYPE a gauge\na 1\nan odd line\n"
+        b'y{a="1" b="2"} 2\n# HELP z \xff\nz 3\r\n'
+    )
+    with exported(page, tmp_path, shown=b"\nz 3\n") as (text, openmetrics, log):
+        for one in (text, openmetrics):
+            assert b"\na 1\n" in one
+            assert b'\ny{a="1",b="2"} 2\n' in one
+        errors = [
+            line
+            for line in text.splitlines()
+            if line.startswith(b"dynamometer_engine_scrape_errors_total")
+            and b'reason="invalid"' in line
+        ]
+        counted = sum(float(line.rpartition(b" ")[2]) for line in errors)
+        assert counted > 0
+        assert counted % 4 == 0
+        assert log.count("lines are dropped") == 1
+        assert "4 lines are dropped; line 1 of the text page: " in log
+
+
+def test_names_that_clash_in_openmetrics_lose_no_series(tmp_path: Path) -> None:
+    page = (
+        b"# HELP app_bytes now\n# TYPE app_bytes gauge\napp_bytes 5\n"
+        b"# HELP app_bytes_total ever\n# TYPE app_bytes_total counter\napp_bytes_total 50\n"
+        b"# HELP app_created mine\n# TYPE app_created gauge\napp_created 7\n"
+        b"# HELP app_total ever\n# TYPE app_total counter\napp_total 9\n"
+    )
+    with exported(page, tmp_path, shown=page) as (text, openmetrics, _):
+        assert b"# TYPE app_bytes_total unknown\napp_bytes_total 50\n" in openmetrics
+        for name in ("app_bytes", "app_bytes_total", "app_created", "app_total"):
+            assert f"\n{name} ".encode() in openmetrics
+        assert total(text.decode(), "app_bytes_total") == 50
