@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from parsing import parse
 
 from dynamometer.engines import answers, kinds, requests
 from dynamometer.engines.interface import Engine, ModelCards, StartableEngine, Usage
