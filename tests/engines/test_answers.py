@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynamometer.engines.answers import StreamReader, Tokens, of_answer
+from dynamometer.engines.answers import StreamReader, read_answer
 from dynamometer.engines.interface import Usage
+from dynamometer.engines.tokens import Tokens
 
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 2}}
 
@@ -125,7 +126,8 @@ def failed(code: str) -> dict[str, object]:
         (Usage.RESPONSES, failed("insufficient_quota"), 429),
         (Usage.RESPONSES, failed("server_error"), 500),
         (Usage.GENERATE, refused(503), 503),
-        (Usage.GENERATE, refused(None), None),
+        (Usage.GENERATE, refused(None), 499),
+        (Usage.RESPONSES, {"type": "response.cancelled", "response": {}}, 499),
     ],
 )
 def test_each_route_says_in_its_own_form_that_it_failed(
@@ -173,8 +175,8 @@ def test_responses_messages_and_generate_have_their_own_forms() -> None:
     ],
 )
 def test_tokens_of_an_answer_in_one_piece(body: object, usage: Usage, tokens: Tokens) -> None:
-    assert of_answer(json.dumps(body).encode(), usage) == tokens
-    assert of_answer(b"{", usage) == Tokens()
+    assert read_answer(json.dumps(body).encode(), usage).tokens == tokens
+    assert read_answer(b"{", usage).tokens == Tokens()
 
 
 def test_a_huge_event_passes_unread_and_does_not_hide_what_follows() -> None:
@@ -192,7 +194,7 @@ CACHED = {"input_tokens": 1, "cache_read_input_tokens": 29, "output_tokens": 6}
 def test_a_prompt_of_messages_is_told_in_parts() -> None:
     """Anthropic's `input_tokens` are those that no cache had."""
     whole = json.dumps({"type": "message", "usage": CACHED}).encode()
-    assert of_answer(whole, Usage.MESSAGES) == Tokens(30, 6, 29)
+    assert read_answer(whole, Usage.MESSAGES).tokens == Tokens(30, 6, 29)
     reader = StreamReader(Usage.MESSAGES, hide_usage=False)
     begun = {**CACHED, "cache_creation_input_tokens": 2, "output_tokens": 0}
     reader.feed(event({"type": "message_start", "message": {"usage": begun}}), 0.0)
@@ -203,7 +205,7 @@ def test_a_prompt_of_messages_is_told_in_parts() -> None:
 def test_a_prompt_with_several_answers_counts_once() -> None:
     metas = [{"prompt_tokens": 7, "completion_tokens": 3, "cached_tokens": 6} for _ in range(4)]
     whole = json.dumps([{"meta_info": meta} for meta in metas]).encode()
-    assert of_answer(whole, Usage.GENERATE, samples=2) == Tokens(14, 12, 12)
+    assert read_answer(whole, Usage.GENERATE, samples=2).tokens == Tokens(14, 12, 12)
     reader = StreamReader(Usage.GENERATE, hide_usage=False, samples=2)
     for index, meta in enumerate(metas):
         reader.feed(event({"index": index, "meta_info": meta}), float(index))
@@ -222,10 +224,10 @@ def test_a_stream_that_ends_early_counts_the_prompts_whose_answers_have_begun() 
 def test_prompts_of_several_answers_in_one_piece_count_once_each() -> None:
     metas = [{"prompt_tokens": n, "completion_tokens": 3} for n in (7, 7, 100, 100)]
     whole = json.dumps([{"meta_info": meta} for meta in metas]).encode()
-    assert of_answer(whole, Usage.GENERATE, samples=2) == Tokens(107, 12)
+    assert read_answer(whole, Usage.GENERATE, samples=2).tokens == Tokens(107, 12)
     less = json.dumps([{"meta_info": meta} for meta in metas[:3]]).encode()
-    assert of_answer(less, Usage.GENERATE, samples=2) == Tokens(107, 9)
-    assert of_answer(less, Usage.GENERATE, samples=4) == Tokens(7, 9)
+    assert read_answer(less, Usage.GENERATE, samples=2).tokens == Tokens(107, 9)
+    assert read_answer(less, Usage.GENERATE, samples=4).tokens == Tokens(7, 9)
 
 
 def block(**part: object) -> dict[str, object]:
@@ -354,12 +356,14 @@ def test_an_answer_says_what_plain_json_reads_in_it(
     content: object, usage: Usage, samples: int, ascii_only: bool
 ) -> None:
     body = json.dumps(content, ensure_ascii=ascii_only)
-    assert of_answer(body.encode(), usage, samples=samples) == by_plain_json(body, usage, samples)
+    assert read_answer(body.encode(), usage, samples=samples).tokens == by_plain_json(
+        body, usage, samples
+    )
 
 
 @given(st.binary(max_size=40), st.sampled_from(Usage))
 def test_an_answer_of_any_bytes_says_something_or_nothing(body: bytes, usage: Usage) -> None:
-    assert of_answer(body, usage) == Tokens()
+    assert read_answer(body, usage).tokens == Tokens()
 
 
 DELTA = b'{"choices":[{"index":0,"delta":{"content":"a"}}]}'
@@ -495,3 +499,116 @@ def test_a_streams_last_event_is_known(route: Usage, last: bytes, ends: bool) ->
         reader.feed(last[:cut], 1.0)
         reader.feed(last[cut:], 1.0)
         assert reader.ended is ends
+
+
+def finish(reason: object, index: int = 0) -> bytes:
+    return event({"choices": [{"index": index, "delta": {}, "finish_reason": reason}]})
+
+
+def generate(reason: object, index: int = 0) -> bytes:
+    return event({"text": "a", "index": index, "meta_info": {"finish_reason": reason}})
+
+
+def typed(kind: str, **more: object) -> bytes:
+    return event({"type": kind} | more)
+
+
+CONTENT = delta(content="a")
+STARTED = typed("response.created", response={"status": "in_progress"})
+
+
+@pytest.mark.parametrize(
+    ("usage", "stream", "complete", "code"),
+    [
+        # Without any event.
+        (Usage.OPENAI, b"", False, None),
+        (Usage.OPENAI, b": ping\n\n", False, None),
+        (Usage.OPENAI, DONE, False, None),
+        (Usage.GENERATE, DONE, False, None),
+        (Usage.RESPONSES, b"", False, None),
+        (Usage.MESSAGES, b"", False, None),
+        (Usage.NONE, b"", False, None),
+        (Usage.NONE, b"data: anything\n\n", True, None),
+        # Without a terminator: a finish reason of every choice says as much.
+        (Usage.OPENAI, CONTENT, False, None),
+        (Usage.OPENAI, CONTENT + finish("stop"), True, None),
+        (Usage.OPENAI, CONTENT + finish("stop", 1), False, None),
+        (Usage.OPENAI, CONTENT + finish("stop", 1) + finish("length"), True, None),
+        (Usage.OPENAI, CONTENT + DONE, True, None),
+        (Usage.GENERATE, generate(None), False, None),
+        (Usage.GENERATE, generate({"type": "stop"}), True, None),
+        (Usage.GENERATE, generate(None) + DONE, True, None),
+        (Usage.RESPONSES, STARTED, False, None),
+        (Usage.RESPONSES, STARTED + typed("response.completed", response={}), True, None),
+        (Usage.RESPONSES, STARTED + typed("response.incomplete", response={}), True, None),
+        (Usage.MESSAGES, typed("message_start", message={}), False, None),
+        (Usage.MESSAGES, typed("message_delta", delta={"stop_reason": "end_turn"}), False, None),
+        (Usage.MESSAGES, typed("message_start") + typed("message_stop"), True, None),
+        # A finish reason that is not a success.
+        (Usage.OPENAI, CONTENT + finish("abort") + DONE, True, 499),
+        (Usage.OPENAI, CONTENT + finish("error") + DONE, True, 500),
+        (Usage.OPENAI, CONTENT + finish("error"), True, 500),
+        (Usage.OPENAI, finish("error", 1) + finish("abort") + DONE, True, 500),
+        (Usage.OPENAI, finish("abort") + event({"choices": [], "usage": USAGE}) + DONE, True, 499),
+        (Usage.OPENAI, finish("content_filter") + DONE, True, None),
+        (Usage.OPENAI, event({"choices": [{"text": "a", "finish_reason": "abort"}]}), True, 499),
+        (Usage.GENERATE, generate({"type": "abort"}) + DONE, True, 499),
+        (Usage.GENERATE, generate({"type": "abort", "status_code": 503}) + DONE, True, 503),
+        (Usage.GENERATE, generate({"type": "error"}) + DONE, True, 500),
+    ],
+)
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_stream_that_ends_is_complete_or_not(
+    usage: Usage, stream: bytes, complete: bool, code: int | None, cut: bool
+) -> None:
+    reader = StreamReader(usage, hide_usage=False)
+    half = len(stream) // 2 if cut else 0
+    passed = reader.feed(stream[:half], 1.0) + reader.feed(stream[half:], 1.0) + reader.finish(2.0)
+    assert passed == stream
+    assert (reader.complete, reader.error_code) == (complete, code)
+
+
+@pytest.mark.parametrize(
+    ("usage", "body", "code"),
+    [
+        (Usage.OPENAI, {"choices": [{"finish_reason": "stop"}]}, None),
+        (Usage.OPENAI, {"choices": [{"finish_reason": "abort"}], "usage": USAGE}, 499),
+        (Usage.OPENAI, {"choices": [{"finish_reason": "stop"}, {"finish_reason": "error"}]}, 500),
+        (Usage.OPENAI, {"choices": [{"finish_reason": None}]}, None),
+        (Usage.OPENAI, {"choices": "none", "usage": USAGE}, None),
+        (Usage.OPENAI, {"object": "error", "message": "x", "code": 400}, 400),
+        (Usage.OPENAI, {"error": {"type": "rate_limit_error"}}, 429),
+        (Usage.OPENAI, {"error": None, "choices": []}, None),
+        (Usage.RESPONSES, {"status": "completed", "error": None}, None),
+        (Usage.RESPONSES, {"status": "incomplete"}, None),
+        (Usage.RESPONSES, {"status": "failed", "error": {"code": "server_error"}}, 500),
+        (Usage.RESPONSES, {"status": "failed", "error": {"code": "rate_limit_exceeded"}}, 429),
+        (Usage.RESPONSES, {"status": "cancelled"}, 499),
+        (Usage.MESSAGES, {"type": "message", "stop_reason": "end_turn"}, None),
+        (Usage.MESSAGES, {"type": "error", "error": {"type": "overloaded_error"}}, 529),
+        (Usage.GENERATE, {"meta_info": {"finish_reason": {"type": "stop"}}}, None),
+        (Usage.GENERATE, {"meta_info": {"finish_reason": {"type": "abort"}}}, 499),
+        (
+            Usage.GENERATE,
+            [
+                {"meta_info": {"finish_reason": {"type": "length"}}},
+                {"meta_info": {"finish_reason": {"type": "abort", "status_code": 500}}},
+            ],
+            500,
+        ),
+        (Usage.NONE, {"error": "x"}, None),
+    ],
+)
+def test_an_answer_in_one_piece_says_whether_it_failed(
+    usage: Usage, body: object, code: int | None
+) -> None:
+    assert read_answer(json.dumps(body).encode(), usage).error_code == code
+
+
+def test_a_stream_whose_events_are_too_long_to_be_read_is_not_called_incomplete() -> None:
+    reader = StreamReader(Usage.RESPONSES, hide_usage=False)
+    last = typed("response.completed", response={"output": "a" * 2**23})
+    for begin in range(0, len(last), 2**16):
+        reader.feed(last[begin : begin + 2**16], 1.0)
+    assert not reader.ended
+    assert reader.complete

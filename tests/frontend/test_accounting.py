@@ -255,6 +255,64 @@ async def test_a_request_that_was_cancelled_has_not_failed(bench: Bench, handler
     assert bench.count("disconnected_clients") == 0
 
 
+def finishing(reason: str | None, *, done: bool = True, content: bool = True) -> Handler:
+    """Answer with this finish reason, in a stream that ends well or in one piece."""
+
+    async def finish(request: web.Request) -> web.StreamResponse:
+        choice = {"index": 0, "delta": {"content": "a"} if content else {}, "finish_reason": reason}
+        answer = json.dumps({"choices": [choice]})
+        if b'"stream": true' not in await request.read():
+            return web.Response(text=answer, content_type="application/json")
+        stream = f"data: {answer}\n\n" + "data: [DONE]\n\n" * done
+        return web.Response(text=stream, content_type="text/event-stream")
+
+    return finish
+
+
+async def ending_at_once(_: web.Request) -> web.StreamResponse:
+    return web.Response(content_type="text/event-stream")
+
+
+@pytest.mark.parametrize(
+    ("handler", "failure"),
+    [
+        (finishing("error"), failures.ENGINE_FAULT),
+        (finishing("error", done=False), failures.ENGINE_FAULT),
+        (finishing("abort"), None),
+        (finishing("abort", done=False, content=False), None),
+        (finishing(None, done=False), failures.BROKEN_OFF),
+        (ending_at_once, failures.BROKEN_OFF),
+    ],
+)
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
+async def test_a_stream_that_ends_well_is_counted_as_what_its_end_says(
+    bench: Bench, handler: Handler, failure: Failure | None, path: str
+) -> None:
+    await bench.worker(handler)
+    assert (await bench.ask(path, stream=True))[0] == 200
+    await until(lambda: bench.count("requests_total"))
+    error = failure.error if failure else "cancelled"
+    assert bench.count("requests_total", status="error", error_type=error) == 1
+    assert bench.count("requests_total") == 1
+    assert bench.count("failures_total") == (failure is not None)
+    if failure:
+        assert bench.count("failures_total", reason=failure.reason) == 1
+    assert bench.count("disconnected_clients") == 0
+
+
+@pytest.mark.parametrize(
+    ("reason", "error"), [("stop", ""), ("error", "internal"), ("abort", "cancelled")]
+)
+async def test_an_answer_in_one_piece_is_counted_as_what_its_finish_reason_says(
+    bench: Bench, reason: str, error: str
+) -> None:
+    await bench.worker(finishing(reason))
+    assert (await bench.ask())[0] == 200
+    await until(lambda: bench.count("requests_total"))
+    assert bench.count("requests_total", error_type=error) == bench.count("requests_total") == 1
+    assert bench.count("failures_total") == (error == "internal")
+
+
 ERROR = b'data: {"error":{"message":"x","code":500}}\n\n'
 
 

@@ -1,21 +1,31 @@
-"""What an answer says of itself: tokens, when its content came, whether it failed.
+"""Read answers: how many tokens they took, when their content was there, and whether they failed.
 
-A stream is read event by event as it passes; the bytes that go on are the engine's, less the
+A stream is read event by event as it passes; the bytes that go on are the engine's, without the
 usage chunk that the frontend asked for and the client did not. An answer in one piece may be long
-(embeddings: tens of MB), and is read on the event loop: msgspec makes objects of its usage alone.
+(embeddings: tens of MB): msgspec makes objects of its usage and its finish reasons alone.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
 import orjson
 
 from dynamometer.engines.interface import Usage
+from dynamometer.engines.statuses import CANCELLED, error_status, finish_status
+from dynamometer.engines.tokens import (
+    MESSAGES_PARTS,
+    Event,
+    Tokens,
+    generated_tokens,
+    integer,
+    messages_tokens,
+    openai_tokens,
+)
 
 # An empty line: after a line's end comes another (WHATWG, "Parsing an event stream").
 _EVENT_END: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n?|\n)")
@@ -27,60 +37,56 @@ _RESPONSE_ENDS: Final = frozenset({"response.completed", "response.incomplete", 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 # What is longer goes on unread: neither usage nor a token is that long.
 _LONGEST_EVENT: Final = 2**22
-# What an error in a stream calls itself where its code is no number: Anthropic's, and OpenAI's.
-_CODES: Final = {
-    "invalid_request_error": 400,
-    "authentication_error": 401,
-    "permission_error": 403,
-    "not_found_error": 404,
-    "request_too_large": 413,
-    "rate_limit_error": 429,
-    "overloaded_error": 529,
-    "context_length_exceeded": 400,
-    "invalid_prompt": 400,
-    "invalid_api_key": 401,
-    "model_not_found": 404,
-    "insufficient_quota": 429,
-    "rate_limit_exceeded": 429,
-    "server_error": 500,
-}
 # Parts of a chat's delta that no token makes.
 _NO_CONTENT: Final = frozenset({"role", "hidden_states"})
-# Where Anthropic's usage tells of the prompt, by where it came from, and of the answer.
-_MESSAGES_PARTS: Final = (
-    "input_tokens",
-    "cache_creation_input_tokens",
-    "cache_read_input_tokens",
-    "output_tokens",
-)
-Event = Mapping[str, object]
 
 
-class _Answer(msgspec.Struct):
+class _Answer(msgspec.Struct, rename={"kind": "object"}):
     usage: object = None
+    choices: msgspec.Raw = msgspec.Raw(b"null")
+    error: object = None
+    kind: object = None
+    type: object = None
+    status: object = None
+    code: object = None
+
+
+class _Choice(msgspec.Struct):
+    finish_reason: object = None
 
 
 class _Meta(msgspec.Struct):
     prompt_tokens: object = None
     completion_tokens: object = None
     cached_tokens: object = None
+    finish_reason: object = None
 
 
 class _Generated(msgspec.Struct):
     meta_info: _Meta
 
 
-@dataclass(slots=True)
-class Tokens:
-    """Tokens of a whole request; None where the answer did not say."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an answer in one piece says of itself.
 
-    input: int | None = None
-    output: int | None = None
-    cached: int | None = None
+    Attributes:
+        tokens: that it took.
+        error_code: the HTTP status that it stands for, where it failed in spite of its own.
+    """
+
+    tokens: Tokens = field(default_factory=Tokens)
+    error_code: int | None = None
 
 
 class StreamReader:
-    """Follows one stream of server-sent events."""
+    """Read one stream of server-sent events.
+
+    Attributes:
+        content_times: when each event with content was there, in the caller's seconds.
+        error_code: the HTTP status that an error in the stream, or a finish reason, stands for.
+        ended: whether the stream's last event was read, or an error: many clients close at that.
+    """
 
     def __init__(self, usage: Usage, *, hide_usage: bool, samples: int = 1) -> None:
         """Begin before the first byte.
@@ -104,18 +110,38 @@ class StreamReader:
         self._generated: dict[int, Event] = {}
         self._parts: dict[str, int | None] = {}
         self._tokens = Tokens()
-        # Seconds (the caller's clock) at which each event with content was there.
+        self._usage = usage
+        self._any_event = self._any_unread = self._any_error = False
+        self._choices: set[object] = set()
+        self._finished: set[object] = set()
         self.content_times: list[float] = []
         self.error_code: int | None = None
-        # Whether the stream's last event was read, or an error: many clients close at that.
         self.ended = False
 
     @property
     def tokens(self) -> Tokens:
         """What the stream has said of its tokens so far."""
         if self._generated:
-            return _generated_tokens(self._generated, self._samples)
+            return generated_tokens(self._generated, self._samples)
         return self._tokens
+
+    @property
+    def whole(self) -> bool:
+        """Whether the stream's last event was read, and no error in the place of the rest."""
+        return self.ended and not self._any_error
+
+    @property
+    def complete(self) -> bool:
+        """Whether the client has had the whole of its answer, or an error, if no more is sent.
+
+        A stream without its terminator is complete where all its choices have a finish reason. An
+        event that was too long to be read may have been the last one.
+        """
+        if self._any_unread:
+            return True
+        if self.ended or self._usage is Usage.NONE:
+            return self._any_event
+        return bool(self._finished) and self._choices <= self._finished
 
     def feed(self, chunk: bytes, now: float) -> bytes:
         """What goes on to the client of `chunk`, and of what was held back before it.
@@ -146,7 +172,7 @@ class StreamReader:
             begin = search
         del held[:begin]
         if self._unread or len(held) > _LONGEST_EVENT:
-            self._unread = True
+            self._unread = self._any_unread = True
             passed.append(bytes(held[: 1 - _LONGEST_END]))
             del held[: 1 - _LONGEST_END]
         return b"".join(passed)
@@ -171,9 +197,11 @@ class StreamReader:
             content = _of_all_lines(event)
         if not isinstance(content, dict):
             self.ended = self.ended or content == _DONE
+            self._any_event = self._any_event or content not in (_DONE, b"")
             return True  # that, a comment, or none of ours
+        self._any_event = True
         if content.get("error") or content.get("object") == "error":
-            self._failed(_code(content))
+            self._failed(error_status(content))
         if self._read(content):
             self.content_times.append(now)
             return True
@@ -187,29 +215,26 @@ class StreamReader:
     def _read_openai(self, event: Event) -> bool:
         usage = event.get("usage")
         if isinstance(usage, dict):
-            self._tokens = _openai_tokens(usage)
+            self._tokens = openai_tokens(usage)
         choices = event.get("choices")
         if not isinstance(choices, list):
             return False
+        found = False
         for choice in choices:
-            if not isinstance(choice, dict):
-                continue
-            if choice.get("text"):
-                return True
-            delta = choice.get("delta")
-            if isinstance(delta, dict):
-                for key, value in delta.items():
-                    if value and key not in _NO_CONTENT:
-                        return True
-        return False
+            if isinstance(choice, dict):
+                self._note_choice(_integer_or_0(choice.get("index")), choice.get("finish_reason"))
+                found = found or _has_content(choice)
+        return found
 
     def _read_responses(self, event: Event) -> bool:
         response = event.get("response")
         if isinstance(response, dict) and isinstance(response.get("usage"), dict):
-            self._tokens = _openai_tokens(response["usage"])
+            self._tokens = openai_tokens(response["usage"])
         kind = str(event.get("type"))
+        if kind == "response.cancelled":
+            self._failed(CANCELLED)
         if kind in ("response.failed", "error"):
-            self._failed(_code(response if isinstance(response, dict) else event))
+            self._failed(error_status(response if isinstance(response, dict) else event))
         if kind in _RESPONSE_ENDS:
             self.ended = True
         return kind.endswith(".delta") and bool(event.get("delta"))
@@ -219,9 +244,9 @@ class StreamReader:
         usage = message.get("usage") if isinstance(message, dict) else event.get("usage")
         if isinstance(usage, dict):
             # What an event leaves out stays as it was told before.
-            for part in _MESSAGES_PARTS:
-                self._parts[part] = _integer(usage.get(part), self._parts.get(part))
-            self._tokens = _messages_tokens(self._parts)
+            for part in MESSAGES_PARTS:
+                self._parts[part] = integer(usage.get(part), self._parts.get(part))
+            self._tokens = messages_tokens(self._parts)
         kind, delta = event.get("type"), event.get("delta")
         if kind == "message_stop":
             self.ended = True
@@ -233,15 +258,26 @@ class StreamReader:
         meta = event.get("meta_info")
         if not isinstance(meta, dict):
             return False
-        self._generated[_integer(event.get("index"), 0) or 0] = meta
-        refused = _refused(meta.get("finish_reason"))
-        if refused is not None:
-            self._failed(refused)
-        return refused is None
+        index = _integer_or_0(event.get("index"))
+        self._generated[index] = meta
+        reason = meta.get("finish_reason")
+        self._note_choice(index, reason)
+        code = finish_status(reason)
+        if code is not None and code != CANCELLED:
+            self._failed(code)
+        return code is None
+
+    def _note_choice(self, index: int, finish_reason: object) -> None:
+        self._choices.add(index)
+        if finish_reason is not None:
+            self._finished.add(index)
+            code = finish_status(finish_reason)
+            if code is not None:
+                self.error_code = max(code, self.error_code or 0)
 
     def _failed(self, code: int) -> None:
         self.error_code = code
-        self.ended = True
+        self.ended = self._any_error = True
 
 
 def _is_one_event(chunk: bytes) -> bool:
@@ -259,8 +295,8 @@ def _of_all_lines(event: bytes) -> object:
         return data.strip()
 
 
-def of_answer(body: bytes, usage: Usage, *, samples: int = 1) -> Tokens:
-    """The tokens of an answer that came in one piece; empty where it says nothing.
+def read_answer(body: bytes, usage: Usage, *, samples: int = 1) -> Answer:
+    """Read an answer that came in one piece, with a status below 400.
 
     Args:
         body: of the answer.
@@ -268,16 +304,42 @@ def of_answer(body: bytes, usage: Usage, *, samples: int = 1) -> Tokens:
         samples: how many answers each prompt has, by SGLang's own route.
     """
     if usage is Usage.NONE:
-        return Tokens()
+        return Answer()
     try:
         if usage is Usage.GENERATE:
-            return _generated_tokens(_metas(body), samples)
-        said = msgspec.json.decode(body, type=_Answer).usage
+            metas = _metas(body)
+            codes = [finish_status(meta.get("finish_reason")) for meta in metas.values()]
+            return Answer(generated_tokens(metas, samples), _worst(codes))
+        answer = msgspec.json.decode(body, type=_Answer)
+        code = _worst([_error_of(answer), *_finish_errors(answer.choices)])
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return Tokens()  # no JSON, or no object
+        return Answer()  # not JSON, or not an object
+    said = answer.usage
     if not isinstance(said, dict):
-        return Tokens()
-    return _messages_tokens(said) if usage is Usage.MESSAGES else _openai_tokens(said)
+        return Answer(error_code=code)
+    return Answer(messages_tokens(said) if usage is Usage.MESSAGES else openai_tokens(said), code)
+
+
+def _error_of(answer: _Answer) -> int | None:
+    """Return the status that an error in the place of an answer stands for."""
+    if answer.status == "cancelled":
+        return CANCELLED
+    failed = answer.status == "failed" or answer.type == "error" or answer.kind == "error"
+    if failed or answer.error:
+        return error_status(msgspec.structs.asdict(answer))
+    return None
+
+
+def _finish_errors(choices: msgspec.Raw) -> list[int | None]:
+    try:
+        read = msgspec.json.decode(choices, type=list[_Choice] | None)
+    except msgspec.ValidationError:
+        return []  # not choices as OpenAI has them
+    return [finish_status(choice.finish_reason) for choice in read or ()]
+
+
+def _worst(codes: Iterable[int | None]) -> int | None:
+    return max((code for code in codes if code is not None), default=None)
 
 
 def _metas(body: bytes) -> dict[int, Event]:
@@ -297,67 +359,14 @@ def _metas(body: bytes) -> dict[int, Event]:
     return metas
 
 
-def _messages_tokens(usage: Event) -> Tokens:
-    """Anthropic's: the prompt is told in up to three parts, by where it came from."""
-    fresh, made, cached, output = (_integer(usage.get(part), None) for part in _MESSAGES_PARTS)
-    return Tokens(
-        input=None if fresh is None else fresh + (made or 0) + (cached or 0),
-        output=output,
-        cached=cached,
-    )
+def _has_content(choice: Event) -> bool:
+    if choice.get("text"):
+        return True
+    delta = choice.get("delta")
+    if not isinstance(delta, dict):
+        return False
+    return any(value and key not in _NO_CONTENT for key, value in delta.items())
 
 
-def _openai_tokens(usage: Event) -> Tokens:
-    """OpenAI's two spellings: of chats and completions, and of responses and messages."""
-    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, dict) else None
-    return Tokens(
-        input=_integer(usage.get("prompt_tokens"), _integer(usage.get("input_tokens"), None)),
-        output=_integer(usage.get("completion_tokens"), _integer(usage.get("output_tokens"), None)),
-        cached=_integer(cached, None),
-    )
-
-
-def _generated_tokens(metas: Mapping[int, Event], samples: int) -> Tokens:
-    """SGLang's: each answer tells of its whole prompt, which counts once for all its answers.
-
-    Args:
-        metas: what each answer says of itself, by its number; a prompt's answers follow each other.
-        samples: how many answers each prompt has.
-    """
-
-    def total(key: str, *, together: int) -> int | None:
-        """Of as many answers as are counted `together`, the first that says it."""
-        values: dict[int, int] = {}
-        for number, meta in metas.items():
-            value = _integer(meta.get(key), None)
-            if value is not None:
-                values.setdefault(number // together, value)
-        return sum(values.values()) if values else None
-
-    return Tokens(
-        input=total("prompt_tokens", together=samples),
-        output=total("completion_tokens", together=1),
-        cached=total("cached_tokens", together=samples),
-    )
-
-
-def _integer(value: object, default: int | None) -> int | None:
-    counted = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    return value if counted else default  # type: ignore[return-value]  # an int, as was asked
-
-
-def _code(content: Event) -> int:
-    error = content.get("error")
-    said = error if isinstance(error, dict) else content
-    code = said.get("code")
-    if isinstance(code, int):
-        return code
-    return _CODES.get(str(code)) or _CODES.get(str(said.get("type")), 500)
-
-
-def _refused(finish_reason: object) -> int | None:
-    """The status with which the engine refused a request of its own route, or gave it up."""
-    if isinstance(finish_reason, dict) and finish_reason.get("type") == "abort":
-        return _integer(finish_reason.get("status_code"), None)
-    return None
+def _integer_or_0(value: object) -> int:
+    return integer(value, 0) or 0

@@ -12,7 +12,8 @@ import time
 from prometheus_client import Gauge
 
 from dynamometer import names
-from dynamometer.engines.answers import StreamReader, Tokens
+from dynamometer.engines.answers import Answer, StreamReader
+from dynamometer.engines.tokens import Tokens
 from dynamometer.frontend import failures
 from dynamometer.frontend.failures import Failure
 from dynamometer.frontend.families import FrontendMetrics
@@ -158,15 +159,17 @@ class RequestAccount:
         """The stream has ended, or broken off, and this was read of it."""
         self._times = times = reader.content_times
         tokens = reader.tokens
-        if times and (tokens.output is None or not self._whole):
+        if times and (tokens.output is None or not (self._whole or reader.whole)):
             # It ended before its usage came: each event has brought at least one token.
             tokens = Tokens(tokens.input, max(tokens.output or 0, len(times)), tokens.cached)
         # An error in the place of an answer has a usage too: of 0 tokens, the prompt's included.
         self._tokens = tokens if times or reader.error_code is None else Tokens()
 
-    def counted(self, tokens: Tokens) -> None:
-        """The answer's tokens."""
-        self._tokens = tokens
+    def counted(self, answer: Answer) -> None:
+        """Count what an answer in one piece says of itself."""
+        self._tokens = answer.tokens
+        if answer.error_code is not None and self._failure is None:
+            self.failed(failures.of_answer(answer.error_code))
 
     def end(self) -> None:
         """The request is over, however it ended."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 import aiohttp
 from aiohttp import web
 
-from dynamometer.engines import answers
+from dynamometer.engines.answers import Answer, StreamReader, read_answer
 from dynamometer.engines.interface import Route
 from dynamometer.engines.requests import BadBodyError, RequestBody
 from dynamometer.frontend import failures
@@ -233,11 +233,15 @@ class Forwarder:
             return response
         finally:
             if counts:  # a part of an answer says nothing
-                account.counted(
-                    answers.of_answer(b"".join(whole), route.usage, samples=body.samples)
-                )
+                account.counted(await self._read_answer(b"".join(whole), route, body))
         await response.write_eof()
         return response
+
+    async def _read_answer(self, content: bytes, route: Route, body: RequestBody) -> Answer:
+        inline = len(content) <= SHORT_BYTES
+        return await self._threads.run(
+            lambda: read_answer(content, route.usage, samples=body.samples), inline=inline
+        )
 
     async def _relay_stream(
         self,
@@ -247,7 +251,7 @@ class Forwarder:
         answer: aiohttp.ClientResponse,
         body: RequestBody,
     ) -> web.StreamResponse:
-        reader = answers.StreamReader(
+        reader = StreamReader(
             route.usage, hide_usage=_adds_usage(body, route), samples=body.samples
         )
         try:
@@ -263,8 +267,11 @@ class Forwarder:
                             account.ended(reader.error_code)
                 if rest := reader.finish(time.perf_counter()):
                     await response.write(rest)
-                    if reader.ended:
-                        account.ended(reader.error_code)
+                if reader.complete:
+                    account.ended(reader.error_code)
+                elif answer.status < 400:
+                    logger.warning("a stream of %s ended before its last event", request.path)
+                    account.told(failures.BROKEN_OFF)
             except relay.BrokenError as error:
                 logger.warning("a stream broke off: %s", error)
                 event = openai_errors.event(openai_errors.ENGINE_DIED, "engine_error")
