@@ -52,7 +52,10 @@ class MultiprocessDirectory:
             labels: constant ones, added to every series that has not its own.
             owned: the directory is ours: `retire` removes files.
             keep_totals: what was counted in files that are gone stays in the totals, as it does
-                after `retire`; prometheus_client's own collector forgets it.
+                after `retire`; prometheus_client's own collector forgets it. No total falls, and a
+                file that is missing or odd for a reading counts nothing twice: one that comes
+                back adds what it has above what it had, unless most of its values are less than
+                half, as those of another process are.
             max_series: how many series are shown; the first ones to come, and a histogram
                 that is begun is finished. Where series go, others come in at the same reading.
             recursive: look through the tree below too; SGLang makes a directory inside.

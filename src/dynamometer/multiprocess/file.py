@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from isal.isal_zlib import crc32
@@ -33,6 +33,24 @@ _PIECE_BYTES: Final = 1 << 20
 _END_BYTES: Final = 1 << 16
 
 
+class Past(NamedTuple):
+    """What a file had counted before it was forgotten.
+
+    Attributes:
+        cells: int32, shape (n,).
+        counted: float64, shape (m,), m at most n: the values that are counted.
+        baseline: float64, shape (n,): what they count from; None for zero.
+        held: see `MultiprocessFile`.
+        known: what a former file of the path had counted, by cell.
+    """
+
+    cells: NDArray[np.int32]
+    counted: NDArray[np.float64]
+    baseline: NDArray[np.float64] | None
+    held: bool
+    known: dict[int, float]
+
+
 class MultiprocessFile:
     """A file and what has been read of it.
 
@@ -44,7 +62,10 @@ class MultiprocessFile:
         values: int64, where the values are that have a cell, in words of eight bytes.
         cells: int32, the cell of each.
         keys: a checksum of the known keys, in their order.
+        counted: float64, the first values as the last complete reading had them, where totals
+            are kept; else None.
         baseline: float64, what each value counts from; None for zero.
+        held: whether values below their baseline count nothing, instead of less than nothing.
         marks: int64, words that change when the file is not the one that was read: the
             header, and the whole key of the last entry.
         marked: int64, what those words were.
@@ -63,19 +84,54 @@ class MultiprocessFile:
         self.baseline: NDArray[np.float64] | None = None
         self.waiting = False
         self._half_written = 0
+        self.cells: NDArray[np.int32] = np.empty(0, np.int32)
+        self.counted: NDArray[np.float64] | None = None
+        self.held = False
+        self._known: dict[int, float] = {}
+        self._past: Past | None = None
         self.forget()
 
     def forget(self) -> None:
-        """As if nothing of it had been read."""
+        """As if nothing of it had been read; `take_past` has what was counted."""
+        self.stash()
         self.used = 0
         self.keys = 0
         self.status = (0, 0)
         self.values: NDArray[np.int64] = np.empty(0, np.int64)
-        self.cells: NDArray[np.int32] = np.empty(0, np.int32)
+        self.cells = np.empty(0, np.int32)
         self.marks: NDArray[np.int64] = np.empty(0, np.int64)
         self.marked: NDArray[np.int64] = np.empty(0, np.int64)
-        self.baseline = None
         self.left_out.clear()
+
+    def stash(self) -> None:
+        """Put by what was counted, for `take_past`, and count from zero."""
+        if self.counted is not None or self._known:
+            counted = np.empty(0) if self.counted is None else self.counted
+            self._past = Past(self.cells, counted, self.baseline, self.held, self._known)
+        self.counted = None
+        self.begin_again()
+
+    def take_past(self) -> Past | None:
+        """What was counted before the file was forgotten, once; None for nothing."""
+        past, self._past = self._past, None
+        return past
+
+    def begin_again(self) -> None:
+        """Count from zero."""
+        self.baseline, self.held, self._known = None, False, {}
+
+    def resume(self, known: dict[int, float]) -> None:
+        """Count from what a file of the path had counted, and nothing while a value is below.
+
+        Args:
+            known: that, by cell.
+        """
+        self._known = known
+        self.baseline = self._known_of(self.cells.tolist())
+        self.held = True
+
+    def _known_of(self, cells: list[int]) -> NDArray[np.float64]:
+        return np.array([self._known.get(cell, 0.0) for cell in cells], np.float64)
 
     @contextmanager
     def opened(self) -> Iterator[int]:
@@ -236,7 +292,9 @@ class MultiprocessFile:
         self.values = np.concatenate([self.values, np.array(values, np.int64)])
         self.cells = np.concatenate([self.cells, np.array(cells, np.int32)])
         if self.baseline is not None:
-            self.baseline = np.concatenate([self.baseline, np.zeros(len(values))])
+            known = self._known_of(cells)
+            self.held = self.held or bool(known.any())
+            self.baseline = np.concatenate([self.baseline, known])
 
     def leave_out(self, reason: Reason, text: str) -> None:
         """Count a series that has no place on the page."""

@@ -62,11 +62,11 @@ class Reader:
         self.families: tuple[Family, ...] = ()
         self._tree = tree
         self._accumulate = accumulate
-        self._keep_totals = keep_totals
         self._faults = FaultLog()
         self._files = OpenFiles()
         self._retired = RetiredFiles()
         self._cells = Cells()
+        self._kept = totals.KeptTotals(self._cells) if keep_totals else None
         self._table = SeriesTable(self._cells, labels, max_series=max_series, accumulate=accumulate)
         self._page = Page(self._cells)
         self._again: list[MultiprocessFile] = []
@@ -105,6 +105,7 @@ class Reader:
             if not unread:
                 break
         self._table.forget_keys()
+        self._keep_counted()
         if self._before.size:
             totals.keep(self._before, self._cells, self._apply)
         yield
@@ -123,7 +124,11 @@ class Reader:
         before = self._cells.values.copy()
         for file in self._files.of_processes(processes):
             counted = self._counted(file)
-            totals.fold(counted, file.cells, file.baseline, self._cells)
+            if self._kept is None:
+                totals.fold(counted, file.cells, file.baseline, self._cells)
+            else:
+                file.stash()
+                self._kept.set_aside(file)
             self._files.give_up(file)
             self._retired.add(file, counted, remove=owned)
         if owned:
@@ -174,6 +179,7 @@ class Reader:
         begun = [file for file in again if file not in self._again]
         for file in begun:
             file.forget()
+            self._set_aside(file)
         return begun
 
     def _parse(self, file: MultiprocessFile) -> Iterator[None]:
@@ -181,7 +187,9 @@ class Reader:
         cells: list[int] = []
         from_beginning = not file.used
         try:
-            for number, entry in enumerate(file.new_entries()):
+            found = file.new_entries()
+            self._set_aside(file)
+            for number, entry in enumerate(found):
                 if number % KEYS_PER_STEP == KEYS_PER_STEP - 1:
                     yield
                 try:
@@ -191,13 +199,44 @@ class Reader:
                     file.leave_out(reason.reason, str(reason))
             self._files.accept(file)
             file.place(values, cells)
-            if from_beginning:
+            if from_beginning and file.baseline is None:
                 file.baseline = self._retired.baseline(file)
             elif file.baseline is None:
                 self._retired.forget(file)
+            if self._kept is not None:
+                self._kept.resume(file)
         except FileFault as fault:
+            self._reject(file, fault)
+
+    def _reject(self, file: MultiprocessFile, fault: FileFault) -> None:
+        self._replan = True
+        self._files.reject(file, fault)
+        self._set_aside(file)
+
+    def _set_aside(self, file: MultiprocessFile) -> None:
+        """Keep in the totals what a file had counted before it was forgotten."""
+        if self._kept is not None and self._kept.set_aside(file):
             self._replan = True
-            self._files.reject(file, fault)
+            if not self._before.size:
+                self._before = self._cells.values.copy()
+
+    def _keep_counted(self) -> None:
+        """Keep the values as just read, once it is clear what they count from."""
+        kept = self._kept
+        if kept is None or not self._changed:
+            return
+        for _ in range(_ROUNDS):
+            files = [file for file in self._reading.files if file.name.type != "gauge"]
+            judged = [kept.judge(file, self._reading.values_of(file)) for file in files]
+            if not any(judged):
+                break
+            if not self._before.size:
+                self._before = self._cells.values.copy()
+            self._replan = True
+            self._gather()
+        for file in self._reading.files:
+            if file.name.type != "gauge":
+                file.counted = self._reading.values_of(file).copy()
 
     def _gather(self) -> list[MultiprocessFile]:
         """Read all values, and return the files that have more than is known."""
@@ -208,8 +247,7 @@ class Reader:
                 self._changed = self._reading.read() or self._changed
             except UnreadableError as error:
                 for file, fault in error.faults.items():
-                    self._files.reject(file, fault)
-                self._replan = True
+                    self._reject(file, fault)
             else:
                 return [file for file in self._reading.stale_files() if not file.waiting]
 
@@ -253,23 +291,27 @@ class Reader:
         self._aggregation.apply(self._reading.values, self._reading.timestamps)
 
     def _end(self, file: MultiprocessFile) -> None:
-        """Give up a file that went or was replaced, and keep what it had counted if told to."""
+        """Give up a file that went or was replaced, and keep its totals if they are kept."""
         self._replan = True
-        if self._keep_totals and file.name.type != "gauge":
-            if not self._before.size:
-                self._before = self._cells.values.copy()
-            self._count_for_good(file)
+        if self._kept is not None and file.name.type != "gauge":
+            self._take_last_state(file)
+            file.stash()
+            self._set_aside(file)
         self._files.give_up(file)
 
-    def _count_for_good(self, file: MultiprocessFile) -> None:
-        cells, values, baseline, used = file.cells, self._counted(file), file.baseline, file.used
-        if file.descriptor != CLOSED:  # its last state is there for those who hold it open
-            with suppress(FileFault):
-                for _ in self._parse(file):
-                    pass
-                if file.used >= used and file.descriptor != CLOSED:
-                    values, cells, baseline = file.last_values(), file.cells, file.baseline
-        totals.fold(values, cells, baseline, self._cells)
+    def _take_last_state(self, file: MultiprocessFile) -> None:
+        """Read the last values of a file that has gone, where it is held open."""
+        if file.descriptor == CLOSED:
+            return
+        before = file.counted
+        for _ in self._parse(file):
+            pass
+        if file.descriptor == CLOSED or file.counted is not before:
+            return  # bad, or another's: what it had counted is set aside
+        with suppress(FileFault):
+            last = file.last_values()
+            if before is None or bool((last[: before.size] >= before).all()):
+                file.counted = last
 
     def _counted(self, file: MultiprocessFile) -> NDArray[np.float64]:
         """What a file had counted when it was last read; float64, as many as it has cells.

@@ -101,6 +101,10 @@ class Reading:
         self._others = np.zeros(is_mark.size, np.int64)
         self._last_others = np.zeros_like(self._others)
         self._baseline = self._joined_baselines()
+        self._held = np.repeat(
+            np.array([file.held for file in self.files], np.bool_),
+            [file.cells.size for file in self.files],
+        )
         self._begun = False
         self._others_changed = True
         self._found_stale = False
@@ -110,7 +114,11 @@ class Reading:
     def values(self) -> NDArray[np.float64]:
         """The values as last read, less what they count from."""
         values = self.bits.view(np.float64)
-        return values if self._baseline is None else less(values, self._baseline)
+        if self._baseline is None:
+            return values
+        since = less(values, self._baseline)
+        since[self._held & (since < 0)] = 0.0
+        return since
 
     @property
     def timestamps(self) -> NDArray[np.float64]:

@@ -1,4 +1,11 @@
-"""What files that are read no more have added to the totals."""
+"""What files that are not read now have added to the totals.
+
+A file may be missing, unreadable or odd for one reading, and back at the next: a hung mount, a
+directory without permission for a moment, a copy that replaces the original. What a file had
+counted is remembered by its path when the file goes, and a file that comes back adds only what
+it has above that. Another process that begins in a file of the same path is known by its values:
+most of them are less than half of what they were.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +17,99 @@ from numpy.typing import NDArray
 
 from dynamometer.multiprocess.baseline import less
 from dynamometer.multiprocess.cells import Cells
+from dynamometer.multiprocess.file import MultiprocessFile
 
 _LAST_BITS: Final = 4
+_MOST_REMEMBERED: Final = 1024
+
+
+class KeptTotals:
+    """What files had counted that are gone, by path; the longest gone is forgotten first."""
+
+    def __init__(self, cells: Cells) -> None:
+        """Remember nothing yet.
+
+        Args:
+            cells: where totals are kept.
+        """
+        self._cells = cells
+        # Of each path the cells, and what the file said of each: all of it is in the totals.
+        self._counted: dict[str, dict[int, float]] = {}
+
+    def set_aside(self, file: MultiprocessFile) -> bool:
+        """Keep what a file had counted before it was forgotten; whether the totals have more."""
+        past = file.take_past()
+        if past is None:
+            return False
+        values = past.counted
+        baseline = None if past.baseline is None else past.baseline[: values.size]
+        if past.held and baseline is not None:
+            values = np.maximum(values, baseline)
+        cells = past.cells[: values.size]
+        fold(values, cells, baseline, self._cells)
+        counted = self._counted.pop(file.path, {})
+        counted |= past.known
+        counted |= zip(cells.tolist(), values.tolist(), strict=True)
+        if len(self._counted) == _MOST_REMEMBERED:
+            del self._counted[next(iter(self._counted))]
+        self._counted[file.path] = counted
+        return True
+
+    def resume(self, file: MultiprocessFile) -> None:
+        """Let a file that was just parsed count from where a file of its path was."""
+        counted = self._counted.pop(file.path, None)
+        if counted is not None:
+            file.resume(counted)
+
+    def judge(self, file: MultiprocessFile, now: NDArray[np.float64]) -> bool:
+        """Decide how a file goes on whose values fell, or that has come back.
+
+        Args:
+            file: the file.
+            now: float64, its values as just read.
+
+        Returns:
+            Whether its values count from another place than before.
+        """
+        changed = False
+        if not file.held:
+            before = file.counted
+            if before is None or not self._fallen(file, now[: before.size], before):
+                return False
+            file.stash()
+            changed = self.set_aside(file)
+            self.resume(file)
+        known = file.baseline
+        assert known is not None
+        if not self._fallen(file, now, known):
+            file.held = False
+            return True
+        if _another_process(now, known):
+            file.begin_again()
+            return True
+        return changed
+
+    def _fallen(
+        self, file: MultiprocessFile, now: NDArray[np.float64], before: NDArray[np.float64]
+    ) -> bool:
+        """Whether any value fell but for sums, to which negative amounts may be added."""
+        series = self._cells.series
+        for place in np.flatnonzero(now < before).tolist():
+            line = series[file.cells[place]]
+            assert line is not None
+            if file.name.type == "counter" or not line.partition(b"{")[0].rstrip().endswith(
+                b"_sum"
+            ):
+                return True
+        return False
+
+
+def _another_process(now: NDArray[np.float64], known: NDArray[np.float64]) -> bool:
+    """Whether values are those of a process that has begun since; not while they are all zero."""
+    counted = known > 0
+    values = now[counted]
+    fallen = int(np.count_nonzero(values < known[counted] / 2))
+    return bool(values.any()) and 2 * fallen > values.size
 
 
 def fold(
