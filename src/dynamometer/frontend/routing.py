@@ -1,61 +1,51 @@
-"""Which instance a request goes to."""
+"""The choice of the instance that a request goes to."""
 
 from __future__ import annotations
 
+import heapq
 import random
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 
-from dynamometer.engines import kinds
-from dynamometer.runtime.record import Json, Record, Role, State
+from dynamometer.runtime.fleet import Change, Fleet
+from dynamometer.runtime.record import Record
 
 
 class RouterMode(StrEnum):
-    """How one is chosen among those that serve the model."""
+    """Ways to choose among the workers of a model."""
 
     ROUND_ROBIN = "round-robin"
     RANDOM = "random"
     LEAST_LOADED = "least-loaded"
 
 
-class Instances:
-    """The workers that discovery shows, and the requests that each has: from here, and others'."""
+class Router:
+    """Chooses among the workers of a fleet, and counts the requests that each one has.
 
-    def __init__(self, mode: RouterMode, namespace: str | None) -> None:
-        """No worker is known yet.
+    A worker's load is the requests in flight from here, known at once, and those of others, as of
+    the worker's last report.
 
-        Args:
-            mode: how to choose.
-            namespace: the only one served; None: all.
-        """
+    Attributes:
+        fleet: where the workers are.
+    """
+
+    def __init__(self, mode: RouterMode, fleet: Fleet) -> None:
+        """Choose by `mode` among the workers of `fleet`."""
+        self.fleet = fleet
         self._mode = mode
-        self._namespace = namespace
-        self._workers: tuple[Record, ...] = ()
-        self._turn: Counter[str] = Counter()
-        self._load: Counter[int] = Counter()
+        self._turns: Counter[str] = Counter()
+        self._in_flight: Counter[int] = Counter()
         self._others: dict[int, float] = {}
-        self._seen: set[str] = set()
+        self._by_load: dict[str, _ByLoad] = {}
+        fleet.on_change(self._changed)
 
-    def update(self, records: Iterable[Record]) -> None:
-        """Take over what discovery shows now."""
-        self._workers = tuple(
-            sorted(
-                (
-                    record
-                    for record in records
-                    if record.role is Role.WORKER
-                    and record.unusable_reason is None
-                    and kinds.of(record.engine) is not None
-                    and self._namespace in (None, record.namespace)
-                ),
-                key=lambda record: record.id,
-            )
-        )
-        self._seen.update(self.models())
-        known = {worker.id for worker in self._workers}
-        self._others = {id_: load for id_, load in self._others.items() if id_ in known}
+    def _changed(self, change: Change) -> None:
+        for record in change.left:
+            self._others.pop(record.id, None)
+        for model in change.unserved:
+            self._by_load.pop(model, None)
 
     def report(self, id_: int, others: float) -> None:
         """Take over how many requests an instance has that are not from here.
@@ -68,56 +58,122 @@ class Instances:
             self._others[id_] = others
         else:
             self._others.pop(id_, None)
+        self._load_changed(id_)
 
     def in_flight(self, id_: int) -> int:
-        """How many requests are in flight from here to an instance."""
-        return self._load[id_]
-
-    @property
-    def ready(self) -> tuple[Record, ...]:
-        """The workers that requests may go to, by their ids."""
-        return tuple(w for w in self._workers if w.state is State.READY and w.request_url)
-
-    def models(self) -> dict[str, Json]:
-        """The models that are served now, each with what its engine says of it."""
-        return {
-            model: worker.model_info.get(model, {"id": model, "object": "model"})
-            for worker in self.ready
-            for model in worker.models
-        }
-
-    def was_served(self, model: str) -> bool:
-        """Whether `model` has been registered since this frontend started."""
-        return model in self._seen
+        """Return how many requests are in flight from here to an instance."""
+        return self._in_flight[id_]
 
     def choose(self, model: str, *, without: Collection[int] = ()) -> Record | None:
-        """An instance that serves `model`, or None.
+        """Choose a worker that serves `model`; None where there is none.
 
         Args:
             model: a registered name.
             without: ids of instances that were tried already.
         """
-        able = [w for w in self.ready if model in w.models and w.id not in without]
-        if not able:
+        workers = self.fleet.workers(model)
+        if not workers:
             return None
+        if self._mode is RouterMode.LEAST_LOADED:
+            return self._least_loaded(model, workers, without)
         if self._mode is RouterMode.RANDOM:
-            return random.choice(able)  # noqa: S311  # no secret
-        turn = self._turn[model]
-        self._turn[model] += 1
-        if self._mode is RouterMode.ROUND_ROBIN:
-            return able[turn % len(able)]
-        loads = [self._load[worker.id] + self._others.get(worker.id, 0.0) for worker in able]
-        least = min(loads)
-        idle = [worker for worker, load in zip(able, loads, strict=True) if load == least]
-        return idle[turn % len(idle)]
+            start = random.randrange(len(workers))  # noqa: S311  # no secret
+        else:
+            start = self._turns[model]
+            self._turns[model] += 1
+        for turn in range(start, start + min(len(workers), len(without) + 1)):
+            worker = workers[turn % len(workers)]
+            if worker.id not in without:
+                return worker
+        return None
+
+    def _least_loaded(
+        self, model: str, workers: tuple[Record, ...], without: Collection[int]
+    ) -> Record | None:
+        by_load = self._by_load.get(model)
+        if by_load is None or by_load.workers is not workers:
+            by_load = self._by_load[model] = _ByLoad(workers, self._load, by_load)
+        return by_load.choose(without)
 
     @contextmanager
     def carrying(self, instance: Record) -> Iterator[None]:
         """Count a request in flight to `instance` while the context is open."""
-        self._load[instance.id] += 1
+        self._in_flight[instance.id] += 1
+        self._load_changed(instance.id)
         try:
             yield
         finally:
-            self._load[instance.id] -= 1
-            if not self._load[instance.id]:
-                del self._load[instance.id]
+            self._in_flight[instance.id] -= 1
+            if not self._in_flight[instance.id]:
+                del self._in_flight[instance.id]
+            self._load_changed(instance.id)
+
+    def _load(self, id_: int) -> float:
+        return self._in_flight[id_] + self._others.get(id_, 0.0)
+
+    def _load_changed(self, id_: int) -> None:
+        record = self.fleet.records.get(id_) if self._by_load else None
+        for model in record.models if record else ():
+            if model in self._by_load:
+                self._by_load[model].load_changed(id_)
+
+
+class _ByLoad:
+    """The workers of one model in a heap: the least loaded first, of equals the longest unchosen.
+
+    A worker whose load changes gets another entry; the ones before are dropped when they come up,
+    or when they are more than the workers.
+    """
+
+    def __init__(
+        self, workers: tuple[Record, ...], load: Callable[[int], float], before: _ByLoad | None
+    ) -> None:
+        """Sort `workers`.
+
+        Args:
+            workers: of the model, by id.
+            load: returns the load of a worker by its id.
+            before: the workers until now, whose turns go on.
+        """
+        self.workers = workers
+        self._load = load
+        self._by_id = {worker.id: worker for worker in workers}
+        self._turn = before._turn if before else 0
+        turns = before._entries if before else {}
+        # By id: load, and the turn in which it was chosen last.
+        self._entries = {id_: (load(id_), turns.get(id_, (0.0, 0))[1]) for id_ in self._by_id}
+        self._sort()
+
+    def _sort(self) -> None:
+        self._heap = [(*entry, id_) for id_, entry in self._entries.items()]
+        heapq.heapify(self._heap)
+
+    def load_changed(self, id_: int) -> None:
+        """Sort a worker in again."""
+        if id_ in self._entries:
+            self._set(id_, self._entries[id_][1])
+
+    def _set(self, id_: int, turn: int) -> None:
+        entry = self._entries[id_] = (self._load(id_), turn)
+        heapq.heappush(self._heap, (*entry, id_))
+        if len(self._heap) > 2 * len(self._entries) + 16:
+            self._sort()
+
+    def choose(self, without: Collection[int]) -> Record | None:
+        """Choose the first worker that is not in `without`."""
+        passed_over = []
+        chosen = None
+        while self._heap and chosen is None:
+            load, turn, id_ = heapq.heappop(self._heap)
+            if self._entries[id_] != (load, turn):
+                continue
+            if id_ in without:
+                passed_over.append((load, turn, id_))
+            else:
+                chosen = self._by_id[id_]
+        for entry in passed_over:
+            heapq.heappush(self._heap, entry)
+        if chosen is not None:
+            self._turn += 1
+            self._set(chosen.id, self._turn)
+        return chosen
