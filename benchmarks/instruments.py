@@ -24,6 +24,7 @@ from dynamometer.frontend.families import FrontendMetrics
 from dynamometer.metrics.buckets import FrontendBuckets
 from dynamometer.names import labels
 from dynamometer.runtime.distributed import DistributedRuntime
+from dynamometer.runtime.fleet import Fleet
 from dynamometer.runtime.record import Record, Role, State
 from dynamometer.settings import BucketRanges
 from dynamometer.worker.accounting import EndpointMetrics
@@ -90,8 +91,9 @@ def frontend(*, read: bool = False) -> Callable[[], object]:
         role=Role.WORKER, id=WORKER, namespace="", component="", models=("m",),
         request_url="http://127.0.0.1:1", state=State.READY,
     )  # fmt: skip
-    metrics.expect(["m"])
-    metrics.workers.update([record])
+    fleet = Fleet()
+    metrics.follow(fleet)
+    fleet.update([record])
     done = StreamReader(Usage.OPENAI, hide_usage=True)
     done.feed(USAGE, 0.0)
 

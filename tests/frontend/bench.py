@@ -14,11 +14,12 @@ from prometheus_client import CollectorRegistry
 from dynamometer.engines import kinds
 from dynamometer.frontend.families import FrontendMetrics
 from dynamometer.frontend.forward import Forwarder
-from dynamometer.frontend.routing import Instances, RouterMode
+from dynamometer.frontend.routing import Router, RouterMode
 from dynamometer.http import addresses, openai_errors, relay
 from dynamometer.http.servers import serving
 from dynamometer.metrics import scraping
 from dynamometer.metrics.page import MetricsPage
+from dynamometer.runtime.fleet import Fleet
 from dynamometer.runtime.identity import new_id
 from dynamometer.runtime.record import Record, Role, State
 
@@ -32,7 +33,8 @@ class Bench:
 
     session: aiohttp.ClientSession
     registry: CollectorRegistry
-    instances: Instances
+    fleet: Fleet
+    router: Router
     metrics: FrontendMetrics
     forwarder: Forwarder
     url: str
@@ -68,9 +70,7 @@ class Bench:
         self._show()
 
     def _show(self) -> None:
-        self.instances.update(self._records)
-        self.metrics.expect(self.instances.models())
-        self.metrics.workers.update(self.instances.ready)
+        self.fleet.update(self._records)
 
     def count(self, name: str, **labels: str) -> float:
         return sum(
@@ -91,14 +91,16 @@ async def make_bench(max_body_size: int = 2**20) -> AsyncIterator[Bench]:
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(relay.client(keepalive_seconds=3))
         registry = CollectorRegistry()
-        instances = Instances(RouterMode.ROUND_ROBIN, None)
+        fleet = Fleet(engines=kinds.ENGINES)
+        router = Router(RouterMode.ROUND_ROBIN, fleet)
         metrics = FrontendMetrics(registry)
+        metrics.follow(fleet)
         forwarder = Forwarder(
             routes=kinds.ROUTES,
-            instances=instances,
+            router=router,
             metrics=metrics,
             session=session,
-            look=nothing_new,
+            refresh=nothing_new,
             max_body_size=max_body_size,
         )
         app = web.Application(client_max_size=max_body_size, middlewares=[openai_errors.middleware])
@@ -108,7 +110,8 @@ async def make_bench(max_body_size: int = 2**20) -> AsyncIterator[Bench]:
         listener = addresses.listen("127.0.0.1", 0, setting="")
         await stack.enter_async_context(serving(app, listener))
         client = await stack.enter_async_context(aiohttp.ClientSession())
-        yield Bench(client, registry, instances, metrics, forwarder, addresses.url(listener), stack)
+        url = addresses.url(listener)
+        yield Bench(client, registry, fleet, router, metrics, forwarder, url, stack)
 
 
 async def nothing_new() -> None:

@@ -408,7 +408,7 @@ async def test_what_the_frontend_itself_refuses_is_counted_by_class_and_reason(
         assert await post(b'{"model":"m"}') == 503
     bench.register(nobody())
     async with counted(bench, failures.NOT_REACHED):
-        assert await post(b'{"model":"m"}') == 502
+        assert await post(b'{"model":"m"}') == 503
     async with counted(bench, failures.UNREADABLE):
         assert await post(b"{") == 400
     async with counted(bench, failures.NOT_FOUND):
@@ -427,7 +427,7 @@ async def test_what_the_frontend_itself_refuses_is_counted_by_class_and_reason(
         raise RuntimeError("a fault of this frontend's")
 
     with monkeypatch.context() as patch:
-        patch.setattr(bench.instances, "models", fault, raising=True)
+        patch.setattr(bench.fleet, "resolve", fault, raising=True)
         async with counted(bench, failures.INTERNAL):
             assert await post(b'{"model":"m"}') == 500
     assert gauges(bench) == {}

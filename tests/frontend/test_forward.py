@@ -13,12 +13,12 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from bench import CHAT, Bench, fine, make_bench, nobody
+from bench import CHAT, Bench, Handler, fine, make_bench, nobody
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from dynamometer.engines.requests import RequestBody
-from dynamometer.frontend import body
+from dynamometer.frontend import body, failures
 from dynamometer.http import openai_errors, relay
 
 
@@ -163,14 +163,134 @@ async def test_a_worker_that_takes_no_connection_is_passed_over_once(bench: Benc
     assert bench.count("requests_total", status="success") == 4
 
 
-async def test_nobody_who_takes_a_connection_is_502(bench: Bench) -> None:
+async def test_nobody_who_takes_a_connection_is_503(bench: Bench) -> None:
     for _ in range(3):
         bench.register(nobody())
-    status, body = await bench.ask()
-    assert status == 502
-    assert json.loads(body)["error"]["code"] == "engine_error"
+    async with bench.session.post(bench.url + CHAT, json={"model": "m"}) as answer:
+        assert answer.status == 503
+        assert answer.headers["Retry-After"]
+        assert (await answer.json())["error"]["code"] == "unavailable"
     assert bench.count("requests_total", error_type="unavailable") == 1
     assert bench.count("inflight_requests") == 0
+
+
+async def refuses_now(_: web.Request) -> web.StreamResponse:
+    return openai_errors.unavailable("this worker is draining", retry=True)
+
+
+async def resets(request: web.Request) -> web.StreamResponse:
+    """Close the connection with the request in hand, before any byte of an answer."""
+    await request.read()
+    assert request.transport is not None
+    request.transport.abort()
+    return web.Response()
+
+
+async def engine_ends(_: web.Request) -> web.StreamResponse:
+    return openai_errors.engine_died()
+
+
+async def breaks_off(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    await response.write(b'data: {"choices":[{"text":"a"}]}\n\n')
+    await asyncio.sleep(0.05)
+    assert request.transport is not None
+    request.transport.abort()
+    return response
+
+
+@pytest.mark.parametrize(
+    ("workers", "status", "failure"),
+    [
+        (["refuses the connection"], 503, failures.NOT_REACHED),
+        (["refuses the connection"] * 3, 503, failures.NOT_REACHED),
+        ([refuses_now], 503, failures.NO_WORKER),
+        ([refuses_now, "refuses the connection"], 503, failures.NOT_REACHED),
+        (["refuses the connection", refuses_now], 503, failures.NO_WORKER),
+        ([resets], 502, failures.WORKER_LOST),
+        ([resets, resets], 502, failures.WORKER_LOST),
+        # The first may have taken the request: the second does not make that undone.
+        ([resets, "refuses the connection"], 502, failures.WORKER_LOST),
+        (["refuses the connection", resets], 502, failures.WORKER_LOST),
+        ([resets, refuses_now], 502, failures.WORKER_LOST),
+        ([engine_ends, fine], 502, failures.ENGINE_DIED),
+        ([breaks_off, fine], 200, failures.BROKEN_OFF),
+    ],
+)
+async def test_what_a_client_and_the_page_read_of_a_failure(
+    bench: Bench, workers: list[Handler | str], status: int, failure: failures.Failure
+) -> None:
+    for number, handler in enumerate(workers, 1):  # asked in the order of their ids
+        if isinstance(handler, str):
+            bench.register(nobody(), id=number)
+        else:
+            await bench.worker(handler, id=number)
+    body = {"model": "m", "stream": True}
+    async with bench.session.post(bench.url + CHAT, json=body) as answer:
+        assert answer.status == status
+        assert ("Retry-After" in answer.headers) == (status == 503)
+        text = await answer.text()
+    if status != 503:
+        assert openai_errors.ENGINE_DIED in text
+    else:
+        assert "engine ended" not in text
+    found = bench.count("failures_total", reason=failure.reason, **{"class": failure.kind})
+    assert found == bench.count("failures_total") == 1
+    assert bench.count("requests_total", error_type=failure.error) == 1
+    assert bench.count("inflight_requests") == 0
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode", "encode"])
+async def test_a_model_whose_workers_cannot_answer_alone_is_503_with_the_reason(
+    bench: Bench, phase: str
+) -> None:
+    asked = []
+
+    async def never(request: web.Request) -> web.StreamResponse:
+        asked.append(request)
+        return web.Response()
+
+    await bench.worker(never, mode=phase)
+    for _ in range(2):  # the only model; then beside another one
+        async with bench.session.post(bench.url + CHAT, json={"model": "m"}) as answer:
+            assert answer.status == 503
+            assert answer.headers["Retry-After"]
+            message = (await answer.json())["error"]["message"]
+            assert f"'m' has only {phase} workers" in message
+        await bench.worker(fine, model="other")
+    assert not asked
+    assert bench.count("requests_total", model="m", error_type="unavailable") == 2
+    assert bench.count("model_ready", model="m") == bench.count("model_workers", model="m") == 0
+    await bench.worker(fine)
+    assert (await bench.ask())[0] == 200
+
+
+async def test_an_adapters_request_goes_to_its_models_workers_as_it_is(bench: Bench) -> None:
+    await bench.worker(fine, model="base")
+    await bench.worker(fine, model="other")
+    status, body = await bench.ask(model="base:adapter")
+    assert (status, json.loads(body)["model"]) == (200, "base:adapter")
+    assert bench.count("requests_total", model="base", status="success") == 1
+    assert bench.count("requests_total", model="base:adapter") == 0
+    assert (await bench.ask(model="unknown:adapter"))[0] == 404
+    assert bench.count("requests_total", model="unknown_model", error_type="not_found") == 1
+    bench.forget()
+    assert (await bench.ask(model="base:adapter"))[0] == 503
+    assert bench.count("requests_total", model="base", error_type="unavailable") == 1
+
+
+async def test_a_served_name_with_a_colon_is_that_model(bench: Bench) -> None:
+    async def other(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=418)
+
+    await bench.worker(fine, model="base:v2")
+    await bench.worker(other, model="base")
+    for _ in range(3):
+        assert (await bench.ask(model="base:v2"))[0] == 200
+        assert (await bench.ask(model="base:v2:adapter"))[0] == 200
+        assert (await bench.ask(model="base:v3"))[0] == 418
+    assert bench.count("requests_total", model="base:v2", status="success") == 6
 
 
 async def test_a_worker_that_dies_before_its_first_byte_is_tried_elsewhere_once(
@@ -364,7 +484,7 @@ async def test_a_client_that_vanishes_closes_the_way_to_the_engine(bench: Bench)
     assert bench.count("disconnected_clients") == 1
     assert bench.count("model_cancellation_total", model="m", request_type="unary") == 1
     assert bench.count("inflight_requests") == 0
-    assert bench.instances.choose("m") == record
+    assert bench.router.choose("m") == record
 
 
 @pytest.mark.parametrize("whole", [False, True])

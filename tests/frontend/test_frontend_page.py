@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import csv
 import json
+import os
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import aiohttp
 import pytest
@@ -23,13 +26,17 @@ from dynamometer.frontend.app import Frontend, FrontendOptions, serve
 from dynamometer.frontend.canary import Canary
 from dynamometer.frontend.families import FrontendMetrics
 from dynamometer.frontend.forward import Forwarder
-from dynamometer.frontend.routing import Instances, RouterMode
+from dynamometer.frontend.routing import Router, RouterMode
 from dynamometer.http import addresses, relay
 from dynamometer.http.servers import serving
 from dynamometer.metrics.buckets import FrontendBuckets
 from dynamometer.metrics.instruments import registry
+from dynamometer.runtime.discovery import file
 from dynamometer.runtime.discovery.file import FileDiscovery
+from dynamometer.runtime.discovery.follower import Follower
+from dynamometer.runtime.discovery.interface import Discovery
 from dynamometer.runtime.distributed import DistributedRuntime
+from dynamometer.runtime.fleet import Fleet
 from dynamometer.runtime.record import Record, Role, State
 from dynamometer.settings import BucketRanges
 
@@ -113,22 +120,20 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
         runtime = DistributedRuntime()
         instruments = runtime.registry
         session = await stack.enter_async_context(relay.client(keepalive_seconds=3))
-        frontend = Frontend(
-            instances=Instances(RouterMode.ROUND_ROBIN, None),
-            discovery=discovery,
-            metrics=FrontendMetrics(instruments),
-            page=runtime.page,
-        )
+        fleet = Fleet()
+        follower = Follower(discovery, fleet)
+        metrics = FrontendMetrics(instruments)
+        frontend = Frontend(follower=follower, metrics=metrics, page=runtime.page)
         await stack.enter_async_context(Canary(instruments).watching())
         forwarder = Forwarder(
             routes=kinds.ROUTES,
-            instances=frontend.instances,
-            metrics=frontend.metrics,
+            router=Router(RouterMode.ROUND_ROBIN, fleet),
+            metrics=metrics,
             session=session,
-            look=frontend.refresh,
+            refresh=follower.refresh,
             max_body_size=2**20,
         )
-        await frontend.refresh()
+        await follower.refresh()
         own = addresses.listen("127.0.0.1", 0, setting="")
         await stack.enter_async_context(serving(frontend.application(forwarder, 2**20), own))
         client = await stack.enter_async_context(aiohttp.ClientSession())
@@ -294,18 +299,89 @@ async def test_a_fault_does_not_leave_a_frontend_with_the_workers_it_had(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     discovery = Stumbling(tmp_path)
-    runtime = DistributedRuntime()
-    frontend = Frontend(
-        instances=Instances(RouterMode.ROUND_ROBIN, None),
-        discovery=discovery,
-        metrics=FrontendMetrics(runtime.registry),
-        page=runtime.page,
-    )
+    follower = Follower(discovery, Fleet())
     record = Record(
         role=Role.WORKER, id=7, namespace="n", component="c", endpoint="e", state=State.READY,
         models=("m",), request_url="http://127.0.0.1:1",
     )  # fmt: skip
-    async with discovery.register(record), frontend.watching(), asyncio.timeout(20):
-        while not frontend.instances.ready:
+    async with discovery.register(record), follower.following(), asyncio.timeout(20):
+        while not follower.fleet.ready:
             await asyncio.sleep(0.01)
     assert "discovery: failed, and is tried again" in caplog.text
+
+
+async def test_models_lists_what_can_be_served_and_finds_it_by_an_adapters_name(
+    site: Site, tmp_path: Path
+) -> None:
+    discovery = FileDiscovery(tmp_path)
+    record = Record(
+        role=Role.WORKER, id=9, namespace="dynamo", component="prefill", mode="prefill",
+        models=("p",), request_url="http://127.0.0.1:1", state=State.READY,
+    )  # fmt: skip
+
+    async def get(path: str) -> tuple[int, Any]:
+        async with site.session.get(site.url + path) as answer:
+            return answer.status, await answer.json()
+
+    card = {"id": "m", "object": "model"}
+    async with discovery.register(record):
+        assert await get("/v1/models") == (200, {"object": "list", "data": [card]})
+        assert await get("/v1/models/m") == (200, card)
+        assert await get("/v1/models/m:adapter") == (200, card)
+        for name in ("p", "p:adapter", "n:m", "m2"):
+            assert (await get(f"/v1/models/{name}"))[0] == 404
+
+
+async def test_a_discovery_that_hangs_stops_neither_pages_nor_requests(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file, "READ_SECONDS", 0.1)
+    answers = threading.Event()
+    listdir = os.listdir
+
+    def hanging(path: str | Path) -> list[str]:
+        if str(path).startswith(str(tmp_path)):
+            answers.wait(20)
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", hanging)
+    try:
+        async with asyncio.timeout(10):
+            for path in ("/metrics", "/health", "/live", "/v1/models"):
+                async with site.session.get(site.url + path) as answer:
+                    assert answer.status == 200
+                    assert await answer.read()
+            assert await site.chat() == 200
+            assert await site.chat("never-seen") == 404
+    finally:
+        answers.set()
+
+
+class Listed:
+    """A discovery whose records a test sets."""
+
+    def __init__(self) -> None:
+        self.shown: frozenset[Record] = frozenset()
+
+    async def records(self) -> frozenset[Record]:
+        return self.shown
+
+
+async def test_the_log_says_why_a_process_gets_no_requests(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    discovery = Listed()
+    follower = Follower(cast("Discovery", discovery), Fleet(engines=kinds.ENGINES))
+    runtime = DistributedRuntime()
+    Frontend(follower=follower, metrics=FrontendMetrics(runtime.registry), page=runtime.page)
+    prefill = Record(
+        role=Role.WORKER, id=7, namespace="n", component="c", mode="prefill", models=("m",),
+        request_url="http://127.0.0.1:1", state=State.READY,
+    )  # fmt: skip
+    discovery.shown = frozenset({prefill, replace(prefill, id=8, engine="unheard-of")})
+    await follower.refresh()
+    assert "instance 0000000000000008 gets no requests: its engine 'unheard-of' is unknown" in (
+        caplog.text
+    )
+    assert "not serving m: 'm' has only prefill workers" in caplog.text

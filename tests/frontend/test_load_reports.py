@@ -15,13 +15,14 @@ from aiohttp import web
 from prometheus_client import Gauge
 
 from dynamometer.frontend.load import LoadReports
-from dynamometer.frontend.routing import Instances, RouterMode
+from dynamometer.frontend.routing import Router, RouterMode
 from dynamometer.http import addresses
 from dynamometer.http.servers import serving
 from dynamometer.metrics import scraping
 from dynamometer.metrics.instruments import registry
 from dynamometer.metrics.page import MetricsPage
 from dynamometer.names import engine_load
+from dynamometer.runtime.fleet import Fleet
 from dynamometer.runtime.record import Record, Role, State
 from stack import Stack, Worker, eventually
 from stack import http as fetch
@@ -71,58 +72,58 @@ def worker(id_: int, system_url: str | None) -> Record:
 
 
 @pytest.fixture
-def instances(page: WorkerPage) -> Instances:
-    """One worker with a page, and one without."""
-    made = Instances(RouterMode.LEAST_LOADED, None)
-    made.update([worker(BUSY, page.url), worker(IDLE, None)])
+def router(page: WorkerPage) -> Router:
+    """A router over one worker with a page, and one without."""
+    made = Router(RouterMode.LEAST_LOADED, Fleet())
+    made.fleet.update([worker(BUSY, page.url), worker(IDLE, None)])
     return made
 
 
 @pytest.fixture
-async def reports(instances: Instances) -> AsyncIterator[LoadReports]:
+async def reports(router: Router) -> AsyncIterator[LoadReports]:
     async with aiohttp.ClientSession(auto_decompress=False) as session:
-        yield LoadReports(instances, session, interval=0.01, deadline=0.3, stale=0.0)
+        yield LoadReports(router, session, interval=0.01, deadline=0.3, stale=0.0)
 
 
-def choices(instances: Instances) -> set[int]:
-    return {record.id for _ in range(4) if (record := instances.choose("m"))}
+def choices(router: Router) -> set[int]:
+    return {record.id for _ in range(4) if (record := router.choose("m"))}
 
 
 async def test_requests_of_others_count(
-    page: WorkerPage, instances: Instances, reports: LoadReports
+    page: WorkerPage, router: Router, reports: LoadReports
 ) -> None:
     page.running.set(1)
     page.queued.set(2)
     await reports.ask()
-    assert choices(instances) == {IDLE}
-    with instances.carrying(worker(IDLE, None)), instances.carrying(worker(IDLE, None)):
-        assert choices(instances) == {IDLE}
-        with instances.carrying(worker(IDLE, None)):
-            assert choices(instances) == {BUSY, IDLE}
+    assert choices(router) == {IDLE}
+    with router.carrying(worker(IDLE, None)), router.carrying(worker(IDLE, None)):
+        assert choices(router) == {IDLE}
+        with router.carrying(worker(IDLE, None)):
+            assert choices(router) == {BUSY, IDLE}
     names = "&".join(f"name[]={name}" for name in (page.running._name, page.queued._name))
     assert page.asked == [f"/metrics?{names}".replace("[]", "%5B%5D")]
 
 
 async def test_own_requests_are_not_counted_twice(
-    page: WorkerPage, instances: Instances, reports: LoadReports
+    page: WorkerPage, router: Router, reports: LoadReports
 ) -> None:
     own = worker(BUSY, page.url)
-    with instances.carrying(own), instances.carrying(own):
+    with router.carrying(own), router.carrying(own):
         page.running.set(3)
         await reports.ask()
     # One of the three was somebody else's, and is taken to be there still.
-    with instances.carrying(worker(IDLE, None)):
-        assert choices(instances) == {BUSY, IDLE}
+    with router.carrying(worker(IDLE, None)):
+        assert choices(router) == {BUSY, IDLE}
 
 
 async def test_fewer_requests_than_own_are_none_of_others(
-    page: WorkerPage, instances: Instances, reports: LoadReports
+    page: WorkerPage, router: Router, reports: LoadReports
 ) -> None:
     own = worker(BUSY, page.url)
-    with instances.carrying(own), instances.carrying(own):
+    with router.carrying(own), router.carrying(own):
         page.running.set(1)  # the engine has not seen the other one yet
         await reports.ask()
-    assert choices(instances) == {BUSY, IDLE}
+    assert choices(router) == {BUSY, IDLE}
 
 
 @pytest.mark.parametrize(
@@ -140,14 +141,14 @@ async def test_fewer_requests_than_own_are_none_of_others(
 )
 async def test_who_does_not_say_is_judged_by_own_requests_alone(
     page: WorkerPage,
-    instances: Instances,
+    router: Router,
     reports: LoadReports,
     caplog: pytest.LogCaptureFixture,
     fault: web.Response | str,
 ) -> None:
     page.running.set(9)
     await reports.ask()
-    assert choices(instances) == {IDLE}
+    assert choices(router) == {IDLE}
     caplog.set_level(logging.DEBUG, "dynamometer")
     if isinstance(fault, web.Response):
         page.fault = fault
@@ -155,23 +156,23 @@ async def test_who_does_not_say_is_judged_by_own_requests_alone(
         page.delay = 5.0
     for _ in range(2):
         await reports.ask()
-    assert choices(instances) == {BUSY, IDLE}
+    assert choices(router) == {BUSY, IDLE}
     said = [record for record in caplog.records if f"{BUSY:016x}" in record.getMessage()]
     assert [record.levelno for record in said] == [logging.DEBUG]  # once
 
 
-async def test_a_report_counts_until_it_is_stale(page: WorkerPage, instances: Instances) -> None:
+async def test_a_report_counts_until_it_is_stale(page: WorkerPage, router: Router) -> None:
     async with aiohttp.ClientSession() as session:
-        reports = LoadReports(instances, session, stale=1000.0)
+        reports = LoadReports(router, session, stale=1000.0)
         page.running.set(9)
         await reports.ask()
         page.fault = web.Response(status=500)
         await reports.ask()
-        assert choices(instances) == {IDLE}
+        assert choices(router) == {IDLE}
 
 
 async def test_it_asks_on_and_ends_with_its_context(
-    page: WorkerPage, instances: Instances, reports: LoadReports
+    page: WorkerPage, router: Router, reports: LoadReports
 ) -> None:
     async with reports.running():
         async with asyncio.timeout(20):
@@ -206,8 +207,9 @@ def test_a_frontend_leaves_a_worker_alone_that_others_keep_busy(tmp_path: Path) 
                     f"{busy.request_url}/v1/completions", json={**body, "max_tokens": 1000}
                 )
                 await (await streams.enter_async_context(request)).content.readany()
-            alone = Instances(RouterMode.LEAST_LOADED, None)
-            alone.update([worker(BUSY, busy.system_url), worker(IDLE, idle.system_url)])
+            alone = Router(RouterMode.LEAST_LOADED, Fleet())
+            workers = [worker(BUSY, busy.system_url), worker(IDLE, idle.system_url)]
+            alone.fleet.update(workers)
             reports = LoadReports(alone, client)
             async with asyncio.timeout(20):
                 while choices(alone) != {IDLE}:

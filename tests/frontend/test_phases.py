@@ -120,7 +120,8 @@ async def test_a_worker_that_dies(
     answered = second.asked + (phase == "within its answer")
     assert bench.count(ROUNDTRIPS) == answered
     assert bench.count("time_to_first_token_seconds_count") == answered * stream
-    assert status == (200 if other or (begun and stream) else 0 if begun else 502)
+    refused = 503 if failure is failures.NOT_REACHED else 502
+    assert status == (200 if other or (begun and stream) else 0 if begun else refused)
     tokens = 9 * second.asked + (phase == "within its answer" and stream)
     assert bench.count("output_tokens_total") == tokens
 

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import random
 from collections import Counter
+from contextlib import ExitStack
 
 import pytest
 
-from dynamometer.frontend.routing import Instances, RouterMode
+from dynamometer.frontend.routing import Router, RouterMode
+from dynamometer.runtime.fleet import Fleet
 from dynamometer.runtime.record import Record, Role, State
 
 
@@ -21,30 +24,30 @@ def worker(number: int, *models: str, state: State = State.READY, **changes: obj
     return Record(**(values | changes))  # type: ignore[arg-type]
 
 
-def instances(mode: RouterMode = RouterMode.ROUND_ROBIN, namespace: str | None = None) -> Instances:
-    made = Instances(mode, namespace)
-    made.update([worker(1), worker(2), worker(3)])
+def router(mode: RouterMode = RouterMode.ROUND_ROBIN) -> Router:
+    made = Router(mode, Fleet())
+    made.fleet.update([worker(1), worker(2), worker(3)])
     return made
 
 
-def chosen(table: Instances, **options: object) -> int:
+def chosen(table: Router, **options: object) -> int:
     record = table.choose("m", **options)  # type: ignore[arg-type]
     assert record is not None
     return record.id
 
 
 def test_round_robin_takes_turns() -> None:
-    table = instances()
+    table = router()
     assert Counter(chosen(table) for _ in range(9)) == {1: 3, 2: 3, 3: 3}
 
 
 def test_random_reaches_all() -> None:
-    table = instances(RouterMode.RANDOM)
+    table = router(RouterMode.RANDOM)
     assert {chosen(table) for _ in range(200)} == {1, 2, 3}
 
 
 def test_least_loaded_takes_the_one_with_the_fewest_requests_in_flight() -> None:
-    table = instances(RouterMode.LEAST_LOADED)
+    table = router(RouterMode.LEAST_LOADED)
     with table.carrying(worker(1)), table.carrying(worker(1)), table.carrying(worker(3)):
         assert {chosen(table) for _ in range(5)} == {2}
         with table.carrying(worker(2)):
@@ -53,7 +56,7 @@ def test_least_loaded_takes_the_one_with_the_fewest_requests_in_flight() -> None
 
 
 def test_least_loaded_adds_what_others_have_there() -> None:
-    table = instances(RouterMode.LEAST_LOADED)
+    table = router(RouterMode.LEAST_LOADED)
     table.report(1, 2.0)
     table.report(2, 5.0)
     table.report(3, 1.0)
@@ -67,46 +70,123 @@ def test_least_loaded_adds_what_others_have_there() -> None:
 
 
 def test_a_worker_that_is_gone_takes_its_report_with_it() -> None:
-    table = instances(RouterMode.LEAST_LOADED)
+    table = router(RouterMode.LEAST_LOADED)
     table.report(1, 50.0)
-    table.update([worker(2), worker(3)])
-    table.update([worker(1), worker(2), worker(3)])
+    table.fleet.update([worker(2), worker(3)])
+    table.fleet.update([worker(1), worker(2), worker(3)])
     assert {chosen(table) for _ in range(9)} == {1, 2, 3}
 
 
 @pytest.mark.parametrize("mode", [RouterMode.ROUND_ROBIN, RouterMode.RANDOM])
 def test_reports_do_not_matter_to_other_modes(mode: RouterMode) -> None:
-    table = instances(mode)
+    table = router(mode)
     table.report(1, 50.0)
     assert {chosen(table) for _ in range(200)} == {1, 2, 3}
 
 
 def test_an_instance_that_was_tried_is_not_chosen_again() -> None:
-    table = instances()
+    table = router()
     assert {chosen(table, without={1, 3}) for _ in range(5)} == {2}
     assert table.choose("m", without={1, 2, 3}) is None
 
 
 @pytest.mark.parametrize("state", [State.STARTING, State.DRAINING, State.FAILED])
-def test_only_ready_workers_are_chosen_and_listed(state: State) -> None:
-    table = instances()
-    table.update([worker(1, state=state), worker(2, "other"), worker(4, role=Role.FRONTEND)])
+def test_only_ready_workers_are_chosen(state: State) -> None:
+    table = router()
+    table.fleet.update([worker(1, state=state), worker(2, "other"), worker(4, role=Role.FRONTEND)])
     assert table.choose("m") is None
-    assert table.models() == {"other": {"id": "other", "object": "model"}}
-    assert table.was_served("m")
-    assert not table.was_served("n")
 
 
-def test_a_namespace_keeps_others_out() -> None:
-    table = Instances(RouterMode.ROUND_ROBIN, "mine")
-    table.update([worker(1), worker(2, namespace="mine")])
-    assert [record.id for record in table.ready] == [2]
+@pytest.mark.parametrize("mode", RouterMode)
+@pytest.mark.parametrize("phase", ["prefill", "decode", "encode"])
+def test_a_worker_that_cannot_answer_alone_is_not_chosen(mode: RouterMode, phase: str) -> None:
+    table = router(mode)
+    table.fleet.update([worker(1, mode=phase), worker(2), worker(3, mode=phase)])
+    assert {chosen(table) for _ in range(20)} == {2}
+    table.fleet.update([worker(1, mode=phase)])
+    assert table.choose("m") is None
+
+
+@pytest.mark.parametrize("mode", RouterMode)
+def test_workers_that_come_and_go_are_chosen_while_they_are_there(mode: RouterMode) -> None:
+    table = router(mode)
+    table.fleet.update([worker(2), worker(3), worker(4)])
+    assert {chosen(table) for _ in range(100)} == {2, 3, 4}
+    table.fleet.update([])
+    assert table.choose("m") is None
+    table.fleet.update([worker(1)])
+    assert {chosen(table) for _ in range(3)} == {1}
+
+
+@pytest.mark.parametrize("mode", RouterMode)
+def test_a_choice_without_all_but_one_finds_that_one(mode: RouterMode) -> None:
+    table = router(mode)
+    for left in (1, 2, 3):
+        assert {chosen(table, without={1, 2, 3} - {left}) for _ in range(20)} == {left}
+    assert table.choose("m", without={1, 2, 3}) is None
+    assert {chosen(table) for _ in range(100)} == {1, 2, 3}
+
+
+def test_least_loaded_is_exact_among_many() -> None:
+    """Against a plain search, over requests that begin and end, and reports."""
+    chance = random.Random(7)
+    table = Router(RouterMode.LEAST_LOADED, Fleet())
+    workers = [worker(number) for number in range(1, 41)]
+    table.fleet.update(workers)
+    loads = {record.id: 0.0 for record in workers}
+    others: dict[int, float] = {}
+    open_requests: list[tuple[int, ExitStack]] = []
+    for _ in range(3000):
+        action = chance.random()
+        if action < 0.1:
+            id_, load = chance.randint(1, 40), float(chance.randint(0, 5))
+            loads[id_] += load - others.get(id_, 0.0)
+            others[id_] = load
+            table.report(id_, load)
+        elif action < 0.5 and open_requests:
+            id_, request = open_requests.pop(chance.randrange(len(open_requests)))
+            request.close()
+            loads[id_] -= 1
+        else:
+            without = set(chance.sample(range(1, 41), chance.choice((0, 0, 1))))
+            record = table.choose("m", without=without)
+            assert record is not None
+            assert record.id not in without
+            least = min(load for id_, load in loads.items() if id_ not in without)
+            assert loads[record.id] == least
+            request = ExitStack()
+            request.enter_context(table.carrying(record))
+            open_requests.append((record.id, request))
+            loads[record.id] += 1
+    for _, request in open_requests:
+        request.close()
+
+
+def test_equals_take_turns_when_one_of_them_ends_its_request() -> None:
+    table = router(RouterMode.LEAST_LOADED)
+    first = []
+    for _ in range(6):
+        record = table.choose("m")
+        assert record is not None
+        with table.carrying(record):
+            first.append(record.id)
+    assert sorted(first[:3]) == sorted(first[3:]) == [1, 2, 3]
+
+
+def test_a_worker_with_two_models_has_one_load() -> None:
+    table = Router(RouterMode.LEAST_LOADED, Fleet())
+    both, other = worker(1, "m", "n"), worker(2, "n")
+    table.fleet.update([both, other])
+    assert {record.id for _ in range(2) if (record := table.choose("n"))} == {1, 2}
+    with table.carrying(both):
+        assert {record.id for _ in range(4) if (record := table.choose("n"))} == {2}
+    assert {record.id for _ in range(2) if (record := table.choose("n"))} == {1, 2}
 
 
 def test_a_lora_adapter_is_a_model_of_its_workers() -> None:
-    table = instances()
-    table.update([worker(1), worker(2, "m", "m-lora")])
+    table = router()
+    table.fleet.update([worker(1), worker(2, "m", "m-lora")])
     record = table.choose("m-lora")
     assert record is not None
     assert record.id == 2
-    assert list(table.models()) == ["m", "m-lora"]
+    assert list(table.fleet.models) == ["m", "m-lora"]

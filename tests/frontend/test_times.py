@@ -11,6 +11,7 @@ from dynamometer.engines.answers import StreamReader
 from dynamometer.engines.interface import Usage
 from dynamometer.frontend.accounting import RequestAccount
 from dynamometer.frontend.families import FrontendMetrics
+from dynamometer.runtime.fleet import Fleet
 from dynamometer.runtime.record import Record, Role, State
 
 WORKER = 7
@@ -47,7 +48,8 @@ def test_each_time_is_from_where_it_says_to_where_it_says(monkeypatch: pytest.Mo
     clock = Clock(monkeypatch)
     registry = CollectorRegistry()
     metrics = FrontendMetrics(registry)
-    metrics.expect(["m"])
+    fleet = Fleet()
+    metrics.follow(fleet)
     worker = Record(
         role=Role.WORKER,
         id=WORKER,
@@ -57,7 +59,7 @@ def test_each_time_is_from_where_it_says_to_where_it_says(monkeypatch: pytest.Mo
         request_url="http://127.0.0.1:1",
         state=State.READY,
     )
-    metrics.workers.update([worker])
+    fleet.update([worker])
     account = RequestAccount(metrics, "chat_completions")
     clock.passes(1)  # the body is read
     account.start("m", stream=True)

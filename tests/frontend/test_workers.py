@@ -8,6 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from dynamometer.frontend.workers import WorkerMetrics
+from dynamometer.runtime.fleet import Fleet
 from dynamometer.runtime.record import Json, Record, Role, State
 
 INFO: Mapping[str, Json] = {
@@ -51,8 +52,12 @@ def registry() -> CollectorRegistry:
 
 
 @pytest.fixture
-def metrics(registry: CollectorRegistry) -> WorkerMetrics:
-    return WorkerMetrics(registry)
+def fleet(registry: CollectorRegistry) -> Fleet:
+    """A fleet whose models and workers are shown in `registry`."""
+    made = Fleet()
+    metrics = WorkerMetrics(registry)
+    made.on_change(lambda change: metrics.update(made, change))
+    return made
 
 
 def shown(registry: CollectorRegistry, model: str = "m") -> dict[str, float]:
@@ -64,72 +69,64 @@ def shown(registry: CollectorRegistry, model: str = "m") -> dict[str, float]:
     }
 
 
-def test_a_model_is_what_its_worker_tells(
-    registry: CollectorRegistry, metrics: WorkerMetrics
-) -> None:
-    metrics.update([worker(1)])
+def test_a_model_is_what_its_worker_tells(registry: CollectorRegistry, fleet: Fleet) -> None:
+    fleet.update([worker(1)])
     assert shown(registry) == SHOWN
 
 
 def test_of_several_workers_the_leading_one_tells(
-    registry: CollectorRegistry, metrics: WorkerMetrics
+    registry: CollectorRegistry, fleet: Fleet
 ) -> None:
     second = worker(2, {**INFO, "total_kv_blocks": 7, "max_sequences": 3})
-    metrics.update([worker(1), second])
+    fleet.update([worker(1), second])
     assert shown(registry) == SHOWN | {"model_workers": 2}
-    metrics.update([second])
+    fleet.update([second])
     assert shown(registry) == SHOWN | {"model_total_kv_blocks": 7, "model_max_num_seqs": 3}
 
 
 def test_a_model_whose_workers_are_gone_is_not_ready_and_nothing_else(
-    registry: CollectorRegistry, metrics: WorkerMetrics
+    registry: CollectorRegistry, fleet: Fleet
 ) -> None:
-    metrics.update([worker(1)])
-    metrics.update([])
+    fleet.update([worker(1)])
+    fleet.update([])
     assert shown(registry) == {"model_ready": 0, "model_workers": 0}
-    metrics.update([worker(2, other={})])
+    fleet.update([worker(2, other={})])
     assert shown(registry) == {"model_ready": 0, "model_workers": 0}
-    metrics.update([worker(3)])
+    fleet.update([worker(3)])
     assert shown(registry) == SHOWN
 
 
-def test_what_is_learned_later_is_shown_then(
-    registry: CollectorRegistry, metrics: WorkerMetrics
-) -> None:
-    metrics.update([worker(1, {})])
+def test_what_is_learned_later_is_shown_then(registry: CollectorRegistry, fleet: Fleet) -> None:
+    fleet.update([worker(1, {})])
     assert shown(registry) == {"model_ready": 1, "model_workers": 1, "model_migration_limit": 0}
-    metrics.update([worker(1)])
+    fleet.update([worker(1)])
     assert shown(registry) == SHOWN
 
 
 def test_a_leading_worker_that_does_not_tell_leaves_it_to_the_next(
-    registry: CollectorRegistry, metrics: WorkerMetrics
+    registry: CollectorRegistry, fleet: Fleet
 ) -> None:
-    metrics.update([worker(1, {}), worker(2)])
+    fleet.update([worker(1, {}), worker(2)])
     assert shown(registry) == SHOWN | {"model_workers": 2}
 
 
-def test_a_models_own_context_length_comes_first(
-    registry: CollectorRegistry, metrics: WorkerMetrics
-) -> None:
-    metrics.update([worker(1, base={"max_model_len": 4096}, adapter={"max_model_len": None})])
+def test_a_models_own_context_length_comes_first(registry: CollectorRegistry, fleet: Fleet) -> None:
+    fleet.update([worker(1, base={"max_model_len": 4096}, adapter={"max_model_len": None})])
     assert shown(registry, "base")["model_context_length"] == 4096
     assert shown(registry, "adapter")["model_context_length"] == 2048
 
 
 @pytest.mark.parametrize("card", [None, "x", [], {"max_model_len": "many"}, {"max_model_len": []}])
 def test_a_card_that_is_nonsense_tells_nothing(
-    registry: CollectorRegistry, metrics: WorkerMetrics, card: Json
+    registry: CollectorRegistry, fleet: Fleet, card: Json
 ) -> None:
-    metrics.update([worker(1, {}, m=card)])
+    fleet.update([worker(1, {}, m=card)])
     assert "model_context_length" not in shown(registry)
 
 
-def test_numbers_that_are_none_are_not_shown(
-    registry: CollectorRegistry, metrics: WorkerMetrics
-) -> None:
+def test_numbers_that_are_none_are_not_shown(registry: CollectorRegistry, fleet: Fleet) -> None:
     nonsense: dict[str, Json] = {"total_kv_blocks": "many", "max_sequences": 10**400}
-    metrics.update([worker(1, {**INFO, **nonsense})])
+    fleet.update([worker(1, {**INFO, **nonsense})])
     expected = dict(SHOWN)
     del expected["model_total_kv_blocks"], expected["model_max_num_seqs"]
     assert shown(registry) == expected

@@ -47,11 +47,10 @@ from dynamometer.runtime.record import Record
 
 async def main():
     async with FileDiscovery(Path(sys.argv[1])).register(Record.from_json(sys.argv[2].encode())):
-        child = os.fork()
-        if not child:
+        if not os.fork():
+            print(os.getpid(), flush=True)
             time.sleep(60)
             os._exit(0)
-        print(child, flush=True)
         await asyncio.sleep(60)
 
 asyncio.run(main())

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,12 +12,12 @@ from typing import Final
 from aiohttp import web
 
 from dynamometer.engines import kinds
-from dynamometer.errors import DiscoveryError, SettingsError
+from dynamometer.errors import SettingsError
 from dynamometer.frontend.canary import Canary
 from dynamometer.frontend.families import FrontendMetrics
 from dynamometer.frontend.forward import Forwarder
 from dynamometer.frontend.load import LoadReports
-from dynamometer.frontend.routing import Instances, RouterMode
+from dynamometer.frontend.routing import Router, RouterMode
 from dynamometer.http import addresses, openai_errors, relay
 from dynamometer.http.servers import serving
 from dynamometer.metrics import scraping
@@ -26,18 +25,16 @@ from dynamometer.metrics.buckets import FrontendBuckets
 from dynamometer.metrics.page import MetricsPage
 from dynamometer.names import frontend_service, name_prefix
 from dynamometer.process.signals import Stop, let_finish
-from dynamometer.process.tasks import keeping_on
 from dynamometer.runtime.discovery import connect
-from dynamometer.runtime.discovery.interface import Discovery
+from dynamometer.runtime.discovery.follower import Follower
 from dynamometer.runtime.distributed import DistributedRuntime
+from dynamometer.runtime.fleet import Change, Fleet
 from dynamometer.runtime.record import Record, Role, State
 
 logger = logging.getLogger(__name__)
 
 # Less than the 75 s after which a worker closes an idle connection.
 _WORKER_KEEPALIVE_SECONDS: Final = 30.0
-# Questions come at any rate; looks at discovery do not. Less than a person notices.
-_LOOK_SECONDS: Final = 0.005
 _OTHER_PREFIXES: Final = (
     name_prefix.COMPONENT,
     name_prefix.REQUEST_PLANE,
@@ -88,31 +85,29 @@ async def serve(options: FrontendOptions) -> None:
         session = await stack.enter_async_context(
             relay.client(keepalive_seconds=_WORKER_KEEPALIVE_SECONDS)
         )
-        frontend = Frontend(
-            instances=Instances(options.router_mode, options.namespace),
-            discovery=discovery,
-            metrics=metrics,
-            page=runtime.page,
-        )
+        fleet = Fleet(namespace=options.namespace, engines=kinds.ENGINES)
+        follower = Follower(discovery, fleet)
+        router = Router(options.router_mode, fleet)
+        frontend = Frontend(follower=follower, metrics=metrics, page=runtime.page)
         forwarder = Forwarder(
             routes=kinds.ROUTES,
-            instances=frontend.instances,
-            metrics=frontend.metrics,
+            router=router,
+            metrics=metrics,
             session=session,
-            look=frontend.refresh,
+            refresh=follower.refresh,
             max_body_size=options.max_body_size,
         )
         stack.callback(forwarder.close)
         await stack.enter_async_context(canary.watching())
-        await frontend.refresh()
-        await stack.enter_async_context(frontend.watching())
+        await follower.refresh()
+        await stack.enter_async_context(follower.following())
         if options.router_mode is RouterMode.LEAST_LOADED:
-            reports = LoadReports(frontend.instances, session)
+            reports = LoadReports(router, session)
             await stack.enter_async_context(reports.running())
         application = frontend.application(forwarder, options.max_body_size)
         stop_listening = await stack.enter_async_context(serving(application, listener))
         logger.info("OpenAI-compatible at %s/v1, metrics at %s/metrics", url, url)
-        if not frontend.instances.ready:
+        if not fleet.ready:
             logger.info("no worker yet: start one with `dyno %s --model MODEL`", kinds.DEFAULT.name)
         await stop.asked.wait()
         forwarder.draining = True
@@ -151,62 +146,33 @@ def _check_prefix(prefix: str) -> None:
 
 
 class Frontend:
-    """What the frontend knows, and the routes that show it."""
+    """The routes that show the fleet, and what is logged of it."""
 
-    def __init__(
-        self,
-        *,
-        instances: Instances,
-        discovery: Discovery,
-        metrics: FrontendMetrics,
-        page: MetricsPage,
-    ) -> None:
-        self.instances = instances
-        self.metrics = metrics
-        self._discovery = discovery
+    def __init__(self, *, follower: Follower, metrics: FrontendMetrics, page: MetricsPage) -> None:
+        """Show the fleet of `follower` on the frontend's routes, in `metrics` and in the log.
+
+        Args:
+            follower: keeps the fleet current.
+            metrics: of the frontend.
+            page: what `/metrics` returns.
+        """
+        self.fleet = follower.fleet
+        self._refresh = follower.refresh
         self._page = page
-        self._shown: frozenset[str] = frozenset()
-        self._looked = 0.0
-        self._unknown: frozenset[int] = frozenset()
+        metrics.follow(self.fleet)
+        self.fleet.on_change(self._log)
 
-    @asynccontextmanager
-    async def watching(self) -> AsyncIterator[None]:
-        """Follow discovery while the context is open."""
-        async with keeping_on(self._watch, name="discovery"):
-            yield
-
-    async def _watch(self) -> None:
-        async for records in self._discovery.watch():
-            self._take(records)
-
-    async def refresh(self) -> None:
-        """Look at discovery now; what was known stands where that fails."""
-        if time.monotonic() - self._looked < _LOOK_SECONDS:
-            return
-        self._looked = time.monotonic()
-        try:
-            self._take(await self._discovery.records())
-        except DiscoveryError as error:
-            logger.debug("%s", error)  # said once by the discovery itself
-
-    def _take(self, records: frozenset[Record]) -> None:
-        unknown = {record.id: record for record in records if kinds.of(record.engine) is None}
-        for id_ in unknown.keys() - self._unknown:
-            logger.warning(
-                "instance %016x is not offered requests: its engine %r is unknown to this release",
-                id_,
-                unknown[id_].engine,
-            )
-        self._unknown = frozenset(unknown)
-        self.instances.update(records)
-        models = frozenset(self.instances.models())
-        self.metrics.expect(models)
-        self.metrics.workers.update(self.instances.ready)
-        for model in sorted(models - self._shown):
+    def _log(self, change: Change) -> None:
+        for record in (*change.joined, *change.changed):
+            reason = self.fleet.unusable_reason(record)
+            if reason is not None:
+                logger.warning("instance %016x gets no requests: %s", record.id, reason)
+        for model in sorted(change.served):
             logger.info("serving %s", model)
-        for model in sorted(self._shown - models):
+        for model in sorted(change.unserved):
             logger.info("no worker serves %s any more", model)
-        self._shown = models
+        for model in sorted(change.models - self.fleet.models.keys() - change.unserved):
+            logger.warning("not serving %s: %s", model, self.fleet.missing_reason(model))
 
     def application(self, forwarder: Forwarder, max_body_size: int) -> web.Application:
         """All routes; what is not listed is 404."""
@@ -221,18 +187,20 @@ class Frontend:
         return app
 
     async def _list(self, _: web.Request) -> web.Response:
-        await self.refresh()
-        cards = list(self.instances.models().values())
+        await self._refresh()
+        cards = list(self.fleet.models.values())
         return web.json_response({"object": "list", "data": cards})
 
     async def _one(self, request: web.Request) -> web.Response:
-        await self.refresh()
+        await self._refresh()
         model = request.match_info["model"]
-        card = self.instances.models().get(model)
-        return openai_errors.unknown_model(model) if card is None else web.json_response(card)
+        name = self.fleet.resolve(model)
+        if name is None or name not in self.fleet.models:
+            return openai_errors.unknown_model(model)
+        return web.json_response(self.fleet.models[name])
 
     async def _health(self, _: web.Request) -> web.Response:
-        await self.refresh()
+        await self._refresh()
         instances = [
             {
                 "namespace": worker.namespace,
@@ -241,7 +209,7 @@ class Frontend:
                 "instance_id": worker.id,
                 "transport": {"http": worker.request_url},
             }
-            for worker in self.instances.ready
+            for worker in self.fleet.ready
         ]
         endpoints = sorted(
             {f"dyn://{i['namespace']}.{i['component']}.{i['endpoint']}" for i in instances}

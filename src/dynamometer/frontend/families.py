@@ -28,6 +28,7 @@ from dynamometer.names import (
     status,
 )
 from dynamometer.names import request_type as request_types
+from dynamometer.runtime.fleet import Change, Fleet
 from dynamometer.settings import BucketRanges
 
 _ERROR_TYPES: Final = (
@@ -93,6 +94,15 @@ class FrontendMetrics:
             failure: failed.labels(failure.kind, failure.reason) for failure in failures.ALL
         }
         self.expect([names.UNKNOWN_MODEL])
+
+    def follow(self, fleet: Fleet) -> None:
+        """Show the models and the workers of `fleet`, from its next change on."""
+
+        def changed(change: Change) -> None:
+            self.expect(change.models)
+            self.workers.update(fleet, change)
+
+        fleet.on_change(changed)
 
     def expect(self, models: Iterable[str]) -> None:
         """Show the series of `models` at 0, so that the first request is an increase."""

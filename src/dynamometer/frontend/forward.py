@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from typing import Final
 
 import aiohttp
 from aiohttp import web
@@ -19,7 +20,7 @@ from dynamometer.frontend.accounting import RequestAccount
 from dynamometer.frontend.body import SHORT_BYTES, BodyThreads, TooLargeError, read
 from dynamometer.frontend.failures import Failure
 from dynamometer.frontend.families import FrontendMetrics
-from dynamometer.frontend.routing import Instances
+from dynamometer.frontend.routing import Router
 from dynamometer.http import openai_errors, relay
 from dynamometer.runtime.record import Record
 
@@ -36,26 +37,27 @@ class Forwarder:
         self,
         *,
         routes: Mapping[str, Route],
-        instances: Instances,
+        router: Router,
         metrics: FrontendMetrics,
         session: aiohttp.ClientSession,
-        look: Callable[[], Awaitable[None]],
+        refresh: Callable[[], Awaitable[None]],
         max_body_size: int,
     ) -> None:
-        """Forward to what `instances` shows.
+        """Forward to the workers that `router` chooses.
 
         Args:
             routes: the inference routes, by path.
-            instances: the workers.
+            router: chooses a worker for each request.
             metrics: where requests are counted.
             session: to the workers.
-            look: brings `instances` up to date.
+            refresh: brings the router's fleet up to date.
             max_body_size: the most bytes that a body may have.
         """
         self._max_body_size = max_body_size
-        self._look = look
+        self._refresh = refresh
         self._routes = routes
-        self._instances = instances
+        self._router = router
+        self._fleet = router.fleet
         self._metrics = metrics
         self._session = session
         self._threads = BodyThreads()
@@ -91,38 +93,38 @@ class Forwarder:
             body = await self._read(request)
         except BadBodyError as error:
             return _refuse(account, failures.UNREADABLE, openai_errors.invalid(str(error)))
-        served = self._instances.models()
-        if not served or (body.model and body.model not in served):
-            await self._look()  # it may have come since the last look
-            served = self._instances.models()
-        model = body.model
-        if model is None and len(served) == 1:
-            model = next(iter(served))
-        known = model in served or (model is not None and self._instances.was_served(model))
-        registered = model if known else None
-        account.start(registered, stream=body.stream)
+        model = await self._registered(body.model)
+        account.start(model, stream=body.stream)
+        served = self._fleet.models
         if self.draining:
-            why = "this frontend is ending"
-            answer = _refuse(account, failures.NO_WORKER, openai_errors.unavailable(why))
+            answer = _unavailable(account, "this frontend is ending")
             answer.force_close()
             return answer
         if not served:
-            why = "no worker is ready"
-            return _refuse(account, failures.NO_WORKER, openai_errors.unavailable(why))
-        if model is None:
+            return _unavailable(account, self._fleet.missing_reason(model))
+        if body.model is None and model is None:
             choice = ", ".join(sorted(served)[:10])
             message = f"model is missing; served are: {choice}"
             return _refuse(account, failures.REFUSED, openai_errors.invalid(message, "model"))
+        if model is None:
+            answer = openai_errors.unknown_model(body.model or "")
+            return _refuse(account, failures.NOT_FOUND, answer)
         if model not in served:
-            if registered:
-                why = f"no worker serves {model!r} now"
-                return _refuse(account, failures.NO_WORKER, openai_errors.unavailable(why))
-            return _refuse(account, failures.NOT_FOUND, openai_errors.unknown_model(model))
+            return _unavailable(account, self._fleet.missing_reason(model))
         self.active += 1
         try:
             return await self._forward(request, route, account, body, model)
         finally:
             self.active -= 1
+
+    async def _registered(self, asked: str | None) -> str | None:
+        """Return the registered name that a request means; the only one where it names none."""
+        fleet = self._fleet
+        if not fleet.models or (asked and fleet.resolve(asked) not in fleet.models):
+            await self._refresh()  # a worker may have registered it since the last reading
+        if asked is not None:
+            return fleet.resolve(asked)
+        return next(iter(fleet.models)) if len(fleet.models) == 1 else None
 
     async def _read(self, request: web.Request) -> RequestBody:
         """The body, and what is known of it.
@@ -159,34 +161,34 @@ class Forwarder:
         headers = relay.request_headers(request.headers)
         headers.popall("Content-Encoding", None)  # it was read
         tried: set[int] = set()
-        failure = failures.NO_WORKER
-        refusal: web.Response | None = None
+        refusals: list[_Refusal] = []
         for _ in range(_ATTEMPTS):
             account.choosing()
-            instance = self._instances.choose(model, without=tried)
+            instance = self._router.choose(model, without=tried)
             if instance is None:
                 break
             tried.add(instance.id)
-            if instance.stream_usage:
-                body = replace(body, add_usage=False)
-            content = await self._content(body, route)
+            sent = replace(body, add_usage=False) if instance.stream_usage else body
+            content = await self._content(sent, route)
             url = relay.target(instance.request_url or "", request)
             account.sent(instance.id)
             try:
-                with self._instances.carrying(instance):
+                with self._router.carrying(instance):
                     async with relay.exchange(self._session, url, content, headers) as answer:
-                        if relay.RETRY_HEADER in answer.headers:
-                            failure = failures.NO_WORKER
-                            refusal = openai_errors.unavailable("the workers cannot take it now")
-                            continue
-                        return await self._relay(request, route, account, answer, body)
-            except (relay.NotReachedError, relay.BrokenError) as error:
-                reached = isinstance(error, relay.BrokenError)
-                failure = failures.WORKER_LOST if reached else failures.NOT_REACHED
-                refusal = openai_errors.engine_died()
-                _say_lost(instance, error)
-        refusal = refusal or openai_errors.unavailable(f"nobody serves {model!r}")
-        return _refuse(account, failure, refusal)
+                        if relay.RETRY_HEADER not in answer.headers:
+                            return await self._relay(request, route, account, answer, sent)
+                        refusals.append(_NOT_TAKEN)
+            except relay.NotReachedError as error:
+                refusals.append(_NOT_REACHED)
+                _log_lost(instance, error)
+            except relay.BrokenError as error:
+                refusals.append(_LOST)
+                _log_lost(instance, error)
+        if not refusals:
+            return _unavailable(account, self._fleet.missing_reason(model))
+        # A worker that may have taken the request outweighs those that did not.
+        failure, answer_of = _LOST if _LOST in refusals else refusals[-1]
+        return _refuse(account, failure, answer_of())
 
     async def _content(self, body: RequestBody, route: Route) -> bytes:
         """Return the body as it goes to a worker."""
@@ -293,5 +295,22 @@ def _refuse(account: RequestAccount, failure: Failure, answer: web.Response) -> 
     return answer
 
 
-def _say_lost(instance: Record, error: Exception) -> None:
+def _unavailable(account: RequestAccount, why: str) -> web.Response:
+    return _refuse(account, failures.NO_WORKER, openai_errors.unavailable(why))
+
+
+_Refusal = tuple[Failure, Callable[[], web.Response]]
+# What a request gets that no worker answers, by what happened at the last one.
+_NOT_TAKEN: Final[_Refusal] = (
+    failures.NO_WORKER,
+    lambda: openai_errors.unavailable("the workers cannot take it now"),
+)
+_NOT_REACHED: Final[_Refusal] = (
+    failures.NOT_REACHED,
+    lambda: openai_errors.unavailable("no worker accepts a connection"),
+)
+_LOST: Final[_Refusal] = (failures.WORKER_LOST, openai_errors.engine_died)
+
+
+def _log_lost(instance: Record, error: Exception) -> None:
     logger.warning("instance %016x at %s is lost: %s", instance.id, instance.request_url, error)

@@ -19,7 +19,7 @@ import aiohttp
 from dynamometer.errors import ExpositionError
 from dynamometer.exposition.metrics import to_samples
 from dynamometer.exposition.parser import parse
-from dynamometer.frontend.routing import Instances
+from dynamometer.frontend.routing import Router
 from dynamometer.metrics.response_body import read_body
 from dynamometer.names import engine_load
 from dynamometer.process.tasks import keeping_on
@@ -38,27 +38,27 @@ _PLAIN: Final = {"Accept-Encoding": "identity", "Accept": "text/plain;version=0.
 
 
 class LoadReports:
-    """Asks each ready worker for its load, and tells `instances` what is not from here."""
+    """Asks each ready worker for its load, and reports to a router what is not from here."""
 
     def __init__(
         self,
-        instances: Instances,
+        router: Router,
         session: aiohttp.ClientSession,
         *,
         interval: float = INTERVAL_SECONDS,
         deadline: float = DEADLINE_SECONDS,
         stale: float = STALE_SECONDS,
     ) -> None:
-        """Nobody is asked yet.
+        """Ask no worker yet.
 
         Args:
-            instances: whom to ask, and who is told.
+            router: has the workers, and takes the reports.
             session: to ask with.
             interval: between two questions, seconds.
             deadline: how long an answer may take, seconds.
             stale: how long a report counts, seconds.
         """
-        self._instances = instances
+        self._router = router
         self._session = session
         self._interval = interval
         self._deadline = deadline
@@ -79,7 +79,7 @@ class LoadReports:
 
     async def ask(self) -> None:
         """Ask all workers once, at the same time; a worker that does not answer costs no other."""
-        workers = self._instances.ready
+        workers = self._router.fleet.ready
         ready = {worker.id for worker in workers}
         self._told &= ready
         self._reported = {id_: at for id_, at in self._reported.items() if id_ in ready}
@@ -88,15 +88,15 @@ class LoadReports:
                 group.create_task(self._ask(worker))
 
     async def _ask(self, worker: Record) -> None:
-        before = self._instances.in_flight(worker.id)
+        before = self._router.in_flight(worker.id)
         try:
             load = await self._load(worker)
         except (aiohttp.ClientError, OSError, ValueError, ExpositionError) as error:
             self._missed(worker, str(error) or type(error).__name__)
             return
         # What began or ended meanwhile may be in it: never taken for somebody else's.
-        own = max(before, self._instances.in_flight(worker.id))
-        self._instances.report(worker.id, max(0.0, load - own))
+        own = max(before, self._router.in_flight(worker.id))
+        self._router.report(worker.id, max(0.0, load - own))
         self._reported[worker.id] = time.monotonic()
         self._told.discard(worker.id)
 
@@ -139,4 +139,4 @@ class LoadReports:
             )  # fmt: skip
         if time.monotonic() - self._reported.get(worker.id, float("-inf")) > self._stale:
             self._reported.pop(worker.id, None)
-            self._instances.report(worker.id, 0.0)
+            self._router.report(worker.id, 0.0)

@@ -138,10 +138,12 @@ class _ByLoad:
         self.workers = workers
         self._load = load
         self._by_id = {worker.id: worker for worker in workers}
-        self._turn = before._turn if before else 0
-        turns = before._entries if before else {}
+        self._turn: int = before._turn if before else 0
+        entries = before._entries if before else {}
         # By id: load, and the turn in which it was chosen last.
-        self._entries = {id_: (load(id_), turns.get(id_, (0.0, 0))[1]) for id_ in self._by_id}
+        self._entries: dict[int, tuple[float, int]] = {
+            id_: (load(id_), entries[id_][1] if id_ in entries else 0) for id_ in self._by_id
+        }
         self._sort()
 
     def _sort(self) -> None:

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from dynamometer import names
 from dynamometer.names import frontend_service, labels, name_prefix, worker_type
+from dynamometer.runtime.fleet import Change, Fleet
 from dynamometer.runtime.record import (
     CONTEXT_LENGTH,
     KV_BLOCK_SIZE,
@@ -81,26 +82,18 @@ class WorkerMetrics:
             family.WORKER_LAST_INPUT_SEQUENCE_TOKENS,
             "Last observed input sequence tokens per worker",
         )
-        self._ready_workers: tuple[Record, ...] = ()
-        self._known: set[str] = set()
         self._last: dict[int, LastValues] = {}
 
-    def update(self, ready: Sequence[Record]) -> None:
-        """Show what the workers tell of themselves.
+    def update(self, fleet: Fleet, change: Change) -> None:
+        """Show the models whose workers changed, and keep last values of the ready workers alone.
 
         Args:
-            ready: those that requests may go to now, the leading one first.
+            fleet: as it is now; of a model's workers the first leads.
+            change: made it so.
         """
-        if self._ready_workers == tuple(ready):
-            return
-        self._ready_workers = tuple(ready)
-        served = {
-            model: [w for w in ready if model in w.models] for w in ready for model in w.models
-        }
-        for model in self._known | served.keys():
-            self._show(model, served.get(model, ()))
-        self._known |= served.keys()
-        ids = {worker.id for worker in ready}
+        for model in change.models:
+            self._show(model, fleet.workers(model))
+        ids = {worker.id for worker in fleet.ready}
         for gone in self._last.keys() - ids:
             self._last.pop(gone).remove()
         for worker in ids - self._last.keys():

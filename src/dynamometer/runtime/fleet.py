@@ -6,7 +6,7 @@ event loop owns a fleet (`discovery.follower` keeps it current).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -41,13 +41,18 @@ _Workers = dict[str, dict[str, tuple[Record, ...]]]
 class Fleet:
     """The processes, by id; the ready workers, by model and mode."""
 
-    def __init__(self, namespace: str | None = None) -> None:
+    def __init__(
+        self, *, namespace: str | None = None, engines: Collection[str] | None = None
+    ) -> None:
         """Create a fleet without processes.
 
         Args:
             namespace: the only one whose workers serve; None: all.
+            engines: the kinds of engines that this process can serve; None: any. A worker that
+                names no kind is served always.
         """
         self._namespace = namespace
+        self._engines = engines
         self._records: dict[int, Record] = {}
         self._ready: tuple[Record, ...] = ()
         self._workers: _Workers = {}
@@ -110,10 +115,16 @@ class Fleet:
         """Return whether requests may go to the process when it is ready."""
         return (
             record.role is Role.WORKER
-            and record.unusable_reason is None
+            and self.unusable_reason(record) is None
             and record.request_url is not None
             and self._namespace in (None, record.namespace)
         )
+
+    def unusable_reason(self, record: Record) -> str | None:
+        """Return why this process cannot use a record, whatever its state; None where it can."""
+        if record.engine and self._engines is not None and record.engine not in self._engines:
+            return f"its engine {record.engine!r} is unknown"
+        return record.unusable_reason
 
     @property
     def records(self) -> Mapping[int, Record]:
