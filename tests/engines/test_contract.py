@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from dynamometer.exposition.text import TextParser
 
 from dynamometer.engines import answers, kinds, requests
 from dynamometer.engines.interface import Engine, ModelCards, StartableEngine, Usage
