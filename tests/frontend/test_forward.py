@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import tracemalloc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import aiohttp
@@ -17,6 +17,9 @@ from bench import CHAT, Bench, Handler, fine, make_bench, nobody
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
+from dynamometer.engines import kinds
+from dynamometer.engines.interface import Route, Usage
+from dynamometer.engines.mocker import Mocker
 from dynamometer.engines.requests import RequestBody
 from dynamometer.frontend import body, failures
 from dynamometer.http import openai_errors, relay
@@ -128,6 +131,31 @@ async def test_a_worker_of_an_unknown_engine_is_offered_no_request(bench: Bench)
     assert (await bench.ask())[0] == 503
     await bench.worker(fine)
     assert [(await bench.ask())[0] for _ in range(3)] == [200] * 3
+
+
+class Few(Mocker):
+    """An engine of fewer routes, and with another dialect at one of them."""
+
+    name = "few"
+    routes: Mapping[str, Route] = {CHAT: Route(CHAT, "chat_completions", Usage.NONE)}
+
+
+async def test_routes_are_those_of_the_engine_that_serves_the_model(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(kinds.ENGINES, Few.name, Few())
+    await bench.worker(fine, engine=Few.name)
+    status, body = await bench.ask("/v1/completions")
+    assert (status, json.loads(body)["error"]["code"]) == (404, "not_found")
+    assert bench.count("requests_total", error_type="not_found") == 1
+    for _ in range(3):
+        await bench.worker(fine, engine=Few.name)
+    await bench.worker(fine)
+    assert [(await bench.ask("/v1/completions"))[0] for _ in range(5)] == [200] * 5
+    bench.forget()
+    await bench.worker(fine, engine=Few.name)
+    # It is not asked for usage, which its dialect does not have.
+    assert await bench.ask(stream=True) == (200, b'{"model": "m", "stream": true}')
 
 
 async def test_an_answer_that_tells_no_tokens_is_not_kept(bench: Bench) -> None:

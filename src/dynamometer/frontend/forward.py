@@ -12,6 +12,7 @@ from typing import Final
 import aiohttp
 from aiohttp import web
 
+from dynamometer.engines import kinds
 from dynamometer.engines.answers import Answer, StreamReader, read_answer
 from dynamometer.engines.interface import Route
 from dynamometer.engines.requests import BadBodyError, RequestBody
@@ -73,7 +74,7 @@ class Forwarder:
         route = self._routes[request.path]
         account = RequestAccount(self._metrics, route.name)
         try:
-            return await self._answer(request, route, account)
+            return await self._answer(request, account)
         except (asyncio.CancelledError, ConnectionError):
             account.vanished()
             raise
@@ -86,9 +87,7 @@ class Forwarder:
         finally:
             account.end()
 
-    async def _answer(
-        self, request: web.Request, route: Route, account: RequestAccount
-    ) -> web.StreamResponse:
+    async def _answer(self, request: web.Request, account: RequestAccount) -> web.StreamResponse:
         try:
             body = await self._read(request)
         except BadBodyError as error:
@@ -113,7 +112,7 @@ class Forwarder:
             return _unavailable(account, self._fleet.missing_reason(model))
         self.active += 1
         try:
-            return await self._forward(request, route, account, body, model)
+            return await self._forward(request, account, body, model)
         finally:
             self.active -= 1
 
@@ -152,7 +151,6 @@ class Forwarder:
     async def _forward(
         self,
         request: web.Request,
-        route: Route,
         account: RequestAccount,
         body: RequestBody,
         model: str,
@@ -162,13 +160,18 @@ class Forwarder:
         headers.popall("Content-Encoding", None)  # it was read
         tried: set[int] = set()
         refusals: list[_Refusal] = []
-        for _ in range(_ATTEMPTS):
+        no_route = False
+        while len(refusals) < _ATTEMPTS:
             account.choosing()
             instance = self._router.choose(model, without=tried)
             if instance is None:
                 break
             tried.add(instance.id)
-            sent = replace(body, add_usage=False) if instance.stream_usage else body
+            route = _route_of(instance, request.path)
+            if route is None:
+                no_route = True
+                continue
+            sent = replace(body, add_usage=body.add_usage and not instance.stream_usage)
             content = await self._content(sent, route)
             url = relay.target(instance.request_url or "", request)
             account.sent(instance.id)
@@ -184,6 +187,9 @@ class Forwarder:
             except relay.BrokenError as error:
                 refusals.append(_LOST)
                 _log_lost(instance, error)
+        if not refusals and no_route:
+            answer_404 = openai_errors.no_route(request.path, model)
+            return _refuse(account, failures.NOT_FOUND, answer_404)
         if not refusals:
             return _unavailable(account, self._fleet.missing_reason(model))
         # A worker that may have taken the request outweighs those that did not.
@@ -283,6 +289,12 @@ class Forwarder:
             return response
         finally:
             account.streamed(reader)
+
+
+def _route_of(instance: Record, path: str) -> Route | None:
+    """Return the route of an instance's engine; None where that engine has no such route."""
+    engine = kinds.of(instance.engine)
+    return engine.routes.get(path) if engine else None
 
 
 def _adds_usage(body: RequestBody, route: Route) -> bool:

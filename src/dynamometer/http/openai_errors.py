@@ -49,6 +49,12 @@ def unknown_model(model: str) -> web.Response:
     return response(404, message, "invalid_request_error", "model_not_found", "model")
 
 
+def no_route(path: str, model: str) -> web.Response:
+    """404: the engine that serves the model has no such route."""
+    message = f"The engine that serves {model!r} has no route {path}"
+    return response(404, message, "invalid_request_error", "not_found")
+
+
 def unavailable(why: str, *, retry: bool = False) -> web.Response:
     """503 with Retry-After; with `retry`, another worker may be asked at once."""
     answer = response(503, f"Not available: {why}; try again", "server_error", "unavailable")
