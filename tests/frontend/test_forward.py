@@ -18,6 +18,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from dynamometer.engines import kinds
+from dynamometer.engines.answers import Answer, read_answer
 from dynamometer.engines.interface import Route, Usage
 from dynamometer.engines.mocker import Mocker
 from dynamometer.engines.requests import RequestBody
@@ -82,6 +83,28 @@ async def test_a_long_body_is_read_and_spliced_off_the_event_loop(
         usage = {"stream_options": {"include_usage": True}}
         assert await got.json(content_type=None) == sent | usage
     assert len(threads) == 2
+    assert threading.main_thread() not in threads
+
+
+async def test_a_long_answer_is_read_off_the_event_loop(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+
+    def noted(content: bytes, usage: Usage, *, samples: int) -> Answer:
+        threads.append(threading.current_thread())
+        return read_answer(content, usage, samples=samples)
+
+    async def long(request: web.Request) -> web.StreamResponse:
+        await request.read()
+        embedding = [0.5] * 2**17
+        return web.json_response({"data": [embedding], "usage": {"prompt_tokens": 7}})
+
+    monkeypatch.setattr("dynamometer.frontend.forward.read_answer", noted)
+    await bench.worker(long)
+    assert (await bench.ask("/v1/embeddings"))[0] == 200
+    assert bench.count("input_sequence_tokens_sum", model="m") == 7
+    assert len(threads) == 1
     assert threading.main_thread() not in threads
 
 
