@@ -93,7 +93,9 @@ def parse(content: bytes, content_type: str) -> RequestBody:
     if not content.strip():
         raise BadBodyError("The request body is empty: it must be a JSON object")
     if content.startswith(_BYTE_ORDER_MARK):
-        raise BadBodyError("The request body begins with a byte order mark: send JSON without one")
+        raise BadBodyError(
+            "The request body holds no JSON that can be read: it begins with a byte order mark"
+        )
     try:
         request = _decoder.decode(content)
         model = _model(request.model)
@@ -102,9 +104,11 @@ def parse(content: bytes, content_type: str) -> RequestBody:
     except msgspec.ValidationError:
         raise BadBodyError("The request body must be a JSON object") from None
     except RecursionError:
-        raise BadBodyError("The request body is nested too deeply") from None
+        raise BadBodyError(
+            "The request body holds no JSON that can be read: it is nested too deeply"
+        ) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadBodyError(f"The request body is not valid JSON: {error}") from None
+        raise BadBodyError(f"The request body holds no JSON that can be read: {error}") from None
     return RequestBody(
         content=content,
         model=model,

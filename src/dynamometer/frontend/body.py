@@ -1,8 +1,9 @@
 """Read a request's body off the event loop where that takes long.
 
 A small body is read at once. A large or compressed one is read in one of a few threads: reading
-takes milliseconds then, and each such body may take as much memory as the largest one. msgspec keeps
-the interpreter's lock: the loop stands still for one of its calls (16 MiB: 4 to 10 ms), not for all.
+takes milliseconds then, and each such body may take as much memory as the largest one. msgspec
+keeps the interpreter's lock, so that the loop stands still for one of its calls (4 to 10 ms at
+16 MiB), and no longer for all of them.
 """
 
 from __future__ import annotations

@@ -177,9 +177,9 @@ class Forwarder:
             account.sent(instance.id)
             try:
                 with self._router.carrying(instance):
-                    async with relay.exchange(self._session, url, content, headers) as answer:
-                        if relay.RETRY_HEADER not in answer.headers:
-                            return await self._relay(request, route, account, answer, sent)
+                    async with relay.exchange(self._session, url, content, headers) as reply:
+                        if relay.RETRY_HEADER not in reply.headers:
+                            return await self._relay(request, route, account, reply, sent)
                         refusals.append(_NOT_TAKEN)
             except relay.NotReachedError as error:
                 refusals.append(_NOT_REACHED)
@@ -188,8 +188,8 @@ class Forwarder:
                 refusals.append(_LOST)
                 _log_lost(instance, error)
         if not refusals and no_route:
-            answer_404 = openai_errors.no_route(request.path, model)
-            return _refuse(account, failures.NOT_FOUND, answer_404)
+            answer = openai_errors.no_route(request.path, model)
+            return _refuse(account, failures.NOT_FOUND, answer)
         if not refusals:
             return _unavailable(account, self._fleet.missing_reason(model))
         # A worker that may have taken the request outweighs those that did not.
