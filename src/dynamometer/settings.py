@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -92,6 +92,7 @@ class Settings:
     log_level: str = "info"
     log_json: bool = False
     metrics_prefix: str | None = None
+    engine_headers: str = field(default="", repr=False)  # keys: no message shows them
     bucket_ranges: BucketRanges = BucketRanges()
 
 
@@ -113,6 +114,7 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
         log_level=env.get("DYN_LOG", log_level, "info"),
         log_json=env.get("DYN_LOGGING_JSONL", flag, False),
         metrics_prefix=env.get("DYN_METRICS_PREFIX", metric_prefix, None),
+        engine_headers=env.get("DYN_ENGINE_HEADERS", text, ""),
         bucket_ranges=_bucket_ranges(env),
     )
 

@@ -129,6 +129,12 @@ VARIABLES: Final[Mapping[str, Variable]] = {
         "`dynamo_frontend`",
     ),
     **_of_buckets(),
+    "DYN_ENGINE_HEADERS": Variable(
+        "headers of an exporter's requests to the engines that `--engine-url` names, such as "
+        "`Authorization: Bearer KEY`, one a line; `NAME=` before one: for that engine alone",
+        "none",
+        "`--engine-header`, which wins by name; `--engine-header-file`",
+    ),
 }
 """By name, in the order in which they are explained."""
 

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +17,9 @@ from aiohttp import web
 from prometheus_client import Gauge
 
 from dynamometer.errors import DiscoveryError
-from dynamometer.exporter import finder, processes
+from dynamometer.exporter import engine_headers, finder, processes
 from dynamometer.exporter.engine import EngineOptions, ExportedEngine
+from dynamometer.exporter.engine_headers import Header
 from dynamometer.exporter.targets import Given, Target, targets
 from dynamometer.http import addresses, relay
 from dynamometer.http.servers import serving
@@ -49,6 +50,7 @@ class ExporterOptions:
 
     given: Given
     engine: EngineOptions
+    headers: Sequence[Header]
     system_host: str
     system_port: int | None
     health: HealthSettings
@@ -71,7 +73,10 @@ async def serve(options: ExporterOptions) -> None:
         meant = targets(options.given)
         listener = system.listen(options.system_host, options.system_port)
         session = await stack.enter_async_context(
-            relay.client(keepalive_seconds=_ENGINE_KEEPALIVE_SECONDS)
+            relay.client(
+                keepalive_seconds=_ENGINE_KEEPALIVE_SECONDS,
+                middlewares=[engine_headers.by_origin(options.headers, meant)],
+            )
         )
         exporter = _Exporter(options, session)
         stack.callback(exporter.close)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from dynamometer import arguments, logs, settings
-from dynamometer.exporter import targets
+from dynamometer.exporter import engine_headers, targets
 from dynamometer.exporter.app import ExporterOptions, serve
 from dynamometer.exporter.engine import EngineOptions
+from dynamometer.metrics.http_source import DEADLINE_SECONDS
 from dynamometer.multiprocess.directory import DEFAULT_MAX_SERIES
 from dynamometer.names import label_value, name_prefix
 from dynamometer.process import event_loop
@@ -27,6 +29,7 @@ examples:
   dyno exporter
   dyno exporter --engine-url http://127.0.0.1:30000
   dyno exporter --multiproc-dir /metrics --engine-url http://127.0.0.1:30000   # a sidecar
+  dyno exporter --engine-url https://10.0.0.7/metrics --engine-header-file key  # needs a key
   dyno exporter --multiproc-dir a=/run/a --multiproc-dir b=/run/b              # two engines
   dyno exporter --pid 4711 --prefix vllm: --prefix lmcache:
 
@@ -96,6 +99,31 @@ def parser(program: str) -> argparse.ArgumentParser:
         help="how long an answer may take (default: 10)",
     )
     engine.add_argument(
+        "--engine-timeout",
+        type=arguments.checked(settings.rate),
+        default=DEADLINE_SECONDS,
+        metavar="SECONDS",
+        help="how long an engine's own page may take; it is fetched in the background "
+        f"(default: {DEADLINE_SECONDS:g})",
+    )
+    engine.add_argument(
+        engine_headers.FLAG,
+        action="append",
+        default=[],
+        metavar="'[NAME=]HEADER: VALUE'",
+        help="a header of each request to the engines that --engine-url names, or to the one of "
+        "this name, such as 'Authorization: Bearer KEY'. Never logged, but visible among the "
+        f"processes: keep keys in a file or in {engine_headers.VARIABLE} (one a line)",
+    )
+    engine.add_argument(
+        engine_headers.FILE_FLAG,
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="such headers, one a line; read at the start",
+    )
+    engine.add_argument(
         "--forget-after",
         type=arguments.checked(settings.seconds),
         default=3600.0,
@@ -127,13 +155,24 @@ def parser(program: str) -> argparse.ArgumentParser:
     return result
 
 
+def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Return the flags; an error shows no word that may be a part of a header."""
+    own, unknown = parser.parse_known_args(list(argv))
+    flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+    if flags or (unknown and not own.engine_header):
+        parser.error(f"unrecognized arguments: {' '.join(flags or unknown)}")
+    if unknown:
+        parser.error(f"{engine_headers.FLAG}: quote the header, as in 'Name: value'")
+    return own
+
+
 def main(argv: Sequence[str], program: str = "dyno exporter") -> int:
     """Run an exporter until it is asked to end; the exit code.
 
     Raises:
         DynamometerError: with the message for the user.
     """
-    own = parser(program).parse_args(list(argv))
+    own = _parsed(parser(program), argv)
     environment = settings.read()
     logs.set_up("exporter", level=environment.log_level, as_json=environment.log_json)
     options = ExporterOptions(
@@ -145,6 +184,10 @@ def main(argv: Sequence[str], program: str = "dyno exporter") -> int:
             health_path=own.health_path,
             health_interval=own.health_interval,
             health_deadline=own.health_deadline,
+            page_deadline=own.engine_timeout,
+        ),
+        headers=engine_headers.read(
+            environment.engine_headers, own.engine_header_file, own.engine_header
         ),
         system_host=own.system_host or environment.system_host,
         system_port=environment.system_port if own.system_port is None else own.system_port,

@@ -26,7 +26,7 @@ from dynamometer.exporter.places import Places, Words
 from dynamometer.exporter.source import FilesSource
 from dynamometer.exporter.targets import Target
 from dynamometer.exposition.totals import Totals
-from dynamometer.metrics.http_source import HttpSource
+from dynamometer.metrics.http_source import DEADLINE_SECONDS, HttpSource
 from dynamometer.metrics.page import MetricsPage
 from dynamometer.names import labels
 from dynamometer.process.children import alive
@@ -58,6 +58,7 @@ class EngineOptions:
         health_path: what is asked for the engine's health; empty: only its port is looked at.
         health_interval: seconds between two such questions.
         health_deadline: how long an answer may take, seconds.
+        page_deadline: how long the engine's own page may take, seconds.
     """
 
     constant: Mapping[str, str] = field(default_factory=dict)
@@ -67,6 +68,7 @@ class EngineOptions:
     health_path: str
     health_interval: float
     health_deadline: float
+    page_deadline: float = DEADLINE_SECONDS
 
 
 class ExportedEngine:
@@ -370,6 +372,7 @@ class ExportedEngine:
             prefixes=self._options.prefixes,
             labels=self._labels(),
             totals=Totals(),
+            deadline=self._options.page_deadline,
         )
         return OwnPage(source, self._page)
 

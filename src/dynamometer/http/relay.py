@@ -5,7 +5,7 @@ Used by the frontend and the worker alike; the one module that a faster relay ma
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -63,12 +63,17 @@ def _named_by_connection(headers: Mapping[str, str]) -> set[str]:
     return {word.strip().lower() for word in headers.get("Connection", "").split(",") if word}
 
 
-def client(*, keepalive_seconds: float | None) -> aiohttp.ClientSession:
+def client(
+    *,
+    keepalive_seconds: float | None,
+    middlewares: Sequence[aiohttp.ClientMiddlewareType] = (),
+) -> aiohttp.ClientSession:
     """A session for forwarding: no limit of connections, no time limit on a stream.
 
     Args:
         keepalive_seconds: how long an idle connection is kept; less than the server does, or
             requests meet connections that are being closed. None: each request has its own.
+        middlewares: for each request.
     """
     connector = (
         aiohttp.TCPConnector(limit=0, force_close=True)
@@ -82,6 +87,7 @@ def client(*, keepalive_seconds: float | None) -> aiohttp.ClientSession:
         skip_auto_headers=("User-Agent", "Content-Type"),
         cookie_jar=aiohttp.DummyCookieJar(),
         read_bufsize=2**18,
+        middlewares=middlewares,
     )
 
 

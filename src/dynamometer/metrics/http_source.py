@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Final
 
 import aiohttp
@@ -25,7 +26,9 @@ from dynamometer.names import process
 logger = logging.getLogger(__name__)
 
 INTERVAL_SECONDS: Final = 2.0
-DEADLINE_SECONDS: Final = 1.0
+DEADLINE_SECONDS: Final = 10.0
+# A page is current for two intervals, this, and twice the time that its fetch took.
+_GRACE_SECONDS: Final = 1.0
 # Ten times the page of an engine with 16,000 series.
 LARGEST_PAGE_BYTES: Final = 32 << 20
 # Compressing it would cost an engine more than sending it.
@@ -37,13 +40,13 @@ class _Page:
     """What the last page became.
 
     Attributes:
-        fetched: when, of the monotonic clock.
+        until: when it stops being current, of the monotonic clock.
         ends: how many ends of the engine were known when the page was requested.
         families: of the page.
         kept: the totals alone, which stay without the engine.
     """
 
-    fetched: float = float("-inf")
+    until: float = float("-inf")
     ends: int = 0
     families: Sequence[Family] = ()
     kept: Sequence[Family] = ()
@@ -113,10 +116,8 @@ class HttpSource:
     def families(self) -> Sequence[Family]:
         """See `MetricsSource.families`."""
         page = self._page
-        age = time.monotonic() - page.fetched
-        if page.ends != self._ends or age > 2 * self._interval + self._deadline:
-            return page.kept
-        return page.families
+        current = page.ends == self._ends and time.monotonic() <= page.until
+        return page.families if current else page.kept
 
     def note_end(self) -> None:
         """Say that the engine has ended: everything but totals leaves the page at once.
@@ -139,7 +140,7 @@ class HttpSource:
 
     async def fetch(self) -> None:
         """Fetch the page once; a fault is counted, and logged once a state."""
-        ends = self._ends
+        ends, began = self._ends, time.monotonic()
         try:
             async with asyncio.timeout(self._deadline):
                 async with self._session.get(
@@ -147,7 +148,7 @@ class HttpSource:
                 ) as answer:
                     body = await read_body(answer, LARGEST_PAGE_BYTES)
             if answer.status != 200:
-                self._note("status", f"answers {answer.status}")
+                self._note("status", f"answers {_status(answer.status)}")
                 return
             if ends != self._ends:
                 return
@@ -164,7 +165,9 @@ class HttpSource:
         except (ExpositionError, ValueError) as error:
             self._note("invalid", str(error))
         else:
-            self._page = _Page(time.monotonic(), ends, families, kept)
+            now = time.monotonic()
+            grace = min(self._deadline, _GRACE_SECONDS + 2 * (now - began))
+            self._page = _Page(now + 2 * self._interval + grace, ends, families, kept)
             if self._fault:
                 logger.info("%s is there again", self.url)
             self._fault = self.fault = ""
@@ -201,6 +204,14 @@ class HttpSource:
 
     def _count(self, reason: str, number: int) -> None:
         self._errors = {**self._errors, reason: self._errors.get(reason, 0) + number}
+
+
+def _status(code: int) -> str:
+    """A status with the words of HTTP for it: 401 Unauthorized."""
+    try:
+        return f"{code} {HTTPStatus(code).phrase}"
+    except ValueError:
+        return str(code)
 
 
 def _start_time(families: Sequence[Family]) -> float | None:
