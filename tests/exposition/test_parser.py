@@ -72,8 +72,8 @@ VALID_TEXT = {
     "counter under both of its names": (
         b'# TYPE a counter\na 1\na_total 2\na_total{x="1"} 3\n# TYPE a_total counter\na_total 4\n',
         (
-            b'# HELP a_total \n# TYPE a_total counter\na_total 2\na_total{x="1"} 3\na_total 4\n'
             b"# HELP a \n# TYPE a counter\na 1\n"
+            b'# HELP a_total \n# TYPE a_total counter\na_total 2\na_total{x="1"} 3\na_total 4\n'
         ),
     ),
     "counter of no name": (

@@ -677,3 +677,15 @@ def written(families: Sequence[Family]) -> dict[str, float]:
     found = {series: float(value) for series, _, value in samples}
     assert len(found) == len(samples)
     return found
+
+
+def test_counters_with_and_without_total_are_two() -> None:
+    totals = Totals()
+    for old, new in ((10, 100), (1, 2)):
+        text = f"# TYPE a counter\na {old}\n# TYPE a_total counter\na_total {new}\n"
+        shown = totals.update(parse(text.encode()))
+    for families in (shown, totals.kept()):
+        assert [line for line in render(families).splitlines() if line[:1] != b"#"] == [
+            b"a 11.0",
+            b"a_total 102.0",
+        ]

@@ -230,16 +230,14 @@ class _Page:
         if not base:
             base, kind = name, "unknown"  # a counter has a name before its suffix
         metadata = Metadata(base, kind)
-        builder = self._builder(metadata)
-        self._owners.update(
-            dict.fromkeys([base + one for one in SUFFIXES.get(kind, ("",))], builder)
-        )
+        names = [base + one for one in SUFFIXES.get(kind, ("",))]
         if kind == "counter" and name == base:
             bare = replace(metadata, bare=True)
             self._owners[name] = self._builder(bare)
-            if not self._openmetrics:
-                metadata = bare
-        self._declared.add(metadata)
+            self._declared.add(metadata if self._openmetrics else bare)
+        else:
+            self._declared.add(metadata)
+        self._owners.update(dict.fromkeys(names, self._builder(metadata)))
 
     def _declare_untyped(self, name: str) -> FamilyBuilder:
         """Make a sample without a TYPE a family of its own."""

@@ -305,7 +305,7 @@ class Totals:
 
 
 def _key(family: Family) -> tuple[str, str]:
-    return family.metadata.name, family.metadata.type
+    return family.metadata.text_name, family.metadata.type
 
 
 def _finite(value: float) -> float:
