@@ -310,7 +310,6 @@ UNREADABLE = {
     "value that is hexadecimal": b"b 0x10",
     "timestamp no number": b"b 1 x",
     "timestamp is NaN": b"b 1 NaN",
-    "timestamp is negative": b"b 1 -5",
     "timestamp out of range": b"b 1 99999999999999999999",
     "more behind": b"b 1 2 3",
     "a comment behind": b"b 1 # a comment",
@@ -434,6 +433,14 @@ def test_a_page_of_which_nothing_can_be_used_is_an_error(case: str) -> None:
     content_type, page, message = UNUSABLE[case]
     with pytest.raises(ExpositionError, match=message):
         Parser().parse(page, content_type)
+
+
+def test_a_time_before_1970_is_on_the_openmetrics_page_alone() -> None:
+    """Prometheus refuses a text page that has one."""
+    for page, openmetrics in ((b"decoy -1 -2\n", False), (b"decoy -1 -0.002\n# EOF\n", True)):
+        families = parse(page, openmetrics=openmetrics)
+        assert render(families).endswith(b"\ndecoy -1\n")
+        assert b"\ndecoy -1 -0.002\n" in render(families, openmetrics=True)
 
 
 def test_lines_behind_the_end_are_dropped() -> None:

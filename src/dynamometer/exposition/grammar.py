@@ -31,7 +31,7 @@ _LABEL: Final = re.compile(
     re.ASCII,
 )
 _METRIC_NAME_LABEL: Final = "__name__"
-_DIGITS: Final = re.compile(r"[0-9]{1,19}", re.ASCII)
+_INTEGER: Final = re.compile(r"-?[0-9]{1,19}", re.ASCII)
 _MILLISECONDS: Final = 1000
 _LARGEST_INTEGER: Final = 2**63
 _LARGEST_EXEMPLAR_CHARACTERS: Final = 128
@@ -160,12 +160,14 @@ def parse_number(text: str) -> str:
 def text_timestamp(text: str) -> tuple[str, str]:
     """Return a timestamp of the text format, whole milliseconds, in seconds and milliseconds.
 
+    Prometheus refuses a text page with a time before 1970: such milliseconds are empty.
+
     Raises:
         GrammarError: the text is not such a timestamp.
     """
-    if not _DIGITS.fullmatch(text) or int(text) >= _LARGEST_INTEGER:
+    if not _INTEGER.fullmatch(text) or abs(int(text)) >= _LARGEST_INTEGER:
         raise GrammarError(f"not a timestamp in milliseconds: {text[:40]!r}")
-    return repr(int(text) / _MILLISECONDS), text
+    return repr(int(text) / _MILLISECONDS), "" if text.startswith("-") else text
 
 
 def openmetrics_timestamp(text: str) -> tuple[str, str]:
@@ -175,9 +177,9 @@ def openmetrics_timestamp(text: str) -> tuple[str, str]:
         GrammarError: the text is not such a timestamp.
     """
     milliseconds = float(parse_number(text)) * _MILLISECONDS
-    if not 0 <= milliseconds < _LARGEST_INTEGER:
+    if not abs(milliseconds) < _LARGEST_INTEGER:
         raise GrammarError(f"not a timestamp in seconds: {text[:40]!r}")
-    return text, str(int(milliseconds))
+    return text, "" if text.startswith("-") else str(int(milliseconds))
 
 
 def exemplar_text(braces: str, value: str, timestamp: str | None) -> str:
