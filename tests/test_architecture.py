@@ -27,7 +27,7 @@ FLOORS = (
     {"arguments", "logs"},
     {"settings", "names"},
     {"variables"},
-    {"errors", "__init__"},
+    {"errors", "public", "__init__"},
 )
 MODULES = sorted(path.relative_to(SOURCE) for path in SOURCE.rglob("*.py"))
 

@@ -6,9 +6,20 @@ Each message names the thing at fault (a file, a port, a flag, a value) and what
 
 from __future__ import annotations
 
+__all__ = [
+    "AddressError",
+    "ArgumentError",
+    "DirectoryError",
+    "DiscoveryError",
+    "DynamometerError",
+    "EngineError",
+    "ExpositionError",
+    "SettingsError",
+]
+
 
 class DynamometerError(Exception):
-    """Anything this project says a user did, or met, that it cannot go on with."""
+    """The base of all errors of this project that a user can meet."""
 
     exit_code = 1
 
@@ -20,7 +31,7 @@ class SettingsError(DynamometerError):
 
 
 class ArgumentError(DynamometerError, ValueError):
-    """An argument of a call is not allowed; names it, and what is."""
+    """An argument of a call is not allowed; the message names it, and what is allowed."""
 
     exit_code = 2
 
@@ -42,4 +53,4 @@ class EngineError(DynamometerError):
 
 
 class ExpositionError(DynamometerError):
-    """A text is no valid exposition page; names the line."""
+    """A page cannot be used; the message says why."""

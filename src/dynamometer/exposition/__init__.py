@@ -1,1 +1,19 @@
-"""The exposition format: bytes in, bytes out; nothing of files or sockets."""
+"""The public exposition API: bytes in, bytes out; nothing of files or sockets."""
+
+from dynamometer.exposition.families import Family, Metadata
+from dynamometer.exposition.negotiate import Format, choose_format
+from dynamometer.exposition.parser import Parsed, Parser, parse
+from dynamometer.exposition.render import render
+from dynamometer.exposition.totals import Totals
+
+__all__ = [
+    "Family",
+    "Format",
+    "Metadata",
+    "Parsed",
+    "Parser",
+    "Totals",
+    "choose_format",
+    "parse",
+    "render",
+]

@@ -18,7 +18,7 @@ _VERSIONS: Final = {_OPENMETRICS: ("", "1.0.0"), "text/plain": ("", "0.0.4", "1.
 
 
 class Format(Enum):
-    """A format that we write; its value is the content type."""
+    """A format that pages are rendered in; the value is its content type."""
 
     TEXT = "text/plain; version=0.0.4; charset=utf-8"
     OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -41,7 +41,7 @@ class _Wish(NamedTuple):
 
 
 def choose_format(accept: str | None) -> Format:
-    """The format that a scraper likes best of those that we write; else text.
+    """Return the format that a request prefers; text where it names neither.
 
     Args:
         accept: the request's Accept header; None without one.

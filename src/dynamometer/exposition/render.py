@@ -25,6 +25,11 @@ def join(families: Iterable[Family], *, openmetrics: bool) -> bytes:
 
 
 def render(families: Iterable[Family], *, openmetrics: bool = False) -> bytes:
-    """A page: of OpenMetrics 1.0.0, with its `# EOF`, or of the text format 0.0.4."""
+    """Return the page of families.
+
+    Args:
+        families: with different names; `render` does not check them.
+        openmetrics: OpenMetrics 1.0.0, with its `# EOF`, instead of the text format 0.0.4.
+    """
     page = join(families, openmetrics=openmetrics)
     return page + END_OF_OPENMETRICS if openmetrics else page

@@ -22,24 +22,26 @@ NO_ERRORS: Final[Mapping[str, int]] = MappingProxyType({})
 
 
 class MetricsSource(Protocol):
-    """One source of families.
+    """One source of families on a page.
 
-    `name` is what its errors are counted under. Sources of one `owner` (an engine's files, and
-    its own page) may show the same series; that is expected.
+    Attributes:
+        name: the label `source` of its errors.
+        owner: sources of one owner (an engine's files, and its own page) may show the same
+            series, which is not counted as an error.
     """
 
     name: str
     owner: str
 
     def families(self) -> Sequence[Family]:
-        """The families as they are now: the same objects where nothing changed.
+        """Return the families as they are now: the same objects where nothing changed.
 
-        May raise anything, and may take its time: it is asked in a thread, and has a deadline.
+        Called in the page's thread, with a deadline. Any exception costs this source alone.
         """
 
     @property
     def errors(self) -> Mapping[str, int]:
-        """What was left out so far, and never raised: how often, by reason; only grows."""
+        """How often something was skipped without an exception, by reason; only grows."""
 
 
 class Collects(Protocol):

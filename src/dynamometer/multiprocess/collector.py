@@ -1,8 +1,8 @@
 """prometheus_client's `MultiProcessCollector`, with a reader that remembers.
 
-Services make a registry and a collector anew for each scrape, as prometheus_client's own
-documentation does. So what has been read belongs to the path, not to the collector: all
-collectors of a path in this process share one directory.
+Services create a registry and a collector for each scrape, as prometheus_client's documentation
+does. So the content of the files belongs to the path, not to the collector: all collectors of a
+path in this process share one directory.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ _UNBOUNDED: Final = 2**62
 class MultiProcessCollector(Collector):
     """A drop-in for `prometheus_client.multiprocess.MultiProcessCollector`.
 
-    It reads one directory, without the tree below it, and leaves out a bad file where
-    prometheus_client would raise.
+    The collector reads one directory, without the tree below it, and skips a bad file where
+    prometheus_client raises.
     """
 
     def __init__(self, registry: CollectorRegistry | None, path: str | None = None) -> None:
         """Collect from a directory.
 
         Args:
-            registry: where to register; None: nowhere.
-            path: the directory; None: what PROMETHEUS_MULTIPROC_DIR says.
+            registry: where to register the collector; nowhere by default.
+            path: the directory; PROMETHEUS_MULTIPROC_DIR by default.
 
         Raises:
-            ValueError: there is no such directory.
+            ValueError: the directory does not exist.
         """
         path = _path_of_environment() if path is None else path
         if not path or not Path(path).is_dir():
@@ -62,29 +62,32 @@ class MultiProcessCollector(Collector):
 
     @property
     def directory(self) -> MultiprocessDirectory:
-        """What is read, shared by all collectors of the path."""
+        """The directory, shared by all collectors of the path."""
         return _directory(self._path)
 
     @property
     def errors(self) -> Mapping[str, int]:
-        """What its directory has left out so far: how often, by reason."""
+        """How often a file or a series of one was skipped so far, by reason."""
         return self.directory.errors
 
     def collect(self) -> Iterable[Metric]:
-        """The families; their samples are made when they are looked at."""
+        """Return the families; their samples are created when they are first used.
+
+        Waits while another thread reads the directory.
+        """
         return self.directory.collect()
 
     @staticmethod
     def merge(files: Iterable[str], accumulate: bool = True) -> Iterable[Metric]:
-        """The families of some files.
+        """Return the families of some files.
 
         Args:
-            files: their paths.
+            files: the files' paths.
             accumulate: add up a histogram's buckets, as a page has them; False where the
                 result is written back to such files.
 
         Raises:
-            FileNotFoundError: a file is not there, and is none that `mark_process_dead` removes.
+            FileNotFoundError: a file is missing that `mark_process_dead` does not remove.
         """
         paths = [os.fspath(file) for file in files]
         for path in paths:
@@ -100,12 +103,15 @@ class MultiProcessCollector(Collector):
 
 
 def generate_latest(registry: Collector = REGISTRY, escaping: str = _UNDERSCORES) -> bytes:
-    """A drop-in for prometheus_client's, that joins the bytes our collector has kept.
+    """Return a registry's page in the text format 0.0.4, as prometheus_client's function does.
+
+    Families of our collector are joined from bytes that it has kept; prometheus_client formats
+    those of other collectors.
 
     Args:
-        registry: with any collectors; others' families are prometheus_client's to format.
-        escaping: of names outside the legacy character set; with another one than the default
-            everything is prometheus_client's to format.
+        registry: any registry or collector.
+        escaping: how names outside the legacy character set are written. Where it is not the
+            default, prometheus_client formats everything.
     """
     if escaping != _UNDERSCORES:
         return bytes(prometheus_client.generate_latest(registry, escaping))

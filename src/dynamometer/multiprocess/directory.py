@@ -1,4 +1,4 @@
-"""A directory of multiprocess files, as one page."""
+"""A directory of multiprocess files as one page."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class MultiprocessDirectory:
     A context manager that closes its files at the end; a directory that is dropped without
     `close` closes them as well. A child of `fork` inherits no open file and reads for itself
     from the start, without the totals of files that its parent saw go. Safe to use from several
-    threads; concurrent callers share one reading. No file makes a call fail: `errors` counts
-    what was skipped.
+    threads. A method waits while another thread reads, and while a file system hangs, unless its
+    docstring says otherwise. No file makes a call fail: `errors` counts what was skipped.
     """
 
     def __init__(
@@ -45,20 +45,21 @@ class MultiprocessDirectory:
         max_series: int = DEFAULT_MAX_SERIES,
         recursive: bool = True,
     ) -> None:
-        """Nothing is read yet, and the directory need not be there yet.
+        """Read nothing yet; the directory may be created later.
 
         Args:
-            path: where the files are; see `follow` for several places.
-            labels: constant ones, added to every series that has not its own.
-            owned: the directory is ours: `retire` removes files.
+            path: the directory of the files; see `follow` for several.
+            labels: constant labels, added to each series that does not have them.
+            owned: whether `retire` may remove files.
             keep_totals: what was counted in files that are gone stays in the totals, as it does
                 after `retire`; prometheus_client's own collector forgets it. No total falls, and a
                 file that is missing or odd for a reading counts nothing twice: one that comes
                 back adds what it has above what it had, unless most of its values are less than
                 half, as those of another process are.
-            max_series: how many series are shown; the first ones to come, and a histogram
-                that is begun is finished. Where series go, others come in at the same reading.
-            recursive: look through the tree below too; SGLang makes a directory inside.
+            max_series: the most series that are shown: the first ones, where a histogram that
+                has begun is finished. Where series go, others take their place at once.
+            recursive: whether files in the tree below count too; SGLang creates a directory
+                inside.
         """
         self._owned = owned
         self._closed = False
@@ -86,6 +87,8 @@ class MultiprocessDirectory:
 
         A child of `fork` must: a thread of its parent's may hold the lock for ever.
         """
+        # The lock owns everything below but `_pages`, which has its own; `_reader.families` and
+        # `_reader.errors` are replaced as a whole, and any thread may read them.
         self._lock = threading.Lock()
         self._reading: Iterator[None] | None = None
         self._pages = Pages()
@@ -94,36 +97,40 @@ class MultiprocessDirectory:
 
     @property
     def errors(self) -> Mapping[str, int]:
-        """How often a file, or series of one, was left out of a reading, by reason.
+        """How often a file, or series of one, was skipped in a reading, by reason.
 
-        Only grows. The reasons are those of `dynamometer.multiprocess.faults.Reason`.
+        The counts only grow. docs/multiprocess.md lists the reasons. Does not wait.
         """
         return self._reader.errors
 
     def families(self) -> tuple[Family, ...]:
-        """The families by name, read now.
+        """Read the files, and return the families, sorted by name.
 
         A family in which nothing changed is the same object as before, and the tuple is the
         same where nothing changed at all.
 
         Raises:
-            ValueError: the directory has been closed.
+            ValueError: the directory is closed.
         """
         with self._lock:
             self._read()
             return self._reader.families
 
     def current_families(self) -> tuple[Family, ...]:
-        """The families as they were last read; see `refresh_steps`."""
+        """Return the families as they were last read; see `refresh_steps`. Does not wait."""
         return self._reader.families
 
     def refresh_steps(self, *, seconds: float = 0.002) -> Iterator[None]:
-        """Read in steps, so that a first reading does not hold up an event loop.
+        """Read in steps, so that a first reading leaves pauses for an event loop.
 
-        Whoever else asks for the families in between finishes the reading.
+        Another call in between finishes the reading. A step waits like other methods: where the
+        file system may hang, call `families` in a thread instead.
 
         Args:
-            seconds: how long a step takes, about.
+            seconds: about how long a step takes.
+
+        Raises:
+            ValueError: the directory is closed.
         """
         with self._lock:
             if self._reading is None:
@@ -143,53 +150,64 @@ class MultiprocessDirectory:
         exclude_prefixes: Sequence[str] = (),
         openmetrics: bool = False,
     ) -> bytes:
-        """The exposition page of the chosen families.
+        """Read the files, and return the page of the chosen families.
 
         Args:
-            prefixes: families whose name begins with one of them; none: all.
-            names: of those, families that have a sample of one of these names; none: all.
-            exclude_prefixes: left out before anything is chosen.
+            prefixes: only families whose name begins with one of these; all if empty.
+            names: only families that have a sample of one of these names; all if empty.
+            exclude_prefixes: no families whose name begins with one of these.
             openmetrics: OpenMetrics 1.0.0 instead of text 0.0.4.
+
+        Raises:
+            TypeError: one of the sequences is a single string.
+            ValueError: the directory is closed.
         """
         selection = Selection.of(prefixes=prefixes, names=names, exclude_prefixes=exclude_prefixes)
         return self._pages.render(self.families(), selection, openmetrics=openmetrics)
 
     def collect(self) -> Iterable[Metric]:
-        """The families as prometheus_client has them; their samples are made when looked at."""
+        """Read the files, and return prometheus_client's `Metric` of each family.
+
+        Samples are created when they are first used.
+
+        Raises:
+            ValueError: the directory is closed.
+        """
         return [to_metric(family) for family in self.families()]
 
     def retire(self, pids: Iterable[int | str]) -> None:
         """Keep what ended processes have counted, and drop their gauges.
 
-        Counters, histograms and summaries of theirs stay in the totals; their files are
-        removed where the directory is ours, else read no more. A process that gets such a pid
-        again and goes on with the old file is noticed, and nothing counts twice.
+        Their counters, histograms and summaries stay in the totals. Their files are removed
+        where the directory is owned, and no longer read otherwise. A process that gets such a
+        pid again and continues an old file is noticed, and nothing counts twice.
 
         Args:
             pids: the processes, as the files' names have them.
 
         Raises:
-            TypeError: it is a single text.
+            TypeError: `pids` is a single string.
+            ValueError: the directory is closed.
         """
         if isinstance(pids, str):
-            raise TypeError(f"a row of processes is wanted, not {pids!r}")
+            raise TypeError(f"pids must be a list of processes, not {pids!r}")
         processes = frozenset(str(pid) for pid in pids)
         with self._lock:
             self._read()
             self._reader.retire(processes, owned=self._owned)
 
     def follow(self, *paths: os.PathLike[str] | str) -> None:
-        """Go on with the files of other directories; those of the former ones are gone.
+        """Read other directories from the next reading on; the former files are gone then.
 
         Args:
-            paths: where the files are from now on.
+            paths: the directories.
         """
         with self._lock:
             self._paths = self._tree.paths = tuple([os.fspath(path) for path in paths])
 
     @property
     def paths(self) -> Sequence[str]:
-        """The directories that are read."""
+        """The directories that are read. Does not wait."""
         return self._paths
 
     @property

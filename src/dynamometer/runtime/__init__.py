@@ -1,26 +1,27 @@
-"""What every process is made of: its place, its record in discovery, its system server.
-
-Public here: `DistributedRuntime`, with what it is made of. They are imported when they are first
-asked for: prometheus_client chooses where values live when it is imported, and an engine's process
-must set `PROMETHEUS_MULTIPROC_DIR` before that.
-"""
+"""The public runtime API: one process, its levels, its record in discovery, its system server."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dynamometer.public import lazily
+
 if TYPE_CHECKING:
     from dynamometer.runtime.distributed import Component, DistributedRuntime, Endpoint, Namespace
+    from dynamometer.runtime.system_server import SystemServer
 
-__all__ = ["Component", "DistributedRuntime", "Endpoint", "Namespace"]
+__all__ = ["Component", "DistributedRuntime", "Endpoint", "Namespace", "SystemServer"]
 
-
-def __getattr__(name: str) -> object:
-    if name in __all__:
-        from dynamometer.runtime import distributed
-
-        return getattr(distributed, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazily(
+    __name__,
+    {
+        "Component": "distributed",
+        "DistributedRuntime": "distributed",
+        "Endpoint": "distributed",
+        "Namespace": "distributed",
+        "SystemServer": "system_server",
+    },
+)
 
 
 def __dir__() -> list[str]:

@@ -39,19 +39,18 @@ class DistributedRuntime:
 
     Attributes:
         instance_id: the process's number, 64 bits; `worker_id` on pages is its hexadecimal.
-        metrics: what is created here has no labels of a level.
-        page: what `/metrics` returns.
+        metrics: its instruments have no labels of a level.
     """
 
     def __init__(
         self, *, instance_id: int | None = None, deadline: float = DEADLINE_SECONDS
     ) -> None:
-        """A runtime with the metrics that every process has.
+        """Create a runtime with the metrics that every process has.
 
         Args:
-            instance_id: by default a random number.
-            deadline: how long callbacks and engines together may take at a scrape before the one
-                that is being asked is given up, seconds; each further one has one second at most.
+            instance_id: a random number by default.
+            deadline: seconds that callbacks and engines together may take at a scrape before the
+                current one is skipped; each further one may take one second.
 
         Raises:
             SettingsError: PROMETHEUS_MULTIPROC_DIR was set when prometheus_client was imported.
@@ -64,49 +63,49 @@ class DistributedRuntime:
 
     @property
     def registry(self) -> CollectorRegistry:
-        """For families that are called otherwise than `dynamo_component_*`; no labels are added."""
+        """The registry for families of other names than `dynamo_component_*`, without labels."""
         return self._hierarchy.registry
 
     @property
     def page(self) -> MetricsPage:
-        """What `/metrics` returns."""
+        """The page that `/metrics` returns."""
         return self._hierarchy.page
 
     def namespace(self, name: str) -> Namespace:
-        """The namespace of a name: letters, digits, `_`, `-` and `.`.
+        """Return the namespace of a name.
 
         Raises:
-            ArgumentError: the name has others.
+            ArgumentError: the name has other characters than letters, digits, `_`, `-` and `.`.
         """
         return Namespace(self, _checked("namespace", name))
 
     def level(self, level_labels: Mapping[str, str]) -> Metrics:
-        """The metrics of a level; see `Namespace.metrics` and its like."""
+        """Return the metrics of a level; see `Namespace.metrics`."""
         return self._hierarchy.level(level_labels)
 
     def endpoint(self, namespace: str, component: str, name: str) -> Endpoint:
-        """The one endpoint of these names; see `Component.endpoint`."""
+        """Return the endpoint of these names; see `Component.endpoint`."""
         key = (namespace, component, name)
         return self._endpoints.setdefault(key, Endpoint(self, *key))
 
     def serve(self, *, host: str | None = None, port: int | None = None) -> SystemServer:
-        """Serve `/metrics`, `/health` and `/live` from now on, in a thread.
+        """Serve `/metrics`, `/health` and `/live` in a thread of their own.
 
-        For programs with and without an event loop. The environment is read as a worker's:
-        DYN_SYSTEM_PORT, DYN_SYSTEM_HOST and the variables of health. What is said goes to Python's
-        logging, under `dynamometer`.
+        Works with and without an event loop. DYN_SYSTEM_PORT, DYN_SYSTEM_HOST and the variables
+        of health mean what they mean for a worker. Messages go to Python's logging, under
+        `dynamometer`.
 
         Args:
-            host: by default DYN_SYSTEM_HOST, or 127.0.0.1.
-            port: by default DYN_SYSTEM_PORT, or 8081, or any free one where that is taken; 0 is
-                any free one, -1 none at all.
+            host: DYN_SYSTEM_HOST by default, or 127.0.0.1.
+            port: DYN_SYSTEM_PORT by default, or 8081, or any free port where 8081 is in use;
+                0 is any free port, -1 no server.
 
         Returns:
-            The server: its `url`, and `close`; a context manager too.
+            The server, which is a context manager.
 
         Raises:
             SettingsError: a variable has a value that is not allowed.
-            ArgumentError: the port is none, or the host none of this machine's.
+            ArgumentError: `port` is not a port, or `host` not an address of this machine.
             AddressError: the port cannot be listened on.
         """
         environment = settings.read()
@@ -159,10 +158,10 @@ class Namespace:
         return f"Namespace({self.name})"
 
     def component(self, name: str) -> Component:
-        """The component of a name: letters, digits, `_`, `-` and `.`.
+        """Return the component of a name.
 
         Raises:
-            ArgumentError: the name has others.
+            ArgumentError: the name has other characters than letters, digits, `_`, `-` and `.`.
         """
         return Component(self._runtime, self.name, _checked("component", name))
 
@@ -186,7 +185,7 @@ class Component:
         return f"Component({self._namespace}.{self.name})"
 
     def endpoint(self, name: str) -> Endpoint:
-        """The endpoint of a name; the same object again for the same one.
+        """Return the endpoint of a name: the same object for the same name.
 
         Raises:
             ArgumentError: the name has other characters than letters, digits, `_`, `-` and `.`.
@@ -223,7 +222,7 @@ class Endpoint:
 
     @property
     def ready(self) -> bool:
-        """Whether it can be asked now: yours to set, and what `/health` says. True at first."""
+        """Whether the endpoint takes requests, which `/health` reports; true until it is set."""
         return self._ready
 
     @ready.setter
@@ -232,19 +231,19 @@ class Endpoint:
         self._was_ready = self._was_ready or ready
 
     def look(self) -> State:
-        """Its state, for `/health`: it starts until it is set, or was seen, ready."""
+        """Return the state for `/health`: starting until the endpoint is set, or seen, ready."""
         self._was_ready = self._was_ready or self._ready
         if self._ready:
             return State.READY
         return State.FAILED if self._was_ready else State.STARTING
 
     def connection_id(self) -> int:
-        """The number of the process's instance."""
+        """Return the number of the process's instance, 64 bits."""
         return self._runtime.instance_id
 
     @property
     def worker_id(self) -> str:
-        """The same as on pages: hexadecimal, 16 digits."""
+        """The instance's number as pages have it: 16 hexadecimal digits."""
         return hexadecimal(self._runtime.instance_id)
 
 
