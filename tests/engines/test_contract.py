@@ -41,7 +41,7 @@ def test_its_paths_are_absolute_and_a_path_has_one_name_at_all_engines(engine: E
         assert path == route.path
         assert path.startswith("/")
         assert kinds.ROUTES[path].name == route.name
-    for path in (engine.health_path, engine.models_path, engine.info_path):
+    for path in (engine.health_path, engine.probe_path, engine.models_path, engine.info_path):
         assert path.startswith("/")
         assert path not in engine.routes
     assert all(engine.metric_prefixes)

@@ -94,6 +94,19 @@ def test_it_says_on_every_line_that_it_is_simulated(mocker: tuple[Process, str])
         assert not line.startswith("# HELP") or "Simulated: " in line or "Multiprocess" in line
 
 
+def test_usage_that_an_engine_always_sends_reaches_the_client(tmp_path: Path) -> None:
+    """The worker knows its engine's flag, and the frontend knows it from the worker's record."""
+    stack = Stack(tmp_path, Path("mock"), tmp_path / "discovery")
+    flags = ("--engine", "mocker", "--model", "mock", "--stream-response-default-include-usage")
+    with stack.run_frontend() as (_, frontend), stack.run_worker(*flags) as worker:
+        worker.wait_until_ready()
+        body = {"model": "mock", "prompt": "hi", "max_tokens": 5, "stream": True}
+        answer = http(f"{frontend}/v1/completions", body)
+        assert b'"choices": [], "usage": {' in answer.body
+        page = http(f"{frontend}/metrics").body.decode()
+        assert re.search(r'dynamo_frontend_output_tokens_total\{model="mock"\} 5\.0', page)
+
+
 def test_a_worker_around_one(tmp_path: Path) -> None:
     stack = Stack(tmp_path, Path("mock"), tmp_path / "discovery")
     flags = ("--engine", "mocker", "--model", "mock", "--enable-metrics", "--processes", "2")

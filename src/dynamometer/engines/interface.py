@@ -154,6 +154,7 @@ class Engine(Protocol):
         title: its name for users.
         routes: its inference routes, by path. A path has the same name at each engine.
         health_path: a GET that answers 200 when a forward pass came back.
+        probe_path: a GET that answers 200 while the engine serves; may be asked every few seconds.
         models_path: a GET that lists the models, see `read_models`.
         info_path: a GET that says how it runs, see `read_info`.
         metric_prefixes: what the names of its families begin with.
@@ -163,6 +164,7 @@ class Engine(Protocol):
     title: str
     routes: Mapping[str, Route]
     health_path: str
+    probe_path: str
     models_path: str
     info_path: str
     metric_prefixes: Sequence[str]

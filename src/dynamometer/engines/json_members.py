@@ -7,6 +7,7 @@ strings or nested objects are not touched.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
@@ -15,6 +16,7 @@ import msgspec
 import numpy as np
 
 _MISSING: Final = msgspec.Raw()
+_EMPTY: Final = re.compile(rb"\s*\{\s*\}\s*")
 
 
 def set_member(content: bytes, path: Sequence[str], value: bytes) -> bytes:
@@ -38,12 +40,13 @@ def set_member(content: bytes, path: Sequence[str], value: bytes) -> bytes:
     if rest:
         inner = b"{}" if place is None else content[place]
         value = set_member(b"{}" if inner == b"null" else inner, rest, value)
+    view = memoryview(content)
     if place is not None:
-        return content[: place.start] + value + content[place.stop :]
+        return b"".join((view[: place.start], value, view[place.stop :]))
     closing = content.rindex(b"}")
-    separator = b"" if content[:closing].rstrip().endswith(b"{") else b","
+    separator = b"" if _EMPTY.fullmatch(content) else b","
     member = msgspec.json.encode(name) + b":" + value
-    return b"".join((content[:closing], separator, member, content[closing:]))
+    return b"".join((view[:closing], separator, member, view[closing:]))
 
 
 def _find(content: bytes, name: str) -> slice | None:

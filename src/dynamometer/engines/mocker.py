@@ -28,6 +28,7 @@ class Mocker:
     title = "the mocker"
     routes: Mapping[str, Route] = sglang.SGLang.routes
     health_path = sglang.SGLang.health_path
+    probe_path = sglang.SGLang.probe_path
     models_path = sglang.SGLang.models_path
     info_path = sglang.SGLang.info_path
     metric_prefixes: Sequence[str] = sglang.SGLang.metric_prefixes

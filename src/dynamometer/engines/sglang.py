@@ -107,6 +107,7 @@ class SGLang:
     routes: Mapping[str, Route] = {route.path: route for route in _ROUTES}
     # One forward pass through the scheduler: the model answers.
     health_path = "/health_generate"
+    probe_path = "/health"
     models_path = "/v1/models"
     info_path = "/server_info"
     metric_prefixes: Sequence[str] = (names.name_prefix.SGLANG,)
