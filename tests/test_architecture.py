@@ -125,3 +125,11 @@ def test_what_differs_between_engines_is_in_their_room(path: Path) -> None:
 def test_a_module_holds_one_concept(path: Path) -> None:
     """Over 400 lines it holds two."""
     assert len((SOURCE / path).read_text(encoding="utf-8").splitlines()) <= 400
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_a_discovery_is_made_by_its_factory(path: Path) -> None:
+    """Nothing outside of `runtime.discovery` knows which variant it has."""
+    if path.parent != Path("runtime/discovery"):
+        own = {name for name in imports(path) if name.startswith("runtime.discovery")}
+        assert own <= {f"runtime.discovery{end}" for end in ("", ".interface", ".follower")}

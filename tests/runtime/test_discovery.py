@@ -1,4 +1,4 @@
-"""What every discovery promises. A variant is one more parameter of the fixture."""
+"""The contract of every discovery. A variant is one more entry of `VARIANTS`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 import signal
 import stat
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from dynamometer.errors import DiscoveryError
-from dynamometer.runtime.discovery import file
+from dynamometer.runtime.discovery import connect, file
 from dynamometer.runtime.discovery.file import FileDiscovery
 from dynamometer.runtime.discovery.interface import Discovery
 from dynamometer.runtime.identity import new_id
@@ -26,12 +26,12 @@ from processes import PYTHON
 SPAWNED = """
 import asyncio, sys
 from pathlib import Path
-from dynamometer.runtime.discovery.file import FileDiscovery
+from dynamometer.runtime.discovery import connect
 from dynamometer.runtime.record import Record
 
 async def main():
     record = Record.from_json(sys.argv[2].encode())
-    async with FileDiscovery(Path(sys.argv[1])).register(record):
+    async with (await connect(Path(sys.argv[1]))).register(record):
         print("registered", flush=True)
         await asyncio.sleep(60)
 
@@ -46,9 +46,14 @@ def record(**changes: object) -> Record:
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
-@pytest.fixture
-def discovery(tmp_path: Path) -> Discovery:
-    return FileDiscovery(tmp_path / "kv")
+VARIANTS: Mapping[str, Callable[[Path], Awaitable[Discovery]]] = {
+    "file": lambda directory: connect(directory / "kv"),
+}
+
+
+@pytest.fixture(params=VARIANTS)
+async def discovery(request: pytest.FixtureRequest, tmp_path: Path) -> Discovery:
+    return await VARIANTS[request.param](tmp_path)
 
 
 @pytest.fixture
@@ -95,6 +100,20 @@ async def test_an_update_replaces_the_record(discovery: Discovery) -> None:
         ready = replace(one, state=State.READY, since=1.5, request_url="http://127.0.0.1:1")
         await registration.update(ready)
         assert await discovery.records() == {ready}
+
+
+async def test_a_record_is_there_while_it_is_rewritten(discovery: Discovery) -> None:
+    one = record()
+    async with discovery.register(one) as registration:
+        for number in range(1, 50):
+            update = asyncio.create_task(registration.update(replace(one, since=float(number))))
+            assert {found.id for found in await discovery.records()} == {one.id}
+            await update
+
+
+async def test_a_reading_that_shows_nothing_new_is_the_same_object(discovery: Discovery) -> None:
+    async with discovery.register(record()):
+        assert await discovery.records() is await discovery.records()
 
 
 async def test_a_watch_shows_what_is_there_and_each_change(discovery: Discovery) -> None:

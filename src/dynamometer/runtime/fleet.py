@@ -74,7 +74,7 @@ class Fleet:
         models = self._index()
         change = Change(
             joined=tuple(now[id_] for id_ in now.keys() - before.keys()),
-            changed=tuple(now[i] for i in now.keys() & before.keys() if now[i] != before[i]),
+            changed=tuple(new for new in now.values() if _replaces(new, before.get(new.id))),
             left=tuple(before[id_] for id_ in before.keys() - now.keys()),
             models=models,
             served=frozenset(self._models.keys() - served.keys()),
@@ -104,10 +104,9 @@ class Fleet:
                 changed.add(model)
         self._known |= self._workers.keys()
         self._models = {
-            model: record.model_info.get(model, {"id": model, "object": "model"})
-            for record in self._ready
-            if record.mode == AGGREGATED
-            for model in record.models
+            model: modes[AGGREGATED][-1].model_info.get(model, {"id": model, "object": "model"})
+            for model, modes in self._workers.items()
+            if AGGREGATED in modes
         }
         return frozenset(changed)
 
@@ -181,3 +180,7 @@ class Fleet:
             others, subject = sorted(self._workers[model]), f"{model!r} has"
         modes = " and ".join(others)
         return f"{subject} only {modes} workers, and none that answers a request alone"
+
+
+def _replaces(new: Record, old: Record | None) -> bool:
+    return old is not None and new is not old and new != old

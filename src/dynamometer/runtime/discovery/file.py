@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import stat
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -30,8 +31,10 @@ from dynamometer.runtime.record import MAX_BYTES, Record
 
 logger = logging.getLogger(__name__)
 
-# Locks have no events. A look at one file costs some 10 µs.
+# Locks have no events. A look at one file costs some 10 µs; looks at all, a twentieth of a core.
 POLL_SECONDS: Final = 0.1
+_PAUSES: Final = 20
+_LONGEST_PAUSE_SECONDS: Final = 0.5
 KEEP_SECONDS: Final = 1.0
 # Local files answer in microseconds; a directory that does not answer by then hangs.
 READ_SECONDS: Final = 2.0
@@ -61,6 +64,7 @@ class FileDiscovery:
         # These belong to that thread.
         self._parsed: dict[str, tuple[_Stamp, Record | None]] = {}
         self._faults: dict[str, str] = {}
+        self._found: dict[str, Record | None] = {}
         self._last: frozenset[Record] = frozenset()
         # These belong to the event loop.
         self._reading: _Reading | None = None
@@ -81,15 +85,17 @@ class FileDiscovery:
         """See `Discovery.watch`."""
         last: frozenset[Record] | None = None
         while True:
+            begun, pause = time.monotonic(), POLL_SECONDS
             try:
                 now = await self.records()
             except DiscoveryError:
                 pass  # reported by records(); the last set stands
             else:
-                if now != last:
+                pause = max(POLL_SECONDS, _PAUSES * (time.monotonic() - begun))
+                if now is not last:
                     last = now
                     yield now
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(min(pause, _LONGEST_PAUSE_SECONDS))
 
     async def records(self) -> frozenset[Record]:
         """See `Discovery.records`; the same object as before where nothing changed.
@@ -125,9 +131,9 @@ class FileDiscovery:
         found = {name: self._read(name) for name in listed | self._parsed.keys()}
         for name in self._faults.keys() - listed:
             del self._faults[name]
-        records = frozenset(record for record in found.values() if record is not None)
-        if records != self._last:
-            self._last = records
+        if found != self._found:
+            self._found = found
+            self._last = frozenset(record for record in found.values() if record is not None)
         return self._last
 
     def _read(self, name: str) -> Record | None:

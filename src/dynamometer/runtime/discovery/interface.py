@@ -36,7 +36,14 @@ class Discovery(Protocol):
         """
 
     def watch(self) -> AsyncIterator[frozenset[Record]]:
-        """All live processes, now and after each change; never an empty set for a hiccup."""
+        """Iterate over the sets of all live processes: now, and after each change.
+
+        A fault of the discovery yields nothing: the last set stands until it is over.
+        """
 
     async def records(self) -> frozenset[Record]:
-        """All processes alive at this moment."""
+        """Return all processes that are alive now; the same object where nothing changed.
+
+        Raises:
+            DiscoveryError: the discovery cannot be read, or does not answer; names it.
+        """
