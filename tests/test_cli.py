@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dynamometer import __version__
+from dynamometer import __version__, cli
 from processes import running
 from stack import http
 
@@ -125,3 +125,70 @@ def test_the_runtime_imports_no_engine() -> None:
     )
     done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+TMP = "mount -t tmpfs -o {0} tmpfs /tmp; mount -t tmpfs -o {0} tmpfs /var/tmp; cd /tmp; "
+FULL = "head -c 4096 /dev/zero > /tmp/full; head -c 4096 /dev/zero > /var/tmp/full; "
+SHM = "mount -t tmpfs -o size=4k tmpfs /dev/shm; "
+GONE = "mkdir /dev/shm/gone; cd /dev/shm/gone; rmdir /dev/shm/gone; "
+NO_TMP = "error: No usable temporary directory found in ["
+NO_CURRENT = "error: the current directory cannot be used: "
+SGLANG = ("sglang", "--model", "x", "--engine-python", "/bin/false")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts file systems")
+@pytest.mark.parametrize(
+    ("prepare", "words", "says"),
+    [
+        (TMP.format("ro"), SGLANG, NO_TMP),
+        (TMP.format("ro"), ("mocker",), NO_TMP),
+        (TMP.format("ro"), ("frontend",), "error: discovery: cannot make the directory /tmp/"),
+        (TMP.format("ro"), ("exporter",), "error: discovery: cannot make the directory /tmp/"),
+        (TMP.format("ro"), ("tiny-model", "x"), "error: cannot make x: Read-only"),
+        (TMP.format("ro"), ("demo",), "error: cannot make .demo/tiny: Read-only"),
+        (TMP.format("size=4k") + FULL, SGLANG, NO_TMP),
+        (TMP.format("size=4k") + FULL, ("frontend",), "error: discovery: cannot write /tmp/"),
+        (
+            SHM + "head -c 4096 /dev/zero > /dev/shm/full; ",
+            SGLANG,
+            "error: cannot prepare the engine's start: /dev/shm/",
+        ),
+        (GONE, SGLANG, NO_CURRENT),
+        (GONE, ("mocker",), NO_CURRENT),
+        (GONE, ("tiny-model", "x"), NO_CURRENT),
+        (GONE, ("demo",), NO_CURRENT),
+    ],
+)
+def test_a_directory_that_cannot_be_used_is_one_line_and_leaves_nothing(
+    prepare: str, words: tuple[str, ...], says: str
+) -> None:
+    ports = {"DYN_SYSTEM_PORT": "0", "DYN_HTTP_PORT": "0"}
+    script = f'mount -t tmpfs tmpfs /dev/shm; {prepare} "$@"; code=$?; rm -f /dev/shm/full; '
+    script += "ls -A /dev/shm; exit $code"
+    command = (sys.executable, "-m", "dynamometer.cli", *words)
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", *command],
+        env={k: v for k, v in os.environ.items() if k not in ("XDG_RUNTIME_DIR", "TMPDIR")} | ports,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.splitlines()[-1].startswith(says)
+    assert "Traceback" not in done.stderr
+    assert done.stdout.splitlines() == [line for line in done.stdout.splitlines() if "==>" in line]
+
+
+def test_a_fault_of_the_system_is_one_line_that_names_the_file(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(28, "No space left on device", "/some/file")
+
+    monkeypatch.setattr("dynamometer.tiny_model.main", fail)
+    with pytest.raises(SystemExit) as ended:
+        cli.run("tiny-model", ["x"])
+    assert ended.value.code == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith("error: /some/file: No space left on device")

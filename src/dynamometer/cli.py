@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -59,17 +60,32 @@ def run(command: str, argv: Sequence[str] | None = None, *, program: str | None 
         arguments = sys.argv[1:] if argv is None else argv
         code = module.main(arguments, program or f"dyno {command}")
     except DynamometerError as error:
-        logs.flush()
-        red, plain = ("\x1b[31m", "\x1b[0m") if _coloured() else ("", "")
-        print(f"{red}error:{plain} {printable(str(error))}", file=sys.stderr)
-        code = error.exit_code
+        code = _error(str(error), error.exit_code)
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    except OSError as error:
+        # A limit or a file system of this machine; where, is for whoever looks for it.
+        logging.getLogger("dynamometer").debug("failed", exc_info=True)
+        code = _error(_system_error(error), 1)
     logs.flush()
     sys.exit(code)
+
+
+def _error(message: str, exit_code: int) -> int:
+    logs.flush()
+    red, plain = ("\x1b[31m", "\x1b[0m") if _coloured() else ("", "")
+    print(f"{red}error:{plain} {printable(message)}", file=sys.stderr)
+    return exit_code
+
+
+def _system_error(error: OSError) -> str:
+    """Say which file or directory the system refused, and why; DYN_LOG=debug says where."""
+    why = error.strerror or str(error)
+    file = f"{error.filename}: " if error.filename else ""
+    return f"{file}{why} (DYN_LOG=debug shows where)"
 
 
 def _help() -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from dynamometer import arguments
 from dynamometer.engines import sglang_cpu
 from dynamometer.errors import DirectoryError, EngineError
+from dynamometer.process import directories
 
 _DESCRIPTION = """\
 Make a tiny randomly initialised Llama (2 layers, 4 MB, context 2,048) with a tokenizer of its
@@ -52,6 +53,8 @@ def make(directory: Path, *, engine_python: str = sys.executable) -> None:
         DirectoryError: something is there already, or it cannot be written.
         EngineError: the interpreter cannot make it; says why.
     """
+    if not directory.is_absolute():
+        directories.require_current()
     try:
         if directory.exists() and any(directory.iterdir()):
             raise DirectoryError(f"{directory} is not empty: name a new directory")

@@ -76,7 +76,7 @@ class Worker:
         return self.count("dynamo_component_errors_total", error_type="generate")
 
 
-async def start(engine_url: str) -> AsyncIterator[Worker]:
+async def start(engine_url: str, api_key: str | None = None) -> AsyncIterator[Worker]:
     runtime = DistributedRuntime()
     endpoint = runtime.namespace("dynamo").component("backend").endpoint("generate")
     async with engine_session() as session:
@@ -88,7 +88,7 @@ async def start(engine_url: str) -> AsyncIterator[Worker]:
             state=lambda: State.READY,
             models=ModelCards,
             max_body_size=2**20,
-            api_key=None,
+            api_key=api_key,
         ).application()
         listener = addresses.listen("127.0.0.1", 0, setting="")
         async with serving(app, listener):
@@ -234,3 +234,27 @@ def test_times_are_from_a_requests_arrival(monkeypatch: pytest.MonkeyPatch) -> N
     worker = Worker("", "", runtime)
     assert worker.count("dynamo_work_handler_time_to_first_response_seconds_sum") == 3
     assert worker.count("dynamo_component_request_duration_seconds_sum") == 6
+
+
+@pytest.mark.parametrize("key", ["secret", "sécret", "s\udcffcret"])
+async def test_models_are_listed_for_the_engines_key_alone(key: str) -> None:
+    octets = key.encode("utf-8", "surrogateescape")
+    async for worker in start("http://127.0.0.1:9", api_key=key):
+        for path in (b"/v1/models", b"/v1/models/m"):
+            listed = await authorized(worker, path, b"Bearer " + octets)
+            assert listed == (200 if path == b"/v1/models" else 404)
+            for wrong in (b"", b"Bearer", b"Bearer \xff", b"Bearer \xed\xa0\x80", b"\xc3\xa9"):
+                assert await authorized(worker, path, wrong) == 401
+
+
+async def authorized(worker: Worker, path: bytes, value: bytes) -> int:
+    """Send any bytes as `Authorization`; the status of the answer."""
+    host, port = worker.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET " + path + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n")
+    writer.write(b"Authorization: " + value + b"\r\n\r\n")
+    async with asyncio.timeout(10):
+        answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    return int(answer.split()[1])

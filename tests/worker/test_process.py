@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator
+from typing import Any
 
 import psutil
 import pytest
@@ -46,6 +49,63 @@ async def test_all_processes_end_orphans_too_and_none_is_left_as_a_zombie(
     await deaf_tree.end(grace=1, hurry=lambda: False, look=lambda: None)
     assert await deaf_tree.wait() == 3
     assert not [process for process in family if process.is_running()]
+
+
+async def test_a_process_that_does_not_die_is_reported_and_not_waited_for(
+    deaf_tree: EngineProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stands for one in uninterruptible sleep, which even SIGKILL does not end."""
+    (child,) = [m for m in deaf_tree.members() if m.pid != deaf_tree.pid]
+    kill = psutil.Process.kill
+
+    def spare(process: psutil.Process) -> None:
+        if process.pid != child.pid:
+            kill(process)
+
+    monkeypatch.setattr("dynamometer.worker.process.KILL_SECONDS", 0.3)
+    with monkeypatch.context() as patch:
+        patch.setattr(psutil.Process, "kill", spare)
+        patch.setattr(os, "killpg", lambda *_: None)
+        async with asyncio.timeout(5):
+            left = await deaf_tree.end(grace=60, hurry=lambda: True, look=lambda: None)
+    assert left == [child.pid]
+
+
+async def test_a_look_that_hangs_delays_no_end(
+    deaf_tree: EngineProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/proc hangs where it shows the memory of a process that is stuck."""
+    released = threading.Event()
+    looks: list[None] = []
+
+    def look() -> None:
+        looks.append(None)
+        released.wait()
+
+    monkeypatch.setattr("dynamometer.worker.process.LOOK_SECONDS", 0.1)
+    async with asyncio.timeout(5):
+        left = await deaf_tree.end(grace=60, hurry=lambda: False, look=look)
+    released.set()
+    assert left == []
+    assert len(looks) == 1
+
+
+async def test_waiting_for_the_exit_wakes_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = await start("import time; time.sleep(60)")
+    waiting = asyncio.create_task(process.wait())
+    loop = asyncio.get_running_loop()
+    call_at = loop.call_at
+    timers: list[float] = []
+
+    def counted(when: float, *rest: Any, **options: Any) -> asyncio.TimerHandle:
+        timers.append(when)
+        return call_at(when, *rest, **options)
+
+    monkeypatch.setattr(loop, "call_at", counted)
+    await asyncio.sleep(0.3)
+    assert len(timers) == 1  # the sleep's own
+    psutil.Process(process.pid).kill()
+    assert await asyncio.wait_for(waiting, 10) == -signal.SIGKILL
 
 
 async def test_hurry_kills_at_once(deaf_tree: EngineProcess) -> None:

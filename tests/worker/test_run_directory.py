@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import mmap
-import os
 import shutil
 import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dynamometer.process import directories
 from dynamometer.worker.run_directory import run_directory
-from dynamometer.worker.shared_memory import SharedFile, held_by, remove_unheld
 
 KILLED = """
 import os, signal, subprocess, sys
@@ -41,14 +37,6 @@ with run_directory(7) as directory:
 def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(directories, "memory", lambda: directories.private(tmp_path / "memory"))
     return tmp_path / "memory"
-
-
-@pytest.fixture
-def shared_file() -> Iterator[Path]:
-    path = Path(f"/dev/shm/dynamometer-test-{os.getpid()}")
-    path.write_bytes(b"x" * 4096)
-    yield path
-    path.unlink(missing_ok=True)
 
 
 def test_it_is_private_and_gone_afterwards(memory: Path) -> None:
@@ -100,18 +88,3 @@ def test_the_directory_may_be_removed_under_a_worker(memory: Path) -> None:
         directory.note(frozenset(), frozenset())
     with run_directory(8):
         pass
-
-
-def test_shared_memory_is_known_by_who_maps_it_and_kept_while_someone_does(
-    shared_file: Path,
-) -> None:
-    file = SharedFile(shared_file.stat().st_ino, shared_file.name)
-    assert file not in held_by([os.getpid()])
-    with shared_file.open("r+b") as opened, mmap.mmap(opened.fileno(), 4096):
-        assert file in held_by([os.getpid()])
-        assert remove_unheld([file]) == 0
-        assert shared_file.exists()
-    assert remove_unheld([SharedFile(file.inode + 1, file.name)]) == 0
-    assert shared_file.exists()
-    assert remove_unheld([file]) == 1
-    assert not shared_file.exists()

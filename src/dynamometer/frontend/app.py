@@ -24,7 +24,7 @@ from dynamometer.metrics import scraping
 from dynamometer.metrics.buckets import FrontendBuckets
 from dynamometer.metrics.page import MetricsPage
 from dynamometer.names import frontend_service, name_prefix
-from dynamometer.process.signals import Stop, let_finish
+from dynamometer.process.signals import Stop
 from dynamometer.runtime.discovery import connect
 from dynamometer.runtime.discovery.follower import Follower
 from dynamometer.runtime.distributed import DistributedRuntime
@@ -112,7 +112,7 @@ async def serve(options: FrontendOptions) -> None:
         await stop.asked.wait()
         forwarder.draining = True
         await stop_listening()
-        await let_finish(lambda: forwarder.active, stop, options.drain_timeout)
+        await forwarder.in_flight.let_finish(stop, options.drain_timeout)
 
 
 def _record(options: FrontendOptions, runtime: DistributedRuntime, url: str) -> Record:

@@ -23,6 +23,7 @@ from dynamometer.frontend.failures import Failure
 from dynamometer.frontend.families import FrontendMetrics
 from dynamometer.frontend.routing import Router
 from dynamometer.http import openai_errors, relay
+from dynamometer.process.signals import InFlight
 from dynamometer.runtime.record import Record
 
 logger = logging.getLogger(__name__)
@@ -62,8 +63,13 @@ class Forwarder:
         self._metrics = metrics
         self._session = session
         self._threads = BodyThreads()
-        self.active = 0
+        self.in_flight = InFlight()
         self.draining = False
+
+    @property
+    def active(self) -> int:
+        """The number of requests in flight."""
+        return self.in_flight.count
 
     def close(self) -> None:
         """Read no more bodies."""
@@ -110,11 +116,8 @@ class Forwarder:
             return _refuse(account, failures.NOT_FOUND, answer)
         if model not in served:
             return _unavailable(account, self._fleet.missing_reason(model))
-        self.active += 1
-        try:
+        with self.in_flight:
             return await self._forward(request, account, body, model)
-        finally:
-            self.active -= 1
 
     async def _registered(self, asked: str | None) -> str | None:
         """Return the registered name that a request means; the only one where it names none."""

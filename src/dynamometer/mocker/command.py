@@ -6,7 +6,6 @@ import argparse
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -16,7 +15,7 @@ from dynamometer.http.servers import serving
 from dynamometer.mocker.app import Mocker
 from dynamometer.mocker.options import MockerOptions
 from dynamometer.mocker.writers import writing
-from dynamometer.process import event_loop
+from dynamometer.process import directories, event_loop
 from dynamometer.process.signals import Stop
 
 logger = logging.getLogger(__name__)
@@ -125,10 +124,11 @@ def main(argv: Sequence[str], program: str = "dyno mocker") -> int:
         interval=own.interval,
         stream_usage=own.stream_response_default_include_usage,
     )
+    directories.require_current()
     with ExitStack() as stack:
         if _DIRECTORY not in os.environ:
-            made = tempfile.mkdtemp(prefix="mocker-")
-            os.environ[_DIRECTORY] = made
+            made = directories.temporary("mocker-")
+            os.environ[_DIRECTORY] = str(made)
             stack.callback(shutil.rmtree, made, ignore_errors=True)
         stack.enter_context(writing(options))
         event_loop.run(_serve(options))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 from dynamometer.errors import DirectoryError
@@ -49,3 +50,36 @@ def memory() -> Path:
         with contextlib.suppress(DirectoryError):
             return private(shared / f"dynamometer-{os.geteuid()}")
     return private(runtime() / "memory")
+
+
+def temporary(prefix: str) -> Path:
+    """Make a directory for temporary files; its owner removes it.
+
+    Raises:
+        DirectoryError: No directory for temporary files can be written to.
+    """
+    try:
+        return Path(tempfile.mkdtemp(prefix=prefix))
+    except FileNotFoundError as error:  # also of a full file system
+        raise DirectoryError(
+            f"{error.strerror}: free some space, or set TMPDIR to a writable directory"
+        ) from None
+    except OSError as error:
+        raise DirectoryError(
+            f"cannot make a directory in {tempfile.gettempdir()}: {error.strerror}; set TMPDIR to "
+            "another one"
+        ) from None
+
+
+def require_current() -> None:
+    """Check that the current directory is there: child processes cannot start without it.
+
+    Raises:
+        DirectoryError: It was removed.
+    """
+    try:
+        os.getcwd()  # noqa: PTH109  # the question is whether it is there
+    except OSError as error:
+        raise DirectoryError(
+            f"the current directory cannot be used: {error.strerror}; change to another one"
+        ) from None

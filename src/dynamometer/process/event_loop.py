@@ -8,6 +8,8 @@ import sys
 from collections.abc import Coroutine
 from typing import Final, TypeVar
 
+from dynamometer.process.threads import DaemonThreads
+
 Result = TypeVar("Result")
 
 # Python's default is 5 ms: so long a thread that renders a page could keep the loop waiting.
@@ -15,7 +17,10 @@ SWITCH_SECONDS: Final = 0.0005
 
 
 def run(main: Coroutine[object, object, Result], *, small: bool = False) -> Result:
-    """Run `main` on an event loop until it is done; its result.
+    """Run `main` on an event loop until it is done, and return its result.
+
+    Calls in the loop's default executor (`asyncio.to_thread`) that hang do not keep the process
+    alive.
 
     Args:
         main: what to run.
@@ -25,4 +30,5 @@ def run(main: Coroutine[object, object, Result], *, small: bool = False) -> Resu
     sys.setswitchinterval(SWITCH_SECONDS)
     factory = None if small else importlib.import_module("uvloop").new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
+        runner.get_loop().set_default_executor(DaemonThreads())
         return runner.run(main)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import time
-from collections.abc import Callable
+
+from dynamometer.process import tasks
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ class Stop:
     def __init__(self) -> None:
         """Take these signals of the running event loop's process; under nohup, not SIGHUP."""
         self.asked = asyncio.Event()
-        self.insisted = False
+        self.insisted = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is signal.SIG_IGN and number is signal.SIGHUP:
@@ -25,25 +25,49 @@ class Stop:
             loop.add_signal_handler(number, self._receive, number)
 
     def _receive(self, number: signal.Signals) -> None:
-        self.insisted = self.asked.is_set()
-        logger.info("%s: ending%s", number.name, " at once" if self.insisted else "")
+        if self.asked.is_set():
+            self.insisted.set()
+        logger.info("%s: ending%s", number.name, " at once" if self.asked.is_set() else "")
         self.asked.set()
 
 
-async def let_finish(active: Callable[[], int], stop: Stop, timeout: float) -> None:
-    """Wait until no request is in flight, the time is over, or the user insists.
+class InFlight:
+    """The requests in flight of a process: enter it for each, and wait until there is none."""
 
-    Args:
-        active: how many requests are in flight.
-        stop: whether the user insists.
-        timeout: seconds at most.
-    """
-    deadline = time.monotonic() + timeout
-    if active():
+    def __init__(self) -> None:
+        """No request is in flight."""
+        self.count = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    def __enter__(self) -> None:
+        self.count += 1
+        self._none.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self.count -= 1
+        if not self.count:
+            self._none.set()
+
+    async def let_finish(self, stop: Stop, timeout: float) -> None:
+        """Wait until no request is in flight, the time is over, or the user insists.
+
+        Args:
+            stop: whether the user insists.
+            timeout: seconds at most.
+        """
+        if not self.count:
+            return
         logger.info(
             "requests in flight: %d; they have up to %.0f s, Ctrl-C again ends them",
-            active(),
+            self.count,
             timeout,
         )
-    while active() and time.monotonic() < deadline and not stop.insisted:
-        await asyncio.sleep(0.02)
+        finished = asyncio.create_task(self._none.wait())
+        try:
+            async with asyncio.timeout(timeout):
+                await tasks.first_of(stop.insisted, finished)
+        except TimeoutError:
+            pass
+        finally:
+            await tasks.end(finished)

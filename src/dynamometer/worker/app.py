@@ -10,19 +10,21 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from aiohttp import web
 
 from dynamometer.engines.interface import Launch, StartableEngine
-from dynamometer.errors import DiscoveryError, SettingsError
+from dynamometer.errors import DirectoryError, DiscoveryError, SettingsError
 from dynamometer.http import addresses
 from dynamometer.http.servers import serving
 from dynamometer.metrics.engine_callback import register_engine_metrics_callback
 from dynamometer.metrics.http_source import HttpSource
 from dynamometer.multiprocess import MultiprocessDirectory
 from dynamometer.names import labels
-from dynamometer.process import tasks
-from dynamometer.process.signals import Stop, let_finish
+from dynamometer.process import directories, tasks
+from dynamometer.process.signals import Stop
+from dynamometer.process.threads import entered
 from dynamometer.runtime import system
 from dynamometer.runtime.discovery import connect
 from dynamometer.runtime.discovery.interface import Registration
@@ -39,6 +41,8 @@ from dynamometer.worker.run_directory import RunDirectory, run_directory
 from dynamometer.worker.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
+
+_REMOVE_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +83,18 @@ async def serve(options: WorkerOptions, engine: StartableEngine) -> None:
             f"DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS={json.dumps(options.health.endpoints)}: "
             f'the only endpoint of this worker is ["{options.endpoint}"] (--endpoint)'
         )
+    directories.require_current()
     stop = Stop()
     async with AsyncExitStack() as stack:
         instance_id = new_id()
-        directory = stack.enter_context(run_directory(instance_id))
-        launch = engine.plan(
-            options.arguments, directory=directory.path, python=options.engine_python
+        directory = await stack.enter_async_context(
+            entered(
+                run_directory(instance_id),
+                leave_within=_REMOVE_SECONDS,
+                name="the worker's directory",
+            )
         )
+        launch = await asyncio.to_thread(_plan, options, engine, directory)
         options = replace(options, component=options.component or launch.component)
         listener = system.listen(options.system_host, options.system_port)
         request_socket = addresses.listen(
@@ -107,6 +116,29 @@ async def serve(options: WorkerOptions, engine: StartableEngine) -> None:
         for note in launch.notes:
             logger.info("%s", note)
         await worker.run(registration, stop)
+
+
+def _plan(options: WorkerOptions, engine: Engine, directory: RunDirectory) -> Launch:
+    """Plan the engine's start, and write what that needs into `directory`.
+
+    Raises:
+        SettingsError: The engine's flags do not say what is needed.
+        DirectoryError: `directory` cannot be written to.
+    """
+    try:
+        launch = engine.plan(
+            options.arguments, directory=directory.path, python=options.engine_python
+        )
+    except OSError as error:
+        raise DirectoryError(
+            f"cannot prepare the engine's start: {error.filename or directory.path}: "
+            f"{error.strerror}"
+        ) from None
+    if launch.api_key and not launch.api_key.isprintable():
+        raise SettingsError(
+            "--api-key: a key with line breaks or control characters cannot be sent"
+        )
+    return launch
 
 
 class _Worker:
@@ -216,13 +248,9 @@ class _Worker:
 
     async def _fetch(self) -> None:
         """Fetch the engine's own page, where it is one of the sources, once it can be there."""
-        while self._fetched is not None:
-            if self._supervisor.state is State.READY:
-                await self._fetched.run()
-            await asyncio.sleep(0.2)
-
-    def _active(self) -> int:
-        return self.endpoint.active
+        if self._fetched is not None:
+            await self._supervisor.ready.wait()
+            await self._fetched.run()
 
     async def run(self, registration: Registration, stop: Stop) -> None:
         async def changed() -> None:
@@ -243,15 +271,15 @@ class _Worker:
                 logger.warning("%s; trying again", error)
 
         async with (
-            self._supervisor.running(changed, lambda: stop.insisted) as ended,
+            self._supervisor.running(changed, stop.insisted.is_set) as ended,
             tasks.keeping_on(self._fetch, name="engine's page"),
         ):
             await tasks.first_of(stop.asked, ended)
             if ended.done():
                 await changed()
                 # Their 502s, or the ends of their streams.
-                await let_finish(self._active, stop, 1.0)
+                await self.endpoint.in_flight.let_finish(stop, 1.0)
                 raise ended.result()
             self._supervisor.drain()
             await changed()
-            await let_finish(self._active, stop, self._options.drain_timeout)
+            await self.endpoint.in_flight.let_finish(stop, self._options.drain_timeout)

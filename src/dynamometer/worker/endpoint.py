@@ -12,6 +12,7 @@ from aiohttp import web
 
 from dynamometer.engines.interface import ModelCards, Route
 from dynamometer.http import openai_errors, relay
+from dynamometer.process.signals import InFlight
 from dynamometer.runtime.record import State
 from dynamometer.worker.accounting import EndpointMetrics, RequestCount
 
@@ -50,7 +51,7 @@ class Endpoint:
         self._state = state
         self._models = models
         self._max_body_size = max_body_size
-        self.active = 0
+        self.in_flight = InFlight()
 
     def application(self) -> web.Application:
         """Inference routes, `/v1/models` and `/health`; everything else is 404."""
@@ -79,11 +80,8 @@ class Endpoint:
         count.bytes_in = len(body)
         if self._state() is not State.READY:
             return openai_errors.unavailable(f"this worker is {self._state()}", retry=True)
-        self.active += 1
-        try:
+        with self.in_flight:
             return await self._relay(request, body, count)
-        finally:
-            self.active -= 1
 
     async def _relay(
         self, request: web.Request, body: bytes, count: RequestCount
@@ -138,11 +136,17 @@ class Endpoint:
         return web.json_response(card)
 
     def _allowed(self, request: web.Request) -> bool:
-        """Whether the client has the engine's key; requests proper are checked by the engine."""
+        """Compare the client's key with the engine's; the engine checks inference requests."""
+        if self._api_key is None:
+            return True
         given = request.headers.get("Authorization", "")
-        wanted = f"Bearer {self._api_key}"
-        return self._api_key is None or hmac.compare_digest(given.encode(), wanted.encode())
+        return hmac.compare_digest(_octets(given), _octets(f"Bearer {self._api_key}"))
 
     async def _health(self, _: web.Request) -> web.Response:
         ready = self._state() is State.READY
         return web.json_response({"status": str(self._state())}, status=200 if ready else 503)
+
+
+def _octets(text: str) -> bytes:
+    """Encode text from a header or a command line, whose odd bytes are surrogates."""
+    return text.encode("utf-8", "surrogatepass")

@@ -22,6 +22,7 @@ import psutil
 
 from dynamometer.errors import EngineError
 from dynamometer.process.children import alive, descendants
+from dynamometer.process.threads import BoundedCall
 from dynamometer.runtime.identity import WORKER_MARK
 
 # <linux/prctl.h>
@@ -30,7 +31,9 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 _libc: Final = ctypes.CDLL(None)
 
 LOG_LINES_KEPT: Final = 400
-_WAIT_SECONDS: Final = 0.02
+# How long a look at the engine's processes is waited for, and how long killed ones.
+LOOK_SECONDS: Final = 2.0
+KILL_SECONDS: Final = 5.0
 _LONGEST_LINE: Final = 16384
 _ANSI: Final = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
@@ -45,9 +48,17 @@ class ProcessMark(NamedTuple):
 class EngineProcess:
     """A running engine."""
 
-    def __init__(self, process: asyncio.subprocess.Process, mark: tuple[str, str]) -> None:
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        mark: tuple[str, str],
+        output: asyncio.StreamReader,
+        pipe: asyncio.ReadTransport,
+    ) -> None:
         self._process = process
         self._mark = mark
+        self._output = output
+        self._pipe = pipe
         self.pid = process.pid
         self.log: deque[str] = deque(maxlen=LOG_LINES_KEPT)
 
@@ -58,25 +69,39 @@ class EngineProcess:
         """Start `command`; its output, both streams, is read by `follow`.
 
         Raises:
-            EngineError: there is no such program, or it may not be run.
+            EngineError: The program is missing, or must not be run.
         """
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         try:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                env={**environment, WORKER_MARK: owner},
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=_die_with_parent,
-            )
+            # A pipe of our own: asyncio's `wait` lasts until the pipes that asyncio made are
+            # closed, too, and an orphan may hold them open.
+            reading, writing = os.pipe()
+            pipe = os.fdopen(reading, "rb", buffering=0)
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *command,
+                    env={**environment, WORKER_MARK: owner},
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=writing,
+                    stderr=asyncio.subprocess.STDOUT,
+                    start_new_session=True,
+                    preexec_fn=_die_with_parent,
+                )
+            except BaseException:
+                pipe.close()
+                raise
+            finally:
+                os.close(writing)
         except OSError as error:
             raise EngineError(
                 f"cannot run {command[0]}: {error.strerror} (--engine-python names the "
                 "interpreter that has the engine)"
             ) from None
-        return cls(process, (WORKER_MARK, owner))
+        output = asyncio.StreamReader()
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(output), pipe
+        )
+        return cls(process, (WORKER_MARK, owner), output, transport)
 
     async def follow(self, show: Callable[[str], None]) -> None:
         """Give each line of the engine's output to `show`, and keep the last ones in `log`."""
@@ -86,9 +111,8 @@ class EngineProcess:
 
     async def _lines(self) -> AsyncIterator[str]:
         """Lines without colours; a progress bar's every state is a line."""
-        assert self._process.stdout is not None
         rest = b""
-        while chunk := await self._process.stdout.read(65536):
+        while chunk := await self._output.read(65536):
             *lines, rest = re.split(rb"[\r\n]+", rest + chunk)
             if len(rest) > _LONGEST_LINE:
                 lines.append(rest)
@@ -100,16 +124,14 @@ class EngineProcess:
             yield _text(rest)
 
     async def wait(self) -> int:
-        """The exit code of the first process; negative for a signal.
-
-        asyncio's own `wait` lasts until the log's pipe is closed too, and an orphan may hold it.
-        """
-        while self._process.returncode is None:
-            await asyncio.sleep(_WAIT_SECONDS)
-        return self._process.returncode
+        """Wait for the exit of the first process; the exit code, negative for a signal."""
+        return await self._process.wait()
 
     def members(self) -> list[psutil.Process]:
-        """All living processes of the engine: its session's, and whatever they started."""
+        """Return the living processes of the engine: its session's, and all that they started.
+
+        Blocks: reads /proc of every process, and waits where one of the engine's is stuck.
+        """
         found = {}
         for child in psutil.Process().children():
             if self._is_ours(child):
@@ -126,36 +148,60 @@ class EngineProcess:
 
     async def end(
         self, *, grace: float, hurry: Callable[[], bool], look: Callable[[], None]
-    ) -> None:
-        """End all processes: asked first, killed after `grace` seconds, or on `hurry`.
+    ) -> Sequence[int]:
+        """End all processes: ask first, kill after `grace` seconds, or on `hurry`.
 
         Args:
             grace: seconds.
             hurry: whether to kill at once.
-            look: called now and then while they live, and before they are killed.
+            look: called now and then while they live, in a thread.
+
+        Returns:
+            The pids of those that did not die in `KILL_SECONDS`: a process in uninterruptible
+            sleep ends when its system call does.
         """
-        members = self.members()
+        members: set[psutil.Process] = set()  # of the thread that looks or kills
+
+        def living() -> Sequence[int]:
+            members.update(self.members())
+            look()
+            return self._left(members)
+
+        def kill() -> Sequence[int]:
+            members.update(self.members())
+            for member in members:
+                _kill(member)
+            return self._left(members)
+
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
-        deadline = asyncio.get_running_loop().time() + grace
-        while asyncio.get_running_loop().time() < deadline and not hurry():
-            self._reap(members)
-            members = list({*members, *self.members()})
-            if not any(alive(member) for member in members):
-                break
-            look()
+        time = asyncio.get_running_loop().time
+        looking, deadline = BoundedCall(living), time() + grace
+        left = await looking(within=LOOK_SECONDS)
+        while left and time() < deadline and not hurry():
             await asyncio.sleep(0.1)
-        look()
-        for member in members:
-            _kill(member)
-        while any(alive(member) for member in members):
+            left = await looking(within=LOOK_SECONDS)
+        if self._process.returncode is None:
+            with contextlib.suppress(OSError):
+                os.killpg(self.pid, signal.SIGKILL)  # also where looking hangs
+        killing, deadline = BoundedCall(kill), time() + KILL_SECONDS
+        while (left := await killing(within=LOOK_SECONDS)) and time() < deadline:
             await asyncio.sleep(0.02)
-        await self.wait()
-        # Its children are ours by now. Left for PID 1 they may stay: not every PID 1 buries.
+        if left is None:  # killing hangs, too
+            left = [self.pid]
+        if not left:
+            await self.wait()
+        self._pipe.close()
+        return left
+
+    def _left(self, members: Iterable[psutil.Process]) -> Sequence[int]:
+        """Reap the members that ended, and return the pids of the others."""
+        members = list(members)
         self._reap(members)
+        return [member.pid for member in members if alive(member)]
 
     def _reap(self, members: Iterable[psutil.Process]) -> None:
-        """Bury adopted processes that have ended; the first one is asyncio's to bury."""
+        """Reap adopted processes that have ended; asyncio reaps the first one."""
         for member in members:
             if member.pid != self.pid:
                 with contextlib.suppress(ChildProcessError):

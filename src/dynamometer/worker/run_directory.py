@@ -19,29 +19,32 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from dynamometer.errors import DirectoryError
 from dynamometer.process import directories
 from dynamometer.process.descriptors import Descriptor
+from dynamometer.process.shared_memory import SharedFile, remove_unheld
 from dynamometer.runtime.identity import hexadecimal
 from dynamometer.worker.process import ProcessMark, end_marked, end_owned
-from dynamometer.worker.shared_memory import SharedFile, remove_unheld
 
 logger = logging.getLogger(__name__)
 
 
 class RunDirectory:
-    """The directory of the worker that made it."""
+    """The directory of the worker that made it.
 
-    def __init__(self, path: Path) -> None:
+    Attributes:
+        path: on tmpfs.
+        temporary: on disk, where engines put files that are too large for memory; a short path,
+            for the sockets among them.
+    """
+
+    def __init__(self, path: Path, temporary: Path) -> None:
         self.path = path
-        # On disk: engines put files there that are too large for memory. The path is short,
-        # for the sockets among them.
-        self.temporary = Path(tempfile.mkdtemp(prefix="dyno-"))
+        self.temporary = temporary
         self.note(frozenset(), frozenset())
 
     def note(self, processes: frozenset[ProcessMark], held: frozenset[SharedFile]) -> None:
@@ -67,24 +70,25 @@ def run_directory(instance_id: int) -> Iterator[RunDirectory]:
     """
     base = directories.memory()
     path = base / hexadecimal(instance_id)
-    try:
-        # One at a time: a directory that is being made has no lock of its own yet.
-        with _locked(base, wait=True):
-            _clear_leftovers(base)
-            directories.private(path)
-            lock = _locked(path, wait=False)
-            lock.__enter__()
-    except OSError as error:
-        raise DirectoryError(f"cannot make {path}: {error.strerror}") from None
-    directory = RunDirectory(path)
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory.temporary, ignore_errors=True)
-        shutil.rmtree(path, ignore_errors=True)
-        lock.__exit__(None, None, None)
-        with contextlib.suppress(OSError):
-            base.rmdir()  # the last one out
+    with ExitStack() as stack:
+        try:
+            # One at a time: a directory that is being made has no lock of its own yet.
+            with _locked(base, wait=True):
+                _clear_leftovers(base)
+                stack.callback(_remove_if_empty, base)
+                directories.private(path)
+                stack.enter_context(_locked(path, wait=False))
+        except OSError as error:
+            raise DirectoryError(f"cannot make {path}: {error.strerror}") from None
+        stack.callback(shutil.rmtree, path, ignore_errors=True)
+        temporary = directories.temporary("dyno-")
+        stack.callback(shutil.rmtree, temporary, ignore_errors=True)
+        yield RunDirectory(path, temporary)
+
+
+def _remove_if_empty(base: Path) -> None:
+    with contextlib.suppress(OSError):
+        base.rmdir()  # the last one out
 
 
 @contextmanager

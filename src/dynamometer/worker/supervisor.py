@@ -9,8 +9,9 @@ Restarting it is a later matter; until then a worker ends with its engine.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
+import signal
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -20,11 +21,12 @@ from dynamometer import logs
 from dynamometer.engines.interface import Launch, ModelCards, StartableEngine
 from dynamometer.errors import EngineError
 from dynamometer.process import tasks
+from dynamometer.process.shared_memory import SharedFile, held_by, remove_unheld
+from dynamometer.process.threads import BoundedCall
 from dynamometer.runtime.record import Json, State
 from dynamometer.worker.health import EngineClient
-from dynamometer.worker.process import EngineProcess, ProcessMark, marks
+from dynamometer.worker.process import LOOK_SECONDS, EngineProcess, ProcessMark, marks
 from dynamometer.worker.run_directory import RunDirectory
-from dynamometer.worker.shared_memory import SharedFile, held_by, remove_unheld
 
 logger = logging.getLogger(__name__)
 engine_log = logging.getLogger(logs.ENGINE_LOGGER)
@@ -46,6 +48,7 @@ class Supervisor:
 
     Attributes:
         state: of the worker.
+        ready: set once the worker was ready.
         since: when it became so, Unix time in seconds.
         models: what the engine serves, once it is ready.
         load_seconds: how long it took from the engine's start until its model answered.
@@ -59,9 +62,12 @@ class Supervisor:
         self._launch = launch
         self._client = client
         self._directory = directory
+        # Held by a thread that changes these, and writes them down.
+        self._looking = threading.Lock()
         self._held: frozenset[SharedFile] = frozenset()
         self._marks: frozenset[ProcessMark] = frozenset()
         self.state = State.STARTING
+        self.ready = asyncio.Event()
         self.since = time.time()
         self.models = ModelCards()
         self.load_seconds = 0.0
@@ -94,20 +100,25 @@ class Supervisor:
             yield watching
         finally:
             self.drain()
-            self._look(process)
             failed = self.state is State.FAILED
             if not failed:
                 logger.info(
                     "ending the engine: up to %.0f s; Ctrl-C again kills it", END_GRACE_SECONDS
                 )
-            await process.end(
+            left = await process.end(
                 grace=0 if failed else END_GRACE_SECONDS,
                 hurry=hurry,
                 look=lambda: self._look(process),
             )
             await tasks.end(watching)
-            removed = remove_unheld(self._held)
-            logger.info("the engine is gone, with all its processes")
+            removed = await BoundedCall(lambda: remove_unheld(self._held))(within=LOOK_SECONDS)
+            if left:
+                logger.error(
+                    "processes of the engine do not die, and are left behind: %s",
+                    ", ".join(map(str, left)),
+                )
+            else:
+                logger.info("the engine is gone, with all its processes")
             if removed:
                 logger.debug("removed %d files that it left in /dev/shm", removed)
 
@@ -145,16 +156,19 @@ class Supervisor:
             if exit_code is None:
                 fault = faults.exceptions[0]
                 return EngineError(f"a fault of this worker ended its engine: {fault!r}")
+        reason = self._engine.reason(process.log, exit_code, self._launch)
+        full = "; a file system that it maps is full: /dev/shm?"
         return EngineError(
-            f"the engine ended: {self._engine.reason(process.log, exit_code, self._launch)}"
+            f"the engine ended: {reason}{full if exit_code == -signal.SIGBUS else ''}"
         )
 
     async def _wait_until_ready(self, process: EngineProcess, changed: Changed) -> None:
         begun = said = time.monotonic()
+        look = BoundedCall(lambda: self._look(process))
         while not (await self._client.answers() and (models := await self._client.models()).cards):
             if self.state is not State.STARTING:
                 return  # it ended, or was asked to
-            self._look(process)
+            await look(within=LOOK_SECONDS)
             if time.monotonic() - said >= _SAY_SECONDS:
                 said = time.monotonic()
                 logger.info(
@@ -163,7 +177,7 @@ class Supervisor:
                     self._last_word(process),
                 )
             await asyncio.sleep(_ASK_SECONDS)
-        self._look(process)
+        await look(within=LOOK_SECONDS)
         process.log.clear()  # what it has survived is not what it ends of
         self.models = models
         self.load_seconds = time.monotonic() - begun
@@ -197,16 +211,21 @@ class Supervisor:
         return f"; it last said: {word[:100]}" if word else ""
 
     def _look(self, process: EngineProcess) -> None:
-        """Note the engine's processes, and the shared memory that they hold."""
+        """Note the engine's processes, and the shared memory that they hold. Blocks."""
         members = process.members()
-        self._held |= held_by(member.pid for member in members)
-        with contextlib.suppress(OSError):
+        with self._looking:
             self._marks |= marks(members)
-        self._directory.note(self._marks, self._held)
+            self._directory.note(self._marks, self._held)
+        held = held_by(member.pid for member in members)
+        with self._looking:
+            self._held |= held
+            self._directory.note(self._marks, self._held)
 
     def _enter(self, state: State) -> None:
         self.state = state
         self.since = time.time()
+        if state is State.READY:
+            self.ready.set()
 
     def _show(self, line: str) -> None:
         key = self._launch.api_key

@@ -1,0 +1,63 @@
+"""Requests in flight finish before a process ends, unless the user insists."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+
+import pytest
+
+from dynamometer.process.signals import InFlight, Stop
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.fixture
+async def stop() -> AsyncIterator[Stop]:
+    yield Stop()
+    for number in SIGNALS:
+        asyncio.get_running_loop().remove_signal_handler(number)
+
+
+async def test_without_requests_nothing_is_waited_for(stop: Stop) -> None:
+    async with asyncio.timeout(5):
+        await InFlight().let_finish(stop, 60)
+
+
+async def test_the_last_request_ends_the_wait(stop: Stop) -> None:
+    in_flight = InFlight()
+    with in_flight:
+        with in_flight:
+            waiting = asyncio.create_task(in_flight.let_finish(stop, 60))
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+    async with asyncio.timeout(5):
+        await waiting
+    assert in_flight.count == 0
+
+
+async def test_a_second_signal_ends_the_wait(stop: Stop) -> None:
+    in_flight = InFlight()
+    with in_flight:
+        os.kill(os.getpid(), signal.SIGINT)
+        async with asyncio.timeout(5):
+            await stop.asked.wait()
+        assert not stop.insisted.is_set()
+        waiting = asyncio.create_task(in_flight.let_finish(stop, 60))
+        os.kill(os.getpid(), signal.SIGTERM)
+        async with asyncio.timeout(5):
+            await waiting
+        assert stop.insisted.is_set()
+        assert in_flight.count == 1
+
+
+async def test_the_time_ends_the_wait(stop: Stop) -> None:
+    before = asyncio.all_tasks()
+    in_flight = InFlight()
+    with in_flight:
+        async with asyncio.timeout(5):
+            await in_flight.let_finish(stop, 0.01)
+    assert asyncio.all_tasks() == before
