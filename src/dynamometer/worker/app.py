@@ -118,7 +118,7 @@ async def serve(options: WorkerOptions, engine: StartableEngine) -> None:
         await worker.run(registration, stop)
 
 
-def _plan(options: WorkerOptions, engine: Engine, directory: RunDirectory) -> Launch:
+def _plan(options: WorkerOptions, engine: StartableEngine, directory: RunDirectory) -> Launch:
     """Plan the engine's start, and write what that needs into `directory`.
 
     Raises:
