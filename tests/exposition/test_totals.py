@@ -251,7 +251,11 @@ def test_a_histogram_of_which_a_part_is_seen_stays_whole(pages: Pages) -> None:
     pages.fetch(histogram(whole, 7))
     before = pages.fetch(histogram({"1.0": 1, "2.0": 2, "+Inf": 3}, 2))  # of the next process
     assert before[2] == 'h_bucket{le="+Inf",x="1"} 12.0'
-    assert pages.fetch(histogram({"2.0": 2, "+Inf": 3}, 2)) == before[1:]
+    for _ in range(2):
+        assert pages.fetch(histogram({"2.0": 2, "+Inf": 3}, 2)) == before[1:]
+        assert (
+            pages.fetch(histogram({"2.0": 2, "+Inf": 4}, 2))[1] == 'h_bucket{le="+Inf",x="1"} 13.0'
+        )
     assert pages.fetch(histogram({"1.0": 1, "2.0": 2, "+Inf": 3}, 2)) == before
 
 
@@ -368,6 +372,12 @@ def test_what_is_not_finite_is_shown_and_the_number_before_it_counts(
     assert pages.fetch(counter(2)) == ["a_total 7.0"]
     assert pages.fetch(counter(value)) == [f"a_total {value}"]
     assert pages.fetch(counter(1), restarted=True) == ["a_total 8.0"]
+
+
+def test_a_restart_with_a_value_that_is_not_finite_is_one(pages: Pages) -> None:
+    pages.fetch(counter(5))
+    assert pages.fetch(counter("NaN"), restarted=True) == ["a_total NaN"]
+    assert pages.fetch(counter(4)) == ["a_total 9.0"]
 
 
 def test_what_stays_infinite_is_no_restart_again_and_again(pages: Pages) -> None:
@@ -566,6 +576,43 @@ def test_no_page_makes_a_total_that_prometheus_would_not_count(
             assert max(before.get(series, 0.0), samples.get(series, 0.0)) <= total
             assert total <= increase[series]
         before = shown
+
+
+HISTOGRAM = ['h_bucket{le="1.0"}', 'h_bucket{le="2.0"}', 'h_bucket{le="+Inf"}', "h_count"]
+
+
+@st.composite
+def histograms(draw: st.DrawFn) -> dict[str, float]:
+    """The counts of one histogram, or of a part of its series, or of none."""
+    low, middle, high = (draw(st.integers(0, 6)) for _ in range(3))
+    counts = [low, low + middle, low + middle + high, low + middle + high]
+    dropped = draw(st.sets(st.sampled_from(HISTOGRAM), max_size=2))
+    found = {s: float(n) for s, n in zip(HISTOGRAM, counts, strict=True) if s not in dropped}
+    return found if draw(st.booleans()) else {}
+
+
+@given(st.lists(st.tuples(histograms(), st.integers(0, 9)), max_size=12))
+@settings(max_examples=300, deadline=None)
+def test_a_histogram_stays_one_and_counts_nothing_that_was_not_counted(
+    sequence: list[tuple[dict[str, float], int]],
+) -> None:
+    """A histogram of which any count fell began again as a whole, as native histograms do."""
+    totals, parser = Totals(), PageParser()
+    last: dict[str, float] = {}
+    increase: dict[str, float] = {}
+    for counts, other in sequence:
+        begin = "# TYPE h histogram\n" if counts else ""
+        rows = "".join(f"{series} {value}\n" for series, value in counts.items())
+        fell = any(value < last.get(series, 0.0) for series, value in counts.items())
+        for series, value in counts.items():
+            step = value if fell else value - last.get(series, 0.0)
+            increase[series] = increase.get(series, 0.0) + step
+            last[series] = value
+        page = parser.parse((begin + rows + counter(other)).encode())
+        shown = written(totals.update(page))
+        in_order = [shown[series] for series in HISTOGRAM if series in shown]
+        assert in_order == sorted(in_order)
+        assert all(value <= increase[s] for s, value in shown.items() if s != "a_total")
 
 
 def visible(before: dict[str, float], now: dict[str, float]) -> bool:

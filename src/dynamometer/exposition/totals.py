@@ -16,8 +16,8 @@ histogram or summary) by its count:
   many series it has, and a missing label set has not fallen. Where the process was seen to end,
   only the label sets on the page are judged, and small falls suffice.
 - A label set that is back with other series (a histogram with other bounds) starts from its page,
-  because its former values do not fit the new series. Where it only misses some of them, the next
-  page decides.
+  because its former values do not fit the new series. Where it only misses some series, the others
+  continue, and no fall is judged.
 - A value that is not finite is shown, and the last finite one counts.
 """
 
@@ -50,7 +50,8 @@ class _LabelSet:
     """The totals of one label set.
 
     Attributes:
-        waiting: the last page showed a fall, or a part of the series, and the next one decides.
+        level: its highest count since it began.
+        waiting: the last page showed a clear fall, and the next one decides.
     """
 
     __slots__ = ("_offsets", "_since", "level", "waiting")
@@ -105,23 +106,33 @@ class _LabelSet:
         """Return the series with their totals."""
         return ((s, value + self._offsets.get(s, 0.0)) for s, value in self._since.items())
 
+    def totals_on(self, now: Reading) -> Iterator[tuple[str, float]]:
+        """Return the series of a page with their totals."""
+        if self.has_series_of(now):
+            yield from self.totals()
+            return
+        since = dict(self._since.items())  # of more series, since the last page that had them all
+        for series, value in now.items():
+            if series in since:
+                yield series, max(value, since[series]) + self._offsets.get(series, 0.0)
+
     def _take_other_series(self, now: Reading) -> None:
-        if not self.waiting and now.part_of(self._since) and any(self._offsets.values()):
-            self.waiting = True
-        else:
+        if not (now.part_of(self._since) and any(self._offsets.values())):
             self._offsets = {}
             self._start(now)
 
     def _raise(self, now: Reading) -> None:
-        """Raise the counts to those of the page; the sum moves both ways, along with the count."""
+        """Raise the counts to those of the page, unless they fell a little; the sum moves along."""
         self.waiting = False
+        if now.level < self.level:
+            return
+        self.level = now.level
         counts, sums = self._since.counts, self._since.sums
         for series, value in now.counts.items():
             counts[series] = max(value, counts[series])
         for series, value in now.sums.items():
-            if math.isfinite(value) and now.level >= self.level:
+            if math.isfinite(value):
                 sums[series] = value
-        self.level = max(now.level, self.level)
 
 
 @dataclass(slots=True)
@@ -166,8 +177,9 @@ class _Counted:
             else:
                 known.take(now)
         if restarted:
-            for labels in self.sets.keys() - readings.keys():
-                self.sets[labels].begin_again()
+            for labels, known in self.sets.items():
+                if labels not in readings or not readings[labels].finite:
+                    known.begin_again()
         self.waiting = any(known.waiting for known in self.sets.values())
 
     def show(self) -> Family:
@@ -183,7 +195,7 @@ class _Counted:
                     values = dict(now.items())
                     totals.update(
                         (series, total)
-                        for series, total in known.totals()
+                        for series, total in known.totals_on(now)
                         if math.isfinite(value := values.get(series, math.nan)) and total != value
                     )
             self.shown = continued(self.page, totals, missing) if totals or missing else self.page
