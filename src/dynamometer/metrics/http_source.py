@@ -37,7 +37,7 @@ _PLAIN: Final = {"Accept-Encoding": "identity", "Accept": "text/plain;version=0.
 
 @dataclass(frozen=True)
 class _Page:
-    """What the last page became.
+    """The last page that was fetched.
 
     Attributes:
         until: when it stops being current, of the monotonic clock.
@@ -53,11 +53,10 @@ class _Page:
 
 
 class HttpSource:
-    """A text page at a URL, as it was when it was last fetched.
+    """The page at a URL as of its last fetch.
 
-    When it has not been there for two intervals its families are gone: a gauge of long ago is a
-    lie. With `totals`, counters, histograms and summaries stay, and go on when the engine is there
-    again.
+    A page that is older than two intervals and a fetch is not shown: a gauge of long ago is a lie.
+    With `totals`, counters, histograms and summaries stay, and continue when the engine is back.
     """
 
     def __init__(
@@ -215,7 +214,7 @@ def _status(code: int) -> str:
 
 
 def _start_time(families: Sequence[Family]) -> float | None:
-    """When the process of a page began; None where the page says nothing, or speaks of several."""
+    """Return when the process of a page began; None if the page has no such sample, or several."""
     samples = [
         sample
         for family in families
