@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pages import assert_parsers_accept, assert_same_lines, peer_page
 from prometheus_client.multiprocess import MultiProcessCollector as PeerCollector
 from prometheus_client.multiprocess import mark_process_dead
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_om
 from writer import Written, write_process
 
 from dynamometer.multiprocess import MultiProcessCollector, MultiprocessDirectory
@@ -168,6 +169,14 @@ def test_promtool_reads_the_page(tmp_path: Path) -> None:
     )
     # 3 is its opinion of names and help texts, 1 a page that it cannot read.
     assert found.returncode in (0, 3), found.stderr
+
+
+def test_a_gauge_called_as_a_created_series_is_on_an_openmetrics_page(tmp_path: Path) -> None:
+    write_process(tmp_path, [Written("gauge", "a_created", actions=[((), "=", 5.0)])])
+    write_process(tmp_path, [Written("counter", "a", actions=[((), "+", 2.0)])])
+    page = MultiprocessDirectory(tmp_path).render(openmetrics=True).decode()
+    found = {sample.name: sample.value for one in parse_om(page) for sample in one.samples}
+    assert found == {"a_created": 5, "a_total": 2}
 
 
 def test_files_in_the_tree_below_count_together(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from prometheus_client import Metric
 
 from dynamometer.exposition.families import Family
 from dynamometer.exposition.filters import Selection
+from dynamometer.exposition.merge import Source
+from dynamometer.exposition.merged_page import MergedPage
 from dynamometer.exposition.metrics import to_metric
-from dynamometer.exposition.pages import Pages
 from dynamometer.multiprocess.reader import Reader
 from dynamometer.multiprocess.tree import FileTree
 
@@ -91,7 +92,7 @@ class MultiprocessDirectory:
         # `_reader.errors` are replaced as a whole, and any thread may read them.
         self._lock = threading.Lock()
         self._reading: Iterator[None] | None = None
-        self._pages = Pages()
+        self._page = MergedPage()
         self._tree = FileTree(*self._paths, recursive=self._recursive)
         self._reader = self._new_reader(self._tree)
 
@@ -163,7 +164,8 @@ class MultiprocessDirectory:
             ValueError: the directory is closed.
         """
         selection = Selection.of(prefixes=prefixes, names=names, exclude_prefixes=exclude_prefixes)
-        return self._pages.render(self.families(), selection, openmetrics=openmetrics)
+        self._page.update([Source("files", self.families())])
+        return self._page.render(selection, openmetrics=openmetrics)
 
     def collect(self) -> Iterable[Metric]:
         """Read the files, and return prometheus_client's `Metric` of each family.
