@@ -123,6 +123,8 @@ def test_families_that_clash_in_openmetrics_lose_no_sample_there(case: str) -> N
         assert text == b"".join(texts)
         assert not page.left_out
         assert samples(page.render(openmetrics=True)) == samples(text)
+        together = [family for source in sources for family in source.families]
+        assert render(together, openmetrics=True) == page.render(openmetrics=True)
         page.update([Source(one.name, tuple(one.families)) for one in sources])
         assert page.render() is text
         page.update(sources[:1])  # alone, its type is back

@@ -226,6 +226,17 @@ def _untyped_names(page: Sequence[Metadata]) -> frozenset[str]:
     return frozenset(found)
 
 
+def untyped_where_names_clash(families: Iterable[Family]) -> list[Family]:
+    """Return the families of one page such that OpenMetrics can show all of them."""
+    families = list(families)
+    names = _untyped_names([family.metadata for family in families if family.in_openmetrics])
+    return [
+        one
+        for family in families
+        for one in (_untyped(family) if family.metadata.text_name in names else (family,))
+    ]
+
+
 def _untyped(family: Family) -> Sequence[Family]:
     """Return a family for the text page alone, and one for each sample name for OpenMetrics."""
     metadata = family.metadata

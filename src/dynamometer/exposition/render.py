@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from dynamometer.exposition.families import Family
+from dynamometer.exposition.merge import untyped_where_names_clash
 
 END_OF_OPENMETRICS: Final = b"# EOF\n"
 
@@ -28,8 +29,10 @@ def render(families: Iterable[Family], *, openmetrics: bool = False) -> bytes:
     """Return the page of families.
 
     Args:
-        families: with different names; `render` does not check them.
+        families: with different names; `render` does not check them. Where the type of one
+            reserves a name of another in OpenMetrics, it is of type `unknown` there.
         openmetrics: OpenMetrics 1.0.0, with its `# EOF`, instead of the text format 0.0.4.
     """
-    page = join(families, openmetrics=openmetrics)
-    return page + END_OF_OPENMETRICS if openmetrics else page
+    if not openmetrics:
+        return join(families, openmetrics=False)
+    return join(untyped_where_names_clash(families), openmetrics=True) + END_OF_OPENMETRICS
