@@ -1,0 +1,135 @@
+"""Which names of SGLang's a real Prometheus stores, and the documented way to the other kind."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socketserver
+import subprocess
+import threading
+import urllib.error
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from conftest import ROOT
+from dynamometer.exposition import choose_format
+from dynamometer.http.addresses import free_port
+from dynamometer.multiprocess import MultiprocessDirectory
+from processes import running
+from stack import eventually, http
+
+pytestmark = pytest.mark.skipif(not shutil.which("prometheus"), reason="needs prometheus")
+
+FILES = ROOT / "tests/samples/sglang-0.5.23/multiproc"
+PAGE = (ROOT / "docs/two-minutes.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(?:yaml|yml)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+JOBS = re.findall(r"job_name: ([\w-]+)", "".join(BLOCKS))
+
+
+class Pages(BaseHTTPRequestHandler):
+    """The exporter's page at `/ours/metrics`, and the page of SGLang's own server."""
+
+    def do_GET(self) -> None:
+        accept = self.headers.get("Accept", "")
+        if self.path.startswith("/ours/"):
+            found = choose_format(accept)
+            content_type = found.content_type
+            with MultiprocessDirectory(FILES) as directory:
+                page = directory.render(openmetrics=found.openmetrics)
+        else:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry, str(FILES))
+            encoder, content_type = choose_encoder(accept)
+            page = encoder(registry)
+        self.send_response(200)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
+
+    def log_message(self, *_: object) -> None:
+        """Stay quiet."""
+
+
+@pytest.fixture(scope="module")
+def target() -> Iterator[str]:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Pages) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def stored(target: str, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, set[str]]:
+    """The names that Prometheus stores, by job: the documented ones, and SGLang's page as it is."""
+    place = tmp_path_factory.mktemp("prometheus")
+    (interval, _, jobs), *others = [block.partition("scrape_configs:\n") for block in BLOCKS]
+    text = f"{interval}scrape_configs:\n{jobs}" + "".join(other for _, _, other in others)
+    text = text.replace("scrape_interval: 5s", "scrape_interval: 1s")
+    text = text.replace('targets: ["localhost:8081"]}]', f'targets: ["{target}"]}}]', 2)
+    text = re.sub(r"(job_name: sglang(?:-underscores)?)(,|\n)", _at_our_page, text)
+    text = text.replace("localhost:30000", target)
+    text += f'  - {{job_name: as-it-is, static_configs: [{{targets: ["{target}"]}}]}}\n'
+    (place / "prometheus.yml").write_text(text)
+    port = free_port()
+    command = ["prometheus", f"--config.file={place / 'prometheus.yml'}"]
+    command += [f"--storage.tsdb.path={place / 'tsdb'}", f"--web.listen-address=127.0.0.1:{port}"]
+    with running(command, place / "prometheus.log", {}) as process:
+
+        def ask(query: str) -> list[dict[str, Any]]:
+            url = f"http://127.0.0.1:{port}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
+            answer = cast(Mapping[str, Mapping[str, list[dict[str, Any]]]], http(url).json())
+            return answer["data"]["result"]
+
+        def all_scraped() -> bool:
+            try:
+                return len(ask("scrape_samples_scraped > 0")) == len(JOBS) + 1
+            except (urllib.error.URLError, ConnectionError, ValueError, KeyError):
+                return False
+
+        eventually(all_scraped, within=30, what=f"all scraped\n{process.log}")
+        found: dict[str, set[str]] = {}
+        for one in ask('{__name__=~"sglang.*"}'):
+            found.setdefault(one["metric"]["job"], set()).add(one["metric"]["__name__"])
+        return found
+
+
+def _at_our_page(match: re.Match[str]) -> str:
+    separator = ", " if match[2] == "," else "\n    "
+    return f"{match[1]}{separator}metrics_path: /ours/metrics{match[2]}"
+
+
+def test_our_names_have_colons_and_sglangs_own_page_underscores(
+    stored: Mapping[str, set[str]],
+) -> None:
+    assert "sglang:num_running_reqs" in stored["sglang"]
+    assert "sglang_num_running_reqs" in stored["as-it-is"]
+    assert all(name.startswith("sglang:") for name in stored["sglang"])
+    assert all(name.startswith("sglang_") for name in stored["as-it-is"])
+
+
+def test_the_documented_jobs_have_the_names_of_the_other_kind(
+    stored: Mapping[str, set[str]],
+) -> None:
+    assert stored["sglang-underscores"] == stored["as-it-is"]
+    assert stored["sglang-own-page"] == stored["sglang"]
+    assert len(stored["sglang"]) > 20
+
+
+def test_promtool_takes_the_documented_jobs(tmp_path: Path) -> None:
+    for number, block in enumerate(BLOCKS):
+        path = tmp_path / f"{number}.yml"
+        path.write_text(block)
+        subprocess.run(["promtool", "check", "config", path], check=True, capture_output=True)
