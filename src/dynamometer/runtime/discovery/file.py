@@ -15,7 +15,6 @@ import os
 import re
 import stat
 import time
-import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Final
 from dynamometer.errors import DirectoryError, DiscoveryError
 from dynamometer.process import directories
 from dynamometer.process.background import BackgroundThread
+from dynamometer.process.descriptors import close_in_child
 from dynamometer.process.tasks import keeping_on
 from dynamometer.runtime.discovery.locks import directory_lock, locked, named, write_locked
 from dynamometer.runtime.identity import hexadecimal
@@ -222,7 +222,7 @@ class FileRegistration:
         self._fd: int | None = None
         self._record: Record | None = None
         self._missing = False
-        _registrations.add(self)
+        close_in_child(self)  # which would keep its parent's record alive
 
     async def update(self, record: Record) -> None:
         """See `Registration.update`."""
@@ -304,9 +304,9 @@ class FileRegistration:
             with contextlib.suppress(OSError):
                 if named(self._path, self._fd):
                     self._path.unlink()
-        self.forget()
+        self.close()
 
-    def forget(self) -> None:
+    def close(self) -> None:
         """Close the file, and write it no more."""
         self._record = None
         self._close()
@@ -331,15 +331,3 @@ def _checked(content: bytes, name: str) -> Record:
 
 def _file_name(record: Record) -> str:
     return f"{hexadecimal(record.id)}.json"
-
-
-# A child of fork shares the locks of its parent, and would keep its parent's record alive.
-_registrations: weakref.WeakSet[FileRegistration] = weakref.WeakSet()
-
-
-def _forget_in_child() -> None:
-    for registration in list(_registrations):
-        registration.forget()
-
-
-os.register_at_fork(after_in_child=_forget_in_child)
