@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import socketserver
+import subprocess
+import threading
 import urllib.error
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import cast
 
@@ -122,6 +127,9 @@ def exporter(
     with running(command, log, variables) as process:
         url = process.wait_for(r"metrics and health: (\S+)/metrics", within=20)[1]
         yield Exporter(process, url)
+        if before:  # unshare hands no signal on
+            for inner in process.descendants():
+                inner.terminate()
 
 
 def total(page: str, family: str) -> float:
@@ -159,3 +167,88 @@ def assert_same_samples(ours: str, own: str) -> None:
     still = {key for key in other if not MOVING.search(key[0])}
     assert len(still) > 300
     assert {key: str(one[key]) for key in still} == {key: str(other[key]) for key in still}
+
+
+WRITER = """
+import sys
+from prometheus_client import Counter, Gauge, values
+if sys.argv[1]:
+    values.ValueClass = values.MultiProcessValue(lambda: sys.argv[1])
+requests = Counter("app_requests", "Requests.")
+busy = Gauge("app_busy", "Requests in progress.", multiprocess_mode="livesum")
+requests.inc(float(sys.argv[2]))
+busy.set(float(sys.argv[2]))
+print("written", flush=True)
+sys.stdin.readline()
+requests.inc()
+print("counted", flush=True)
+sys.stdin.readline()
+"""
+
+
+class Writer:
+    """A process that has set a gauge and a counter, and idles until `count`."""
+
+    def __init__(self, directory: Path, value: float, *, identifier: str = "") -> None:
+        self._popen = subprocess.Popen(
+            [PYTHON, "-c", WRITER, identifier, str(value)],
+            env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(directory)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.pid = self._popen.pid
+        self._await("written")
+
+    def count(self) -> None:
+        assert self._popen.stdin is not None
+        self._popen.stdin.write("\n")
+        self._popen.stdin.flush()
+        self._await("counted")
+
+    def _await(self, word: str) -> None:
+        assert self._popen.stdout is not None
+        assert self._popen.stdout.readline().strip() == word
+
+    def kill(self) -> None:
+        self._popen.kill()
+        self._popen.wait()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        for pipe in (self._popen.stdin, self._popen.stdout):
+            assert pipe is not None
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+
+
+class Page(socketserver.ThreadingTCPServer):
+    """A server of one text page, whose /health answers 200 where that is among `paths`."""
+
+    allow_reuse_address = True
+    daemon_threads = True
+
+    def __init__(self, port: int, text: str, *, paths: Sequence[str] = ("/metrics",)) -> None:
+        super().__init__(("127.0.0.1", port), _handler(text, paths))
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def end(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+def _handler(text: str, paths: Sequence[str]) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found = self.path in paths
+            self.send_response(200 if found else 404)
+            self.end_headers()
+            self.wfile.write(text.encode() if found else b"")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    return Handler

@@ -7,13 +7,10 @@ import os
 import re
 import signal
 import socket
-import socketserver
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import aiohttp
@@ -22,13 +19,14 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from dynamometer.errors import SettingsError
 from dynamometer.exporter import processes, targets
-from dynamometer.exporter.engine import EngineOptions, ExportedEngine
+from dynamometer.exporter.engine import ExportedEngine
+from dynamometer.exporter.options import EngineOptions
 from dynamometer.exporter.targets import Target
 from dynamometer.http.addresses import free_port
 from dynamometer.metrics.instruments import registry
 from dynamometer.metrics.page import MetricsPage
 from dynamometer.runtime.record import State
-from exporting import Exporter, exporter, total
+from exporting import Exporter, Page, exporter, total
 from processes import PYTHON, Process, running
 from stack import eventually, http
 
@@ -152,35 +150,6 @@ def test_no_silent_empty_page(gunicorn: tuple[Process, str], tmp_path: Path) -> 
         )
 
 
-class Page(socketserver.ThreadingTCPServer):
-    """A server of one text page."""
-
-    allow_reuse_address = True
-    daemon_threads = True
-
-    def __init__(self, port: int, text: str) -> None:
-        super().__init__(("127.0.0.1", port), _handler(text))
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    def end(self) -> None:
-        self.shutdown()
-        self.server_close()
-
-
-def _handler(text: str) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            found = self.path in ("/metrics", "/stats/prometheus")
-            self.send_response(200 if found else 404)
-            self.end_headers()
-            self.wfile.write(text.encode() if found else b"")
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    return Handler
-
-
 def page_of(requests: int) -> str:
     return (
         f"# TYPE vllm:requests_total counter\nvllm:requests_total {requests}\n"
@@ -193,7 +162,8 @@ def page_of(requests: int) -> str:
 @pytest.mark.parametrize("path", ["", "/stats/prometheus"])
 def test_a_text_page_of_other_names_goes_on_over_a_restart(path: str, tmp_path: Path) -> None:
     port = free_port()
-    server = Page(port, page_of(7))
+    paths = [path or "/metrics"]
+    server = Page(port, page_of(7), paths=paths)
     flags = ("--engine-url", f"http://127.0.0.1:{port}{path}", "--model", "m")
     with exporter(tmp_path, *flags, "--prefix", "vllm:", "--prefix", "lmcache:") as found:
         found.wait_until_ready("engine")
@@ -207,7 +177,7 @@ def test_a_text_page_of_other_names_goes_on_over_a_restart(path: str, tmp_path: 
         assert found.health()[0] == 503
         eventually(lambda: "vllm:running" not in found.page(), within=6, what="gauges gone")
         assert total(found.page(), "vllm:requests_total") == 7
-        server = Page(port, page_of(2))
+        server = Page(port, page_of(2), paths=paths)
         eventually(
             lambda: total(found.page(), "vllm:requests_total") == 9, within=8, what="it goes on"
         )

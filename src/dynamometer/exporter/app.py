@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,14 +19,18 @@ from prometheus_client import Gauge
 
 from dynamometer.errors import DiscoveryError
 from dynamometer.exporter import engine_headers, finder, processes
-from dynamometer.exporter.engine import EngineOptions, ExportedEngine
+from dynamometer.exporter.engine import ExportedEngine
 from dynamometer.exporter.engine_headers import Header
-from dynamometer.exporter.targets import Given, Target, targets
+from dynamometer.exporter.finder import Running
+from dynamometer.exporter.options import EngineOptions
+from dynamometer.exporter.targets import Given, Target, check_directories, targets
 from dynamometer.http import addresses, relay
 from dynamometer.http.servers import serving
 from dynamometer.names import engine_state, labels
 from dynamometer.process import tasks
+from dynamometer.process.blocking import BlockingCalls, HangError
 from dynamometer.process.signals import Stop
+from dynamometer.process.tasks import keeping_on
 from dynamometer.runtime import system
 from dynamometer.runtime.discovery import connect
 from dynamometer.runtime.discovery.interface import Registration
@@ -70,7 +75,13 @@ async def serve(options: ExporterOptions) -> None:
     """
     stop = Stop()
     async with AsyncExitStack() as stack:
-        meant = targets(options.given)
+        reading: BlockingCalls[list[Target]] = BlockingCalls("flags")
+        meant = await reading.run(partial(targets, options.given))
+        checking: BlockingCalls[None] = BlockingCalls("--multiproc-dir")
+        try:
+            await checking.run(partial(check_directories, meant))
+        except HangError as error:
+            logger.warning("%s: a file system may hang", error)
         listener = system.listen(options.system_host, options.system_port)
         session = await stack.enter_async_context(
             relay.client(
@@ -79,7 +90,7 @@ async def serve(options: ExporterOptions) -> None:
             )
         )
         exporter = _Exporter(options, session)
-        stack.callback(exporter.close)
+        stack.push_async_callback(exporter.close)
         record = exporter.record
         if listener is not None:
             record = replace(record, system_url=addresses.url(listener))
@@ -107,6 +118,9 @@ class _Exporter:
         self._watching: dict[str, asyncio.Task[None]] = {}
         self._id = new_id()
         self._group = asyncio.TaskGroup()
+        self._finding: BlockingCalls[finder.Search] = BlockingCalls("the processes of this machine")
+        self._found = finder.Search()
+        self._search_fault = ""
         self._told_others = False
         self._labels_of_up: dict[str, tuple[str, str]] = {}
         runtime = DistributedRuntime(instance_id=self._id)
@@ -132,17 +146,16 @@ class _Exporter:
         )
         return system.application(self._page, status)
 
-    def close(self) -> None:
-        for engine in self._engines.values():
-            engine.leave()
+    async def close(self) -> None:
+        await asyncio.gather(*(engine.leave() for engine in self._engines.values()))
 
     async def run(self, meant: list[Target], registration: Registration, record: Record) -> None:
         async with self._group:
             for target in meant:
                 self._add(target)
-            await self._search()
-            self._group.create_task(self._search_on())
-            self._group.create_task(self._tell(registration, record))
+            tell = partial(self._tell, registration, record)
+            async with keeping_on(self._search_on, name="search"), keeping_on(tell, name="record"):
+                await asyncio.Event().wait()
 
     def _state(self) -> State:
         states = [engine.state for engine in self._engines.values()]
@@ -164,9 +177,11 @@ class _Exporter:
         return {name: engine.reason for name, engine in self._engines.items() if engine.reason}
 
     def _nothing(self) -> str:
+        if self._search_fault:
+            return self._search_fault
         return (
             f"no SGLang, besides those of dyno workers, was found among the processes of "
-            f"{processes.own_user()}"
+            f"{self._found.own_user or 'this user'}"
         )
 
     def _add(self, target: Target) -> None:
@@ -179,13 +194,20 @@ class _Exporter:
                 labels.NAMESPACE: options.namespace,
                 labels.COMPONENT: options.component,
                 labels.ENDPOINT: options.endpoint,
-                labels.WORKER_ID: identity,
             }
+        # Where there may be several engines their series need a label that differs. A series of
+        # vLLM's has its own `engine`.
+        if options.runtime_labels or target.named or self._searches:
+            constant[labels.WORKER_ID] = identity
         if target.named:
             constant[labels.ENGINE] = target.name
-        engine = ExportedEngine(
-            target, replace(options.engine, constant=constant), self._page, self._session
+        of_engine = replace(
+            options.engine,
+            identity=identity,
+            constant=constant,
+            model_label=options.runtime_labels,
         )
+        engine = ExportedEngine(target, of_engine, self._page, self._session)
         self._engines[target.name] = engine
         self._labels_of_up[target.name] = (target.name, identity)
         self._up.labels(target.name, identity).set_function(
@@ -195,44 +217,58 @@ class _Exporter:
         self._watching[target.name] = self._group.create_task(engine.watch())
 
     async def _search_on(self) -> None:
-        searched = time.monotonic()
+        """Search at once, then where an engine is missed, and now and then for new ones."""
+        searched = float("-inf")
         while True:
-            await asyncio.sleep(_SEARCH_SECONDS)
             missed = not self._engines or any(e.lost for e in self._engines.values())
             due = self._searches and time.monotonic() - searched >= _LOOK_AROUND_SECONDS
             if missed or due:
                 searched = time.monotonic()
                 await self._search()
+            await asyncio.sleep(_SEARCH_SECONDS)
 
     async def _search(self) -> None:
         """Look for engines that were lost, and, where none was named, for new ones."""
-        self._forget()
-        if not self._searches and not any(engine.lost for engine in self._engines.values()):
+        await self._forget()
+        engines = self._engines.values()
+        if not self._searches and not any(engine.lost for engine in engines):
             return
-        found, others = await asyncio.to_thread(finder.find)
-        known = {engine.process for engine in self._engines.values()}
-        for running in found:
-            if running.process in known:
-                continue
-            lost = [
-                engine
-                for engine in self._engines.values()
-                if engine.lost and engine.searched_name == running.name
-            ]
-            if lost:
-                lost[0].adopt(running)
-            elif self._searches:
-                self._add(Target(name=self._unused(running.name), running=running))
+        known = frozenset(engine.process for engine in engines if engine.process is not None)
+        try:
+            self._found = await self._finding.run(partial(finder.find, known))
+        except (HangError, *processes.ERRORS) as error:
+            fault = f"the processes of this machine cannot be searched: {error}"
+            if fault != self._search_fault:
+                self._search_fault = fault
+                logger.warning("%s; trying again every %.0f s", fault, _SEARCH_SECONDS)
+            return
+        self._search_fault = ""
+        for running in self._found.running:
+            self._take(running)
         if not self._engines and not self._told_others:
             self._told_others = True
-            self._tell_nothing([processes.user(process) for process in others])
+            self._tell_nothing()
+
+    def _take(self, running: Running) -> None:
+        """Go on with a lost engine that was started again, or add a new one."""
+        if any(engine.process == running.process for engine in self._engines.values()):
+            return
+        lost = [
+            engine
+            for engine in self._engines.values()
+            if engine.lost and engine.searched_name == running.name
+        ]
+        if lost:
+            lost[0].adopt(running)
+        elif self._searches:
+            self._add(Target(name=self._unused(running.name), running=running))
 
     def _unused(self, name: str) -> str:
         """The name, with a number where another engine has it."""
         names = (f"{name}-{number}" if number > 1 else name for number in itertools.count(1))
         return next(name for name in names if name not in self._engines)
 
-    def _forget(self) -> None:
+    async def _forget(self) -> None:
         """Engines that were found, and have ended long ago, are missed no more."""
         for name, engine in list(self._engines.items()):
             if self._searches and engine.forgettable(self._options.forget_after):
@@ -240,19 +276,19 @@ class _Exporter:
                 self._watching.pop(name).cancel()
                 del self._engines[name]
                 self._up.remove(*self._labels_of_up.pop(name))
-                engine.leave()
+                await engine.leave()
 
-    def _tell_nothing(self, others: list[str]) -> None:
+    def _tell_nothing(self) -> None:
         logger.warning(
             "%s yet; looking again every %.0f s. --pid, --multiproc-dir or --engine-url name one",
             self._nothing(),
             _SEARCH_SECONDS,
         )
-        if others:
+        if self._found.other_users:
             logger.warning(
                 "there are engines of %s: run the exporter as that user or as root, or give "
                 "--engine-url",
-                ", ".join(sorted(set(others))),
+                ", ".join(sorted(self._found.other_users)),
             )
 
     async def _tell(self, registration: Registration, record: Record) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from dynamometer import arguments, logs, settings
 from dynamometer.exporter import engine_headers, targets
 from dynamometer.exporter.app import ExporterOptions, serve
-from dynamometer.exporter.engine import EngineOptions
+from dynamometer.exporter.options import EngineOptions
 from dynamometer.metrics.http_source import DEADLINE_SECONDS
 from dynamometer.multiprocess.directory import DEFAULT_MAX_SERIES
 from dynamometer.names import label_value, name_prefix

@@ -8,37 +8,38 @@ where there is neither, whether its files grow.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import aiohttp
 import psutil
 
 from dynamometer.engines.load_signals import EngineLoad
+from dynamometer.exporter import places
 from dynamometer.exporter.finder import Running
 from dynamometer.exporter.health import Health, HealthCheck
+from dynamometer.exporter.looks import Looks
+from dynamometer.exporter.options import EngineOptions
 from dynamometer.exporter.own_page import OwnPage
 from dynamometer.exporter.places import Places, Words
-from dynamometer.exporter.source import FilesSource
+from dynamometer.exporter.source import FilesSource, Sight
 from dynamometer.exporter.targets import Target
+from dynamometer.exporter.writers import Life
 from dynamometer.exposition.totals import Totals
-from dynamometer.metrics.http_source import DEADLINE_SECONDS, HttpSource
+from dynamometer.metrics.http_source import HttpSource
 from dynamometer.metrics.page import MetricsPage
 from dynamometer.names import labels
+from dynamometer.process.blocking import BlockingCalls, HangError
 from dynamometer.process.children import alive
 from dynamometer.runtime.record import State
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS: Final = 1.0
-# Without processes and URL: files are looked at so often, and those that have not changed for so
-# long are a dead engine's.
-_READ_SECONDS: Final = 2.0
-_GROWTH_SECONDS: Final = 60.0
 # So many looks in a row at a port where nobody listens, or that cannot be reached at all (a
 # container's name or address goes with it): it has ended.
 _MISSES_GONE: Final = 2
@@ -46,33 +47,12 @@ _MISSES: Final = 5
 _NOT_ASKED: Final = Health(False, "not asked yet")
 
 
-@dataclass(frozen=True, kw_only=True)
-class EngineOptions:
-    """What holds for all engines.
-
-    Attributes:
-        constant: labels for every series that has not its own.
-        model: what `model` is where the user says so.
-        prefixes: families whose name begins with one of them; none: all.
-        max_series: how many series of an engine's files are shown.
-        health_path: what is asked for the engine's health; empty: only its port is looked at.
-        health_interval: seconds between two such questions.
-        health_deadline: how long an answer may take, seconds.
-        page_deadline: how long the engine's own page may take, seconds.
-    """
-
-    constant: Mapping[str, str] = field(default_factory=dict)
-    model: str = ""
-    prefixes: tuple[str, ...] = ()
-    max_series: int
-    health_path: str
-    health_interval: float
-    health_deadline: float
-    page_deadline: float = DEADLINE_SECONDS
-
-
 class ExportedEngine:
-    """See the module."""
+    """See the module.
+
+    All of its state belongs to the event loop. Threads of `BlockingCalls` return values to the
+    loop; other threads call `_load_labels`, `_sources_known` and `_members`, which only read.
+    """
 
     def __init__(
         self,
@@ -91,16 +71,23 @@ class ExportedEngine:
         self._model = options.model or (target.running.model if target.running else "")
         self._check = self._new_check()
         self._words = Words(target.name)
-        self._places = Places(target, self._new_files, self._words)
+        self._places = Places()
+        self._files: FilesSource | None = None
+        self._sight = Sight()
+        self._looks = Looks(self.name)
+        self._living: BlockingCalls[bool] = BlockingCalls("processes")
+        self._finding: BlockingCalls[Places] = BlockingCalls("directories of the files")
+        self._reading: BlockingCalls[Sight] = BlockingCalls("files")
         self._own_page: OwnPage | None = None
         self._load = EngineLoad(self.name, self._load_labels, complete=self._sources_known)
         if self._load.shown_by(options.prefixes):
             page.derive(self._load)
-        self._read = float("-inf")
-        self._found = False  # all of its files
+        self._looked = False  # for its files, once; the next one, all of them found
+        self._found = False
         self._gone = False
         self._ended = ""
-        self._survivors: set[str] = set()
+        self._closed = False  # nobody listened at its URL since it ended
+        self._survivors: frozenset[str] = frozenset()
         self._port = _NOT_ASKED
         self._missed = 0
         self._asked = float("-inf")
@@ -109,8 +96,6 @@ class ExportedEngine:
         self._ever_ready = False
         self._state = (State.STARTING, "")
         self.since = time.time()
-
-    # What others see.
 
     @property
     def state(self) -> State:
@@ -142,51 +127,33 @@ class ExportedEngine:
         return self._running.process if self._running is not None else None
 
     async def watch(self) -> None:
-        """Watch it for ever."""
-        async with asyncio.TaskGroup() as group:
-            for look in (self._look, self._ask, self._look_at_page):
-                group.create_task(self._repeat(look))
-
-    async def _repeat(self, look: Callable[[], Awaitable[None]]) -> None:
-        """Look each second. What nobody expected of one engine costs no other."""
-        while True:
-            try:
-                await look()
-            except Exception as error:
-                self._words.once(f"it cannot be looked at: {error!r}")
-                logger.debug("%s", self.name, exc_info=True)
-            await asyncio.sleep(LOOK_SECONDS)
+        """Watch it until cancelled."""
+        looks = {
+            "processes": self._look_at_first,
+            "files": self._look_at_files,
+            "port": self._look_at_port,
+            "health": self._ask,
+            "page": self._look_at_page,
+        }
+        await self._looks.repeat(looks, self._judge)
 
     def adopt(self, running: Running) -> None:
         """Go on with an engine that was started again."""
         self._running = running
-        self._gone = self._found = self._places.searched = False
+        self._gone = self._found = self._looked = False
         self._begin_again(f"started again, process {running.what}")
         self._check = self._new_check()
 
-    @property
-    def _files(self) -> FilesSource | None:
-        return self._places.files
-
-    def _new_files(self, members: Callable[[], Sequence[psutil.Process]]) -> FilesSource:
-        files = FilesSource(
-            self.name,
-            constant=self._labels(),
-            prefixes=self._options.prefixes,
-            max_series=self._options.max_series,
-            members=members,
-        )
-        self._page.add(files)
-        return files
-
-    def leave(self) -> None:
-        """Take it off the page."""
+    async def leave(self) -> None:
+        """Take it off the page. Files that hang are left to the end of the process."""
         self._page.remove(self._load)
         if self._own_page is not None:
             self._page.remove(self._own_page.source)
         if self._files is not None:
             self._page.remove(self._files)
-            self._files.close()
+            closing: BlockingCalls[None] = BlockingCalls("closing", deadline=1.0)
+            with suppress(HangError):
+                await closing.run(self._files.close)
 
     @property
     def url(self) -> str | None:
@@ -205,95 +172,125 @@ class ExportedEngine:
 
     # Its processes and files.
 
-    async def _look(self) -> None:
-        if self._running is not None:
-            await self._look_at_first(self._running)
-        elif self._target.directories:
-            self._places.follow(self._target.directories)
-        if self._files is not None:
-            await self._look_at_writers(self._files)
-        self._judge()
-        if self._check is not None and (self.state is not State.READY or not self._visible):
-            await self._look_at_port(self._check)
-
     @property
     def _visible(self) -> bool:
         """Whether its processes can be seen."""
-        return self._running is not None or (
-            self._files is not None and self._files.writers.visible
-        )
+        seen = bool(self._sight.alive) and "files" not in self._looks.faults
+        return self._running is not None or seen
 
-    async def _look_at_first(self, running: Running) -> None:
-        if self._gone:
+    @property
+    def _life(self) -> Life:
+        """What its writers are to be taken for that cannot be seen."""
+        if self._running is not None:
+            return Life.ENDED if self._ended else Life.LIVES
+        if self._check is None:
+            return Life.UNKNOWN
+        return Life.UNREACHABLE if self._ended else Life.LIVES
+
+    async def _look_at_first(self) -> None:
+        running = self._running
+        if running is None or self._gone:
             return
-        if not alive(running.process):
+        lives = await self._living.run(partial(alive, running.process))
+        if not lives and running is self._running:
             self._gone = True
             self._end(f"process {running.what} has ended")
-            if self._files is not None:
-                await asyncio.to_thread(self._files.retire)
-        elif not self._found:
-            ready = self.state is State.READY  # its processes are all there, with their files
-            await asyncio.to_thread(self._places.find, running)
-            self._found = ready
 
-    async def _look_at_writers(self, files: FilesSource) -> None:
-        writers = files.writers
-        ended = writers.ended()
-        if ended:
-            await asyncio.to_thread(files.retire, ended)
-            if writers.sglang or not writers.alive:
-                names = ", ".join(sorted(writer.what for writer in ended.values()))
-                verb = "process {} has" if len(ended) == 1 else "processes {} have"
-                self._end(f"{verb.format(names)} ended")
-                self._survivors = set(writers.alive)
-        waited_for = not files.changed or (
-            self._running is None and bool(self._ended or self._by_growth)
+    async def _look_at_files(self) -> None:
+        if not self._gone:
+            await self._look_for_places()
+        if self._files is not None:
+            waiting = self._running is None and (bool(self._ended) or self._by_growth)
+            paths = self._places.directories
+            look = partial(self._files.look, paths, waiting=waiting)
+            self._sight = await self._reading.run(look)
+            self._look_at_writers(self._sight, ", ".join(paths))
+        self._looked = self._places.running is self._running
+
+    async def _look_for_places(self) -> None:
+        running = self._running
+        if self._found or (running is None and not self._target.directories):
+            return
+        # Where it is ready its processes are all there, with their files.
+        last = running is not None and self.state is State.READY
+        found = await self._finding.run(partial(places.look, self._target, running))
+        if found.running is not self._running:
+            return
+        self._found = last
+        for text in found.warnings:
+            self._words.once(text)
+        if found.directories and found.directories != self._places.directories:
+            for path in found.readable:
+                logger.info("%s: reading its files in %s", self.name, path)
+        self._places = replace(found, directories=found.directories or self._places.directories)
+        if self._files is None and found.directories:
+            self._files = self._new_files()
+
+    def _new_files(self) -> FilesSource:
+        files = FilesSource(
+            self.name,
+            constant=self._labels(),
+            model_label=self._options.model_label,
+            prefixes=self._options.prefixes,
+            max_series=self._options.max_series,
+            members=self._members,
         )
-        if waited_for and time.monotonic() - self._read >= _READ_SECONDS:
-            self._read = time.monotonic()
-            await asyncio.to_thread(files.families)
+        files.life = self._life
+        self._page.add(files)
+        return files
+
+    def _members(self) -> Sequence[psutil.Process]:
+        return places.members(self._running)
+
+    def _look_at_writers(self, sight: Sight, paths: str) -> None:
+        if sight.ended and (sight.ends_as_a_whole or not sight.alive):
+            verb = "process {} has" if len(sight.ended) == 1 else "processes {} have"
+            self._end(f"{verb.format(', '.join(sight.ended))} ended")
+            self._survivors = sight.alive
         if self._running is not None:
             return
         # Given by its directory: it is back when another process writes there, or any at all.
-        if self._ended and writers.alive.keys() - self._survivors:
+        if self._ended and sight.alive - self._survivors:
             self._begin_again()
-        self._survivors &= writers.alive.keys()
-        if self._by_growth:
-            await self._look_at_growth(files)
+        self._survivors &= sight.alive
+        if self._by_growth and sight.growing:
+            self._begin_again()
+        elif self._by_growth and sight.changed:
+            self._end(
+                f"no process that writes in {paths} is to be seen, and its files "
+                "do not change; --engine-url tells an idle engine elsewhere from one that has ended"
+            )
 
     @property
     def _by_growth(self) -> bool:
         """Whether nothing tells its life but its files."""
         return self._check is None and not self._visible
 
-    async def _look_at_growth(self, files: FilesSource) -> None:
-        idle = time.monotonic() - files.changed
-        if files.writers.growing and idle < _GROWTH_SECONDS:
-            self._begin_again()
-        elif files.changed:
-            self._end(
-                f"no process that writes in {', '.join(files.paths)} is to be seen, and its files "
-                "do not change; --engine-url tells an idle engine elsewhere from one that has ended"
-            )
-            if files.writers.growing:
-                await asyncio.to_thread(files.retire)
-
-    async def _look_at_port(self, check: HealthCheck) -> None:
-        port = self._port = await check.port()
+    async def _look_at_port(self) -> None:
+        check = self._check
+        if check is None or (
+            self.state is State.READY and self._visible and not self._looks.faults
+        ):
+            return
+        port = await check.port()
+        if check is not self._check:
+            return
+        self._port = port
         self._missed = 0 if port.well else self._missed + 1
+        self._closed = self._closed or not port.well
         if self._visible:
             return
-        if port.well and self._ended:
+        if port.well and self._ended and self._closed:
             self._begin_again()
         elif self._missed >= (_MISSES_GONE if port.gone else _MISSES) and not self._ended:
             self._end(port.reason)
-            if self._files is not None:
-                await asyncio.to_thread(self._files.retire)
+            self._closed = True
 
     def _end(self, reason: str) -> None:
         """It has ended: its totals stay, its gauges go. The first reason is the cause."""
         if not self._ended:
             self._ended = reason
+            self._closed = False
             if self._own_page is not None:
                 self._own_page.source.note_end()
         self._judge()
@@ -304,8 +301,6 @@ class ExportedEngine:
             self._was_ready = False
             self._answer = _NOT_ASKED
             logger.info("%s: %s", self.name, how)
-
-    # Its health.
 
     async def _ask(self) -> None:
         interval = self._options.health_interval
@@ -318,6 +313,8 @@ class ExportedEngine:
             self._ever_ready = self._ever_ready or self._was_ready
 
     def _judge(self) -> None:
+        if self._files is not None:
+            self._files.life = self._life
         state, reason = self._judged()
         if state is not self._state[0]:
             self.since = time.time()
@@ -331,15 +328,19 @@ class ExportedEngine:
         if self._ended:
             return State.FAILED, self._ended
         bad = State.FAILED if self._was_ready else State.STARTING
-        if self._running is not None and not self._places.searched:
-            return bad, self._places.lack
+        faults = self._looks.faults
+        unknown = faults.get("processes") or faults.get("files") or ""
+        if not self._looked and not (unknown and self._check):
+            return bad, unknown or self._places.lack
         if self._check is not None:
             fault = self._port if not (self._visible or self._port.well) else self._answer
             if not fault.well:
                 return bad, fault.reason
             page = self._own_page.source.fault if self._own_page and self._files is None else ""
-            return (bad, page) if page else (State.READY, "")
-        if self._files is None or not self._files.changed:
+            return (bad, page) if page else (State.READY, unknown)
+        if unknown:
+            return bad, unknown
+        if not self._sight.changed:
             return State.STARTING, self._places.lack
         return State.READY, ""
 
@@ -355,7 +356,7 @@ class ExportedEngine:
     def _needs_page(self) -> bool | None:
         """Whether its files are not enough; None where that is to be found out."""
         found = self._found or self._running is None
-        if self._files is None or not self._places.readable or not self._files.changed:
+        if self._files is None or not self._places.readable or not self._sight.changed:
             return found  # they may come yet
         return self._running.page_has_more if self._running is not None else None
 
@@ -378,15 +379,15 @@ class ExportedEngine:
 
     def _labels(self) -> Mapping[str, str]:
         constant = self._options.constant
-        if self._model and constant:
+        if self._model and self._options.model_label:
             return {**constant, labels.MODEL: self._model}
         return constant
 
-    # Its load.
-
     def _load_labels(self) -> Mapping[str, str]:
-        """As its series', and never none: engines would have the same series."""
-        own = self._labels() or {labels.ENGINE: self.name}
+        """As its series', and always with what tells engines apart and joins with `up`."""
+        own = {**(self._labels() or {labels.ENGINE: self.name})}
+        if self._options.identity:
+            own[labels.WORKER_ID] = self._options.identity
         model = self._files.model if self._files is not None else ""
         return {labels.MODEL: model, **own} if model else own
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Final
+from typing import Final, NamedTuple
 
 import psutil
 
@@ -38,6 +38,7 @@ class Running:
     Attributes:
         process: it.
         what: its number, and how it calls itself.
+        user: whose it is.
         engine: "sglang", or empty for anything else.
         model: the name that it serves; empty where its command line has none.
         port: on which it listens, if it is known to.
@@ -47,6 +48,7 @@ class Running:
 
     process: psutil.Process
     what: str
+    user: str
     engine: str = ""
     model: str = ""
     port: int | None = None
@@ -76,35 +78,56 @@ class Files:
     denied: tuple[psutil.Process, ...] = ()
 
 
-def find() -> tuple[list[Running], list[psutil.Process]]:
-    """The SGLang engines of this user, of all users for root; and others' that were seen.
+class Search(NamedTuple):
+    """Result of a search.
 
-    Those of our own workers are left out: each worker has its engine's page already.
+    Attributes:
+        running: engines of this user, for root of all users, without those of our own workers: each
+            worker has its engine's page already.
+        other_users: users whose engines were seen, and cannot be looked at.
+        own_user: the user of this process.
     """
-    ours, others = [], []
+
+    running: tuple[Running, ...] = ()
+    other_users: frozenset[str] = frozenset()
+    own_user: str = ""
+
+
+def find(known: Set[psutil.Process] = frozenset()) -> Search:
+    """Search the processes of this machine for SGLang engines; may block.
+
+    Args:
+        known: first processes of engines, which are skipped.
+
+    Raises:
+        OSError: The processes cannot be listed.
+    """
+    ours, others = [], set()
     for process, arguments in _launched().items():
+        if process in known:
+            continue
         try:
             may_look = os.geteuid() in (0, process.uids().effective)
             environment = process.environ() if may_look else {}
             begun = process.create_time()
-        except (psutil.Error, OSError):
+        except processes.ERRORS:
             continue
         if not may_look:
-            others.append(process)
+            others.add(processes.user(process))
         elif not environment and time.time() - begun < _BEGINS_SECONDS:
             continue  # what it is to know is not in its memory yet; the next look finds it
         elif WORKER_MARK in environment:
             logger.debug("process %d is a worker's engine, which has its page", process.pid)
         else:
             ours.append(_sglang(process, arguments, environment))
-    return ours, others
+    return Search(running=tuple(ours), other_users=frozenset(others), own_user=processes.own_user())
 
 
 def look_at(pid: int) -> Running:
-    """The engine that has the process `pid`, or whatever else that process is.
+    """Return the engine that has the process `pid`, or that process itself; may block.
 
     Raises:
-        SettingsError: there is no such process.
+        SettingsError: No process has this number, or it cannot be looked at.
     """
     try:
         process = psutil.Process(pid)
@@ -114,13 +137,32 @@ def look_at(pid: int) -> Running:
         for candidate in (process, *process.parents()):
             if candidate in launched:
                 return _sglang(candidate, launched[candidate], _environment(candidate))
+    except OSError as error:
+        raise SettingsError(f"--pid {pid}: cannot be looked at: {error.strerror}") from None
     except psutil.Error:
         raise SettingsError(
             f"--pid {pid}: no process has this number here; `dyno exporter` without --pid looks "
             "for engines itself"
         ) from None
     url = next((_url(host, port) for host, port in processes.listening(process)), None)
-    return Running(process=process, what=processes.describe(process), url=url, page_has_more=False)
+    return Running(
+        process=process,
+        what=processes.describe(process),
+        user=processes.user(process),
+        url=url,
+        page_has_more=False,
+    )
+
+
+def ends_as_a_whole(process: psutil.Process) -> bool:
+    """Whether this is one of an engine's processes, of which none goes on without the others."""
+    try:
+        command = process.cmdline()
+    except processes.ERRORS:
+        return False
+    return sglang.launch_arguments(command) is not None or any(
+        word.startswith(sglang.TITLE) for word in command[:1]
+    )
 
 
 def files_of(members: Iterable[psutil.Process]) -> Files:
@@ -152,13 +194,13 @@ def _launched() -> Mapping[psutil.Process, Sequence[str]]:
     commands: dict[psutil.Process, list[str]] = {}
     launched: dict[psutil.Process, Sequence[str]] = {}
     for process in psutil.process_iter():
-        with suppress(psutil.Error):
+        with suppress(*processes.ERRORS):
             command = process.cmdline()
             arguments = sglang.launch_arguments(command)
             if arguments is not None:
                 commands[process], launched[process] = command, arguments
     for process, command in commands.items():
-        with suppress(psutil.Error):
+        with suppress(*processes.ERRORS):
             parents = process.parents()
             if parents and commands.get(parents[0]) == command:
                 launched.pop(process, None)
@@ -185,6 +227,7 @@ def _sglang(
     return Running(
         process=process,
         what=f"{process.pid} (SGLang)",
+        user=processes.user(process),
         engine=sglang.SGLang.name,
         model=names.label_value(model),
         port=port,
@@ -210,5 +253,5 @@ def _url(host: str, port: int) -> str:
 def _environment(process: psutil.Process) -> Mapping[str, str]:
     try:
         return process.environ()
-    except (psutil.Error, OSError):
+    except processes.ERRORS:
         return {}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from dynamometer.exporter.source import FilesSource
+from dynamometer.exposition.families import Family
 from dynamometer.metrics.http_source import INTERVAL_SECONDS, HttpSource
 from dynamometer.metrics.page import MetricsPage
+from dynamometer.process.blocking import BlockingCalls
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,9 @@ class OwnPage:
         self._page = page
         self._shown = False
         self._fetched = float("-inf")
+        self._reading: BlockingCalls[Sequence[Family]] = BlockingCalls(
+            f"the files of {source.owner}"
+        )
 
     @property
     def known(self) -> bool:
@@ -47,6 +52,9 @@ class OwnPage:
             needed: True where the files are not enough; None where that is to be found out, by
                 families of the page that they have not.
             files: the engine's files.
+
+        Raises:
+            HangError: The files cannot be read in time.
         """
         interval = INTERVAL_SECONDS if needed or self._shown else _PROBE_SECONDS
         if time.monotonic() - self._fetched < interval:
@@ -54,8 +62,8 @@ class OwnPage:
         self._fetched = time.monotonic()
         await self.source.fetch()
         if needed is None and files is not None:
-            await asyncio.to_thread(files.families)
-            needed = bool(self.source.names() - files.names())
+            await self._reading.run(files.families)
+            needed = bool(self.source.names() - files.names)
         if needed and not self._shown:
             self._shown = True
             self._page.add(self.source)

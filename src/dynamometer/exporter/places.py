@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from dynamometer.exporter import finder, processes
 from dynamometer.exporter.finder import Running
-from dynamometer.exporter.source import FilesSource
 from dynamometer.exporter.targets import Target
 from dynamometer.process.children import alive, descendants
 
 logger = logging.getLogger(__name__)
-
-Members = Callable[[], Sequence[psutil.Process]]
 
 
 class Words:
@@ -41,89 +39,83 @@ class Words:
             logger.warning("%s: %s", self._name, text)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Places:
-    """The directories of one engine.
+    """The directories of one engine, as one look found them.
 
     Attributes:
-        files: what is in them, once there is a place to look.
-        readable: whether any of them can be read.
+        running: the engine's first process, where that was looked at.
+        directories: to read from now on; empty: the former ones.
+        readable: those that can be read.
         lack: why there is nothing to read.
-        searched: whether the processes of the engine of now were looked through.
+        warnings: for the user, each once.
     """
 
-    def __init__(
-        self, target: Target, new_files: Callable[[Members], FilesSource], words: Words
-    ) -> None:
-        """No place is known yet."""
-        self.files: FilesSource | None = None
-        self.readable = False
-        self.lack = "its files were not looked for yet"
-        self.searched = False
-        self._target = target
-        self._new_files = new_files
-        self._words = words
-        self._running: Running | None = None
+    running: Running | None = None
+    directories: tuple[str, ...] = ()
+    readable: tuple[str, ...] = ()
+    lack: str = "its files were not looked for yet"
+    warnings: tuple[str, ...] = ()
 
-    def find(self, running: Running) -> None:
-        """Look for them among the processes of an engine.
 
-        Args:
-            running: its first process.
-        """
-        self._running = running
-        found = finder.files_of(self._members())
-        self.searched = True
+def look(target: Target, running: Running | None) -> Places:
+    """Look for the files of an engine; may block.
+
+    Args:
+        target: which engine.
+        running: its first process; None where only its directories are known.
+
+    Raises:
+        OSError: Its processes cannot be looked at.
+    """
+    has_url = bool(target.url or (running.url if running is not None else None))
+    directories, warnings = target.directories, []
+    if running is not None:
+        found = finder.files_of(members(running))
         if found.denied:
-            self._tell_denied(f"process {found.denied[0].pid}", processes.user(found.denied[0]))
-        directories = self._target.directories or found.directories
-        if directories:
-            self.follow(directories)
-        else:
-            self.lack = f"process {running.what} and what it started have no multiprocess files"
+            first = found.denied[0]
+            user = processes.user(first)
+            warnings.append(_denied(f"process {first.pid}", user, has_url=has_url))
+        directories = directories or found.directories
+        if not directories:
+            lack = f"process {running.what} and what it started have no multiprocess files"
             if running.url is None:
-                self.lack += ", and listen nowhere"
-            self._words.once(self.lack)
+                lack += ", and listen nowhere"
+            return Places(running=running, lack=lack, warnings=(*warnings, lack))
+    readable = tuple([path for path in directories if os.access(path, os.R_OK | os.X_OK)])
+    for path in directories:
+        if not os.path.exists(path):  # noqa: PTH110  # never raises
+            warnings.append(f"{path} is not there yet")
+        elif path not in readable:
+            warnings.append(_denied(path, _owner(path), has_url=has_url))
+    if readable:
+        lack = f"there are no multiprocess files (*.db) in {', '.join(readable)} yet"
+    else:
+        lack = f"{', '.join(directories)}: not there yet, or not to be read"
+    return Places(
+        running=running,
+        directories=readable or directories,
+        readable=readable,
+        lack=lack,
+        warnings=tuple(warnings),
+    )
 
-    def follow(self, directories: Sequence[str]) -> None:
-        """Read these from now on.
 
-        Args:
-            directories: at least one.
-        """
-        readable = [path for path in directories if os.access(path, os.R_OK | os.X_OK)]
-        self.readable = bool(readable)
-        for path in directories:
-            if not os.path.exists(path):  # noqa: PTH110  # never raises
-                self._words.once(f"{path} is not there yet")
-            elif path not in readable:
-                self._tell_denied(path, _owner(path))
-        if not readable:
-            self.lack = f"{', '.join(directories)}: not there yet, or not to be read"
-        else:
-            self.lack = f"there are no multiprocess files (*.db) in {', '.join(readable)} yet"
-        if self.files is None:
-            self.files = self._new_files(self._members)
-        wanted = tuple(readable) or tuple(directories)
-        if wanted != tuple(self.files.paths):
-            for path in readable:
-                logger.info("%s: reading its files in %s", self._target.name, path)
-            self.files.follow(wanted)
+def members(running: Running | None) -> Sequence[psutil.Process]:
+    """Return the processes of an engine; empty where it has ended. May block.
 
-    def _members(self) -> Sequence[psutil.Process]:
-        if self._running is None or not alive(self._running.process):
-            return ()
-        first = self._running.process
-        return [first, *descendants(first)]
+    Raises:
+        OSError: They cannot be looked at.
+    """
+    if running is None or not alive(running.process):
+        return ()
+    return [running.process, *descendants(running.process)]
 
-    def _tell_denied(self, what: str, user: str) -> None:
-        advice = "" if os.geteuid() == 0 else f": run the exporter as {user}, or as root"
-        page = "; meanwhile its own page is fetched" if self._has_url else ""
-        self._words.once(f"no permission to read {what}{advice}{page}")
 
-    @property
-    def _has_url(self) -> bool:
-        running = self._running.url if self._running is not None else None
-        return bool(self._target.url or running)
+def _denied(what: str, user: str, *, has_url: bool) -> str:
+    advice = "" if os.geteuid() == 0 else f": run the exporter as {user}, or as root"
+    page = "; meanwhile its own page is fetched" if has_url else ""
+    return f"no permission to read {what}{advice}{page}"
 
 
 def _owner(path: str) -> str:

@@ -7,11 +7,16 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import psutil
 
 from dynamometer.multiprocess.filename import SUFFIX
+
+# What a look at a process may raise: it has ended, is another user's, or the machine is short of
+# descriptors or memory.
+ERRORS: Final = (psutil.Error, OSError)
+_LONGEST_NAME: Final = 80
 
 
 class FileId(NamedTuple):
@@ -32,25 +37,35 @@ def file_id(path: str) -> FileId:
 
 
 def describe(process: psutil.Process) -> str:
-    """Its number, and how it calls itself."""
+    """Return the process's number and the name that it gives itself, printable."""
     try:
         words = process.cmdline()
         name = words[0] if len(words) == 1 else process.name()
-    except psutil.Error:
+    except ERRORS:
         return str(process.pid)
-    return f"{process.pid} ({name.strip()})"
+    return f"{process.pid} ({printable(name.strip()[:_LONGEST_NAME])})"
+
+
+def printable(text: str) -> str:
+    """Return `text` with escapes for what a log or a JSON body cannot show.
+
+    A process may call itself anything: with line ends, or with bytes that are not UTF-8.
+    """
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text
+    )
 
 
 def user(process: psutil.Process) -> str:
-    """Whose it is."""
+    """Return the name of the user whose process this is; a name service may block."""
     try:
         return process.username()
-    except (psutil.Error, KeyError):
+    except (*ERRORS, KeyError):
         return "an unknown user"
 
 
 def own_user() -> str:
-    """Who runs this process; a container's user may have a number alone."""
+    """Return the user of this process, by number where it has no name; may block, as `user`."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -118,7 +133,7 @@ def own_number(process: psutil.Process) -> str:
 
 def listening(process: psutil.Process) -> Iterator[tuple[str, int]]:
     """Addresses and ports on which it takes TCP connections; none where that cannot be seen."""
-    with suppress(psutil.Error, OSError):
+    with suppress(*ERRORS):
         for connection in process.net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN:
                 yield connection.laddr.ip, connection.laddr.port

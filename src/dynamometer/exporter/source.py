@@ -7,11 +7,12 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import psutil
 
-from dynamometer.exporter.writers import Writers
+from dynamometer.exporter.writers import Life, Writers
 from dynamometer.exposition.families import Family
 from dynamometer.exposition.filters import FamilyFilter, Selection
 from dynamometer.multiprocess import MultiprocessDirectory
@@ -25,11 +26,41 @@ _ESCAPED: Final = re.compile(r'\\([\\"n])')
 _SHOWN_NAMES: Final = 3
 
 
+# Files whose writers cannot be seen are read this often, to see whether they change.
+_READ_SECONDS: Final = 2.0
+# And are a dead engine's where nothing else tells, and they have not changed for so long.
+_GROWTH_SECONDS: Final = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sight:
+    """The state of an engine's files and of their writers, as the last look found them.
+
+    Attributes:
+        changed: when the values were last found to be others; monotonic seconds, 0 for never.
+        alive: the writers that were seen and live.
+        ended: those that have ended since the last look, as a user knows them.
+        growing: whether files grow whose writers cannot be seen.
+        ends_as_a_whole: whether the engine has ended once any of its writers has.
+    """
+
+    changed: float = 0.0
+    alive: frozenset[str] = frozenset()
+    ended: tuple[str, ...] = ()
+    growing: bool = False
+    ends_as_a_whole: bool = False
+
+
 class FilesSource:
     """The multiprocess files of one engine, read and never written.
 
     See `MetricsSource`. Gauges of ended processes are not shown, and totals never fall: not
     when files go, nor when the engine's next process writes to other ones.
+
+    The page's thread and the thread that looks at the engine read under `_lock`, which may be held
+    for as long as a file system hangs: the event loop never takes it. The loop uses `life`, which
+    it alone writes, and `model`, `names` and `errors`: immutable values, which the holder of the
+    lock replaces.
     """
 
     def __init__(
@@ -40,22 +71,30 @@ class FilesSource:
         prefixes: Sequence[str],
         max_series: int,
         members: Callable[[], Iterable[psutil.Process]],
+        model_label: bool = True,
     ) -> None:
-        """No directory is read yet; see `follow`.
+        """No directory is read yet; see `look`.
 
         Args:
             name: what its errors are counted under.
-            constant: labels for every series that has not its own. Where they have no `model`,
-                the engine's own `model_name` becomes it, once a series shows it.
+            constant: labels for every series that has not its own.
             prefixes: families whose name begins with one of them; none: all.
             max_series: how many series are shown.
             members: the engine's processes as far as they are known.
+            model_label: add the label `model` where `constant` has none: the engine's own
+                `model_name`, once a series shows it.
         """
         self.name = self.owner = name
-        self.writers = Writers()
-        self.changed = 0.0  # when the values were last found to be others; monotonic seconds
+        self.life = Life.UNKNOWN
+        self.model = constant.get(labels.MODEL, "")
+        self.names: frozenset[str] = frozenset()
+        self.errors: Mapping[str, int] = {}
+        self._writers = Writers()
+        self._changed = 0.0
+        self._read_at = float("-inf")
+        self._applied = Life.UNKNOWN
         self._constant = dict(constant)
-        self._settled = labels.MODEL in constant or not constant
+        self._settled = labels.MODEL in constant or not model_label
         self._prefixes = tuple(prefixes)
         self._filter = FamilyFilter(Selection.of(prefixes=prefixes))
         self._max_series = max_series
@@ -63,62 +102,55 @@ class FilesSource:
         self._directory: MultiprocessDirectory | None = None
         self._families: Sequence[Family] = ()
         self._count = 0
-        self._names: set[str] = set()
         self._told = False
         self._lock = threading.Lock()
-
-    @property
-    def errors(self) -> Mapping[str, int]:
-        """What could not be read."""
-        return self._directory.errors if self._directory is not None else {}
-
-    @property
-    def paths(self) -> Sequence[str]:
-        """The directories that are read."""
-        return self._directory.paths if self._directory is not None else ()
-
-    def follow(self, paths: Sequence[str]) -> None:
-        """Read these directories from now on; the totals of the former ones stay.
-
-        Args:
-            paths: at least one.
-        """
-        with self._lock:
-            if self._directory is None:
-                self._directory = self._open(paths)
-            elif tuple(paths) != tuple(self._directory.paths):
-                self._directory.follow(*paths)
 
     def families(self) -> Sequence[Family]:
         """See `MetricsSource.families`."""
         with self._lock:
             return self._filter.apply(self._read())
 
-    def names(self) -> frozenset[str]:
-        """The families that were ever there, by the names that the text format has."""
-        return frozenset(self._names)
-
-    @property
-    def model(self) -> str:
-        """The label `model` of its series; empty for none."""
-        return self._constant.get(labels.MODEL, "")
-
-    def retire(self, writers: Iterable[str] | None = None) -> None:
-        """Keep what ended processes have counted, and drop their gauges.
+    def look(self, paths: Sequence[str], *, waiting: bool) -> Sight:
+        """Look which writers live, and read the files where that is due; may block.
 
         Args:
-            writers: as the files' names have them; None: all that there are.
+            paths: the directories from now on, at least one; the totals of the former ones stay.
+            waiting: whether something depends on the files before anybody asks for the page.
+
+        Raises:
+            OSError: The writers cannot be looked at.
         """
         with self._lock:
             if self._directory is None:
-                return
-            self._read()
-            gone = list(self._directory.processes if writers is None else writers)
-            self.writers.lose(gone)
-            self._directory.retire(gone)
+                self._directory = self._open(paths)
+            elif tuple(paths) != tuple(self._directory.paths):
+                self._directory.follow(*paths)
+            due = time.monotonic() - self._read_at >= _READ_SECONDS
+            if self.life is not self._applied or (due and (waiting or not self._changed)):
+                self._read()
+            ended = self._writers.ended()
+            if ended and self._directory is not None:
+                self._directory.retire(ended)
+            self._give_up_growth()
+            return Sight(
+                changed=self._changed,
+                alive=frozenset(self._writers.alive),
+                ended=tuple(sorted(writer.what for writer in ended.values())),
+                growing=bool(self._writers.growing),
+                ends_as_a_whole=self._writers.ends_as_a_whole,
+            )
+
+    def _give_up_growth(self) -> None:
+        idle = time.monotonic() - self._changed
+        if self.life is not Life.UNKNOWN or self._writers.alive or idle < _GROWTH_SECONDS:
+            return
+        grown = frozenset(self._writers.growing)
+        if grown and self._directory is not None:
+            self._writers.lose(grown)
+            self._directory.retire(grown)
 
     def close(self) -> None:
-        """Close all files."""
+        """Close all files; may block."""
         with self._lock:
             if self._directory is not None:
                 self._directory.close()
@@ -133,18 +165,25 @@ class FilesSource:
     def _read(self) -> Sequence[Family]:
         if self._directory is None:
             return ()
+        self._read_at = time.monotonic()
         families: Sequence[Family] = self._directory.families()
         if len(families) != self._count:
             self._count = len(families)
-            self._names.update(family.metadata.sample_name for family in families)
-            if not self._settled and self.writers.all_there:
+            self.names |= {family.metadata.sample_name for family in families}
+            if not self._settled and self._writers.all_there:
                 families = self._settle(families)
-        missing = self.writers.meet(self._directory.processes, self._members)
-        if missing:
-            self._directory.retire(missing)
+        life = self.life
+        change = self._writers.update(self._directory.processes, self._members, life)
+        self._applied = life
+        if change.resume:
+            self._directory.resume(change.resume)
+        if change.retire:
+            self._directory.retire(change.retire)
+        if change.retire or change.resume:
             families = self._directory.families()
+        self.errors = dict(self._directory.errors)
         if families is not self._families:
-            self.changed = time.monotonic()
+            self._changed = self._read_at
             self._families = families
             self._tell_hidden(families)
         return families
@@ -156,7 +195,7 @@ class FilesSource:
         if not model:
             return families
         self._settled = True
-        self._constant[labels.MODEL] = model
+        self._constant[labels.MODEL] = self.model = model
         paths, before = self._directory.paths, self._directory
         self._directory = self._open(paths)
         before.close()

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from dynamometer.errors import SettingsError
-from dynamometer.exporter import finder, processes
+from dynamometer.exporter import finder
 from dynamometer.exporter.finder import Running
 
 UNNAMED: Final = "engine"
@@ -44,9 +44,7 @@ class Target:
         words = []
         if self.running is not None:
             model = f" serving {self.running.model}" if self.running.model else ""
-            words.append(
-                f"process {self.running.what} of {processes.user(self.running.process)}{model}"
-            )
+            words.append(f"process {self.running.what} of {self.running.user}{model}")
         url = self.url or (self.running.url if self.running is not None else None)
         return ", ".join([*words, *self.directories, *([url] if url else [])])
 
@@ -84,7 +82,7 @@ def named(value: str) -> Named:
 
 
 def targets(given: Given) -> list[Target]:
-    """The engines that are meant; flags of one name mean one engine.
+    """The engines that are meant; flags of one name mean one engine. May block: see `finder`.
 
     Raises:
         SettingsError: a value is none of its kind, or two engines have one name.
@@ -109,10 +107,30 @@ def _target(name: str, given: Given) -> Target:
 
 
 def _directory(text: str) -> str:
-    path = Path(text)
-    if not text or (path.exists() and not path.is_dir()):
-        raise SettingsError(f"--multiproc-dir {text or repr(text)}: must be a directory")
-    return str(path.absolute())
+    if not text:
+        raise _not_a_directory(repr(text))
+    return str(Path(text).absolute())
+
+
+def check_directories(meant: Sequence[Target]) -> None:
+    """Check that the directories of `meant` are directories where they exist; may block.
+
+    Raises:
+        SettingsError: One is something else.
+    """
+    for target in meant:
+        for text in target.directories:
+            path = Path(text)
+            try:
+                wrong = path.exists() and not path.is_dir()
+            except OSError:  # not to be read: the engine's own look says so
+                continue
+            if wrong:
+                raise _not_a_directory(text)
+
+
+def _not_a_directory(text: str) -> SettingsError:
+    return SettingsError(f"--multiproc-dir {text}: must be a directory")
 
 
 def _only(flag: str, name: str, values: Sequence[Named]) -> str | None:

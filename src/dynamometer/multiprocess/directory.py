@@ -198,6 +198,20 @@ class MultiprocessDirectory:
             self._read()
             self._reader.retire(processes, owned=self._owned)
 
+    def resume(self, pids: Iterable[int | str]) -> None:
+        """Read the files of these processes again, from the next reading on: they live after all.
+
+        Args:
+            pids: retired processes, as the files' names have them.
+
+        Raises:
+            TypeError: `pids` is a single string.
+        """
+        if isinstance(pids, str):
+            raise TypeError(f"pids must be several identifiers, not {pids!r}")
+        with self._lock:
+            self._reader.resume(frozenset(str(pid) for pid in pids))
+
     def follow(self, *paths: os.PathLike[str] | str) -> None:
         """Read other directories from the next reading on; the former files are gone then.
 

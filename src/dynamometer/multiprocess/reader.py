@@ -70,6 +70,7 @@ class Reader:
         self._table = SeriesTable(self._cells, labels, max_series=max_series, accumulate=accumulate)
         self._page = Page(self._cells)
         self._again: list[MultiprocessFile] = []
+        self._resumed: frozenset[str] = frozenset()  # retired processes to be read again
         self._replan = False
         self._changed = True
         self._before = np.empty(0)  # the cells' values before files ended in this reading
@@ -139,6 +140,10 @@ class Reader:
         for _ in self._show():
             pass
 
+    def resume(self, processes: frozenset[str]) -> None:
+        """Read the retired files of these processes again, at the next reading."""
+        self._resumed |= processes
+
     def close(self) -> None:
         """Close all files."""
         self._files.close()
@@ -161,7 +166,9 @@ class Reader:
         again = set(unread)
         unread += [file for file in self._files.good.values() if file.waiting and file not in again]
         unread += self._files.bad_files()
-        unread += self._retired.awaken({file.name.process for file in new})
+        begun = {file.name.process for file in new} | self._resumed
+        unread += self._retired.awaken(begun)
+        self._resumed = frozenset()
         if listed:
             self._retired.remove_again()
         return unread + new
