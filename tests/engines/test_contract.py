@@ -58,6 +58,17 @@ def test_each_dialect_of_its_routes_is_read(engine: Engine) -> None:
 
 
 @EVERY
+def test_a_request_asks_for_a_model_by_its_name_and_for_an_adapter_by_its_base(
+    engine: Engine,
+) -> None:
+    assert engine.request_name("m", {"id": "m", "parent": None}) == "m"
+    assert engine.request_name("a", {"id": "a", "parent": "m"}) == "m:a"
+    cards: list[Json] = [None, "m", [], {}, {"parent": 7}, {"parent": ""}]
+    for card in cards:
+        assert engine.request_name("m", card) == "m"
+
+
+@EVERY
 def test_a_chat_is_asked_for_usage_and_nothing_else_changes(engine: Engine) -> None:
     route = engine.routes["/v1/chat/completions"]
     body = requests.parse(b'{"model":"m","stream":true,"x":1.0}', "application/json")

@@ -331,6 +331,32 @@ async def test_an_adapters_request_goes_to_its_models_workers_as_it_is(bench: Be
     assert bench.count("requests_total", model="base", error_type="unavailable") == 1
 
 
+async def test_an_adapter_that_the_engine_lists_is_asked_for_by_its_bare_name(
+    bench: Bench,
+) -> None:
+    """SGLang lists it so, but would answer by the base model alone."""
+    cards = {"base": {"id": "base", "parent": None}, "tuned": {"id": "tuned", "parent": "base"}}
+    await bench.worker(fine, models=("base", "tuned"), model_info=cards)
+    for asked, got in (("tuned", "base:tuned"), ("base", "base"), ("base:tuned", "base:tuned")):
+        status, body = await bench.ask(model=asked, prompt='"model":"tuned"')
+        assert (status, json.loads(body)) == (200, {"model": got, "prompt": '"model":"tuned"'})
+    status, body = await bench.ask(model="tuned", stream=True)
+    assert json.loads(body) == {
+        "model": "base:tuned", "stream": True, "stream_options": {"include_usage": True}
+    }  # fmt: skip
+    assert bench.count("requests_total", model="tuned", endpoint="chat_completions") == 2
+    assert bench.count("requests_total", model="base", status="success") == 2
+
+
+async def test_a_form_for_an_adapter_goes_through_as_it_is(bench: Bench) -> None:
+    await bench.worker(fine, model="tuned", model_info={"tuned": {"id": "tuned", "parent": "base"}})
+    form = aiohttp.FormData({"model": "tuned"}, default_to_multipart=True)
+    url = bench.url + "/v1/audio/transcriptions"
+    async with bench.session.post(url, data=form) as answer:
+        assert answer.status == 200
+        assert b"base:" not in await answer.read()
+
+
 async def test_a_served_name_with_a_colon_is_that_model(bench: Bench) -> None:
     async def other(_: web.Request) -> web.StreamResponse:
         return web.Response(status=418)

@@ -172,6 +172,14 @@ class Engine(Protocol):
     def read_models(self, answer: Json) -> ModelCards:
         """Return the models of an answer of `models_path`; none where the answer is nonsense."""
 
+    def request_name(self, model: str, card: Json) -> str:
+        """Return the name by which a request asks for a model that the engine lists.
+
+        Args:
+            model: the name in the list.
+            card: the model's entry of it.
+        """
+
     def read_info(self, answer: Json, models: ModelCards) -> Mapping[str, Json]:
         """Return `Record.engine_info` of an answer of `info_path`, without what it does not say."""
 

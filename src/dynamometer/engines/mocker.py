@@ -15,7 +15,7 @@ from dynamometer.engines.interface import (
     Route,
 )
 from dynamometer.engines.load_signals import EngineLoad
-from dynamometer.engines.server_info import engine_info, model_cards
+from dynamometer.engines.server_info import engine_info, model_cards, request_name
 from dynamometer.errors import SettingsError
 from dynamometer.http.addresses import free_port
 from dynamometer.names import label_value
@@ -35,6 +35,7 @@ class Mocker:
     help: CommandHelp = sglang.SGLang.help
 
     read_models = staticmethod(model_cards)
+    request_name = staticmethod(request_name)
     read_info = staticmethod(engine_info)
     load_signals = staticmethod(EngineLoad)
 

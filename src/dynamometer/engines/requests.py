@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import email.parser
 import email.policy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.message import Message
 from typing import Final
 
@@ -76,6 +76,13 @@ class RequestBody:
     stream: bool = False
     add_usage: bool = False
     samples: int = 1
+
+    def for_model(self, name: str) -> RequestBody:
+        """Return the same request for the model of this name; a form keeps its own."""
+        if not self.content[:_LONGEST_FIELD].lstrip().startswith(b"{"):
+            return self
+        content = set_member(self.content, ("model",), msgspec.json.encode(name))
+        return replace(self, content=content, model=name)
 
     def with_usage(self) -> bytes:
         """Return the content with `stream_options.include_usage` set to true."""

@@ -95,3 +95,13 @@ def _sum(values: Iterable[Json]) -> int | None:
     found = [_count(value) for value in values]
     counted = [count for count in found if count is not None]
     return sum(counted) if counted and len(counted) == len(found) else None
+
+
+def request_name(model: str, card: Json) -> str:
+    """Return the name by which a request asks for a listed model: `BASE:ADAPTER` for an adapter.
+
+    SGLang lists adapters by their bare names, with their base as `parent`, but answers a request
+    for a bare name by the base alone (`_parse_model_parameter` of its OpenAI server).
+    """
+    parent = _member(card, "parent")
+    return f"{parent}:{model}" if isinstance(parent, str) and parent else model

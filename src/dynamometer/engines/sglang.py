@@ -28,7 +28,7 @@ from dynamometer.engines.interface import (
     Usage,
 )
 from dynamometer.engines.load_signals import EngineLoad
-from dynamometer.engines.server_info import engine_info, model_cards
+from dynamometer.engines.server_info import engine_info, model_cards, request_name
 from dynamometer.engines.sglang_cpu import overlay
 from dynamometer.errors import SettingsError
 from dynamometer.http.addresses import free_port
@@ -114,6 +114,7 @@ class SGLang:
     help = _HELP
 
     read_models = staticmethod(model_cards)
+    request_name = staticmethod(request_name)
     read_info = staticmethod(engine_info)
     load_signals = staticmethod(EngineLoad)
 

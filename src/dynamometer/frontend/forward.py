@@ -175,7 +175,8 @@ class Forwarder:
                 no_route = True
                 continue
             sent = replace(body, add_usage=body.add_usage and not instance.stream_usage)
-            content = await self._content(sent, route)
+            name = _request_name(instance, model) if body.model == model else body.model
+            content = await self._content(sent, route, name)
             url = relay.target(instance.request_url or "", request)
             account.sent(instance.id)
             try:
@@ -199,12 +200,15 @@ class Forwarder:
         failure, answer_of = _LOST if _LOST in refusals else refusals[-1]
         return _refuse(account, failure, answer_of())
 
-    async def _content(self, body: RequestBody, route: Route) -> bytes:
-        """Return the body as it goes to a worker."""
-        if not _adds_usage(body, route):
-            return body.content
+    async def _content(self, body: RequestBody, route: Route, name: str | None) -> bytes:
+        """Return the body as it goes to a worker, which asks its engine for `name`."""
+
+        def edited() -> bytes:
+            named = body if name is None or name == body.model else body.for_model(name)
+            return named.with_usage() if _adds_usage(body, route) else named.content
+
         inline = len(body.content) <= SHORT_BYTES
-        return await self._threads.run(body.with_usage, inline=inline)
+        return await self._threads.run(edited, inline=inline)
 
     async def _relay(
         self,
@@ -298,6 +302,12 @@ def _route_of(instance: Record, path: str) -> Route | None:
     """Return the route of an instance's engine; None where that engine has no such route."""
     engine = kinds.of(instance.engine)
     return engine.routes.get(path) if engine else None
+
+
+def _request_name(instance: Record, model: str) -> str:
+    """Return the name by which an instance's engine is asked for a model that it lists."""
+    engine = kinds.of(instance.engine)
+    return engine.request_name(model, instance.model_info.get(model)) if engine else model
 
 
 def _adds_usage(body: RequestBody, route: Route) -> bool:
