@@ -38,6 +38,7 @@ def test_a_models_gauges_are_what_its_engine_says(stack: Stack) -> None:
 
 def test_a_request_for_an_adapter_is_answered_as_the_engine_answers_it(stack: Stack) -> None:
     """The tiny model has no adapters: what matters is that the request reaches its workers."""
+    assert stack.worker is not None
     body = {"model": f"{stack.model}:adapter", "prompt": "hi", "max_tokens": 2, "temperature": 0}
     directly = fetch(f"{stack.worker.request_url}/v1/completions", body)
     by_frontend = fetch(f"{stack.frontend_url}/v1/completions", body)
