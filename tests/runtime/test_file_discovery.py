@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import json
 import os
@@ -322,6 +323,27 @@ async def test_a_file_that_is_not_a_record_is_reported_once_and_costs_no_other(
         messages = [message for message in caplog.messages if why in message]
         assert len(messages) == 1
         assert str(wrong) in messages[0]
+
+
+async def test_a_reader_without_descriptors_keeps_what_it_knew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    discovery = FileDiscovery(tmp_path / "kv")
+    real = os.open
+
+    def exhausted(path: str | Path, *arguments: int) -> int:
+        if str(path).endswith(".json"):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+        return real(path, *arguments)
+
+    one = record()
+    async with FileDiscovery(tmp_path / "kv").register(one):
+        assert await discovery.records() == {one}
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", exhausted)
+            for _ in range(3):
+                assert await discovery.records() == {one}
+    assert await discovery.records() == frozenset()
 
 
 async def test_a_record_that_no_reader_would_take_is_not_written(tmp_path: Path) -> None:

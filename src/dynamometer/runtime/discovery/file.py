@@ -155,8 +155,12 @@ class FileDiscovery:
                     os.close(fd)
         except FileNotFoundError:
             pass  # withdrawn since the listing
-        except (DiscoveryError, OSError) as error:
+        except DiscoveryError as error:
             self._report(name, f"{path} {error}")
+        except OSError as error:
+            # A fault of this process (no more descriptors): the record says nothing new.
+            self._report(name, f"{path}: {error.strerror}")
+            return self._parsed[name][1] if name in self._parsed else None
         self._parsed.pop(name, None)
         return None
 
@@ -248,13 +252,13 @@ class FileRegistration:
         await asyncio.wait({self._thread.submit(self._remove)}, timeout=READ_SECONDS)
 
     def _put_back(self) -> None:
-        if self._record is None or (self._fd is not None and named(self._path, self._fd)):
-            return
         try:
+            if self._record is None or (self._fd is not None and named(self._path, self._fd)):
+                return
             directories.private(self._path.parent.parent)
             directories.private(self._path.parent)
             self._write(self._record)
-        except (DirectoryError, DiscoveryError) as error:
+        except (DirectoryError, DiscoveryError, OSError) as error:
             if not self._missing:
                 logger.warning("discovery: this process cannot be found: %s", error)
             self._missing = True
