@@ -112,7 +112,7 @@ class FileDiscovery:
             reading.future = self._thread.submit(reading.of(self._read_all))
         await asyncio.wait({reading.future}, timeout=READ_SECONDS)
         if not reading.future.done():
-            if self._hung is not reading:
+            if self._hung is None or self._hung.future.done():
                 self._hung = reading
                 logger.warning(
                     "discovery: %s does not answer: the last records stand", self.directory
