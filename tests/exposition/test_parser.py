@@ -166,6 +166,13 @@ VALID_TEXT = {
         b'a{x="1" y="2"} 1\na{x="3"y="4"}5\n',
         b'# HELP a \n# TYPE a untyped\na{x="1",y="2"} 1\na{x="3",y="4"} 5\n',
     ),
+    "no white space before a value": (
+        b'a-1\nb+Inf 5\nc.5\nd{x="1"}-2\n',
+        (
+            b"# HELP a \n# TYPE a untyped\na -1\n# HELP b \n# TYPE b untyped\nb +Inf 5\n"
+            b'# HELP c \n# TYPE c untyped\nc .5\n# HELP d \n# TYPE d untyped\nd{x="1"} -2\n'
+        ),
+    ),
     "a label of Prometheus' own kind": (
         b'a{__x="1"} 1\n',
         b'# HELP a \n# TYPE a untyped\na{__x="1"} 1\n',
@@ -401,7 +408,9 @@ def test_timestamps_are_milliseconds_in_text_and_seconds_in_openmetrics() -> Non
     assert b"\na 1 1.5\n" in render(families, openmetrics=True)
 
 
-@pytest.mark.parametrize("line", [b"a1", b'a{x="1"', b'a{x="1"}b 5', b"a5 1", b"ab", b"a\xc2\xa05"])
+@pytest.mark.parametrize(
+    "line", [b"a1", b"a-1", b'a{x="1"', b'a{x="1"}b 5', b"a5 1", b"ab", b"a\xc2\xa05"]
+)
 def test_a_known_series_makes_no_other_line_readable(line: bytes) -> None:
     parser = Parser()
     good = b'a 5\na{x="1"} 5\n'

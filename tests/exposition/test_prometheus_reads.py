@@ -33,7 +33,7 @@ PAGES = {
     "a comment that is not UTF-8": (TEXT, b"# \xff\na 1\n"),
     "no comma": (TEXT, b'a{x="1" y="2"} 2\n'),
     "white space": (TEXT, b'a { x = "1" , } 3\nb\t4\t1\n'),
-    "no white space": (TEXT, b'a{x="1"}5'),
+    "no white space": (TEXT, b'b-1\na{x="1"}5'),
     "labels of Prometheus' own kind": (TEXT, b'a{__x="1"} 1\n'),
     "escapes": (TEXT, b'a{x="\\q\\\\\\n\\""} 1\n'),
     "numbers": (TEXT, b"a 1.\nb .5\nc infinity\nd nan\ne +1e3\nf -Inf\n"),

@@ -24,7 +24,8 @@ _NUMBER: Final = re.compile(
     re.ASCII | re.IGNORECASE,
 )
 _SPACE: Final = r"[ \t]*"
-_SERIES: Final = re.compile(rf"({NAME})(?:{_SPACE}({BRACES})|(?=[ \t]))|({BRACES})", re.ASCII)
+# White space may be missing before a value, too: Prometheus reads `a-1` as -1.
+_SERIES: Final = re.compile(rf"({NAME})(?:{_SPACE}({BRACES}))?|({BRACES})", re.ASCII)
 # Prometheus reads labels without a comma between them too.
 _LABEL: Final = re.compile(
     rf"{_SPACE}(?:([a-zA-Z_][a-zA-Z0-9_]*)|({QUOTED})){_SPACE}(?:={_SPACE}({QUOTED}){_SPACE})?,?",
@@ -73,8 +74,8 @@ class SeriesParser:
         Raises:
             GrammarError: the line does not begin with a series.
         """
-        # A series of the last page is recognized by its text. A text with braces ends at the
-        # closing one; any other needs white space behind it, or "a1" would be the series "a".
+        # A series of the last page is recognized by its text, which ends at the closing brace or,
+        # without braces, at a space: without either, "a1" must not be taken for the series "a".
         end = line.rfind("}") + 1 or max(line.find(" "), 0)
         found = self._known.get(line[:end])
         if found is None:
