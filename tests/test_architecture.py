@@ -110,10 +110,10 @@ def names_of(node: ast.AST) -> Iterator[str]:
 @pytest.mark.parametrize("path", MODULES, ids=str)
 def test_what_differs_between_engines_is_in_their_room(path: Path) -> None:
     module = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
-    if module.split(".")[0] in OF_AN_ENGINE or module.startswith("exporter"):
+    if module.split(".")[0] in OF_AN_ENGINE:
         return
     assert not [name for name in imports(path) if ENGINE_MODULES.match(name)]
-    if module in NAMES_AN_ENGINE or module.startswith("exporter"):
+    if module in NAMES_AN_ENGINE:
         return
     tree = ast.parse((SOURCE / path).read_text(encoding="utf-8"))
     for node in without_docstrings(tree):

@@ -17,6 +17,7 @@ import aiohttp
 from aiohttp import web
 from prometheus_client import Gauge
 
+from dynamometer.engines import kinds
 from dynamometer.errors import DiscoveryError
 from dynamometer.exporter import engine_headers, finder, processes
 from dynamometer.exporter.engine import ExportedEngine
@@ -180,8 +181,8 @@ class _Exporter:
         if self._search_fault:
             return self._search_fault
         return (
-            f"no SGLang, besides those of dyno workers, was found among the processes of "
-            f"{self._found.own_user or 'this user'}"
+            f"no {kinds.DEFAULT.title}, besides those of dyno workers, was found among the "
+            f"processes of {self._found.own_user or 'this user'}"
         )
 
     def _add(self, target: Target) -> None:

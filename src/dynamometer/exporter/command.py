@@ -7,21 +7,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dynamometer import arguments, logs, settings
+from dynamometer.engines import kinds
 from dynamometer.exporter import engine_headers, targets
 from dynamometer.exporter.app import ExporterOptions, serve
 from dynamometer.exporter.options import EngineOptions
 from dynamometer.metrics.http_source import DEADLINE_SECONDS
 from dynamometer.multiprocess.directory import DEFAULT_MAX_SERIES
-from dynamometer.names import label_value, name_prefix
+from dynamometer.names import label_value
 from dynamometer.process import event_loop
 
-_DESCRIPTION = """\
+_ENGINE = kinds.DEFAULT
+_DESCRIPTION = f"""\
 The page alone, beside engines that somebody else started: /metrics with the engine's own
 families and the runtime's labels, /health and /live. Nothing of an engine is changed, and
 nothing is written where it writes.
 
-Without an option it finds the SGLang engines of this user (for root: of all users), by their
-processes, ports and files, and finds them again when they are started again.
+Without an option it finds the {_ENGINE.title} engines of this user (for root: of all users), by
+their processes, ports and files, and finds them again when they are started again.
 """
 
 _EPILOG = """\
@@ -78,10 +80,10 @@ def parser(program: str) -> argparse.ArgumentParser:
     )
     engine.add_argument(
         "--health-path",
-        default="/health",
+        default=_ENGINE.probe_path,
         metavar="PATH",
-        help="what is asked for an engine's health (default: /health; '': only its port is "
-        "looked at)",
+        help=f"what is asked for an engine's health (default: {_ENGINE.probe_path}; '': only its "
+        "port is looked at)",
     )
     engine.add_argument(
         "--health-interval",
@@ -137,7 +139,7 @@ def parser(program: str) -> argparse.ArgumentParser:
         action="append",
         metavar="PREFIX",
         help="families whose name begins so are shown; may be given several times, '': all "
-        f"(default: {name_prefix.SGLANG})",
+        f"(default: {', '.join(_ENGINE.metric_prefixes)})",
     )
     arguments.add_max_series(page, DEFAULT_MAX_SERIES)
     arguments.add_system_address(page)
@@ -179,7 +181,7 @@ def main(argv: Sequence[str], program: str = "dyno exporter") -> int:
         given=targets.Given(pids=own.pid, directories=own.multiproc_dir, urls=own.engine_url),
         engine=EngineOptions(
             model=label_value(own.model),
-            prefixes=tuple(own.prefix or (name_prefix.SGLANG,)),
+            prefixes=tuple(own.prefix or _ENGINE.metric_prefixes),
             max_series=own.max_series,
             health_path=own.health_path,
             health_interval=own.health_interval,

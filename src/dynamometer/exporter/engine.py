@@ -19,7 +19,7 @@ from typing import Final
 import aiohttp
 import psutil
 
-from dynamometer.engines.load_signals import EngineLoad
+from dynamometer.engines import kinds
 from dynamometer.exporter import places
 from dynamometer.exporter.finder import Running
 from dynamometer.exporter.health import Health, HealthCheck
@@ -79,7 +79,8 @@ class ExportedEngine:
         self._finding: BlockingCalls[Places] = BlockingCalls("directories of the files")
         self._reading: BlockingCalls[Sight] = BlockingCalls("files")
         self._own_page: OwnPage | None = None
-        self._load = EngineLoad(self.name, self._load_labels, complete=self._sources_known)
+        kind = kinds.of(target.running.engine if target.running else "") or kinds.DEFAULT
+        self._load = kind.load_signals(self.name, self._load_labels, complete=self._sources_known)
         if self._load.shown_by(options.prefixes):
             page.derive(self._load)
         self._looked = False  # for its files, once; the next one, all of them found

@@ -1,4 +1,4 @@
-"""Which SGLang engines run on this machine: by their command lines, ports and files."""
+"""Which engines run on this machine: by their command lines, ports and files."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Final, NamedTuple
 
 import psutil
 
-from dynamometer import names, settings
-from dynamometer.engines import sglang, sglang_config
+from dynamometer.engines import kinds
+from dynamometer.engines.interface import Engine
 from dynamometer.errors import SettingsError
 from dynamometer.exporter import processes
 from dynamometer.exporter.processes import FileId
@@ -39,7 +39,7 @@ class Running:
         process: it.
         what: its number, and how it calls itself.
         user: whose it is.
-        engine: "sglang", or empty for anything else.
+        engine: its kind, or empty for anything else.
         model: the name that it serves; empty where its command line has none.
         port: on which it listens, if it is known to.
         url: where it answers; None where it listens nowhere, or in another network namespace.
@@ -78,6 +78,13 @@ class Files:
     denied: tuple[psutil.Process, ...] = ()
 
 
+class Launched(NamedTuple):
+    """The command line of an engine's first process."""
+
+    engine: Engine
+    arguments: Sequence[str]
+
+
 class Search(NamedTuple):
     """Result of a search.
 
@@ -94,7 +101,7 @@ class Search(NamedTuple):
 
 
 def find(known: Set[psutil.Process] = frozenset()) -> Search:
-    """Search the processes of this machine for SGLang engines; may block.
+    """Search the processes of this machine for engines; may block.
 
     Args:
         known: first processes of engines, which are skipped.
@@ -103,7 +110,7 @@ def find(known: Set[psutil.Process] = frozenset()) -> Search:
         OSError: The processes cannot be listed.
     """
     ours, others = [], set()
-    for process, arguments in _launched().items():
+    for process, launched in _launched().items():
         if process in known:
             continue
         try:
@@ -119,7 +126,7 @@ def find(known: Set[psutil.Process] = frozenset()) -> Search:
         elif WORKER_MARK in environment:
             logger.debug("process %d is a worker's engine, which has its page", process.pid)
         else:
-            ours.append(_sglang(process, arguments, environment))
+            ours.append(_running(process, launched, environment))
     return Search(running=tuple(ours), other_users=frozenset(others), own_user=processes.own_user())
 
 
@@ -136,7 +143,7 @@ def look_at(pid: int) -> Running:
         launched = _launched()
         for candidate in (process, *process.parents()):
             if candidate in launched:
-                return _sglang(candidate, launched[candidate], _environment(candidate))
+                return _running(candidate, launched[candidate], _environment(candidate))
     except OSError as error:
         raise SettingsError(f"--pid {pid}: cannot be looked at: {error.strerror}") from None
     except psutil.Error:
@@ -160,9 +167,7 @@ def ends_as_a_whole(process: psutil.Process) -> bool:
         command = process.cmdline()
     except processes.ERRORS:
         return False
-    return sglang.launch_arguments(command) is not None or any(
-        word.startswith(sglang.TITLE) for word in command[:1]
-    )
+    return any(engine.is_process(command) for engine in kinds.ENGINES.values())
 
 
 def files_of(members: Iterable[psutil.Process]) -> Files:
@@ -185,20 +190,22 @@ def files_of(members: Iterable[psutil.Process]) -> Files:
     return Files(directories=tuple(sorted(directories.values())), denied=tuple(denied))
 
 
-def _launched() -> Mapping[psutil.Process, Sequence[str]]:
-    """The first process of each SGLang engine, with its flags.
+def _launched() -> Mapping[psutil.Process, Launched]:
+    """Return the first process of each engine, with its flags.
 
     What starts an engine (sudo, a container's first process) may have its command line in its
     own: the engine is the innermost process that has it, its own forks left out.
     """
     commands: dict[psutil.Process, list[str]] = {}
-    launched: dict[psutil.Process, Sequence[str]] = {}
+    launched: dict[psutil.Process, Launched] = {}
     for process in psutil.process_iter():
         with suppress(*processes.ERRORS):
             command = process.cmdline()
-            arguments = sglang.launch_arguments(command)
-            if arguments is not None:
-                commands[process], launched[process] = command, arguments
+            for engine in kinds.ENGINES.values():
+                arguments = engine.launch_arguments(command)
+                if arguments is not None:
+                    commands[process], launched[process] = command, Launched(engine, arguments)
+                    break
     for process, command in commands.items():
         with suppress(*processes.ERRORS):
             parents = process.parents()
@@ -210,39 +217,28 @@ def _launched() -> Mapping[psutil.Process, Sequence[str]]:
     return launched
 
 
-def _sglang(
-    process: psutil.Process, arguments: Sequence[str], environment: Mapping[str, str]
+def _running(
+    process: psutil.Process, launched: Launched, environment: Mapping[str, str]
 ) -> Running:
-    with_file = sglang_config.with_file(arguments, Path(f"/proc/{process.pid}/cwd"))
-    try:
-        known = sglang.known_flags(with_file)
-    except SettingsError:  # the engine will say so itself
-        known = sglang.known_flags(())
-    port = _port(known.port) or sglang.DEFAULT_PORT
+    engine = launched.engine
+    facts = engine.command_facts(
+        launched.arguments, environment=environment, directory=Path(f"/proc/{process.pid}/cwd")
+    )
+    port = facts.port
     ports = [port for _, port in processes.listening(process)]
-    if ports and port not in ports:  # it was told otherwise, by a file or a default of its own
+    if ports and port not in ports:  # set by a file, or a default of the engine's own
         port = ports[0]
-    model = known.served_model_name or known.model or ""
     reachable = processes.shares_network(process)
     return Running(
         process=process,
-        what=f"{process.pid} (SGLang)",
+        what=f"{process.pid} ({engine.title})",
         user=processes.user(process),
-        engine=sglang.SGLang.name,
-        model=names.label_value(model),
+        engine=engine.name,
+        model=facts.model,
         port=port,
-        url=_url(known.host or "", port) if reachable else None,
-        # Without an environment nobody can tell.
-        page_has_more=sglang.counts_on_its_page_alone(environment) if environment else None,
+        url=_url(facts.host, port) if reachable else None,
+        page_has_more=facts.page_has_more,
     )
-
-
-def _port(text: str | None) -> int | None:
-    """A port that another process's command line names, if it is one."""
-    try:
-        return settings.port(text or "") or None
-    except ValueError:
-        return None
 
 
 def _url(host: str, port: int) -> str:
