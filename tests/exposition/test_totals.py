@@ -227,13 +227,20 @@ def test_nearly_all_that_fell_mean_that_all_began_again(pages: Pages) -> None:
     assert pages.fetch(counter(11, name=names[0]), *now)[0] == "a_total 20.0"
 
 
-def test_after_an_end_what_is_on_the_page_suffices(pages: Pages) -> None:
-    pages.fetch(counter(100), counter(40, name="b_total"))
-    assert pages.fetch(gauge(1), ended=True) == ["g 1", "a_total 100.0", "b_total 40.0"]
-    assert pages.fetch(gauge(1), counter(90))[1:] == ["a_total 190.0", "b_total 40.0"]
-    assert pages.fetch(counter(95), counter(50, name="b_total")) == [
-        "a_total 195.0",
-        "b_total 90.0",
+def test_after_an_end_the_next_page_with_counters_decides(pages: Pages) -> None:
+    pages.fetch(counter(100), counter(40, name="b_total"), counter(9, name="c_total"))
+    assert pages.fetch(gauge(1), ended=True)[1:] == ["a_total 100.0", "b_total 40.0", "c_total 9.0"]
+    few = pages.fetch(gauge(1), counter(120))
+    assert few[1:] == ["a_total 220.0", "b_total 40.0", "c_total 9.0"]
+    more = pages.fetch(counter(120), counter(50, name="b_total"), counter(8, name="c_total"))
+    assert more == ["a_total 220.0", "b_total 90.0", "c_total 17.0"]
+
+
+def test_after_an_end_small_falls_suffice(pages: Pages) -> None:
+    pages.fetch(counter(3), counter(4, name="b_total"))
+    assert pages.fetch(counter(2), counter(3, name="b_total"), ended=True) == [
+        "a_total 5.0",
+        "b_total 7.0",
     ]
 
 

@@ -14,7 +14,8 @@ histogram or summary) by its count:
   forward by more than `CLEAR_MOVE_SECONDS` from one page to the next, or when nearly all of them
   fell and at least one of them to half or less. Every family has the same weight in that, however
   many series it has, and a missing label set has not fallen. Where the process was seen to end,
-  only the label sets on the page are judged, and small falls suffice.
+  its next page with any such series decides: small falls suffice, a missing label set counts as
+  fallen, because a new process has few at first, and more than half are enough.
 - A label set that is back with other series (a histogram with other bounds) starts from its page,
   because its former values do not fit the new series. Where it only misses some series, the others
   continue, and no fall is judged.
@@ -44,6 +45,7 @@ from dynamometer.exposition.unchanged import Unchanged
 CLEAR_MOVE_SECONDS: Final = 5.0
 # Of families, and of the label sets of one family.
 _NEARLY_ALL: Final = 0.9
+_MOST: Final = 0.5
 
 
 class _LabelSet:
@@ -282,8 +284,9 @@ class Totals:
 
     def _nearly_all_fell(self, found: Iterable[_Found]) -> bool:
         """Return whether the page shows that its process is another one; see the module."""
+        ended = self._ended and any(readings for _, _, readings in found)
         parts: list[float] = []
-        clearly = self._ended
+        clearly = False
         for counted, _, readings in found:
             judged = fallen = 0
             for labels, known in counted.sets.items():
@@ -291,15 +294,18 @@ class Totals:
                 if known.level <= 0:
                     continue  # a count of zero cannot fall
                 if now is None:
-                    judged += not self._ended
+                    judged += 1
+                    fallen += ended
                 elif now.finite and known.has_series_of(now):
                     judged += 1
                     fallen += now.level < known.level
                     clearly = clearly or known.fell_clearly(now)
             if judged:
                 parts.append(fallen / judged)
-        self._ended = self._ended and not parts  # the first page with something to judge decides
-        return clearly and bool(parts) and sum(parts) >= _NEARLY_ALL * len(parts)
+        if ended:
+            self._ended = False
+            return sum(parts) > _MOST * len(parts)
+        return clearly and sum(parts) >= _NEARLY_ALL * len(parts)
 
     def _continued(self, given: Sequence[Family]) -> Sequence[Family]:
         """The page's families with their totals, and behind them those that are missing."""
