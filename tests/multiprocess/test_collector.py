@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeAlias
@@ -212,3 +213,43 @@ def test_directories_that_are_gone_are_let_go(tmp_path: Path) -> None:
         assert len(list(MultiProcessCollector(None, str(path)).collect())) == 1
         shutil.rmtree(path)
     assert len(os.listdir("/proc/self/fd")) <= before + 3
+
+
+def test_a_directory_that_hangs_does_not_stop_the_collectors_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While its path is looked at, others are read."""
+    for name in ("hangs", "new", "other"):
+        (tmp_path / name).mkdir()
+        write_some(tmp_path / name)
+    other = MultiProcessCollector(None, str(tmp_path / "other"))
+    list(other.collect())
+    looked, goes_on = threading.Event(), threading.Event()
+
+    def is_dir(path: Path) -> bool:
+        looked.set()
+        return goes_on.wait(10)
+
+    new = MultiProcessCollector(None, str(tmp_path / "new"))
+    monkeypatch.setattr(Path, "is_dir", is_dir)
+    thread = threading.Thread(target=lambda: list(new.collect()))
+    thread.start()
+    try:
+        assert looked.wait(10)
+        assert len(list(other.collect())) == 1
+        assert thread.is_alive()
+    finally:
+        goes_on.set()
+        thread.join()
+
+
+def test_errors_that_are_looked_at_do_not_change(tmp_path: Path) -> None:
+    """A thread may count them while another one reads."""
+    collector = MultiProcessCollector(None, str(tmp_path))
+    (tmp_path / "counter_1.db").write_bytes(b"\x08")
+    list(collector.collect())
+    before = collector.errors
+    (tmp_path / "odd_1.db").write_bytes(b"")
+    list(collector.collect())
+    assert before == {"truncated": 1}
+    assert collector.errors == {"truncated": 2, "name": 1}

@@ -8,12 +8,15 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from bytes_of_files import content, entry, key
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pages import values
 
 from dynamometer.multiprocess import MultiprocessDirectory, files
@@ -283,3 +286,73 @@ def test_without_keep_totals_the_page_is_what_can_be_read(name: str, directory: 
                 if series in shown
             )
         assert values(ours.render()) == expected(100, 100)
+
+
+class Processes:
+    """Processes that count into files of a directory, and the totals of all of them."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.counted: dict[int, dict[str, float]] = {}
+        self.ended: list[dict[str, float]] = []
+
+    def count(self, pid: int, amounts: dict[str, float]) -> None:
+        counts = self.counted.setdefault(pid, {})
+        for kind, amount in amounts.items():
+            counts[kind] = counts.get(kind, 0.0) + amount
+        path = self.directory / f"counter_{pid}.db"
+        path.touch()
+        entries = [entry(key("c", "c_total", {"k": k}), value) for k, value in counts.items()]
+        in_place(path, content(*entries, size=SIZE))
+
+    def end(self, pid: int) -> None:
+        """End a process, and remove its file."""
+        self.ended.append(self.counted.pop(pid, {}))
+        (self.directory / f"counter_{pid}.db").unlink(missing_ok=True)
+
+    def totals(self) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for counts in [*self.ended, *self.counted.values()]:
+            for kind, value in counts.items():
+                series = f'c_total{{k="{kind}"}}'
+                found[series] = found.get(series, 0.0) + value
+        return found
+
+
+# Those that leave nothing behind in the files which is not theirs.
+PASSING = sorted(name for name in GLITCHES if "less" not in name and "values" not in name)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(
+            st.integers(1, 3),
+            st.dictionaries(st.sampled_from("xyz"), st.integers(1, 9), min_size=1),
+        ),
+        st.integers(1, 3),  # that one ends
+        st.sampled_from(PASSING),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(steps=STEPS, held=st.sampled_from([0, 1, 512]))
+def test_whatever_happens_totals_are_what_was_counted(
+    steps: list[tuple[int, dict[str, float]] | int | str], held: int
+) -> None:
+    with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "_MOST_HELD", held)
+        processes = Processes(Path(place) / "files")
+        processes.directory.mkdir()
+        ended = 0
+        with MultiprocessDirectory(processes.directory, keep_totals=True) as ours:
+            for step in steps:
+                if isinstance(step, tuple):
+                    # A process that begins after another one's end has another number.
+                    processes.count(step[0] + 3 * ended, step[1])
+                elif isinstance(step, int):
+                    processes.end(step + 3 * ended)
+                    ended += 1
+                else:
+                    with GLITCHES[step](processes.directory):  # type: ignore[attr-defined]
+                        assert values(ours.render()) == processes.totals()
+                assert values(ours.render()) == processes.totals()

@@ -159,6 +159,13 @@ def test_each_process_adds_to_the_name_that_stands(tmp_path: Path) -> None:
         assert ours.errors == {"overlap": 3}
 
 
+def test_the_log_names_both(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "counter_1.db").write_bytes(file(*COUNTERS["a dot and an underscore"][0]))
+    with MultiprocessDirectory(tmp_path) as ours:
+        ours.families()
+    assert "a_b_total{x_y} is written as a.b_total{x.y}, which came first" in caplog.text
+
+
 def test_the_next_name_stands_when_the_first_is_gone(tmp_path: Path) -> None:
     (tmp_path / "counter_1.db").write_bytes(file((key("a.b", "a.b_total"), 5.0)))
     (tmp_path / "counter_2.db").write_bytes(file((key("a_b", "a_b_total"), 7.0)))

@@ -138,7 +138,7 @@ class _Collected(Collector):
 
 
 class _State:
-    """What this process has read; a child of fork begins anew."""
+    """What this process has read; a child of `fork` starts with nothing. The lock owns it."""
 
     def __init__(self) -> None:
         self.begin()
@@ -156,14 +156,20 @@ os.register_at_fork(after_in_child=_state.begin)
 def _directory(path: str) -> MultiprocessDirectory:
     key = os.path.realpath(path)
     with _state.lock:
-        directory = _state.directories.get(key)
-        if directory is None:
-            for gone in [known for known in _state.directories if not Path(known).is_dir()]:
-                _state.directories.pop(gone).close()
-            directory = _state.directories[key] = MultiprocessDirectory(
-                path, recursive=False, max_series=_UNBOUNDED
-            )
-        return directory
+        known = _state.directories.get(key)
+        others = list(_state.directories)
+    if known is not None:
+        return known
+    # Without the lock: a file system that hangs must not stop the collectors of other paths.
+    gone = [other for other in others if not Path(other).is_dir()]
+    with _state.lock:
+        closing = [_state.directories.pop(other) for other in gone if other in _state.directories]
+        directory = _state.directories.setdefault(
+            key, MultiprocessDirectory(path, recursive=False, max_series=_UNBOUNDED)
+        )
+    for one in closing:
+        one.close()
+    return directory
 
 
 def _path_of_environment() -> str | None:

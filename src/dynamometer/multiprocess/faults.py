@@ -62,13 +62,14 @@ class FaultLog:
     """Counts faults by reason, and logs each one's beginning and end with the file's name."""
 
     def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
+        # Replaced as a whole by the thread that reads; any thread may read it.
+        self._counts: Mapping[str, int] = MappingProxyType({})
         self._known: dict[tuple[str, Reason], str] = {}
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """How often a file or a part of it was left out, by reason; only grows."""
-        return MappingProxyType(self._counts)
+        """How often a file or a part of it was left out, by reason; a mapping never changes."""
+        return self._counts
 
     def note(self, faults: Iterable[tuple[str, Reason, str]]) -> None:
         """Take in all faults of one reading.
@@ -77,9 +78,12 @@ class FaultLog:
             faults: the path, the reason, and what exactly is wrong, of each.
         """
         present: dict[tuple[str, Reason], str] = {}
+        counts = Counter(self._counts)
         for path, reason, text in faults:
-            self._counts[reason.value] += 1
+            counts[reason.value] += 1
             present[path, reason] = text
+        if present:
+            self._counts = MappingProxyType(counts)
         for (path, reason), text in present.items():
             if (path, reason) not in self._known:
                 # Every file is empty for a moment: nothing to wake anybody for.

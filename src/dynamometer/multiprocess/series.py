@@ -260,9 +260,15 @@ def _check_original(key: Key, found: Written, original: Key | None) -> None:
     if original is None and found.regular:
         return
     if original is None or found.regular or _identity(key) != _identity(original):
+        first = Key(found.family, found.sample, found.labels, "") if original is None else original
         raise LeftOutError(
-            Reason.OVERLAP, f"{key.sample} has the same series as another name: {found.sample}"
+            Reason.OVERLAP, f"{_spelled(key)} is written as {_spelled(first)}, which came first"
         )
+
+
+def _spelled(key: Key) -> str:
+    """A key's sample and the names of its labels."""
+    return f"{key.sample}{{{','.join(key.labels)}}}"
 
 
 def _identity(key: Key) -> tuple[str, dict[str, str]]:
