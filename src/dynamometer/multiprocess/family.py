@@ -88,13 +88,8 @@ class OpenFamily:
         """What a histogram's number of observations is called."""
         return f"{self.metadata.name}_count"
 
-    def known_cell(self, sample: str, labels: str) -> int | None:
-        """The cell of a series; None where the series is new."""
-        return self.cell_of.get(f"{series_text(sample, labels)} ".encode())
-
-    def new_cell(self, cells: Cells, sample: str, labels: str) -> int:
-        """Add a series, and return its cell."""
-        series = f"{series_text(sample, labels)} ".encode()
+    def new_cell(self, cells: Cells, series: bytes) -> int:
+        """Add a series, by the left part of its line, and return its cell."""
         cell = self.cell_of[series] = cells.add(series, self, self.kind)
         self._unsorted.append(cell)
         self.restructured = True

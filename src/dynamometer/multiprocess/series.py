@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dynamometer.exposition.families import Metadata
 from dynamometer.exposition.numbers import format_number
-from dynamometer.exposition.series import label_name, label_text
+from dynamometer.exposition.series import label_name, label_text, series_text
 from dynamometer.multiprocess.cells import NOWHERE, Cells, Kind
 from dynamometer.multiprocess.entries import Key, parse_key
 from dynamometer.multiprocess.family import HistogramGroup, OpenFamily
@@ -130,14 +130,15 @@ class SeriesTable:
         family = self._family(file, found.family, key)
         own = file.own_labels(found.labels)
         text = self._text({**self._labels, **own} if self._labels else own)
-        cell = family.known_cell(found.sample, text)
+        series = f"{series_text(found.sample, text)} ".encode()
+        cell = family.cell_of.get(series)
         if cell is not None:
             _check_original(key, found, self._original_of.get(cell))
             return cell
         if len(self._cells) >= self._max_series:
             self._drop_if_empty(family)
             raise self._full()
-        cell = family.new_cell(self._cells, found.sample, text)
+        cell = family.new_cell(self._cells, series)
         if not found.regular:
             self._original_of[cell] = key
         return cell

@@ -21,8 +21,6 @@ _SUFFIXES: Final = {
     "summary": ("", "_count", "_sum"),
     "histogram": ("_bucket", "_count", "_sum"),
 }
-_metric_name = lru_cache(4096)(metric_name)
-_label_name = lru_cache(4096)(label_name)
 
 
 class Written(NamedTuple):
@@ -52,19 +50,34 @@ def written(key: Key, kind: str) -> Written:
         LeftOutError: the key's sample does not belong to its family, or two of its labels have
             one written name.
     """
-    labels = {_label_name(name): value for name, value in key.labels.items()}
-    if len(labels) < len(key.labels):
-        names = ", ".join(sorted(key.labels))
-        raise LeftOutError(Reason.OVERLAP, f"labels of {key.sample} have one name: {names}")
+    family, sample = _names(key.family, key.sample, kind)
+    original = tuple(key.labels)
+    names = _label_names(original)
+    labels = key.labels if names == original else dict(zip(names, key.labels.values(), strict=True))
+    if len(labels) < len(names):
+        raise LeftOutError(
+            Reason.OVERLAP, f"labels of {key.sample} have one name: {', '.join(sorted(original))}"
+        )
     if _RESERVED in labels:
         raise LeftOutError(Reason.KEY, f"{key.sample} has a label {_RESERVED}")
-    family, sample = _family_and_sample(key, kind)
-    regular = (family, sample, labels) == (key.family, key.sample, key.labels)
+    regular = labels is key.labels and family == key.family and sample == key.sample
     return Written(family, sample, labels, regular)
 
 
-def _family_and_sample(key: Key, kind: str) -> tuple[str, str]:
-    family, sample = _metric_name(key.family), _metric_name(key.sample)
+@lru_cache(4096)
+def _label_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple([label_name(name) for name in names])
+
+
+@lru_cache(4096)
+def _names(family: str, sample: str, kind: str) -> tuple[str, str]:
+    """A family's and its sample's name.
+
+    Raises:
+        LeftOutError: the sample does not belong to the family.
+    """
+    original = sample, family
+    family, sample = metric_name(family), metric_name(sample)
     if kind == "counter":
         if sample == family:
             family = family.removesuffix(_TOTAL)
@@ -73,4 +86,4 @@ def _family_and_sample(key: Key, kind: str) -> tuple[str, str]:
             return family, sample
     elif sample.startswith(family) and sample[len(family) :] in _SUFFIXES[kind]:
         return family, sample
-    raise LeftOutError(Reason.KEY, f"{key.sample} is not a sample of the {kind} {key.family}")
+    raise LeftOutError(Reason.KEY, f"{original[0]} is not a sample of the {kind} {original[1]}")
