@@ -26,6 +26,7 @@ from dynamometer import arguments, names, settings, tiny_model
 from dynamometer.engines.sglang_names import SGLANG_CATEGORIES
 from dynamometer.errors import AddressError, DynamometerError, EngineError
 from dynamometer.http import addresses
+from dynamometer.process import tasks
 
 _DESCRIPTION = """\
 Try everything at once: make a tiny model, start a frontend and a worker around the real
@@ -97,16 +98,14 @@ async def _demo(directory: Path, engine_python: str) -> None:
         steps = asyncio.create_task(
             _steps(session, frontend, worker, str(model), process, directory)
         )
-        cut = asyncio.create_task(asked.wait())
-        await asyncio.wait({steps, cut}, return_when=asyncio.FIRST_COMPLETED)
+        await tasks.first_of(asked, steps)
         if not steps.done():
-            steps.cancel()
+            await tasks.end(steps)
             return
         steps.result()
         if _on_terminal():
             _say("everything stays up until Ctrl-C")
-            await cut
-        cut.cancel()
+            await asked.wait()
 
 
 async def _steps(

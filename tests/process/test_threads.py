@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from dynamometer.errors import DirectoryError
 from dynamometer.process.threads import BoundedCall, entered
 
 HANGS = """
@@ -84,9 +85,23 @@ async def test_a_context_that_hangs_when_it_is_left_is_left_behind(
         yield "value"
         never.wait()
 
-    async with entered(hangs(), name="the directory", leave_within=0.05) as value:
+    async with entered(hangs(), name="the directory", within=0.05) as value:
         assert value == "value"
-    assert "the directory cannot be removed within 0.05 s" in caplog.text
+    assert "the directory: no answer within 0.05 s; it is left behind" in caplog.text
+
+
+async def test_a_context_that_hangs_when_it_is_entered_is_an_error(never: threading.Event) -> None:
+    @contextlib.contextmanager
+    def hangs() -> Iterator[None]:
+        never.wait()
+        yield
+
+    async def enter() -> None:
+        async with entered(hangs(), name="the directory", within=0.05):
+            raise AssertionError("entered")
+
+    with pytest.raises(DirectoryError, match=r"the directory: no answer within 0\.05 s"):
+        await enter()
 
 
 async def test_a_context_is_entered_and_left_off_the_loop() -> None:
@@ -99,7 +114,7 @@ async def test_a_context_is_entered_and_left_off_the_loop() -> None:
         threads.append(threading.current_thread())
 
     async def fail() -> None:
-        async with entered(context(), name="it", leave_within=10):
+        async with entered(context(), name="it", within=10):
             raise KeyError
 
     with pytest.raises(KeyError):

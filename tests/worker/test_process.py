@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from dynamometer.errors import EngineError
-from dynamometer.worker.process import EngineProcess, ProcessMark, end_marked, end_owned, marks
+from dynamometer.process.children import ProcessMark, end_marked, marks
+from dynamometer.worker.process import EngineProcess, end_owned
 
 TREE = """
 import signal, subprocess, sys, time

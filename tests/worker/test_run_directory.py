@@ -19,7 +19,7 @@ import os, signal, subprocess, sys
 from pathlib import Path
 from dynamometer.process import directories
 directories.memory = lambda: directories.private(Path(sys.argv[1]))
-from dynamometer.worker.process import ProcessMark
+from dynamometer.process.children import ProcessMark
 from dynamometer.worker.run_directory import run_directory
 import psutil
 with run_directory(7) as directory:

@@ -10,6 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Generic, ParamSpec, TypeVar
 
+from dynamometer.errors import DirectoryError
+
 logger = logging.getLogger(__name__)
 
 Arguments = ParamSpec("Arguments")
@@ -75,19 +77,25 @@ class BoundedCall(Generic[Result]):
 
 @asynccontextmanager
 async def entered(
-    context: AbstractContextManager[Result], *, name: str, leave_within: float
+    context: AbstractContextManager[Result], *, name: str, within: float
 ) -> AsyncIterator[Result]:
     """Enter and leave `context` in threads.
 
     Args:
         context: what is entered.
-        name: of the context, for the message where leaving takes longer.
-        leave_within: how long leaving may take until it is left to its thread, seconds.
+        name: of the context, for messages.
+        within: how long entering and leaving may take each, seconds; what takes longer is left
+            to its thread.
+
+    Raises:
+        DirectoryError: Entering took longer.
     """
-    value = await asyncio.to_thread(context.__enter__)
+    enter = BoundedCall(lambda: (context.__enter__(),))
+    if (entry := await enter(within)) is None:
+        raise DirectoryError(f"{name}: no answer within {within:g} s; does a file system hang?")
     try:
-        yield value
+        yield entry[0]
     finally:
         leave = BoundedCall(lambda: (context.__exit__(None, None, None),))
-        if await leave(within=leave_within) is None:
-            logger.error("%s cannot be removed within %g s: left behind", name, leave_within)
+        if await leave(within) is None:
+            logger.error("%s: no answer within %g s; it is left behind", name, within)

@@ -42,7 +42,8 @@ from dynamometer.worker.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
 
-_REMOVE_SECONDS: Final = 10.0
+# Leftovers of killed workers are cleared first.
+_DIRECTORY_SECONDS: Final = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +91,8 @@ async def serve(options: WorkerOptions, engine: StartableEngine) -> None:
         directory = await stack.enter_async_context(
             entered(
                 run_directory(instance_id),
-                leave_within=_REMOVE_SECONDS,
                 name="the worker's directory",
+                within=_DIRECTORY_SECONDS,
             )
         )
         launch = await asyncio.to_thread(_plan, options, engine, directory)

@@ -15,13 +15,13 @@ import os
 import re
 import signal
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence, Set
-from typing import Final, NamedTuple
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from typing import Final
 
 import psutil
 
 from dynamometer.errors import EngineError
-from dynamometer.process.children import alive, descendants
+from dynamometer.process.children import alive, descendants, environment, kill, session
 from dynamometer.process.threads import BoundedCall
 from dynamometer.runtime.identity import WORKER_MARK
 
@@ -36,13 +36,6 @@ LOOK_SECONDS: Final = 2.0
 KILL_SECONDS: Final = 5.0
 _LONGEST_LINE: Final = 16384
 _ANSI: Final = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
-
-
-class ProcessMark(NamedTuple):
-    """A process, told from a later one with the same number by when it started."""
-
-    pid: int
-    started: float
 
 
 class EngineProcess:
@@ -64,7 +57,7 @@ class EngineProcess:
 
     @classmethod
     async def start(
-        cls, command: Sequence[str], environment: Mapping[str, str], *, owner: str
+        cls, command: Sequence[str], variables: Mapping[str, str], *, owner: str
     ) -> EngineProcess:
         """Start `command`; its output, both streams, is read by `follow`.
 
@@ -80,7 +73,7 @@ class EngineProcess:
             try:
                 process = await asyncio.create_subprocess_exec(
                     *command,
-                    env={**environment, WORKER_MARK: owner},
+                    env={**variables, WORKER_MARK: owner},
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=writing,
                     stderr=asyncio.subprocess.STDOUT,
@@ -144,7 +137,7 @@ class EngineProcess:
 
         A session's number tells, and where one has made a session of its own, the environment.
         """
-        return _session(child.pid) == self.pid or self._mark in _environment(child)
+        return session(child.pid) == self.pid or self._mark in environment(child)
 
     async def end(
         self, *, grace: float, hurry: Callable[[], bool], look: Callable[[], None]
@@ -160,17 +153,22 @@ class EngineProcess:
             The pids of those that did not die in `KILL_SECONDS`: a process in uninterruptible
             sleep ends when its system call does.
         """
-        members: set[psutil.Process] = set()  # of the thread that looks or kills
+        # Each thread replaces it by a larger one: one that looks may hang while another kills.
+        members: frozenset[psutil.Process] = frozenset()
 
         def living() -> Sequence[int]:
-            members.update(self.members())
+            nonlocal members
+            members |= frozenset(self.members())
             look()
             return self._left(members)
 
-        def kill() -> Sequence[int]:
-            members.update(self.members())
+        def kill_all() -> Sequence[int]:
+            nonlocal members
             for member in members:
-                _kill(member)
+                kill(member)
+            members |= frozenset(self.members())
+            for member in members:
+                kill(member)
             return self._left(members)
 
         with contextlib.suppress(ProcessLookupError):
@@ -184,7 +182,7 @@ class EngineProcess:
         if self._process.returncode is None:
             with contextlib.suppress(OSError):
                 os.killpg(self.pid, signal.SIGKILL)  # also where looking hangs
-        killing, deadline = BoundedCall(kill), time() + KILL_SECONDS
+        killing, deadline = BoundedCall(kill_all), time() + KILL_SECONDS
         while (left := await killing(within=LOOK_SECONDS)) and time() < deadline:
             await asyncio.sleep(0.02)
         if left is None:  # killing hangs, too
@@ -194,9 +192,8 @@ class EngineProcess:
         self._pipe.close()
         return left
 
-    def _left(self, members: Iterable[psutil.Process]) -> Sequence[int]:
+    def _left(self, members: frozenset[psutil.Process]) -> Sequence[int]:
         """Reap the members that ended, and return the pids of the others."""
-        members = list(members)
         self._reap(members)
         return [member.pid for member in members if alive(member)]
 
@@ -208,27 +205,6 @@ class EngineProcess:
                     os.waitpid(member.pid, os.WNOHANG)
 
 
-def marks(members: Iterable[psutil.Process]) -> frozenset[ProcessMark]:
-    """The marks of `members`, by which a later worker knows them."""
-    found = set()
-    for member in members:
-        with contextlib.suppress(psutil.Error):
-            found.add(ProcessMark(member.pid, member.create_time()))
-    return frozenset(found)
-
-
-def end_marked(processes: Iterable[ProcessMark]) -> int:
-    """Kill those of `processes` that still run; how many did."""
-    ended = 0
-    for mark in processes:
-        with contextlib.suppress(psutil.Error, ValueError):
-            process = psutil.Process(mark.pid)
-            if process.create_time() == mark.started and alive(process):
-                process.kill()
-                ended += 1
-    return ended
-
-
 def end_owned(owner: str) -> int:
     """Kill all processes of this user that `EngineProcess.start` has marked as `owner`'s.
 
@@ -237,34 +213,14 @@ def end_owned(owner: str) -> int:
     """
     ended = 0
     for process in psutil.process_iter():
-        if (WORKER_MARK, owner) in _environment(process):
-            _kill(process)
+        if (WORKER_MARK, owner) in environment(process):
+            kill(process)
             ended += 1
     return ended
 
 
 def _die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-
-def _session(pid: int) -> int:
-    try:
-        return os.getsid(pid)
-    except OSError:
-        return -1
-
-
-def _environment(process: psutil.Process) -> Set[tuple[str, str]]:
-    """What it was started with; empty where that cannot be read, or was written over."""
-    try:
-        return process.environ().items()
-    except (psutil.Error, OSError):
-        return frozenset()
-
-
-def _kill(process: psutil.Process) -> None:
-    with contextlib.suppress(psutil.Error):
-        process.kill()
 
 
 def _text(line: bytes) -> str:

@@ -25,10 +25,11 @@ from pathlib import Path
 
 from dynamometer.errors import DirectoryError
 from dynamometer.process import directories
+from dynamometer.process.children import ProcessMark, end_marked
 from dynamometer.process.descriptors import Descriptor
 from dynamometer.process.shared_memory import SharedFile, remove_unheld
 from dynamometer.runtime.identity import hexadecimal
-from dynamometer.worker.process import ProcessMark, end_marked, end_owned
+from dynamometer.worker.process import end_owned
 
 logger = logging.getLogger(__name__)
 

@@ -21,11 +21,12 @@ from dynamometer import logs
 from dynamometer.engines.interface import Launch, ModelCards, StartableEngine
 from dynamometer.errors import EngineError
 from dynamometer.process import tasks
+from dynamometer.process.children import ProcessMark, marks
 from dynamometer.process.shared_memory import SharedFile, held_by, remove_unheld
 from dynamometer.process.threads import BoundedCall
 from dynamometer.runtime.record import Json, State
 from dynamometer.worker.health import EngineClient
-from dynamometer.worker.process import LOOK_SECONDS, EngineProcess, ProcessMark, marks
+from dynamometer.worker.process import LOOK_SECONDS, EngineProcess
 from dynamometer.worker.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
