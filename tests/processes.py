@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
+import functools
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +20,19 @@ import psutil
 
 PYTHON = sys.executable
 _libc = ctypes.CDLL(None)
+
+
+@functools.cache
+def refusing_port() -> int:
+    """A loopback port that is bound, by this process, and listened on by nobody.
+
+    A port that is merely free may be another process's a moment later.
+    """
+    bound = socket.socket()
+    atexit.register(bound.close)
+    bound.bind(("127.0.0.1", 0))
+    number: int = bound.getsockname()[1]
+    return number
 
 
 class Process:

@@ -22,6 +22,7 @@ from dynamometer.metrics.page import MetricsPage
 from dynamometer.runtime.fleet import Fleet
 from dynamometer.runtime.identity import new_id
 from dynamometer.runtime.record import Record, Role, State
+from processes import refusing_port
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 CHAT = "/v1/chat/completions"
@@ -123,4 +124,4 @@ async def fine(request: web.Request) -> web.StreamResponse:
 
 
 def nobody() -> str:
-    return f"http://127.0.0.1:{addresses.free_port()}"
+    return f"http://127.0.0.1:{refusing_port()}"

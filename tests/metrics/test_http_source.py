@@ -19,6 +19,7 @@ from dynamometer.exposition.totals import Totals
 from dynamometer.http import addresses
 from dynamometer.http.servers import serving
 from dynamometer.metrics.http_source import HttpSource
+from processes import refusing_port
 
 PAGE = b'# TYPE sglang:a_total counter\nsglang:a_total{x="1"} 1\n# TYPE other gauge\nother 2\n'
 
@@ -112,7 +113,7 @@ async def test_a_page_that_is_gone_for_two_intervals_takes_its_families_along(
 
 
 async def test_nobody_there_is_counted(source: HttpSource, engine: Engine) -> None:
-    source.url = f"http://127.0.0.1:{addresses.free_port()}/metrics"
+    source.url = f"http://127.0.0.1:{refusing_port()}/metrics"
     await source.fetch()
     assert source.errors == {"unreachable": 1}
     del engine

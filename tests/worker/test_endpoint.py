@@ -19,6 +19,7 @@ from dynamometer.runtime import DistributedRuntime
 from dynamometer.runtime.record import State
 from dynamometer.worker.accounting import EndpointMetrics
 from dynamometer.worker.endpoint import Endpoint, engine_session
+from processes import refusing_port
 
 PATH = "/v1/chat/completions"
 DONE = b"data: [DONE]\n\n"
@@ -107,7 +108,7 @@ async def worker() -> AsyncIterator[Worker]:
 
 @pytest.fixture
 async def without_engine() -> AsyncIterator[Worker]:
-    async for made in start(f"http://127.0.0.1:{addresses.free_port()}"):
+    async for made in start(f"http://127.0.0.1:{refusing_port()}"):
         yield made
 
 

@@ -15,8 +15,8 @@ async def serving(
 ) -> AsyncIterator[Callable[[], Awaitable[None]]]:
     """Answer requests to `app` on `listener` while the context is open.
 
-    A client that goes away cancels its handler; that is how an abort travels to the engine.
-    Whoever needs requests to finish waits for them before the context closes.
+    A client that goes away cancels its handler, which closes the connection to the next hop: so an
+    abort reaches the engine. Requests that are to finish must be waited for inside the context.
 
     Yields:
         A function that stops listening; connections that are open go on.

@@ -52,6 +52,7 @@ class Collection:
         """Nothing is asked yet."""
         self.source = source
         self.expected = expected
+        # Set by the thread that asks; `_good` belongs to it, and `taken` to the refresh's thread.
         self._asking: threading.Thread | None = None
         self.taken: Sequence[Family] = ()
         self._good: dict[int, Family] = {}

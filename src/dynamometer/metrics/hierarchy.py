@@ -77,7 +77,7 @@ class Hierarchy:
             )
         self.registry = registry()
         self.page = MetricsPage(self.registry, deadline=deadline)
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # held by whichever thread reads or changes those below
         self._shapes: dict[str, _Shape] = {}
         self._owners: dict[str, str] = {}
         self._registries: dict[tuple[tuple[str, str], ...], CollectorRegistry] = {}

@@ -58,6 +58,8 @@ class DistributedRuntime:
         self.instance_id = new_id() if instance_id is None else instance_id
         self._hierarchy = Hierarchy(deadline=deadline)
         self.metrics = self._hierarchy.level(NO_LABELS)
+        # Any thread adds to it (`setdefault`, under the interpreter's lock), and none removes; the
+        # server's thread iterates over a copy.
         self._endpoints: dict[tuple[str, str, str], Endpoint] = {}
         _count_process(self._hierarchy.registry, self.metrics, hexadecimal(self.instance_id))
 
@@ -214,6 +216,7 @@ class Endpoint:
             labels.ENDPOINT: name,
         }
         self.metrics = runtime.level(self.labels)
+        # Any thread sets these, and the server's reads them: each is a single value.
         self._ready = True
         self._was_ready = False
 

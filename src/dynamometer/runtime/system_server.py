@@ -19,7 +19,9 @@ logger = logging.getLogger(__name__)
 
 
 class SystemServer:
-    """Serves until it is closed, or the process ends.
+    """Serve until `close`, or the end of the process.
+
+    The thread sets `_begun`; whoever owns the server calls `close`, from any one thread.
 
     Attributes:
         url: where it listens; None where DYN_SYSTEM_PORT=-1 says that there is to be no server.

@@ -1,0 +1,61 @@
+"""The engine's life, with engines that do not end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+UNDEAD = """
+import asyncio, os, pathlib, sys
+from unittest import mock
+import psutil
+from dynamometer import logs
+from dynamometer.engines.interface import Launch
+from dynamometer.engines.mocker import Mocker
+from dynamometer.http import relay
+from dynamometer.process import event_loop
+from dynamometer.worker import process
+from dynamometer.worker.health import EngineClient
+from dynamometer.worker.run_directory import run_directory
+from dynamometer.worker.supervisor import Supervisor
+
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+
+async def main(directory):
+    launch = Launch(
+        command=[sys.executable, "-c", DEAF], environment=dict(os.environ),
+        url="http://127.0.0.1:9", model="m", model_path="m",
+    )
+    async with relay.client(keepalive_seconds=None) as session:
+        client = EngineClient(session, Mocker(), launch)
+        supervisor = Supervisor(Mocker(), launch, client, directory)
+        async with supervisor.running(mock.AsyncMock(), lambda: True):
+            (child,) = psutil.Process().children()
+            status = pathlib.Path(f"/proc/{child.pid}/status")
+            while not int(status.read_text().split("SigIgn:")[1].split()[0], 16) & 1 << 14:
+                await asyncio.sleep(0.01)  # until it ignores SIGTERM
+            print(child.pid, flush=True)
+
+logs.set_up("worker", level="info", as_json=False)
+process.KILL_SECONDS = 0.3
+with run_directory(7) as directory:
+    with mock.patch("psutil.Process.kill"), mock.patch("os.killpg"):
+        event_loop.run(main(directory))
+logs.flush()
+"""
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_a_worker_names_the_processes_that_do_not_die_and_ends(loop: str) -> None:
+    """A process that nobody kills stands for one in uninterruptible sleep."""
+    small = ", small=True" if loop == "asyncio" else ""
+    script = UNDEAD.replace("main(directory))", f"main(directory){small})")
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 0, done.stderr
+    pid = done.stdout.strip()
+    assert f"processes of the engine do not die, and are left behind: {pid}" in done.stderr
