@@ -114,6 +114,7 @@ class StreamReader:
         self._any_event = self._any_unread = self._any_error = False
         self._choices: set[object] = set()
         self._finished: set[object] = set()
+        self._last_choice: object = None  # most streams have one: noted once
         self.content_times: list[float] = []
         self.error_code: int | None = None
         self.ended = False
@@ -222,7 +223,10 @@ class StreamReader:
         found = False
         for choice in choices:
             if isinstance(choice, dict):
-                self._note_choice(_integer_or_0(choice.get("index")), choice.get("finish_reason"))
+                index, reason = choice.get("index"), choice.get("finish_reason")
+                if reason is not None or index != self._last_choice:
+                    self._last_choice = index
+                    self._note_choice(_integer_or_0(index), reason)
                 found = found or _has_content(choice)
         return found
 
@@ -365,7 +369,10 @@ def _has_content(choice: Event) -> bool:
     delta = choice.get("delta")
     if not isinstance(delta, dict):
         return False
-    return any(value and key not in _NO_CONTENT for key, value in delta.items())
+    for key, value in delta.items():  # noqa: SIM110  # a third of the time of any()
+        if value and key not in _NO_CONTENT:
+            return True
+    return False
 
 
 def _integer_or_0(value: object) -> int:
