@@ -232,7 +232,8 @@ class Page(socketserver.ThreadingTCPServer):
     daemon_threads = True
 
     def __init__(self, port: int, text: str, *, paths: Sequence[str] = ("/metrics",)) -> None:
-        super().__init__(("127.0.0.1", port), _handler(text, paths))
+        self.text = text  # may be replaced
+        super().__init__(("127.0.0.1", port), _handler(paths))
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def end(self) -> None:
@@ -240,13 +241,13 @@ class Page(socketserver.ThreadingTCPServer):
         self.server_close()
 
 
-def _handler(text: str, paths: Sequence[str]) -> type[BaseHTTPRequestHandler]:
+def _handler(paths: Sequence[str]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             found = self.path in paths
             self.send_response(200 if found else 404)
             self.end_headers()
-            self.wfile.write(text.encode() if found else b"")
+            self.wfile.write(cast(Page, self.server).text.encode() if found else b"")
 
         def log_message(self, *_: object) -> None:
             pass

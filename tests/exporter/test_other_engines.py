@@ -185,6 +185,29 @@ def test_a_text_page_of_other_names_goes_on_over_a_restart(path: str, tmp_path: 
         server.end()
 
 
+def test_an_engine_that_counted_little_before_its_restart_goes_on(tmp_path: Path) -> None:
+    """As SGLang does: its first page has few counters, and later values are hardly lower."""
+    port = free_port()
+    starts = "# TYPE vllm:starts_total counter\nvllm:starts_total 1\n"
+    server = Page(port, starts + page_of(3))
+    flags = ("--prefix", "vllm:", "--prefix", "lmcache:")
+    with exporter(tmp_path, "--engine-url", f"http://127.0.0.1:{port}", *flags) as found:
+        found.wait_until_ready("engine")
+        eventually(lambda: "vllm:running" in found.page(), within=8, what="the page")
+        server.end()
+        eventually(lambda: "vllm:running" not in found.page(), within=8, what="ended")
+        server = Page(port, starts)
+        eventually(
+            lambda: total(found.page(), "vllm:starts_total") == 2, within=8, what="it is back"
+        )
+        assert total(found.page(), "vllm:requests_total") == 3
+        server.text = starts + page_of(2)
+        eventually(lambda: "vllm:running" in found.page(), within=8, what="all of it")
+        assert total(found.page(), "vllm:requests_total") == 5
+        assert total(found.page(), "lmcache:hits_total") == 5
+        server.end()
+
+
 def test_two_engines_on_one_page(tmp_path: Path) -> None:
     ports = free_port(), free_port()
     servers = [Page(port, page_of(number)) for port, number in zip(ports, (3, 4), strict=True)]
