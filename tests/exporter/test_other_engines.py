@@ -327,3 +327,53 @@ def test_an_engine_that_starts_is_called_what_the_environment_says(
 def test_a_pid_is_ascii_digits(pid: str) -> None:
     with pytest.raises(SettingsError, match=r"--pid .*: must be the number of a process"):
         targets.targets(targets.Given(pids=[targets.Named("", pid)]))
+
+
+def vllm_page(running: int) -> str:
+    return f'# TYPE vllm:running gauge\nvllm:running{{engine="0",model_name="m"}} {running}\n'
+
+
+@pytest.mark.parametrize("labels", [(), ("--no-runtime-labels",)])
+def test_engines_whose_series_have_a_label_engine_are_told_apart_by_worker_id(
+    labels: tuple[str, ...], tmp_path: Path
+) -> None:
+    """As vLLM's have: `dynamometer_engine_up * on (worker_id) group_right vllm:running` joins."""
+    servers = [Page(0, vllm_page(running)) for running in (3, 4)]
+    flags = [
+        word
+        for name, server in zip("ab", servers, strict=True)
+        for word in ("--engine-url", f"{name}=http://127.0.0.1:{server.server_address[1]}")
+    ]
+    with exporter(tmp_path, *flags, "--prefix", "vllm:", *labels) as found:
+        found.wait_until_ready("a").wait_until_ready("b")
+
+        def joined() -> dict[str, float]:
+            """What each engine has running, by the name that its `up` has."""
+            samples = [sample for family in parse(found.page()) for sample in family.samples]
+            up = {
+                sample.labels["worker_id"]: sample.labels["engine"]
+                for sample in samples
+                if sample.name == "dynamometer_engine_up"
+            }
+            assert len(up) == 2
+            return {
+                up[sample.labels["worker_id"]]: sample.value
+                for sample in samples
+                if sample.name == "vllm:running"
+            }
+
+        eventually(lambda: joined() == {"a": 3, "b": 4}, within=8, what=f"{found.page()}")
+        own = [line for line in found.page().splitlines() if line.startswith("vllm:running")]
+        assert all('engine="0"' in line for line in own)
+    for server in servers:
+        server.end()
+
+
+def test_one_engine_without_runtime_labels_has_its_own_labels_alone(tmp_path: Path) -> None:
+    server = Page(0, vllm_page(3))
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    flags = ("--engine-url", url, "--prefix", "vllm:", "--no-runtime-labels")
+    with exporter(tmp_path, *flags) as found:
+        line = 'vllm:running{engine="0",model_name="m"} 3'
+        eventually(lambda: line in found.page(), within=8, what=f"{found.page()}")
+    server.end()
