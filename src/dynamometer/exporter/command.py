@@ -151,8 +151,8 @@ def parser(program: str) -> argparse.ArgumentParser:
     labels.add_argument(
         "--no-runtime-labels",
         action="store_true",
-        help="leave dynamo_namespace, dynamo_component, dynamo_endpoint and model off, and worker_id "
-        "where only one engine is named, without a NAME",
+        help="leave dynamo_namespace, dynamo_component, dynamo_endpoint and model off, and "
+        "worker_id where only one engine is named, without a NAME",
     )
     arguments.add_discovery(labels)
     return result
