@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,6 +175,9 @@ def test_an_exporter_without_free_descriptors_goes_on(good: Path, tmp_path: Path
             resource.prlimit(one.process.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
         searching.process.wait_for("Too many open files", within=30)
         found.process.wait_for("Too many open files", within=30)
+        host, _, port = found.url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port))):
+            found.process.wait_for("accept.*: Too many open files", within=10)
         for one in (found, searching):
             resource.prlimit(one.process.pid, resource.RLIMIT_NOFILE, limits)
             assert one.process.running

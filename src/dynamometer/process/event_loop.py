@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import importlib
+import logging
 import sys
 from collections.abc import Coroutine
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from dynamometer.process.threads import DaemonThreads
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
 # Python's default is 5 ms: so long a thread that renders a page could keep the loop waiting.
 SWITCH_SECONDS: Final = 0.0005
+_SHORTAGE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 
 
 def run(main: Coroutine[object, object, Result], *, small: bool = False) -> Result:
@@ -31,4 +36,14 @@ def run(main: Coroutine[object, object, Result], *, small: bool = False) -> Resu
     factory = None if small else importlib.import_module("uvloop").new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.get_loop().set_default_executor(DaemonThreads())
+        runner.get_loop().set_exception_handler(_report)
         return runner.run(main)
+
+
+def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log a want of descriptors in one line, and any other fault as asyncio does."""
+    error = context.get("exception")
+    if isinstance(error, OSError) and error.errno in _SHORTAGE:
+        logger.warning("%s: %s", context.get("message"), error.strerror)
+    else:
+        loop.default_exception_handler(context)
