@@ -31,16 +31,18 @@ def ours(registry: CollectorRegistry) -> BatchHistogram:
     )
 )
 def test_a_page_is_that_of_prometheus_client(batches: list[tuple[str, list[float]]]) -> None:
-    prometheus_client.disable_created_metrics()
     mine, theirs = CollectorRegistry(), CollectorRegistry()
     histogram = ours(mine)
+    prometheus_client.disable_created_metrics()
     other = Histogram("latency_seconds", "How long.", ["model"], buckets=BOUNDS, registry=theirs)
     for model, values in batches:
         histogram.labels(model).observe_all(values)
         child = other.labels(model)
         for value in values:
             child.observe(value)
-    assert generate_latest(mine) == generate_latest(theirs)
+    expected = generate_latest(theirs)
+    prometheus_client.enable_created_metrics()
+    assert generate_latest(mine) == expected
 
 
 def test_one_observation_is_counted_as_one() -> None:
