@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -30,6 +31,7 @@ from exporting import Exporter, Page, exporter, total
 from processes import PYTHON, Process, running
 from stack import eventually, http
 
+ROOT = Path(__file__).parent.parent.parent
 SERVICE = """
 import os
 from prometheus_client import Counter, Gauge
@@ -329,15 +331,52 @@ def test_a_pid_is_ascii_digits(pid: str) -> None:
         targets.targets(targets.Given(pids=[targets.Named("", pid)]))
 
 
+def assert_join_of_the_docs(page: str, expected: dict[str, float], directory: Path) -> None:
+    """Prometheus gives each series the name of its engine, by docs/two-minutes.md's expression."""
+    text = (ROOT / "docs/two-minutes.md").read_text(encoding="utf-8")
+    (expression,) = re.findall(r"^vllm:.* on \(worker_id\) .*$", text, re.MULTILINE)
+    lines = [line.rpartition(" ") for line in page.splitlines() if not line.startswith("#")]
+    wanted = ("vllm:num", "dynamometer_engine_up")
+    series = [{"series": key, "values": value} for key, _, value in lines if key.startswith(wanted)]
+    labels = {key: labels_of(key) for key, _, _ in lines if key.startswith("vllm:num")}
+    names = {
+        labels_of(key)["worker_id"]: labels_of(key)["engine"]
+        for key, _, _ in lines
+        if key.startswith("dynamometer_engine_up")
+    }
+    samples = []
+    for own in labels.values():
+        own["engine"] = names[own["worker_id"]]
+        text = ",".join(f'{name}="{value}"' for name, value in own.items())
+        samples.append({"labels": f"{{{text}}}", "value": expected[own["engine"]]})
+    test = {"expr": expression, "eval_time": "0m", "exp_samples": samples}
+    rules = directory / "rules.yml"
+    rules.write_text(
+        json.dumps(
+            {
+                "rule_files": [],
+                "tests": [{"interval": "1m", "input_series": series, "promql_expr_test": [test]}],
+            }
+        ),
+        encoding="utf-8",
+    )
+    subprocess.run(["promtool", "test", "rules", str(rules)], check=True)
+
+
+def labels_of(series: str) -> dict[str, str]:
+    return dict(re.findall(r'(\w+)="([^"]*)"', series))
+
+
 def vllm_page(running: int) -> str:
-    return f'# TYPE vllm:running gauge\nvllm:running{{engine="0",model_name="m"}} {running}\n'
+    name = "vllm:num_requests_running"
+    return f'# TYPE {name} gauge\n{name}{{engine="0",model_name="m"}} {running}\n'
 
 
 @pytest.mark.parametrize("labels", [(), ("--no-runtime-labels",)])
 def test_engines_whose_series_have_a_label_engine_are_told_apart_by_worker_id(
     labels: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """As vLLM's have: `dynamometer_engine_up * on (worker_id) group_right vllm:running` joins."""
+    """As vLLM's have: `dynamometer_engine_up * on (worker_id) group_right ...` joins."""
     servers = [Page(0, vllm_page(running)) for running in (3, 4)]
     flags = [
         word
@@ -359,12 +398,13 @@ def test_engines_whose_series_have_a_label_engine_are_told_apart_by_worker_id(
             return {
                 up[sample.labels["worker_id"]]: sample.value
                 for sample in samples
-                if sample.name == "vllm:running"
+                if sample.name == "vllm:num_requests_running"
             }
 
         eventually(lambda: joined() == {"a": 3, "b": 4}, within=8, what=f"{found.page()}")
-        own = [line for line in found.page().splitlines() if line.startswith("vllm:running")]
+        own = [line for line in found.page().splitlines() if line.startswith("vllm:num")]
         assert all('engine="0"' in line for line in own)
+        assert_join_of_the_docs(found.page(), {"a": 3, "b": 4}, tmp_path)
     for server in servers:
         server.end()
 
@@ -374,6 +414,6 @@ def test_one_engine_without_runtime_labels_has_its_own_labels_alone(tmp_path: Pa
     url = f"http://127.0.0.1:{server.server_address[1]}"
     flags = ("--engine-url", url, "--prefix", "vllm:", "--no-runtime-labels")
     with exporter(tmp_path, *flags) as found:
-        line = 'vllm:running{engine="0",model_name="m"} 3'
+        line = 'vllm:num_requests_running{engine="0",model_name="m"} 3'
         eventually(lambda: line in found.page(), within=8, what=f"{found.page()}")
     server.end()
