@@ -56,6 +56,7 @@ def test_nothing_said_shows_the_help_and_fails() -> None:
     ("words", "environment", "says"),
     [
         (["serv"], {}, "'serv' is no command"),
+        (["sglang", "--model", "x", "--api-key", "a\nb"], {}, "--api-key: a key with line breaks"),
         (["frontend", "--http-port", "x"], {}, "argument --http-port: 'x' must be a port"),
         (["frontend", "--router-mode", "x"], {}, "invalid choice"),
         (["frontend", "--max-body-size", "0"], {}, "--max-body-size: '0' must be"),
@@ -178,6 +179,22 @@ def test_a_directory_that_cannot_be_used_is_one_line_and_leaves_nothing(
     assert done.stderr.splitlines()[-1].startswith(says)
     assert "Traceback" not in done.stderr
     assert done.stdout.splitlines() == [line for line in done.stdout.splitlines() if "==>" in line]
+
+
+@pytest.mark.parametrize("words", [["frontend"], ["sglang", *MOCK], ["mocker"]], ids=str)
+@pytest.mark.parametrize("limit", [12, 31])
+def test_a_limit_of_open_files_that_is_too_low_is_named(words: list[str], limit: int) -> None:
+    command = [sys.executable, "-m", "dynamometer.cli", *words]
+    done = subprocess.run(
+        ["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *command],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: this process may open {limit} files, and needs 32")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_fault_of_the_system_is_one_line_that_names_the_file(

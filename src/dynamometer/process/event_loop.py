@@ -6,10 +6,12 @@ import asyncio
 import errno
 import importlib
 import logging
+import resource
 import sys
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
+from dynamometer.errors import SettingsError
 from dynamometer.process.threads import DaemonThreads
 
 logger = logging.getLogger(__name__)
@@ -19,6 +21,8 @@ Result = TypeVar("Result")
 # Python's default is 5 ms: so long a thread that renders a page could keep the loop waiting.
 SWITCH_SECONDS: Final = 0.0005
 _SHORTAGE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+# With fewer, uvloop fails halfway, with tracebacks of its own.
+LEAST_OPEN_FILES: Final = 32
 
 
 def run(main: Coroutine[object, object, Result], *, small: bool = False) -> Result:
@@ -31,7 +35,17 @@ def run(main: Coroutine[object, object, Result], *, small: bool = False) -> Resu
         main: what to run.
         small: on Python's own loop, which takes two megabytes less than uvloop: for a process
             that relays no streams.
+
+    Raises:
+        SettingsError: The process may have fewer open files than it needs to start.
     """
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed < LEAST_OPEN_FILES and not small:
+        main.close()
+        raise SettingsError(
+            f"this process may open {allowed} files, and needs {LEAST_OPEN_FILES} to start: raise "
+            "the limit (ulimit -n, LimitNOFILE=)"
+        )
     sys.setswitchinterval(SWITCH_SECONDS)
     factory = None if small else importlib.import_module("uvloop").new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
