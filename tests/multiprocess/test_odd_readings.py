@@ -121,6 +121,10 @@ def a_little_less(data: bytes) -> bytes:
     return counted(98) if b'"c_total"' in data else histogram(98)
 
 
+def far_less(data: bytes) -> bytes:
+    return counted(2) if b'"c_total"' in data else histogram(2)
+
+
 def one_series_less(data: bytes) -> bytes:
     if b'"c_total"' not in data:
         return data
@@ -149,6 +153,7 @@ GLITCHES: dict[str, Glitch] = {
     "replaced by the same": bytes_once(lambda data: data, replace),
     "replaced by one with a little less": bytes_once(a_little_less, replace),
     "a little less in place": bytes_once(a_little_less),
+    "far less in place": bytes_once(far_less),
     "replaced by one with a series less": bytes_once(one_series_less, replace),
     "a series less in place": bytes_once(one_series_less),
 }
@@ -199,7 +204,7 @@ def test_one_odd_reading(name: str, ours: MultiprocessDirectory, directory: Path
         assert values(ours.render()) == expected(more, more)
 
 
-@pytest.mark.parametrize("name", GLITCHES)
+@pytest.mark.parametrize("name", sorted(GLITCHES.keys() - {"far less in place"}))
 def test_odd_readings_in_a_row(name: str, ours: MultiprocessDirectory, directory: Path) -> None:
     ours.render()
     for _ in range(3):
@@ -210,21 +215,33 @@ def test_odd_readings_in_a_row(name: str, ours: MultiprocessDirectory, directory
         assert values(ours.render()) == expected(100, 100)
 
 
-@pytest.mark.parametrize("write", [in_place, replace])
-def test_a_process_that_begins_again_counts_on(
-    write: Callable[[Path, bytes], None], ours: MultiprocessDirectory, directory: Path
+def test_another_process_in_another_file_adds_to_the_totals(
+    ours: MultiprocessDirectory, directory: Path
 ) -> None:
-    """Nearly all of what had been counted fell to less than half."""
+    """Nearly all of what had been counted is less than half."""
     ours.render()
-    write(directory / "counter_7.db", counted(2))
-    write(directory / "histogram_7.db", histogram(2))
+    replace(directory / "counter_7.db", counted(2))
+    replace(directory / "histogram_7.db", histogram(2))
     assert values(ours.render()) == expected(102, 102)
     in_place(directory / "counter_7.db", counted(20))
     in_place(directory / "histogram_7.db", histogram(20))
     assert values(ours.render()) == expected(120, 120)
 
 
-def test_a_process_that_begins_again_and_has_counted_nothing_yet(
+def test_another_process_in_the_same_file_adds_to_the_totals_from_the_second_reading_on(
+    ours: MultiprocessDirectory, directory: Path
+) -> None:
+    ours.render()
+    in_place(directory / "counter_7.db", counted(2))
+    in_place(directory / "histogram_7.db", histogram(2))
+    assert values(ours.render()) == expected(100, 100)
+    assert values(ours.render()) == expected(102, 102)
+    in_place(directory / "counter_7.db", counted(20))
+    in_place(directory / "histogram_7.db", histogram(20))
+    assert values(ours.render()) == expected(120, 120)
+
+
+def test_another_process_that_has_counted_nothing_yet_adds_nothing(
     ours: MultiprocessDirectory, directory: Path
 ) -> None:
     ours.render()
@@ -235,6 +252,7 @@ def test_a_process_that_begins_again_and_has_counted_nothing_yet(
     path.write_bytes(counted(0))
     assert values(ours.render()) == expected(100, 100)
     in_place(path, counted(2))
+    ours.render()
     assert values(ours.render()) == expected(102, 100)
 
 

@@ -66,6 +66,8 @@ class MultiprocessFile:
             are kept; else None.
         baseline: float64, what each value counts from; None for zero.
         held: whether values below their baseline count nothing, instead of less than nothing.
+        seen: whether a complete reading had the file.
+        suspected: whether the last reading had values of another process.
         marks: int64, words that change when the file is not the one that was read: the
             header, and the whole key of the last entry.
         marked: int64, what those words were.
@@ -87,6 +89,8 @@ class MultiprocessFile:
         self.cells: NDArray[np.int32] = np.empty(0, np.int32)
         self.counted: NDArray[np.float64] | None = None
         self.held = False
+        self.seen = False
+        self.suspected = False
         self._known: dict[int, float] = {}
         self._past: Past | None = None
         self.forget()
@@ -119,6 +123,7 @@ class MultiprocessFile:
     def begin_again(self) -> None:
         """Count from zero."""
         self.baseline, self.held, self._known = None, False, {}
+        self.suspected = False
 
     def resume(self, known: dict[int, float]) -> None:
         """Count from what a file of the path had counted, and nothing while a value is below.

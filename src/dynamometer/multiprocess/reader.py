@@ -230,11 +230,15 @@ class Reader:
     def _keep_counted(self) -> None:
         """Keep the values as just read, once it is clear what they count from."""
         kept = self._kept
-        if kept is None or not self._changed:
+        suspected = {file for file in self._reading.files if file.suspected}
+        if kept is None or not (self._changed or suspected):
             return
         for _ in range(_ROUNDS):
-            files = [file for file in self._reading.files if file.name.type != "gauge"]
-            judged = [kept.judge(file, self._reading.values_of(file)) for file in files]
+            judged = [
+                kept.judge(file, self._reading.values_of(file), suspected=file in suspected)
+                for file in self._reading.files
+                if file.name.type != "gauge"
+            ]
             if not any(judged):
                 break
             if not self._before.size:
@@ -244,6 +248,7 @@ class Reader:
         for file in self._reading.files:
             if file.name.type != "gauge":
                 file.counted = self._reading.values_of(file).copy()
+                file.seen = True
 
     def _gather(self) -> list[MultiprocessFile]:
         """Read all values, and return the files that have more than is known."""

@@ -4,7 +4,7 @@ A file may be missing, unreadable or odd for one reading, and back at the next: 
 directory without permission for a moment, a copy that replaces the original. What a file had
 counted is remembered by its path when the file goes, and a file that comes back adds only what
 it has above that. Another process that begins in a file of the same path is known by its values:
-most of them are less than half of what they were.
+most of them are less than half of what they were, in two readings where the file is the same one.
 """
 
 from __future__ import annotations
@@ -61,12 +61,13 @@ class KeptTotals:
         if counted is not None:
             file.resume(counted)
 
-    def judge(self, file: MultiprocessFile, now: NDArray[np.float64]) -> bool:
+    def judge(self, file: MultiprocessFile, now: NDArray[np.float64], *, suspected: bool) -> bool:
         """Decide how a file goes on whose values fell, or that has come back.
 
         Args:
             file: the file.
             now: float64, its values as just read.
+            suspected: whether the reading before had values of another process.
 
         Returns:
             Whether its values count from another place than before.
@@ -82,9 +83,13 @@ class KeptTotals:
         known = file.baseline
         assert known is not None
         if not self._fallen(file, now, known):
-            file.held = False
+            file.held = file.suspected = False
             return True
-        if _another_process(now, known):
+        if not _another_process(now, known):
+            file.suspected = False
+        elif file.seen and not suspected:
+            file.suspected = True  # one odd reading: the next one decides
+        else:
             file.begin_again()
             return True
         return changed
