@@ -195,6 +195,13 @@ VALID_TEXT = {
             b"# HELP a_total \n# TYPE a_total counter\na_total 1\n"
         ),
     ),
+    "a sample with the name, but not the value, of a created series": (
+        b"# TYPE a_total counter\na_total 1\na_created 5\n",
+        (
+            b"# HELP a_total \n# TYPE a_total counter\na_total 1\n"
+            b"# HELP a_created \n# TYPE a_created untyped\na_created 5\n"
+        ),
+    ),
     "nothing": (b"", b""),
     "comments alone": (b"# EOF\n# a comment\n", b""),
 }

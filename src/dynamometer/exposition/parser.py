@@ -260,6 +260,8 @@ class _Page:
         exemplar = exemplar_text(*match.group(3, 4, 5)) if match[3] else ""
         name, text = series.name, series.text
         builder = self._owners.get(name) or self._declare_untyped(name)
+        if name == builder.metadata.created_name and not self._is_creation_time(value):
+            builder = self._declare_untyped(name)
         metadata = builder.metadata
         if metadata.bare and name == metadata.name:
             name, text = metadata.sample_name, metadata.sample_name + text[len(name) :]
@@ -268,6 +270,10 @@ class _Page:
         builder.add(
             name, text, value, seconds=seconds, milliseconds=milliseconds, exemplar=exemplar
         )
+
+    def _is_creation_time(self, value: str) -> bool:
+        """Return whether a `_created` sample, which belongs to another family, can be a time."""
+        return self._openmetrics or float(value) >= _EARLIEST_CREATED
 
 
 def _is_created(family: Family, created: set[tuple[str, str]]) -> bool:
