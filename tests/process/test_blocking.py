@@ -1,12 +1,96 @@
-"""Blocking calls: one at a time, with a deadline, in threads that nobody waits for."""
+"""Calls that hang are left behind: none keeps its caller, or its process."""
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
 
 import pytest
 
-from dynamometer.process.blocking import BlockingCalls, HangError
+from dynamometer.process.blocking import BlockingCalls, HangError, entered
+
+HANGS = """
+import asyncio, threading
+from dynamometer.process import event_loop
+
+async def main():
+    try:
+        async with asyncio.timeout(0.1):
+            await asyncio.to_thread(threading.Event().wait)
+    except TimeoutError:
+        print("left behind", await asyncio.to_thread(lambda: "and on"), flush=True)
+
+event_loop.run(main(){small})
+"""
+
+
+@pytest.fixture
+def never() -> Iterator[threading.Event]:
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+@pytest.mark.parametrize("small", ["", ", small=True"])
+def test_a_thread_that_hangs_does_not_keep_its_process(small: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HANGS.format(small=small)],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=True,
+    )
+    assert done.stdout == "left behind and on\n"
+    assert not done.stderr
+
+
+async def test_a_context_that_hangs_when_it_is_left_is_left_behind(
+    never: threading.Event, caplog: pytest.LogCaptureFixture
+) -> None:
+    @contextlib.contextmanager
+    def hangs() -> Iterator[str]:
+        yield "value"
+        never.wait()
+
+    async with entered(hangs(), name="the directory", within=0.05) as value:
+        assert value == "value"
+    assert "the directory: no answer within 0.05 s; it is left behind" in caplog.text
+
+
+async def test_a_context_that_hangs_when_it_is_entered_is_an_error(never: threading.Event) -> None:
+    @contextlib.contextmanager
+    def hangs() -> Iterator[None]:
+        never.wait()
+        yield
+
+    async def enter() -> None:
+        async with entered(hangs(), name="the directory", within=0.05):
+            raise AssertionError("entered")
+
+    with pytest.raises(HangError, match=r"the directory: no answer within 0\.05 s"):
+        await enter()
+
+
+async def test_a_context_is_entered_and_left_off_the_loop() -> None:
+    threads: list[threading.Thread] = []
+
+    @contextlib.contextmanager
+    def context() -> Iterator[None]:
+        threads.append(threading.current_thread())
+        yield
+        threads.append(threading.current_thread())
+
+    async def fail() -> None:
+        async with entered(context(), name="it", within=10):
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        await fail()
+    assert len(threads) == 2
+    assert threading.current_thread() not in threads
 
 
 async def test_a_call_that_hangs_is_waited_for_and_not_repeated() -> None:

@@ -7,18 +7,55 @@ waits.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Final, Generic, TypeVar
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, asynccontextmanager
+from typing import Final, Generic, ParamSpec, TypeVar
 
 from dynamometer.errors import DynamometerError
-from dynamometer.process.threads import DaemonThreads
+
+logger = logging.getLogger(__name__)
 
 DEADLINE_SECONDS: Final = 5.0
+Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
 class HangError(DynamometerError):
     """A call did not return before its deadline; it goes on in its thread."""
+
+
+class DaemonThreads(ThreadPoolExecutor):
+    """An event loop's default executor that nobody waits for at the end: a daemon thread a call.
+
+    The standard one joins its threads when the process ends: one that hangs on a file system
+    keeps the process alive.
+    """
+
+    def submit(
+        self,
+        fn: Callable[Arguments, Result],
+        /,
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Future[Result]:
+        """See `Executor.submit`."""
+        future: Future[Result] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                result = fn(*args, **kwargs)
+            except BaseException as error:  # noqa: BLE001, RUF100  # raised where it is awaited
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        threading.Thread(target=run, name="blocking", daemon=True).start()
+        return future
 
 
 # Not the loop's default: a loop that somebody else runs may have one that waits for its threads.
@@ -63,6 +100,33 @@ class BlockingCalls(Generic[Result]):
         if self._running is running:
             self._running = None
         return running.result()
+
+
+@asynccontextmanager
+async def entered(
+    context: AbstractContextManager[Result], *, name: str, within: float
+) -> AsyncIterator[Result]:
+    """Enter and leave `context` in threads.
+
+    Args:
+        context: what is entered.
+        name: of the context, for messages.
+        within: how long entering and leaving may take each, seconds; what takes longer is left
+            to its thread.
+
+    Raises:
+        HangError: Entering took longer.
+    """
+    entering: BlockingCalls[Result] = BlockingCalls(name, deadline=within)
+    value = await entering.run(context.__enter__)
+    try:
+        yield value
+    finally:
+        leaving: BlockingCalls[bool | None] = BlockingCalls(name, deadline=within)
+        try:
+            await leaving.run(lambda: context.__exit__(None, None, None))
+        except HangError as error:
+            logger.warning("%s; it is left behind", error)
 
 
 def _retrieve(future: asyncio.Future[Result]) -> None:

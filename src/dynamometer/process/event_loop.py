@@ -12,7 +12,7 @@ from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
 from dynamometer.errors import SettingsError
-from dynamometer.process.threads import DaemonThreads
+from dynamometer.process.blocking import DaemonThreads
 
 logger = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ from dynamometer.metrics.http_source import HttpSource
 from dynamometer.multiprocess import MultiprocessDirectory
 from dynamometer.names import labels
 from dynamometer.process import directories, tasks
+from dynamometer.process.blocking import entered
 from dynamometer.process.signals import Stop
-from dynamometer.process.threads import entered
 from dynamometer.runtime import system
 from dynamometer.runtime.discovery import connect
 from dynamometer.runtime.discovery.interface import Registration

@@ -21,8 +21,8 @@ from typing import Final
 import psutil
 
 from dynamometer.errors import EngineError
+from dynamometer.process.blocking import BlockingCalls, HangError
 from dynamometer.process.children import alive, descendants, environment, kill, session
-from dynamometer.process.threads import BoundedCall
 from dynamometer.runtime.identity import WORKER_MARK
 
 # <linux/prctl.h>
@@ -174,18 +174,20 @@ class EngineProcess:
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
         time = asyncio.get_running_loop().time
-        looking, deadline = BoundedCall(living), time() + grace
-        left = await looking(within=LOOK_SECONDS)
-        while left and time() < deadline and not hurry():
-            await asyncio.sleep(0.1)
-            left = await looking(within=LOOK_SECONDS)
+        deadline = time() + grace
+        looking: BlockingCalls[Sequence[int]] = BlockingCalls("looking", deadline=LOOK_SECONDS)
+        with contextlib.suppress(HangError):
+            while await looking.run(living) and time() < deadline and not hurry():
+                await asyncio.sleep(0.1)
         if self._process.returncode is None:
             with contextlib.suppress(OSError):
                 os.killpg(self.pid, signal.SIGKILL)  # also where looking hangs
-        killing, deadline = BoundedCall(kill_all), time() + KILL_SECONDS
-        while (left := await killing(within=LOOK_SECONDS)) and time() < deadline:
-            await asyncio.sleep(0.02)
-        if left is None:  # killing hangs, too
+        deadline = time() + KILL_SECONDS
+        killing: BlockingCalls[Sequence[int]] = BlockingCalls("killing", deadline=LOOK_SECONDS)
+        try:
+            while (left := await killing.run(kill_all)) and time() < deadline:
+                await asyncio.sleep(0.02)
+        except HangError:
             left = [self.pid]
         if not left:
             await self.wait()

@@ -14,16 +14,16 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 from dynamometer import logs
 from dynamometer.engines.interface import Launch, ModelCards, StartableEngine
 from dynamometer.errors import EngineError
 from dynamometer.process import tasks
+from dynamometer.process.blocking import BlockingCalls, HangError
 from dynamometer.process.children import ProcessMark, marks
 from dynamometer.process.shared_memory import SharedFile, held_by, remove_unheld
-from dynamometer.process.threads import BoundedCall
 from dynamometer.runtime.record import Json, State
 from dynamometer.worker.health import EngineClient
 from dynamometer.worker.process import LOOK_SECONDS, EngineProcess
@@ -112,7 +112,10 @@ class Supervisor:
                 look=lambda: self._look(process),
             )
             await tasks.end(watching)
-            removed = await BoundedCall(lambda: remove_unheld(self._held))(within=LOOK_SECONDS)
+            removed = 0
+            removing: BlockingCalls[int] = BlockingCalls("shared memory", deadline=LOOK_SECONDS)
+            with suppress(HangError):
+                removed = await removing.run(lambda: remove_unheld(self._held))
             if left:
                 logger.error(
                     "processes of the engine do not die, and are left behind: %s",
@@ -165,11 +168,16 @@ class Supervisor:
 
     async def _wait_until_ready(self, process: EngineProcess, changed: Changed) -> None:
         begun = said = time.monotonic()
-        look = BoundedCall(lambda: self._look(process))
+        looking: BlockingCalls[None] = BlockingCalls("processes", deadline=LOOK_SECONDS)
+
+        async def look() -> None:
+            with suppress(HangError):
+                await looking.run(lambda: self._look(process))
+
         while not (await self._client.answers() and (models := await self._client.models()).cards):
             if self.state is not State.STARTING:
                 return  # it ended, or was asked to
-            await look(within=LOOK_SECONDS)
+            await look()
             if time.monotonic() - said >= _SAY_SECONDS:
                 said = time.monotonic()
                 logger.info(
@@ -178,7 +186,7 @@ class Supervisor:
                     self._last_word(process),
                 )
             await asyncio.sleep(_ASK_SECONDS)
-        await look(within=LOOK_SECONDS)
+        await look()
         process.log.clear()  # what it has survived is not what it ends of
         self.models = models
         self.load_seconds = time.monotonic() - begun

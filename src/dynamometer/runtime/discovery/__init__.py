@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Final
 
 from dynamometer.errors import DiscoveryError
-from dynamometer.process.background import BackgroundThread
+from dynamometer.process.blocking import BlockingCalls, HangError
 from dynamometer.runtime.discovery.file import FileDiscovery
 from dynamometer.runtime.discovery.interface import Discovery
 
@@ -25,9 +24,9 @@ async def connect(directory: Path | None) -> Discovery:
     Raises:
         DiscoveryError: it cannot be used, or does not answer; names it.
     """
-    opening = BackgroundThread("discovery").submit(lambda: FileDiscovery(directory))
-    await asyncio.wait({opening}, timeout=_CONNECT_SECONDS)
-    if not opening.done():
+    opening: BlockingCalls[Discovery] = BlockingCalls("discovery", deadline=_CONNECT_SECONDS)
+    try:
+        return await opening.run(lambda: FileDiscovery(directory))
+    except HangError:
         place = "this user's directory" if directory is None else directory
-        raise DiscoveryError(f"discovery: {place} does not answer (DYN_FILE_KV)")
-    return opening.result()
+        raise DiscoveryError(f"discovery: {place} does not answer (DYN_FILE_KV)") from None
