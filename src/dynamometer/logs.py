@@ -1,7 +1,7 @@
-"""What a process says on standard error: one line a message, coloured on a terminal only.
+"""The log of a process on standard error: one line per message, in colour on a terminal only.
 
-With `DYN_LOGGING_JSONL=1` each line is a JSON object instead. A thread writes the lines: whoever
-reads them may be slow, or stuck, and requests and pages must not wait for him.
+With `DYN_LOGGING_JSONL=1` each line is a JSON object instead. A thread writes the lines, because
+the reader of standard error may be slow or stuck, and requests and scrapes must not wait for it.
 """
 
 from __future__ import annotations
@@ -9,17 +9,19 @@ from __future__ import annotations
 import io
 import json
 import logging
+import logging.handlers
 import os
 import queue
 import sys
-import threading
 import time
+from contextlib import nullcontext, suppress
 from typing import Final, TextIO
 
-# The engine's own lines come through this logger, so that they carry its prefix.
+# Lines that the engine prints are logged here, with a prefix of their own.
 ENGINE_LOGGER: Final = "dynamometer.engine"
 
 _MOST_LINES: Final = 10_000
+_FLUSH_SECONDS: Final = 1.0
 _LEVELS: Final = {
     "trace": logging.DEBUG,
     "debug": logging.DEBUG,
@@ -33,23 +35,25 @@ _COLOURS: Final = {logging.DEBUG: "2", logging.WARNING: "33", logging.ERROR: "31
 
 
 def set_up(process: str, *, level: str, as_json: bool) -> None:
-    """Send the project's messages to standard error.
+    """Write the project's log to standard error.
 
     Args:
-        process: what this process is, `frontend` or `worker`; each line begins with it.
+        process: the name of this process in each line, such as `frontend` or `worker`.
         level: one of `settings.LOG_LEVELS`.
-        as_json: a JSON object a line instead of text.
+        as_json: write one JSON object per line instead of text.
     """
     stream = sys.stderr if sys.stderr is not None else io.StringIO()  # closed: `2>&-`
-    handler = _Handler(_Writer(stream))
+    records: queue.Queue[logging.LogRecord] = queue.Queue(_MOST_LINES)
+    handler = _Handler(records)
     colour = stream.isatty() and "NO_COLOR" not in os.environ
     handler.setFormatter(_JsonFormatter(process) if as_json else _TextFormatter(process, colour))
+    _Listener(records, stream).start()
     logger = logging.getLogger("dynamometer")
     logger.handlers[:] = [handler]
     logger.propagate = False
     logger.setLevel(_LEVELS[level])
     logging.getLogger(ENGINE_LOGGER).setLevel(_LEVELS[level])
-    # A client's nonsense on a socket is answered with 400; its traceback is for debugging.
+    # aiohttp logs a traceback for each malformed request; the client gets a 400 anyway.
     access = logging.getLogger("aiohttp")
     access.handlers[:] = [handler]
     access.propagate = False
@@ -57,57 +61,67 @@ def set_up(process: str, *, level: str, as_json: bool) -> None:
 
 
 def flush() -> None:
-    """Wait until all lines are written, a second at most."""
+    """Wait until all lines are written, but not longer than a second."""
     for handler in logging.getLogger("dynamometer").handlers:
         handler.flush()
 
 
-class _Writer:
-    """A thread that writes lines; what it cannot keep up with is dropped, and counted."""
+class _Handler(logging.handlers.QueueHandler):
+    """Format records in the thread that logs, and queue them; drop and count what has no room.
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._lines: queue.Queue[str] = queue.Queue(_MOST_LINES)
-        self._dropped = 0
-        self._idle = threading.Event()
-        self._idle.set()
-        threading.Thread(target=self._run, name="log", daemon=True).start()
+    Whoever reads standard error may be stuck, so neither `emit` nor `flush` waits without a limit.
+    """
 
-    def write(self, line: str) -> None:
-        self._idle.clear()
+    queue: queue.Queue[logging.LogRecord]
+    # Guarded by the handler's lock.
+    _dropped = 0
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Queue a formatted record; `Handler.handle` holds the lock."""
         try:
-            self._lines.put_nowait(line)
+            self._report_dropped()
+            self.queue.put_nowait(record)
         except queue.Full:
             self._dropped += 1
 
-    def wait(self) -> None:
-        self._idle.wait(1)
-
-    def _run(self) -> None:
-        while True:
-            line = self._lines.get()
-            dropped, self._dropped = self._dropped, 0
-            try:
-                if dropped:
-                    self._stream.write(f"[log] {dropped} lines were dropped: nobody read them\n")
-                self._stream.write(line + "\n")
-                self._stream.flush()
-            except (OSError, ValueError):
-                pass  # nobody reads it any more
-            if self._lines.empty():
-                self._idle.set()
-
-
-class _Handler(logging.Handler):
-    def __init__(self, writer: _Writer) -> None:
-        super().__init__()
-        self._writer = writer
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._writer.write(self.format(record))
-
     def flush(self) -> None:
-        self._writer.wait()
+        """Wait until all records are written, but not longer than a second."""
+        deadline = time.monotonic() + _FLUSH_SECONDS
+        self._wait_until(deadline)
+        with self.lock or nullcontext(), suppress(queue.Full):
+            self._report_dropped()
+        self._wait_until(deadline)
+
+    def _report_dropped(self) -> None:
+        if self._dropped:
+            values = {"levelno": logging.WARNING, "levelname": "WARNING", "name": __name__}
+            values["msg"] = f"{self._dropped} log lines were dropped: standard error was full"
+            self.queue.put_nowait(self.prepare(logging.makeLogRecord(values)))
+            self._dropped = 0
+
+    def _wait_until(self, deadline: float) -> None:
+        with self.queue.all_tasks_done:
+            self.queue.all_tasks_done.wait_for(
+                lambda: not self.queue.unfinished_tasks, deadline - time.monotonic()
+            )
+
+
+class _Listener(logging.handlers.QueueListener):
+    """Write queued records to a stream in a daemon thread.
+
+    The stream is not wrapped in a `logging.StreamHandler`: at exit, `logging.shutdown` would wait
+    for the lock of a handler whose write is stuck.
+    """
+
+    def __init__(self, records: queue.Queue[logging.LogRecord], stream: TextIO) -> None:
+        super().__init__(records)
+        self._stream = stream
+
+    def handle(self, record: logging.LogRecord) -> None:
+        """Write one record; a stream that was closed is ignored."""
+        with suppress(OSError, ValueError):
+            self._stream.write(f"{record.msg}\n")
+            self._stream.flush()
 
 
 class _TextFormatter(logging.Formatter):
@@ -151,6 +165,6 @@ class _JsonFormatter(logging.Formatter):
 
 
 def printable(text: str) -> str:
-    """`text` without what a terminal would act on, and without what cannot be encoded."""
+    """Escape control characters and unpaired surrogates, so that any terminal can show `text`."""
     kept = "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
     return kept.encode("utf-8", "backslashreplace").decode("utf-8")
