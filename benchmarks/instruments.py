@@ -26,7 +26,7 @@ from dynamometer.names import labels
 from dynamometer.runtime.distributed import DistributedRuntime
 from dynamometer.runtime.fleet import Fleet
 from dynamometer.runtime.record import Record, Role, State
-from dynamometer.settings import BucketRanges
+from dynamometer.settings import DEFAULT_BUCKET_RANGES
 from dynamometer.worker.accounting import EndpointMetrics
 
 TOKENS = 64
@@ -73,7 +73,7 @@ def least(works: Sequence[Callable[[], object]], *, requests: int) -> list[float
 
 def observations() -> Callable[[], object]:
     """What instruments cost that are told of each token."""
-    bounds = FrontendBuckets.of(BucketRanges()).inter_token_latency
+    bounds = FrontendBuckets.of(DEFAULT_BUCKET_RANGES).inter_token_latency
     family = TheirHistogram("itl", "", ("model",), buckets=bounds, registry=CollectorRegistry())
     observe = family.labels("m").observe
 

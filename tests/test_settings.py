@@ -8,7 +8,7 @@ import pytest
 
 from dynamometer import settings
 from dynamometer.errors import SettingsError
-from dynamometer.variables import BUCKETS, VARIABLES
+from dynamometer.variables import BUCKETS, VARIABLES, BucketRange
 
 
 def test_an_empty_environment_says_nothing() -> None:
@@ -161,11 +161,11 @@ def test_buckets_and_prefix_are_read() -> None:
             "DYN_METRICS_OUTPUT_SEQUENCE_COUNT": "512",
         }
     )
-    usual = settings.BucketRanges()
+    default = settings.DEFAULT_BUCKET_RANGES
     assert read.metrics_prefix == "mine:frontend_1"
-    assert read.bucket_ranges.time_to_first_token == settings.BucketRange(0.01, 10.0, 4)
-    assert read.bucket_ranges.output_sequence == replace(usual.output_sequence, count=512)
-    assert read.bucket_ranges.request_duration == usual.request_duration
+    assert read.bucket_ranges["time_to_first_token"] == BucketRange(0.01, 10.0, 4)
+    assert read.bucket_ranges["output_sequence"] == replace(default["output_sequence"], count=512)
+    assert read.bucket_ranges["request_duration"] == default["request_duration"]
 
 
 @pytest.mark.parametrize("name", [buckets.variable for buckets in BUCKETS.values()])

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from dynamometer.errors import SettingsError
-from dynamometer.variables import BUCKETS, VARIABLES
+from dynamometer.variables import BUCKETS, VARIABLES, BucketRange
 
 Value = TypeVar("Value")
 
@@ -29,36 +29,9 @@ _LEAST_BOUND, _GREATEST_BOUND = 1e-100, 1e100
 _MOST_BUCKETS = 512
 
 
-@dataclass(frozen=True)
-class BucketRange:
-    """Where the bounds of a histogram lie: from 0, to `greatest`; see `metrics.buckets.spread`.
-
-    `least` and `greatest` are in the histogram's unit (seconds, tokens); `count` bounds at most.
-    """
-
-    least: float
-    greatest: float
-    count: int
-
-
-_USUAL: Final[Mapping[str, BucketRange]] = {
-    histogram: BucketRange(usual.least, usual.greatest, usual.count)
-    for histogram, usual in BUCKETS.items()
+DEFAULT_BUCKET_RANGES: Final[Mapping[str, BucketRange]] = {
+    histogram: buckets.default for histogram, buckets in BUCKETS.items()
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class BucketRanges:
-    """Those of the frontend's histograms; without variables, NVIDIA Dynamo's.
-
-    Cached tokens have the bounds of the input sequence.
-    """
-
-    request_duration: BucketRange = _USUAL["request_duration"]
-    time_to_first_token: BucketRange = _USUAL["time_to_first_token"]
-    inter_token_latency: BucketRange = _USUAL["inter_token_latency"]
-    input_sequence: BucketRange = _USUAL["input_sequence"]
-    output_sequence: BucketRange = _USUAL["output_sequence"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +66,7 @@ class Settings:
     log_json: bool = False
     metrics_prefix: str | None = None
     engine_headers: str = field(default="", repr=False)  # keys: no message shows them
-    bucket_ranges: BucketRanges = BucketRanges()
+    bucket_ranges: Mapping[str, BucketRange] = field(default_factory=lambda: DEFAULT_BUCKET_RANGES)
 
 
 def read(environment: Mapping[str, str] | None = None) -> Settings:
@@ -115,16 +88,11 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
         log_json=env.get("DYN_LOGGING_JSONL", flag, False),
         metrics_prefix=env.get("DYN_METRICS_PREFIX", metric_prefix, None),
         engine_headers=env.get("DYN_ENGINE_HEADERS", text, ""),
-        bucket_ranges=_bucket_ranges(env),
+        bucket_ranges={
+            histogram: env.bucket_range(buckets.variable, buckets.default)
+            for histogram, buckets in BUCKETS.items()
+        },
     )
-
-
-def _bucket_ranges(env: _Reader) -> BucketRanges:
-    ranges = {
-        histogram: env.bucket_range(buckets.variable, _USUAL[histogram])
-        for histogram, buckets in BUCKETS.items()
-    }
-    return BucketRanges(**ranges)
 
 
 def unknown(environment: Mapping[str, str] | None = None) -> list[tuple[str, str]]:
@@ -179,12 +147,12 @@ class _Reader:
         except ValueError as error:
             raise SettingsError(f"{variable}={value!r}: {error}") from None
 
-    def bucket_range(self, name: str, usual: BucketRange) -> BucketRange:
-        """The range that `name`_MIN, _MAX and _COUNT say, each alone or together."""
+    def bucket_range(self, name: str, default: BucketRange) -> BucketRange:
+        """Return the range that `name`_MIN, _MAX and _COUNT set, each alone or together."""
         found = BucketRange(
-            self.get(f"{name}_MIN", bound, usual.least),
-            self.get(f"{name}_MAX", bound, usual.greatest),
-            self.get(f"{name}_COUNT", bucket_count, usual.count),
+            self.get(f"{name}_MIN", bound, default.least),
+            self.get(f"{name}_MAX", bound, default.greatest),
+            self.get(f"{name}_COUNT", bucket_count, default.count),
         )
         if found.least >= found.greatest:
             if greatest := self.given(f"{name}_MAX"):

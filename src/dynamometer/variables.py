@@ -9,7 +9,7 @@ from typing import Final
 
 @dataclass(frozen=True)
 class Variable:
-    """What docs/configuration.md says of one.
+    """The row of one variable in docs/configuration.md.
 
     Attributes:
         meaning: what it sets, and what values it takes.
@@ -23,56 +23,69 @@ class Variable:
 
 
 @dataclass(frozen=True)
-class Buckets:
-    """The variables of one histogram's buckets, and NVIDIA Dynamo's values of them.
+class BucketRange:
+    """The range of a histogram's bucket bounds; see `metrics.buckets.spread`.
 
     Attributes:
-        variable: what the names of the three begin with, before `_MIN`, `_MAX` and `_COUNT`.
-        of: what is measured, and its unit.
-        least: the least bound, but for 0.
-        greatest: the greatest.
-        count: how many.
+        least: the first bound after 0, in the histogram's unit (seconds or tokens).
+        greatest: the last bound, in the same unit.
+        count: the number of bounds including 0; bounds that rounding makes equal are one.
     """
 
-    variable: str
-    of: str
     least: float
     greatest: float
     count: int
 
 
+@dataclass(frozen=True)
+class Buckets:
+    """The variables of one histogram's buckets, and NVIDIA Dynamo's defaults.
+
+    Attributes:
+        variable: the common part of the three names, before `_MIN`, `_MAX` and `_COUNT`.
+        of: the quantity that is measured, with its unit.
+        default: the range without variables.
+    """
+
+    variable: str
+    of: str
+    default: BucketRange
+
+
 BUCKETS: Final[Mapping[str, Buckets]] = {
     "request_duration": Buckets(
-        "DYN_METRICS_REQUEST_DURATION", "request durations, seconds", 1.0, 512.0, 10
+        "DYN_METRICS_REQUEST_DURATION", "request durations, seconds", BucketRange(1.0, 512.0, 10)
     ),
     "time_to_first_token": Buckets(
-        "DYN_METRICS_TTFT", "time to first token, seconds", 0.001, 480.0, 18
+        "DYN_METRICS_TTFT", "time to first token, seconds", BucketRange(0.001, 480.0, 18)
     ),
     "inter_token_latency": Buckets(
-        "DYN_METRICS_ITL", "inter-token latency, seconds", 0.001, 80.0, 20
+        "DYN_METRICS_ITL", "inter-token latency, seconds", BucketRange(0.001, 80.0, 20)
     ),
     "input_sequence": Buckets(
-        "DYN_METRICS_INPUT_SEQUENCE", "input and cached tokens", 50.0, 128000.0, 12
+        "DYN_METRICS_INPUT_SEQUENCE", "input and cached tokens", BucketRange(50.0, 128000.0, 12)
     ),
-    "output_sequence": Buckets("DYN_METRICS_OUTPUT_SEQUENCE", "output tokens", 50.0, 32000.0, 10),
+    "output_sequence": Buckets(
+        "DYN_METRICS_OUTPUT_SEQUENCE", "output tokens", BucketRange(50.0, 32000.0, 10)
+    ),
 }
-"""Of the frontend's histograms whose buckets can be set, by the fields of `BucketRanges`."""
+"""By the fields of `metrics.buckets.FrontendBuckets`: one table for defaults and variables."""
 
 
 def _of_buckets() -> Mapping[str, Variable]:
     found = {}
-    for usual in BUCKETS.values():
-        found[f"{usual.variable}_MIN"] = Variable(
-            f"where the buckets of {usual.of}, begin: above 0. They grow by one ratio from there, "
-            "each rounded to two digits; 0 stands in the place of the first",
-            f"{usual.least:g}",
+    for buckets in BUCKETS.values():
+        found[f"{buckets.variable}_MIN"] = Variable(
+            f"where the buckets of {buckets.of}, begin: above 0. They grow by one ratio from "
+            "there, each rounded to two digits; 0 stands in the place of the first",
+            f"{buckets.default.least:g}",
         )
-        found[f"{usual.variable}_MAX"] = Variable(
-            "the greatest of them, rounded likewise: above `_MIN`", f"{usual.greatest:g}"
+        found[f"{buckets.variable}_MAX"] = Variable(
+            "the greatest of them, rounded likewise: above `_MIN`", f"{buckets.default.greatest:g}"
         )
-        found[f"{usual.variable}_COUNT"] = Variable(
+        found[f"{buckets.variable}_COUNT"] = Variable(
             "how many, 0 with them: 1 to 512; those that rounding makes equal are one",
-            str(usual.count),
+            str(buckets.default.count),
         )
     return found
 

@@ -38,7 +38,7 @@ from dynamometer.runtime.discovery.interface import Discovery
 from dynamometer.runtime.distributed import DistributedRuntime
 from dynamometer.runtime.fleet import Fleet
 from dynamometer.runtime.record import Record, Role, State
-from dynamometer.settings import BucketRanges
+from dynamometer.settings import DEFAULT_BUCKET_RANGES
 
 SAMPLE = Path(__file__).parent.parent / "samples" / "dynamo-metrics.tsv"
 ANSWER = b"".join(
@@ -279,7 +279,7 @@ def options(directory: Path, *, metrics_prefix: str, host: str = "127.0.0.1") ->
         drain_timeout=0,
         discovery_directory=directory,
         metrics_prefix=metrics_prefix,
-        buckets=FrontendBuckets.of(BucketRanges()),
+        buckets=FrontendBuckets.of(DEFAULT_BUCKET_RANGES),
     )
 
 

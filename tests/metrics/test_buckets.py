@@ -1,4 +1,4 @@
-"""Bounds of histograms, by the peer's rule."""
+"""Bounds of histograms, by NVIDIA Dynamo's rule."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynamometer.metrics.buckets import FrontendBuckets, spread
-from dynamometer.settings import BucketRange, BucketRanges
+from dynamometer.settings import DEFAULT_BUCKET_RANGES
+from dynamometer.variables import BucketRange
 
 SAMPLE = Path(__file__).parent.parent / "samples" / "dynamo-metrics.tsv"
-USUAL = FrontendBuckets.of(BucketRanges())
+USUAL = FrontendBuckets.of(DEFAULT_BUCKET_RANGES)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from dynamometer.names import (
 )
 from dynamometer.names import request_type as request_types
 from dynamometer.runtime.fleet import Change, Fleet
-from dynamometer.settings import BucketRanges
+from dynamometer.settings import DEFAULT_BUCKET_RANGES
 
 _ERROR_TYPES: Final = (
     error_type.VALIDATION,
@@ -49,7 +49,7 @@ _FIRST_ROUTES: Final = (
     "generate",
     "responses",
 )
-_USUAL_BUCKETS: Final = FrontendBuckets.of(BucketRanges())
+_USUAL_BUCKETS: Final = FrontendBuckets.of(DEFAULT_BUCKET_RANGES)
 
 
 class FrontendMetrics:

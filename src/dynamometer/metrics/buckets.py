@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from dynamometer.settings import BucketRange, BucketRanges
+from dynamometer.variables import BucketRange
 
 COMPONENT_DURATION_BUCKETS: Final = (
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600,
@@ -20,10 +21,10 @@ ROUNDTRIP_BUCKETS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 
 
 
 def spread(over: BucketRange) -> tuple[float, ...]:
-    """Bounds at equal ratios, by the rule of NVIDIA Dynamo.
+    """Return bounds at equal ratios, by the rule of NVIDIA Dynamo.
 
     0, then `least * (greatest / least) ** (i / (count - 1))` for i from 1 to count - 1, each
-    rounded to two significant digits, and once where two become the same.
+    rounded to two significant digits; equal bounds become one.
     """
     ratio = over.greatest / over.least
     steps = (i / (over.count - 1) for i in range(1, over.count))
@@ -42,12 +43,6 @@ class FrontendBuckets:
     output_sequence: tuple[float, ...]
 
     @classmethod
-    def of(cls, ranges: BucketRanges) -> FrontendBuckets:
-        """The bounds that lie in `ranges`."""
-        return cls(
-            spread(ranges.request_duration),
-            spread(ranges.time_to_first_token),
-            spread(ranges.inter_token_latency),
-            spread(ranges.input_sequence),
-            spread(ranges.output_sequence),
-        )
+    def of(cls, ranges: Mapping[str, BucketRange]) -> FrontendBuckets:
+        """Return the bounds within `ranges`, which has one for each field."""
+        return cls(**{histogram: spread(over) for histogram, over in ranges.items()})
