@@ -128,6 +128,7 @@ def test_the_runtime_imports_no_engine() -> None:
     assert done.stdout == "[]\n"
 
 
+SOURCE = Path(__file__).parent.parent / "src"
 TMP = "mount -t tmpfs -o {0} tmpfs /tmp; mount -t tmpfs -o {0} tmpfs /var/tmp; cd /tmp; "
 FULL = "head -c 4096 /dev/zero > /tmp/full; head -c 4096 /dev/zero > /var/tmp/full; "
 SHM = "mount -t tmpfs -o size=4k tmpfs /dev/shm; "
@@ -163,10 +164,12 @@ SGLANG = ("sglang", "--model", "x", "--engine-python", "/bin/false")
 def test_a_directory_that_cannot_be_used_is_one_line_and_leaves_nothing(
     prepare: str, words: tuple[str, ...], says: str
 ) -> None:
-    ports = {"DYN_SYSTEM_PORT": "0", "DYN_HTTP_PORT": "0"}
-    script = f'mount -t tmpfs tmpfs /dev/shm; {prepare} "$@"; code=$?; rm -f /dev/shm/full; '
+    ports = {"DYN_SYSTEM_PORT": "0", "DYN_HTTP_PORT": "0", "PYTHONPATH": "/media"}
+    # The checkout and its environment may be below /tmp, over which the script mounts.
+    script = f"mount --bind {sys.prefix} /mnt; mount --bind {SOURCE} /media; "
+    script += f'mount -t tmpfs tmpfs /dev/shm; {prepare} "$@"; code=$?; rm -f /dev/shm/full; '
     script += "ls -A /dev/shm; exit $code"
-    command = (sys.executable, "-m", "dynamometer.cli", *words)
+    command = ("/mnt/bin/python", "-m", "dynamometer.cli", *words)
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", script, "sh", *command],
         env={k: v for k, v in os.environ.items() if k not in ("XDG_RUNTIME_DIR", "TMPDIR")} | ports,

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from dynamometer.errors import EngineError
-from dynamometer.process.children import ProcessMark, end_marked, marks
+from dynamometer.process.children import ProcessMark, alive, end_marked, marks
 from dynamometer.worker.process import EngineProcess, end_owned
 
 TREE = """
@@ -50,6 +50,25 @@ async def test_all_processes_end_orphans_too_and_none_is_left_as_a_zombie(
     await deaf_tree.end(grace=1, hurry=lambda: False, look=lambda: None)
     assert await deaf_tree.wait() == 3
     assert not [process for process in family if process.is_running()]
+
+
+async def test_an_orphan_that_ends_at_the_moment_of_a_look_is_no_zombie_either(
+    deaf_tree: EngineProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    psutil.Process(deaf_tree.pid).kill()
+    assert await deaf_tree.wait() == -signal.SIGKILL
+    (orphan,) = deaf_tree.members()
+
+    def ends_now(process: psutil.Process) -> bool:
+        if process.pid == orphan.pid:
+            process.kill()
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        return alive(process)
+
+    monkeypatch.setattr("dynamometer.worker.process.alive", ends_now)
+    monkeypatch.setattr(psutil.Process, "is_running", lambda _: True)
+    await deaf_tree.end(grace=0, hurry=lambda: True, look=lambda: None)
+    assert not psutil.pid_exists(orphan.pid)
 
 
 async def test_a_process_that_does_not_die_is_reported_and_not_waited_for(

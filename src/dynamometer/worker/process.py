@@ -15,7 +15,7 @@ import os
 import re
 import signal
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Set
 from typing import Final
 
 import psutil
@@ -196,15 +196,25 @@ class EngineProcess:
 
     def _left(self, members: frozenset[psutil.Process]) -> Sequence[int]:
         """Reap the members that ended, and return the pids of the others."""
-        self._reap(members)
-        return [member.pid for member in members if alive(member)]
+        left = [member.pid for member in members if alive(member)]
+        # After the look: one that ends in between is looked at and reaped the next time.
+        self._reap({member.pid for member in members}.difference(left))
+        return left
 
-    def _reap(self, members: Iterable[psutil.Process]) -> None:
-        """Reap adopted processes that have ended; asyncio reaps the first one."""
-        for member in members:
-            if member.pid != self.pid:
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(member.pid, os.WNOHANG)
+    def _reap(self, ended: Set[int]) -> None:
+        """Reap adopted processes that ended, also before anybody saw them; asyncio reaps the first.
+
+        Args:
+            ended: pids of processes that were seen alive.
+        """
+        unseen = {
+            child.pid
+            for child in psutil.Process().children()
+            if session(child.pid) == self.pid and not alive(child)
+        }
+        for pid in (ended | unseen) - {self.pid}:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
 
 
 def end_owned(owner: str) -> int:
