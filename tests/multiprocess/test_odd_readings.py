@@ -374,3 +374,77 @@ def test_whatever_happens_totals_are_what_was_counted(
                     with GLITCHES[step](processes.directory):  # type: ignore[attr-defined]
                         assert values(ours.render()) == processes.totals()
                 assert values(ours.render()) == processes.totals()
+
+
+@pytest.mark.parametrize("keep_totals", [False, True])
+@pytest.mark.parametrize("held", ["held open", "not held open"])
+@pytest.mark.parametrize("name", GLITCHES)
+def test_one_odd_reading_of_a_retired_file(
+    name: str, held: str, keep_totals: bool, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if held != "held open":
+        monkeypatch.setattr(files, "_MOST_HELD", 0)
+    gauge = content(entry(key("g", "g"), 5.0), size=SIZE)
+    (directory / "gauge_sum_7.db").write_bytes(gauge)
+    with MultiprocessDirectory(directory, keep_totals=keep_totals) as ours:
+        ours.retire([7])
+        for _ in range(3):
+            with GLITCHES[name](directory):  # type: ignore[attr-defined]
+                assert totals(ours) == expected(100, 100)
+            assert totals(ours) == expected(100, 100)
+        ours.retire([7])
+        in_place(directory / "counter_7.db", counted(104))
+        assert totals(ours) == expected(104, 100)
+        ours.retire([7])
+        assert totals(ours) == expected(104, 100)
+
+
+def totals(ours: MultiprocessDirectory) -> dict[str, float]:
+    return {series: value for series, value in values(ours.render()).items() if series != "g"}
+
+
+@pytest.mark.parametrize("owned", [False, True])
+@pytest.mark.parametrize("name", ["the files are missing", "the directory is missing"])
+def test_files_that_are_missing_when_they_are_retired_count_once(
+    name: str, owned: bool, directory: Path
+) -> None:
+    with MultiprocessDirectory(directory, owned=owned, keep_totals=True) as ours:
+        ours.render()
+        with GLITCHES[name](directory):  # type: ignore[attr-defined]
+            ours.retire([7])
+            assert values(ours.render()) == expected(100, 100)
+        assert values(ours.render()) == expected(100, 100)
+        ours.retire([7])
+        assert values(ours.render()) == expected(100, 100)
+
+
+def test_a_directory_of_thousands_of_files_that_is_missing_for_a_reading_counts_once(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "files"
+    path.mkdir()
+    for number in range(3000):
+        one = content(entry(key("c", "c_total", {}), 2.0), size=64)
+        (path / f"counter_{number}.db").write_bytes(one)
+    with MultiprocessDirectory(path, keep_totals=True) as ours:
+        assert values(ours.render()) == {"c_total": 6000.0}
+        with moved_directory(path):
+            assert values(ours.render()) == {"c_total": 6000.0}
+        assert values(ours.render()) == {"c_total": 6000.0}
+
+
+def test_the_gauges_of_an_ended_process_stay_hidden_when_its_files_are_read_as_zeros(
+    directory: Path,
+) -> None:
+    path = directory / "gauge_sum_7.db"
+    path.write_bytes(content(entry(key("g", "g"), 5.0), size=SIZE))
+    with MultiprocessDirectory(directory) as ours:
+        ours.retire([7])
+        before = path.read_bytes()
+        for odd in (content(entry(key("g", "g"), 0.0), size=SIZE), bytes(SIZE), b"", before):
+            in_place(path, odd)
+            assert values(ours.render()) == expected(100, 100)
+            in_place(path, before)
+            assert values(ours.render()) == expected(100, 100)
+        in_place(path, content(entry(key("g", "g"), 6.0), size=SIZE))
+        assert values(ours.render()) == {**expected(100, 100), "g": 6.0}

@@ -128,18 +128,19 @@ def test_a_retired_file_that_somebody_removes_still_counts(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("now", "total"),
     [
-        pytest.param([("c", {}, 5.0)], {"c_total": 105.0}, id="less"),
+        pytest.param([("c", {}, 5.0)], {"c_total": 105.0}, id="far less"),
+        pytest.param([("c", {}, 90.0)], {"c_total": 100.0}, id="less: an odd reading"),
         pytest.param([("c", {}, 150.0)], {"c_total": 150.0}, id="more: the same file goes on"),
         pytest.param([("d", {}, 150.0)], {"c_total": 100.0, "d_total": 150.0}, id="other key"),
         pytest.param(
             [("cc", {}, 150.0), ("c", {}, 120.0)],
-            {"c_total": 220.0, "cc_total": 150.0},
-            id="other place",
+            {"c_total": 120.0, "cc_total": 150.0},
+            id="other place: the file was written again",
         ),
         pytest.param([], {"c_total": 100.0}, id="not begun"),
     ],
 )
-def test_another_file_with_the_number_of_a_retired_one_counts_from_zero(
+def test_other_content_of_a_retired_file_counts_once_it_is_certain_whose_it_is(
     now: list[tuple[str, dict[str, str], float]], total: dict[str, float], tmp_path: Path
 ) -> None:
     path = tmp_path / "counter_7.db"
@@ -147,6 +148,7 @@ def test_another_file_with_the_number_of_a_retired_one_counts_from_zero(
     ours = MultiprocessDirectory(tmp_path)
     ours.retire([7])
     path.write_bytes(counters(*now))  # in place: as a file system that uses numbers again
+    ours.render()  # one reading may be odd
     assert values(ours.render()) == total
     ours.retire([7])
     assert values(ours.render()) == total
@@ -337,13 +339,13 @@ def test_an_old_file_that_goes_on_and_turns_bad_for_a_while_counts_nothing_twice
         path.write_bytes(counters(("c", {}, counted), ("d", {}, 1.0)))
         assert values(ours.render()) == {"c_total": counted, "d_total": 1.0}
         os.truncate(path, 16)
-        assert values(ours.render()) == {"c_total": 100.0}
+        assert values(ours.render()) == {"c_total": counted, "d_total": 1.0}
         if retired_while_bad:
             ours.retire([7])
     path.write_bytes(counters(("c", {}, 200.0)))
-    assert values(ours.render()) == {"c_total": 200.0}
+    assert values(ours.render()) == {"c_total": 200.0, "d_total": 1.0}
     ours.retire([7])
-    assert values(ours.render()) == {"c_total": 200.0}
+    assert values(ours.render()) == {"c_total": 200.0, "d_total": 1.0}
 
 
 @pytest.mark.parametrize("fails", range(1, 7))

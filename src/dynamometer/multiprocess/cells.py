@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from dynamometer.multiprocess.family import OpenFamily
 
 NOWHERE: Final = -1
+# The cell of all values that are read and not shown; no family has it.
+HIDDEN: Final = 0
 _FIRST_CAPACITY: Final = 256
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -49,8 +51,8 @@ class Cells:
     """
 
     def __init__(self) -> None:
-        self.series: list[bytes | None] = []
-        self.families: list[OpenFamily | None] = []
+        self.series: list[bytes | None] = [None]
+        self.families: list[OpenFamily | None] = [None]
         self._free: list[int] = []
         self.kind: NDArray[np.uint8] = np.zeros(_FIRST_CAPACITY, np.uint8)
         self.base: NDArray[np.float64] = np.zeros(_FIRST_CAPACITY)
@@ -68,7 +70,7 @@ class Cells:
         return self.kind.size
 
     def __len__(self) -> int:
-        return len(self.series) - len(self._free)
+        return len(self.series) - len(self._free) - 1
 
     def add(self, series: bytes, family: OpenFamily, kind: Kind) -> int:
         """A new cell's number."""

@@ -21,6 +21,7 @@ from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
 from dynamometer.multiprocess import entries
+from dynamometer.multiprocess.cells import HIDDEN
 from dynamometer.multiprocess.entries import HEADER_BYTES, WORD_BYTES, Entry
 from dynamometer.multiprocess.faults import FileFault, Reason, of_os_error
 from dynamometer.multiprocess.filename import FileName
@@ -62,8 +63,10 @@ class MultiprocessFile:
         values: int64, where the values are that have a cell, in words of eight bytes.
         cells: int32, the cell of each.
         keys: a checksum of the known keys, in their order.
-        counted: float64, the first values as the last complete reading had them, where totals
-            are kept; else None.
+        counted: float64, the first values as the last complete reading had them, where the file
+            is kept or hidden; else None.
+        kept: whether what it has counted stays in the totals when it goes.
+        hidden: whether it holds gauges of a process that has ended: they are read, not shown.
         baseline: float64, what each value counts from; None for zero.
         held: whether values below their baseline count nothing, instead of less than nothing.
         seen: whether a complete reading had the file.
@@ -89,6 +92,8 @@ class MultiprocessFile:
         self.cells: NDArray[np.int32] = np.empty(0, np.int32)
         self.counted: NDArray[np.float64] | None = None
         self.held = False
+        self.kept = False
+        self.hidden = False
         self.seen = False
         self.suspected = False
         self._known: dict[int, float] = {}
@@ -109,7 +114,7 @@ class MultiprocessFile:
 
     def stash(self) -> None:
         """Put by what was counted, for `take_past`, and count from zero."""
-        if self.counted is not None or self._known:
+        if not self.hidden and (self.counted is not None or self._known):
             counted = np.empty(0) if self.counted is None else self.counted
             self._past = Past(self.cells, counted, self.baseline, self.held, self._known)
         self.counted = None
@@ -131,12 +136,36 @@ class MultiprocessFile:
         Args:
             known: that, by cell.
         """
+        self.kept = True
         self._known = known
         self.baseline = self._known_of(self.cells.tolist())
         self.held = True
 
     def _known_of(self, cells: list[int]) -> NDArray[np.float64]:
         return np.array([self._known.get(cell, 0.0) for cell in cells], np.float64)
+
+    def hide(self) -> None:
+        """Show none of the values that have cells, nor those that get one."""
+        self.hidden = True
+        self.cells = np.full_like(self.cells, HIDDEN)
+
+    def show(self) -> None:
+        """Forget a hidden file, so that it is read and shown like others."""
+        self.forget()
+        self.hidden = False
+
+    def changed(self, now: NDArray[np.float64]) -> bool:
+        """Return whether values are others than those of the last complete reading.
+
+        Zeros alone do not count: they are an odd reading, or a process that has counted nothing.
+
+        Args:
+            now: float64, as just read.
+        """
+        before = self.counted
+        if before is None or not now.any():
+            return False
+        return before.size != now.size or before.tobytes() != now.tobytes()
 
     @contextmanager
     def opened(self) -> Iterator[int]:
@@ -265,11 +294,8 @@ class MultiprocessFile:
         data = np.frombuffer(self.known_part(self.used), np.float64)
         return data[self.values - HEADER_BYTES // WORD_BYTES]
 
-    def fingerprint(self, *, whole: bool) -> int:
-        """A checksum of what the file holds.
-
-        Args:
-            whole: of all of it; else of its ends, its size and its modification time.
+    def fingerprint(self) -> int:
+        """Return a checksum of the file's ends, its size and its modification time.
 
         Raises:
             FileFault: the file cannot be read, or is none.
@@ -279,7 +305,7 @@ class MultiprocessFile:
                 header = os.pread(descriptor, HEADER_BYTES, 0)
                 status = os.fstat(descriptor)
                 used = entries.used_bytes(header, status.st_size)
-                if whole or used <= 2 * _END_BYTES:
+                if used <= 2 * _END_BYTES:
                     return crc32(os.pread(descriptor, used, 0))
                 ends = os.pread(descriptor, _END_BYTES, 0)
                 ends += os.pread(descriptor, _END_BYTES, used - _END_BYTES)
@@ -296,6 +322,8 @@ class MultiprocessFile:
         """
         self.values = np.concatenate([self.values, np.array(values, np.int64)])
         self.cells = np.concatenate([self.cells, np.array(cells, np.int32)])
+        if self.hidden:
+            self.hide()
         if self.baseline is not None:
             known = self._known_of(cells)
             self.held = self.held or bool(known.any())

@@ -55,6 +55,17 @@ class OpenFiles:
         ]
 
     @property
+    def paths(self) -> set[str]:
+        """The paths of the good files and the bad ones."""
+        return self.good.keys() | self._bad.keys()
+
+    @property
+    def names(self) -> set[str]:
+        """The processes of the good files and the bad ones."""
+        bad = {bad.file.name.process for bad in self._bad.values() if bad.file is not None}
+        return bad | {file.name.process for file in self.good.values()}
+
+    @property
     def processes(self) -> Mapping[str, list[MultiprocessFile]]:
         """The good files of each process."""
         found: dict[str, list[MultiprocessFile]] = {}
@@ -143,20 +154,21 @@ def _may_be_good(bad: _BadFile) -> bool:
 
 def _fingerprint(file: MultiprocessFile) -> int | None:
     try:
-        return file.fingerprint(whole=False)
+        return file.fingerprint()
     except FileFault:
         return None
 
 
-def unlink(file: MultiprocessFile) -> None:
-    """Remove a file of an ended process.
+def unlink(file: MultiprocessFile) -> bool:
+    """Remove a file of an ended process; return False where somebody else had removed it.
 
     Raises:
-        FileFault: it is still there.
+        FileFault: The file is still there.
     """
     try:
         Path(file.path).unlink()
     except FileNotFoundError:
-        return
+        return False
     except OSError as error:
         raise FileFault(Reason.NOT_REMOVED, str(error)) from None
+    return True

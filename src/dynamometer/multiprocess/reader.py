@@ -7,12 +7,11 @@ look at each directory, one system call a file, and a comparison.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dynamometer.exposition.families import Family
 from dynamometer.multiprocess import totals
@@ -23,7 +22,7 @@ from dynamometer.multiprocess.file import MultiprocessFile
 from dynamometer.multiprocess.files import OpenFiles
 from dynamometer.multiprocess.page import LINES_PER_UPDATE, Page
 from dynamometer.multiprocess.reading import Reading, UnreadableError
-from dynamometer.multiprocess.retired import RetiredFiles
+from dynamometer.multiprocess.retired import RetiredProcesses
 from dynamometer.multiprocess.series import SeriesTable
 from dynamometer.multiprocess.tree import FileSource
 from dynamometer.process.descriptors import CLOSED
@@ -56,7 +55,8 @@ class Reader:
             tree: where the files are.
             labels: constant ones, added to every series that has not its own.
             max_series: how many series there may be.
-            keep_totals: what files that are gone had counted stays in the totals.
+            keep_totals: what files that are gone had counted stays in the totals, whether or not
+                their processes were retired.
             accumulate: add up a histogram's buckets, and make its `_count` of them.
         """
         self.families: tuple[Family, ...] = ()
@@ -64,9 +64,10 @@ class Reader:
         self._accumulate = accumulate
         self._faults = FaultLog()
         self._files = OpenFiles()
-        self._retired = RetiredFiles()
+        self._retired = RetiredProcesses()
         self._cells = Cells()
-        self._kept = totals.KeptTotals(self._cells) if keep_totals else None
+        self._keep_totals = keep_totals
+        self._kept = totals.KeptTotals(self._cells)
         self._table = SeriesTable(self._cells, labels, max_series=max_series, accumulate=accumulate)
         self._page = Page(self._cells)
         self._again: list[MultiprocessFile] = []
@@ -84,16 +85,17 @@ class Reader:
 
     @property
     def processes(self) -> Mapping[str, Sequence[str]]:
-        """The paths of the files that each process has, as of the last reading."""
+        """The paths of the files of each process that is not retired, as of the last reading."""
         return {
             process: [file.path for file in files]
             for process, files in self._files.processes.items()
+            if process not in self._retired.names
         }
 
     def steps(self) -> Iterator[None]:
         """One reading; it is complete when the iterator ends, and in between nothing shows."""
         self._before = np.empty(0)
-        unread = self._follow_files()
+        listed, unread = self._follow_files()
         yield
         for left in reversed(range(_ROUNDS)):
             for file in unread:
@@ -102,11 +104,14 @@ class Reader:
                 self._replan = True
             unread = self._gather()
             if left:  # what is forgotten must be read again
-                unread = list(dict.fromkeys(unread + self._begun_again(looked_at=True)))
+                again = self._begun_again(looked_at=True) + self._resume_changed()
+                unread = list(dict.fromkeys(unread + again))
             if not unread:
                 break
         self._table.forget_keys()
         self._keep_counted()
+        if listed:
+            self._remove(self._retired.to_remove())
         if self._before.size:
             totals.keep(self._before, self._cells, self._apply)
         yield
@@ -114,7 +119,7 @@ class Reader:
         self._faults.note(self._all_faults())
 
     def retire(self, processes: frozenset[str], *, owned: bool) -> None:
-        """Count what ended processes have counted for good, and read their files no more.
+        """Keep what ended processes have counted, and hide their gauges.
 
         A reading must have just been made.
 
@@ -122,56 +127,94 @@ class Reader:
             processes: their identifiers, as the files' names have them.
             owned: remove their files.
         """
-        before = self._cells.values.copy()
-        for file in self._files.of_processes(processes):
-            counted = self._counted(file)
-            if self._kept is None:
-                totals.fold(counted, file.cells, file.baseline, self._cells)
-            else:
-                file.stash()
-                self._kept.set_aside(file)
-            self._files.give_up(file)
-            self._retired.add(file, counted, remove=owned)
+        self._before = self._cells.values.copy()
+        files = self._files.of_processes(processes)
+        read = set(self._reading.files)
+        for file in files:
+            self._retired.add(file)
+            if file in read:
+                file.counted = self._reading.values_of(file).copy()
+                file.seen = True
         if owned:
-            self._retired.remove_again()
+            self._remove(files + self._retired.to_remove())
         self._replan = True
         self._gather()
-        totals.keep(before, self._cells, self._apply)
+        totals.keep(self._before, self._cells, self._apply)
         for _ in self._show():
             pass
 
     def resume(self, processes: frozenset[str]) -> None:
-        """Read the retired files of these processes again, at the next reading."""
+        """Show the gauges of these retired processes again, from the next reading on."""
         self._resumed |= processes
 
     def close(self) -> None:
         """Close all files."""
         self._files.close()
 
-    def _follow_files(self) -> list[MultiprocessFile]:
-        """Look which files there are; those of which something is to be parsed."""
+    def _follow_files(self) -> tuple[bool, list[MultiprocessFile]]:
+        """Look which files there are.
+
+        Returns:
+            Whether any may have come or gone, and those of which something is to be parsed.
+        """
         new: list[MultiprocessFile] = []
+        resumed, self._resumed = self._resumed, frozenset()
         listed = self._tree.refresh()
         if listed:
-            listing = self._tree.files
-            self._retired.keep(listing)
-            if self._retired:
-                listing = {
-                    path: inode for path, inode in listing.items() if path not in self._retired
-                }
-            for file in self._files.ended(listing):
+            known = self._files.paths
+            for file in self._files.ended(self._tree.files):
                 self._end(file)
-            new = self._files.follow(listing)
+            new = self._files.follow(self._tree.files)
+            resumed |= {file.name.process for file in new if file.path not in known}
+        shown = self._show_again(resumed)
+        if listed:
+            for file in new:
+                file.kept = self._keep_totals and file.name.type != "gauge"
+                if file.name.process in self._retired.names:
+                    self._retired.add(file)
+            if self._retired.names:
+                there = self._files.names | {file.name.process for file in new}
+                self._retired.keep(there, self._tree.files)
         unread = self._begun_again(looked_at=False)
         again = set(unread)
         unread += [file for file in self._files.good.values() if file.waiting and file not in again]
         unread += self._files.bad_files()
-        begun = {file.name.process for file in new} | self._resumed
-        unread += self._retired.awaken(begun)
-        self._resumed = frozenset()
-        if listed:
-            self._retired.remove_again()
-        return unread + new
+        return listed, list(dict.fromkeys(unread + shown + new))
+
+    def _resume_changed(self) -> list[MultiprocessFile]:
+        """End the retirement of processes that count again; return their gauges' files."""
+        if not self._retired.names:
+            return []
+        return self._show_again(
+            {
+                file.name.process
+                for file in self._reading.changed_files()
+                if file.name.process in self._retired.names
+                and file.changed(self._reading.values_of(file))
+            }
+        )
+
+    def _show_again(self, processes: Set[str]) -> list[MultiprocessFile]:
+        """End the retirement of processes; return their gauges' files, which are to be parsed."""
+        found = self._retired.end(processes)
+        if not found:
+            return []
+        hidden = [file for file in self._files.of_processes(frozenset(found)) if file.hidden]
+        for file in hidden:
+            file.show()
+        return hidden
+
+    def _remove(self, files: Sequence[MultiprocessFile]) -> None:
+        """Remove files of ended processes, and fold what they have counted into the totals."""
+        for file in files:
+            removed = self._retired.remove(file)
+            if removed is not None:
+                self._files.give_up(file)
+                file.stash()
+                self._set_aside(file, removed=removed)
+                self._replan = True
+        if self._replan:
+            self._gather()
 
     def _begun_again(self, *, looked_at: bool) -> list[MultiprocessFile]:
         """The files whose series were left out and may have a place now, to be read anew.
@@ -192,7 +235,6 @@ class Reader:
     def _parse(self, file: MultiprocessFile) -> Iterator[None]:
         values: list[int] = []
         cells: list[int] = []
-        from_beginning = not file.used
         try:
             found = file.new_entries()
             self._set_aside(file)
@@ -206,12 +248,7 @@ class Reader:
                     file.leave_out(reason.reason, str(reason))
             self._files.accept(file)
             file.place(values, cells)
-            if from_beginning and file.baseline is None:
-                file.baseline = self._retired.baseline(file)
-            elif file.baseline is None:
-                self._retired.forget(file)
-            if self._kept is not None:
-                self._kept.resume(file)
+            self._kept.resume(file)
         except FileFault as fault:
             self._reject(file, fault)
 
@@ -220,24 +257,24 @@ class Reader:
         self._files.reject(file, fault)
         self._set_aside(file)
 
-    def _set_aside(self, file: MultiprocessFile) -> None:
+    def _set_aside(self, file: MultiprocessFile, *, removed: bool = False) -> None:
         """Keep in the totals what a file had counted before it was forgotten."""
-        if self._kept is not None and self._kept.set_aside(file):
+        if self._kept.set_aside(file, removed=removed):
             self._replan = True
             if not self._before.size:
                 self._before = self._cells.values.copy()
 
     def _keep_counted(self) -> None:
         """Keep the values as just read, once it is clear what they count from."""
-        kept = self._kept
         suspected = {file for file in self._reading.files if file.suspected}
-        if kept is None or not (self._changed or suspected):
+        if not (self._changed or suspected):
             return
         for _ in range(_ROUNDS):
+            changed = dict.fromkeys([*self._reading.changed_files(), *suspected])
             judged = [
-                kept.judge(file, self._reading.values_of(file), suspected=file in suspected)
-                for file in self._reading.files
-                if file.name.type != "gauge"
+                self._kept.judge(file, self._reading.values_of(file), suspected=file in suspected)
+                for file in changed
+                if file.kept
             ]
             if not any(judged):
                 break
@@ -245,9 +282,11 @@ class Reader:
                 self._before = self._cells.values.copy()
             self._replan = True
             self._gather()
-        for file in self._reading.files:
-            if file.name.type != "gauge":
-                file.counted = self._reading.values_of(file).copy()
+        for file in self._reading.changed_files():
+            if file.kept or file.hidden:
+                now = self._reading.values_of(file)
+                if now.any():  # zeros alone are an odd reading, or nothing that can be kept
+                    file.counted = now.copy()
                 file.seen = True
 
     def _gather(self) -> list[MultiprocessFile]:
@@ -305,7 +344,7 @@ class Reader:
     def _end(self, file: MultiprocessFile) -> None:
         """Give up a file that went or was replaced, and keep its totals if they are kept."""
         self._replan = True
-        if self._kept is not None and file.name.type != "gauge":
+        if file.kept:
             self._take_last_state(file)
             file.stash()
             self._set_aside(file)
@@ -324,15 +363,6 @@ class Reader:
             last = file.last_values()
             if before is None or bool((last[: before.size] >= before).all()):
                 file.counted = last
-
-    def _counted(self, file: MultiprocessFile) -> NDArray[np.float64]:
-        """What a file had counted when it was last read; float64, as many as it has cells.
-
-        None: a gauge has no past, and a bad file none that can be known.
-        """
-        if file.name.type == "gauge" or not file.cells.size:
-            return np.zeros(0)
-        return self._reading.values_of(file).copy()
 
     def _all_faults(self) -> list[tuple[str, Reason, str]]:
         directories = [(path, fault.reason, str(fault)) for path, fault in self._tree.faults]

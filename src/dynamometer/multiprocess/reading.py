@@ -13,11 +13,11 @@ from typing import Final, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamometer.multiprocess.baseline import less
 from dynamometer.multiprocess.cells import Cells, Kind
 from dynamometer.multiprocess.entries import WORD_BYTES
 from dynamometer.multiprocess.faults import FileFault, Reason, of_os_error
 from dynamometer.multiprocess.file import MultiprocessFile
+from dynamometer.multiprocess.totals import since
 from dynamometer.process.descriptors import CLOSED
 
 BATCH_WORDS: Final = 64 * 1024
@@ -86,6 +86,7 @@ class Reading:
         )
         plan = _Plan(self._buffer)
         self._values_of: dict[MultiprocessFile, slice] = {}
+        self._ends = np.cumsum([file.cells.size for file in self.files])
         begin = 0
         for file in self.files:
             end = begin + file.cells.size
@@ -105,7 +106,7 @@ class Reading:
             np.array([file.held for file in self.files], np.bool_),
             [file.cells.size for file in self.files],
         )
-        self._begun = False
+        self._begun = self._compared = False
         self._others_changed = True
         self._found_stale = False
         self._rewritten: set[MultiprocessFile] = set()
@@ -116,9 +117,9 @@ class Reading:
         values = self.bits.view(np.float64)
         if self._baseline is None:
             return values
-        since = less(values, self._baseline)
-        since[self._held & (since < 0)] = 0.0
-        return since
+        counted = since(values, self._baseline)
+        counted[self._held & (counted < 0)] = 0.0
+        return counted
 
     @property
     def timestamps(self) -> NDArray[np.float64]:
@@ -155,9 +156,18 @@ class Reading:
             np.take(buffer, batch.other_words, out=others[batch.others], mode="clip")
         if faults:
             raise UnreadableError(faults)
-        begun, self._begun = self._begun, True
+        self._compared = begun = self._begun
+        self._begun = True
         self._others_changed = not (begun and _equal(others, self._last_others))
         return self._others_changed or not _equal(bits, self._last_bits)
+
+    def changed_files(self) -> list[MultiprocessFile]:
+        """The files of which a value changed since the reading before; all after the first one."""
+        if not self._compared:
+            return list(self.files)
+        places = np.flatnonzero(self.bits != self._last_bits)
+        owners = np.unique(np.searchsorted(self._ends, places, side="right"))
+        return [self.files[owner] for owner in owners.tolist()]
 
     def stale_files(self) -> list[MultiprocessFile]:
         """The files that are not what they were: longer, or with another's content."""

@@ -4,23 +4,34 @@ A file may be missing, unreadable or odd for one reading, and back at the next: 
 directory without permission for a moment, a copy that replaces the original. What a file had
 counted is remembered by its path when the file goes, and a file that comes back adds only what
 it has above that. Another process that begins in a file of the same path is known by its values:
-most of them are less than half of what they were, in two readings where the file is the same one.
+most of them are at most half of what they were, in two readings where the file is the same one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamometer.multiprocess.baseline import less
 from dynamometer.multiprocess.cells import Cells
 from dynamometer.multiprocess.file import MultiprocessFile
 
 _LAST_BITS: Final = 4
-_MOST_REMEMBERED: Final = 1024
+_MOST_REMEMBERED: Final = 1 << 22  # values, of 12 bytes: some 50 MB
+_VALUES_PER_FILE: Final = 64  # what the memory of a file takes besides its values
+
+
+class _Remembered(NamedTuple):
+    """The values of a file that are in the totals and not zero, and their cells."""
+
+    cells: NDArray[np.int32]
+    values: NDArray[np.float64]
+
+    @property
+    def size(self) -> int:
+        return self.cells.size + _VALUES_PER_FILE
 
 
 class KeptTotals:
@@ -33,11 +44,19 @@ class KeptTotals:
             cells: where totals are kept.
         """
         self._cells = cells
-        # Of each path the cells, and what the file said of each: all of it is in the totals.
-        self._counted: dict[str, dict[int, float]] = {}
+        self._remembered: dict[str, _Remembered] = {}
+        self._size = 0
 
-    def set_aside(self, file: MultiprocessFile) -> bool:
-        """Keep what a file had counted before it was forgotten; whether the totals have more."""
+    def set_aside(self, file: MultiprocessFile, *, removed: bool = False) -> bool:
+        """Fold what a file had counted before it was forgotten into the totals.
+
+        Args:
+            file: the file.
+            removed: the file was removed for good, and another of its path is not the same.
+
+        Returns:
+            Whether the totals have more.
+        """
         past = file.take_past()
         if past is None:
             return False
@@ -47,19 +66,33 @@ class KeptTotals:
             values = np.maximum(values, baseline)
         cells = past.cells[: values.size]
         fold(values, cells, baseline, self._cells)
-        counted = self._counted.pop(file.path, {})
-        counted |= past.known
-        counted |= zip(cells.tolist(), values.tolist(), strict=True)
-        if len(self._counted) == _MOST_REMEMBERED:
-            del self._counted[next(iter(self._counted))]
-        self._counted[file.path] = counted
+        counted = self._take(file.path)
+        if not removed:
+            counted |= past.known
+            counted |= zip(cells.tolist(), values.tolist(), strict=True)
+            self._remember(file.path, counted)
         return True
+
+    def _remember(self, path: str, counted: dict[int, float]) -> None:
+        counted = {cell: value for cell, value in counted.items() if value}
+        one = self._remembered[path] = _Remembered(
+            np.array(list(counted), np.int32), np.array(list(counted.values()), np.float64)
+        )
+        self._size += one.size
+        while self._size > _MOST_REMEMBERED and len(self._remembered) > 1:
+            self._take(next(iter(self._remembered)))
+
+    def _take(self, path: str) -> dict[int, float]:
+        one = self._remembered.pop(path, None)
+        if one is None:
+            return {}
+        self._size -= one.size
+        return dict(zip(one.cells.tolist(), one.values.tolist(), strict=True))
 
     def resume(self, file: MultiprocessFile) -> None:
         """Let a file that was just parsed count from where a file of its path was."""
-        counted = self._counted.pop(file.path, None)
-        if counted is not None:
-            file.resume(counted)
+        if file.path in self._remembered:
+            file.resume(self._take(file.path))
 
     def judge(self, file: MultiprocessFile, now: NDArray[np.float64], *, suspected: bool) -> bool:
         """Decide how a file goes on whose values fell, or that has come back.
@@ -102,9 +135,8 @@ class KeptTotals:
         for place in np.flatnonzero(now < before).tolist():
             line = series[file.cells[place]]
             assert line is not None
-            if file.name.type == "counter" or not line.partition(b"{")[0].rstrip().endswith(
-                b"_sum"
-            ):
+            is_sum = line.partition(b"{")[0].rstrip().endswith(b"_sum")
+            if file.name.type == "counter" or not is_sum or np.isinf(before[place]):
                 return True
         return False
 
@@ -113,8 +145,25 @@ def _another_process(now: NDArray[np.float64], known: NDArray[np.float64]) -> bo
     """Whether values are those of a process that has begun since; not while they are all zero."""
     counted = known > 0
     values = now[counted]
-    fallen = int(np.count_nonzero(values < known[counted] / 2))
+    fallen = int(np.count_nonzero(values <= known[counted] / 2))
     return bool(values.any()) and 2 * fallen > values.size
+
+
+def since(values: NDArray[np.float64], baseline: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what has been counted since a baseline.
+
+    An infinity that was there already adds nothing: subtracted from itself it would be NaN.
+
+    Args:
+        values: shape (n,).
+        baseline: shape (n,).
+    """
+    with np.errstate(invalid="ignore"):
+        counted: NDArray[np.float64] = values - baseline
+    endless = np.flatnonzero(~np.isfinite(baseline))
+    now = values[endless]
+    counted[endless] = np.where(now == baseline[endless], 0.0, now)
+    return counted
 
 
 def fold(
@@ -133,7 +182,7 @@ def fold(
     """
     if not values.size:
         return
-    added = values if baseline is None else less(values, baseline)
+    added = values if baseline is None else since(values, baseline)
     with np.errstate(invalid="ignore"):  # infinities of two signs
         np.add.at(cells.base, places, added)
     cells.based[places] = True
