@@ -55,7 +55,7 @@ class MultiprocessDirectory:
             keep_totals: what was counted in files that are gone stays in the totals, as it does
                 after `retire`; prometheus_client's own collector forgets it. No total falls, and a
                 file that is missing or odd for a reading counts nothing twice: one that comes
-                back adds what it has above what it had, unless most of its values are less than
+                back adds what it has above what it had, unless most of its values are at most
                 half, as those of another process are.
             max_series: the most series that are shown: the first ones, where a histogram that
                 has begun is finished. Where series go, others take their place at once.
@@ -181,7 +181,7 @@ class MultiprocessDirectory:
         """Keep what ended processes have counted, and drop their gauges.
 
         Their counters, histograms and summaries stay in the totals. Their files are removed
-        where the directory is owned, and no longer read otherwise. A process that gets such a
+        where the directory is owned, and read like others otherwise. A process that gets such a
         pid again and continues an old file is noticed, and nothing counts twice.
 
         Args:
@@ -199,7 +199,7 @@ class MultiprocessDirectory:
             self._reader.retire(processes, owned=self._owned)
 
     def resume(self, pids: Iterable[int | str]) -> None:
-        """Read the files of these processes again, from the next reading on: they live after all.
+        """Show the gauges of these processes again, from the next reading on: they live after all.
 
         Args:
             pids: retired processes, as the files' names have them.
