@@ -267,32 +267,20 @@ class MultiprocessFile:
                 return True
         return False
 
-    def known_part(self, used: int) -> bytes:
-        """What is behind the header, up to a place.
-
-        Args:
-            used: the place, in bytes.
+    def last_values(self) -> NDArray[np.float64]:
+        """Return the values that have cells, as they are now, in their order.
 
         Raises:
-            FileFault: the file cannot be read, or is shorter.
+            FileFault: The file cannot be read, or is shorter.
         """
         with self.opened() as descriptor:
             try:
-                data = os.pread(descriptor, max(used - HEADER_BYTES, 0), HEADER_BYTES)
+                data = os.pread(descriptor, self.used, 0)
             except OSError as error:
                 raise of_os_error(error) from None
-        if len(data) < used - HEADER_BYTES:
+        if len(data) < self.used:
             raise FileFault(Reason.TRUNCATED, "shorter than it was")
-        return data
-
-    def last_values(self) -> NDArray[np.float64]:
-        """The values that have cells, as they are now, in their order.
-
-        Raises:
-            FileFault: the file cannot be read, or is shorter.
-        """
-        data = np.frombuffer(self.known_part(self.used), np.float64)
-        return data[self.values - HEADER_BYTES // WORD_BYTES]
+        return np.frombuffer(data, np.float64)[self.values]
 
     def fingerprint(self) -> int:
         """Return a checksum of the file's ends, its size and its modification time.

@@ -74,6 +74,7 @@ class Reader:
         self._resumed: frozenset[str] = frozenset()  # retired processes to be read again
         self._replan = False
         self._changed = True
+        self._keeping = False  # whether the last values of any file are needed
         self._before = np.empty(0)  # the cells' values before files ended in this reading
         self._reading = Reading([], self._cells)
         self._aggregation = Aggregation(self._reading.cells, self._cells)
@@ -267,7 +268,7 @@ class Reader:
     def _keep_counted(self) -> None:
         """Keep the values as just read, once it is clear what they count from."""
         suspected = {file for file in self._reading.files if file.suspected}
-        if not (self._changed or suspected):
+        if not (self._keeping and (self._changed or suspected)):
             return
         for _ in range(_ROUNDS):
             changed = dict.fromkeys([*self._reading.changed_files(), *suspected])
@@ -307,6 +308,7 @@ class Reader:
         self._replan = False
         self._changed = True
         self._reading = Reading(list(self._files.good.values()), self._cells)
+        self._keeping = any(file.kept or file.hidden for file in self._reading.files)
         self._aggregation = Aggregation(self._reading.cells, self._cells)
         gone = self._cells.without(self._aggregation.counts)
         if gone:
