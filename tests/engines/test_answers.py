@@ -93,12 +93,35 @@ def test_tool_calls_and_texts_are_content_and_a_role_is_not() -> None:
         ({"error": {"message": "x", "code": "insufficient_quota", "type": "bad"}}, 429),
         ({"error": "x"}, 500),
         ({"object": "error", "message": "x", "code": 503}, 503),
+        # Statuses as text, and numbers that are no statuses.
+        ({"error": {"message": "x", "code": "429"}}, 429),
+        ({"object": "error", "message": "x", "code": "503"}, 503),
+        ({"error": {"message": "x", "code": True}}, 500),
+        ({"error": {"message": "x", "code": 1302, "type": "rate_limit_error"}}, 429),
     ],
 )
 def test_an_error_in_the_stream_is_seen(content: object, code: int) -> None:
     reader = StreamReader(Usage.OPENAI, hide_usage=True)
     assert reader.feed(event(content), 0.0) == event(content)
     assert reader.error_code == code
+
+
+@pytest.mark.parametrize(
+    ("stream", "code"),
+    [
+        (b"event: error\ndata: Internal\n\n", 500),
+        (b"event: error\n: the connection broke\n\n", 500),
+        (b'event: error\ndata: {"message":"x","code":503}\n\n', 503),
+        (b'event:error\r\ndata: {"detail":"x"}\r\n\r\n', 500),
+        (b'data: {"detail":"x"}\nevent: error\n\n', 500),
+        (b"event: errors\ndata: 1\n\n", None),
+        (b"data: event: error\n\n", None),
+    ],
+)
+def test_an_event_named_error_is_one_whatever_its_data(stream: bytes, code: int | None) -> None:
+    reader = StreamReader(Usage.OPENAI, hide_usage=True)
+    assert reader.feed(stream, 0.0) == stream
+    assert (reader.error_code, reader.ended) == (code, code is not None)
 
 
 def refused(status: int | None) -> dict[str, object]:
@@ -546,6 +569,7 @@ STARTED = typed("response.created", response={"status": "in_progress"})
         (Usage.MESSAGES, typed("message_start") + typed("message_stop"), True, None),
         # A finish reason that is not a success.
         (Usage.OPENAI, CONTENT + finish("abort") + DONE, True, 499),
+        (Usage.OPENAI, CONTENT + finish("cancelled") + DONE, True, 499),
         (Usage.OPENAI, CONTENT + finish("error") + DONE, True, 500),
         (Usage.OPENAI, CONTENT + finish("error"), True, 500),
         (Usage.OPENAI, finish("error", 1) + finish("abort") + DONE, True, 500),

@@ -444,6 +444,23 @@ async def test_a_stream_that_breaks_off_ends_with_an_error_event(bench: Bench) -
     assert bench.count("output_tokens_total", model="m") == 1
 
 
+async def test_a_connection_that_breaks_after_the_last_event_is_not_a_failure(bench: Bench) -> None:
+    stream = b'data: {"choices":[{"text":"a","finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+
+    async def break_off(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(stream)
+        await asyncio.sleep(0.05)
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    await bench.worker(break_off)
+    assert await bench.ask(stream=True) == (200, stream)
+    assert bench.count("failures_total") == 0
+
+
 async def test_an_answer_that_breaks_off_is_no_whole_answer(bench: Bench) -> None:
     async def break_off(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from dynamometer.runtime.fleet import Change, Fleet
-from dynamometer.runtime.record import VERSION, Record, Role, State
+from dynamometer.runtime.record import VERSION, Json, Record, Role, State
 
 
 def worker(number: int, *models: str, **changes: object) -> Record:
@@ -57,6 +57,13 @@ def test_a_models_card_is_its_workers() -> None:
     card = {"id": "m", "max_model_len": 2048}
     fleet.update([worker(1, model_info={"m": card})])
     assert fleet.models == {"m": card}
+
+
+@pytest.mark.parametrize("card", [None, 5, "text", []])
+def test_a_card_that_is_not_an_object_is_not_shown(card: Json) -> None:
+    fleet = Fleet()
+    fleet.update([worker(1, model_info={"m": card})])
+    assert fleet.models["m"] == {"id": "m", "object": "model"}
 
 
 def test_a_namespace_keeps_the_workers_of_others_out_of_service() -> None:

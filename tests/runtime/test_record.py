@@ -91,6 +91,8 @@ def test_fields_of_a_later_version_are_passed_over() -> None:
         {"request_url": "http://"},
         {"request_url": "http://127.0.0.1:0"},
         {"request_url": "http://127.0.0.1:-1"},
+        {"request_url": "http://a..b:80"},
+        {"request_url": f"http://{'a' * 70}:80"},
         {"request_url": "http://127.0.0.1:1/?a=b"},
         {"request_url": "http://127.0.0.1:1#a"},
         {"request_url": "http://user:secret@127.0.0.1:1"},
@@ -285,3 +287,8 @@ def test_a_record_that_needs_a_later_reader_is_visible_and_unusable() -> None:
 def test_a_record_that_needs_a_later_reader_still_says_who_it_is() -> None:
     with pytest.raises(DiscoveryError, match="id must be"):
         later(min_version=VERSION + 1, id="seven")
+
+
+def test_a_url_with_a_slash_at_its_end_is_the_same_without() -> None:
+    text = RECORD.to_json().replace(b'"http://127.0.0.1:1"', b'"http://127.0.0.1:1/"')
+    assert Record.from_json(text) == RECORD

@@ -31,6 +31,8 @@ from dynamometer.engines.tokens import (
 _EVENT_END: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n?|\n)")
 _LONGEST_END: Final = len(b"\r\n\r\n")
 _DATA: Final = b"data:"
+# Data of such an event may be text, or missing: NVIDIA Dynamo puts the message into a comment.
+_ERROR_EVENT: Final = re.compile(rb"(?:\A|[\r\n])event: ?error(?:[\r\n]|\Z)")
 _DONE: Final = b"[DONE]"
 # What the last event of a response is.
 _RESPONSE_ENDS: Final = frozenset({"response.completed", "response.incomplete", "response.failed"})
@@ -196,6 +198,9 @@ class StreamReader:
             content = orjson.loads(event[line + len(_DATA) :])
         except ValueError:
             content = _of_all_lines(event)
+        if b"error" in event and _ERROR_EVENT.search(event):
+            self._any_event = True
+            self._failed(error_status(content if isinstance(content, dict) else {}))
         if not isinstance(content, dict):
             self.ended = self.ended or content == _DONE
             self._any_event = self._any_event or content not in (_DONE, b"")

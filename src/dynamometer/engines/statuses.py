@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from dynamometer.engines.tokens import Event, integer
 
 CANCELLED: Final = 499
 _FAILED: Final = 500
+# A code that is a status, as a number or as text (LiteLLM); other numbers are private to a server.
+_ERROR_STATUS: Final = re.compile(r"[45][0-9]{2}")
 # What an error in a stream calls itself where its code is no number: Anthropic's, and OpenAI's.
 _CODES: Final = {
     "invalid_request_error": 400,
@@ -26,15 +29,21 @@ _CODES: Final = {
     "server_error": 500,
 }
 
+# SGLang's and vLLM's name, and NVIDIA Dynamo's.
+_CANCELLATIONS: Final = frozenset({"abort", "cancelled"})
+
 
 def error_status(content: Event) -> int:
     """Return the status that an error stands for: an object, or its member `error`."""
     error = content.get("error")
     said = error if isinstance(error, dict) else content
     code = said.get("code")
-    if isinstance(code, int):
-        return code
-    return _CODES.get(str(code)) or _CODES.get(str(said.get("type")), 500)
+    if _ERROR_STATUS.fullmatch(str(code)):
+        return int(str(code))
+    known = _CODES.get(str(code)) or _CODES.get(str(said.get("type")))
+    if known is not None:
+        return known
+    return code if isinstance(code, int) and not isinstance(code, bool) else _FAILED
 
 
 def finish_status(reason: object) -> int | None:
@@ -47,7 +56,7 @@ def finish_status(reason: object) -> int | None:
     kind, status = reason, None
     if isinstance(reason, dict):
         kind, status = reason.get("type"), integer(reason.get("status_code"), None)
-    if kind == "abort":
+    if kind in _CANCELLATIONS:
         return status or CANCELLED
     if kind == "error":
         return status or _FAILED

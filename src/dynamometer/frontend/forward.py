@@ -289,9 +289,10 @@ class Forwarder:
                     account.told(failures.BROKEN_OFF)
             except relay.BrokenError as error:
                 logger.warning("a stream broke off: %s", error)
-                event = openai_errors.event(openai_errors.ENGINE_DIED, "engine_error")
-                await response.write(event)
-                account.told(failures.BROKEN_OFF)
+                if not (reader.whole and reader.complete):
+                    event = openai_errors.event(openai_errors.ENGINE_DIED, "engine_error")
+                    await response.write(event)
+                    account.told(failures.BROKEN_OFF)
             await response.write_eof()
             return response
         finally:

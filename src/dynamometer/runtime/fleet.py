@@ -104,7 +104,7 @@ class Fleet:
                 changed.add(model)
         self._known |= self._workers.keys()
         self._models = {
-            model: modes[AGGREGATED][-1].model_info.get(model, {"id": model, "object": "model"})
+            model: _card(modes[AGGREGATED][-1], model)
             for model, modes in self._workers.items()
             if AGGREGATED in modes
         }
@@ -180,6 +180,12 @@ class Fleet:
             others, subject = sorted(self._workers[model]), f"{model!r} has"
         modes = " and ".join(others)
         return f"{subject} only {modes} workers, and none that answers a request alone"
+
+
+def _card(record: Record, model: str) -> Json:
+    """Return a model's card; a least one where the record has none, or not an object."""
+    card = record.model_info.get(model)
+    return card if isinstance(card, dict) else {"id": model, "object": "model"}
 
 
 def _replaces(new: Record, old: Record | None) -> bool:

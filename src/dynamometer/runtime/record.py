@@ -275,12 +275,13 @@ def _url(value: Json) -> str | None:
             and parts.port != 0
             and parts.username is None
             and not re.search(r"[\s?#\\]", text)
+            and bool((parts.hostname or "").encode("idna"))  # as it will be resolved
         )
     except ValueError:
         usable = False
     if not usable:
         raise _FieldError(f"{wanted}, not {_shown(text)}")
-    return text
+    return text.rstrip("/")  # paths are appended
 
 
 def _optional_name(value: Json) -> str | None:
