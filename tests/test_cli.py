@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from dynamometer import __version__, cli
 from processes import running
-from stack import http
+from stack import eventually, http
 
 MOCK = ("--engine", "mocker", "--model", "mock")
 WRONG = "300.1.1.1"
@@ -182,6 +183,23 @@ def test_a_directory_that_cannot_be_used_is_one_line_and_leaves_nothing(
     assert done.stderr.splitlines()[-1].startswith(says)
     assert "Traceback" not in done.stderr
     assert done.stdout.splitlines() == [line for line in done.stdout.splitlines() if "==>" in line]
+
+
+def test_a_worker_without_standard_streams_serves(tmp_path: Path) -> None:
+    """The shell closes them: `<&- >&- 2>&-`."""
+    worker = [sys.executable, "-m", "dynamometer.cli", "sglang", *MOCK]
+    closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *worker]
+    environment = {"DYN_SYSTEM_PORT": "0", "DYN_FILE_KV": str(tmp_path / "discovery")}
+    with running(closed, tmp_path / "log", environment) as process:
+        eventually(
+            lambda: any(
+                json.loads(record.read_bytes())["state"] == "ready"
+                for record in tmp_path.glob("discovery/instances/*.json")
+            ),
+            within=30,
+            what="the worker is ready",
+        )
+        assert process.running
 
 
 @pytest.mark.parametrize("words", [["frontend"], ["sglang", *MOCK], ["mocker"]], ids=str)

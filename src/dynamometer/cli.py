@@ -45,6 +45,7 @@ def run(command: str, argv: Sequence[str] | None = None, *, program: str | None 
         argv: its arguments; by default the process's.
         program: how it was called, for its help; by default `dyno COMMAND`.
     """
+    _open_standard_streams()
     try:
         if command not in COMMANDS:
             known = ", ".join(COMMANDS)
@@ -72,6 +73,18 @@ def run(command: str, argv: Sequence[str] | None = None, *, program: str | None 
         code = _error(_system_error(error), 1)
     logs.flush()
     sys.exit(code)
+
+
+def _open_standard_streams() -> None:
+    """Open /dev/null as each standard stream that is closed.
+
+    Otherwise a socket or a pipe gets its number, and libuv aborts a process that closes that.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # has the lowest number that is free
 
 
 def _error(message: str, exit_code: int) -> int:

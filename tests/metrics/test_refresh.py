@@ -9,13 +9,14 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import aiohttp
 import pytest
 from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families as parse
 
+from dynamometer.exposition.families import Family, Metadata
 from dynamometer.http import addresses
 from dynamometer.http.servers import serving
 from dynamometer.metrics import scraping
@@ -220,6 +221,64 @@ def test_a_child_of_fork_asks_a_source_that_hangs_in_its_parent(
     _, status = os.waitpid(pid, 0)
     killer.cancel()
     killer.join()
+    assert status == 0
+
+
+class HeldInMerge(list[Family]):
+    """The families of a source that stop the thread that merges them, not the one that asks."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            [Family(Metadata("held", "gauge", "h"), frozenset({"held"}), (b"held 1\n",))]
+        )
+        self.merging = self.stops = False
+        self.entered, self.released = threading.Event(), threading.Event()
+
+    def __iter__(self) -> Iterator[Family]:
+        if self.merging and self.stops:
+            self.entered.set()
+            self.released.wait()
+        return super().__iter__()
+
+
+class HeldSource:
+    """A source of `HeldInMerge`: the page reads its errors last before it merges."""
+
+    def __init__(self, held: HeldInMerge) -> None:
+        self.name = self.owner = "held"
+        self._held = held
+
+    def families(self) -> Sequence[Family]:
+        self._held.merging = False
+        return self._held
+
+    @property
+    def errors(self) -> Mapping[str, int]:
+        self._held.merging = True
+        return {}
+
+
+def test_a_child_that_is_forked_during_a_merge_renders_the_page() -> None:
+    runtime = DistributedRuntime(deadline=1)
+    held = HeldInMerge()
+    runtime.metrics.register_source(HeldSource(held))
+    held.stops = True
+    runtime.page.begin(lambda: None)
+    assert held.entered.wait(BOUND_SECONDS)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # that there are threads
+            pid = os.fork()
+        if not pid:
+            held.stops = False
+            os._exit(0 if b"\nheld 1\n" in runtime.metrics.render() else 1)
+        killer = threading.Timer(BOUND_SECONDS, os.kill, (pid, signal.SIGKILL))
+        killer.start()
+        _, status = os.waitpid(pid, 0)
+        killer.cancel()
+        killer.join()
+    finally:
+        held.released.set()
     assert status == 0
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dynamometer.exposition.filters import EVERYTHING, Selection
 from dynamometer.exposition.merge import LeftOut, Merger, Source
 from dynamometer.exposition.pages import Pages
+from dynamometer.process.forks import renew_in_child
 
 
 class MergedPage:
@@ -18,6 +19,10 @@ class MergedPage:
     """
 
     def __init__(self) -> None:
+        renew_in_child(self)
+
+    def renew(self) -> None:
+        """Start without families: a child of `fork` may have those of a merge half done."""
         self._merger = Merger()
         self._pages = Pages()
         self._lock = threading.Lock()

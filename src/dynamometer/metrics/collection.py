@@ -107,7 +107,7 @@ def _said(error: BaseException) -> str:
     """What an error says of itself; its class where even that fails."""
     try:
         return repr(error)
-    except Exception:  # noqa: BLE001, RUF100  # the text is what matters least
+    except BaseException:  # noqa: BLE001, RUF100  # the text is what matters least
         return type(error).__name__
 
 

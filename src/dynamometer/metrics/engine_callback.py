@@ -27,6 +27,7 @@ from dynamometer.metrics.hierarchy import Metrics
 from dynamometer.metrics.sources import Collects, RegistrySource
 from dynamometer.multiprocess import MultiProcessCollector, MultiprocessDirectory
 from dynamometer.names import label_value, labels, sanitize_prometheus_label
+from dynamometer.process.forks import renew_in_child
 
 logger = logging.getLogger(__name__)
 
@@ -251,6 +252,10 @@ class _Kept:
         self._view = view
         self._page = MergedPage()
         self._told: set[tuple[str, str]] = set()
+        renew_in_child(self)
+
+    def renew(self) -> None:
+        """Start with a lock that no thread holds."""
         self._lock = threading.Lock()
 
     def text(self, families: Sequence[Family], *, strict: bool = False) -> str:

@@ -28,6 +28,7 @@ from dynamometer.names import (
     labels,
     sanitize_prometheus_label,
 )
+from dynamometer.process.forks import renew_in_child
 
 Instrument = TypeVar("Instrument", Counter, Gauge, Histogram)
 
@@ -77,12 +78,16 @@ class Hierarchy:
             )
         self.registry = registry()
         self.page = MetricsPage(self.registry, deadline=deadline)
-        self._lock = threading.Lock()  # held by whichever thread reads or changes those below
+        renew_in_child(self)
         self._shapes: dict[str, _Shape] = {}
         self._owners: dict[str, str] = {}
         self._registries: dict[tuple[tuple[str, str], ...], CollectorRegistry] = {}
         self._instruments: dict[_Key, Counter | Gauge | Histogram] = {}
         self._sources: set[str] = set()
+
+    def renew(self) -> None:
+        """Start with a lock that no thread holds."""
+        self._lock = threading.Lock()  # guards `_shapes` and all that follows it
 
     def level(self, level_labels: Mapping[str, str]) -> Metrics:
         """The metrics of the level that has these labels."""

@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from dynamometer.exposition.families import Metadata
 from dynamometer.exposition.metrics import to_metric
 from dynamometer.metrics.sources import CountsErrors, RegistrySource, errors_of
+from dynamometer.process.forks import renew_in_child
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +30,13 @@ class InstrumentRegistry(CollectorRegistry, CountsErrors):
         self._own: list[Collector] = []
         self._names: dict[str, Collector] = {}
         self._counting: dict[Collector, Callable[[], Mapping[str, int]]] = {}
-        self._changing = threading.Lock()
+        renew_in_child(self)
         self._failed: Counter[str] = Counter()
         self._failing: set[Collector] = set()
+
+    def renew(self) -> None:
+        """Start with a lock that no thread holds."""
+        self._changing = threading.Lock()
 
     def register(self, collector: Collector) -> None:
         """See prometheus_client."""

@@ -18,6 +18,7 @@ from dynamometer.metrics.collection import Answer, Collection, SourceError
 from dynamometer.metrics.conclusions import ConcludedSource, Conclusion
 from dynamometer.metrics.refresh import Refreshes
 from dynamometer.metrics.sources import MetricsSource, RegistrySource
+from dynamometer.process.forks import renew_in_child
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class MetricsPage:
             deadline=deadline,
             next_deadline=min(deadline, _NEXT_DEADLINE_SECONDS),
         )
-        self._changing = threading.Lock()  # held to replace `_engines` and `_concluded`
+        renew_in_child(self)
         self._errors = Counter(
             metric_names.scrape.ERRORS_TOTAL,
             "Scrapes in which a source of engine metrics, one of its files or a series of one was "
@@ -63,6 +64,10 @@ class MetricsPage:
             registry=instruments,
         )
         self._expect_errors(self._runtime.source.name)
+
+    def renew(self) -> None:
+        """Start with a lock that no thread holds."""
+        self._changing = threading.Lock()  # held to replace `_engines` and `_concluded`
 
     def add(self, source: MetricsSource, *, expected: frozenset[str] = frozenset()) -> None:
         """Show the families of `source` too; of a series that two have, the first one's stands.

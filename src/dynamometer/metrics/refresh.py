@@ -22,6 +22,7 @@ from functools import partial
 from typing import Final, Protocol
 
 from dynamometer.metrics.collection import Answer, Collection, SourceError
+from dynamometer.process.forks import renew_in_child
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,10 @@ class Refreshes:
         self._name = name
         self._deadline = deadline
         self._next_deadline = next_deadline
+        renew_in_child(self)
+
+    def renew(self) -> None:
+        """Start with no refresh running: a child of `fork` has none of its parent's threads."""
         self._waiting: queue.SimpleQueue[Finish] = queue.SimpleQueue()
         self._lock = threading.Lock()
         # The lock guards these: the one thread that may ask, what it asks now, and until when.
@@ -100,10 +105,7 @@ class Refreshes:
             RuntimeError: The process cannot start one more thread.
         """
         with self._lock:
-            if self._thread is None or not self._thread.is_alive():  # a child of fork has none
-                self._waiting = queue.SimpleQueue()
-                self._asking = None
-                self._late_at = math.inf
+            if self._thread is None or not self._thread.is_alive():  # its start failed
                 self._thread = self._new_thread(self._run)
                 self._thread.start()
         self._waiting.put(finish)

@@ -28,6 +28,7 @@ from dynamometer.multiprocess.directory import MultiprocessDirectory
 from dynamometer.multiprocess.faults import FileFault
 from dynamometer.multiprocess.reader import Reader
 from dynamometer.multiprocess.tree import FileList
+from dynamometer.process.forks import renew_in_child
 
 _VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
 _DEPRECATED_VARIABLE: Final = "prometheus_multiproc_dir"
@@ -141,16 +142,15 @@ class _State:
     """What this process has read; a child of `fork` starts with nothing. The lock owns it."""
 
     def __init__(self) -> None:
-        self.begin()
+        renew_in_child(self)
 
-    def begin(self) -> None:
+    def renew(self) -> None:
         self.directories: dict[str, MultiprocessDirectory] = {}
         self.pages = Pages()
         self.lock = threading.Lock()
 
 
 _state: Final = _State()
-os.register_at_fork(after_in_child=_state.begin)
 
 
 def _directory(path: str) -> MultiprocessDirectory:

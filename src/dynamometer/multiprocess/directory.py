@@ -6,7 +6,6 @@ import gc
 import os
 import threading
 import time
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -22,6 +21,7 @@ from dynamometer.exposition.merged_page import MergedPage
 from dynamometer.exposition.metrics import to_metric
 from dynamometer.multiprocess.reader import Reader
 from dynamometer.multiprocess.tree import FileTree
+from dynamometer.process.forks import renew_in_child
 
 DEFAULT_MAX_SERIES: Final = 200_000
 
@@ -69,8 +69,7 @@ class MultiprocessDirectory:
         self._new_reader = partial(
             Reader, labels=dict(labels or {}), max_series=max_series, keep_totals=keep_totals
         )
-        self._begin()
-        _all.add(self)
+        renew_in_child(self)
 
     def __enter__(self) -> Self:
         return self
@@ -83,11 +82,8 @@ class MultiprocessDirectory:
     ) -> None:
         self.close()
 
-    def _begin(self) -> None:
-        """Start with nothing read.
-
-        A child of `fork` must: a thread of its parent's may hold the lock for ever.
-        """
+    def renew(self) -> None:
+        """Start with nothing read, as each child of `fork` does."""
         # The lock owns everything below but `_pages`, which has its own; `_reader.families` and
         # `_reader.errors` are replaced as a whole, and any thread may read them.
         self._lock = threading.Lock()
@@ -269,17 +265,6 @@ class MultiprocessDirectory:
                 self._reading = reading
                 return False
         return True
-
-
-_all: Final[weakref.WeakSet[MultiprocessDirectory]] = weakref.WeakSet()
-
-
-def _begin_all() -> None:
-    for directory in list(_all):
-        directory._begin()
-
-
-os.register_at_fork(after_in_child=_begin_all)
 
 
 @contextmanager

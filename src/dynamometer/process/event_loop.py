@@ -51,7 +51,10 @@ def run(main: Coroutine[object, object, Result], *, small: bool = False) -> Resu
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.get_loop().set_default_executor(DaemonThreads())
         runner.get_loop().set_exception_handler(_report)
-        return runner.run(main)
+        try:
+            return runner.run(main)
+        finally:
+            main.close()  # where Ctrl-C came before its first step
 
 
 def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
