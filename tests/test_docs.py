@@ -1,4 +1,4 @@
-"""What docs/ say is what the code does; `make docs` makes them anew."""
+"""The generated docs describe the code; `make docs` regenerates them."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ def test_every_variable_and_every_command_is_there() -> None:
     assert set(COMMANDS) == set(re.findall(r"^## dyno (\S+)", written, re.MULTILINE))
 
 
-def test_every_family_of_the_peer_is_served_or_has_a_reason() -> None:
+def test_every_family_of_dynamo_is_served_or_has_a_reason() -> None:
     served = {name for name, _ in generate.read()}
     page = generate.METRICS.read_text(encoding="utf-8")
     not_served = page[page.index("| not served | because |") :]
-    for name in generate.peer_families():
+    for name in generate.dynamo_families():
         if name not in served:
             assert f"`{name}`" in not_served, name
             assert generate.reason(name) in not_served, name
 
 
 def test_no_reason_is_left_over() -> None:
-    """A family that is served now needs none; a pattern that meets nothing says nothing."""
+    """A served family needs no reason, and every pattern matches a family."""
     served = {name for name, _ in generate.read()}
-    reasons = {generate.reason(name) for name in generate.peer_families() if name not in served}
+    reasons = {generate.reason(name) for name in generate.dynamo_families() if name not in served}
     assert reasons == {why for _, why in generate.NOT_SERVED.items()}
 
 

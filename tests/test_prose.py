@@ -1,0 +1,142 @@
+"""The prose of docs and source is plain technical English.
+
+`BANNED` is the one list of wordings that the tests refuse, each with the better wording. Plain words that are wrong only
+in some sentences ("less", "lose", "told") are left to the reviewer.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "dynamometer"
+
+# Rooms whose prose is clean. The set grows until it holds all rooms, and is then removed.
+CLEAN = {"__init__", "__main__", "demo", "errors", "public", "sglang", "tiny_model"}
+
+# A regular expression, case-insensitive, and the better wording.
+BANNED = {
+    r"\b(?:is|are|was|were|be) no\b(?! (?:longer|more than))": "is not a, are not, does not",
+    r"\bno more\b(?! (?:than|\w+ than))": "no longer",
+    r"\banew\b": "again",
+    r"\bwhoever\b": "the user, the caller, a reader: name the subject",
+    r"\bwhomever\b": "the user, the caller, a reader: name the subject",
+    r"\bthe peer\b": "NVIDIA Dynamo, or prometheus_client",
+    r"\bpeer's\b": "NVIDIA Dynamo's, or prometheus_client's",
+    r"\bhalf an? (?:character|gzip)\b": "unpaired surrogate; truncated gzip body",
+    r"\bnot to be (?:had|seen|found)\b": "missing, unavailable, invisible",
+    r"\bbur(?:y|ies|ied)\b": "reap",
+    r"\bawaken\w*\b": "restart, read again",
+    r"\bwelcomes?\b": "accept",
+    r"\bpatience\b": "deadline, timeout",
+    r"\ba row of\b": "a list of, a sequence of",
+    r"\bsays? nothing\b": "does not report, is empty",
+    r"\bwithout a word\b": "without a message",
+    r"\bnone of (?:it|this machine's)\b": "not part of the value, not an address of this machine",
+    r"\bkeeping on\b": "run until cancelled",
+}
+# The beginning of a docstring, case-sensitive, and the better beginning.
+BANNED_BEGINNINGS = {
+    r"What\b": "a verb (Return ...) or a noun phrase",
+    r"Whether\b": "Return whether ..., or: True if ...",
+    r"How\b": "Return the number of ..., or a noun phrase",
+    r"Where\b": "a noun phrase that names the place",
+    r"Who\b": "a noun phrase that names the thing",
+    r"When\b": "a noun phrase that names the time",
+    r"It\b": "a noun phrase or a verb",
+    r"Nothing\b": "delete a docstring that has no content",
+    r"No \w+ is\b": "delete a docstring that has no content",
+    r"None: ": "`Return None when ...`, only if the function returns None",
+    r"That\b": "a noun phrase",
+    r"They\b": "a noun phrase",
+}
+ROOT_PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
+# Generated pages contain the help texts of SGLang and of `src/`, which other checks cover.
+GENERATED = ("metrics.md", "configuration.md")
+DOCS = [
+    *(ROOT / name for name in ROOT_PAGES),
+    *(path for path in sorted((ROOT / "docs").glob("*.md")) if path.name not in GENERATED),
+    ROOT / "docs" / "families.toml",
+    ROOT / "docs" / "generate.py",
+]
+
+
+def room(path: Path) -> str:
+    """`src/dynamometer/frontend/app.py` is in the room `frontend`."""
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def wordings(text: str) -> Iterator[str]:
+    """Return each banned wording in a text, with the better wording."""
+    joined = " ".join(text.split())
+    for pattern, better in BANNED.items():
+        for match in re.finditer(pattern, joined, re.IGNORECASE):
+            around = joined[max(0, match.start() - 30) : match.end() + 30]
+            yield f"...{around}...: write {better}"
+
+
+def beginnings(docstring: str) -> Iterator[str]:
+    """Return the banned beginning of a docstring, with the better beginning."""
+    for pattern, better in BANNED_BEGINNINGS.items():
+        if re.match(pattern, docstring):
+            yield f"{docstring.splitlines()[0]!r}: write {better}"
+
+
+def docstrings(tree: ast.Module) -> Iterator[str]:
+    """Return the docstrings of a module, its classes and functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if found := ast.get_docstring(node):
+                yield found
+
+
+def strings_and_comments(source: str) -> Iterator[str]:
+    """Return the text of all strings, docstrings included, and of adjacent comment lines."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+    comments: list[str] = []
+    last = 0
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            if comments and token.start[0] != last + 1:
+                yield " ".join(comments)
+                comments = []
+            comments.append(token.string.lstrip("# "))
+            last = token.start[0]
+    yield " ".join(comments)
+
+
+def faults(path: Path) -> list[str]:
+    """Return the banned wordings and beginnings in a page or a module."""
+    source = path.read_text(encoding="utf-8")
+    if path.suffix != ".py":
+        return list(wordings(source))
+    found = [fault for text in strings_and_comments(source) for fault in wordings(text)]
+    return found + [fault for text in docstrings(ast.parse(source)) for fault in beginnings(text)]
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_docs_use_plain_wordings(path: Path) -> None:
+    assert not faults(path)
+
+
+@pytest.mark.parametrize("name", sorted(CLEAN))
+def test_a_clean_room_stays_clean(name: str) -> None:
+    paths = [path for path in SOURCE.rglob("*.py") if room(path) == name]
+    assert paths, f"CLEAN names {name}, which does not exist"
+    assert {path.name: found for path in paths if (found := faults(path))} == {}
+
+
+def test_banned_wordings_are_found() -> None:
+    assert list(wordings("There are no\nfiles, and whoever asks the peer reads anew."))
+    assert len(list(wordings("is no number; is no longer one"))) == 1
+    assert list(beginnings("Whether it is ready."))
+    assert not list(beginnings("Return whether the engine is ready."))
