@@ -43,12 +43,12 @@ class DerivedSource:
 
         Args:
             derivation: makes the families.
-            sources: returns the sources of its owner, as they were read in this refresh.
+            read_sources: returns the sources of its owner, as they were read in this refresh.
         """
         self.name = derivation.name
         self.owner = derivation.owner
         self._derivation = derivation
-        self._read_sources = sources
+        self._read_sources = read_sources
         self._wanted = Selection.of(names=derivation.names)
         self._filters: dict[str, FamilyFilter] = {}
         self._merger = Merger()
