@@ -96,7 +96,7 @@ def assert_whole(runtime: DistributedRuntime, hang: Hang) -> None:
 def test_a_refresh_that_nobody_waits_for_blocks_no_other(
     runtime: DistributedRuntime, hang: Hang
 ) -> None:
-    runtime.page.begin(lambda: None)
+    runtime.page.submit(lambda: None)
     assert hang.entered.wait(BOUND_SECONDS)
     assert_whole(runtime, hang)
 
@@ -105,7 +105,7 @@ def test_many_refreshes_that_nobody_waits_for_block_no_other(
     runtime: DistributedRuntime, hang: Hang
 ) -> None:
     for _ in range(20):
-        runtime.page.begin(lambda: None)
+        runtime.page.submit(lambda: None)
     assert_whole(runtime, hang)
 
 
@@ -191,7 +191,7 @@ def test_one_thread_is_left_behind_for_each_source_that_hangs(
     runtime.metrics.register_callback(other)
     try:
         for _ in range(10):
-            runtime.page.begin(lambda: None)
+            runtime.page.submit(lambda: None)
             within_bound(runtime.metrics.render)
         eventually(
             lambda: len(set(threading.enumerate()) - before) == 3,
@@ -206,7 +206,7 @@ def test_one_thread_is_left_behind_for_each_source_that_hangs(
 def test_a_child_of_fork_asks_a_source_that_hangs_in_its_parent(
     runtime: DistributedRuntime, hang: Hang
 ) -> None:
-    runtime.page.begin(lambda: None)
+    runtime.page.submit(lambda: None)
     assert hang.entered.wait(BOUND_SECONDS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # that there are threads
@@ -321,13 +321,13 @@ def test_a_refresh_ends_whatever_becomes_of_its_answers(
         raise ValueError("a fault of ours")
 
     page = MetricsPage(registry())
-    monkeypatch.setattr(page, "answered", broken)
+    monkeypatch.setattr(page, "update", broken)
     monkeypatch.setattr(page, "merge", broken)
     finished = threading.Event()
-    page.begin(finished.set)
+    page.submit(finished.set)
     assert finished.wait(BOUND_SECONDS)
-    assert "an answer of a source was lost" in caplog.text
-    assert "a scrape failed" in caplog.text
+    assert "the families of a source cannot be used" in caplog.text
+    assert "the page cannot be merged" in caplog.text
 
 
 def test_refreshes_wanted_at_once_are_one(hang: Hang) -> None:
@@ -335,7 +335,7 @@ def test_refreshes_wanted_at_once_are_one(hang: Hang) -> None:
     runtime.metrics.register_callback(hang)
     finished = threading.Semaphore(0)
     for _ in range(20):
-        runtime.page.begin(finished.release)
+        runtime.page.submit(finished.release)
     assert hang.entered.wait(BOUND_SECONDS)
     hang.released.set()
     for _ in range(20):

@@ -16,7 +16,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Final, Protocol
 
-from dynamometer.metrics.conclusions import Conclusion
+from dynamometer.metrics.derivation import Derivation
 from dynamometer.runtime.record import AGGREGATED, Json
 
 PREFILL: Final = "prefill"
@@ -139,7 +139,7 @@ class CommandFacts:
     page_has_more: bool | None
 
 
-class LoadSignals(Conclusion, Protocol):
+class LoadSignals(Derivation, Protocol):
     """Load signals of one engine, concluded from its families at each refresh of the page."""
 
     def shown_by(self, prefixes: Sequence[str]) -> bool:

@@ -78,7 +78,7 @@ _ONLY_RANK: Final = "0"
 
 
 class EngineLoad:
-    """The load of one engine, concluded from its families; see `Conclusion`."""
+    """The load of one engine, concluded from its families; see `Derivation`."""
 
     names: frozenset[str] = frozenset({*_GAUGES, _COUNTER})
 
@@ -120,7 +120,7 @@ class EngineLoad:
         return not prefixes or all(name.startswith(tuple(prefixes)) for name in self.names)
 
     def families(self, families: Sequence[Family]) -> Sequence[Family]:
-        """See `Conclusion.families`."""
+        """See `Derivation.families`."""
         constant, complete = self._constant(), self._complete()
         before, constant_before, complete_before = self._last
         same = before is families and complete == complete_before and constant == constant_before

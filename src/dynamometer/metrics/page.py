@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from concurrent.futures import Future, wait
+from typing import Final, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter
 
@@ -14,13 +15,15 @@ from dynamometer.exposition.families import Family
 from dynamometer.exposition.filters import EVERYTHING, Selection
 from dynamometer.exposition.merge import Clash, LeftOut, Source
 from dynamometer.exposition.merged_page import MergedPage
-from dynamometer.metrics.collection import Answer, Collection, SourceError
-from dynamometer.metrics.conclusions import ConcludedSource, Conclusion
+from dynamometer.metrics.derivation import Derivation, DerivedSource
+from dynamometer.metrics.guarded_source import GuardedSource, SourceError, SourceResult
 from dynamometer.metrics.refresh import Refreshes
 from dynamometer.metrics.sources import MetricsSource, RegistrySource
 from dynamometer.process.forks import renew_in_child
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 DEADLINE_SECONDS: Final = 5.0
 # For each source that hangs besides the first.
@@ -28,7 +31,7 @@ _NEXT_DEADLINE_SECONDS: Final = 1.0
 
 
 class MetricsPage:
-    """What `/metrics` returns. Safe to use from several threads."""
+    """The content of `/metrics`. Safe to use from several threads."""
 
     def __init__(
         self, instruments: CollectorRegistry, *, deadline: float = DEADLINE_SECONDS
@@ -40,11 +43,11 @@ class MetricsPage:
             deadline: how long all sources together may take before the one that is being asked
                 is given up, seconds; each further one that hangs has one second at most.
         """
-        self._engines: list[Collection] = []
-        self._concluded: dict[object, Collection] = {}
-        self._runtime = Collection(RegistrySource("runtime", instruments))
+        self._engines: list[GuardedSource] = []
+        self._derived: dict[object, GuardedSource] = {}
+        self._runtime = GuardedSource(RegistrySource("runtime", instruments))
         self._page = MergedPage()
-        # Of the thread that refreshes, of which there is one at a time; so is `Collection.taken`.
+        # Of the thread that refreshes, one at a time; so is `GuardedSource.current`.
         self._counted: dict[tuple[str, str], int] = {}
         self._failing: dict[str, str] = {}
         self._seen_left_out: tuple[LeftOut, ...] = ()
@@ -67,7 +70,7 @@ class MetricsPage:
 
     def renew(self) -> None:
         """Start with a lock that no thread holds."""
-        self._changing = threading.Lock()  # held to replace `_engines` and `_concluded`
+        self._changing = threading.Lock()  # held to replace `_engines` and `_derived`
 
     def add(self, source: MetricsSource, *, expected: frozenset[str] = frozenset()) -> None:
         """Show the families of `source` too; of a series that two have, the first one's stands.
@@ -79,77 +82,72 @@ class MetricsPage:
         """
         self._expect_errors(source.name)
         with self._changing:
-            self._engines = [*self._engines, Collection(source, expected=expected)]
+            self._engines = [*self._engines, GuardedSource(source, expected=expected)]
 
-    def derive(self, conclusion: Conclusion) -> None:
-        """Show too what `conclusion` makes of its owner's families, of the same refresh."""
+    def derive(self, derivation: Derivation) -> None:
+        """Show too what `derivation` makes of its owner's families, of the same refresh."""
 
         def given() -> list[Source]:
-            engines = [one for one in self._engines if one.source.owner == conclusion.owner]
-            return [Source(one.source.name, one.taken) for one in engines]
+            engines = [one for one in self._engines if one.source.owner == derivation.owner]
+            return [Source(one.source.name, one.current) for one in engines]
 
-        source = ConcludedSource(conclusion, given)
+        source = DerivedSource(derivation, given)
         self._expect_errors(source.name)
         # A new table: a refresh that goes on in its thread keeps the one that it began with.
         with self._changing:
-            self._concluded = {**self._concluded, conclusion: Collection(source)}
+            self._derived = {**self._derived, derivation: GuardedSource(source)}
 
-    def remove(self, source: MetricsSource | Conclusion) -> None:
-        """Show the families of `source` no more."""
+    def remove(self, source: MetricsSource | Derivation) -> None:
+        """Remove the families of `source` from the page."""
         with self._changing:
             self._engines = [kept for kept in self._engines if kept.source is not source]
-            self._concluded = {
-                one: kept for one, kept in self._concluded.items() if one is not source
-            }
+            self._derived = {one: kept for one, kept in self._derived.items() if one is not source}
 
     def _expect_errors(self, name: str) -> None:
         for reason in ("failed", "timeout", "invalid"):
             self._errors.labels(name, reason)
 
     def refresh(self) -> None:
-        """Ask all sources; those that do not answer, or answer nonsense, are not on the page.
+        """Read all sources; a source that fails or hangs is not on the page.
 
-        Inside a callback nothing is asked: the refresh that calls the callback is under way.
+        Return at once inside a callback: the refresh that calls the callback is running.
         """
         if self._refreshes.in_source:
             return
-        finished = threading.Event()
-        self.begin(finished.set)
-        while not finished.wait(self.wait_seconds()):
+        refreshed = self.submit(lambda: None)
+        while wait([refreshed], self.wait_seconds()).not_done:
             self.give_up_late()
+        refreshed.result()
 
-    def begin(self, finish: Callable[[], None]) -> None:
-        """Begin a refresh, for callers that wait in another way than `refresh` does.
+    def submit(self, function: Callable[[], Result]) -> Future[Result]:
+        """Refresh the page in its thread, then call `function` there; return its future.
 
-        Wait at most `wait_seconds`, call `give_up_late`, and again until it is finished. A caller
-        may stop waiting at any time.
-
-        Args:
-            finish: called at the end, in the thread that asked the sources.
+        While the future is not done, wait for `wait_seconds` at most, then call `give_up_late`.
+        A caller may stop waiting at any time.
         """
-        self._refreshes.begin(finish)
+        return self._refreshes.submit(function)
 
     def wait_seconds(self) -> float:
-        """How long to wait for the end of a refresh until `give_up_late` is due, seconds."""
+        """Return the seconds to wait for a refresh before `give_up_late` is called."""
         return self._refreshes.wait_seconds()
 
     def give_up_late(self) -> None:
-        """Go on without the source that is being asked, if its time is over."""
+        """Give up the source that is being read, if its time is over."""
         self._refreshes.give_up_late()
 
-    def asked(self) -> Sequence[Collection]:
-        """See `PageSources`: the runtime's own last, for the errors that were just counted."""
-        return (*self._engines, *self._concluded.values(), self._runtime)
+    def sources(self) -> Sequence[GuardedSource]:
+        """See `PageSources`: the runtime comes last, so that errors just counted are shown."""
+        return (*self._engines, *self._derived.values(), self._runtime)
 
-    def answered(self, collection: Collection, answer: Answer) -> None:
+    def update(self, source: GuardedSource, result: SourceResult | SourceError) -> None:
         """See `PageSources`."""
-        collection.taken = ()
-        collection.taken = self._taken(collection.source.name, answer)
+        source.current = ()
+        source.current = self._current(source.source.name, result)
 
-    def merge(self, collections: Sequence[Collection]) -> None:
+    def merge(self, sources: Sequence[GuardedSource]) -> None:
         """See `PageSources`: the runtime's own families come first on the page."""
-        shown = sorted(collections, key=lambda one: one is not self._runtime)
-        self._page.update([Source(one.source.name, one.taken) for one in shown])
+        shown = sorted(sources, key=lambda one: one is not self._runtime)
+        self._page.update([Source(one.source.name, one.current) for one in shown])
         self._tell_left_out()
 
     def render(self, selection: Selection = EVERYTHING, *, openmetrics: bool = False) -> bytes:
@@ -165,27 +163,27 @@ class MetricsPage:
         """The same, with gzip; the same bytes as before where nothing changed."""
         return self._page.compressed(selection, openmetrics=openmetrics)
 
-    def _taken(self, name: str, answer: Answer) -> Sequence[Family]:
-        if isinstance(answer, SourceError):
-            self._errors.labels(name, answer.reason).inc()
-            if self._failing.get(name) != answer.reason:
-                self._failing[name] = answer.reason
-                logger.warning("metrics of %s are not on the page: %s", name, answer)
-                logger.debug("metrics of %s", name, exc_info=answer.__cause__)
+    def _current(self, name: str, result: SourceResult | SourceError) -> Sequence[Family]:
+        if isinstance(result, SourceError):
+            self._errors.labels(name, result.reason).inc()
+            if self._failing.get(name) != result.reason:
+                self._failing[name] = result.reason
+                logger.warning("metrics of %s are not on the page: %s", name, result)
+                logger.debug("metrics of %s", name, exc_info=result.__cause__)
             return ()
         if self._failing.pop(name, None):
             logger.info("metrics of %s are on the page again", name)
-        if answer.errors is None:
+        if result.errors is None:
             self._errors.labels(name, "failed").inc()
         else:
-            self._count(name, answer.errors)
-        return answer.families
+            self._count(name, result.errors)
+        return result.families
 
     def _count(self, name: str, errors: Mapping[str, int]) -> None:
         """Count what a source has left out since it was last asked."""
         for reason, count in errors.items():
             key = (name, reason)
-            # Fewer than before: another source of the name began anew.
+            # Fewer than before: a source of the same name was restarted.
             self._errors.labels(*key).inc(max(0, count - self._counted.get(key, 0)))
             self._counted[key] = count
 
@@ -194,7 +192,7 @@ class MetricsPage:
         left_out = self._page.left_out
         if left_out is not self._seen_left_out:
             self._seen_left_out = left_out
-            everyone = (self._runtime, *self._engines, *self._concluded.values())
+            everyone = (self._runtime, *self._engines, *self._derived.values())
             by_name = {one.source.name: one for one in everyone}
             unexpected = {part for part in left_out if not self._is_expected(part, by_name)}
             for part in unexpected - self._left_out:
@@ -206,7 +204,7 @@ class MetricsPage:
         for part in self._left_out:
             self._errors.labels(part.source, str(part.clash)).inc()
 
-    def _is_expected(self, part: LeftOut, by_name: Mapping[str, Collection]) -> bool:
+    def _is_expected(self, part: LeftOut, by_name: Mapping[str, GuardedSource]) -> bool:
         """Whether two sources show one thing, so that nothing is missing on the page.
 
         Not where one source has a series twice: what a prefix has made of two names, say.

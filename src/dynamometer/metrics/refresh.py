@@ -1,10 +1,10 @@
-"""Refreshes of the page: all sources asked, one after the other, in a thread of their own.
+"""Refreshes of the page: read all sources, one after the other, in a thread of their own.
 
-A source may hang: on a file system, in a callback. The page then goes on without its families: the
-thread is left behind with the source, and another thread goes on with the refresh.
+A source may hang, on a file system or in a callback. Then the page is served without the families
+of that source: its thread is left behind, and another thread continues the refresh.
 
-One thread asks all sources: a thread for each would cost a handover for each, as much as a source
-in which nothing changed.
+One thread reads all sources, because a handover to a thread for each source would cost as much as
+reading a source in which nothing changed.
 """
 
 from __future__ import annotations
@@ -16,33 +16,49 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from typing import Final, Protocol
+from typing import Any, Final, Generic, Protocol, TypeVar
 
-from dynamometer.metrics.collection import Answer, Collection, SourceError
+from dynamometer.metrics.guarded_source import GuardedSource, SourceError, SourceResult
 from dynamometer.process.forks import renew_in_child
 
 logger = logging.getLogger(__name__)
 
-Finish = Callable[[], None]
+Result = TypeVar("Result")
 
 # Starting the thread that takes over needs a moment.
 _LEAST_WAIT_SECONDS: Final = 0.01
 
 
 class PageSources(Protocol):
-    """The page, as its refreshes see it. One thread at a time calls these."""
+    """The sources of a page, and what they returned. One thread at a time calls these methods."""
 
-    def asked(self) -> Sequence[Collection]:
-        """Return the sources, in the order in which they are asked."""
+    def sources(self) -> Sequence[GuardedSource]:
+        """Return the sources, in the order in which they are read."""
 
-    def answered(self, collection: Collection, answer: Answer) -> None:
-        """Take the answer of one source."""
+    def update(self, source: GuardedSource, result: SourceResult | SourceError) -> None:
+        """Store what one source returned."""
 
-    def merge(self, collections: Sequence[Collection]) -> None:
-        """Merge what the sources answered: all of them were asked."""
+    def merge(self, sources: Sequence[GuardedSource]) -> None:
+        """Merge the families of all sources; each was read."""
+
+
+class _Submitted(Generic[Result]):
+    """A call to make at the end of a refresh, and the future of its result."""
+
+    def __init__(self, function: Callable[[], Result]) -> None:
+        self._function = function
+        self.future: Future[Result] = Future()
+        self.future.set_running_or_notify_cancel()  # no waiter cancels it for the others
+
+    def run(self) -> None:
+        """Call the function; whoever waits for the future gets its result or its error."""
+        try:
+            self.future.set_result(self._function())
+        except Exception as error:  # noqa: BLE001, RUF100  # raised where the future is awaited
+            self.future.set_exception(error)
 
 
 @dataclass(frozen=True)
@@ -50,35 +66,34 @@ class _Running:
     """A refresh that is running.
 
     Attributes:
-        asked: all of its sources.
-        left: those that were not asked yet.
-        finishes: called at the end.
+        sources: all sources of the page.
+        unread: the sources that are not read yet.
+        submitted: the calls to make at the end.
     """
 
-    asked: Sequence[Collection]
-    left: deque[Collection]
-    finishes: Sequence[Finish]
+    sources: Sequence[GuardedSource]
+    unread: deque[GuardedSource]
+    submitted: Sequence[_Submitted[Any]]
 
 
 class Refreshes:
-    """The refreshes of one page, one at a time; all that are wanted during one share the next.
+    """Refresh one page, one refresh at a time; calls submitted during a refresh share the next one.
 
-    Nobody owns the refresh that is running: each thread or task that waits for any refresh calls
-    `give_up_late` when `wait_seconds` are over. So one that stopped waiting (an interrupt, a
-    cancelled scrape, a closed server) holds up nobody for longer than the deadline.
+    No waiter owns the refresh that is running: each thread or task that waits for any refresh calls
+    `give_up_late` after `wait_seconds`. So a waiter that stopped (an interrupt, a cancelled
+    scrape, a closed server) delays the others by the deadline at most.
     """
 
     def __init__(
         self, page: PageSources, *, name: str, deadline: float, next_deadline: float
     ) -> None:
-        """No thread is started yet.
+        """Make the refreshes of a page; the first `submit` starts the thread.
 
         Args:
-            page: whose sources are asked.
+            page: has the sources.
             name: of the threads.
-            deadline: how long a refresh may take until the source that is being asked is given
-                up, seconds.
-            next_deadline: how long until the next one is, seconds.
+            deadline: the time after which the source that is being read is given up, seconds.
+            next_deadline: the same for each further source that hangs, seconds.
         """
         self._page = page
         self._name = name
@@ -88,18 +103,21 @@ class Refreshes:
 
     def renew(self) -> None:
         """Start with no refresh running: a child of `fork` has none of its parent's threads."""
-        self._waiting: queue.SimpleQueue[Finish] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[_Submitted[Any]] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        # The lock guards these: the one thread that may ask, what it asks now, and until when.
+        # The lock guards these: the one thread that may read, what it reads, and until when.
         self._thread: threading.Thread | None = None
-        self._asking: tuple[_Running, Collection] | None = None
+        self._reading: tuple[_Running, GuardedSource] | None = None
         self._late_at = math.inf
 
-    def begin(self, finish: Finish) -> None:
-        """Refresh the page once the refresh that is running, if any, is over.
+    def submit(self, function: Callable[[], Result]) -> Future[Result]:
+        """Refresh the page after the refresh that is running, if any, then call `function`.
 
         Args:
-            finish: called at the end, by the thread that asked the last source.
+            function: called by the thread that read the last source.
+
+        Returns:
+            The future of the call's result.
 
         Raises:
             RuntimeError: The process cannot start one more thread.
@@ -108,11 +126,13 @@ class Refreshes:
             if self._thread is None or not self._thread.is_alive():  # its start failed
                 self._thread = self._new_thread(self._run)
                 self._thread.start()
-        self._waiting.put(finish)
+        submitted = _Submitted(function)
+        self._waiting.put(submitted)
+        return submitted.future
 
     @property
     def in_source(self) -> bool:
-        """Whether the calling thread is the one that asks: a source called back."""
+        """True in the thread that reads the sources: a source called the page."""
         return threading.current_thread() is self._thread
 
     def wait_seconds(self) -> float:
@@ -120,9 +140,9 @@ class Refreshes:
         return max(_LEAST_WAIT_SECONDS, min(self._late_at - time.monotonic(), self._deadline))
 
     def give_up_late(self) -> None:
-        """Leave the source behind that is being asked, if its time is over.
+        """Give up the source that is being read, if its time is over.
 
-        Only starts a thread, which takes over: an interrupt cannot stop it halfway.
+        This only starts the thread that takes over, so that an interrupt cannot stop it halfway.
         """
         if time.monotonic() >= self._late_at:
             self._new_thread(self._take_over).start()
@@ -132,14 +152,14 @@ class Refreshes:
 
     def _take_over(self) -> None:
         with self._lock:
-            if self._asking is None or time.monotonic() < self._late_at:
+            if self._reading is None or time.monotonic() < self._late_at:
                 return  # the source answered, or another thread has taken over
-            running, collection = self._asking
-            self._asking = None
+            running, source = self._reading
+            self._reading = None
             self._late_at = math.inf
             self._thread = threading.current_thread()
-        self._take(collection, _LATE)
-        if self._ask(running, self._next_deadline):
+        self._store(source, _LATE)
+        if self._read(running, self._next_deadline):
             self._run()
 
     def _run(self) -> None:
@@ -147,46 +167,48 @@ class Refreshes:
             if self._thread is not threading.current_thread():
                 return  # an interrupt hid that this thread had started
         running = self._next()
-        while self._ask(running, self._deadline):
+        while self._read(running, self._deadline):
             running = self._next()
 
     def _next(self) -> _Running:
-        """Wait until a refresh is wanted."""
-        finishes = [self._waiting.get()]
+        """Wait for the next refresh that is submitted."""
+        submitted = [self._waiting.get()]
         with suppress(queue.Empty):
             while True:
-                finishes.append(self._waiting.get_nowait())
-        asked = self._page.asked()
-        return _Running(asked, deque(asked), finishes)
+                submitted.append(self._waiting.get_nowait())
+        sources = self._page.sources()
+        return _Running(sources, deque(sources), submitted)
 
-    def _ask(self, running: _Running, deadline: float) -> bool:
-        """Ask the sources that are left; False where another thread has taken over meanwhile."""
+    def _read(self, running: _Running, deadline: float) -> bool:
+        """Read the unread sources; return False when another thread has taken over meanwhile."""
         late_at = time.monotonic() + deadline
-        while running.left:
-            collection = running.left.popleft()
+        while running.unread:
+            source = running.unread.popleft()
             with self._lock:
-                self._asking = (running, collection)
+                self._reading = (running, source)
                 self._late_at = late_at
-            answer = _LATE if collection.busy else collection.ask()
+            result = _LATE if source.busy else source.read()
             with self._lock:
                 if self._thread is not threading.current_thread():
                     return False
-                self._asking = None
+                self._reading = None
                 self._late_at = math.inf
-            self._take(collection, answer)
-        steps: list[Finish] = [partial(self._page.merge, running.asked), *running.finishes]
-        for step in steps:
-            try:
-                step()
-            except Exception:
-                logger.exception("a scrape failed")  # ours, not a source's
+            self._store(source, result)
+        try:
+            self._page.merge(running.sources)
+        except Exception:
+            logger.exception("the page cannot be merged")  # our fault
+        for submitted in running.submitted:
+            submitted.run()
         return True
 
-    def _take(self, collection: Collection, answer: Answer) -> None:
+    def _store(self, source: GuardedSource, result: SourceResult | SourceError) -> None:
         try:
-            self._page.answered(collection, answer)
+            self._page.update(source, result)
         except Exception:
-            logger.exception("an answer of a source was lost")  # ours, not the source's
+            logger.exception(
+                "the families of a source cannot be used"
+            )  # our fault, not the source's
 
 
-_LATE = SourceError("timeout", "no answer in time")
+_LATE = SourceError("timeout", "the source did not answer in time")

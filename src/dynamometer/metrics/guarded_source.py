@@ -1,4 +1,4 @@
-"""Asking a source for its families, and looking at what it gives."""
+"""Read a source so that its faults cost its own families only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class SourceError(Exception):
-    """A source has no families to show now; `reason` is what is counted."""
+    """A source has no families now; `reason` is the label of the count."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -24,74 +24,73 @@ class SourceError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """What a source has given.
+class SourceResult:
+    """The families and error counts of a source.
 
     Attributes:
-        families: as they are now.
-        errors: what it has left out so far, how often, by reason; None where it cannot say.
+        families: the families now.
+        errors: how often the source skipped something, by reason; None if that cannot be read.
     """
 
     families: Sequence[Family]
     errors: Mapping[str, int] | None
 
 
-Answer = Given | SourceError
-
-
-class Collection:
-    """One source, asked again and again, by one thread at a time.
+class GuardedSource:
+    """One source of a page, read by one thread at a time.
 
     Attributes:
-        source: whom to ask.
-        expected: names of families that are the process's own in it; see `MetricsPage.add`.
-        taken: its families as they were last taken for the page.
+        source: the source.
+        expected: families in which it shows this process itself; see `MetricsPage.add`.
+        current: the families of its last reading; empty after an error.
     """
 
     def __init__(self, source: MetricsSource, *, expected: frozenset[str] = frozenset()) -> None:
-        """Nothing is asked yet."""
+        """Guard `source`, without reading it."""
         self.source = source
         self.expected = expected
-        # Set by the thread that asks; `_good` belongs to it, and `taken` to the refresh's thread.
-        self._asking: threading.Thread | None = None
-        self.taken: Sequence[Family] = ()
+        # Of the thread that reads; `current` belongs to the thread of the refresh.
+        self._reading: threading.Thread | None = None
+        self.current: Sequence[Family] = ()
         self._good: dict[int, Family] = {}
 
     @property
     def busy(self) -> bool:
-        """Whether a thread is asking it, perhaps one that was left behind with it.
+        """True while a thread reads the source, perhaps one that was left behind.
 
         In a child of fork that thread is not alive.
         """
-        return self._asking is not None and self._asking.is_alive()
+        return self._reading is not None and self._reading.is_alive()
 
-    def ask(self) -> Answer:
-        """Its families and errors, or why there are none; may take as long as the source does.
+    def read(self) -> SourceResult | SourceError:
+        """Return the families and errors of the source; as slow as the source is.
 
-        All that is the source's own code runs in here, and what it raises goes no further.
+        All code of the source runs in this call; an exception of it becomes a `SourceError`.
         """
-        self._asking = threading.current_thread()
+        self._reading = threading.current_thread()
         try:
             families = self.source.families()
-            wrong = self._checked(families)
-            return SourceError("invalid", wrong) if wrong else Given(families, self._errors())
-        except BaseException as error:  # noqa: BLE001, RUF100  # handed to whoever asked
+            wrong = self._first_fault(families)
+            return (
+                SourceError("invalid", wrong) if wrong else SourceResult(families, self._errors())
+            )
+        except BaseException as error:  # noqa: BLE001, RUF100  # returned
             reason = "invalid" if isinstance(error, ExpositionError) else "failed"
-            failed = SourceError(reason, f"{_said(error)}{_place(error)}")
+            failed = SourceError(reason, f"{_description(error)}{_place(error)}")
             failed.__cause__ = error
             return failed
         finally:
-            self._asking = None
+            self._reading = None
 
     def _errors(self) -> Mapping[str, int] | None:
         try:
             return {str(reason): int(count) for reason, count in self.source.errors.items()}
         except BaseException as error:  # noqa: BLE001, RUF100  # its families are good
-            logger.debug("errors of %s cannot be read: %s", self.source.name, _said(error))
+            logger.debug("errors of %s cannot be read: %s", self.source.name, _description(error))
             return None
 
-    def _checked(self, families: object) -> str:
-        """What is wrong with the families, if anything; each object is looked at once."""
+    def _first_fault(self, families: object) -> str:
+        """Return the first fault of the families, or an empty text; check each object once."""
         if not isinstance(families, list | tuple):
             return f"families are {type(families).__name__}, not a list or tuple"
         fresh = [family for family in families if id(family) not in self._good]
@@ -103,33 +102,33 @@ class Collection:
         return ""
 
 
-def _said(error: BaseException) -> str:
-    """What an error says of itself; its class where even that fails."""
+def _description(error: BaseException) -> str:
+    """Return the `repr` of an error, or its class if that fails."""
     try:
         return repr(error)
-    except BaseException:  # noqa: BLE001, RUF100  # the text is what matters least
+    except BaseException:  # noqa: BLE001, RUF100  # the error itself is counted
         return type(error).__name__
 
 
 def _place(error: BaseException) -> str:
-    """Where it was raised, for whoever looks for it: the last line of the traceback."""
+    """Return the last file and line of the traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
 
 
 def _fault(family: object) -> str:
-    """What keeps a family off every page; empty for nothing."""
+    """Return why a family cannot be on a page, or an empty text."""
     if not isinstance(family, Family):
         return f"a family is {type(family).__name__}"
     if not isinstance(family.metadata, Metadata) or family.metadata.type not in TYPES:
-        return "a family's metadata is none"
+        return "the metadata of a family is not a Metadata with a known type"
     try:
         _ = family.metadata.text_header, family.metadata.openmetrics_header
     except (UnicodeError, AttributeError, TypeError) as error:
         return f"{family.name}: its metadata cannot be written: {error}"
     for chunks in (family.chunks, family.openmetrics_chunks or ()):
         if not isinstance(chunks, tuple) or not all(isinstance(c, bytes) for c in chunks):
-            return f"{family.name}: chunks are no bytes"
+            return f"{family.name}: chunks are not a tuple of bytes"
         try:
             b"".join(chunks).decode()
         except UnicodeDecodeError as error:
