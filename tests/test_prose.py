@@ -1,7 +1,7 @@
 """The prose of docs and source is plain technical English.
 
-`BANNED` is the one list of wordings that the tests refuse, each with the better wording. Plain words that are wrong only
-in some sentences ("less", "lose", "told") are left to the reviewer.
+`BANNED` is the one list of wordings that the tests refuse, each with the better wording. Plain
+words that are wrong only in some sentences ("less", "lose", "told") are left to the reviewer.
 """
 
 from __future__ import annotations
@@ -92,9 +92,10 @@ def beginnings(docstring: str) -> Iterator[str]:
 def docstrings(tree: ast.Module) -> Iterator[str]:
     """Return the docstrings of a module, its classes and functions."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if found := ast.get_docstring(node):
-                yield found
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if found := ast.get_docstring(node):
+            yield found
 
 
 def strings_and_comments(source: str) -> Iterator[str]:

@@ -263,7 +263,7 @@ def test_a_child_that_is_forked_during_a_merge_renders_the_page() -> None:
     held = HeldInMerge()
     runtime.metrics.register_source(HeldSource(held))
     held.stops = True
-    runtime.page.begin(lambda: None)
+    runtime.page.submit(lambda: None)
     assert held.entered.wait(BOUND_SECONDS)
     try:
         with warnings.catch_warnings():
