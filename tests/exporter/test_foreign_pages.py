@@ -118,3 +118,32 @@ def test_names_that_clash_in_openmetrics_lose_no_series(tmp_path: Path) -> None:
         for name in ("app_bytes", "app_bytes_total", "app_created", "app_total"):
             assert f"\n{name} ".encode() in openmetrics
         assert total(text.decode(), "app_bytes_total") == 50
+
+
+def test_names_that_clash_in_the_text_format_lose_no_series(tmp_path: Path) -> None:
+    page = (
+        b"# TYPE q_count counter\nq_count 4\n"
+        b'# TYPE q histogram\nq_bucket{le="+Inf"} 7\nq_sum 1.5\nq_count{a="1"} 7\n'
+        b'# TYPE s summary\ns_sum 2\ns_count 3\n# TYPE s_count gauge\ns_count{a="1"} 5\n'
+        b'# TYPE h histogram\nh 4\nh_bucket{le="+Inf"} 1\nh_sum 1\nh_count 1\n'
+        b"# TYPE other counter\nother 1\n"
+    )
+    samples = [line for line in page.splitlines() if not line.startswith(b"#")]
+    with exported(page, tmp_path, shown=b"\nother 1\n") as (text, openmetrics, log):
+        assert b"# TYPE other counter\nother 1\n" in text
+        for sample in samples[:-1]:
+            assert text.splitlines().count(sample) == 1
+            assert openmetrics.splitlines().count(sample) == 1
+        assert b'reason="type_conflict"' not in text
+        assert "is not on the page" not in log
+
+
+def test_a_series_that_two_families_of_a_page_have_is_counted(tmp_path: Path) -> None:
+    page = (
+        b'# TYPE q_count counter\nq_count 4\n# TYPE q histogram\nq_bucket{le="+Inf"} 7\nq_count 7\n'
+    )
+    with exported(page, tmp_path, shown=b"\nq_count 4\n") as (text, _, log):
+        assert b'\nq_bucket{le="+Inf"} 7\n' in text
+        assert b"\nq_count 7\n" not in text
+        assert b'reason="overlap"' in text
+        assert "q_count of engine" in log

@@ -11,9 +11,10 @@ family of the page has is of type `unknown` there: its samples keep their names,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from dynamometer.exposition.families import Family, Metadata
@@ -237,29 +238,85 @@ def untyped_where_names_clash(families: Iterable[Family]) -> list[Family]:
     ]
 
 
+class UntypedFamilies:
+    """Families of one page whose names clash in the text format, split by sample name.
+
+    Prometheus stores the samples of such a page and ignores the types: a counter `q_count` and a
+    histogram `q` are shown as untyped `q_count`, `q_sum` and `q_bucket`.
+    """
+
+    def __init__(self) -> None:
+        """Split nothing yet."""
+        self._split: dict[Family, Sequence[Family]] = {}
+
+    def apply(self, families: Sequence[Family]) -> Sequence[Family]:
+        """Return the families of one page, each name and type once, without clashing names.
+
+        A sample name may then have several families, which a merge joins. Families that were split
+        before are the same objects as before.
+        """
+        owners = Counter(name for family in families for name in family.metadata.text_names)
+        before, self._split = self._split, {}
+        shown: list[Family] = []
+        for family in families:
+            if any(owners[name] > 1 for name in family.metadata.text_names):
+                made = self._split[family] = before.get(family) or _split(family)
+                shown += made
+            else:
+                shown.append(family)
+        return shown if self._split else families
+
+
+def _split(family: Family) -> Sequence[Family]:
+    """Return an untyped family for each sample name of a family."""
+    text = _lines_by_name(family.text_chunks)
+    other = _openmetrics_lines_by_name(family)
+    return [
+        Family(
+            Metadata(name, "unknown", family.metadata.documentation),
+            frozenset({name}),
+            (lines,),
+            None if family.openmetrics_chunks is None else (other.get(name, lines),),
+        )
+        for name, lines in text.items()
+    ]
+
+
 def _untyped(family: Family) -> Sequence[Family]:
     """Return a family for the text page alone, and one for each sample name for OpenMetrics."""
-    metadata = family.metadata
-    chunks = family.chunks if family.openmetrics_chunks is None else family.openmetrics_chunks
-    lines: dict[str, list[str]] = {}
-    for series, rest in split_lines(b"".join(chunks)):
-        name = series.partition("{")[0]
-        if metadata.bare:
-            series, name = metadata.text_name + series[len(name) :], metadata.text_name
-        value, _, _ = rest.partition(_EXEMPLAR)
-        lines.setdefault(name, []).append(f"{series} {value}\n")
     return [
         replace(family, in_openmetrics=False),
         *(
             Family(
-                Metadata(name, "unknown", metadata.documentation),
+                Metadata(name, "unknown", family.metadata.documentation),
                 frozenset({name}),
-                ("".join(some).encode(),),
+                (lines,),
                 in_text=False,
             )
-            for name, some in lines.items()
+            for name, lines in _openmetrics_lines_by_name(family).items()
         ),
     ]
+
+
+def _openmetrics_lines_by_name(family: Family) -> dict[str, bytes]:
+    """Return the lines of a family for OpenMetrics, as untyped families have them."""
+    if family.openmetrics_chunks is None:
+        return _lines_by_name(family.text_chunks)
+    bare = {family.metadata.sample_name: family.metadata.text_name}
+    return _lines_by_name(family.openmetrics_chunks, bare if family.metadata.bare else {})
+
+
+def _lines_by_name(
+    chunks: Sequence[bytes], renamed: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, bytes]:
+    """Return sample lines without exemplars, which untyped samples do not have, by sample name."""
+    found: dict[str, list[str]] = {}
+    for series, rest in split_lines(b"".join(chunks)):
+        name = series.partition("{")[0]
+        written = renamed.get(name, name)
+        value, _, _ = rest.partition(_EXEMPLAR)
+        found.setdefault(written, []).append(f"{written}{series[len(name) :]} {value}\n")
+    return {name: "".join(lines).encode() for name, lines in found.items()}
 
 
 def _places(sources: Sequence[Source]) -> Iterator[_Place]:

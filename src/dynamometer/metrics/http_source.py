@@ -15,6 +15,7 @@ import aiohttp
 from dynamometer.errors import ExpositionError
 from dynamometer.exposition.families import Family
 from dynamometer.exposition.filters import FamilyFilter, Selection
+from dynamometer.exposition.merge import UntypedFamilies
 from dynamometer.exposition.parser import Parsed, Parser
 from dynamometer.exposition.relabel import Relabelling
 from dynamometer.exposition.series import split_lines
@@ -104,6 +105,8 @@ class HttpSource:
         self._filter = FamilyFilter(Selection.of(prefixes=prefixes))
         self._relabelling = Relabelling(labels)
         self._ordering = Ordering()
+        self._untyped = UntypedFamilies()
+        self._untyped_kept = UntypedFamilies()
         self._totals = totals
         self._parsed_ends = 0
 
@@ -176,10 +179,10 @@ class HttpSource:
         whole = parsed.families
         families = self._ordering.apply(self._relabelling.apply(self._filter.apply(whole)))
         if self._totals is None:
-            return families, ()
+            return self._untyped.apply(families), ()
         ended, self._parsed_ends = ends != self._parsed_ends, ends
         families = self._totals.update(families, began=_start_time(whole), ended=ended)
-        return families, self._totals.kept()
+        return self._untyped.apply(families), self._untyped_kept.apply(self._totals.kept())
 
     def _note_dropped(self, parsed: Parsed) -> None:
         """Count the lines of a page that could not be read, and log the first of them once."""
