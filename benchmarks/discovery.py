@@ -1,8 +1,8 @@
-"""What discovery and the choice of a worker cost: `python benchmarks/discovery.py [WORKERS ...]`.
+"""Measure the cost of discovery and routing: `python benchmarks/discovery.py [WORKERS ...]`.
 
-Printed for each number of workers, medians of several rounds: one reading of the directory (a
-frontend reads it ten times a second), the same with every record parsed again, one update of the
-fleet, and one choice in each router mode beside a plain search over all workers.
+The figures for each number of workers are medians of several rounds: one reading of the directory
+(a frontend reads it ten times a second), the same with every record parsed again, one update of
+the fleet, and one choice in each router mode beside a linear search over all workers.
 """
 
 from __future__ import annotations
@@ -75,12 +75,14 @@ def choices(count: int) -> None:
     plain = Router(RouterMode.LEAST_LOADED, Fleet())
     plain.fleet.update(workers)
     before = median_us(lambda: search(plain, workers), repeat=50)
-    print(f"  a plain search over all workers    {before:9.1f} us")
+    print(f"  a linear search over all workers   {before:9.1f} us")
     for mode in RouterMode:
         router = Router(mode, Fleet())
         router.fleet.update(workers)
         cost = median_us(lambda router=router: choose_and_carry(router), repeat=2000)  # type: ignore[misc]
-        print(f"  {mode.value + ', with its count':34} {cost:9.1f} us   1/{before / cost:.0f}")
+        print(
+            f"  {mode.value + ', with its count':34} {cost:9.1f} us   1/{before / cost:.0f} of it"
+        )
     fleet = Fleet()
     Router(RouterMode.LEAST_LOADED, fleet)
     states = [workers, [replace(workers[0], since=1.0), *workers[1:]]]

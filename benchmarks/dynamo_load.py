@@ -1,7 +1,7 @@
-"""A load for `make bench-dynamo`, in a process of its own; prints requests a second.
+"""A load for `make bench-dynamo`, in a process of its own; prints requests per second.
 
-Streamed chats and completions that are not streamed, in turn; temperature 0, so that the same
-requests come to the same tokens.
+The load alternates between streamed chats and completions without streaming. The temperature is
+0, so that the same requests generate the same tokens.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TOKENS = 64
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("url", help="of a frontend")
+    parser.add_argument("url", help="the URL of a frontend")
     parser.add_argument("model")
     parser.add_argument("--requests", type=int, required=True)
     parser.add_argument("--clients", type=int, default=4)

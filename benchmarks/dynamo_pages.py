@@ -1,4 +1,4 @@
-"""Whether pages of NVIDIA Dynamo's worker say the same."""
+"""Compare pages of NVIDIA Dynamo's worker."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from dynamometer.multiprocess import MultiProcessCollector
 from dynamometer.names import labels
 
 PREFIX = "sglang:"
-# Labels that every start has anew; `pid` is prometheus_client's, in gauges of the mode `all`.
+# Labels that differ at every start; `pid` is prometheus_client's, in gauges of the mode `all`.
 OF_ONE_START = frozenset({labels.WORKER_ID, "pid"})
 Series = tuple[str, frozenset[tuple[str, str]]]
 
 
 def differences(page: bytes, other: bytes) -> list[str]:
-    """What one start's page has and another's has not: families, types, texts, series."""
+    """Return the differences between two pages: families, types, texts, series."""
     one, two = _families(page), _families(other)
     found = [f"family {name} is missing" for name in one.keys() - two.keys()]
     found += [f"family {name} is new" for name in two.keys() - one.keys()]
@@ -36,7 +36,7 @@ def differences(page: bytes, other: bytes) -> list[str]:
 
 
 def differences_of_values(files: Path, page: Callable[[], bytes]) -> list[str]:
-    """Where a page's engine families are not what Dynamo's own functions make of the files.
+    """Compare a page's engine families with the output of NVIDIA Dynamo's own functions.
 
     Args:
         files: the directory of the worker's files.
@@ -87,7 +87,7 @@ def _typed_values(families: list[Any]) -> dict[Series, float]:
 
 
 def _injected(values: Mapping[Series, float]) -> dict[str, str]:
-    """What Dynamo adds to an engine's series, taken from one of them."""
+    """Return the labels that NVIDIA Dynamo adds to an engine's series, taken from one series."""
     (_, pairs), *_ = values
     given = dict(pairs)
     names = (labels.NAMESPACE, labels.COMPONENT, labels.ENDPOINT, labels.WORKER_ID, labels.MODEL)

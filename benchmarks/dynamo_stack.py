@@ -1,8 +1,8 @@
-"""NVIDIA Dynamo's own frontend and worker on this machine, with nothing left behind.
+"""NVIDIA Dynamo's own frontend and worker on this machine, in their own namespaces.
 
-Two of its sockets are on all interfaces, SGLang leaves files in /dev/shm, and their processes
-are many. So everything happens in namespaces of its own: a network that has `lo` alone, a
-/dev/shm, and processes that all end with the first one, whatever ends it.
+NVIDIA Dynamo opens two sockets on all interfaces and starts many processes, and SGLang leaves
+files in /dev/shm. The namespaces have a network with only `lo`, a private /dev/shm, and processes
+that all end with the first one, also when a signal kills the first one.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Stack:
 
 
 def again_in_namespaces(script: str, arguments: Sequence[str]) -> int:
-    """Run a script with `--inside DIRECTORY` added; its exit code, once all of it has ended."""
+    """Run a script with `--inside DIRECTORY` to its end, and return its exit code."""
     for program in ("unshare", "setpriv", "ip"):
         if shutil.which(program) is None:
             sys.exit(f"{program} is missing: Debian's util-linux and iproute2 have it")
@@ -76,7 +76,7 @@ def again_in_namespaces(script: str, arguments: Sequence[str]) -> int:
 
 @contextlib.contextmanager
 def stack(place: Path, model: Path, worker: Sequence[str]) -> Iterator[Stack]:
-    """A frontend and a worker that are ready.
+    """Run a frontend and a worker, and wait until both are ready.
 
     Args:
         place: a directory for their files and logs.
@@ -125,7 +125,7 @@ def _is_served() -> bool:
 
 
 def _files(place: Path) -> Path:
-    """The one directory below which a process has opened such files."""
+    """Return the one directory below which a process has opened such files."""
     found = {file.parent for file in (place / "tmp").rglob("counter_*.db")}
     if len(found) != 1:
         sys.exit(f"one directory of metrics was to be found in {place}, not {len(found)}")
@@ -136,7 +136,7 @@ def _files(place: Path) -> Path:
 def _started(
     command: Sequence[str], log: Path, variables: dict[str, str]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process and all that it starts, ended with the context."""
+    """Run a process and its children; end all of them with the context."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=output, env=os.environ | variables,
@@ -158,7 +158,7 @@ def _started(
 
 
 def end_what_is_left() -> None:
-    """End every other process of the namespace, of which we are the first one."""
+    """End every other process of the namespace; this process is its first one."""
     left = [process for process in psutil.process_iter() if process.pid != os.getpid()]
     titles = [process.name() for process in left if process.status() != psutil.STATUS_ZOMBIE]
     if titles:

@@ -1,11 +1,11 @@
-"""`make bench-exporter`: what an exporter costs beside a real SGLang, against its own page.
+"""Measure the cost of an exporter beside a real SGLang: `make bench-exporter`.
 
-The engine is started by its own command line, the exporter by `dyno exporter --pid`: as without
-an option, but for this engine alone.
-Each page is scraped with Prometheus' own headers over one connection: time to the answer, and
-processor time of whoever answers (the engine's page: of its server process). Then the engine
-serves streams while nobody scrapes, while its own page is scraped 20 times a second, and while
-the exporter's is: requests a second, rounds of each in turn, for the machine is noisy.
+The engine is started by its own command line, the exporter by `dyno exporter --pid`, which
+restricts the exporter to this engine. Each page is scraped with Prometheus' own headers over one
+connection. The first table has the time to the answer, and the processor time of the answering
+process (for the engine's page: its server process). The second table has the engine's throughput
+of streams without scrapes, with its own page scraped 20 times a second, and with the exporter's
+page scraped 20 times a second. The three cases alternate, because the speed of a machine varies.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scrapes", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--requests", type=int, default=60, help="a round")
+    parser.add_argument("--requests", type=int, default=60, help="requests per round")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
@@ -64,13 +64,13 @@ def main() -> None:
             say("idle for 10 s")
             before = cpu(ours)
             time.sleep(10)
-            print(f"\nbetween scrapes: {(cpu(ours) - before) * 100:.2f} ms of CPU a second")
+            print(f"\nbetween scrapes: {(cpu(ours) - before) * 100:.2f} ms of CPU per second")
             print(f"resident: {ours.memory_info().rss / 2**20:.1f} MiB")
             print_serving(url, engine_port, our_port, options.rounds, options.requests)
 
 
 def print_scrapes(servers: list[tuple[str, psutil.Process, int]], scrapes: int) -> None:
-    print("\n| page | lines | CPU a scrape | p50 | p99 |")
+    print("\n| page | lines | CPU per scrape | p50 | p99 |")
     print("| --- | --- | --- | --- | --- |")
     costs = []
     for name, process, port in servers:
@@ -87,13 +87,13 @@ def print_scrapes(servers: list[tuple[str, psutil.Process, int]], scrapes: int) 
         costs.append((cpu(process) - before) / scrapes * 1e3)
         p50, p99 = statistics.median(times) * 1e3, sorted(times)[int(0.99 * scrapes)] * 1e3
         print(f"| {name} | {lines} | {costs[-1]:.2f} ms | {p50:.2f} ms | {p99:.2f} ms |")
-    print(f"\nthe exporter: {costs[0] / costs[1]:.1f} times less CPU a scrape")
+    print(f"\nthe exporter: {costs[0] / costs[1]:.1f} times less CPU per scrape")
 
 
 def print_serving(url: str, engine_port: int, our_port: int, rounds: int, requests: int) -> None:
     say(f"{rounds} rounds of {requests} streams, scraped {SCRAPES_A_SECOND} times a second")
     kinds: dict[str, int | None] = {
-        "nobody scrapes": None,
+        "no scrapes": None,
         "SGLang's own page is scraped": engine_port,
         "the exporter is scraped": our_port,
     }
@@ -102,8 +102,8 @@ def print_serving(url: str, engine_port: int, our_port: int, rounds: int, reques
         for name, port in kinds.items():
             with scraped(port):
                 found[name].append(asyncio.run(serve(url, requests)))
-    base = statistics.median(found["nobody scrapes"])
-    print(f"\n| while | requests/s (median of {rounds}) | of unscraped |")
+    base = statistics.median(found["no scrapes"])
+    print(f"\n| while | requests/s (median of {rounds}) | relative to no scrapes |")
     print("| --- | --- | --- |")
     for name, rates in found.items():
         rate = statistics.median(rates)
@@ -111,7 +111,7 @@ def print_serving(url: str, engine_port: int, our_port: int, rounds: int, reques
 
 
 async def serve(url: str, requests: int) -> float:
-    """Requests a second of `STREAMS` clients that read streams of `TOKENS` tokens."""
+    """Return the requests per second of `STREAMS` clients that read streams of `TOKENS` tokens."""
     body = {
         "model": "tiny", "prompt": "Once upon a time", "max_tokens": TOKENS, "stream": True,
         "ignore_eos": True,
@@ -132,7 +132,7 @@ async def serve(url: str, requests: int) -> float:
 
 @contextlib.contextmanager
 def scraped(port: int | None) -> Iterator[None]:
-    """While the context is open, a process of its own scrapes a page."""
+    """Scrape a page from a separate process while the context is open."""
     if port is None:
         yield
         return

@@ -1,13 +1,13 @@
-"""`make bench-dynamo`: what the page of NVIDIA Dynamo's worker costs, and what it costs with ours.
+"""Measure the page of NVIDIA Dynamo's worker, with and without Dynamometer: `make bench-dynamo`.
 
-Dynamo's own frontend and worker serve a tiny model, three times: as they are, with our collector
-in place of prometheus_client's, and with our `get_prometheus_expfmt` in place of Dynamo's as
-well. What is put in place are the lines of docs/inside-dynamo.md. Each gets the same requests
-and the same scrapes; processor time is that of the process which serves the page, less what it
-takes by itself in that time.
+NVIDIA Dynamo's own frontend and worker serve a tiny model, three times: unchanged, with
+Dynamometer's collector in place of prometheus_client's, and also with Dynamometer's
+`get_prometheus_expfmt` in place of NVIDIA Dynamo's. The script that replaces the functions is in
+docs/inside-dynamo.md. All three get the same requests and the same scrapes. Processor time is
+that of the process that serves the page, minus its processor time without scrapes.
 
-The pages must have the same families and series in all three, and the values that Dynamo's own
-functions make of the same files: where they do not, this says so and exits with 1.
+The pages of all three must have the same families and series, and the values of NVIDIA Dynamo's
+own functions for the same files. The benchmark prints each difference and exits with 1.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class Found:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scrapes", type=int, default=200)
-    parser.add_argument("--requests", type=int, default=48, help="before scrapes")
-    parser.add_argument("--serving", type=int, default=20, help="requests a round")
+    parser.add_argument("--requests", type=int, default=48, help="requests before the scrapes")
+    parser.add_argument("--serving", type=int, default=20, help="requests per round")
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inside is None:
@@ -93,14 +93,17 @@ def main() -> int:
 
 
 def variants(place: Path) -> dict[str, list[str]]:
-    """The words that start a worker, by what it is started with."""
+    """Return the command line of each kind of worker, by its name."""
     block = re.search(r"^    # worker.py\n(    .*\n|\n)+", DOCUMENT.read_text(), re.MULTILINE)
     assert block is not None, f"{DOCUMENT} has no worker.py"
     both = re.sub(r"^    ", "", block[0], flags=re.MULTILINE).strip()
     paragraphs = both.split("\n\n")
     collector = "\n\n".join(part for part in paragraphs if "get_prometheus_expfmt" not in part)
-    commands = {"as it is": [sys.executable, "-m", "dynamo.sglang"]}
-    texts = {"with our collector": collector, "with our collector and text": both}
+    commands = {"unchanged": [sys.executable, "-m", "dynamo.sglang"]}
+    texts = {
+        "with Dynamometer's collector": collector,
+        "with Dynamometer's collector and text": both,
+    }
     for number, (name, text) in enumerate(texts.items()):
         file = place / f"worker_{number}.py"
         file.write_text(text + "\n", encoding="utf-8")
@@ -123,7 +126,7 @@ def measured(running: Stack, options: argparse.Namespace) -> Found:
 
 
 def quiet(running: Stack, scrapes: int) -> Cost:
-    """Scrapes of a worker that does nothing else."""
+    """Scrape an idle worker."""
     scrape = scraper(SYSTEM_PORT)
     for _ in range(20):
         scrape()
@@ -139,7 +142,7 @@ def quiet(running: Stack, scrapes: int) -> Cost:
 
 
 def serving(running: Stack, count: int) -> tuple[Cost, tuple[float, float]]:
-    """Scrapes of a worker that serves, in turn with the same load unscraped; medians."""
+    """Scrape a serving worker, alternating with the same load without scrapes; return medians."""
     scrape, times = scraper(SYSTEM_PORT), []
     unscraped, scraped, taken = [], [], 0.0
     for _ in range(ROUNDS):
@@ -172,7 +175,7 @@ def requests(count: int) -> subprocess.Popen[str]:
 
 
 def rate(load: subprocess.Popen[str]) -> float:
-    """Requests a second of a load, once it has ended."""
+    """Return the requests per second of a load after its end."""
     said = load.communicate(timeout=LOAD_WITHIN)[0]
     if load.returncode != 0:
         sys.exit("the load failed")
@@ -180,10 +183,10 @@ def rate(load: subprocess.Popen[str]) -> float:
 
 
 def print_costs(found: dict[str, Found]) -> None:
-    print("\n| page | Dynamo's worker | lines | CPU a scrape | p50 | p99 | CPU, p50 less |")
+    print("\n| page | worker | lines | CPU per scrape | p50 | p99 | ratio of CPU, p50 |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for state in (IDLE, SERVED, SERVING):
-        base = found["as it is"].costs[state]
+        base = found["unchanged"].costs[state]
         for name, variant in found.items():
             cost = variant.costs[state]
             p50, p99 = middle(cost), sorted(cost.times)[int(0.99 * len(cost.times))]
@@ -192,7 +195,7 @@ def print_costs(found: dict[str, Found]) -> None:
                 f"| {state} | {name} | {cost.lines} | {cost.cpu * 1e3:.2f} ms | {p50 * 1e3:.2f} ms"
                 f" | {p99 * 1e3:.2f} ms | {less} |"
             )
-    print(f"\nrequests a second while scraped {SCRAPES_A_SECOND} times a second, of unscraped:")
+    print(f"\nrequests/s with {SCRAPES_A_SECOND} scrapes per second, relative to no scrapes:")
     for name, variant in found.items():
         unscraped, scraped = variant.rates
         print(f"    {name}: {scraped / unscraped:.2f} ({unscraped:.1f} to {scraped:.1f})")
@@ -204,14 +207,14 @@ def middle(cost: Cost) -> float:
 
 def print_faults(found: dict[str, Found]) -> int:
     faults = [f"{name}: {fault}" for name, variant in found.items() for fault in variant.faults]
-    base = found["as it is"].pages
+    base = found["unchanged"].pages
     for name, variant in found.items():
         for one, two in zip(base, variant.pages, strict=True):
             faults += [f"{name}: {fault}" for fault in differences(one, two)]
     for fault in faults:
         print(fault)
     if not faults:
-        print("\nthe same families and series; values as Dynamo's functions make of the same files")
+        print("\nfamilies, series and values are those of NVIDIA Dynamo's own functions")
     return 1 if faults else 0
 
 

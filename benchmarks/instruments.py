@@ -1,10 +1,10 @@
-"""`make bench-metrics`, third part: what the instruments add to a request.
+"""Measure the cost of the instruments of a request: `make bench-metrics`, third part.
 
-A request of 64 streamed tokens, as the frontend and as a worker count it, against 64 calls of
-prometheus_client's `observe` on a histogram with as many buckets, in the same run. Times are the
-least of several, of processor time. What is measured is everything that is there for metrics
-alone: the account, the clock, the families, the end of a stream. Reading the events is shown
-apart: the usage that the client did not ask for has to be found in them anyway.
+The benchmark compares the metrics of a request of 64 streamed tokens, in the frontend and in a
+worker, with 64 calls of prometheus_client's `observe` on a histogram with as many buckets, in the
+same run. Times are processor time, the minimum of several. They cover all work that only metrics
+need: the account, the clock, the families, the end of a stream. The table shows the reading of
+events separately, because the relay has to find the usage event in any case.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ DONE = b"data: [DONE]\n\n"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=500, help="in each of 15 repetitions")
+    parser.add_argument(
+        "--requests", type=int, default=500, help="requests in each of 15 repetitions"
+    )
     requests = parser.parse_args().requests
     peer, *ours = least(
         [observations(), frontend(), worker(), frontend(read=True)], requests=requests
@@ -56,11 +58,11 @@ def main() -> None:
     print(f"\nInstruments of a request of {TOKENS} streamed tokens, µs of processor time")
     print(f"  {TOKENS} x prometheus_client's observe: {peer * 1e6:.1f}")
     for name, found in zip(names, ours, strict=True):
-        print(f"  {name}: {found * 1e6:.1f} ({found / peer:.2f} of that)")
+        print(f"  {name}: {found * 1e6:.1f} ({found / peer:.2f} of prometheus_client's)")
 
 
 def least(works: Sequence[Callable[[], object]], *, requests: int) -> list[float]:
-    """The least processor time of one call of each, seconds; measured in turn."""
+    """Return the minimum processor time of one call of each, in seconds; the calls alternate."""
     found: list[list[float]] = [[] for _ in works]
     for _ in range(15):
         for times, work in zip(found, works, strict=True):
@@ -72,7 +74,7 @@ def least(works: Sequence[Callable[[], object]], *, requests: int) -> list[float
 
 
 def observations() -> Callable[[], object]:
-    """What instruments cost that are told of each token."""
+    """Call `observe` for each token."""
     bounds = FrontendBuckets.of(DEFAULT_BUCKET_RANGES).inter_token_latency
     family = TheirHistogram("itl", "", ("model",), buckets=bounds, registry=CollectorRegistry())
     observe = family.labels("m").observe
@@ -85,7 +87,7 @@ def observations() -> Callable[[], object]:
 
 
 def frontend(*, read: bool = False) -> Callable[[], object]:
-    """A request's account, as `frontend.forward` keeps it."""
+    """Run a request's account as `frontend.forward` does."""
     metrics = FrontendMetrics(CollectorRegistry())
     record = Record(
         role=Role.WORKER, id=WORKER, namespace="", component="", models=("m",),
@@ -127,7 +129,7 @@ def frontend(*, read: bool = False) -> Callable[[], object]:
 
 
 def worker() -> Callable[[], object]:
-    """A request's count, as `worker.endpoint` keeps it."""
+    """Run a request's count as `worker.endpoint` does."""
     runtime = DistributedRuntime()
     endpoint = runtime.endpoint("dynamo", "backend", "generate")
     metrics = EndpointMetrics(endpoint.metrics, runtime.registry, {labels.MODEL: "m"})

@@ -1,9 +1,10 @@
-"""`make bench-latency`: latencies on the pages against a client's own clock, with a real SGLang.
+"""Compare latencies on the pages with a client's own clock: `make bench-latency`.
 
-A frontend, a worker and the engine are started as a user does. Streams are asked of the frontend,
-several at once; the client reads its clock just before it sends a request and at each event with
-content. What `_sum` and `_count` of the frontend's histograms rose by gives means, which are set
-beside the client's; so are SGLang's own, which begin later and count tokens, not events.
+The benchmark starts a frontend, a worker and a real SGLang with their commands. Clients request
+several streams at once from the frontend, and read their clock just before they send a request
+and at each event with content. The increases of `_sum` and `_count` of the frontend's histograms
+give means, which are compared with the clients' means. SGLang's own means start later and count
+tokens, not events.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ ALLOWED_MS = 5.0
 
 @dataclass
 class Clock:
-    """What clients saw, in seconds."""
+    """Latencies by the clients' clock, in seconds."""
 
     first: list[float] = field(default_factory=list)
     between: list[float] = field(default_factory=list)
@@ -41,7 +42,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Mean:
-    """What a histogram rose by."""
+    """The increase of a histogram."""
 
     sum: float
     count: float
@@ -69,7 +70,7 @@ def main() -> None:
 
 
 def one_round(frontend: str, worker: str, options: argparse.Namespace) -> bool:
-    """Whether the frontend's means are the client's."""
+    """Return True if the frontend's means agree with the client's."""
     families = {
         "the frontend's": (frontend, "dynamo_frontend_"),
         "SGLang's own": (worker, "sglang:"),
@@ -81,7 +82,7 @@ def one_round(frontend: str, worker: str, options: argparse.Namespace) -> bool:
     settle(frontend, before["the frontend's"], options.requests)
     after = {who: read(*place) for who, place in families.items()}
     print(f"\n{options.requests} streams, {options.at_once} at once, in {seconds:.1f} s")
-    print("\n| mean of | whose | count | mean | less the client's | within 5 ms |")
+    print("\n| mean of | source | count | mean | minus the client's | within 5 ms |")
     print("| --- | --- | --- | --- | --- | --- |")
     within = True
     for name, title, seen in (
@@ -100,7 +101,7 @@ def one_round(frontend: str, worker: str, options: argparse.Namespace) -> bool:
             words = "yes" if near else "NO"
             if who == "the frontend's":
                 within &= near and rose.count == own.count
-                words += "" if rose.count == own.count else ", but ANOTHER COUNT"
+                words += "" if rose.count == own.count else ", but THE COUNTS DIFFER"
             print(
                 f"| | {who} | {rose.count:.0f} | {rose.milliseconds:.3f} ms "
                 f"| {difference:+.3f} ms | {words} |"
@@ -152,7 +153,7 @@ def read(url: str, prefix: str) -> dict[str, Mean]:
 
 
 def settle(url: str, before: dict[str, Mean], requests: int) -> None:
-    """Wait until the last stream is counted, at its end, which its client may see first."""
+    """Wait until the last stream is counted; its client may see the end earlier."""
     deadline = time.monotonic() + 5
     while read(url, "dynamo_frontend_")[FIRST].count < before[FIRST].count + requests:
         if time.monotonic() > deadline:
@@ -167,7 +168,7 @@ async def _page(url: str) -> str:
 
 @contextlib.contextmanager
 def serving(place: Path) -> Iterator[tuple[str, str]]:
-    """A frontend and a worker around SGLang; the URLs of their pages."""
+    """Run a frontend and a worker around SGLang; yield the URLs of their pages."""
     say("making a tiny model, starting frontend, worker and SGLang (about half a minute)")
     model, dyno = place / "tiny", [sys.executable, "-m", "dynamometer"]
     subprocess.run([*dyno, "tiny-model", str(model)], check=True, stdout=subprocess.DEVNULL)

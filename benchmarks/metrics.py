@@ -1,9 +1,8 @@
-"""`make bench-metrics`: what a page costs, against prometheus_client in the same run.
+"""Compare the cost of a page with prometheus_client's, in one run: `make bench-metrics`.
 
-The same files, made of several processes' counters, gauges and histograms (see
-`multiprocess_load`), are rendered by both. Times are the least of several, of processor time:
-what else a machine does only adds to them. Pages are compared as sorted lines. Prints a table;
-`--svg` draws the picture.
+Both render the same files of several processes, with counters, gauges and histograms (see
+`multiprocess_load`). Times are processor time, the minimum of several, because other load on the
+machine only adds to a time. Pages are compared as sorted lines. `--svg` draws the picture.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ _FILES_IN = Path("/dev/shm")
 
 @dataclass(frozen=True)
 class Costs:
-    """Processor seconds for a page of so many lines."""
+    """Processor seconds for a page with this number of lines."""
 
     lines: int
     peer: float
@@ -51,7 +50,7 @@ class Costs:
     selection: float
 
     def per_changed(self, share: str) -> float:
-        """What a changed line costs, in seconds, over a page in which nothing changed."""
+        """Return the additional cost of a changed line, in seconds."""
         changed = self.lines * SHARES[share]
         return (self.steady[share] - self.steady["none"]) / changed
 
@@ -59,8 +58,13 @@ class Costs:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="two sizes, few repetitions")
-    parser.add_argument("--svg", type=Path, help="where the picture goes")
-    parser.add_argument("--memory-renders", type=int, default=100_000, help="0: leave it out")
+    parser.add_argument("--svg", type=Path, help="write the picture to this file")
+    parser.add_argument(
+        "--memory-renders",
+        type=int,
+        default=100_000,
+        help="renders of the memory test; 0: skip the test",
+    )
     parser.add_argument("--held-by", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.held_by:
@@ -126,14 +130,14 @@ def measure(processes: int, label_sets: int, *, quick: bool) -> Costs:
 
 
 def _selection(directory: MultiprocessDirectory) -> float:
-    """Five families out of what was just read: rendering alone."""
+    """Return the time to render five families after a reading."""
     families = directory.current_families()
     selection = Selection.of(names=FIVE_FAMILIES)
     return timed(lambda: render(selection.apply(families)))
 
 
 def timed(work: Callable[[], object]) -> float:
-    """The processor time that some work takes, in seconds."""
+    """Return the processor time of `work`, in seconds."""
     begin = time.process_time()
     work()
     return time.process_time() - begin
@@ -158,10 +162,10 @@ def _same(theirs: bytes, ours: bytes) -> None:
 
 
 def print_table(found: list[Costs]) -> None:
-    """Times in milliseconds, and how many times faster than prometheus_client that is."""
+    """Print times in milliseconds, and prometheus_client's time divided by each."""
     print("Processor time of one page, milliseconds (times faster than prometheus_client)\n")
     head = ["lines", "prometheus_client", "first reading", *(f"{s} changed" for s in SHARES)]
-    print("| " + " | ".join([*head, "five families", "µs a changed line (10 %, all)"]) + " |")
+    print("| " + " | ".join([*head, "five families", "µs per changed line (10 %, all)"]) + " |")
     print("| " + " | ".join(["---"] * (len(head) + 2)) + " |")
     for costs in found:
         cells = [f"{costs.lines:,}", _ms(costs.peer)]
@@ -177,13 +181,13 @@ def _ms(seconds: float) -> str:
 
 
 def print_memory(processes: int, label_sets: int, *, renders: int) -> None:
-    """What a series costs in memory, and whether renderings leak."""
+    """Print the memory per series, and the memory growth after many renders."""
     with _load(processes, label_sets) as (path, load):
         found = subprocess.run(
             [sys.executable, __file__, "--held-by", str(path)], stdout=subprocess.PIPE, check=True
         )
         held = int(found.stdout)
-        print(f"\nmemory: {held / load.lines:.0f} bytes a series at {load.lines:,} series")
+        print(f"\nmemory: {held / load.lines:.0f} bytes per series at {load.lines:,} series")
     with _load(1, 1) as (path, load):
         directory = MultiprocessDirectory(path)
         for _ in range(100):
@@ -200,7 +204,7 @@ def print_memory(processes: int, label_sets: int, *, renders: int) -> None:
 
 
 def print_held(path: Path) -> None:
-    """In a process of its own: what a directory and its page take, in bytes."""
+    """Print the memory of a directory and its page, in bytes; runs in a separate process."""
     with tempfile.TemporaryDirectory() as empty:
         MultiprocessDirectory(empty).render()
     gc.collect()
@@ -212,7 +216,7 @@ def print_held(path: Path) -> None:
 
 
 def print_drop_in(processes: int, label_sets: int) -> None:
-    """What a service gets that changes its imports and nothing else."""
+    """Print the cost for a service that changes only its imports."""
     with _load(processes, label_sets) as (path, load):
         theirs, ours = CollectorRegistry(), CollectorRegistry()
         MultiProcessCollector(theirs, str(path))

@@ -1,9 +1,9 @@
-"""`make bench-metrics`, second part: a whole scrape over HTTP, with Prometheus' own headers.
+"""Compare whole scrapes over HTTP: `make bench-metrics`, second part.
 
-Two servers over the same directory of 16,000 lines, 10 % of which change before each scrape:
-ours, as a worker serves it, and an aiohttp handler over prometheus_client with gzip. Compared is
-the processor time of the servers. Each also watches its own event loop: how long was it held
-while a scrape was answered?
+Two servers serve the same directory of 16,000 lines, 10 % of which change before each scrape, to
+requests with Prometheus' own headers: Dynamometer's page as in a worker, and an aiohttp handler
+over prometheus_client with gzip. The table has the processor time of the servers, and the longest
+time for which an event loop was blocked during a scrape.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _FILES_IN = Path("/dev/shm")
 
 
 class LoopWatch:
-    """The longest time for which the event loop was held, in seconds; runs when asked to."""
+    """The longest time for which the event loop was blocked, in seconds; measured on request."""
 
     def __init__(self) -> None:
         self._watching: asyncio.Task[None] | None = None
@@ -98,7 +98,7 @@ def main() -> None:
         f"A whole scrape over HTTP of {load.lines:,} lines, {SHARE:.0%} changed, OpenMetrics, gzip"
     )
     print()
-    print("| server | CPU a scrape | loop held, first read | loop held, later | bytes |")
+    print("| server | CPU per scrape | loop blocked, first read | loop blocked, later | bytes |")
     print("| --- | --- | --- | --- | --- |")
     for each in measured:
         seconds = (each.cpu, each.first, each.later)
@@ -110,7 +110,7 @@ def main() -> None:
 
 
 class Measured:
-    """One server, as it is found.
+    """The measurements of one server.
 
     Attributes:
         cpu: processor seconds a scrape.
@@ -136,7 +136,7 @@ class Measured:
         return self._used / self._count
 
     def round(self, load: Load) -> None:
-        """Some scrapes whose cost is counted, and some in which the loop is watched."""
+        """Measure the cost of some scrapes, and the event loop during others."""
         self._scrape(1, load)
         before = sum(self._process.cpu_times()[:2])
         self._scrape(self._scrapes, load)
@@ -165,7 +165,7 @@ def server(name: str, path: Path) -> Iterator[tuple[psutil.Process, int]]:
 
 @cache
 def connection(port: int) -> http.client.HTTPConnection:
-    """Kept, as Prometheus keeps its own."""
+    """Return a persistent connection, as Prometheus uses."""
     return http.client.HTTPConnection("127.0.0.1", port, timeout=60)
 
 

@@ -1,4 +1,4 @@
-"""Processes that benchmarks start, and what they say meanwhile."""
+"""Processes that benchmarks start, and progress messages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import psutil
 def started(
     command: list[str], log: Path, variables: dict[str, str]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process and all that it starts, ended with the context."""
+    """Run a process and its children; end all of them with the context."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,

@@ -1,9 +1,9 @@
-"""A process of your own on the page: a counter, a gauge and a histogram, and a gauge by a callback.
+"""Metrics of your own process: a counter, a gauge, a histogram, and a gauge that a callback sets.
 
     python examples/own_metrics.py
     curl -s localhost:8081/metrics | grep dynamo_component_example
 
-It works through made-up jobs until Ctrl-C. DYN_SYSTEM_PORT chooses another port.
+The program simulates jobs until Ctrl-C. DYN_SYSTEM_PORT sets another port.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from dynamometer.runtime import DistributedRuntime
 
 
 def main() -> None:
-    """Serve the page, and work."""
+    """Serve the page, and run the jobs."""
     runtime = DistributedRuntime()
     endpoint = runtime.namespace("examples").component("jobs").endpoint("work")
     metrics = endpoint.metrics
 
-    # These are prometheus_client's own instruments; the labels of namespace, component and
-    # endpoint are on their series without anybody naming them.
+    # These are prometheus_client's own instruments. The page adds the labels of namespace,
+    # component and endpoint.
     jobs = metrics.create_counter("example_jobs", "Jobs that were done", ("outcome",))
-    running = metrics.create_gauge("example_running_jobs", "Jobs that run now")
+    running = metrics.create_gauge("example_running_jobs", "Jobs in progress")
     duration = metrics.create_histogram(
-        "example_job_duration_seconds", "How long jobs take", buckets=(0.01, 0.02, 0.05, 0.1)
+        "example_job_duration_seconds", "Duration of jobs", buckets=(0.01, 0.02, 0.05, 0.1)
     )
-    # A label set that is known is best shown at 0 from the beginning: rate() sees its first job.
+    # Create known label sets at the start, at 0: rate() then sees the first job.
     outcomes = {outcome: jobs.labels(outcome) for outcome in ("done", "failed")}
 
-    # What is cheap to look up is set when somebody asks, by a callback before each scrape.
+    # Set a value that is cheap to compute in a callback before each scrape.
     begun = time.time()
-    age = metrics.create_gauge("example_age_seconds", "How long this example runs")
+    age = metrics.create_gauge("example_age_seconds", "Time since the start of this example")
     metrics.register_callback(lambda: age.set(time.time() - begun))
 
     with runtime.serve() as server:
         where = f"{server.url}/metrics" if server.url else "not served (DYN_SYSTEM_PORT=-1)"
         print(f"metrics: {where}; Ctrl-C ends", flush=True)
-        # What happens by itself is counted where it happens, here in a loop.
+        # Count events where they happen, here in a loop.
         while True:
             with running.track_inprogress(), duration.time():
                 time.sleep(random.uniform(0.005, 0.06))

@@ -1,7 +1,7 @@
 """The prose of docs and source is plain technical English.
 
-`BANNED` is the one list of wordings that the tests refuse, each with the better wording. Plain
-words that are wrong only in some sentences ("less", "lose", "told") are left to the reviewer.
+`BANNED` is the one list of wordings that the tests refuse, each with the better wording. Reviewers
+look for plain words that are wrong only in some sentences ("less", "lose", "told").
 """
 
 from __future__ import annotations
@@ -60,6 +60,14 @@ BANNED_BEGINNINGS = {
 ROOT_PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
 # Generated pages contain the help texts of SGLang and of `src/`, which other checks cover.
 GENERATED = ("metrics.md", "configuration.md")
+# Other files with prose for users.
+OTHERS = [
+    ROOT / "Makefile",
+    ROOT / ".ci" / "run",
+    *(path for path in sorted((ROOT / "deploy").rglob("*")) if path.is_file()),
+    *sorted((ROOT / "examples").glob("*.py")),
+    *sorted((ROOT / "benchmarks").glob("*.py")),
+]
 DOCS = [
     *(ROOT / name for name in ROOT_PAGES),
     *(path for path in sorted((ROOT / "docs").glob("*.md")) if path.name not in GENERATED),
@@ -92,9 +100,8 @@ def beginnings(docstring: str) -> Iterator[str]:
 def docstrings(tree: ast.Module) -> Iterator[str]:
     """Return the docstrings of a module, its classes and functions."""
     for node in ast.walk(tree):
-        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
-        if found := ast.get_docstring(node):
+        documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        if isinstance(node, documented) and (found := ast.get_docstring(node)):
             yield found
 
 
@@ -124,7 +131,7 @@ def faults(path: Path) -> list[str]:
     return found + [fault for text in docstrings(ast.parse(source)) for fault in beginnings(text)]
 
 
-@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*DOCS, *OTHERS], ids=lambda path: path.name)
 def test_docs_use_plain_wordings(path: Path) -> None:
     assert not faults(path)
 
