@@ -24,6 +24,19 @@ child = subprocess.Popen([sys.executable, "-c", {child!r}])
 print("\\x1b[31mred\\x1b[0m\\rprogress 1\\rprogress 2\\n", end="", flush=True)
 time.sleep(60)
 """
+LATE_THREADS = """
+import ctypes, os, signal, subprocess, sys, threading, time
+
+def end(*_):
+    child.kill()
+    threading.Thread(target=lambda: (time.sleep(1), os._exit(0))).start()
+    number = {"x86_64": 60, "aarch64": 93}[os.uname().machine]
+    ctypes.CDLL(None).syscall(number, 0)  # exit(2): of this thread alone
+
+signal.signal(signal.SIGTERM, end)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+time.sleep(60)
+"""
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
 
 
@@ -69,6 +82,20 @@ async def test_an_orphan_that_ends_at_the_moment_of_a_look_is_no_zombie_either(
     monkeypatch.setattr(psutil.Process, "is_running", lambda _: True)
     await deaf_tree.end(grace=0, hurry=lambda: True, look=lambda: None)
     assert not psutil.pid_exists(orphan.pid)
+
+
+async def test_children_of_a_first_process_whose_threads_end_late_are_no_zombies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its main thread has ended, so it looks like a zombie, and its children are not ours yet."""
+    process = await start(LATE_THREADS)
+    async with asyncio.timeout(10):
+        while not (family := process.members())[1:]:
+            await asyncio.sleep(0.01)
+    monkeypatch.setattr(os, "killpg", lambda *_: None)
+    monkeypatch.setattr("dynamometer.worker.process.kill", lambda _: None)
+    await process.end(grace=10, hurry=lambda: False, look=lambda: None)
+    assert [member.pid for member in family if psutil.pid_exists(member.pid)] == []
 
 
 async def test_a_process_that_does_not_die_is_reported_and_not_waited_for(

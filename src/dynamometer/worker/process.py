@@ -191,6 +191,9 @@ class EngineProcess:
             left = [self.pid]
         if not left:
             await self.wait()
+            # A zombie with threads still has its children; they are this process's to reap now.
+            with contextlib.suppress(HangError):
+                await killing.run(kill_all)
         self._pipe.close()
         return left
 
