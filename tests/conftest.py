@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import psutil
 import pytest
 
@@ -18,6 +19,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from stack import Stack
 
 ROOT = Path(__file__).parent.parent
+
+
+# No test asserts speed: a slow machine fails no example.
+hypothesis.settings.register_profile("dynamometer", deadline=None)
+hypothesis.settings.load_profile("dynamometer")
 
 
 def pytest_sessionstart() -> None:
