@@ -7,6 +7,8 @@ and one that waits.
 from __future__ import annotations
 
 import contextlib
+import json
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,9 @@ pytestmark = pytest.mark.engine
 MODEL = "crowded"
 CHAT, TEXT, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
 EXHAUSTED = ("CapacityExhausted", "capacity.exhausted")
-LONG = {"model": MODEL, "prompt": "hi", "max_tokens": 2000, "stream": True, "ignore_eos": True}
+# Longer than a test takes, on a fast machine too.
+CONTEXT, TOKENS = 8192, 8000
+LONG = {"model": MODEL, "prompt": "hi", "max_tokens": TOKENS, "stream": True, "ignore_eos": True}
 CHATS = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
 TEXTS = {"model": MODEL, "prompt": "hi", "max_tokens": 2}
 
@@ -40,7 +44,10 @@ class Crowd:
 @pytest.fixture(scope="module")
 def place(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Stack:
     directory = tmp_path_factory.mktemp("crowd")
-    return Stack(directory, tiny_model, directory / "discovery")
+    model = Path(shutil.copytree(tiny_model, directory / "model"))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": CONTEXT}))
+    return Stack(directory, model, directory / "discovery")
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +75,12 @@ def crowd(worker: Worker, frontend: str) -> Iterator[Crowd]:
     running = Client(frontend, request)
     running.read_events(1)
     waiting = Client(frontend, request)
-    eventually(
-        lambda: Counts.of(worker.system_url).gauges["sglang:num_queue_reqs"] == 1,
-        within=15,
-        what="one waits",
-    )
     with contextlib.closing(waiting), contextlib.closing(running):
+        eventually(
+            lambda: Counts.of(worker.system_url).gauges["sglang:num_queue_reqs"] == 1,
+            within=15,
+            what="one waits",
+        )
         yield Crowd(frontend, worker, running, waiting)
         running.close()
         if not waiting.got.status:
