@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
+from dynamometer.process.blocking import note_seen
+
 Result = TypeVar("Result")
 IDLE_SECONDS: Final = 1.0
 
@@ -38,7 +40,7 @@ class BackgroundThread:
         A future that is cancelled before its call begins drops the call.
         """
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        future.add_done_callback(_retrieve)
+        future.add_done_callback(note_seen)
         with self._changed:
             self._calls.append((call, future))
             self._changed.notify()
@@ -78,9 +80,3 @@ def _finisher(
             future.set_result(result)
 
     return finish
-
-
-def _retrieve(future: asyncio.Future[Any]) -> None:
-    """Mark the error as seen: a caller that stopped waiting does not ask for it."""
-    if not future.cancelled():
-        future.exception()

@@ -91,7 +91,7 @@ class BlockingCalls(Generic[Result]):
         if self._running is None:
             self._started = loop.time()
             self._running = loop.run_in_executor(_threads, function)
-            self._running.add_done_callback(_retrieve)
+            self._running.add_done_callback(note_seen)
         running = self._running
         left = max(0.0, self._started + self._deadline - loop.time())
         await asyncio.wait({running}, timeout=left)
@@ -129,7 +129,7 @@ async def entered(
             logger.warning("%s; it is left behind", error)
 
 
-def _retrieve(future: asyncio.Future[Result]) -> None:
+def note_seen(future: asyncio.Future[Result]) -> None:
     """Take the exception of a call for which nobody waits any more: asyncio would log it."""
     if not future.cancelled():
         future.exception()

@@ -9,9 +9,10 @@ moment of the fork is not known yet and stays open: a lock would let a hung file
 from __future__ import annotations
 
 import os
-import weakref
 from contextlib import suppress
 from typing import Final, Protocol, TypeVar
+
+from dynamometer.process.forks import in_child
 
 CLOSED: Final = -1
 
@@ -45,8 +46,6 @@ class Descriptor:
 
 
 _Owner = TypeVar("_Owner", bound=Closable)
-# Any thread adds to it, under the interpreter's lock; only a child that has one thread reads it.
-_owners: Final[weakref.WeakSet[Closable]] = weakref.WeakSet()
 
 
 def close_in_child(owner: _Owner) -> _Owner:
@@ -55,15 +54,10 @@ def close_in_child(owner: _Owner) -> _Owner:
     Returns:
         The same `owner`.
     """
-    _owners.add(owner)
+    in_child(owner, _close)
     return owner
 
 
-def _close_all() -> None:
-    for owner in list(_owners):
-        with suppress(OSError):
-            owner.close()
-    _owners.clear()
-
-
-os.register_at_fork(after_in_child=_close_all)
+def _close(owner: Closable) -> None:
+    with suppress(OSError):
+        owner.close()

@@ -1,4 +1,4 @@
-"""State that a child of `fork` renews.
+"""What a child of `fork` does with the objects of its parent.
 
 Only the thread that forks exists in the child: a lock that another thread held stays locked, and
 the state behind the lock may be half changed.
@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import Final, Protocol
+from collections.abc import Callable
+from typing import Any, Final, Protocol, TypeVar
+
+_Owner = TypeVar("_Owner")
 
 
 class Renewable(Protocol):
@@ -19,18 +22,34 @@ class Renewable(Protocol):
 
 
 # Any thread adds to it, under the interpreter's lock; only a child that has one thread reads it.
-_owners: Final[weakref.WeakSet[Renewable]] = weakref.WeakSet()
+_actions: Final[weakref.WeakKeyDictionary[object, Callable[[Any], None]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def in_child(owner: _Owner, action: Callable[[_Owner], None]) -> None:
+    """Call `action` with `owner`, as long as that exists, in each child of `fork`.
+
+    Args:
+        owner: the object; an object has one action.
+        action: holds no reference to `owner`.
+    """
+    _actions[owner] = action
 
 
 def renew_in_child(owner: Renewable) -> None:
     """Call `owner.renew` now, and in each child of `fork`."""
     owner.renew()
-    _owners.add(owner)
+    in_child(owner, _renew)
 
 
-def _renew_all() -> None:
-    for owner in list(_owners):
-        owner.renew()
+def _renew(owner: Renewable) -> None:
+    owner.renew()
 
 
-os.register_at_fork(after_in_child=_renew_all)
+def _act() -> None:
+    for owner, action in list(_actions.items()):
+        action(owner)
+
+
+os.register_at_fork(after_in_child=_act)
