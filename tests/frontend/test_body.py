@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynamometer.engines.requests import BadBodyError, parse
-from dynamometer.frontend.body import BodyThreads, TooLargeError, decompressed
+from dynamometer.frontend.body import SHORT_BYTES, BodyThreads, TooLargeError, decompressed
 
 JSON = "application/json"
 texts = st.text(st.characters(exclude_categories=["Cs"]))
@@ -286,12 +286,12 @@ async def test_a_cancelled_request_holds_its_thread_until_that_ends() -> None:
         go_on.wait()
 
     try:
-        running = [asyncio.create_task(threads.run(slow, inline=False)) for _ in range(2)]
+        running = [asyncio.create_task(threads.run(slow, size=SHORT_BYTES + 1)) for _ in range(2)]
         assert [await asyncio.to_thread(begun.acquire, timeout=5) for _ in running] == [True, True]
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-        next_one = asyncio.create_task(threads.run(slow, inline=False))
+        next_one = asyncio.create_task(threads.run(slow, size=SHORT_BYTES + 1))
         await asyncio.sleep(0.05)
         assert not begun.acquire(blocking=False)  # both threads are still busy
         go_on.set()

@@ -34,9 +34,14 @@ class BodyThreads:
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="body")
 
-    async def run(self, read: Callable[[], _Result], *, inline: bool) -> _Result:
-        """Return what `read` returns, called in a thread unless `inline`."""
-        if inline:
+    async def run(self, read: Callable[[], _Result], *, size: int) -> _Result:
+        """Return what `read` returns, called in a thread if it reads many bytes.
+
+        Args:
+            read: the call.
+            size: how many bytes it may read.
+        """
+        if size <= SHORT_BYTES:
             return read()
         return await asyncio.get_running_loop().run_in_executor(self._pool, read)
 

@@ -18,7 +18,7 @@ from dynamometer.engines.interface import Route
 from dynamometer.engines.requests import BadBodyError, RequestBody
 from dynamometer.frontend import failures
 from dynamometer.frontend.accounting import RequestAccount
-from dynamometer.frontend.body import SHORT_BYTES, BodyThreads, TooLargeError, read
+from dynamometer.frontend.body import BodyThreads, TooLargeError, read
 from dynamometer.frontend.failures import Failure
 from dynamometer.frontend.families import FrontendMetrics
 from dynamometer.frontend.routing import Router
@@ -141,12 +141,11 @@ class Forwarder:
         content = await request.read()
         encoding = request.headers.get("Content-Encoding", "").strip().lower()
         content_type = request.headers.get("Content-Type", "")
-        # A short one may unpack to the limit.
-        inline = not encoding and len(content) <= SHORT_BYTES
+        size = limit if encoding else len(content)  # a short one may unpack to the limit
         try:
             return await self._threads.run(
                 lambda: read(content, encoding=encoding, content_type=content_type, limit=limit),
-                inline=inline,
+                size=size,
             )
         except TooLargeError:
             raise web.HTTPRequestEntityTooLarge(limit, limit + 1) from None
@@ -207,8 +206,7 @@ class Forwarder:
             named = body if name is None or name == body.model else body.for_model(name)
             return named.with_usage() if _adds_usage(body, route) else named.content
 
-        inline = len(body.content) <= SHORT_BYTES
-        return await self._threads.run(edited, inline=inline)
+        return await self._threads.run(edited, size=len(body.content))
 
     async def _relay(
         self,
@@ -253,9 +251,8 @@ class Forwarder:
         return response
 
     async def _read_answer(self, content: bytes, route: Route, body: RequestBody) -> Answer:
-        inline = len(content) <= SHORT_BYTES
         return await self._threads.run(
-            lambda: read_answer(content, route.usage, samples=body.samples), inline=inline
+            lambda: read_answer(content, route.usage, samples=body.samples), size=len(content)
         )
 
     async def _relay_stream(
