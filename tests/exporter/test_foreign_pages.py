@@ -3,42 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import socketserver
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 from exporting import exporter, total
+from page_server import serving
 from parsing import OPENMETRICS
 from stack import eventually, http
 
 TEXT = "text/plain; version=0.0.4"
-
-
-@contextlib.contextmanager
-def serving(page: bytes, content_type: str) -> Iterator[str]:
-    """Serve one page at every path; yield its URL."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", content_type)
-            self.send_header("Content-Length", str(len(page)))
-            self.end_headers()
-            self.wfile.write(page)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @contextlib.contextmanager
@@ -48,8 +21,8 @@ def exported(
     """Export a page; yield the text page and the OpenMetrics page once `shown` is there."""
     flags = ("--prefix", "", "--no-runtime-labels")
     with (
-        serving(page, content_type) as url,
-        exporter(place, "--engine-url", url, *flags) as found,
+        serving(lambda *_: (content_type, page)) as address,
+        exporter(place, "--engine-url", f"http://{address}", *flags) as found,
     ):
 
         def text() -> bytes:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 import shutil
-import socketserver
 import subprocess
-import threading
 import urllib.error
 import urllib.parse
 from collections.abc import Iterator, Mapping
-from http.server import BaseHTTPRequestHandler
+from email.message import Message
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +21,7 @@ from conftest import ROOT
 from dynamometer.exposition import choose_format
 from dynamometer.http.addresses import free_port
 from dynamometer.multiprocess import MultiprocessDirectory
+from page_server import Page, serving
 from processes import running
 from stack import eventually, http
 
@@ -34,41 +33,23 @@ BLOCKS = re.findall(r"^```(?:yaml|yml)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTIL
 JOBS = re.findall(r"job_name: ([\w-]+)", "".join(BLOCKS))
 
 
-class Pages(BaseHTTPRequestHandler):
+def page_of(path: str, headers: Message) -> Page:
     """The exporter's page at `/ours/metrics`, and the page of SGLang's own server."""
-
-    def do_GET(self) -> None:
-        accept = self.headers.get("Accept", "")
-        if self.path.startswith("/ours/"):
-            found = choose_format(accept)
-            content_type = found.content_type
-            with MultiprocessDirectory(FILES) as directory:
-                page = directory.render(openmetrics=found.openmetrics)
-        else:
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry, str(FILES))
-            encoder, content_type = choose_encoder(accept)
-            page = encoder(registry)
-        self.send_response(200)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(page)))
-        self.end_headers()
-        self.wfile.write(page)
-
-    def log_message(self, *_: object) -> None:
-        """Stay quiet."""
+    accept = headers.get("Accept", "")
+    if path.startswith("/ours/"):
+        found = choose_format(accept)
+        with MultiprocessDirectory(FILES) as directory:
+            return found.content_type, directory.render(openmetrics=found.openmetrics)
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(FILES))
+    encoder, content_type = choose_encoder(accept)
+    return content_type, encoder(registry)
 
 
 @pytest.fixture(scope="module")
 def target() -> Iterator[str]:
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Pages) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield f"127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(page_of) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import socketserver
-import threading
 import urllib.error
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +17,7 @@ from dynamometer.exposition.merge import Merger, Source
 from dynamometer.exposition.parser import Parser
 from dynamometer.exposition.render import render
 from dynamometer.http.addresses import free_port
+from page_server import serving
 from parsing import OPENMETRICS
 from processes import running
 from stack import eventually, http
@@ -106,26 +104,8 @@ class Scraped:
 def scrape(pages: Sequence[tuple[str, bytes]], place: Path) -> Sequence[Scraped]:
     """Let a Prometheus scrape each page, given with its content type."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            content_type, page = pages[int(self.path[1:])]
-            self.send_response(200)
-            self.send_header("Content-Type", content_type)
-            self.send_header("Content-Length", str(len(page)))
-            self.end_headers()
-            self.wfile.write(page)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            return _scrape(f"127.0.0.1:{server.server_address[1]}", len(pages), place)
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(lambda path, _: pages[int(path[1:])]) as address:
+        return _scrape(address, len(pages), place)
 
 
 def _scrape(address: str, count: int, place: Path) -> Sequence[Scraped]:
