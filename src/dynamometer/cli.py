@@ -68,7 +68,7 @@ def run(command: str, argv: Sequence[str] | None = None, *, program: str | None 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:
-        # A limit or a file system of this machine; where, is for whoever looks for it.
+        # A limit or a file system of this machine; only the debug log says in which call.
         logging.getLogger("dynamometer").debug("failed", exc_info=True)
         code = _error(_system_error(error), 1)
     logs.flush()

@@ -323,10 +323,11 @@ def read_answer(body: bytes, usage: Usage, *, samples: int = 1) -> Answer:
         code = _worst([_error_of(answer), *_finish_errors(answer.choices)])
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return Answer()  # not JSON, or not an object
-    said = answer.usage
-    if not isinstance(said, dict):
+    counted = answer.usage
+    if not isinstance(counted, dict):
         return Answer(error_code=code)
-    return Answer(messages_tokens(said) if usage is Usage.MESSAGES else openai_tokens(said), code)
+    read_tokens = messages_tokens if usage is Usage.MESSAGES else openai_tokens
+    return Answer(read_tokens(counted), code)
 
 
 def _error_of(answer: _Answer) -> int | None:

@@ -2,7 +2,8 @@
 
 An engine is a base URL, a health route, inference routes, and metric sources: an `Engine`. An
 engine that a worker can start is a command line too: a `StartableEngine`. The worker and the
-frontend forward by its routes, the worker and the exporter read its metrics, whoever started it.
+frontend forward by its routes, the worker and the exporter read its metrics. Any process may have
+started an engine.
 
 Variants: `sglang` and `mocker`, listed in `kinds`; tests/engines/test_contract.py runs against
 each of them.

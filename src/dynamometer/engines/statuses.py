@@ -11,7 +11,7 @@ CANCELLED: Final = 499
 _FAILED: Final = 500
 # A code that is a status, as a number or as text (LiteLLM); other numbers are private to a server.
 _ERROR_STATUS: Final = re.compile(r"[45][0-9]{2}")
-# What an error in a stream calls itself where its code is no number: Anthropic's, and OpenAI's.
+# Types and codes of errors in a stream whose code is not a number: Anthropic's, and OpenAI's.
 _CODES: Final = {
     "invalid_request_error": 400,
     "authentication_error": 401,
@@ -36,11 +36,11 @@ _CANCELLATIONS: Final = frozenset({"abort", "cancelled"})
 def error_status(content: Event) -> int:
     """Return the status that an error stands for: an object, or its member `error`."""
     error = content.get("error")
-    said = error if isinstance(error, dict) else content
-    code = said.get("code")
+    described = error if isinstance(error, dict) else content
+    code = described.get("code")
     if _ERROR_STATUS.fullmatch(str(code)):
         return int(str(code))
-    known = _CODES.get(str(code)) or _CODES.get(str(said.get("type")))
+    known = _CODES.get(str(code)) or _CODES.get(str(described.get("type")))
     if known is not None:
         return known
     return code if isinstance(code, int) and not isinstance(code, bool) else _FAILED
