@@ -19,8 +19,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from dynamometer.errors import SettingsError
-from dynamometer.exporter import processes, targets
-from dynamometer.exporter.engine import ExportedEngine
+from dynamometer.exporter import procfs, targets
+from dynamometer.exporter.observed_engine import ObservedEngine
 from dynamometer.exporter.options import EngineOptions
 from dynamometer.exporter.targets import Target
 from dynamometer.http.addresses import free_port
@@ -251,7 +251,7 @@ def test_a_user_with_a_number_alone_is_no_error(monkeypatch: pytest.MonkeyPatch)
     for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 54321)
-    assert processes.own_user() == f"user {os.geteuid()}"
+    assert procfs.own_user() == f"user {os.geteuid()}"
 
 
 async def test_an_engine_whose_name_goes_with_it_has_ended(
@@ -285,7 +285,7 @@ async def test_an_engine_whose_name_goes_with_it_has_ended(
 
     async with aiohttp.ClientSession() as session:
         target = Target(name="e", url=f"http://127.0.0.1:{port}")
-        engine = ExportedEngine(target, options, page, session)
+        engine = ObservedEngine(target, options, page, session)
         watching = asyncio.create_task(engine.watch())
         await until(lambda: b"vllm:running" in shown())
         known = False

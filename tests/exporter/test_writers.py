@@ -10,8 +10,8 @@ import psutil
 import pytest
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 
-from dynamometer.exporter import processes
-from dynamometer.exporter.source import FilesSource
+from dynamometer.exporter import procfs
+from dynamometer.exporter.files_source import FilesSource
 from dynamometer.exporter.writers import Change, Life, Writers
 
 # Steps: what is known of the engine, and the writers that have files which are not retired.
@@ -89,12 +89,12 @@ def test_a_writer_that_could_not_be_looked_at_is_neither_dead_nor_forgotten(
     write(tmp_path, own, 1.0)
     found = source(tmp_path)
 
-    def fail(_: psutil.Process) -> Mapping[processes.FileId, str]:
+    def fail(_: psutil.Process) -> Mapping[procfs.FileId, str]:
         raise OSError(24, "Too many open files")
 
     found.life = Life.UNKNOWN  # where an unseen writer is retired
     with monkeypatch.context() as context:
-        context.setattr(processes, "mapped", fail)
+        context.setattr(procfs, "mapped", fail)
         write(tmp_path, f"{own}", 2.0)
         fresh = source(tmp_path)
         fresh.life = Life.UNKNOWN

@@ -19,10 +19,10 @@ from prometheus_client import Gauge
 
 from dynamometer.engines import kinds
 from dynamometer.errors import DiscoveryError
-from dynamometer.exporter import engine_headers, finder, processes
-from dynamometer.exporter.engine import ExportedEngine
+from dynamometer.exporter import engine_headers, finder, procfs
 from dynamometer.exporter.engine_headers import Header
 from dynamometer.exporter.finder import Running
+from dynamometer.exporter.observed_engine import ObservedEngine
 from dynamometer.exporter.options import EngineOptions
 from dynamometer.exporter.targets import Given, Target, check_directories, targets
 from dynamometer.http import addresses, relay
@@ -115,7 +115,7 @@ class _Exporter:
         self._options = options
         self._session = session
         self._searches = not options.given
-        self._engines: dict[str, ExportedEngine] = {}
+        self._engines: dict[str, ObservedEngine] = {}
         self._watching: dict[str, asyncio.Task[None]] = {}
         self._id = new_id()
         self._group = asyncio.TaskGroup()
@@ -208,7 +208,7 @@ class _Exporter:
             constant=constant,
             model_label=options.runtime_labels,
         )
-        engine = ExportedEngine(target, of_engine, self._page, self._session)
+        engine = ObservedEngine(target, of_engine, self._page, self._session)
         self._engines[target.name] = engine
         self._labels_of_up[target.name] = (target.name, identity)
         self._up.labels(target.name, identity).set_function(
@@ -237,7 +237,7 @@ class _Exporter:
         known = frozenset(engine.process for engine in engines if engine.process is not None)
         try:
             self._found = await self._finding.run(partial(finder.find, known))
-        except (HangError, *processes.ERRORS) as error:
+        except (HangError, *procfs.ERRORS) as error:
             fault = f"the processes of this machine cannot be searched: {error}"
             if fault != self._search_fault:
                 self._search_fault = fault

@@ -16,8 +16,8 @@ import psutil
 from dynamometer.engines import kinds
 from dynamometer.engines.interface import Engine
 from dynamometer.errors import SettingsError
-from dynamometer.exporter import processes
-from dynamometer.exporter.processes import FileId
+from dynamometer.exporter import procfs
+from dynamometer.exporter.procfs import FileId
 from dynamometer.process.children import alive
 from dynamometer.runtime.identity import WORKER_MARK
 
@@ -117,17 +117,17 @@ def find(known: Set[psutil.Process] = frozenset()) -> Search:
             may_look = os.geteuid() in (0, process.uids().effective)
             environment = process.environ() if may_look else {}
             begun = process.create_time()
-        except processes.ERRORS:
+        except procfs.ERRORS:
             continue
         if not may_look:
-            others.add(processes.user(process))
+            others.add(procfs.user(process))
         elif not environment and time.time() - begun < _BEGINS_SECONDS:
             continue  # what it is to know is not in its memory yet; the next look finds it
         elif WORKER_MARK in environment:
             logger.debug("process %d is a worker's engine, which has its page", process.pid)
         else:
             ours.append(_running(process, launched, environment))
-    return Search(running=tuple(ours), other_users=frozenset(others), own_user=processes.own_user())
+    return Search(running=tuple(ours), other_users=frozenset(others), own_user=procfs.own_user())
 
 
 def look_at(pid: int) -> Running:
@@ -151,11 +151,11 @@ def look_at(pid: int) -> Running:
             f"--pid {pid}: no process has this number here; `dyno exporter` without --pid looks "
             "for engines itself"
         ) from None
-    url = next((_url(host, port) for host, port in processes.listening(process)), None)
+    url = next((_url(host, port) for host, port in procfs.listening(process)), None)
     return Running(
         process=process,
-        what=processes.describe(process),
-        user=processes.user(process),
+        what=procfs.describe(process),
+        user=procfs.user(process),
         url=url,
         page_has_more=False,
     )
@@ -165,7 +165,7 @@ def ends_as_a_whole(process: psutil.Process) -> bool:
     """Whether this is one of an engine's processes, of which none goes on without the others."""
     try:
         command = process.cmdline()
-    except processes.ERRORS:
+    except procfs.ERRORS:
         return False
     return any(engine.is_process(command) for engine in kinds.ENGINES.values())
 
@@ -176,9 +176,9 @@ def files_of(members: Iterable[psutil.Process]) -> Files:
     views: dict[str, str] = {}  # the first process's, which lives longest, where they share one
     denied = []
     for process in members:
-        view = views.setdefault(processes.mounts(process), processes.view_of(process))
+        view = views.setdefault(procfs.mounts(process), procfs.view_of(process))
         try:
-            found = {**processes.held(process), **processes.mapped(process)}
+            found = {**procfs.held(process), **procfs.mapped(process)}
         except PermissionError:
             denied.append(process)
             continue
@@ -186,7 +186,7 @@ def files_of(members: Iterable[psutil.Process]) -> Files:
             continue
         for path in {view + str(PurePath(path).parent) for path in found.values()}:
             with suppress(OSError):
-                directories.setdefault(processes.file_id(path), path)
+                directories.setdefault(procfs.file_id(path), path)
     return Files(directories=tuple(sorted(directories.values())), denied=tuple(denied))
 
 
@@ -199,7 +199,7 @@ def _launched() -> Mapping[psutil.Process, Launched]:
     commands: dict[psutil.Process, list[str]] = {}
     launched: dict[psutil.Process, Launched] = {}
     for process in psutil.process_iter():
-        with suppress(*processes.ERRORS):
+        with suppress(*procfs.ERRORS):
             command = process.cmdline()
             for engine in kinds.ENGINES.values():
                 arguments = engine.launch_arguments(command)
@@ -207,7 +207,7 @@ def _launched() -> Mapping[psutil.Process, Launched]:
                     commands[process], launched[process] = command, Launched(engine, arguments)
                     break
     for process, command in commands.items():
-        with suppress(*processes.ERRORS):
+        with suppress(*procfs.ERRORS):
             parents = process.parents()
             if parents and commands.get(parents[0]) == command:
                 launched.pop(process, None)
@@ -225,14 +225,14 @@ def _running(
         launched.arguments, environment=environment, directory=Path(f"/proc/{process.pid}/cwd")
     )
     port = facts.port
-    ports = [port for _, port in processes.listening(process)]
+    ports = [port for _, port in procfs.listening(process)]
     if ports and port not in ports:  # set by a file, or a default of the engine's own
         port = ports[0]
-    reachable = processes.shares_network(process)
+    reachable = procfs.shares_network(process)
     return Running(
         process=process,
         what=f"{process.pid} ({engine.title})",
-        user=processes.user(process),
+        user=procfs.user(process),
         engine=engine.name,
         model=facts.model,
         port=port,
@@ -249,5 +249,5 @@ def _url(host: str, port: int) -> str:
 def _environment(process: psutil.Process) -> Mapping[str, str]:
     try:
         return process.environ()
-    except processes.ERRORS:
+    except procfs.ERRORS:
         return {}

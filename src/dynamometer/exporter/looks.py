@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import Final
 
-from dynamometer.exporter import processes
+from dynamometer.exporter import procfs
 from dynamometer.process.blocking import HangError
 from dynamometer.process.tasks import keeping_on
 
@@ -54,7 +54,7 @@ class Looks:
                 await look()
             except HangError as error:
                 self._note(what, str(error))
-            except processes.ERRORS as error:
+            except procfs.ERRORS as error:
                 self._note(what, f"{what} cannot be looked at: {error}")
             else:
                 if self.faults.pop(what, None):

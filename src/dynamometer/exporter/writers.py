@@ -23,7 +23,7 @@ from typing import Final
 
 import psutil
 
-from dynamometer.exporter import finder, processes
+from dynamometer.exporter import finder, procfs
 from dynamometer.process.children import alive
 
 # Clocks of processes and of files tick differently.
@@ -209,7 +209,7 @@ class Writers:
             return set()
         undecided: set[str] = set()
         try:
-            numbers = {processes.own_number(member): member for member in members()}
+            numbers = {procfs.own_number(member): member for member in members()}
         except OSError:
             return set(names)
         for name in names:
@@ -223,7 +223,7 @@ class Writers:
                 continue
             if process is not None:
                 self.ends_as_a_whole = self.ends_as_a_whole or finder.ends_as_a_whole(process)
-                self.alive[name] = Writer(process, processes.describe(process))
+                self.alive[name] = Writer(process, procfs.describe(process))
         return undecided
 
 
@@ -247,12 +247,12 @@ def _writer(
 
 def _writes(process: psutil.Process, files: Sequence[str], *, certain: bool) -> bool:
     try:
-        mapped = processes.mapped(process)
+        mapped = procfs.mapped(process)
     except PermissionError:
         return not certain and _may_have_made(process, files)
     for path in files:
         with suppress(OSError):
-            if processes.file_id(path) in mapped:
+            if procfs.file_id(path) in mapped:
                 return True
     return False
 
@@ -277,7 +277,7 @@ def _cannot_live(name: str) -> bool:
         return False
     try:
         process = psutil.Process(int(name))
-        processes.mapped(process)
+        procfs.mapped(process)
     except psutil.NoSuchProcess:
         return not psutil.pid_exists(int(name))  # /proc may hide it
     except (PermissionError, psutil.AccessDenied):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from dynamometer.exporter import finder, processes
+from dynamometer.exporter import finder, procfs
 from dynamometer.exporter.finder import Running
 from dynamometer.exporter.targets import Target
 from dynamometer.process.children import alive, descendants
@@ -40,7 +40,7 @@ class Words:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
+class FileLocations:
     """The directories of one engine, as one look found them.
 
     Attributes:
@@ -58,7 +58,7 @@ class Places:
     warnings: tuple[str, ...] = ()
 
 
-def look(target: Target, running: Running | None) -> Places:
+def look(target: Target, running: Running | None) -> FileLocations:
     """Look for the files of an engine; may block.
 
     Args:
@@ -74,14 +74,14 @@ def look(target: Target, running: Running | None) -> Places:
         found = finder.files_of(members(running))
         if found.denied:
             first = found.denied[0]
-            user = processes.user(first)
+            user = procfs.user(first)
             warnings.append(_denied(f"process {first.pid}", user, has_url=has_url))
         directories = directories or found.directories
         if not directories:
             lack = f"process {running.what} and what it started have no multiprocess files"
             if running.url is None:
                 lack += ", and listen nowhere"
-            return Places(running=running, lack=lack, warnings=(*warnings, lack))
+            return FileLocations(running=running, lack=lack, warnings=(*warnings, lack))
     readable = tuple([path for path in directories if os.access(path, os.R_OK | os.X_OK)])
     for path in directories:
         if not os.path.exists(path):  # noqa: PTH110  # never raises
@@ -92,7 +92,7 @@ def look(target: Target, running: Running | None) -> Places:
         lack = f"there are no multiprocess files (*.db) in {', '.join(readable)} yet"
     else:
         lack = f"{', '.join(directories)}: not there yet, or not to be read"
-    return Places(
+    return FileLocations(
         running=running,
         directories=readable or directories,
         readable=readable,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from dynamometer.exporter.source import FilesSource
+from dynamometer.exporter.files_source import FilesSource
 from dynamometer.exposition.families import Family
 from dynamometer.metrics.http_source import INTERVAL_SECONDS, HttpSource
 from dynamometer.metrics.page import MetricsPage
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 _PROBE_SECONDS: Final = 30.0
 
 
-class OwnPage:
+class PageFetcher:
     """Fetches it in the background once it is known to be needed; until then now and then.
 
     Rendering its page costs an engine some milliseconds: an engine whose files say everything is

@@ -20,14 +20,14 @@ import aiohttp
 import psutil
 
 from dynamometer.engines import kinds
-from dynamometer.exporter import places
+from dynamometer.exporter import locations
+from dynamometer.exporter.files_source import FilesSource, Sight
 from dynamometer.exporter.finder import Running
 from dynamometer.exporter.health import Health, HealthCheck
+from dynamometer.exporter.locations import FileLocations, Words
 from dynamometer.exporter.looks import Looks
 from dynamometer.exporter.options import EngineOptions
-from dynamometer.exporter.own_page import OwnPage
-from dynamometer.exporter.places import Places, Words
-from dynamometer.exporter.source import FilesSource, Sight
+from dynamometer.exporter.page_fetcher import PageFetcher
 from dynamometer.exporter.targets import Target
 from dynamometer.exporter.writers import Life
 from dynamometer.exposition.totals import Totals
@@ -47,7 +47,7 @@ _MISSES: Final = 5
 _NOT_ASKED: Final = Health(False, "not asked yet")
 
 
-class ExportedEngine:
+class ObservedEngine:
     """See the module.
 
     All of its state belongs to the event loop. Threads of `BlockingCalls` return values to the
@@ -71,14 +71,14 @@ class ExportedEngine:
         self._model = options.model or (target.running.model if target.running else "")
         self._check = self._new_check()
         self._words = Words(target.name)
-        self._places = Places()
+        self._places = FileLocations()
         self._files: FilesSource | None = None
         self._sight = Sight()
         self._looks = Looks(self.name)
         self._living: BlockingCalls[bool] = BlockingCalls("processes")
-        self._finding: BlockingCalls[Places] = BlockingCalls("directories of the files")
+        self._finding: BlockingCalls[FileLocations] = BlockingCalls("directories of the files")
         self._reading: BlockingCalls[Sight] = BlockingCalls("files")
-        self._own_page: OwnPage | None = None
+        self._fetcher: PageFetcher | None = None
         kind = kinds.of(target.running.engine if target.running else "") or kinds.DEFAULT
         self._load = kind.load_signals(self.name, self._load_labels, complete=self._sources_known)
         if self._load.shown_by(options.prefixes):
@@ -148,8 +148,8 @@ class ExportedEngine:
     async def leave(self) -> None:
         """Take it off the page. Files that hang are left to the end of the process."""
         self._page.remove(self._load)
-        if self._own_page is not None:
-            self._page.remove(self._own_page.source)
+        if self._fetcher is not None:
+            self._page.remove(self._fetcher.source)
         if self._files is not None:
             self._page.remove(self._files)
             closing: BlockingCalls[None] = BlockingCalls("closing", deadline=1.0)
@@ -214,7 +214,7 @@ class ExportedEngine:
             return
         # Where it is ready its processes are all there, with their files.
         last = running is not None and self.state is State.READY
-        found = await self._finding.run(partial(places.look, self._target, running))
+        found = await self._finding.run(partial(locations.look, self._target, running))
         if found.running is not self._running:
             return
         self._found = last
@@ -241,7 +241,7 @@ class ExportedEngine:
         return files
 
     def _members(self) -> Sequence[psutil.Process]:
-        return places.members(self._running)
+        return locations.members(self._running)
 
     def _look_at_writers(self, sight: Sight, paths: str) -> None:
         if sight.ended and (sight.ends_as_a_whole or not sight.alive):
@@ -292,8 +292,8 @@ class ExportedEngine:
         if not self._ended:
             self._ended = reason
             self._closed = False
-            if self._own_page is not None:
-                self._own_page.source.note_end()
+            if self._fetcher is not None:
+                self._fetcher.source.note_end()
         self._judge()
 
     def _begin_again(self, how: str = "there is life in it again") -> None:
@@ -337,7 +337,7 @@ class ExportedEngine:
             fault = self._port if not (self._visible or self._port.well) else self._answer
             if not fault.well:
                 return bad, fault.reason
-            page = self._own_page.source.fault if self._own_page and self._files is None else ""
+            page = self._fetcher.source.fault if self._fetcher and self._files is None else ""
             return (bad, page) if page else (State.READY, unknown)
         if unknown:
             return bad, unknown
@@ -351,8 +351,8 @@ class ExportedEngine:
         needed = self._needs_page()
         answers = not self._ended and (self._port.well or self._answer.well)
         if self.url is not None and answers and needed is not False:
-            self._own_page = self._own_page or await self._new_own_page(self.url)
-            await self._own_page.look(needed, self._files)
+            self._fetcher = self._fetcher or await self._new_fetcher(self.url)
+            await self._fetcher.look(needed, self._files)
 
     def _needs_page(self) -> bool | None:
         """Whether its files are not enough; None where that is to be found out."""
@@ -361,7 +361,7 @@ class ExportedEngine:
             return found  # they may come yet
         return self._running.page_has_more if self._running is not None else None
 
-    async def _new_own_page(self, url: str) -> OwnPage:
+    async def _new_fetcher(self, url: str) -> PageFetcher:
         if not self._model and self._files is not None:
             self._model = self._files.model  # one engine's series have one label
         if not self._model and self._check is not None:
@@ -376,7 +376,7 @@ class ExportedEngine:
             totals=Totals(),
             deadline=self._options.page_deadline,
         )
-        return OwnPage(source, self._page)
+        return PageFetcher(source, self._page)
 
     def _labels(self) -> Mapping[str, str]:
         constant = self._options.constant
@@ -395,4 +395,4 @@ class ExportedEngine:
     def _sources_known(self) -> bool:
         if self.url is None or self._needs_page() is False:
             return True
-        return self._own_page is not None and self._own_page.known
+        return self._fetcher is not None and self._fetcher.known
