@@ -1,4 +1,4 @@
-"""The contract of every discovery. A variant is one more entry of `VARIANTS`."""
+"""The contract of every discovery: a new variant is an entry in `VARIANTS`."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ async def test_readers_at_the_same_time_do_not_take_each_other_for_owners(
     assert set(looks) == {frozenset()}
 
 
-async def test_what_is_no_record_is_passed_over_and_stays(tmp_path: Path) -> None:
+async def test_files_that_are_not_records_are_skipped_and_stay(tmp_path: Path) -> None:
     discovery = FileDiscovery(tmp_path / "kv")
     one = record()
     (discovery.directory / "notes.txt").write_text("mine")

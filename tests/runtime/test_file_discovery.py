@@ -133,7 +133,7 @@ async def test_a_record_that_is_rewritten_between_opening_and_locking_is_read_ag
 async def test_a_successor_of_a_dead_process_is_not_removed_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The reader finds the dead file; before it removes that, another process takes its number."""
+    """Another process takes the number after the reader found the file, before its removal."""
     reader, successor = FileDiscovery(tmp_path / "kv"), FileDiscovery(tmp_path / "kv")
     one = record()
     dead = reader.directory / f"{one.id:016x}.json"
@@ -346,9 +346,9 @@ async def test_a_reader_without_descriptors_keeps_what_it_knew(
     assert await discovery.records() == frozenset()
 
 
-async def test_a_record_that_no_reader_would_take_is_not_written(tmp_path: Path) -> None:
+async def test_a_record_above_the_limit_is_not_written(tmp_path: Path) -> None:
     long = record(model_info={"tiny": "x" * MAX_BYTES})
-    with pytest.raises(DiscoveryError, match="readers take"):
+    with pytest.raises(DiscoveryError, match="the limit is"):
         async with FileDiscovery(tmp_path / "kv").register(long):
             pass
 

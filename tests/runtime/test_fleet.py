@@ -1,4 +1,4 @@
-"""What discovery shows, indexed."""
+"""The index of the processes in discovery."""
 
 from __future__ import annotations
 
@@ -143,10 +143,10 @@ def test_a_name_means_the_longest_registered_one(
     ("modes", "reason"),
     [
         ([], "no worker serves 'm' now"),
-        (["prefill"], "'m' has only prefill workers, and none that answers a request alone"),
+        (["prefill"], "'m' has only prefill workers, which cannot answer a request alone"),
         (
             ["decode", "prefill", "decode"],
-            "'m' has only decode and prefill workers, and none that answers a request alone",
+            "'m' has only decode and prefill workers, which cannot answer a request alone",
         ),
     ],
 )
@@ -163,7 +163,7 @@ def test_a_fleet_without_workers_that_answer_has_a_reason() -> None:
     assert fleet.missing_reason(None) == "no worker is ready"
     fleet.update([worker(1, mode="prefill")])
     assert fleet.missing_reason(None) == (
-        "this deployment has only prefill workers, and none that answers a request alone"
+        "this deployment has only prefill workers, which cannot answer a request alone"
     )
 
 

@@ -107,14 +107,14 @@ def test_fields_of_a_later_version_are_passed_over() -> None:
         {"min_version": None},
     ],
 )
-def test_a_field_of_the_wrong_type_is_no_record(change: dict[str, object]) -> None:
+def test_a_field_of_the_wrong_type_is_refused(change: dict[str, object]) -> None:
     content = json.loads(RECORD.to_json()) | change
     with pytest.raises(DiscoveryError):
         Record.from_json(json.dumps(content).encode())
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"\xff", b"{}", b"[" * 200_000])
-def test_half_a_record_is_none(text: bytes) -> None:
+def test_a_truncated_record_is_refused(text: bytes) -> None:
     with pytest.raises(DiscoveryError):
         Record.from_json(text)
 
@@ -142,7 +142,7 @@ def test_a_record_of_an_earlier_version_tells_nothing_of_its_engine() -> None:
         {"\ud800": 1},
     ],
 )
-def test_nonsense_of_an_engine_spoils_no_record(nonsense: object) -> None:
+def test_nonsense_of_an_engine_is_dropped(nonsense: object) -> None:
     content = json.loads(RECORD.to_json()) | {"engine_info": nonsense}
     record = Record.from_json(json.dumps(content).encode())
     assert record.models == RECORD.models
@@ -185,7 +185,7 @@ def test_a_record_over_the_limit_is_refused() -> None:
 
 def test_a_field_that_stands_twice_is_refused() -> None:
     text = RECORD.to_json().replace(b'"id": ', b'"id": 7, "id": ', 1)
-    with pytest.raises(DiscoveryError, match="stands twice"):
+    with pytest.raises(DiscoveryError, match="occurs twice"):
         Record.from_json(text)
 
 

@@ -1,4 +1,4 @@
-"""What `/health` answers from, state by state."""
+"""The answers of `/health` in each state."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ AT_ONCE = HealthSettings(ready_at_start=True)
         (State.DRAINING, State.DRAINING, AT_ONCE, False),
     ],
 )
-def test_ready_follows_the_state_and_what_is_waited_for(
+def test_ready_follows_the_state_and_the_required_endpoints(
     state: State, endpoint: State, health: HealthSettings, ready: bool
 ) -> None:
     status = SystemStatus(lambda: state, lambda: {"generate": endpoint}, health=health)
@@ -41,7 +41,7 @@ def test_ready_follows_the_state_and_what_is_waited_for(
         assert called == {"generate": "ready" if ready else "notready"}
 
 
-def test_an_endpoint_that_is_not_there_is_waited_for_and_said() -> None:
+def test_a_missing_required_endpoint_is_reported() -> None:
     status = SystemStatus(lambda: State.READY, dict, health=WAITS)
     body = status.body("notready")
     assert not status.ready
@@ -49,7 +49,7 @@ def test_an_endpoint_that_is_not_there_is_waited_for_and_said() -> None:
     assert "no such endpoint" in str(body["reasons"])
 
 
-def test_an_endpoint_that_is_not_there_is_called_what_the_environment_says_of_the_start() -> None:
+def test_a_missing_required_endpoint_has_the_starting_status() -> None:
     status = SystemStatus(lambda: State.READY, dict, health=WAITS_READY)
     body = status.body("ready")
     assert status.ready
@@ -57,8 +57,8 @@ def test_an_endpoint_that_is_not_there_is_called_what_the_environment_says_of_th
     assert "reasons" not in body
 
 
-def test_where_another_has_failed_an_endpoint_that_is_not_there_is_not_starting() -> None:
-    """A name that is spelled wrongly would keep a process ready whose engines are all dead."""
+def test_a_missing_required_endpoint_is_not_ready_after_another_failed() -> None:
+    """A misspelled name must not keep a process ready whose engines are all dead."""
     states = {"sglang-30000": State.FAILED}
     status = SystemStatus(lambda: State.FAILED, lambda: states, health=WAITS_READY)
     body = status.body("notready")

@@ -1,4 +1,4 @@
-"""The public runtime API: one process, its levels, its record in discovery, its system server."""
+"""The public runtime API: the levels of a process, and the server of its page and health."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dynamometer.public import lazily
 
 if TYPE_CHECKING:
     from dynamometer.runtime.distributed import Component, DistributedRuntime, Endpoint, Namespace
-    from dynamometer.runtime.system_server import SystemServer
+    from dynamometer.runtime.server_thread import SystemServer
 
 __all__ = ["Component", "DistributedRuntime", "Endpoint", "Namespace", "SystemServer"]
 
@@ -19,7 +19,7 @@ __getattr__ = lazily(
         "DistributedRuntime": "distributed",
         "Endpoint": "distributed",
         "Namespace": "distributed",
-        "SystemServer": "system_server",
+        "SystemServer": "server_thread",
     },
 )
 

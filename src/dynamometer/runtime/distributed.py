@@ -1,13 +1,13 @@
-"""A process's place among others, and what it counts there.
+"""The levels of a process in a distributed system, each with metrics.
 
     runtime = DistributedRuntime()
     endpoint = runtime.namespace("dynamo").component("backend").endpoint("generate")
-    requests = endpoint.metrics.create_counter("requests", "Requests that came")
+    requests = endpoint.metrics.create_counter("requests", "Requests received")
     with runtime.serve() as server:
         ...
 
-What is created at a level has the labels of the level; `runtime.metrics.render()` is the page, and
-`runtime.serve()` serves it.
+Metrics that are created at a level have the labels of the level. `runtime.metrics.render()` returns
+the page, and `runtime.serve()` serves the page.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dynamometer.names import distributed_runtime, labels
 from dynamometer.runtime import system
 from dynamometer.runtime.identity import hexadecimal, new_id
 from dynamometer.runtime.record import State
-from dynamometer.runtime.system_server import SystemServer
+from dynamometer.runtime.server_thread import SystemServer
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +38,8 @@ class DistributedRuntime:
     """The top level: one process of a distributed system.
 
     Attributes:
-        instance_id: the process's number, 64 bits; `worker_id` on pages is its hexadecimal.
-        metrics: its instruments have no labels of a level.
+        instance_id: the number of the process, 64 bits; `worker_id` on pages, in hexadecimal.
+        metrics: creates metrics without labels of a level.
     """
 
     def __init__(
@@ -48,9 +48,9 @@ class DistributedRuntime:
         """Create a runtime with the metrics that every process has.
 
         Args:
-            instance_id: a random number by default.
-            deadline: seconds that callbacks and engines together may take at a scrape before the
-                current one is skipped; each further one may take one second.
+            instance_id: the number of the process; random by default.
+            deadline: the seconds of a scrape after which the running callback or engine is skipped;
+                after that, each further callback or engine may take one second.
 
         Raises:
             SettingsError: PROMETHEUS_MULTIPROC_DIR was set when prometheus_client was imported.
@@ -58,14 +58,16 @@ class DistributedRuntime:
         self.instance_id = new_id() if instance_id is None else instance_id
         self._hierarchy = Hierarchy(deadline=deadline)
         self.metrics = self._hierarchy.level(NO_LABELS)
-        # Any thread adds to it (`setdefault`, under the interpreter's lock), and none removes; the
-        # server's thread iterates over a copy.
+        # Any thread adds an endpoint (`setdefault`, under the interpreter's lock), and no thread
+        # removes one; the server's thread iterates over a copy.
         self._endpoints: dict[tuple[str, str, str], Endpoint] = {}
-        _count_process(self._hierarchy.registry, self.metrics, hexadecimal(self.instance_id))
+        _register_process_metrics(
+            self._hierarchy.registry, self.metrics, hexadecimal(self.instance_id)
+        )
 
     @property
     def registry(self) -> CollectorRegistry:
-        """The registry for families of other names than `dynamo_component_*`, without labels."""
+        """The registry for metrics whose names do not begin with `dynamo_component_`."""
         return self._hierarchy.registry
 
     @property
@@ -74,48 +76,47 @@ class DistributedRuntime:
         return self._hierarchy.page
 
     def namespace(self, name: str) -> Namespace:
-        """Return the namespace of a name.
+        """Return the namespace with this name.
 
         Raises:
-            ArgumentError: the name has other characters than letters, digits, `_`, `-` and `.`.
+            ArgumentError: The name has other characters than letters, digits, `_`, `-` and `.`.
         """
         return Namespace(self, _checked("namespace", name))
 
     def level(self, level_labels: Mapping[str, str]) -> Metrics:
-        """Return the metrics of a level; see `Namespace.metrics`."""
+        """Return the object that creates metrics with these labels."""
         return self._hierarchy.level(level_labels)
 
     def endpoint(self, namespace: str, component: str, name: str) -> Endpoint:
-        """Return the endpoint of these names; see `Component.endpoint`."""
+        """Return the endpoint with these names; see `Component.endpoint`."""
         key = (namespace, component, name)
         return self._endpoints.setdefault(key, Endpoint(self, *key))
 
     def serve(self, *, host: str | None = None, port: int | None = None) -> SystemServer:
         """Serve `/metrics`, `/health` and `/live` in a thread of their own.
 
-        Works with and without an event loop. DYN_SYSTEM_PORT, DYN_SYSTEM_HOST and the variables
-        of health mean what they mean for a worker. Messages go to Python's logging, under
-        `dynamometer`.
+        The caller needs no event loop. DYN_SYSTEM_PORT, DYN_SYSTEM_HOST and the variables of
+        `/health` apply as in a worker. Messages go to Python's logger `dynamometer`.
 
         Args:
-            host: DYN_SYSTEM_HOST by default, or 127.0.0.1.
-            port: DYN_SYSTEM_PORT by default, or 8081, or any free port where 8081 is in use;
-                0 is any free port, -1 no server.
+            host: the address to listen on; by default DYN_SYSTEM_HOST, else 127.0.0.1.
+            port: the port to listen on; by default DYN_SYSTEM_PORT, else 8081, or any free port
+                if 8081 is in use. 0 selects any free port, -1 starts no server.
 
         Returns:
             The server, which is a context manager.
 
         Raises:
-            SettingsError: a variable has a value that is not allowed.
-            ArgumentError: `port` is not a port, or `host` not an address of this machine.
-            AddressError: the port cannot be listened on.
+            SettingsError: A variable has a value that is not allowed.
+            ArgumentError: `port` is not a port, or `host` is not an address of this machine.
+            AddressError: The port is not available.
         """
         environment = settings.read()
         for variable, meant in settings.unknown():
-            logger.warning("%s means nothing here: is %s meant?", variable, meant)
+            logger.warning("%s is not a variable of Dynamometer: did you mean %s?", variable, meant)
         if port is not None:
             _check_port(port)
-        self._state()  # what is ready from now on has been so, whether or not anybody asks
+        self._state()  # note the endpoints that are ready when the server starts
         status = system.SystemStatus(self._state, self._endpoint_states, health=environment.health)
         try:
             listener = system.listen(
@@ -128,14 +129,14 @@ class DistributedRuntime:
         return SystemServer(system.application(self.page, status), listener)
 
     def _state(self) -> State:
-        """Without an endpoint a process is ready at once."""
-        return _worst([endpoint.look() for endpoint in list(self._endpoints.values())])
+        """Return the state of the process, which is ready while no endpoint exists."""
+        return _worst([endpoint.observe_state() for endpoint in list(self._endpoints.values())])
 
     def _endpoint_states(self) -> Mapping[str, State]:
-        """By name; of namesakes in several components all must be ready."""
+        """Return the state of each endpoint name, the worst one if components share the name."""
         states: dict[str, State] = {}
         for (_, _, name), endpoint in list(self._endpoints.items()):
-            states[name] = _worst([states.get(name, State.READY), endpoint.look()])
+            states[name] = _worst([states.get(name, State.READY), endpoint.observe_state()])
         return states
 
     def __repr__(self) -> str:
@@ -143,11 +144,11 @@ class DistributedRuntime:
 
 
 class Namespace:
-    """The components that belong together.
+    """A group of components.
 
     Attributes:
-        name: the label `dynamo_namespace`.
-        metrics: what is created here has that label.
+        name: the value of the label `dynamo_namespace`.
+        metrics: creates metrics with that label.
     """
 
     def __init__(self, runtime: DistributedRuntime, name: str) -> None:
@@ -160,20 +161,20 @@ class Namespace:
         return f"Namespace({self.name})"
 
     def component(self, name: str) -> Component:
-        """Return the component of a name.
+        """Return the component with this name.
 
         Raises:
-            ArgumentError: the name has other characters than letters, digits, `_`, `-` and `.`.
+            ArgumentError: The name has other characters than letters, digits, `_`, `-` and `.`.
         """
         return Component(self._runtime, self.name, _checked("component", name))
 
 
 class Component:
-    """The processes that do the same work.
+    """A group of processes that do the same work.
 
     Attributes:
-        name: the label `dynamo_component`.
-        metrics: what is created here has that label, and the namespace's.
+        name: the value of the label `dynamo_component`.
+        metrics: creates metrics with that label and the label of the namespace.
     """
 
     def __init__(self, runtime: DistributedRuntime, namespace: str, name: str) -> None:
@@ -187,21 +188,21 @@ class Component:
         return f"Component({self._namespace}.{self.name})"
 
     def endpoint(self, name: str) -> Endpoint:
-        """Return the endpoint of a name: the same object for the same name.
+        """Return the endpoint with this name: the same object for the same name.
 
         Raises:
-            ArgumentError: the name has other characters than letters, digits, `_`, `-` and `.`.
+            ArgumentError: The name has other characters than letters, digits, `_`, `-` and `.`.
         """
         return self._runtime.endpoint(self._namespace, self.name, _checked("endpoint", name))
 
 
 class Endpoint:
-    """What a component can be asked for.
+    """A service of a component.
 
     Attributes:
-        name: the label `dynamo_endpoint`.
-        labels: those of the level.
-        metrics: what is created here has the labels of all levels.
+        name: the value of the label `dynamo_endpoint`.
+        labels: the labels of namespace, component and endpoint.
+        metrics: creates metrics with these labels.
     """
 
     def __init__(
@@ -216,7 +217,7 @@ class Endpoint:
             labels.ENDPOINT: name,
         }
         self.metrics = runtime.level(self.labels)
-        # Any thread sets these, and the server's reads them: each is a single value.
+        # Any thread sets these values, and the server's thread reads them; no lock is needed.
         self._ready = True
         self._was_ready = False
 
@@ -225,7 +226,7 @@ class Endpoint:
 
     @property
     def ready(self) -> bool:
-        """Whether the endpoint takes requests, which `/health` reports; true until it is set."""
+        """True if the endpoint accepts requests, as `/health` reports; true until it is set."""
         return self._ready
 
     @ready.setter
@@ -233,25 +234,25 @@ class Endpoint:
         self._ready = ready
         self._was_ready = self._was_ready or ready
 
-    def look(self) -> State:
-        """Return the state for `/health`: starting until the endpoint is set, or seen, ready."""
+    def observe_state(self) -> State:
+        """Return the state for `/health`: starting until the endpoint was set or observed ready."""
         self._was_ready = self._was_ready or self._ready
         if self._ready:
             return State.READY
         return State.FAILED if self._was_ready else State.STARTING
 
     def connection_id(self) -> int:
-        """Return the number of the process's instance, 64 bits."""
+        """Return the instance number of the process, 64 bits."""
         return self._runtime.instance_id
 
     @property
     def worker_id(self) -> str:
-        """The instance's number as pages have it: 16 hexadecimal digits."""
+        """The instance number as pages show it: 16 hexadecimal digits."""
         return hexadecimal(self._runtime.instance_id)
 
 
 def _worst(states: Collection[State]) -> State:
-    """Of several: failed where one is, starting where one still is, else ready."""
+    """Return failed if any state is failed, else starting if any is starting, else ready."""
     return next((s for s in (State.FAILED, State.STARTING) if s in states), State.READY)
 
 
@@ -269,13 +270,15 @@ def _check_port(port: int) -> None:
         raise ArgumentError(f"port={port!r}: {error}") from None
 
 
-def _count_process(registry: CollectorRegistry, metrics: Metrics, worker_id: str) -> None:
-    """Register what every process shows: its uptime, and the `process_*` families."""
-    begun = time.monotonic()
+def _register_process_metrics(
+    registry: CollectorRegistry, metrics: Metrics, worker_id: str
+) -> None:
+    """Register the metrics of every process: the uptime, and the `process_*` families."""
+    started_at = time.monotonic()
     uptime = metrics.create_gauge(
         distributed_runtime.UPTIME_SECONDS,
         "Total uptime of the DistributedRuntime in seconds",
         const_labels={labels.WORKER_ID: worker_id},
     )
-    uptime.set_function(lambda: time.monotonic() - begun)
+    uptime.set_function(lambda: time.monotonic() - started_at)
     ProcessCollector(registry=registry)

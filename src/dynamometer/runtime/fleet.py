@@ -1,7 +1,7 @@
-"""The fleet: all processes that discovery shows, kept in one place and indexed.
+"""The fleet: all processes that discovery shows, indexed.
 
-Records go in, indexes and changes come out. There is no input or output here and no waiting; one
-event loop owns a fleet (`discovery.follower` keeps it current).
+A fleet turns sets of records into indexes and changes. It neither reads nor waits; one event loop
+owns a fleet, and `discovery.follower` keeps the fleet current.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from dynamometer.runtime.record import AGGREGATED, Json, Record, Role, State
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """What an update changed.
+    """The difference between two sets of records.
 
     Attributes:
-        joined: records of processes that were not there before.
-        changed: records that replaced another one of the same process.
-        left: last records of processes that are gone.
-        models: names of models whose ready workers changed, or their records.
-        served: those of them that can be served now, and could not before.
-        unserved: those of them that could be served before, and cannot now.
+        joined: records of new processes.
+        changed: records that replaced an earlier record of the same process.
+        left: last records of processes that left discovery.
+        models: names of models whose ready workers, or records of ready workers, changed.
+        served: names of models that can be served now and could not be served before.
+        unserved: names of models that could be served before and cannot be served now.
     """
 
     joined: tuple[Record, ...]
@@ -47,9 +47,9 @@ class Fleet:
         """Create a fleet without processes.
 
         Args:
-            namespace: the only one whose workers serve; None: all.
-            engines: the kinds of engines that this process can serve; None: any. A worker that
-                names no kind is served always.
+            namespace: the namespace whose workers get requests; None for all namespaces.
+            engines: the kinds of engines that this process can serve; None for all kinds. A worker
+                without a kind is always served.
         """
         self._namespace = namespace
         self._engines = engines
@@ -61,11 +61,11 @@ class Fleet:
         self._listeners: list[Listener] = []
 
     def on_change(self, listener: Listener) -> None:
-        """Call `listener` after each update that changed something."""
+        """Call `listener` after each update that changed a record."""
         self._listeners.append(listener)
 
     def update(self, records: Iterable[Record]) -> None:
-        """Replace all records by those that discovery shows now."""
+        """Replace all records with the records that discovery shows now."""
         before, served = self._records, self._models
         now = {record.id: record for record in records}
         if now == before:
@@ -99,7 +99,7 @@ class Fleet:
         changed = set()
         for model in before.keys() | self._workers.keys():
             if before.get(model) == self._workers.get(model):
-                self._workers[model] = before[model]  # the same objects: others keep them too
+                self._workers[model] = before[model]  # `workers` returns the same object
             else:
                 changed.add(model)
         self._known |= self._workers.keys()
@@ -111,7 +111,7 @@ class Fleet:
         return frozenset(changed)
 
     def _serves(self, record: Record) -> bool:
-        """Return whether requests may go to the process when it is ready."""
+        """Return whether the process gets requests once its state is ready."""
         return (
             record.role is Role.WORKER
             and self.unusable_reason(record) is None
@@ -120,43 +120,45 @@ class Fleet:
         )
 
     def unusable_reason(self, record: Record) -> str | None:
-        """Return why this process cannot use a record, whatever its state; None where it can."""
+        """Return why this process cannot use a record of any state; None if it can."""
         if record.engine and self._engines is not None and record.engine not in self._engines:
             return f"its engine {record.engine!r} is unknown"
         return record.unusable_reason
 
     @property
     def records(self) -> Mapping[int, Record]:
-        """All processes by id: of every role, ready or not, usable or not."""
+        """All processes by id, of every role and state, usable or not."""
         return MappingProxyType(self._records)
 
     @property
     def ready(self) -> tuple[Record, ...]:
-        """The ready workers of every mode, by id."""
+        """The ready workers of every mode, ordered by id."""
         return self._ready
 
     @property
     def models(self) -> Mapping[str, Json]:
-        """The models that can be served now, each with its card in the engine's `/v1/models`."""
+        """The models that can be served now, each with its entry in the engine's `/v1/models`."""
         return MappingProxyType(self._models)
 
     def workers(self, model: str, mode: str = AGGREGATED) -> tuple[Record, ...]:
-        """Return the ready workers of a model and mode, by id; the same object until they change.
+        """Return the ready workers of a model and mode, ordered by id.
+
+        The returned object stays the same until one of these workers changes.
 
         Args:
             model: a name that workers register; see `resolve`.
-            mode: of the workers; only aggregated ones answer a request alone.
+            mode: the mode of the workers; only aggregated workers answer a request alone.
         """
         return self._workers.get(model, {}).get(mode, ())
 
     def resolve(self, model: str) -> str | None:
-        """Return the registered name that a request's `model` means.
+        """Return the registered name for the `model` of a request.
 
-        That is the name itself, or else the name before `:ADAPTER`, as SGLang reads it: the longest
-        one, since registered names may have colons too.
+        As in SGLang, `NAME:ADAPTER` stands for `NAME`. A registered name may contain colons: the
+        longest registered name wins.
 
         Returns:
-            A name that workers register now, or did so earlier; None where there is none.
+            A name that workers register now or registered earlier; None if no name matches.
         """
         name = model
         while name not in self._known:
@@ -169,7 +171,7 @@ class Fleet:
         """Return why no worker can take a request now.
 
         Args:
-            model: a registered name; None: of any.
+            model: a registered name; None for any model.
         """
         if model is None or model not in self._workers:
             others = sorted({record.mode for record in self._ready})
@@ -179,11 +181,11 @@ class Fleet:
         else:
             others, subject = sorted(self._workers[model]), f"{model!r} has"
         modes = " and ".join(others)
-        return f"{subject} only {modes} workers, and none that answers a request alone"
+        return f"{subject} only {modes} workers, which cannot answer a request alone"
 
 
 def _card(record: Record, model: str) -> Json:
-    """Return a model's card; a least one where the record has none, or not an object."""
+    """Return a model's entry in `/v1/models`; a minimal entry if the record has no valid one."""
     card = record.model_info.get(model)
     return card if isinstance(card, dict) else {"id": model, "object": "model"}
 

@@ -1,4 +1,4 @@
-"""The number that names an instance."""
+"""The instance number of a process, and its forms."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import secrets
 import socket
 from typing import Final
 
-# The environment variable that tells whose engine a process is.
+# The environment variable that marks the processes of a worker's engine with the worker's number.
 WORKER_MARK: Final = "DYNAMOMETER_WORKER"
 
 
 def new_id() -> int:
-    """A random 64-bit number, never 0, kept by a worker process over its engine's restarts."""
+    """Return a random 64-bit number that is not 0; a worker keeps it when its engine restarts."""
     return secrets.randbits(64) or 1
 
 
 def hexadecimal(instance_id: int) -> str:
-    """The form on pages (`worker_id`), in file names and in logs: 16 digits."""
+    """Return the form on pages (`worker_id`), in file names and in logs: 16 digits."""
     return f"{instance_id:016x}"
 
 
 def stable_id(name: str) -> int:
-    """A 64-bit number that is the same whenever this machine asks for it by this name.
+    """Return a 64-bit number that depends only on `name` and the name of this machine.
 
-    For what is not ours to give a random number to, once and for all.
+    An exporter numbers engines that it did not start.
     """
     place = f"{socket.gethostname()}/{name}".encode()
     return int.from_bytes(hashlib.blake2b(place, digest_size=8).digest(), "big")

@@ -1,32 +1,33 @@
 """The record that a process keeps in discovery, and its format.
 
-A record is one JSON object of at most 1 MiB. Defaults stand behind the types; a field without a
-default is required.
+A record is one JSON object of at most 1 MiB. The list gives the type, the default and the meaning
+of each field; a field without a default is required.
 
-- `version`: integer, 1; version of the format that the writer knows. 2 is described here.
+- `version`: integer, 1; version of the format that the writer knows. This list is version 2.
 - `min_version`: integer, 1; lowest version that a reader must know to use the record.
 - `role`: `worker`, `frontend` or `exporter`; kind of the process.
 - `id`: integer from 1 to 2^64-1; number of the process's instance.
 - `namespace`, `component`, and `endpoint` (`""`): strings; place in the hierarchy.
-- `models`: array of strings, `[]`; names that a request may ask for.
+- `models`: array of strings, `[]`; names that a request may give as its `model`.
 - `mode`: string, `aggregated`; or `prefill` or `decode`, which cannot answer a request alone.
 - `engine`: string, `""`; kind of the engine.
 - `stream_usage`: boolean, false; the engine ends every stream with a usage chunk, requested or not.
 - `request_url`, `system_url`: http(s) URL, null; address of inference requests, and of `/metrics`.
 - `bootstrap`: string, null; bootstrap address of a prefill worker.
-- `model_info`: object, `{}`; by model, its card in the engine's `/v1/models`.
-- `engine_info`: object, `{}`; facts of the engine by the names below; other values are dropped.
-- `state`: `starting` (default), `ready`, `draining` or `failed`; requests go to ready ones only.
+- `model_info`: object, `{}`; by model, its entry in the engine's `/v1/models`.
+- `engine_info`: object, `{}`; properties of the engine: strings, and numbers from 0 to 2^63; other
+  values are dropped.
+- `state`: `starting` (default), `ready`, `draining` or `failed`; only ready processes get requests.
 - `since`: number, 0; Unix time of the last change of `state`, in seconds.
 
-How the format may change:
+Rules for changes of the format:
 
-- A reader ignores unknown fields, and takes defaults for missing ones. A new field with a default
-  needs nothing more.
-- A record of a later version may have an unknown `role`, `state`, `mode` or `engine`: the process
-  is visible, and gets no requests from readers that do not know the value.
-- A change that older readers would misread raises `min_version`: such readers take from the record
-  only the fields that they can read, show the process, and send no requests there.
+- A reader ignores unknown fields, and uses the default of a missing field. A new field with a
+  default needs no further change.
+- A record of a later version may have an unknown `role`, `state`, `mode` or `engine`: readers that
+  do not know the value show the process and send no requests there.
+- A change that older readers would misread raises `min_version`: older readers keep only the fields
+  that they can read, show the process, and send no requests there.
 
 Version 1 had no `version`, `min_version` and `stream_usage`.
 """
@@ -60,7 +61,7 @@ class Role(StrEnum):
 
 
 class State(StrEnum):
-    """States of a process; requests go to ready ones only."""
+    """States of a process; only ready processes get requests."""
 
     STARTING = "starting"
     READY = "ready"
@@ -70,8 +71,8 @@ class State(StrEnum):
 
 AGGREGATED: Final = "aggregated"
 
-# Names in `Record.engine_info`, of the whole worker: where the engine has data-parallel
-# ranks, theirs are added.
+# Names in `Record.engine_info`. The numbers are those of the whole worker: a number that
+# each data-parallel rank of the engine has is summed over the ranks.
 ENGINE_VERSION: Final = "version"
 CONTEXT_LENGTH: Final = "context_length"
 TOTAL_KV_BLOCKS: Final = "total_kv_blocks"
@@ -82,16 +83,16 @@ _LARGEST: Final = 2**63
 
 _LONGEST_TEXT: Final = 1024
 _DEEPEST_CARD: Final = 16
-# Control characters and unpaired surrogates: a page, a URL and a log line have no place for them.
+# Control characters and unpaired surrogates, which a page, a URL or a log line cannot show.
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """A process in discovery, from its start to its clean end, whatever its engine does.
+    """A process in discovery, from its start to its clean end, with or without a running engine.
 
-    See the module for the fields. `role` and `state` are `Role` and `State` where this version
-    knows the value, and other strings in records of later versions.
+    The module's docstring describes the fields. `role` and `state` are members of `Role` and
+    `State` if this version knows the value, and plain strings in records of later versions.
     """
 
     role: str
@@ -114,12 +115,12 @@ class Record:
     min_version: int = 1
 
     def __hash__(self) -> int:
-        """Hash the identity of the process: a record's mappings have no hash."""
+        """Hash without the mappings, which are not hashable."""
         return hash((self.id, self.state, self.since))
 
     @property
     def unusable_reason(self) -> str | None:
-        """Why this version cannot use the record, whatever the state of the process; else None."""
+        """The reason why this version cannot use a record of any state; None if it can."""
         if self.min_version > VERSION:
             return f"its record needs a reader of version {self.min_version}, not {VERSION}"
         if not isinstance(self.role, Role):
@@ -139,7 +140,7 @@ class Record:
         """Read a record of any version.
 
         Raises:
-            DiscoveryError: `text` is not a valid record; names the field at fault.
+            DiscoveryError: `text` is not a valid record; the message names the field at fault.
         """
         try:
             content = _parse(text)
@@ -166,9 +167,9 @@ class Record:
 
 
 def number(value: object) -> float | None:
-    """Return `value` if it is a number, 0 or more, that a gauge can show; else None."""
+    """Return `value` as a float if it is a number from 0 to 2^63; else None."""
     counted = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if counted and 0 <= value < _LARGEST else None  # type: ignore[arg-type,operator]  # a number
+    return float(value) if counted and 0 <= value < _LARGEST else None  # type: ignore[arg-type,operator]  # `counted` checks the type
 
 
 class _FieldError(Exception):
@@ -176,7 +177,7 @@ class _FieldError(Exception):
 
 
 def _parse(text: bytes) -> dict[str, Json]:
-    """Parse the object. Numbers that JSON does not have (NaN, 1e999) become None."""
+    """Parse the object; numbers that JSON does not allow (NaN, 1e999) become None."""
     if len(text) > MAX_BYTES:
         raise _FieldError(f"it is larger than {MAX_BYTES} bytes")
     content = json.loads(
@@ -199,12 +200,12 @@ def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise _FieldError(f"{_shown(twice)} stands twice in an object")
+        raise _FieldError(f"{_shown(twice)} occurs twice in an object")
     return content
 
 
 def _member(kind: type[StrEnum], name: str, value: str, *, open_set: bool) -> str:
-    """Return the member of `kind`, or `value` itself where a later version may have added it."""
+    """Return the member of `kind`, or `value` if the record's version may have added the value."""
     try:
         return kind(value)
     except ValueError:
@@ -275,7 +276,7 @@ def _url(value: Json) -> str | None:
             and parts.port != 0
             and parts.username is None
             and not re.search(r"[\s?#\\]", text)
-            and bool((parts.hostname or "").encode("idna"))  # as it will be resolved
+            and bool((parts.hostname or "").encode("idna"))  # as the resolver encodes the name
         )
     except ValueError:
         usable = False
@@ -298,10 +299,10 @@ def _cards(value: Json) -> Mapping[str, Json]:
 
 
 def _check_card(card: Json, levels: int) -> None:
-    """Check what `/v1/models` passes on to clients.
+    """Check an entry that the frontend's `/v1/models` returns to clients.
 
     Raises:
-        _FieldError: it is too deeply nested, or has an unpaired surrogate.
+        _FieldError: The entry is too deeply nested, or has an unpaired surrogate.
     """
     if levels == 0:
         raise _FieldError(f"is nested deeper than {_DEEPEST_CARD} levels")
@@ -317,7 +318,7 @@ def _check_card(card: Json, levels: int) -> None:
 
 
 def _facts(value: Json) -> Mapping[str, Json]:
-    """Take what can be shown of an `engine_info`, and drop the rest: no reader needs it."""
+    """Return the strings and numbers of an `engine_info` that a page can show."""
     if not isinstance(value, dict):
         return {}
     return {
@@ -367,5 +368,5 @@ _FIELDS: Final[Mapping[str, Callable[[Json], object]]] = {
     "version": _version,
     "min_version": _version,
 }
-# What a reader must know of any process, even of one whose record it cannot use.
+# The fields that a reader needs in any record, even in one that it cannot use.
 _IDENTITY: Final = frozenset({"role", "id", "namespace", "component"})

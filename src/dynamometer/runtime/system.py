@@ -1,4 +1,4 @@
-"""The system server: `/metrics`, `/health`, `/live`. Nothing there changes anything."""
+"""The system server: `/metrics`, `/health` and `/live`, all read-only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 _FLAGS: Final = ("--system-host, DYN_SYSTEM_HOST", "--system-port, DYN_SYSTEM_PORT")
 _NO_ENDPOINT: Final = (
-    "this process has no such endpoint (yet); DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS waits for it"
+    "this process has no such endpoint (yet): DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS requires it"
 )
 _READY: Final = "ready"
 _NOT_READY: Final = "notready"
@@ -29,7 +29,7 @@ DEFAULT_HEALTH: Final = HealthSettings()
 
 
 class SystemStatus:
-    """What `/health` and `/live` answer from."""
+    """The state behind the answers of `/health` and `/live`."""
 
     def __init__(
         self,
@@ -38,41 +38,41 @@ class SystemStatus:
         reasons: Callable[[], Mapping[str, str]] = dict,
         health: HealthSettings = DEFAULT_HEALTH,
     ) -> None:
-        """Begin to count the uptime.
+        """Start the uptime.
 
         Args:
-            state: the process's state at the time of the question.
-            endpoints: that of each endpoint, or engine, by name.
-            reasons: why, by name, of those that are not ready; where there is something to say.
-            health: what the environment says of it.
+            state: returns the state of the process.
+            endpoints: returns the state of each endpoint, or engine, by name.
+            reasons: returns the reasons, by name, why endpoints are not ready, as far as known.
+            health: the settings of `/health` and `/live`.
         """
         self.health = health
         self._endpoints = endpoints
         self._state = state
         self._reasons = reasons
-        self._begun = time.monotonic_ns()
+        self._started_at_ns = time.monotonic_ns()
 
     @property
     def ready(self) -> bool:
-        """Whether all is well, or may be called so while the process starts.
+        """True if `/health` answers 200.
 
-        Where endpoints are waited for, they alone say so, as `body` names them; but a process that
-        ends is not ready.
+        With required endpoints (DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS), each of them must be
+        shown as ready. Otherwise the process must be ready, or starting with
+        DYN_SYSTEM_STARTING_HEALTH_STATUS=ready. A draining process is not ready.
         """
         state = self._state()
         if self.health.endpoints and state is not State.DRAINING:
-            endpoints = self._called()
+            endpoints = self._statuses()
             return all(endpoints[name] == _READY for name in self.health.endpoints)
         if state is State.STARTING:
             return self.health.ready_at_start
         return state is State.READY
 
-    def _called(self) -> dict[str, str]:
-        """What each endpoint is called.
+    def _statuses(self) -> dict[str, str]:
+        """Return the status of each endpoint, as NVIDIA Dynamo does.
 
-        As the peer's: until it was ready for the first time one that is waited for is called what
-        the environment says of the start, and others are not named. But where another has failed,
-        nobody starts any more.
+        An endpoint that was not yet ready is omitted; if it is required, it has the status of
+        DYN_SYSTEM_STARTING_HEALTH_STATUS, or `notready` if another endpoint has failed.
         """
         starts_ready = self.health.ready_at_start and self._state() is not State.FAILED
         at_start = _READY if starts_ready else _NOT_READY
@@ -83,9 +83,9 @@ class SystemStatus:
         }
 
     def body(self, status: str) -> Mapping[str, object]:
-        """A JSON body in the peer's form; `reasons` is ours."""
-        secs, nanos = divmod(time.monotonic_ns() - self._begun, 10**9)
-        endpoints = self._called()
+        """Return the JSON body: the members of NVIDIA Dynamo's answer, and `reasons`."""
+        secs, nanos = divmod(time.monotonic_ns() - self._started_at_ns, 10**9)
+        endpoints = self._statuses()
         missing = {name for name in self.health.endpoints if endpoints[name] != _READY}
         missing -= self._endpoints().keys()
         reasons = dict.fromkeys(sorted(missing), _NO_ENDPOINT) | dict(self._reasons())
@@ -98,7 +98,7 @@ class SystemStatus:
 
 
 def application(page: MetricsPage, status: SystemStatus) -> web.Application:
-    """The system server's application."""
+    """Return the application with the routes of the system server."""
 
     async def health(_: web.Request) -> web.Response:
         ready = status.ready
@@ -121,30 +121,32 @@ def listen(
     *,
     settings: tuple[str, str] = _FLAGS,
 ) -> socket.socket | None:
-    """The system server's socket; None for no server.
+    """Return the listening socket of the system server; None for no server.
 
     Args:
-        host: the address.
-        port: 0 is any free one, -1 none at all; None, where nobody asked for one, is 8081, or
-            any free one where that is taken.
-        settings: what the user would change, for the messages: of the host, and of the port.
+        host: the address to listen on.
+        port: the port; 0 selects any free port, -1 no server. None (no port was requested) selects
+            8081, or any free port if 8081 is in use.
+        settings: the names of the settings of host and port, for messages.
 
     Raises:
-        SettingsError: the host is none of this machine's.
-        AddressError: the port cannot be listened on.
+        SettingsError: The host is not an address of this machine.
+        AddressError: The port is not available.
     """
     if port == -1:
         return None
-    of_host, of_port = settings
+    host_setting, port_setting = settings
     if port is not None:
-        return addresses.listen(host, port, setting=of_port, host_setting=of_host)
+        return addresses.listen(host, port, setting=port_setting, host_setting=host_setting)
     try:
-        return addresses.listen(host, DEFAULT_SYSTEM_PORT, setting=of_port, host_setting=of_host)
+        return addresses.listen(
+            host, DEFAULT_SYSTEM_PORT, setting=port_setting, host_setting=host_setting
+        )
     except AddressError:
-        listener = addresses.listen(host, 0, setting=of_port, host_setting=of_host)
+        listener = addresses.listen(host, 0, setting=port_setting, host_setting=host_setting)
         logger.warning(
-            "port %d is taken: /metrics and /health of this process are at %s instead; "
-            "DYN_SYSTEM_PORT chooses a port",
+            "port %d is already in use: /metrics and /health of this process are at %s; "
+            "choose a port with DYN_SYSTEM_PORT",
             DEFAULT_SYSTEM_PORT,
             addresses.url(listener),
         )

@@ -1,4 +1,8 @@
-"""Where instances are found: `interface` is the contract, each other module a variant."""
+"""Instance discovery.
+
+A process registers itself and disappears from discovery when it ends, however it ends; a frontend
+watches the set of live processes. `interface` is the contract. Variants: `file` (one machine).
+"""
 
 from __future__ import annotations
 
@@ -19,14 +23,16 @@ async def connect(directory: Path | None) -> Discovery:
     """Open the discovery that this process was configured with.
 
     Args:
-        directory: of the file discovery; None: this user's own.
+        directory: the directory of the file discovery; None for the default of this user.
 
     Raises:
-        DiscoveryError: it cannot be used, or does not answer; names it.
+        DiscoveryError: The directory cannot be used, or does not answer; the message names it.
     """
     opening: BlockingCalls[Discovery] = BlockingCalls("discovery", deadline=_CONNECT_SECONDS)
     try:
         return await opening.run(lambda: FileDiscovery(directory))
     except HangError:
         place = "this user's directory" if directory is None else directory
-        raise DiscoveryError(f"discovery: {place} does not answer (DYN_FILE_KV)") from None
+        raise DiscoveryError(
+            f"discovery: {place} does not answer: set DYN_FILE_KV to a directory on a local disk"
+        ) from None

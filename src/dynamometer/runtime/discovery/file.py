@@ -1,9 +1,10 @@
-"""Discovery on one machine: a file a process, alive while its lock is held.
+"""Discovery on one machine: one locked file per process.
 
-`flock` is the truth: the kernel drops a process's locks the moment that it ends, so a killed
-worker is gone at once, and the next reader removes its file. A record is written and locked
-under a name that readers skip, then renamed into place: no reader ever sees a part of a record,
-or a record without its lock. Needs a file system of this machine (flock over NFS has other rules).
+A process is alive while it holds the `flock` of its file. The kernel releases the lock when the
+process ends, so a killed worker disappears at once, and the next reader removes its file. A process
+writes and locks its record under a name that readers skip, then renames the file: no reader sees a
+partial record, or a record without its lock. The directory must be on a local file system, because
+`flock` over NFS has other rules.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import os
 import re
 import stat
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -31,12 +33,13 @@ from dynamometer.runtime.record import MAX_BYTES, Record
 
 logger = logging.getLogger(__name__)
 
-# Locks have no events. A look at one file costs some 10 µs; looks at all, a twentieth of a core.
+# The kernel reports no event when a lock is released, so readers poll. Checking a file takes about
+# 10 µs; the pause grows with the duration of a reading, so that polling takes at most 5% of a core.
 POLL_SECONDS: Final = 0.1
-_PAUSES: Final = 20
+_PAUSE_FACTOR: Final = 20
 _LONGEST_PAUSE_SECONDS: Final = 0.5
 KEEP_SECONDS: Final = 1.0
-# Local files answer in microseconds; a directory that does not answer by then hangs.
+# A local directory answers in microseconds; one that exceeds these deadlines hangs.
 READ_SECONDS: Final = 2.0
 WRITE_SECONDS: Final = 5.0
 _LOCK_SECONDS: Final = 4.0
@@ -46,27 +49,30 @@ _Stamp = tuple[int, int, int]
 
 
 class FileDiscovery:
-    """Instances registered in `directory`; by default one of this user's own."""
+    """The processes registered in a directory."""
 
     def __init__(self, directory: Path | None = None) -> None:
-        """Make the directory where it is missing. May block: `discovery.connect` does not.
+        """Create the directory if it is missing; may block, so call it through `connect`.
+
+        Args:
+            directory: the directory of the registry; None for the default of this user.
 
         Raises:
-            DiscoveryError: it cannot be used; says why.
+            DiscoveryError: The directory cannot be used; the message says why.
         """
         try:
             root = directory or directories.runtime() / "discovery"
             self.directory = directories.private(directories.private(root) / "instances")
         except DirectoryError as error:
             raise DiscoveryError(f"discovery: {error} (DYN_FILE_KV)") from None
-        # All file-system work, so that a directory that hangs does not stop the event loop.
+        # All file-system calls run in this thread: a directory may hang.
         self._thread = BackgroundThread("discovery")
-        # These belong to that thread.
+        # That thread owns these attributes.
         self._parsed: dict[str, tuple[_Stamp, Record | None]] = {}
         self._faults: dict[str, str] = {}
         self._found: dict[str, Record | None] = {}
         self._last: frozenset[Record] = frozenset()
-        # These belong to the event loop.
+        # The event loop owns these attributes.
         self._reading: _Reading | None = None
         self._hung: _Reading | None = None
 
@@ -89,36 +95,36 @@ class FileDiscovery:
             try:
                 now = await self.records()
             except DiscoveryError:
-                pass  # reported by records(); the last set stands
+                pass  # `records` has logged the error
             else:
-                pause = max(POLL_SECONDS, _PAUSES * (time.monotonic() - begun))
+                pause = max(POLL_SECONDS, _PAUSE_FACTOR * (time.monotonic() - begun))
                 if now is not last:
                     last = now
                     yield now
             await asyncio.sleep(min(pause, _LONGEST_PAUSE_SECONDS))
 
     async def records(self) -> frozenset[Record]:
-        """See `Discovery.records`; the same object as before where nothing changed.
-
-        Raises:
-            DiscoveryError: the directory cannot be listed, or does not answer.
-        """
+        """See `Discovery.records`."""
         if self._hung is not None and not self._hung.future.done():
             raise DiscoveryError(f"discovery: {self.directory} does not answer")
         reading = self._reading
-        # One that has begun may have passed a record that is there now.
+        # A reading that has begun may have missed a record that was written since.
         if reading is None or reading.begun or reading.future.done():
             reading = self._reading = _Reading()
-            reading.future = self._thread.submit(reading.of(self._read_all))
+            reading.future = self._thread.submit(partial(self._begin, reading))
         await asyncio.wait({reading.future}, timeout=READ_SECONDS)
         if not reading.future.done():
             if self._hung is None or self._hung.future.done():
                 self._hung = reading
                 logger.warning(
-                    "discovery: %s does not answer: the last records stand", self.directory
+                    "discovery: %s does not answer: the last known records are used", self.directory
                 )
             raise DiscoveryError(f"discovery: {self.directory} does not answer")
         return reading.future.result()
+
+    def _begin(self, reading: _Reading) -> frozenset[Record]:
+        reading.begun = True
+        return self._read_all()
 
     def _read_all(self) -> frozenset[Record]:
         try:
@@ -127,7 +133,7 @@ class FileDiscovery:
             self._report("", f"{self.directory}: {error.strerror}")
             raise DiscoveryError(f"discovery: {self.directory}: {error.strerror}") from None
         self._faults.pop("", None)
-        # A listing may pass over a name whose file is replaced at that moment.
+        # A listing may miss a file that is being replaced, so known names are read too.
         found = {name: self._read(name) for name in listed | self._parsed.keys()}
         for name in self._faults.keys() - listed:
             del self._faults[name]
@@ -137,7 +143,7 @@ class FileDiscovery:
         return self._last
 
     def _read(self, name: str) -> Record | None:
-        """Read the record of a live process, and remove a dead one's file."""
+        """Return the record of a live process, or remove the file of a dead process."""
         path = f"{self.directory}/{name}"
         try:
             while True:
@@ -158,15 +164,15 @@ class FileDiscovery:
         except DiscoveryError as error:
             self._report(name, f"{path} {error}")
         except OSError as error:
-            # A fault of this process (no more descriptors): the record says nothing new.
+            # A fault of this process, such as too many open files: keep the known record.
             self._report(name, f"{path}: {error.strerror}")
             return self._parsed[name][1] if name in self._parsed else None
         self._parsed.pop(name, None)
         return None
 
     def _parse(self, name: str, fd: int, status: os.stat_result) -> Record | None:
-        """Parse the file that `fd` holds, unless it is the one of the last reading."""
-        # Records are never changed in place; but inode numbers are used again.
+        """Parse the file of `fd`, or return the known record if the file is the same as before."""
+        # Files are never changed in place, but inode numbers are reused.
         stamp = (status.st_ino, status.st_ctime_ns, status.st_size)
         known = self._parsed.get(name)
         if known is not None and known[0] == stamp:
@@ -181,58 +187,49 @@ class FileDiscovery:
         return record
 
     def _remove(self, path: str, fd: int) -> None:
-        """Remove a dead process's file, unless its successor writes at this moment."""
+        """Remove the file of a dead process, unless a new process is replacing the file."""
         with contextlib.suppress(OSError), directory_lock(self.directory, seconds=0):
             if named(path, fd):
                 os.unlink(path)  # noqa: PTH108
 
     def _report(self, name: str, message: str) -> None:
-        """Log a fault once; again when it is another one."""
+        """Log a fault once, and again when the message changes."""
         if self._faults.get(name) != message:
             self._faults[name] = message
             logger.warning("discovery: %s", message)
 
 
 class _Reading:
-    """One reading of the directory, for all who ask before it begins."""
+    """A reading of the directory, shared by all callers that arrive before it begins."""
 
     future: asyncio.Future[frozenset[Record]]
-    # Written by the discovery's thread, read by the event loop.
+    # The discovery's thread writes this flag, the event loop reads it.
     begun = False
-
-    def of(self, read: Callable[[], frozenset[Record]]) -> Callable[[], frozenset[Record]]:
-        """Return `read`, noting when it begins."""
-
-        def call() -> frozenset[Record]:
-            self.begun = True
-            return read()
-
-        return call
 
 
 class FileRegistration:
-    """A record's file, held by a lock."""
+    """The locked file of this process's record."""
 
     def __init__(self, path: Path, thread: BackgroundThread) -> None:
-        """Write nothing yet.
+        """Store the arguments; `update` writes the file.
 
         Args:
-            path: of the record.
-            thread: does all file-system work.
+            path: the path of the record.
+            thread: runs all file-system calls.
         """
         self._path = path
         self._thread = thread
-        # These belong to that thread.
+        # That thread owns these attributes.
         self._fd: int | None = None
         self._record: Record | None = None
         self._missing = False
-        close_in_child(self)  # which would keep its parent's record alive
+        close_in_child(self)  # an open descriptor in a child would keep the parent's record alive
 
     async def update(self, record: Record) -> None:
         """See `Registration.update`."""
 
         def write() -> None:
-            self._record = record  # `keep` tries again where this fails
+            self._record = record  # `keep` retries a failed write
             self._write(record)
 
         writing = self._thread.submit(write)
@@ -242,13 +239,13 @@ class FileRegistration:
         writing.result()
 
     async def keep(self) -> None:
-        """Put the record back whenever its file, or the whole directory, was removed."""
+        """Write the record again whenever its file or the whole directory was removed."""
         while True:
             await asyncio.sleep(KEEP_SECONDS)
             await self._thread.submit(self._put_back)
 
     async def withdraw(self) -> None:
-        """Remove the file, then the lock; a directory that hangs is left to the process's end."""
+        """Remove the file, then release the lock; stop waiting if the directory hangs."""
         await asyncio.wait({self._thread.submit(self._remove)}, timeout=READ_SECONDS)
 
     def _put_back(self) -> None:
@@ -260,17 +257,17 @@ class FileRegistration:
             self._write(self._record)
         except (DirectoryError, DiscoveryError, OSError) as error:
             if not self._missing:
-                logger.warning("discovery: this process cannot be found: %s", error)
+                logger.warning("discovery: other processes cannot find this process: %s", error)
             self._missing = True
         else:
             self._missing = False
-            logger.warning("discovery: %s was removed, and is written again", self._path)
+            logger.warning("discovery: %s was removed: written again", self._path)
 
     def _write(self, record: Record) -> None:
         content = record.to_json()
         if len(content) > MAX_BYTES:
             raise DiscoveryError(
-                f"discovery: the record has {len(content)} bytes; readers take {MAX_BYTES}"
+                f"discovery: the record has {len(content)} bytes: the limit is {MAX_BYTES}"
             )
         try:
             with directory_lock(self._path.parent, seconds=_LOCK_SECONDS):
@@ -284,10 +281,10 @@ class FileRegistration:
         self._fd = fd
 
     def _check_vacant(self) -> None:
-        """Check that no other live process has the path.
+        """Check that no other live process uses the path.
 
         Raises:
-            DiscoveryError: one has it.
+            DiscoveryError: Another live process uses the path.
         """
         try:
             fd = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -311,7 +308,7 @@ class FileRegistration:
         self.close()
 
     def close(self) -> None:
-        """Close the file, and write it no more."""
+        """Close the file, and stop writing the record."""
         self._record = None
         self._close()
 
@@ -322,10 +319,10 @@ class FileRegistration:
 
 
 def _checked(content: bytes, name: str) -> Record:
-    """Read the record of the file of that name.
+    """Parse the content of the file `name`.
 
     Raises:
-        DiscoveryError: it is not a valid record, or another process's.
+        DiscoveryError: The content is not a valid record, or has the id of another file.
     """
     record = Record.from_json(content)
     if name != _file_name(record):

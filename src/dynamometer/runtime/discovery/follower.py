@@ -1,4 +1,4 @@
-"""The one owner of a discovery's watch: keeps a fleet current."""
+"""The follower: updates a fleet from discovery."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from dynamometer.runtime.fleet import Fleet
 
 logger = logging.getLogger(__name__)
 
-# Requests for names that are not known come at any rate; readings of discovery do not.
+# Limits the readings of discovery when many requests name unknown models.
 _REFRESH_SECONDS: Final = 0.005
 
 
 class Follower:
-    """Keeps `fleet` current with `discovery`.
+    """The owner of a discovery's watch.
 
     Attributes:
-        fleet: what discovery shows.
+        fleet: the processes that discovery shows.
     """
 
     def __init__(self, discovery: Discovery, fleet: Fleet) -> None:
-        """Read nothing yet."""
+        """Store the arguments; `following` starts the watch."""
         self.fleet = fleet
         self._discovery = discovery
         self._read_at = float("-inf")
 
     @asynccontextmanager
     async def following(self) -> AsyncIterator[None]:
-        """Follow discovery while the context is open."""
+        """Update the fleet after each change in discovery while the context is open."""
         async with keeping_on(self._follow, name="discovery"):
             yield
 
@@ -43,14 +43,14 @@ class Follower:
             self.fleet.update(records)
 
     async def refresh(self) -> None:
-        """Read discovery now; what was known stands where that fails."""
+        """Read discovery and update the fleet now; keep the fleet if discovery cannot be read."""
         begun = time.monotonic()
         if begun - self._read_at < _REFRESH_SECONDS:
             return
         try:
             records = await self._discovery.records()
         except DiscoveryError as error:
-            logger.debug("%s", error)  # reported once by the discovery itself
+            logger.debug("%s", error)  # the discovery logs the error once
         else:
             self._read_at = begun
             self.fleet.update(records)

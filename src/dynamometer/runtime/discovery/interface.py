@@ -1,9 +1,4 @@
-"""Where instances are found.
-
-A discovery knows which processes are alive: each registers itself and is withdrawn when it
-ends, however it ends; a frontend watches. Variants: `file` (one machine, locks), later
-`nats` (many machines, a key-value bucket with a time to live).
-"""
+"""The contract of a discovery."""
 
 from __future__ import annotations
 
@@ -15,35 +10,35 @@ from dynamometer.runtime.record import Record
 
 
 class Registration(Protocol):
-    """A process's own record, while it is registered."""
+    """The record of this process while it is registered."""
 
     async def update(self, record: Record) -> None:
-        """Put `record` in place of the one before; readers see one or the other, whole.
+        """Replace the record by `record`; readers see either the old or the new record.
 
         Raises:
-            DiscoveryError: the place of registration cannot be written; names it.
+            DiscoveryError: The registry cannot be written; the message names its location.
         """
 
 
 class Discovery(Protocol):
-    """What every variant promises; tests/runtime/test_discovery.py holds each one to it."""
+    """The contract of every variant; tests/runtime/test_discovery.py runs against each variant."""
 
     def register(self, record: Record) -> AbstractAsyncContextManager[Registration]:
-        """Keep `record` visible while the context is open, and no longer than the process.
+        """Keep `record` visible while the context is open and the process lives.
 
         Raises:
-            DiscoveryError: the place of registration cannot be written; names it.
+            DiscoveryError: The registry cannot be written; the message names its location.
         """
 
     def watch(self) -> AsyncIterator[frozenset[Record]]:
-        """Iterate over the sets of all live processes: now, and after each change.
+        """Yield the records of all live processes: first at once, then after each change.
 
-        A fault of the discovery yields nothing: the last set stands until it is over.
+        While the registry cannot be read, the iterator waits.
         """
 
     async def records(self) -> frozenset[Record]:
-        """Return all processes that are alive now; the same object where nothing changed.
+        """Return the records of all live processes; the same object if no record changed.
 
         Raises:
-            DiscoveryError: the discovery cannot be read, or does not answer; names it.
+            DiscoveryError: The registry cannot be read or does not answer; the message names it.
         """

@@ -1,13 +1,13 @@
 """The locks of the file discovery.
 
-Three rules keep readers and writers apart:
+Three rules coordinate readers and writers:
 
-- A file is dead when nobody locks it and its path still names it: a process that rewrites its
-  record unlocks the old file only after the new one has taken its place.
-- Processes write records, and remove dead ones, under a lock of the directory: no reader removes
-  the file of a successor that has taken a dead process's number.
-- Readers lock a record's file for a moment, and only with shared locks: they never keep a process
-  from its own file.
+- A file belongs to a dead process if no process locks the file and the path still names the file: a
+  process that rewrites its record unlocks the old file only after the new file has replaced it.
+- Processes write records, and remove records of dead processes, under a lock of the directory: no
+  reader removes the file of a new process that has the number of a dead process.
+- Readers lock a record's file only for a moment and only with shared locks: a reader never blocks
+  the process that owns the file.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-_AGAIN_SECONDS: Final = 0.01
+_RETRY_SECONDS: Final = 0.01
 
 
 def locked(fd: int) -> bool:
-    """Return whether a process holds the file: shared locks are readers', who lock for a moment."""
+    """Return whether the owner of the file holds its exclusive lock; readers use shared locks."""
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -33,7 +33,7 @@ def locked(fd: int) -> bool:
 
 
 def named(path: str | Path, fd: int) -> bool:
-    """Return whether `path` names the file that `fd` holds, and not a successor."""
+    """Return whether `path` names the file of `fd`, not a newer file."""
     try:
         return os.path.samestat(os.lstat(path), os.fstat(fd))
     except FileNotFoundError:
@@ -41,13 +41,13 @@ def named(path: str | Path, fd: int) -> bool:
 
 
 def write_locked(path: Path, content: bytes) -> int:
-    """Put a new file with `content` at `path`; returns its descriptor, which holds its lock.
+    """Write a new, locked file with `content`, rename it to `path`, and return its descriptor.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: The file cannot be written.
     """
     fresh = path.with_suffix(".new")
-    fresh.unlink(missing_ok=True)  # of a process that was killed while it wrote
+    fresh.unlink(missing_ok=True)  # from a process that was killed while it wrote the file
     fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -63,10 +63,10 @@ def write_locked(path: Path, content: bytes) -> int:
 
 @contextmanager
 def directory_lock(directory: Path, *, seconds: float) -> Iterator[None]:
-    """Hold the lock under which files of other processes are replaced and removed.
+    """Hold the lock that protects the replacement and removal of other processes' files.
 
     Raises:
-        OSError: the directory cannot be opened, or another process kept the lock for `seconds`.
+        OSError: The directory cannot be opened, or another process held the lock for `seconds`.
     """
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -78,7 +78,7 @@ def directory_lock(directory: Path, *, seconds: float) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() >= deadline:
                     raise
-            time.sleep(_AGAIN_SECONDS)
+            time.sleep(_RETRY_SECONDS)
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""The thread that serves a user's own process, where it cannot."""
+"""Faults of the thread that serves a user's own process."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 from aiohttp import web
 
 from dynamometer.http import addresses
-from dynamometer.runtime.system_server import SystemServer
+from dynamometer.runtime.server_thread import SystemServer
 
 
-def test_what_keeps_it_from_serving_is_raised_where_it_was_asked_for(
+def test_a_fault_of_the_thread_is_raised_to_the_caller(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def fail(_: web.Application) -> None:

@@ -1,4 +1,4 @@
-"""The system server of a user's own process: in a thread, beside whatever else it does."""
+"""The system server of a user's own process, in a thread."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ logger = logging.getLogger(__name__)
 
 
 class SystemServer:
-    """Serve until `close`, or the end of the process.
+    """A server that runs until `close` or the end of the process.
 
-    The thread sets `_begun`; whoever owns the server calls `close`, from any one thread.
+    One thread at a time may call `close`.
 
     Attributes:
-        url: where it listens; None where DYN_SYSTEM_PORT=-1 says that there is to be no server.
+        url: the base URL of the server; None if DYN_SYSTEM_PORT=-1 disables the server.
     """
 
     def __init__(self, app: web.Application, listener: socket.socket | None) -> None:
-        """Serve from now on.
+        """Start the server.
 
         Args:
-            app: what is served.
-            listener: where; None: nowhere.
+            app: the application to serve.
+            listener: the listening socket; None starts no server.
 
         Raises:
-            OSError: the thread cannot serve, for want of descriptors for instance.
+            OSError: The thread cannot serve, for example because file descriptors are exhausted.
         """
         self.url = None if listener is None else addresses.url(listener)
-        self._begun: Future[asyncio.AbstractEventLoop] = Future()
+        self._started: Future[asyncio.AbstractEventLoop] = Future()  # the thread sets the result
         self._closing = asyncio.Event()
         self._thread: threading.Thread | None = None
         if listener is not None:
@@ -47,7 +47,7 @@ class SystemServer:
             )
             try:
                 self._thread.start()
-                self._begun.result()
+                self._started.result()
             except Exception:
                 if self._thread.is_alive():
                     self._thread.join()
@@ -62,20 +62,23 @@ class SystemServer:
         try:
             asyncio.run(self._serve(app, listener))
         except BaseException as error:
-            if self._begun.done():
+            if self._started.done():
                 raise
-            self._begun.set_exception(error)  # for the thread that waits for it
+            self._started.set_exception(error)  # `__init__` raises the error
 
     async def _serve(self, app: web.Application, listener: socket.socket) -> None:
         async with serving(app, listener):
-            self._begun.set_result(asyncio.get_running_loop())
+            self._started.set_result(asyncio.get_running_loop())
             await self._closing.wait()
 
     def close(self) -> None:
-        """Stop serving; once more does nothing. May be called again after an interrupt."""
+        """Stop the server, and wait for its thread; a second call returns at once.
+
+        A call that was interrupted may be repeated.
+        """
         if self._thread is not None:
-            loop = self._begun.result()
-            with suppress(RuntimeError):  # the loop is closed: the thread ends, or has ended
+            loop = self._started.result()
+            with suppress(RuntimeError):  # the loop is closed: the thread is ending
                 loop.call_soon_threadsafe(self._closing.set)
             self._thread.join()
             self._thread = None

@@ -1,4 +1,4 @@
-"""A user's own process: its levels, and its system server by one call."""
+"""The runtime of a user's own process: levels, and the system server."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_health_follows_the_endpoints(runtime: DistributedRuntime) -> None:
         assert health(server.url) == (503, broken)
 
 
-def test_what_nobody_has_asked_yet_has_happened_all_the_same(runtime: DistributedRuntime) -> None:
+def test_an_endpoint_counts_as_ready_before_the_first_scrape(runtime: DistributedRuntime) -> None:
     endpoint = runtime.namespace("n").component("c").endpoint("generate")
     with runtime.serve(port=0) as server:
         endpoint.ready = False
@@ -85,7 +85,7 @@ def test_namesakes_in_two_components_must_both_be_ready(runtime: DistributedRunt
 
 
 @pytest.mark.parametrize("port", [65536, -5, "x"])
-def test_what_is_no_port_is_said_so(runtime: DistributedRuntime, port: int) -> None:
+def test_an_invalid_port_is_an_error(runtime: DistributedRuntime, port: int) -> None:
     with pytest.raises(ArgumentError, match=f"port={port!r}: must be a port"):
         runtime.serve(port=port)
 
@@ -95,10 +95,10 @@ def test_a_mistyped_variable_is_pointed_out(
 ) -> None:
     monkeypatch.setenv("DYN_SYSTEM_HEALT_PATH", "/x")
     with runtime.serve(port=0):
-        assert "is DYN_SYSTEM_HEALTH_PATH meant?" in caplog.text
+        assert "did you mean DYN_SYSTEM_HEALTH_PATH?" in caplog.text
 
 
-def test_only_the_endpoints_that_are_asked_for_count(
+def test_only_required_endpoints_decide_about_health(
     runtime: DistributedRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS", '["generate"]')
@@ -116,7 +116,7 @@ def test_only_the_endpoints_that_are_asked_for_count(
         assert health(server.url) == (200, found)
 
 
-def test_an_endpoint_that_is_waited_for_is_called_ready_before_it_is_there(
+def test_a_required_endpoint_can_be_ready_before_it_exists(
     runtime: DistributedRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS", '["generate"]')
@@ -138,7 +138,7 @@ def test_an_endpoint_that_is_waited_for_is_called_ready_before_it_is_there(
 def test_an_endpoint_that_comes_later_starts_then(
     runtime: DistributedRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process without endpoints is ready, and starts again with each that is not."""
+    """A process without endpoints is ready; an endpoint that is not ready makes it starting."""
     monkeypatch.setenv("DYN_SYSTEM_STARTING_HEALTH_STATUS", "ready")
     component = runtime.namespace("n").component("c")
     with runtime.serve(port=0) as server:
@@ -155,7 +155,7 @@ def test_an_endpoint_that_comes_later_starts_then(
 
 
 def test_what_was_shown_as_ready_has_been_ready(runtime: DistributedRuntime) -> None:
-    """An endpoint is ready from the start; until it is seen, it can be said that it is not."""
+    """A new endpoint is ready; setting it unready before the first scrape means starting."""
     with runtime.serve(port=0) as server:
         endpoint = runtime.namespace("n").component("c").endpoint("generate")
         assert health(server.url)[0] == 200
@@ -178,7 +178,7 @@ def test_a_process_may_be_called_ready_while_it_starts(
         assert health(server.url)[0] == 503
 
 
-def test_paths_of_health_are_the_environments(
+def test_the_environment_sets_the_paths_of_health(
     runtime: DistributedRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DYN_SYSTEM_HEALTH_PATH", "/custom/health")
@@ -191,7 +191,7 @@ def test_paths_of_health_are_the_environments(
         assert http(f"{server.url}/live").status == 404
 
 
-def test_no_server_where_the_environment_wants_none(
+def test_a_port_of_minus_one_starts_no_server(
     runtime: DistributedRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DYN_SYSTEM_PORT", "-1")
@@ -209,7 +209,7 @@ def test_a_port_that_is_taken_is_an_error(runtime: DistributedRuntime) -> None:
 
 @pytest.mark.parametrize("host", ["300.1.1.1", "192.0.2.1"])
 @pytest.mark.parametrize("port", [0, None])
-def test_a_host_that_is_not_here_is_said_so(
+def test_a_host_of_another_machine_is_an_error(
     runtime: DistributedRuntime, monkeypatch: pytest.MonkeyPatch, host: str, port: int | None
 ) -> None:
     says = re.escape(
