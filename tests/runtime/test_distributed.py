@@ -155,7 +155,7 @@ def test_an_endpoint_that_comes_later_starts_then(
 
 
 def test_what_was_shown_as_ready_has_been_ready(runtime: DistributedRuntime) -> None:
-    """A new endpoint is ready; setting it unready before the first scrape means starting."""
+    """An endpoint that `/health` has shown as ready is not starting when it becomes unready."""
     with runtime.serve(port=0) as server:
         endpoint = runtime.namespace("n").component("c").endpoint("generate")
         assert health(server.url)[0] == 200
