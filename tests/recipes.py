@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from conftest import ROOT
-from dynamometer.engines import sglang
+from dynamometer.engines import sglang_flags
 from dynamometer.exporter import command, targets
 from dynamometer.exporter.targets import Target
 
@@ -39,12 +39,12 @@ def exporter_target(flags: Sequence[str]) -> Target:
 
 def sglang_port(words: Sequence[str]) -> int:
     """Where the engine of a command line listens, for its container's neighbours to reach it."""
-    arguments = sglang.launch_arguments(words)
+    arguments = sglang_flags.launch_arguments(words)
     assert arguments is not None, f"no SGLang is started by {words}"
-    known = sglang.known_flags(arguments)
+    known = sglang_flags.parse(arguments)
     assert known.host == "0.0.0.0"
     assert "--enable-metrics" in words
-    return int(known.port or sglang.DEFAULT_PORT)
+    return int(known.port or sglang_flags.DEFAULT_PORT)
 
 
 def checked_by(module: str, *arguments: str | Path) -> str:

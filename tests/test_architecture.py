@@ -184,14 +184,11 @@ KNOWN_NOUNS = {
     "family",
     "file",
     "health",
-    "instruments",
-    "options",
     "order",
     "page",
     "reader",
     "series",
     "totals",
-    "writers",
 }
 # An ending of a noun, and the ending of its stem.
 ENDINGS = {

@@ -30,7 +30,7 @@ def test_a_wheel_of_the_sdist_installs_without_the_engine(tmp_path: Path) -> Non
     for needed in (
         "py.typed",
         "engines/sglang_cpu/requirements.txt",
-        "engines/sglang_cpu/tiny_model.py",
+        "engines/sglang_cpu/checkpoint.py",
     ):
         assert f"dynamometer/{needed}" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)

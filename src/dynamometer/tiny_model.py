@@ -61,7 +61,7 @@ def make(directory: Path, *, engine_python: str = sys.executable) -> None:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DirectoryError(f"cannot make {directory}: {error.strerror}") from None
-    script = Path(sglang_cpu.__file__).parent / "tiny_model.py"
+    script = Path(sglang_cpu.__file__).parent / "checkpoint.py"
     try:
         done = subprocess.run(
             [engine_python, str(script), str(directory)],

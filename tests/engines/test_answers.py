@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynamometer.engines.answers import StreamReader, read_answer
+from dynamometer.engines.dialects import Tokens
 from dynamometer.engines.interface import Usage
-from dynamometer.engines.tokens import Tokens
 
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 2}}
 

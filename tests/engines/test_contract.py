@@ -29,9 +29,9 @@ def test_the_startable_engines_are_among_all() -> None:
 
 @EVERY
 def test_an_engine_is_found_by_its_kind(engine: Engine) -> None:
-    assert kinds.of(engine.name) is engine
-    assert kinds.of("") is kinds.DEFAULT
-    assert kinds.of("engine of a later release") is None
+    assert kinds.find(engine.name) is engine
+    assert kinds.find("") is kinds.DEFAULT
+    assert kinds.find("engine of a later release") is None
 
 
 @EVERY
@@ -178,10 +178,10 @@ def test_an_end_has_a_reason_and_a_start_a_last_word(
 ) -> None:
     launch = engine.plan(["--model", "m"], directory=tmp_path, python=sys.executable)
     log = ["[2026-01-31 12:00:00] loading", "ValueError: no such thing"]
-    assert "ValueError: no such thing" in engine.reason(log, 1, launch)
-    assert "exit code 1" in engine.reason([], 1, launch)
-    assert engine.last_word(log[:1]).endswith("loading")
-    assert engine.last_word([]) == ""
+    assert "ValueError: no such thing" in engine.describe_exit(log, 1, launch)
+    assert "exit code 1" in engine.describe_exit([], 1, launch)
+    assert engine.describe_progress(log[:1]).endswith("loading")
+    assert engine.describe_progress([]) == ""
 
 
 @STARTED

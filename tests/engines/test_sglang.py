@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dynamometer.engines import accelerators, sglang
-from dynamometer.engines.sglang import CPU_FLAGS, SGLang, reason
+from dynamometer.engines import accelerators
+from dynamometer.engines.sglang import CPU_FLAGS, SGLang, describe_exit
 from dynamometer.engines.sglang_cpu import SWITCH
 from dynamometer.errors import SettingsError
 
@@ -176,7 +176,7 @@ LOGS = {
 @pytest.mark.parametrize("case", LOGS)
 def test_the_reason_is_the_engines_own(case: str) -> None:
     log, exit_code, expected = LOGS[case]
-    assert reason(log, exit_code) == expected
+    assert describe_exit(log, exit_code) == expected
 
 
 def test_a_model_that_is_not_there_is_said(
@@ -186,17 +186,17 @@ def test_a_model_that_is_not_there_is_said(
     engine = SGLang()
     said = ["OSError: Repo id must be in the form 'namespace/repo_name'"]
     launch = plan(tmp_path, "--model", "./nosuch")
-    assert engine.reason(said, 1, launch).endswith("(exit code 1); there is no ./nosuch")
+    assert engine.describe_exit(said, 1, launch).endswith("(exit code 1); there is no ./nosuch")
     launch = plan(tmp_path, "--model", "Qwen/Qwen3-8B")
-    assert "HF_HUB_OFFLINE is set" in engine.reason(said, 1, launch)
+    assert "HF_HUB_OFFLINE is set" in engine.describe_exit(said, 1, launch)
     launch = plan(tmp_path, "--model", str(tmp_path))
-    assert engine.reason(said, 1, launch).endswith("(exit code 1)")
+    assert engine.describe_exit(said, 1, launch).endswith("(exit code 1)")
 
 
 def test_its_last_word_is_no_warning() -> None:
     log = ["[2026-01-31 12:00:00] Load weight begin.", "x.py:3: UserWarning: y", "  warnings.warn("]
-    assert SGLang().last_word(log) == "Load weight begin."
-    assert SGLang().last_word([]) == ""
+    assert SGLang().describe_progress(log) == "Load weight begin."
+    assert SGLang().describe_progress([]) == ""
 
 
 @pytest.mark.engine
@@ -232,51 +232,3 @@ def test_the_cpu_platform_reaches_an_engine_of_another_interpreter(
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip().splitlines()[-1] == expected
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["python", "-m", "sglang.launch_server", "--port", "1"],
-        [
-            "/usr/bin/python3.11",
-            "-u",
-            "-X",
-            "dev",
-            "-B",
-            "-m",
-            "sglang.launch_server",
-            "--port",
-            "1",
-        ],
-        ["python3", "/opt/lib/sglang/launch_server.py", "--port", "1"],
-        ["/opt/bin/python", "/opt/bin/sglang", "serve", "--port", "1"],
-        ["/opt/bin/sglang", "serve", "--port", "1"],
-    ],
-)
-def test_a_command_line_that_starts_sglang(command: list[str]) -> None:
-    assert sglang.launch_arguments(command) == ["--port", "1"]
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        [],
-        [""],
-        ["python"],
-        ["python", "-m"],
-        ["python", "-m", "pytest", "sglang.launch_server"],
-        ["python", "-c", "pass", "-m", "sglang.launch_server", "--port", "99999"],
-        ["bash", "-c", "python -m sglang.launch_server"],
-        ["bash", "-c", "x", "-m", "sglang.launch_server"],
-        ["vim", "/opt/sglang/launch_server.py.orig"],
-        ["grep", "-m", "sglang.launch_server"],
-        ["tail", "-f", "/opt/sglang/launch_server.py"],
-        ["/bin/sh", "/opt/docker", "run", "python3", "-m", "sglang.launch_server"],
-        ["sudo", "python", "-m", "sglang.launch_server"],
-        ["sglang::scheduler"],
-        ["sglang", "router"],
-    ],
-)
-def test_a_command_line_that_does_not(command: list[str]) -> None:
-    assert sglang.launch_arguments(command) is None

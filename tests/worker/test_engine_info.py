@@ -64,10 +64,10 @@ class Scripted(Mocker):
             model_path="m",
         )
 
-    def reason(self, log: Sequence[str], exit_code: int, launch: Launch) -> str:
+    def describe_exit(self, log: Sequence[str], exit_code: int, launch: Launch) -> str:
         return f"exit code {exit_code}"
 
-    def last_word(self, log: Sequence[str]) -> str:
+    def describe_progress(self, log: Sequence[str]) -> str:
         return ""
 
 

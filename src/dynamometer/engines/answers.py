@@ -15,17 +15,19 @@ from typing import Final
 import msgspec
 import orjson
 
-from dynamometer.engines.interface import Usage
-from dynamometer.engines.statuses import CANCELLED, error_status, finish_status
-from dynamometer.engines.tokens import (
+from dynamometer.engines.dialects import (
+    CANCELLED,
     MESSAGES_PARTS,
     Event,
     Tokens,
+    error_status,
+    finish_status,
     generated_tokens,
     integer,
     messages_tokens,
     openai_tokens,
 )
+from dynamometer.engines.interface import Usage
 
 # An empty line: after a line's end comes another (WHATWG, "Parsing an event stream").
 _EVENT_END: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n?|\n)")

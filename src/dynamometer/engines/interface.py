@@ -252,8 +252,8 @@ class StartableEngine(Engine, Protocol):
             SettingsError: The flags do not say what is needed; the message names the flag.
         """
 
-    def reason(self, log: Sequence[str], exit_code: int, launch: Launch) -> str:
+    def describe_exit(self, log: Sequence[str], exit_code: int, launch: Launch) -> str:
         """Return why the engine ended, in one line, from the last lines of its log."""
 
-    def last_word(self, log: Sequence[str]) -> str:
+    def describe_progress(self, log: Sequence[str]) -> str:
         """Return the last line of its log that tells how far it is; empty where none does."""

@@ -26,6 +26,6 @@ METRIC_PREFIXES: Final = tuple(
 """What the names of engines' families begin with."""
 
 
-def of(kind: str) -> Engine | None:
+def find(kind: str) -> Engine | None:
     """Return the engine of this kind, `DEFAULT` for an empty one; None for an unknown kind."""
     return ENGINES.get(kind) if kind else DEFAULT

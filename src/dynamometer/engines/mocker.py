@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dynamometer.engines import sglang
+from dynamometer.engines import sglang, sglang_flags
 from dynamometer.engines.interface import (
     CommandFacts,
     CommandHelp,
@@ -57,7 +57,7 @@ class Mocker:
 
     def plan(self, arguments: Sequence[str], *, directory: Path, python: str) -> Launch:
         """See `interface.StartableEngine.plan`."""
-        known = sglang.known_flags(arguments)
+        known = sglang_flags.parse(arguments)
         if known.model is None:
             raise SettingsError("--model is missing: any name will do for a mocker")
         port = free_port()
@@ -76,15 +76,15 @@ class Mocker:
             model=label_value(known.served_model_name or known.model),
             model_path=known.model,
             sources=MetricSources(directory=metrics if known.enable_metrics else None),
-            mode=sglang.mode(known),
+            mode=sglang_flags.mode(known),
             stream_usage=known.stream_usage,
             notes=tuple(notes),
         )
 
-    def reason(self, log: Sequence[str], exit_code: int, launch: Launch) -> str:  # noqa: ARG002  # a seam
-        """See `interface.StartableEngine.reason`."""
-        return sglang.reason(log, exit_code)
+    def describe_exit(self, log: Sequence[str], exit_code: int, launch: Launch) -> str:  # noqa: ARG002  # a seam
+        """See `interface.StartableEngine.describe_exit`."""
+        return sglang.describe_exit(log, exit_code)
 
-    def last_word(self, log: Sequence[str]) -> str:
-        """See `interface.StartableEngine.last_word`."""
+    def describe_progress(self, log: Sequence[str]) -> str:
+        """See `interface.StartableEngine.describe_progress`."""
         return log[-1] if log else ""

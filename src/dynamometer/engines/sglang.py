@@ -6,20 +6,17 @@ needs that version but the list of routes and the CPU flags.
 
 from __future__ import annotations
 
-import argparse
 import getpass
 import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Final
 
-from dynamometer import names, settings
-from dynamometer.engines import accelerators, sglang_config
+from dynamometer import names
+from dynamometer.engines import accelerators, sglang_flags
 from dynamometer.engines.interface import (
-    DECODE,
-    PREFILL,
     CommandFacts,
     CommandHelp,
     Launch,
@@ -32,13 +29,9 @@ from dynamometer.engines.server_info import engine_info, model_cards, request_na
 from dynamometer.engines.sglang_cpu import overlay
 from dynamometer.errors import SettingsError
 from dynamometer.http.addresses import free_port
-from dynamometer.runtime.record import AGGREGATED
 
-DEFAULT_PORT: Final = 30000
 # What its processes call themselves: "sglang::scheduler".
 TITLE: Final = "sglang::"
-_MODULE_NAME: Final = "sglang.launch_server"
-_SERVE: Final = ("sglang", "serve")
 WITHOUT_METRICS: Final = (
     "--enable-metrics was not given: the page will have no sglang: families, only the runtime's own"
 )
@@ -120,36 +113,36 @@ class SGLang:
 
     def launch_arguments(self, command: Sequence[str]) -> Sequence[str] | None:
         """See `interface.Engine.launch_arguments`."""
-        return launch_arguments(command)
+        return sglang_flags.launch_arguments(command)
 
     def is_process(self, command: Sequence[str]) -> bool:
         """See `interface.Engine.is_process`: its processes set titles, "sglang::scheduler"."""
         titled = bool(command) and command[0].startswith(TITLE)
-        return titled or launch_arguments(command) is not None
+        return titled or sglang_flags.launch_arguments(command) is not None
 
     def command_facts(
         self, arguments: Sequence[str], *, environment: Mapping[str, str], directory: Path
     ) -> CommandFacts:
         """See `interface.Engine.command_facts`."""
         try:
-            known = known_flags(sglang_config.with_file(arguments, directory))
+            known = sglang_flags.parse(sglang_flags.with_config_file(arguments, directory))
         except SettingsError:  # the engine itself reports it
-            known = known_flags(())
+            known = sglang_flags.parse(())
         return CommandFacts(
             model=names.label_value(known.served_model_name or known.model or ""),
             host=known.host or "",
-            port=_port(known.port) or DEFAULT_PORT,
+            port=sglang_flags.port(known),
             page_has_more=counts_on_its_page_alone(environment) if environment else None,
         )
 
     def plan(self, arguments: Sequence[str], *, directory: Path, python: str) -> Launch:
         """See `interface.StartableEngine.plan`."""
-        given = sglang_config.with_file(arguments)
-        known = known_flags(given)
+        given = sglang_flags.with_config_file(arguments)
+        known = sglang_flags.parse(given)
         if known.model is None:
             raise SettingsError("--model is missing: a directory, or a name on a model hub")
         engine_port = free_port()
-        command = [python, "-m", _MODULE_NAME, *arguments]
+        command = [python, "-m", sglang_flags.MODULE_NAME, *arguments]
         command += ["--host", "127.0.0.1", "--port", str(engine_port)]
         # Of data-parallel ranks each one needs a port of its own, which SGLang finds itself.
         if known.nccl_port is None and known.dp_size in (None, "1"):
@@ -161,7 +154,7 @@ class SGLang:
         environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
         notes: list[str] = []
         if _on_cpu(known.device):
-            added = _missing(CPU_FLAGS, given)
+            added = sglang_flags.missing(CPU_FLAGS, given)
             command += added
             overlay.switch_on(environment, directory / "plugin")
             why = "--device cpu was given" if known.device else "no accelerator was found"
@@ -184,41 +177,20 @@ class SGLang:
             model=names.label_value(known.served_model_name or known.model),
             model_path=known.model,
             sources=sources,
-            mode=mode(known),
+            mode=sglang_flags.mode(known),
             stream_usage=known.stream_usage,
             api_key=known.api_key,
             notes=tuple(notes),
         )
 
-    def reason(self, log: Sequence[str], exit_code: int, launch: Launch) -> str:
-        """See `interface.StartableEngine.reason`."""
-        return reason(log, exit_code) + _hint(launch)
+    def describe_exit(self, log: Sequence[str], exit_code: int, launch: Launch) -> str:
+        """See `interface.StartableEngine.describe_exit`."""
+        return describe_exit(log, exit_code) + _hint(launch)
 
-    def last_word(self, log: Sequence[str]) -> str:
-        """See `interface.StartableEngine.last_word`: its lines have a stamp, warnings none."""
+    def describe_progress(self, log: Sequence[str]) -> str:
+        """See `interface.StartableEngine.describe_progress`; warnings have no time stamp."""
         own = (line for line in reversed(log) if _STAMP.match(line))
         return _STAMP.sub("", next(own, ""))
-
-
-def launch_arguments(command: Sequence[str]) -> Sequence[str] | None:
-    """The flags of a command line that starts SGLang; None where it starts something else.
-
-    What merely has such words among its own (a shell's `-c`, an editor, sudo) starts none.
-    """
-    program = PurePath(command[0]).name if command else ""
-    if (program, *command[1:2]) == _SERVE:
-        return command[2:]
-    if not program.startswith("python"):
-        return None
-    number = 1
-    while number < len(command) and command[number].startswith("-") and command[number] != "-m":
-        number += 2 if command[number] in ("-X", "-W") else 1
-    first, second = (*command[number : number + 2], "", "")[:2]
-    if "-c" in command[1:number]:
-        return None
-    if (first, second) == ("-m", _MODULE_NAME) or (PurePath(first).name, second) == _SERVE:
-        return command[number + 2 :]
-    return command[number + 1 :] if first.endswith("/sglang/launch_server.py") else None
 
 
 def counts_on_its_page_alone(environment: Mapping[str, str]) -> bool:
@@ -226,53 +198,10 @@ def counts_on_its_page_alone(environment: Mapping[str, str]) -> bool:
     return environment.get("SGLANG_RUST_SERVER", "0").lower() in ("1", "true", "yes")
 
 
-def known_flags(arguments: Sequence[str]) -> argparse.Namespace:
-    """The few flags of SGLang's that matter here; the rest is passed over."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--model", "--model-path", dest="model")
-    parser.add_argument("--served-model-name")
-    parser.add_argument("--device")
-    parser.add_argument("--host")
-    parser.add_argument("--port")
-    parser.add_argument("--nccl-port")
-    parser.add_argument("--dp-size", "--data-parallel-size", dest="dp_size")
-    parser.add_argument("--api-key")
-    parser.add_argument("--disaggregation-mode")
-    parser.add_argument("--enable-metrics", action="store_true")
-    parser.add_argument(
-        "--stream-response-default-include-usage", dest="stream_usage", action="store_true"
-    )
-    try:
-        return parser.parse_known_args(list(arguments))[0]
-    except argparse.ArgumentError as error:
-        raise SettingsError(str(error)) from None
-
-
-def mode(known: argparse.Namespace) -> str:
-    """What `--disaggregation-mode` says of the worker; SGLang itself refuses what is no mode."""
-    phase: str = known.disaggregation_mode
-    return phase if phase in (PREFILL, DECODE) else AGGREGATED
-
-
-def _port(text: str | None) -> int | None:
-    """Return the port that a command line names, if it is one."""
-    try:
-        return settings.port(text or "") or None
-    except ValueError:
-        return None
-
-
 def _on_cpu(device: str | None) -> bool:
     if device is not None:
         return device == "cpu"
     return accelerators.find() is None
-
-
-def _missing(flags: Mapping[str, str | None], arguments: Sequence[str]) -> list[str]:
-    """The flags that the user has not given, as words of a command line."""
-    given = {word.split("=", 1)[0].replace("_", "-") for word in arguments}
-    missing = ((flag, value) for flag, value in flags.items() if flag not in given)
-    return [word for pair in missing for word in pair if word is not None]
 
 
 # A log line's own beginning: "[2026-01-31 12:00:00 TP0] ".
@@ -295,7 +224,7 @@ def _hint(launch: Launch) -> str:
     return ""
 
 
-def reason(log: Sequence[str], exit_code: int) -> str:
+def describe_exit(log: Sequence[str], exit_code: int) -> str:
     """The last exception or usage error in `log`, else its last line; then how it ended.
 
     A child's exception stands before the server's word that a child failed: the last one in

@@ -79,7 +79,7 @@ class ObservedEngine:
         self._finding: BlockingCalls[FileLocations] = BlockingCalls("directories of the files")
         self._reading: BlockingCalls[Sight] = BlockingCalls("files")
         self._fetcher: PageFetcher | None = None
-        kind = kinds.of(target.running.engine if target.running else "") or kinds.DEFAULT
+        kind = kinds.find(target.running.engine if target.running else "") or kinds.DEFAULT
         self._load = kind.load_signals(self.name, self._load_labels, complete=self._sources_known)
         if self._load.shown_by(options.prefixes):
             page.derive(self._load)

@@ -13,7 +13,7 @@ from prometheus_client import Gauge
 
 from dynamometer import names
 from dynamometer.engines.answers import Answer, StreamReader
-from dynamometer.engines.tokens import Tokens
+from dynamometer.engines.dialects import Tokens
 from dynamometer.frontend import failures
 from dynamometer.frontend.failures import Failure
 from dynamometer.frontend.families import FrontendMetrics

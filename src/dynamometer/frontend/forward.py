@@ -298,13 +298,13 @@ class Forwarder:
 
 def _route_of(instance: Record, path: str) -> Route | None:
     """Return the route of an instance's engine; None where that engine has no such route."""
-    engine = kinds.of(instance.engine)
+    engine = kinds.find(instance.engine)
     return engine.routes.get(path) if engine else None
 
 
 def _request_name(instance: Record, model: str) -> str:
     """Return the name by which an instance's engine is asked for a model that it lists."""
-    engine = kinds.of(instance.engine)
+    engine = kinds.find(instance.engine)
     return engine.request_name(model, instance.model_info.get(model)) if engine else model
 
 

@@ -1,6 +1,6 @@
 """A simulated engine, for tests of scale and of faults, and for work on dashboards.
 
-It speaks SGLang's HTTP and writes the same kind of multiprocess files, and says on every line
-that it writes that it is none: log lines begin with `simulated engine`, series have
-`engine_type="mocker"`, answers have `"system_fingerprint":"mocker"`. Never a default.
+It has SGLang's HTTP routes and writes multiprocess files as SGLang does. All output shows that the
+engine is simulated: log lines begin with `[simulated engine]`, series have
+`engine_type="mocker"`, and answers have `"system_fingerprint":"mocker"`. Never a default.
 """

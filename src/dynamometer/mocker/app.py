@@ -1,4 +1,4 @@
-"""The simulated engine's HTTP: chats and completions at a set rate, models, health, metrics."""
+"""The HTTP routes of the simulated engine: chats and completions at a given rate, and the rest."""
 
 from __future__ import annotations
 
@@ -8,41 +8,65 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from aiohttp import web
-
-from dynamometer.mocker.options import MockerOptions
 
 logger = logging.getLogger(__name__)
 _WORD = " mock"
 
 
-class Instruments(Protocol):
-    """What the simulated engine counts of its requests; see `instruments`."""
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The model and the speed of the simulated engine.
+
+    Attributes:
+        model: the served name.
+        tokens_per_second: the rate of each stream.
+        first_token_seconds: the time before the first token of an answer.
+        stream_usage: end every stream with its usage, requested or not.
+        context_length: the largest number of tokens in an answer.
+        max_running_requests: as reported by `/server_info`; not enforced.
+        kv_tokens: the capacity of the simulated KV cache, tokens.
+        page_size: the tokens in one block of the cache.
+    """
+
+    model: str
+    tokens_per_second: float
+    first_token_seconds: float
+    stream_usage: bool = False
+    context_length: int = 32768
+    max_running_requests: int = 256
+    kv_tokens: int = 8 * 32768
+    page_size: int = 1
+
+
+class Metrics(Protocol):
+    """The metrics of the simulated engine's requests; see `simulated_metrics`."""
 
     def begin(self) -> None:
-        """A request runs."""
+        """Count a request that begins."""
 
     def first_token(self, seconds: float) -> None:
-        """Its first token was there after `seconds`."""
+        """Observe the time from a request's begin to its first token."""
 
     def end(self, *, prompt: int, generated: int, seconds: float, aborted: bool) -> None:
-        """It has ended."""
+        """Count a request that has ended, with its tokens and its duration."""
 
     def page(self) -> bytes:
-        """The page of all of the engine's processes."""
+        """Return the page of all processes of the engine."""
 
 
 class Mocker:
-    """The handlers."""
+    """The handlers of the simulated engine's routes."""
 
-    def __init__(self, options: MockerOptions, instruments: Instruments) -> None:
+    def __init__(self, options: Options, metrics: Metrics) -> None:
         self._options = options
-        self._instruments = instruments
+        self._metrics = metrics
 
     def application(self) -> web.Application:
-        """All routes of the simulated engine."""
+        """Return the application with all routes."""
         app = web.Application(client_max_size=2**30)
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/v1/completions", self._completions)
@@ -53,7 +77,7 @@ class Mocker:
             app.router.add_get(path, self._server_info)
         for path in ("/get_model_info", "/model_info"):
             app.router.add_get(path, self._model_info)
-        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/metrics", self._page)
         return app
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
@@ -65,60 +89,58 @@ class Mocker:
     async def _answer(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
         try:
             body = json.loads(await request.read())
-            asked = body.get("max_completion_tokens", body.get("max_tokens"))
-            asked = 16 if asked is None else int(asked)
+            limit = body.get("max_completion_tokens", body.get("max_tokens"))
+            count = 16 if limit is None else int(limit)
             usage = (body.get("stream_options") or {}).get("include_usage") is True
             usage = usage or self._options.stream_usage
-            if asked < 1:
-                raise ValueError("no tokens are wanted")
-            if asked > self._options.context_length:
-                raise ValueError("more tokens are wanted than the model's context has")
+            if not 1 <= count <= self._options.context_length:
+                raise ValueError("max_tokens is out of range")
         except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
-            message = {"object": "error", "message": "no such request", "code": 400}
+            message = {"object": "error", "message": "invalid request", "code": 400}
             return web.json_response(message, status=400)
         prompt = len(json.dumps(body.get("messages") or body.get("prompt") or "").split())
         answer = _Answer(self._options.model, chat=chat, prompt=prompt)
-        begun = time.perf_counter()
+        start = time.perf_counter()
         aborted = True
-        self._instruments.begin()
+        self._metrics.begin()
         try:
             if body.get("stream"):
-                response = await self._stream(request, answer, asked, usage)
+                response = await self._stream(request, answer, count, usage)
             else:
-                async for _ in self._tokens(asked, answer):
+                async for _ in self._tokens(count, answer):
                     pass
                 response = web.json_response(answer.whole())
             aborted = False
             return response
         finally:
-            self._instruments.end(
+            self._metrics.end(
                 prompt=prompt,
                 generated=answer.generated,
-                seconds=time.perf_counter() - begun,
+                seconds=time.perf_counter() - start,
                 aborted=aborted,
             )
 
-    async def _tokens(self, asked: int, answer: _Answer) -> AsyncIterator[int]:
-        """Token numbers, each when its time has come."""
-        begun = time.perf_counter()
-        for number in range(asked):
-            due = begun + self._options.first_token_seconds
+    async def _tokens(self, count: int, answer: _Answer) -> AsyncIterator[int]:
+        """Yield the index of each token at the time when the token is due."""
+        start = time.perf_counter()
+        for number in range(count):
+            due = start + self._options.first_token_seconds
             due += number / self._options.tokens_per_second
             delay = due - time.perf_counter()
             if delay > 0:
                 await asyncio.sleep(delay)
             if number == 0:
-                self._instruments.first_token(time.perf_counter() - begun)
+                self._metrics.first_token(time.perf_counter() - start)
             answer.generated += 1
             yield number
 
     async def _stream(
-        self, request: web.Request, answer: _Answer, asked: int, usage: bool
+        self, request: web.Request, answer: _Answer, count: int, usage: bool
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        async for number in self._tokens(asked, answer):
-            await response.write(answer.event(last=number == asked - 1))
+        async for number in self._tokens(count, answer):
+            await response.write(answer.event(last=number == count - 1))
         if usage:
             await response.write(answer.usage_event())
         await response.write(b"data: [DONE]\n\n")
@@ -162,13 +184,13 @@ class Mocker:
             }
         )
 
-    async def _metrics(self, _: web.Request) -> web.Response:
-        page = await asyncio.to_thread(self._instruments.page)
+    async def _page(self, _: web.Request) -> web.Response:
+        page = await asyncio.to_thread(self._metrics.page)
         return web.Response(body=page, headers={"Content-Type": "text/plain; version=0.0.4"})
 
 
 class _Answer:
-    """One answer in OpenAI's form."""
+    """One answer in OpenAI's format."""
 
     def __init__(self, model: str, *, chat: bool, prompt: int) -> None:
         self._chat = chat
@@ -192,14 +214,15 @@ class _Answer:
 
     def whole(self) -> Mapping[str, object]:
         text = _WORD * self.generated
-        said = {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
+        message = {"role": "assistant", "content": text}
+        content = {"message": message} if self._chat else {"text": text}
         kind = "chat.completion" if self._chat else "text_completion"
-        choice = {"index": 0, **said, "finish_reason": "length"}
+        choice = {"index": 0, **content, "finish_reason": "length"}
         return {**self._common, "object": kind, "choices": [choice], "usage": self._usage}
 
     def event(self, *, last: bool) -> bytes:
-        said = {"delta": {"content": _WORD}} if self._chat else {"text": _WORD}
-        choice = {"index": 0, **said, "finish_reason": "length" if last else None}
+        content = {"delta": {"content": _WORD}} if self._chat else {"text": _WORD}
+        choice = {"index": 0, **content, "finish_reason": "length" if last else None}
         return self._chunk({"choices": [choice]})
 
     def usage_event(self) -> bytes:

@@ -160,7 +160,7 @@ class Supervisor:
             if exit_code is None:
                 fault = faults.exceptions[0]
                 return EngineError(f"a fault of this worker ended its engine: {fault!r}")
-        reason = self._engine.reason(process.log, exit_code, self._launch)
+        reason = self._engine.describe_exit(process.log, exit_code, self._launch)
         full = "; a file system that it maps is full: /dev/shm?"
         return EngineError(
             f"the engine ended: {reason}{full if exit_code == -signal.SIGBUS else ''}"
@@ -216,7 +216,7 @@ class Supervisor:
             )
 
     def _last_word(self, process: EngineProcess) -> str:
-        word = self._engine.last_word(process.log)
+        word = self._engine.describe_progress(process.log)
         return f"; it last said: {word[:100]}" if word else ""
 
     def _look(self, process: EngineProcess) -> None:

@@ -1,7 +1,7 @@
-"""What the simulated engine's server process counts, in multiprocess files of its own.
+"""The simulated engine's own metrics of its requests, in multiprocess files.
 
-Imported only after `PROMETHEUS_MULTIPROC_DIR` is set: prometheus_client chooses where values
-live when it is imported.
+Import this module only after `PROMETHEUS_MULTIPROC_DIR` is set: prometheus_client chooses the
+storage of values when it is imported.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from dynamometer.names import labels
 _LABELS = (labels.MODEL_NAME, labels.ENGINE_TYPE, labels.IS_STREAMING)
 
 
-class ServerInstruments:
-    """See `app.Instruments`."""
+class SimulatedMetrics:
+    """See `app.Metrics`."""
 
     def __init__(self, model: str, *, kv_tokens: int, page_size: int) -> None:
-        """Nothing is counted yet.
+        """Create the instruments.
 
         Args:
-            model: the label.
-            kv_tokens: how many tokens the simulated cache holds.
-            page_size: in blocks of so many.
+            model: the label `model_name`.
+            kv_tokens: the capacity of the simulated KV cache, tokens.
+            page_size: the tokens in one block of the cache.
         """
         registry = CollectorRegistry()
         values = (model, "mocker", "true")
@@ -32,38 +32,37 @@ class ServerInstruments:
         def counter(name: str, text: str) -> Counter:
             return Counter(name, f"Simulated: {text}", _LABELS, registry=registry).labels(*values)
 
+        def gauge(name: str, text: str) -> Gauge:
+            family = Gauge(
+                name, f"Simulated: {text}", _LABELS, registry=registry, multiprocess_mode="livesum"
+            )
+            return family.labels(*values)
+
         def histogram(name: str, text: str) -> Histogram:
-            made = Histogram(name, f"Simulated: {text}", _LABELS, registry=registry)
-            return made.labels(*values)
+            family = Histogram(name, f"Simulated: {text}", _LABELS, registry=registry)
+            return family.labels(*values)
 
         self._requests = counter(sglang.NUM_REQUESTS_TOTAL, "requests processed.")
         self._aborted = counter(sglang.NUM_ABORTED_REQUESTS_TOTAL, "requests aborted.")
         self._prompt = counter(sglang.PROMPT_TOKENS_TOTAL, "prefill tokens processed.")
         self._generated = counter(sglang.GENERATION_TOKENS_TOTAL, "generation tokens processed.")
         self._first = histogram(sglang.TIME_TO_FIRST_TOKEN_SECONDS, "time to first token.")
-        self._whole = histogram(sglang.E2E_REQUEST_LATENCY_SECONDS, "request latency.")
-
-        def gauge(name: str, text: str) -> Gauge:
-            made = Gauge(
-                name, f"Simulated: {text}", _LABELS, registry=registry, multiprocess_mode="livesum"
-            )
-            return made.labels(*values)
-
+        self._duration = histogram(sglang.E2E_REQUEST_LATENCY_SECONDS, "request latency.")
         self._running = gauge(sglang.NUM_RUNNING_REQS, "running requests.")
-        gauge(sglang.NUM_QUEUE_REQS, "queued requests.")  # always 0: it queues nothing
+        gauge(sglang.NUM_QUEUE_REQS, "queued requests.")  # always 0: the mocker has no queue
         gauge(sglang.MAX_TOTAL_NUM_TOKENS, "tokens that the KV cache holds.").set(kv_tokens)
         gauge(sglang.PAGE_SIZE, "tokens in a block of the KV cache.").set(page_size)
 
     def begin(self) -> None:
-        """See `app.Instruments.begin`."""
+        """See `app.Metrics.begin`."""
         self._running.inc()
 
     def first_token(self, seconds: float) -> None:
-        """See `app.Instruments.first_token`."""
+        """See `app.Metrics.first_token`."""
         self._first.observe(seconds)
 
     def end(self, *, prompt: int, generated: int, seconds: float, aborted: bool) -> None:
-        """See `app.Instruments.end`."""
+        """See `app.Metrics.end`."""
         self._running.dec()
         self._prompt.inc(prompt)
         self._generated.inc(generated)
@@ -71,10 +70,10 @@ class ServerInstruments:
             self._aborted.inc()
         else:
             self._requests.inc()
-            self._whole.observe(seconds)
+            self._duration.observe(seconds)
 
     def page(self) -> bytes:
-        """See `app.Instruments.page`."""
+        """See `app.Metrics.page`."""
         registry = CollectorRegistry()
         MultiProcessCollector(registry)
         return bytes(generate_latest(registry))

@@ -1,0 +1,128 @@
+"""SGLang's command line: which commands start SGLang, and the flags that are read here.
+
+SGLang itself receives and checks all flags. A worker and an exporter read only the few flags that
+they need: the model, the address, and what the engine reports.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Final
+
+from dynamometer import settings
+from dynamometer.engines.interface import DECODE, PREFILL
+from dynamometer.errors import SettingsError
+from dynamometer.runtime.record import AGGREGATED
+
+MODULE_NAME: Final = "sglang.launch_server"
+DEFAULT_PORT: Final = 30000
+_SERVE: Final = ("sglang", "serve")
+_LARGEST_FILE_BYTES: Final = 1 << 20
+
+
+def launch_arguments(command: Sequence[str]) -> Sequence[str] | None:
+    """Return the flags of a command line that starts SGLang; None for any other command line.
+
+    A command that only has such words among its arguments (a shell's `-c`, an editor, sudo) does
+    not start SGLang itself.
+    """
+    program = PurePath(command[0]).name if command else ""
+    if (program, *command[1:2]) == _SERVE:
+        return command[2:]
+    if not program.startswith("python"):
+        return None
+    number = 1
+    while number < len(command) and command[number].startswith("-") and command[number] != "-m":
+        number += 2 if command[number] in ("-X", "-W") else 1
+    first, second = (*command[number : number + 2], "", "")[:2]
+    if "-c" in command[1:number]:
+        return None
+    if (first, second) == ("-m", MODULE_NAME) or (PurePath(first).name, second) == _SERVE:
+        return command[number + 2 :]
+    return command[number + 1 :] if first.endswith("/sglang/launch_server.py") else None
+
+
+def with_config_file(arguments: Sequence[str], directory: Path | None = None) -> list[str]:
+    """Return the flags of the YAML file that `--config` names, followed by `arguments`.
+
+    SGLang reads both in this order, so that the command line overrides the file. A file that
+    cannot be read adds nothing: SGLang reports the fault.
+
+    Args:
+        arguments: the flags.
+        directory: the working directory of SGLang; None for the current one.
+    """
+    words = list(arguments)
+    if "--config" not in words[:-1]:
+        return words
+    import yaml  # needs a megabyte, and is rarely used
+
+    path = (directory or Path()) / words[words.index("--config") + 1]
+    try:
+        # Reading a pipe would block.
+        if not path.is_file() or path.stat().st_size > _LARGEST_FILE_BYTES:
+            return words
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return words
+    if not isinstance(content, dict):
+        return words
+    return [word for key, value in content.items() for word in _flag(str(key), value)] + words
+
+
+def _flag(key: str, value: object) -> list[str]:
+    flag = f"--{key.replace('_', '-')}"
+    if isinstance(value, bool):
+        return [flag] if value else []
+    if isinstance(value, list):
+        return [flag, *(str(item) for item in value)] if value else []
+    return [flag, str(value)]
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the flags of SGLang that are used here, and ignore all others.
+
+    Raises:
+        SettingsError: The value of a flag is missing.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--model", "--model-path", dest="model")
+    parser.add_argument("--served-model-name")
+    parser.add_argument("--device")
+    parser.add_argument("--host")
+    parser.add_argument("--port")
+    parser.add_argument("--nccl-port")
+    parser.add_argument("--dp-size", "--data-parallel-size", dest="dp_size")
+    parser.add_argument("--api-key")
+    parser.add_argument("--disaggregation-mode")
+    parser.add_argument("--enable-metrics", action="store_true")
+    parser.add_argument(
+        "--stream-response-default-include-usage", dest="stream_usage", action="store_true"
+    )
+    try:
+        return parser.parse_known_args(list(arguments))[0]
+    except argparse.ArgumentError as error:
+        raise SettingsError(str(error)) from None
+
+
+def mode(flags: argparse.Namespace) -> str:
+    """Return the `Record.mode` of `--disaggregation-mode`; SGLang itself refuses invalid modes."""
+    phase: str = flags.disaggregation_mode
+    return phase if phase in (PREFILL, DECODE) else AGGREGATED
+
+
+def port(flags: argparse.Namespace) -> int:
+    """Return the port of `--port`; the default where the flag is missing or not a port."""
+    try:
+        return settings.port(flags.port or "") or DEFAULT_PORT
+    except ValueError:
+        return DEFAULT_PORT
+
+
+def missing(flags: Mapping[str, str | None], arguments: Sequence[str]) -> list[str]:
+    """Return the part of `flags` that `arguments` does not contain, as command line words."""
+    given = {word.split("=", 1)[0].replace("_", "-") for word in arguments}
+    added = ((flag, value) for flag, value in flags.items() if flag not in given)
+    return [word for pair in added for word in pair if word is not None]

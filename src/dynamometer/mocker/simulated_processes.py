@@ -1,0 +1,112 @@
+"""Processes that write multiprocess files, as the ranks of an engine do."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from typing import Final, Literal
+
+from dynamometer.engines.sglang_names import sglang
+from dynamometer.names import labels
+
+_BOUNDS: Final = tuple(0.001 * 2**n for n in range(14))
+# The bounds, +Inf, the sum and the count.
+_HISTOGRAM_LINES: Final = len(_BOUNDS) + 3
+_PR_SET_PDEATHSIG: Final = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """The number and the rate of change of the series that the simulated processes write.
+
+    Attributes:
+        model: the label `model_name`.
+        processes: the number of processes.
+        series: the number of sample lines of all processes together.
+        change: the fraction of the series that changes at each interval, 0 to 1.
+        interval: seconds between two changes.
+    """
+
+    model: str
+    processes: int
+    series: int
+    change: float
+    interval: float
+
+
+@contextlib.contextmanager
+def writing(load: Load) -> Iterator[None]:
+    """Run the processes of `load` while the context is open."""
+    context = multiprocessing.get_context("spawn")
+    processes: list[BaseProcess] = [
+        context.Process(target=write, args=(load, rank), name=f"mocker-rank-{rank}", daemon=True)
+        for rank in range(load.processes)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join(5)
+
+
+def write(load: Load, rank: int) -> None:
+    """Write one rank's part of the series, then change a fraction of them at each interval.
+
+    Runs until the process is killed; requires `PROMETHEUS_MULTIPROC_DIR`.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # at Ctrl-C, the server ends its processes
+    if os.getppid() == 1:
+        return
+    # Imported late: prometheus_client reads the environment when it is imported.
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+    registry = CollectorRegistry()
+    names = (labels.MODEL_NAME, labels.ENGINE_TYPE, labels.TP_RANK, labels.STAGE)
+    constant = (load.model, "mocker", str(rank))
+    share = load.series // max(load.processes, 1)
+    sets = max(share // (_HISTOGRAM_LINES + 2), 1)
+    latency = Histogram(
+        sglang.PER_STAGE_REQ_LATENCY_SECONDS,
+        "Simulated: the latency of each stage of a request.",
+        names,
+        buckets=_BOUNDS,
+        registry=registry,
+    )
+    tokens = Counter(
+        sglang.REALTIME_TOKENS_TOTAL, "Simulated: tokens processed.", names, registry=registry
+    )
+
+    def gauge(name: str, text: str, label_names: tuple[str, ...]) -> Gauge:
+        mode: Literal["mostrecent"] = "mostrecent"
+        return Gauge(
+            name, f"Simulated: {text}", label_names, registry=registry, multiprocess_mode=mode
+        )
+
+    used = gauge(sglang.NUM_USED_TOKENS, "tokens in the KV cache, of each stage.", names)
+    usage = gauge(sglang.TOKEN_USAGE, "the token usage.", names[:-1]).labels(*constant)
+    series = []
+    for number in range(sets):
+        values = (*constant, f"stage_{number}")
+        series.append((latency.labels(*values), tokens.labels(*values), used.labels(*values)))
+    chance = random.Random(rank)  # noqa: S311  # not a secret
+    while True:
+        usage.set(chance.random())
+        changed = chance.sample(series, round(len(series) * load.change))
+        for histogram, counter, tokens_used in changed:
+            histogram.observe(chance.expovariate(100))
+            counter.inc(chance.randrange(1, 100))
+            tokens_used.set(chance.randrange(1000))
+        time.sleep(load.interval)
