@@ -40,7 +40,7 @@ def differences_of_values(files: Path, page: Callable[[], bytes]) -> list[str]:
 
     Args:
         files: the directory of the worker's files.
-        page: gives its page; asked before and after, and what has moved is left out.
+        page: returns the page; called before and after, and series that have changed are omitted.
     """
     before = _values(page())
     injected = _injected(before)

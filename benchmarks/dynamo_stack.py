@@ -29,7 +29,7 @@ from dynamometer.engines.sglang_cpu import SWITCH
 from exporter import answers
 
 MODEL = "tiny"
-# Nobody else is there. (Dynamo takes a system port for a signed 16-bit number.)
+# No other program runs there. (Dynamo takes a system port for a signed 16-bit number.)
 PORT, SYSTEM_PORT, ENGINE_PORT, NCCL_PORT = 8000, 8081, 30000, 30001
 URL = f"http://127.0.0.1:{PORT}"
 STARTS_WITHIN, ENDS_WITHIN = 150, 20  # seconds
@@ -162,7 +162,7 @@ def end_what_is_left() -> None:
     left = [process for process in psutil.process_iter() if process.pid != os.getpid()]
     titles = [process.name() for process in left if process.status() != psutil.STATUS_ZOMBIE]
     if titles:
-        say(f"ended, as nobody else did: {', '.join(titles)}")
+        say(f"ended processes that were left over: {', '.join(titles)}")
     for process in left:
         with contextlib.suppress(psutil.Error):
             process.kill()

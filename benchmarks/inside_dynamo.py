@@ -59,7 +59,7 @@ class Found:
     """Attributes:
     pages: before the first request, and after them.
     costs: by state of the worker.
-    rates: requests a second, while nobody scrapes and while somebody does.
+    rates: requests a second, without scrapes and with scrapes.
     faults: what differs from what Dynamo makes of the same files.
     """
 

@@ -41,7 +41,7 @@ class AddressError(DynamometerError):
 
 
 class DirectoryError(DynamometerError):
-    """A directory of ours cannot be used: not writable, someone else's, or a link."""
+    """A directory of ours cannot be used: not writable, another user's, or a link."""
 
 
 class DiscoveryError(DynamometerError):

@@ -108,7 +108,7 @@ class FileDiscovery:
         if self._hung is not None and not self._hung.future.done():
             raise DiscoveryError(f"discovery: {self.directory} does not answer")
         reading = self._reading
-        # A reading that has begun may have missed a record that was written since.
+        # A reading that has started may have missed a record that was written since.
         if reading is None or reading.begun or reading.future.done():
             reading = self._reading = _Reading()
             reading.future = self._thread.submit(partial(self._begin, reading))
