@@ -10,7 +10,7 @@ from typing import Any
 from dynamo.common.utils.prometheus import get_prometheus_expfmt, get_prometheus_typed
 from prometheus_client import CollectorRegistry, multiprocess
 
-from dynamometer.exposition.metrics import to_samples
+from dynamometer.exposition.conversion import to_samples
 from dynamometer.exposition.parser import parse
 from dynamometer.multiprocess import MultiProcessCollector
 from dynamometer.names import labels

@@ -26,7 +26,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from dynamometer.exposition.filters import Selection
-from dynamometer.exposition.render import render
+from dynamometer.exposition.rendering import render
 from dynamometer.multiprocess import MultiProcessCollector as OurCollector
 from dynamometer.multiprocess import MultiprocessDirectory
 from dynamometer.multiprocess import generate_latest as our_generate_latest

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynamometer.engines.load_signals import EngineLoad
+from dynamometer.exposition.conversion import to_samples
 from dynamometer.exposition.families import Family
-from dynamometer.exposition.metrics import to_samples
 from parsing import parse
 
 CONSTANT = {"dynamo_component": "backend", "dynamo_namespace": "dynamo", "model": "m"}

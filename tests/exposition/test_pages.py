@@ -16,7 +16,7 @@ from dynamometer.exposition.compress import gzip as put_together
 from dynamometer.exposition.families import Family
 from dynamometer.exposition.filters import EVERYTHING, Selection
 from dynamometer.exposition.pages import Pages
-from dynamometer.exposition.render import render
+from dynamometer.exposition.rendering import render
 from parsing import parse
 
 

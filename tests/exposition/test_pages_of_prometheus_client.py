@@ -15,9 +15,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as peer_parse_text
 from random_metrics import metrics, registry_of
 
+from dynamometer.exposition.conversion import from_metric, to_metric
 from dynamometer.exposition.families import Family
-from dynamometer.exposition.metrics import from_metric, to_metric
-from dynamometer.exposition.render import render
+from dynamometer.exposition.rendering import render
 from parsing import PageParser, parse
 
 SAMPLES = Path(__file__).parent.parent / "samples"

@@ -14,7 +14,7 @@ from random_metrics import metrics, registry_of
 
 from dynamometer.errors import ExpositionError
 from dynamometer.exposition.parser import Parser
-from dynamometer.exposition.render import render
+from dynamometer.exposition.rendering import render
 from parsing import OPENMETRICS, parse
 
 # Text pages, and what they become.

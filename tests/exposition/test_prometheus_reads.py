@@ -13,9 +13,9 @@ from typing import Any, cast
 
 import pytest
 
-from dynamometer.exposition.merge import Merger, Source
+from dynamometer.exposition.merging import Merger, Source
 from dynamometer.exposition.parser import Parser
-from dynamometer.exposition.render import render
+from dynamometer.exposition.rendering import render
 from dynamometer.http.addresses import free_port
 from page_server import serving
 from parsing import OPENMETRICS

@@ -15,8 +15,8 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
 from dynamometer.exposition.families import Family
-from dynamometer.exposition.merge import Merger, Source
-from dynamometer.exposition.render import render
+from dynamometer.exposition.merging import Merger, Source
+from dynamometer.exposition.rendering import render
 from dynamometer.exposition.totals import Totals
 from parsing import PageParser, parse
 

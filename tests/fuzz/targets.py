@@ -17,12 +17,12 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families as peer_parse_text
 
 from dynamometer.errors import ExpositionError
+from dynamometer.exposition.conversion import to_metric
 from dynamometer.exposition.families import Family
-from dynamometer.exposition.merge import Merger, Source
-from dynamometer.exposition.metrics import to_metric
-from dynamometer.exposition.negotiate import accepts_gzip, choose_format
+from dynamometer.exposition.merging import Merger, Source
+from dynamometer.exposition.negotiation import accepts_gzip, choose_format
 from dynamometer.exposition.parser import Parser, parse
-from dynamometer.exposition.render import render
+from dynamometer.exposition.rendering import render
 from dynamometer.exposition.series import label_name, metric_name
 from dynamometer.multiprocess import MultiprocessDirectory
 

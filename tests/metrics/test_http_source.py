@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from dynamometer.exposition.parser import Parsed, Parser
-from dynamometer.exposition.render import render
+from dynamometer.exposition.rendering import render
 from dynamometer.exposition.totals import Totals
 from dynamometer.http import addresses
 from dynamometer.http.servers import serving

@@ -11,8 +11,8 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from dynamometer.exposition.conversion import to_samples
 from dynamometer.exposition.families import Family, Metadata
-from dynamometer.exposition.metrics import to_samples
 from dynamometer.metrics.instruments import registry
 from dynamometer.metrics.page import MetricsPage
 from dynamometer.metrics.sources import RegistrySource

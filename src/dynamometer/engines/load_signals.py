@@ -13,9 +13,9 @@ from dynamometer.engines.ranks import LeadingSeries, RankValue
 from dynamometer.engines.sglang_names import sglang
 from dynamometer.exposition.families import Family, Metadata
 from dynamometer.exposition.numbers import format_number
+from dynamometer.exposition.ordering import sort_key
+from dynamometer.exposition.reuse import UnchangedFamilies
 from dynamometer.exposition.series import labels_text, series_text
-from dynamometer.exposition.unchanged import Unchanged
-from dynamometer.multiprocess.order import sort_key
 from dynamometer.names import engine_load, kvstats, labels, name_prefix
 
 # Requests are in one of these at a time. SGLang's queue of what a decode engine receives into the
@@ -111,7 +111,7 @@ class EngineLoad:
         self._counted = False
         self._last: tuple[Sequence[Family] | None, Mapping[str, str], bool] = (None, {}, False)
         self._made: tuple[Family, ...] = ()
-        self._unchanged = Unchanged()
+        self._unchanged = UnchangedFamilies()
 
     def shown_by(self, prefixes: Sequence[str]) -> bool:
         """Whether sources show all that it looks at, of whose families only those pass that begin
@@ -126,7 +126,7 @@ class EngineLoad:
         same = before is families and complete == complete_before and constant == constant_before
         if not same:
             self._last = (families, dict(constant), complete)
-            self._made = self._unchanged.keep(self._concluded(families, constant, complete))
+            self._made = self._unchanged.reuse(self._concluded(families, constant, complete))
         return self._made
 
     def _concluded(

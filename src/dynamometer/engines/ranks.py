@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from dynamometer.exposition.families import Family
+from dynamometer.exposition.ordering import SortKey, sort_key
 from dynamometer.exposition.series import end_of_series, split_series
-from dynamometer.multiprocess.order import SortKey, sort_key
 from dynamometer.names import labels
 
 _RANK: Final = "_rank"

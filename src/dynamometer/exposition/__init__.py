@@ -1,9 +1,9 @@
 """The public exposition API: bytes in, bytes out; nothing of files or sockets."""
 
 from dynamometer.exposition.families import Family, Metadata
-from dynamometer.exposition.negotiate import Format, choose_format
+from dynamometer.exposition.negotiation import Format, choose_format
 from dynamometer.exposition.parser import Parsed, Parser, parse
-from dynamometer.exposition.render import render
+from dynamometer.exposition.rendering import render
 from dynamometer.exposition.totals import Totals
 
 __all__ = [

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
-from dynamometer.exposition.families import Family, Metadata
+from dynamometer.exposition.families import INNER_LABELS, Family, Metadata
 from dynamometer.exposition.numbers import format_number
 from dynamometer.exposition.series import end_of_series, labels_text, metric_name, split_series
 
@@ -25,7 +25,6 @@ _SUFFIXES: Final = {
     "histogram": (("_bucket", "_count"), ("_sum",)),
     "summary": (("_count",), ("_sum",)),
 }
-_INNER_LABELS: Final = {"histogram": "le", "summary": "quantile"}
 _EXEMPLAR: Final = " # {"
 
 
@@ -98,7 +97,7 @@ def readings_of(family: Family, label_sets: dict[str, str]) -> Mapping[str, Read
 
 def _label_set(series: str, metadata: Metadata) -> str:
     """What the samples of one counter, histogram or summary have in common, as a text."""
-    inner = _INNER_LABELS.get(metadata.type)
+    inner = INNER_LABELS.get(metadata.type)
     if inner is None:
         return series
     _, labels = split_series(series)

@@ -34,6 +34,14 @@ SUFFIXES: Final = {
     "gaugehistogram": ("_gcount", "_gsum", "_bucket"),
     "info": ("_info",),
 }
+# The upper bound of a histogram's bucket.
+BUCKET_LABEL: Final = "le"
+# The label that distinguishes the samples of one histogram or summary, by the family's type.
+INNER_LABELS: Final = {
+    "histogram": BUCKET_LABEL,
+    "gaugehistogram": BUCKET_LABEL,
+    "summary": "quantile",
+}
 _TEXT_TYPES: Final = {
     "info": "gauge",
     "stateset": "gauge",

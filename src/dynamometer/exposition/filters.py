@@ -41,7 +41,7 @@ class Selection:
                 raise TypeError(f"a row of texts is wanted, not {given!r}")
         return cls(tuple(prefixes), frozenset(names), tuple(exclude_prefixes))
 
-    def admits_name(self, metadata: Metadata) -> bool:
+    def matches_prefix(self, metadata: Metadata) -> bool:
         """Whether the prefixes let a family pass."""
         name = metadata.text_name
         if self.exclude_prefixes and name.startswith(self.exclude_prefixes):
@@ -61,7 +61,7 @@ class Selection:
                 or not names.isdisjoint(family.metadata.names)
             ]
         if self.prefixes or self.exclude_prefixes:
-            families = [family for family in families if self.admits_name(family.metadata)]
+            families = [family for family in families if self.matches_prefix(family.metadata)]
         return families
 
 

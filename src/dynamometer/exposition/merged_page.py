@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 
 from dynamometer.exposition.filters import EVERYTHING, Selection
-from dynamometer.exposition.merge import LeftOut, Merger, Source
+from dynamometer.exposition.merging import Merger, Omission, Source
 from dynamometer.exposition.pages import Pages
 from dynamometer.process.forks import renew_in_child
 
@@ -28,9 +28,9 @@ class MergedPage:
         self._lock = threading.Lock()
 
     @property
-    def left_out(self) -> tuple[LeftOut, ...]:
+    def omissions(self) -> tuple[Omission, ...]:
         """What is not on the page because an earlier source has it, as of the last update."""
-        return self._merger.left_out
+        return self._merger.omissions
 
     def update(self, sources: Sequence[Source]) -> bool:
         """Take in what the sources have now; whether the page is another.

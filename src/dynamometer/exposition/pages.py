@@ -10,7 +10,7 @@ from typing import Final
 from dynamometer.exposition import compress
 from dynamometer.exposition.families import Family
 from dynamometer.exposition.filters import Selection
-from dynamometer.exposition.render import END_OF_OPENMETRICS, join
+from dynamometer.exposition.rendering import END_OF_OPENMETRICS, join
 
 # More selections than scrapers have in turn; each keeps a page.
 _MOST_KEPT: Final = 16

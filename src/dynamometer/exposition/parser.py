@@ -27,8 +27,8 @@ from dynamometer.exposition.grammar import (
     parse_number,
     text_timestamp,
 )
+from dynamometer.exposition.reuse import UnchangedFamilies
 from dynamometer.exposition.series import split_lines
-from dynamometer.exposition.unchanged import Unchanged
 
 _OPENMETRICS: Final = "application/openmetrics-text"
 _HEADER: Final = re.compile(
@@ -73,7 +73,7 @@ class Parser:
     """Parses the pages of one source, and is quick where series come again."""
 
     def __init__(self) -> None:
-        self._unchanged = Unchanged()
+        self._unchanged = UnchangedFamilies()
         self._series = SeriesParser()
 
     def parse(self, page: bytes, content_type: str = "") -> Parsed:
@@ -96,7 +96,7 @@ class Parser:
         for line in page.split(b"\n"):
             found.take(line)
         found.check()
-        families = self._unchanged.keep(found.families())
+        families = self._unchanged.reuse(found.families())
         return Parsed(families, found.dropped, found.fault)
 
 

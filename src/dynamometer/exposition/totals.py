@@ -39,7 +39,7 @@ from dynamometer.exposition.cumulative import (
     without_lines,
 )
 from dynamometer.exposition.families import Family
-from dynamometer.exposition.unchanged import Unchanged
+from dynamometer.exposition.reuse import UnchangedFamilies
 
 # Start times are computed from clocks, which are adjusted by less.
 CLEAR_MOVE_SECONDS: Final = 5.0
@@ -220,8 +220,8 @@ class Totals:
         self._counted: dict[tuple[str, str], _Counted] = {}
         self._began: float | None = None
         self._ended = False
-        self._unchanged = Unchanged()
-        self._unchanged_kept = Unchanged()
+        self._unchanged = UnchangedFamilies()
+        self._unchanged_kept = UnchangedFamilies()
 
     def update(
         self, families: Sequence[Family], *, began: float | None = None, ended: bool = False
@@ -249,7 +249,7 @@ class Totals:
         self._ended = self._ended and not restarted
         for counted, family, readings in found:
             counted.take(family, readings, restarted=restarted)
-        shown = self._unchanged.keep(self._continued(given))
+        shown = self._unchanged.reuse(self._continued(given))
         if shown == given:
             shown = given
         if shown != self._shown:
@@ -261,7 +261,7 @@ class Totals:
 
         Gauges, summaries' quantiles and everything else that was true only then are dropped.
         """
-        return self._unchanged_kept.keep(
+        return self._unchanged_kept.reuse(
             [cumulative_part(family) for family in self._shown if is_cumulative(family.metadata)]
         )
 

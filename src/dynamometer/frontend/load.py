@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 import aiohttp
 
 from dynamometer.errors import ExpositionError
-from dynamometer.exposition.metrics import to_samples
+from dynamometer.exposition.conversion import to_samples
 from dynamometer.exposition.parser import parse
 from dynamometer.frontend.routing import Router
 from dynamometer.metrics.response_body import read_body

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from dynamometer.exposition.families import Family
 from dynamometer.exposition.filters import FamilyFilter, Selection
-from dynamometer.exposition.merge import Merger, Source
+from dynamometer.exposition.merging import Merger, Source
 from dynamometer.metrics.sources import NO_ERRORS
 
 

@@ -16,12 +16,12 @@ from typing import Final, Protocol
 from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR
 
 from dynamometer.errors import ArgumentError
-from dynamometer.exposition.families import Family
+from dynamometer.exposition.conversion import from_metric
+from dynamometer.exposition.families import INNER_LABELS, Family
 from dynamometer.exposition.filters import FamilyFilter, Selection
-from dynamometer.exposition.merge import Source
 from dynamometer.exposition.merged_page import MergedPage
-from dynamometer.exposition.metrics import from_metric
-from dynamometer.exposition.relabel import Relabelling
+from dynamometer.exposition.merging import Source
+from dynamometer.exposition.relabelling import Relabelling
 from dynamometer.exposition.series import metric_name
 from dynamometer.metrics.hierarchy import Metrics
 from dynamometer.metrics.sources import Collects, RegistrySource
@@ -33,8 +33,6 @@ logger = logging.getLogger(__name__)
 
 _DEFAULT_ENDPOINT: Final = "generate"
 _DEFAULT_SOURCE: Final = "engine"
-# They tell the lines of one histogram or summary apart.
-_RESERVED: Final = ("le", "quantile")
 _MOST_KEPT: Final = 16
 
 
@@ -268,7 +266,7 @@ class _Kept:
             if strict:
                 self._view.check_names(families)
             self._page.update([Source(_DEFAULT_SOURCE, self._view.apply(families))])
-            for part in self._page.left_out:
+            for part in self._page.omissions:
                 if (part.family, part.clash) not in self._told:
                     self._told.add((part.family, part.clash))
                     logger.warning(
@@ -370,7 +368,7 @@ def _constant(given: Mapping[str, str] | None) -> Mapping[str, str]:
     if not isinstance(given, Mapping | None):
         raise ArgumentError(f"labels to add are names with values, as {{'a': 'b'}}, not {given!r}")
     for name in given or {}:
-        if name in _RESERVED:
+        if name in INNER_LABELS.values():
             raise ArgumentError(f"the label {name!r} is a histogram's or a summary's own")
         if sanitize_prometheus_label(name) != name:
             raise ArgumentError(f"{name!r} is no name of a label: letters, digits and '_' are")

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.values import MutexValue, ValueClass
 
 from dynamometer.errors import ArgumentError, SettingsError
-from dynamometer.exposition.families import Metadata
+from dynamometer.exposition.families import INNER_LABELS, Metadata
 from dynamometer.metrics import callbacks
 from dynamometer.metrics.instruments import labelled, registry
 from dynamometer.metrics.page import DEADLINE_SECONDS, MetricsPage
@@ -33,8 +33,6 @@ from dynamometer.process.forks import renew_in_child
 Instrument = TypeVar("Instrument", Counter, Gauge, Histogram)
 
 _MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
-# They tell the lines of one histogram or summary apart.
-_INNER = frozenset({"le", "quantile"})
 _OF_LEVELS = frozenset({labels.NAMESPACE, labels.COMPONENT, labels.ENDPOINT})
 # Makes an instrument, given its whole name and where it is to be collected.
 Make = Callable[[str, CollectorRegistry], Instrument]
@@ -329,7 +327,7 @@ def _check_labels(whole: str, labelnames: Sequence[str], constant: Mapping[str, 
             raise ArgumentError(f"{whole}: {name!r} is no name of a label")
         if name in _OF_LEVELS:
             raise ArgumentError(f"{whole}: the label {name!r} is the runtime's, which adds it")
-        if name in _INNER:
+        if name in INNER_LABELS.values():
             raise ArgumentError(f"{whole}: the label {name!r} is a histogram's or a summary's own")
         if name in seen:
             raise ArgumentError(f"{whole}: the label {name!r} is given twice")

@@ -15,12 +15,12 @@ import aiohttp
 from dynamometer.errors import ExpositionError
 from dynamometer.exposition.families import Family
 from dynamometer.exposition.filters import FamilyFilter, Selection
-from dynamometer.exposition.merge import UntypedFamilies
+from dynamometer.exposition.merging import UntypedFamilies
+from dynamometer.exposition.ordering import Ordering
 from dynamometer.exposition.parser import Parsed, Parser
-from dynamometer.exposition.relabel import Relabelling
+from dynamometer.exposition.relabelling import Relabelling
 from dynamometer.exposition.series import split_lines
 from dynamometer.exposition.totals import Totals
-from dynamometer.metrics.ordering import Ordering
 from dynamometer.metrics.response_body import TooLargeError, read_body
 from dynamometer.names import process
 

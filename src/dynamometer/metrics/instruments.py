@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.registry import Collector
 
+from dynamometer.exposition.conversion import to_metric
 from dynamometer.exposition.families import Metadata
-from dynamometer.exposition.metrics import to_metric
 from dynamometer.metrics.sources import CountsErrors, RegistrySource, errors_of
 from dynamometer.process.forks import renew_in_child
 

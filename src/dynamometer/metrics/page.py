@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry, Counter
 from dynamometer import names as metric_names
 from dynamometer.exposition.families import Family
 from dynamometer.exposition.filters import EVERYTHING, Selection
-from dynamometer.exposition.merge import Clash, LeftOut, Source
 from dynamometer.exposition.merged_page import MergedPage
+from dynamometer.exposition.merging import Clash, Omission, Source
 from dynamometer.metrics.derivation import Derivation, DerivedSource
 from dynamometer.metrics.guarded_source import GuardedSource, SourceError, SourceResult
 from dynamometer.metrics.refresh import Refreshes
@@ -50,8 +50,8 @@ class MetricsPage:
         # Of the thread that refreshes, one at a time; so is `GuardedSource.current`.
         self._counted: dict[tuple[str, str], int] = {}
         self._failing: dict[str, str] = {}
-        self._seen_left_out: tuple[LeftOut, ...] = ()
-        self._left_out: set[LeftOut] = set()
+        self._seen_omissions: tuple[Omission, ...] = ()
+        self._omissions: set[Omission] = set()
         self._refreshes = Refreshes(
             self,
             name="metrics",
@@ -148,7 +148,7 @@ class MetricsPage:
         """See `PageSources`: the runtime's own families come first on the page."""
         shown = sorted(sources, key=lambda one: one is not self._runtime)
         self._page.update([Source(one.source.name, one.current) for one in shown])
-        self._tell_left_out()
+        self._report_omissions()
 
     def render(self, selection: Selection = EVERYTHING, *, openmetrics: bool = False) -> bytes:
         """The page as it was at the last refresh.
@@ -187,24 +187,24 @@ class MetricsPage:
             self._errors.labels(*key).inc(max(0, count - self._counted.get(key, 0)))
             self._counted[key] = count
 
-    def _tell_left_out(self) -> None:
+    def _report_omissions(self) -> None:
         """Count and say what two sources both have, where that is not expected."""
-        left_out = self._page.left_out
-        if left_out is not self._seen_left_out:
-            self._seen_left_out = left_out
+        omissions = self._page.omissions
+        if omissions is not self._seen_omissions:
+            self._seen_omissions = omissions
             everyone = (self._runtime, *self._engines, *self._derived.values())
             by_name = {one.source.name: one for one in everyone}
-            unexpected = {part for part in left_out if not self._is_expected(part, by_name)}
-            for part in unexpected - self._left_out:
+            unexpected = {part for part in omissions if not self._is_expected(part, by_name)}
+            for part in unexpected - self._omissions:
                 logger.warning(
                     "%s of %s is not on the page (%s): %s has it", part.family, part.source,
                     part.clash, part.winner,
                 )  # fmt: skip
-            self._left_out = unexpected
-        for part in self._left_out:
+            self._omissions = unexpected
+        for part in self._omissions:
             self._errors.labels(part.source, str(part.clash)).inc()
 
-    def _is_expected(self, part: LeftOut, by_name: Mapping[str, GuardedSource]) -> bool:
+    def _is_expected(self, part: Omission, by_name: Mapping[str, GuardedSource]) -> bool:
         """Whether two sources show one thing, so that nothing is missing on the page.
 
         Not where one source has a series twice: what a prefix has made of two names, say.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from aiohttp import web
 
 from dynamometer.exposition.filters import Selection
-from dynamometer.exposition.negotiate import accepts_gzip, choose_format
+from dynamometer.exposition.negotiation import accepts_gzip, choose_format
 from dynamometer.metrics.page import MetricsPage
 
 

@@ -12,8 +12,8 @@ from typing import Final, Protocol
 from prometheus_client import Metric
 from prometheus_client.samples import Sample
 
+from dynamometer.exposition.conversion import NO_LABELS, FamilyMetric, from_metric
 from dynamometer.exposition.families import Family, Metadata
-from dynamometer.exposition.metrics import NO_LABELS, FamilyMetric, from_metric
 from dynamometer.multiprocess import MultiProcessCollector, MultiprocessDirectory
 
 logger = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ import prometheus_client
 from prometheus_client import REGISTRY, CollectorRegistry, Metric
 from prometheus_client.registry import Collector
 
+from dynamometer.exposition.conversion import FamilyMetric, from_metric, to_metric
 from dynamometer.exposition.filters import EVERYTHING
-from dynamometer.exposition.metrics import FamilyMetric, from_metric, to_metric
 from dynamometer.exposition.pages import Pages
 from dynamometer.multiprocess import filename
 from dynamometer.multiprocess.directory import MultiprocessDirectory

@@ -14,11 +14,11 @@ from typing import Final, Self
 
 from prometheus_client import Metric
 
+from dynamometer.exposition.conversion import to_metric
 from dynamometer.exposition.families import Family
 from dynamometer.exposition.filters import Selection
-from dynamometer.exposition.merge import Source
 from dynamometer.exposition.merged_page import MergedPage
-from dynamometer.exposition.metrics import to_metric
+from dynamometer.exposition.merging import Source
 from dynamometer.multiprocess.reader import Reader
 from dynamometer.multiprocess.tree import FileTree
 from dynamometer.process.forks import renew_in_child

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamometer.exposition.families import Metadata
+from dynamometer.exposition.ordering import SortKey, sort_key
 from dynamometer.exposition.series import series_text
 from dynamometer.multiprocess.cells import Cells, Kind
 from dynamometer.multiprocess.entries import Key
-from dynamometer.multiprocess.order import SortKey, sort_key
 
 
 class Rows(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamometer.exposition.families import Metadata
+from dynamometer.exposition.families import BUCKET_LABEL, Metadata
 from dynamometer.exposition.numbers import format_number
 from dynamometer.exposition.series import label_name, label_text, series_text
 from dynamometer.multiprocess.cells import NOWHERE, Cells, Kind
@@ -26,8 +26,7 @@ _KINDS: Final = {
     "sum": Kind.SUM,
     "mostrecent": Kind.RECENT,
 }
-_BOUND: Final = "le"
-_BOUND_IN_KEY: Final = b'"le": "'
+_BOUND_IN_KEY: Final = f'"{BUCKET_LABEL}": "'.encode()
 
 
 class _Bound(NamedTuple):
@@ -188,13 +187,13 @@ class SeriesTable:
 
     def _find_in_histogram(self, file: FileName, key: Key, around: tuple[bytes, bytes]) -> int:
         found = written(key, file.type)
-        limit = found.labels.get(_BOUND)
+        limit = found.labels.get(BUCKET_LABEL)
         bound = None if limit is None else self._bound(limit)
         family = self._family(file, found.family, key)
         texts = self._texts
-        labels = sorted({**self._labels, **found.labels, _BOUND: ""}.items())
+        labels = sorted({**self._labels, **found.labels, BUCKET_LABEL: ""}.items())
         parts = [texts.get(item) or self._new_text(item) for item in labels]
-        place = parts.index(texts[_BOUND, ""])
+        place = parts.index(texts[BUCKET_LABEL, ""])
         group = self._group(family, ",".join([*parts[:place], *parts[place + 1 :]]), key, found)
         if bound is None:
             return family.other_cell(self._cells, group, found.sample)
@@ -232,7 +231,7 @@ class SeriesTable:
         bound = self._bounds.get(key)
         if bound is None:
             value = _parse_bound(written)
-            bound = _Bound(value, label_text(_BOUND, format_number(value)))
+            bound = _Bound(value, label_text(BUCKET_LABEL, format_number(value)))
             self._bounds[key] = bound
         return bound
 
@@ -274,7 +273,7 @@ def _spelled(key: Key) -> str:
 
 def _identity(key: Key) -> tuple[str, dict[str, str]]:
     """What two keys of one series have in common, whatever their sample or bucket."""
-    return key.family, {name: value for name, value in key.labels.items() if name != _BOUND}
+    return key.family, {name: value for name, value in key.labels.items() if name != BUCKET_LABEL}
 
 
 def _parse_bound(text: str) -> float:

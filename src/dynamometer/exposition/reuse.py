@@ -17,13 +17,13 @@ def same(one: Family, other: Family) -> bool:
     )
 
 
-class Unchanged:
+class UnchangedFamilies:
     """Remembers a source's families from one time to the next."""
 
     def __init__(self) -> None:
         self._last: tuple[Family, ...] = ()
 
-    def keep(self, families: Sequence[Family]) -> tuple[Family, ...]:
+    def reuse(self, families: Sequence[Family]) -> tuple[Family, ...]:
         """The families, each the object of the last time where it is the same.
 
         The very tuple of the last time where all are.
@@ -44,7 +44,7 @@ class Unchanged:
         return self._last
 
 
-class Derived:
+class FamilyMap:
     """What is made of each family of a source, kept for as long as the family comes again."""
 
     def __init__(self, make: Callable[[Family], Family]) -> None:
@@ -57,7 +57,7 @@ class Derived:
         self._last: tuple[Sequence[Family], tuple[Family, ...]] = ((), ())
         self._made: dict[Family, Family] = {}
 
-    def of(self, families: Sequence[Family]) -> tuple[Family, ...]:
+    def apply(self, families: Sequence[Family]) -> tuple[Family, ...]:
         """What is made of the families: the same tuple where the very same sequence comes again."""
         before, made = self._last
         if before is not families:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dynamometer.exposition.filters import FamilyFilter, Selection
-from dynamometer.exposition.relabel import Relabelling
-from dynamometer.exposition.render import render
+from dynamometer.exposition.relabelling import Relabelling
+from dynamometer.exposition.rendering import render
 from parsing import parse
 
 FAMILIES = parse(

@@ -6,9 +6,9 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as peer_parse
 
 from dynamometer.exposition.filters import Selection
-from dynamometer.exposition.merge import Clash, LeftOut, Merger, Source
 from dynamometer.exposition.merged_page import MergedPage
-from dynamometer.exposition.render import render
+from dynamometer.exposition.merging import Clash, Merger, Omission, Source
+from dynamometer.exposition.rendering import render
 from parsing import parse
 
 FILES = parse(
@@ -47,10 +47,10 @@ def test_the_first_source_wins_and_histograms_stay_whole() -> None:
 def test_what_is_left_out_is_told() -> None:
     merger = Merger()
     merger.merge(SOURCES)
-    assert set(merger.left_out) == {
-        LeftOut("page", "files", "a", Clash.OVERLAP, 1),
-        LeftOut("page", "files", "h", Clash.OVERLAP, 1),
-        LeftOut("page", "files", "g", Clash.TYPE_CONFLICT, 0),
+    assert set(merger.omissions) == {
+        Omission("page", "files", "a", Clash.OVERLAP, 1),
+        Omission("page", "files", "h", Clash.OVERLAP, 1),
+        Omission("page", "files", "g", Clash.TYPE_CONFLICT, 0),
     }
 
 
@@ -59,9 +59,9 @@ def test_names_that_clash_in_the_text_format_are_a_conflict() -> None:
     first = Source("one", parse(b"# TYPE a_total counter\na_total 1\n"))
     other = Source("two", parse(b"# TYPE a_total gauge\na_total 1\n# TYPE b gauge\nb 1\n"))
     assert [family.name for family in merger.merge([first, other])] == ["a", "b"]
-    assert [part.clash for part in merger.left_out] == [Clash.TYPE_CONFLICT]
+    assert [part.clash for part in merger.omissions] == [Clash.TYPE_CONFLICT]
     assert [family.name for family in merger.merge([other, first])] == ["a_total", "b"]
-    assert merger.left_out[0].source == "one"
+    assert merger.omissions[0].source == "one"
 
 
 GAUGE = b"# HELP go_alloc_bytes now\n# TYPE go_alloc_bytes gauge\ngo_alloc_bytes 1\n"
@@ -78,7 +78,7 @@ def test_a_gauge_and_a_counter_of_one_name_are_on_both_pages() -> None:
         families = parse(text)
         page.update([Source("go", families)])
         assert page.render() == text
-        assert not page.left_out
+        assert not page.omissions
         other = page.render(openmetrics=True)
         assert samples(other) == {"go_alloc_bytes": 1, "go_alloc_bytes_total": 2}
         assert b"# TYPE go_alloc_bytes gauge\n" in other
@@ -121,7 +121,7 @@ def test_families_that_clash_in_openmetrics_lose_no_sample_there(case: str) -> N
         page.update(sources)
         text = page.render()
         assert text == b"".join(texts)
-        assert not page.left_out
+        assert not page.omissions
         assert samples(page.render(openmetrics=True)) == samples(text)
         together = [family for source in sources for family in source.families]
         assert render(together, openmetrics=True) == page.render(openmetrics=True)
@@ -170,7 +170,7 @@ def test_of_two_sources_each_family_of_one_name_is_joined_with_its_own() -> None
     merger = Merger()
     families = merger.merge([Source("one", parse(GAUGE + COUNTER)), Source("two", parse(other))])
     assert render(families) == GAUGE + b'go_alloc_bytes{x="1"} 3\n' + COUNTER
-    assert [part.clash for part in merger.left_out] == [Clash.OVERLAP]
+    assert [part.clash for part in merger.omissions] == [Clash.OVERLAP]
 
 
 def test_nothing_new_is_nothing_done() -> None:

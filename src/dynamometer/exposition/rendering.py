@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from dynamometer.exposition.families import Family
-from dynamometer.exposition.merge import untyped_where_names_clash
+from dynamometer.exposition.merging import untyped_where_names_clash
 
 END_OF_OPENMETRICS: Final = b"# EOF\n"
 

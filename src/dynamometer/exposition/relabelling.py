@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Final
 
 from dynamometer.exposition.families import Family
+from dynamometer.exposition.reuse import FamilyMap
 from dynamometer.exposition.series import end_of_series, labels_text, series_text, split_series
-from dynamometer.exposition.unchanged import Derived
 
 _COMMENT: Final = "#"
 _MOST_SERIES: Final = 500_000
@@ -39,11 +39,11 @@ class Relabelling:
         self._add_prefix = add_prefix
         self._replaced = tuple(replaced_prefixes)
         self._series: dict[str, str] = {}
-        self._derived = Derived(self._relabel)
+        self._derived = FamilyMap(self._relabel)
 
     def apply(self, families: Sequence[Family]) -> tuple[Family, ...]:
         """The families, relabelled; the same objects where they come again."""
-        return self._derived.of(families)
+        return self._derived.apply(families)
 
     def name(self, name: str) -> str:
         """A family's or a sample's name, with the prefix."""

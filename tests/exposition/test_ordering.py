@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynamometer.exposition.render import render
-from dynamometer.metrics.ordering import Ordering
+from dynamometer.exposition.ordering import Ordering
+from dynamometer.exposition.rendering import render
 from parsing import PageParser, parse
 
 RANKS = st.integers(0, 12)

@@ -17,11 +17,10 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from dynamometer.exposition.families import Family, Metadata
+from dynamometer.exposition.families import INNER_LABELS, Family, Metadata
 from dynamometer.exposition.series import end_of_series, split_lines, split_series
 
 _EXEMPLAR: Final = " # "
-_INNER_LABELS: Final = {"histogram": "le", "gaugehistogram": "le", "summary": "quantile"}
 
 
 class Clash(StrEnum):
@@ -32,7 +31,7 @@ class Clash(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
+class Omission:
     """A part of a source that is not on the page.
 
     Attributes:
@@ -67,7 +66,7 @@ class Source:
 class _Merged:
     parts: tuple[Family, ...]
     family: Family
-    left_out: tuple[LeftOut, ...]
+    omissions: tuple[Omission, ...]
 
 
 class _Place(NamedTuple):
@@ -109,15 +108,15 @@ class Merger:
         self._sources: tuple[Source, ...] = ()
         self._plan = _Plan([], [], [], [], frozenset())
         self._merged: dict[str, _Merged] = {}
-        self._conflicts: dict[Family, LeftOut] = {}
+        self._conflicts: dict[Family, Omission] = {}
         self._untyped: dict[Family, Sequence[Family]] = {}
         self.families: tuple[Family, ...] = ()
-        self.left_out: tuple[LeftOut, ...] = ()
+        self.omissions: tuple[Omission, ...] = ()
 
     def merge(self, sources: Sequence[Source]) -> tuple[Family, ...]:
         """The families of the page: those of the first source first, each once.
 
-        The same tuple as before where nothing changed; what was left out is in `left_out`.
+        The same tuple as before where nothing changed; what was left out is in `omissions`.
 
         Args:
             sources: in the order in which they win.
@@ -140,7 +139,7 @@ class Merger:
         self._merged = joined
         if self._plan.untyped or self._untyped:
             families = self._with_untyped(families)
-        self._tell_left_out()
+        self._report_omissions()
         if tuple(families) != self.families:
             self.families = tuple(families)
         return self.families
@@ -172,20 +171,20 @@ class Merger:
                 shown.append(family)
         return shown
 
-    def _tell_left_out(self) -> None:
-        conflicts: dict[Family, LeftOut] = {}
+    def _report_omissions(self) -> None:
+        conflicts: dict[Family, Omission] = {}
         for place, winner in self._plan.conflicts:
             family = self._at(place)
             conflicts[family] = self._conflicts.get(family) or _conflict(
                 self._sources[place.source].name, winner, family
             )
         self._conflicts = conflicts
-        left_out = (
+        omissions = (
             *conflicts.values(),
-            *(part for merged in self._merged.values() for part in merged.left_out),
+            *(part for merged in self._merged.values() for part in merged.omissions),
         )
-        if left_out != self.left_out:
-            self.left_out = left_out
+        if omissions != self.omissions:
+            self.omissions = omissions
 
 
 def _plan(sources: Sequence[Source]) -> _Plan:
@@ -332,9 +331,9 @@ def _compatible(owner: Metadata, metadata: Metadata) -> bool:
     return owner.text_name == metadata.text_name and owner.type == metadata.type
 
 
-def _conflict(source: str, winner: str, family: Family) -> LeftOut:
+def _conflict(source: str, winner: str, family: Family) -> Omission:
     count = len({group for group, _ in _groups(family, family.chunks)})
-    return LeftOut(source, winner, family.name, Clash.TYPE_CONFLICT, count)
+    return Omission(source, winner, family.name, Clash.TYPE_CONFLICT, count)
 
 
 def _join(families: tuple[Family, ...], sources: Sequence[str]) -> _Merged:
@@ -342,7 +341,7 @@ def _join(families: tuple[Family, ...], sources: Sequence[str]) -> _Merged:
     owner_of: dict[str, str] = {}
     chunks: list[bytes] = []
     openmetrics: list[bytes] = []
-    left_out: list[LeftOut] = []
+    omissions: list[Omission] = []
     differ = any(family.openmetrics_chunks is not None for family in families)
     for source, family in zip(sources, families, strict=True):
         groups = dict.fromkeys(group for group, _ in _groups(family, family.chunks))
@@ -356,7 +355,7 @@ def _join(families: tuple[Family, ...], sources: Sequence[str]) -> _Merged:
             openmetrics += _without(family, other, taken.keys())
         for winner in sorted(set(taken.values())):
             count = sum(1 for owner in taken.values() if owner == winner)
-            left_out.append(LeftOut(source, winner, family.name, Clash.OVERLAP, count))
+            omissions.append(Omission(source, winner, family.name, Clash.OVERLAP, count))
     first = families[0]
     joined = Family(
         first.metadata,
@@ -364,7 +363,7 @@ def _join(families: tuple[Family, ...], sources: Sequence[str]) -> _Merged:
         tuple(chunks),
         tuple(openmetrics) if differ else None,
     )
-    return _Merged(families, joined, tuple(left_out))
+    return _Merged(families, joined, tuple(omissions))
 
 
 def _without(family: Family, chunks: Sequence[bytes], taken: Iterable[str]) -> Sequence[bytes]:
@@ -377,7 +376,7 @@ def _without(family: Family, chunks: Sequence[bytes], taken: Iterable[str]) -> S
 
 def _groups(family: Family, chunks: Sequence[bytes]) -> Iterable[tuple[str, str]]:
     """Each sample line of a family, and the text of the label set that it belongs to."""
-    inner = _INNER_LABELS.get(family.metadata.type)
+    inner = INNER_LABELS.get(family.metadata.type)
     for line in b"".join(chunks).decode().split("\n"):
         if not line or line.startswith("#"):
             continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dynamometer.exposition.negotiate import Format, accepts_gzip, choose_format
+from dynamometer.exposition.negotiation import Format, accepts_gzip, choose_format
 
 PROMETHEUS_2 = (
     "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
