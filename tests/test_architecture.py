@@ -184,7 +184,6 @@ KNOWN_NOUNS = {
     "family",
     "file",
     "health",
-    "order",
     "page",
     "reader",
     "series",
