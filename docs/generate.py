@@ -160,7 +160,7 @@ def live_pages() -> tuple[str, str]:
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
         model = place / "tiny"
-        tiny_model.make(model, engine_python=sys.executable)
+        tiny_model.create(model, engine_python=sys.executable)
         stack = Stack(place, model, place / "discovery")
         with (
             stack.run_frontend() as (_, url),

@@ -56,7 +56,7 @@ def test_nothing_said_shows_the_help_and_fails() -> None:
 @pytest.mark.parametrize(
     ("words", "environment", "says"),
     [
-        (["serv"], {}, "'serv' is no command"),
+        (["serv"], {}, "'serv' is not a command"),
         (["sglang", "--model", "x", "--api-key", "a\nb"], {}, "--api-key: a key with line breaks"),
         (["frontend", "--http-port", "x"], {}, "argument --http-port: 'x' must be a port"),
         (["frontend", "--router-mode", "x"], {}, "invalid choice"),
@@ -147,8 +147,8 @@ SGLANG = ("sglang", "--model", "x", "--engine-python", "/bin/false")
         (TMP.format("ro"), ("mocker",), NO_TMP),
         (TMP.format("ro"), ("frontend",), "error: discovery: cannot make the directory /tmp/"),
         (TMP.format("ro"), ("exporter",), "error: discovery: cannot make the directory /tmp/"),
-        (TMP.format("ro"), ("tiny-model", "x"), "error: cannot make x: Read-only"),
-        (TMP.format("ro"), ("demo",), "error: cannot make .demo/tiny: Read-only"),
+        (TMP.format("ro"), ("tiny-model", "x"), "error: cannot create x: Read-only"),
+        (TMP.format("ro"), ("demo",), "error: cannot create .demo/tiny: Read-only"),
         (TMP.format("size=4k") + FULL, SGLANG, NO_TMP),
         (TMP.format("size=4k") + FULL, ("frontend",), "error: discovery: cannot write /tmp/"),
         (

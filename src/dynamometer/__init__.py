@@ -1,4 +1,4 @@
-"""Dynamometer: SGLang behind an OpenAI-compatible frontend, and everything it knows on one page.
+"""Dynamometer: SGLang behind an OpenAI-compatible frontend, and all metrics on one page.
 
 This module imports nothing: SGLang's processes load it to find the CPU platform.
 """

@@ -1,4 +1,4 @@
-"""What the command lines have in common."""
+"""Flags that several commands share, and the parser that all commands use."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dynamometer import __version__, settings
+from dynamometer.variables import DEFAULT_NAMESPACE, DEFAULT_SYSTEM_PORT, LOOPBACK
 
 Value = TypeVar("Value")
 
@@ -16,7 +17,7 @@ Value = TypeVar("Value")
 def parser(
     program: str, description: str, epilog: str, *, usage: str | None = None
 ) -> argparse.ArgumentParser:
-    """A parser whose help keeps its line breaks, and which guesses no flag."""
+    """Create a parser whose help keeps line breaks; abbreviated flags are rejected."""
     result = argparse.ArgumentParser(
         prog=program,
         description=description,
@@ -30,7 +31,7 @@ def parser(
 
 
 def checked(parse: Callable[[str], Value]) -> Callable[[str], Value]:
-    """A parser of `settings` as argparse's `type`: its message names value and allowed ones."""
+    """Turn a parser of `settings` into an argparse `type`: its errors include the given value."""
 
     def convert(value: str) -> Value:
         try:
@@ -42,24 +43,25 @@ def checked(parse: Callable[[str], Value]) -> Callable[[str], Value]:
 
 
 def add_discovery(group: argparse._ActionsContainer) -> None:
-    """`--discovery-directory`."""
+    """Add `--discovery-directory`."""
     group.add_argument(
         "--discovery-directory",
         dest="discovery",
         type=Path,
         metavar="DIR",
-        help="where instances are registered (DYN_FILE_KV; a directory of this user's own)",
+        help="directory in which processes register themselves (DYN_FILE_KV; default: a directory "
+        "in the user's runtime directory)",
     )
 
 
 def add_max_body_size(group: argparse._ActionsContainer) -> None:
-    """`--max-body-size`."""
+    """Add `--max-body-size`."""
     group.add_argument(
         "--max-body-size",
         type=checked(settings.size),
         default=settings.size("64MiB"),
         metavar="BYTES",
-        help="largest request body that is taken, such as 64MiB (default); above it: 413",
+        help="largest accepted request body (default: 64MiB); a larger one is answered with 413",
     )
 
 
@@ -67,59 +69,68 @@ def add_engine_python(group: argparse._ActionsContainer, engine: str) -> None:
     """Add `--engine-python`.
 
     Args:
-        group: where it is listed.
+        group: the parser, or a group of its help.
         engine: the engine's name for users.
     """
     group.add_argument(
         "--engine-python",
         default=sys.executable,
         metavar="PATH",
-        help=f"the interpreter that has {engine} (default: this one)",
+        help=f"interpreter that has {engine} installed (default: this one)",
     )
 
 
 def add_max_series(group: argparse._ActionsContainer, default: int) -> None:
-    """`--max-series`.
+    """Add `--max-series`.
 
     Args:
-        group: where it is listed.
-        default: what it is without the flag.
+        group: the parser, or a group of its help.
+        default: the value without the flag.
     """
     group.add_argument(
         "--max-series",
         type=checked(settings.count),
         default=default,
         metavar="N",
-        help="how many series of an engine's files the page shows at most; what is left out is "
-        f"counted and said (default: {default})",
+        help="largest number of series that the page shows of an engine's files; omitted series "
+        f"are counted and logged (default: {default})",
     )
 
 
 def add_system_address(group: argparse._ActionsContainer) -> None:
-    """`--system-host` and `--system-port`."""
+    """Add `--system-host` and `--system-port`."""
     group.add_argument(
-        "--system-host", help="address of /metrics and /health (DYN_SYSTEM_HOST; 127.0.0.1)"
+        "--system-host",
+        help=f"address of /metrics and /health (DYN_SYSTEM_HOST; default: {LOOPBACK})",
     )
     group.add_argument(
         "--system-port",
         type=checked(settings.system_port),
-        help="their port (DYN_SYSTEM_PORT; 8081, or any free one if that is taken; -1: off)",
+        help=f"port of /metrics and /health; -1: do not serve them (DYN_SYSTEM_PORT; default: "
+        f"{DEFAULT_SYSTEM_PORT}, or any free port if that one is in use)",
     )
 
 
-def add_place(group: argparse._ActionsContainer, *, component: str) -> None:
-    """`--namespace`, `--component` and `--endpoint`.
+def add_runtime_labels(group: argparse._ActionsContainer, *, component: str) -> None:
+    """Add `--namespace`, `--component` and `--endpoint`.
 
     Args:
-        group: where they are listed.
-        component: what the component is without the flag, for the help.
+        group: the parser, or a group of its help.
+        component: the default of `--component`, for the help.
     """
     group.add_argument(
         "--namespace",
         type=checked(settings.name),
-        help="the label dynamo_namespace (DYN_NAMESPACE; dynamo)",
+        help=f"value of the label dynamo_namespace (DYN_NAMESPACE; default: {DEFAULT_NAMESPACE})",
     )
-    group.add_argument("--component", type=checked(settings.name), help=component)
     group.add_argument(
-        "--endpoint", type=checked(settings.name), default="generate", help="generate"
+        "--component",
+        type=checked(settings.name),
+        help=f"value of the label dynamo_component (default: {component})",
+    )
+    group.add_argument(
+        "--endpoint",
+        type=checked(settings.name),
+        default="generate",
+        help="value of the label dynamo_endpoint (default: generate)",
     )

@@ -1,4 +1,4 @@
-"""`dyno`: one command, a subcommand a process."""
+"""The command `dyno`, with one subcommand per kind of process."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from dynamometer import __version__, logs, settings
 from dynamometer.errors import DynamometerError, SettingsError
 from dynamometer.logs import printable
 
-# Subcommand, the module whose `main(argv, program)` runs it (`parser(program)` has its flags), and
-# what it is for.
+# Each subcommand with its module and its description. A module has `main(argv, program)` and
+# `parser(program)`.
 COMMANDS = {
     "frontend": ("dynamometer.frontend.command", "OpenAI-compatible HTTP in front of all workers"),
-    "sglang": ("dynamometer.sglang", "a worker: SGLang, its endpoint, its /metrics"),
-    "exporter": ("dynamometer.exporter.command", "the page alone, beside an engine that runs"),
+    "sglang": ("dynamometer.sglang", "a worker: SGLang, with its endpoint and its /metrics"),
+    "exporter": ("dynamometer.exporter.command", "only the page, for an engine that already runs"),
     "mocker": ("dynamometer.mocker.command", "a simulated engine, for tests and dashboards"),
-    "tiny-model": ("dynamometer.tiny_model", "make a tiny random model, for trying things out"),
-    "demo": ("dynamometer.demo", "all of it at once, on real input, with what the page says"),
+    "tiny-model": ("dynamometer.tiny_model", "create a tiny random model, for trials"),
+    "demo": ("dynamometer.demo", "run everything once, and show a part of the page"),
 }
 
 
 def main() -> NoReturn:
-    """The `dyno` command."""
+    """Run the `dyno` command."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
@@ -38,26 +38,26 @@ def main() -> NoReturn:
 
 
 def run(command: str, argv: Sequence[str] | None = None, *, program: str | None = None) -> NoReturn:
-    """Run a subcommand and end the process: an error is one line, and its exit code.
+    """Run a subcommand and exit; an error becomes one line and an exit code.
 
     Args:
-        command: a key of the list above.
-        argv: its arguments; by default the process's.
-        program: how it was called, for its help; by default `dyno COMMAND`.
+        command: a key of `COMMANDS`.
+        argv: the arguments; by default those of the process.
+        program: the name of the command in its help; by default `dyno COMMAND`.
     """
     _open_standard_streams()
     try:
         if command not in COMMANDS:
             known = ", ".join(COMMANDS)
-            raise SettingsError(f"{command!r} is no command of dyno; there are: {known}")
+            raise SettingsError(f"{command!r} is not a command of dyno: use one of {known}")
         if command != "mocker":
-            # Set for an engine, perhaps in the whole shell: prometheus_client would read it when
-            # it is imported, and keep our own counts in that engine's files.
+            # A variable for an engine, perhaps of the whole shell: prometheus_client would read it
+            # when it is imported, and write our own counts into that engine's files.
             for variable in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
                 os.environ.pop(variable, None)
         module = importlib.import_module(COMMANDS[command][0])
         for variable, meant in settings.unknown():
-            print(f"{variable} means nothing here: is {meant} meant?", file=sys.stderr)
+            print(f"{variable} has no effect: did you mean {meant}?", file=sys.stderr)
         arguments = sys.argv[1:] if argv is None else argv
         code = module.main(arguments, program or f"dyno {command}")
     except DynamometerError as error:
@@ -68,7 +68,7 @@ def run(command: str, argv: Sequence[str] | None = None, *, program: str | None 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:
-        # A limit or a file system of this machine; only the debug log says in which call.
+        # A limit or a file system of this machine; the debug log shows the call.
         logging.getLogger("dynamometer").debug("failed", exc_info=True)
         code = _error(_system_error(error), 1)
     logs.flush()
@@ -78,13 +78,13 @@ def run(command: str, argv: Sequence[str] | None = None, *, program: str | None 
 def _open_standard_streams() -> None:
     """Open /dev/null as each standard stream that is closed.
 
-    Otherwise a socket or a pipe gets its number, and libuv aborts a process that closes that.
+    Otherwise a socket or a pipe gets the stream's number, and libuv aborts when it is closed.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # has the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # returns the lowest free number
 
 
 def _error(message: str, exit_code: int) -> int:
@@ -95,30 +95,30 @@ def _error(message: str, exit_code: int) -> int:
 
 
 def _system_error(error: OSError) -> str:
-    """Say which file or directory the system refused, and why; DYN_LOG=debug says where."""
-    why = error.strerror or str(error)
+    """Return the system's reason, with the file if there is one."""
+    reason = error.strerror or str(error)
     file = f"{error.filename}: " if error.filename else ""
-    return f"{file}{why} (DYN_LOG=debug shows where)"
+    return f"{file}{reason} (DYN_LOG=debug shows where)"
 
 
 def _help() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {what}" for name, (_, what) in COMMANDS.items()]
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: dyno COMMAND [options]",
             "",
-            "Serve SGLang behind an OpenAI-compatible frontend, with everything that the engine",
-            "and the runtime know about themselves on one /metrics page per worker.",
+            "Serve SGLang behind an OpenAI-compatible frontend, with all metrics of the engine and",
+            "of the runtime on one /metrics page per worker.",
             "",
             "commands:",
             *lines,
             "",
-            "dyno COMMAND --help says more of each. To begin with:",
+            "dyno COMMAND --help describes each command. To start:",
             "  dyno frontend                                    # in one terminal",
             "  dyno sglang --model MODEL --enable-metrics       # in another",
-            "  curl localhost:8081/metrics                      # everything, on one page",
-            "or, beside an SGLang that runs already:",
+            "  curl localhost:8081/metrics                      # all metrics on one page",
+            "or, for an SGLang that already runs:",
             "  dyno exporter",
         ]
     )

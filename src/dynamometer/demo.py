@@ -1,7 +1,7 @@
-"""`dyno demo`: the main job on real input, and what the page says afterwards.
+"""`dyno demo`: run a frontend and a worker on real requests, and show a part of their pages.
 
-A tiny model made locally, a frontend, a worker with the real engine, the request of the
-README and a few streams. On a terminal it stays up until Ctrl-C; without one it ends.
+The demo creates a tiny model, starts a frontend and a worker with the real engine, and sends the
+request of the README and a few streams. On a terminal, the processes run until Ctrl-C.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ import aiohttp
 import prometheus_client.parser
 from prometheus_client import Metric
 
-from dynamometer import arguments, names, settings, tiny_model
+from dynamometer import arguments, names, tiny_model
 from dynamometer.engines.sglang_names import SGLANG_CATEGORIES
 from dynamometer.errors import AddressError, DynamometerError, EngineError
 from dynamometer.http import addresses
 from dynamometer.process import tasks
+from dynamometer.variables import DEFAULT_HTTP_PORT, DEFAULT_SYSTEM_PORT, LOOPBACK
 
 _DESCRIPTION = """\
-Try everything at once: make a tiny model, start a frontend and a worker around the real
-SGLang, send a request and a few streams, and show what /metrics says.
+Try everything at once: create a tiny model, start a frontend and a worker with the real SGLang,
+send a request and a few streams, and show a part of the /metrics pages.
 """
 QUESTION: Final = (
     "Explain why Roger Federer is considered one of the greatest tennis players of all time"
@@ -40,49 +41,49 @@ _START_SECONDS: Final = 180
 
 
 def parser(program: str) -> argparse.ArgumentParser:
-    """The demo's flags.
+    """Return the parser of the demo's flags.
 
     Args:
-        program: how the command was called, for its help.
+        program: the name of the command in its help.
     """
     result = arguments.parser(program, _DESCRIPTION, "example:\n  dyno demo\n")
     result.add_argument(
         "--directory",
         type=Path,
         default=Path(".demo"),
-        help="where the model and the logs are kept (default: .demo)",
+        help="directory of the model and the logs (default: .demo)",
     )
     arguments.add_engine_python(result, "SGLang")
     return result
 
 
 def main(argv: Sequence[str], program: str = "dyno demo") -> int:
-    """Run the demo; the exit code.
+    """Run the demo, and return the exit code.
 
     Raises:
-        DynamometerError: with the message for the user.
+        DynamometerError: A process or a request failed; the message is for the user.
     """
-    own = parser(program).parse_args(list(argv))
-    asyncio.run(_demo(own.directory, own.engine_python))
+    flags = parser(program).parse_args(list(argv))
+    asyncio.run(_demo(flags.directory, flags.engine_python))
     return 0
 
 
 async def _demo(directory: Path, engine_python: str) -> None:
     model = directory / "tiny"
     if not (model / "config.json").exists():
-        _say(f"making a tiny model in {model}")
-        tiny_model.make(model, engine_python=engine_python)
-    frontend = f"http://127.0.0.1:{_port(settings.DEFAULT_HTTP_PORT)}"
-    worker = f"http://127.0.0.1:{_port(settings.DEFAULT_SYSTEM_PORT)}"
+        _say(f"creating a tiny model in {model}")
+        tiny_model.create(model, engine_python=engine_python)
+    frontend = f"http://{LOOPBACK}:{_port(DEFAULT_HTTP_PORT)}"
+    worker = f"http://{LOOPBACK}:{_port(DEFAULT_SYSTEM_PORT)}"
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
         "DYN_FILE_KV": str((directory / "discovery").resolve()),
         "DYN_HTTP_PORT": frontend.rsplit(":", 1)[1],
         "DYN_SYSTEM_PORT": worker.rsplit(":", 1)[1],
     }
-    asked = asyncio.Event()
+    stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, asked.set)
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(aiohttp.ClientSession())
         for name, flags in (
@@ -98,14 +99,14 @@ async def _demo(directory: Path, engine_python: str) -> None:
         steps = asyncio.create_task(
             _steps(session, frontend, worker, str(model), process, directory)
         )
-        await tasks.first_of(asked, steps)
+        await tasks.first_of(stopped, steps)
         if not steps.done():
             await tasks.end(steps)
             return
         steps.result()
         if _on_terminal():
-            _say("everything stays up until Ctrl-C")
-            await asked.wait()
+            _say("all processes run until Ctrl-C")
+            await stopped.wait()
 
 
 async def _steps(
@@ -124,30 +125,29 @@ async def _steps(
         "messages": [{"role": "user", "content": QUESTION}],
     }
     async with session.post(f"{frontend}/v1/chat/completions", json=content) as answer:
-        said = await answer.json()
+        completion = await answer.json()
     if answer.status != 200:
-        raise EngineError(f"the request was answered with {answer.status}: {said}")
-    text = said["choices"][0]["message"]["content"]
-    print(f"  {' '.join(text.split())[:200]!r} (a random model talks nonsense)")
-    print(
-        f"  usage: {said['usage']['prompt_tokens']} + {said['usage']['completion_tokens']} tokens"
-    )
+        raise EngineError(f"the request was answered with {answer.status}: {completion}")
+    text = completion["choices"][0]["message"]["content"]
+    print(f"  {' '.join(text.split())[:200]!r} (random text from a random model)")
+    usage = completion["usage"]
+    print(f"  usage: {usage['prompt_tokens']} + {usage['completion_tokens']} tokens")
     _say(f"{STREAMS} streams of {TOKENS} tokens at once")
-    begun = time.perf_counter()
+    start = time.perf_counter()
     await asyncio.gather(*(_stream(session, frontend, model, i) for i in range(STREAMS)))
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - start
     print(f"  {STREAMS * TOKENS} tokens in {seconds:.2f} s")
-    _say(f"what {worker}/metrics says")
+    _say(f"a part of {worker}/metrics:")
     page = await _families(session, f"{worker}/metrics")
     _show_engine(page)
-    _show_own("dynamo_component_*, of the worker", page, names.name_prefix.COMPONENT)
-    _say(f"what {frontend}/metrics says")
+    _show_own("dynamo_component_*, the worker", page, names.name_prefix.COMPONENT)
+    _say(f"a part of {frontend}/metrics:")
     page = await _families(session, f"{frontend}/metrics")
     _show_own("dynamo_frontend_*", page, names.name_prefix.FRONTEND)
     if not _on_terminal():
-        _say("no terminal: ending; on one, this stays up until Ctrl-C")
+        _say("not on a terminal: ending now; on a terminal, all processes run until Ctrl-C")
         return
-    _say("to look at:")
+    _say("try:")
     for address in (f"{frontend}/v1/models", f"{frontend}/metrics", f"{worker}/metrics"):
         print(f"  curl {address}")
     print(f"  curl {worker}/health")
@@ -167,12 +167,12 @@ def _coloured() -> bool:
 
 
 def _port(wanted: int) -> int:
-    """`wanted`, or any free port where it is taken."""
+    """Return `wanted`, or any free port if that one is in use."""
     try:
-        addresses.listen("127.0.0.1", wanted, setting="").close()
+        addresses.listen(LOOPBACK, wanted, setting="").close()
     except AddressError:
         port = addresses.free_port()
-        _say(f"port {wanted} is taken: using {port} instead")
+        _say(f"port {wanted} is in use: using {port} instead")
         return port
     return wanted
 
@@ -187,7 +187,7 @@ async def _start(
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            start_new_session=True,  # Ctrl-C is for the demo, which ends them in order
+            start_new_session=True,  # at Ctrl-C, the demo ends its processes in order
         )
 
 
@@ -197,7 +197,7 @@ async def _end(process: asyncio.subprocess.Process, name: str) -> None:
         process.terminate()
         await asyncio.sleep(0.3)
         with contextlib.suppress(ProcessLookupError):
-            process.terminate()  # nothing here is worth the time that SGLang takes to end
+            process.terminate()  # the second signal skips draining
     await process.wait()
 
 
@@ -209,25 +209,27 @@ async def _ready(
     process: asyncio.subprocess.Process,
     directory: Path,
 ) -> None:
-    """Wait until the frontend serves the model, and say what for."""
-    begun = said = time.monotonic()
-    while time.monotonic() - begun < _START_SECONDS:
+    """Wait until the frontend serves the model, and report the progress."""
+    start = reported = time.monotonic()
+    while time.monotonic() - start < _START_SECONDS:
         if process.returncode is not None:
             last = (directory / "sglang.log").read_text(errors="replace").strip().splitlines()
-            raise EngineError(f"the worker ended: {last[-1] if last else 'it said nothing'}")
+            raise EngineError(f"the worker ended: {last[-1] if last else 'its log is empty'}")
         try:
             async with session.get(f"{frontend}/v1/models") as answer:
                 if any(card["id"] == model for card in (await answer.json())["data"]):
-                    print(f"  ready after {time.monotonic() - begun:.0f} s", flush=True)
+                    print(f"  ready after {time.monotonic() - start:.0f} s", flush=True)
                     return
         except aiohttp.ClientError:
             pass  # the frontend is still starting
-        if time.monotonic() - said > 3:
-            said = time.monotonic()
-            print(f"  the engine is loading, {said - begun:.0f} s; {worker}/health says 503")
+        if time.monotonic() - reported > 3:
+            reported = time.monotonic()
+            print(f"  the engine is loading, {reported - start:.0f} s; {worker}/health returns 503")
             sys.stdout.flush()
         await asyncio.sleep(0.25)
-    raise DynamometerError(f"no model after {_START_SECONDS} s: see {directory}/sglang.log")
+    raise DynamometerError(
+        f"the model was not ready after {_START_SECONDS} s: see {directory}/sglang.log"
+    )
 
 
 async def _stream(session: aiohttp.ClientSession, frontend: str, model: str, index: int) -> None:
@@ -252,7 +254,7 @@ async def _families(session: aiohttp.ClientSession, url: str) -> list[Metric]:
 def _show_engine(page: list[Metric]) -> None:
     engine = [m for m in page if m.name.startswith(names.name_prefix.SGLANG)]
     print(
-        f"  {len(engine)} sglang: families, {sum(len(m.samples) for m in engine)} series; of them"
+        f"  {len(engine)} sglang: families, {sum(len(m.samples) for m in engine)} series, such as"
     )
     for category, members in SGLANG_CATEGORIES.items():
         stems = {member.removesuffix("_total") for member in members}
@@ -273,7 +275,7 @@ def _show(title: str, metrics: list[Metric]) -> None:
 
 
 def _value(metric: Metric) -> str:
-    """One figure for a family: a sum over its series, a mean for a histogram."""
+    """Return one figure for a family: the sum of its series, the mean of a histogram."""
 
     def total(suffix: str) -> float:
         return sum(s.value for s in metric.samples if s.name == metric.name + suffix)

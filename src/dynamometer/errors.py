@@ -1,7 +1,7 @@
-"""The exceptions a user can meet.
+"""The exceptions for users.
 
 Each message names the thing at fault (a file, a port, a flag, a value) and what to do.
-`cli.run` prints it as one line and ends with the error's exit code; no traceback.
+`cli.run` prints the message as one line, without a traceback, and exits with `exit_code`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = [
 
 
 class DynamometerError(Exception):
-    """The base of all errors of this project that a user can meet."""
+    """The base of all errors of this project that users see."""
 
     exit_code = 1
 
@@ -31,26 +31,26 @@ class SettingsError(DynamometerError):
 
 
 class ArgumentError(DynamometerError, ValueError):
-    """An argument of a call is not allowed; the message names it, and what is allowed."""
+    """An argument of a call is not allowed; the message names it and the allowed values."""
 
     exit_code = 2
 
 
 class AddressError(DynamometerError):
-    """An address cannot be listened on."""
+    """The process cannot listen on an address."""
 
 
 class DirectoryError(DynamometerError):
-    """A directory of ours cannot be used: not writable, another user's, or a link."""
+    """A directory cannot be used: it is not writable, a link, or another user's."""
 
 
 class DiscoveryError(DynamometerError):
-    """The place where instances are registered cannot be used."""
+    """The directory in which processes register themselves cannot be used."""
 
 
 class EngineError(DynamometerError):
-    """The engine did not start, or ended by itself; the message is its own reason."""
+    """The engine did not start, or ended by itself; the message has its own reason."""
 
 
 class ExpositionError(DynamometerError):
-    """A page cannot be used; the message says why."""
+    """A page cannot be parsed; the message has the reason."""

@@ -1,4 +1,4 @@
-"""The log of a process on standard error: one line per message, in colour on a terminal only.
+"""Write the log of a process to standard error: one line per message, in colour on a terminal.
 
 With `DYN_LOGGING_JSONL=1` each line is a JSON object instead. A thread writes the lines, because
 the reader of standard error may be slow or stuck, and requests and scrapes must not wait for it.
@@ -17,20 +17,13 @@ import time
 from contextlib import nullcontext, suppress
 from typing import Final, TextIO
 
-# Lines that the engine prints are logged here, with a prefix of their own.
+from dynamometer.settings import LOG_LEVELS
+
+# The logger of the lines that the engine prints; they get the prefix `[engine]`.
 ENGINE_LOGGER: Final = "dynamometer.engine"
 
 _MOST_LINES: Final = 10_000
 _FLUSH_SECONDS: Final = 1.0
-_LEVELS: Final = {
-    "trace": logging.DEBUG,
-    "debug": logging.DEBUG,
-    "info": logging.INFO,
-    "warn": logging.WARNING,
-    "warning": logging.WARNING,
-    "error": logging.ERROR,
-    "off": logging.CRITICAL + 1,
-}
 _COLOURS: Final = {logging.DEBUG: "2", logging.WARNING: "33", logging.ERROR: "31"}
 
 
@@ -39,7 +32,7 @@ def set_up(process: str, *, level: str, as_json: bool) -> None:
 
     Args:
         process: the name of this process in each line, such as `frontend` or `worker`.
-        level: one of `settings.LOG_LEVELS`.
+        level: a key of `settings.LOG_LEVELS`.
         as_json: write one JSON object per line instead of text.
     """
     stream = sys.stderr if sys.stderr is not None else io.StringIO()  # closed: `2>&-`
@@ -51,8 +44,8 @@ def set_up(process: str, *, level: str, as_json: bool) -> None:
     logger = logging.getLogger("dynamometer")
     logger.handlers[:] = [handler]
     logger.propagate = False
-    logger.setLevel(_LEVELS[level])
-    logging.getLogger(ENGINE_LOGGER).setLevel(_LEVELS[level])
+    logger.setLevel(LOG_LEVELS[level])
+    logging.getLogger(ENGINE_LOGGER).setLevel(LOG_LEVELS[level])
     # aiohttp logs a traceback for each malformed request; the client gets a 400 anyway.
     access = logging.getLogger("aiohttp")
     access.handlers[:] = [handler]
@@ -61,15 +54,15 @@ def set_up(process: str, *, level: str, as_json: bool) -> None:
 
 
 def flush() -> None:
-    """Wait until all lines are written, but not longer than a second."""
+    """Wait until all lines are written, for at most a second."""
     for handler in logging.getLogger("dynamometer").handlers:
         handler.flush()
 
 
 class _Handler(logging.handlers.QueueHandler):
-    """Format records in the thread that logs, and queue them; drop and count what has no room.
+    """Format records in the thread that logs, and queue them; count those that do not fit.
 
-    Whoever reads standard error may be stuck, so neither `emit` nor `flush` waits without a limit.
+    The reader of standard error may be stuck, so neither `emit` nor `flush` waits without a limit.
     """
 
     queue: queue.Queue[logging.LogRecord]
@@ -85,7 +78,7 @@ class _Handler(logging.handlers.QueueHandler):
             self._dropped += 1
 
     def flush(self) -> None:
-        """Wait until all records are written, but not longer than a second."""
+        """Wait until all records are written, for at most a second."""
         deadline = time.monotonic() + _FLUSH_SECONDS
         self._wait_until(deadline)
         with self.lock or nullcontext(), suppress(queue.Full):
@@ -118,7 +111,7 @@ class _Listener(logging.handlers.QueueListener):
         self._stream = stream
 
     def handle(self, record: logging.LogRecord) -> None:
-        """Write one record; a stream that was closed is ignored."""
+        """Write one record; errors of the stream are ignored."""
         with suppress(OSError, ValueError):
             self._stream.write(f"{record.msg}\n")
             self._stream.flush()

@@ -1,8 +1,8 @@
-"""Every metric and label name that the project writes, as constants.
+"""All metric names, label names and label values that the project writes, as constants.
 
-The `dynamo_*` names and labels are those of NVIDIA Dynamo 1.6.1, so that its dashboards and
-alerts keep working; classes are grouped as there. Our own additional families start with
-`dynamometer_`. A test finds names that are spelled elsewhere.
+The `dynamo_*` names and the labels are those of NVIDIA Dynamo 1.6.1, so that its dashboards and
+alerts keep working; the classes are grouped as in its `prometheus_names`. The project's additional
+families start with `dynamometer_`. A test finds names that another module spells out.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Final
 from dynamometer.errors import ArgumentError
 
 
-class name_prefix:  # noqa: N801  # the peer's spelling: users import these classes by name
-    """What names begin with."""
+class name_prefix:  # noqa: N801  # NVIDIA Dynamo's spelling, which users import
+    """Prefixes of metric names."""
 
     COMPONENT: Final = "dynamo_component"
     FRONTEND: Final = "dynamo_frontend"
@@ -22,7 +22,7 @@ class name_prefix:  # noqa: N801  # the peer's spelling: users import these clas
     WORK_HANDLER: Final = "dynamo_work_handler"
     SGLANG: Final = "sglang:"
     PROCESS: Final = "process"
-    # Our own additional families.
+    # Additional families of this project.
     DYNAMOMETER: Final = "dynamometer"
 
 
@@ -33,13 +33,13 @@ class labels:  # noqa: N801
     COMPONENT: Final = "dynamo_component"
     ENDPOINT: Final = "dynamo_endpoint"
     MODEL: Final = "model"
-    # The engines' own name for it.
+    # The engines' own label for the model.
     MODEL_NAME: Final = "model_name"
     WORKER_ID: Final = "worker_id"
     WORKER_TYPE: Final = "worker_type"
     DP_RANK: Final = "dp_rank"
     ERROR_TYPE: Final = "error_type"
-    # Of the frontend: which route, streamed or not, and how it ended.
+    # Of the frontend's families: the route, streamed or not, and the result.
     ROUTE: Final = "endpoint"
     REQUEST_TYPE: Final = "request_type"
     STATUS: Final = "status"
@@ -47,10 +47,10 @@ class labels:  # noqa: N801
     REASON: Final = "reason"
     STAGE: Final = "stage"
     PHASE: Final = "phase"
-    # The name that the user of an exporter has given an engine.
+    # The name of an engine on an exporter's page, given by the user or generated.
     ENGINE: Final = "engine"
     SOURCE: Final = "source"
-    # SGLang's own.
+    # Of SGLang's families.
     ENGINE_TYPE: Final = "engine_type"
     IS_STREAMING: Final = "is_streaming"
     PRIORITY: Final = "priority"
@@ -67,7 +67,7 @@ class labels:  # noqa: N801
 
 
 class frontend_service:  # noqa: N801
-    """Families of the frontend, after `name_prefix.FRONTEND` and `_`."""
+    """Families of the frontend: suffixes to `name_prefix.FRONTEND` and `_`."""
 
     METRICS_PREFIX_ENV: Final = "DYN_METRICS_PREFIX"
 
@@ -94,7 +94,7 @@ class frontend_service:  # noqa: N801
     MODEL_MAX_NUM_BATCHED_TOKENS: Final = "model_max_num_batched_tokens"
     MODEL_MIGRATION_LIMIT: Final = "model_migration_limit"
     MODEL_READY: Final = "model_ready"
-    # Of earlier releases of the peer; dashboards still read it.
+    # Of earlier releases of NVIDIA Dynamo; dashboards still read it.
     MODEL_WORKERS: Final = "model_workers"
     WORKER_LAST_TIME_TO_FIRST_TOKEN_SECONDS: Final = "worker_last_time_to_first_token_seconds"
     WORKER_LAST_INTER_TOKEN_LATENCY_SECONDS: Final = "worker_last_inter_token_latency_seconds"
@@ -102,7 +102,7 @@ class frontend_service:  # noqa: N801
 
 
 class frontend_perf:  # noqa: N801
-    """Families of the frontend's stages and event loop, after `name_prefix.FRONTEND` and `_`."""
+    """Families of stages and the event loop: suffixes to `name_prefix.FRONTEND` and `_`."""
 
     STAGE_DURATION_SECONDS: Final = "stage_duration_seconds"
     STAGE_REQUESTS: Final = "stage_requests"
@@ -116,7 +116,7 @@ class frontend_perf:  # noqa: N801
 
 
 class request_plane:  # noqa: N801
-    """Families of the hop to the workers, after `name_prefix.REQUEST_PLANE` and `_`."""
+    """Families of the hop to the workers: suffixes to `name_prefix.REQUEST_PLANE` and `_`."""
 
     QUEUE_SECONDS: Final = "queue_seconds"
     ROUNDTRIP_TTFT_SECONDS: Final = "roundtrip_ttft_seconds"
@@ -124,10 +124,9 @@ class request_plane:  # noqa: N801
 
 
 class work_handler:  # noqa: N801
-    """Families of a worker's endpoint.
+    """Families of a worker's endpoint: suffixes to `name_prefix.COMPONENT` and `_`.
 
-    After `name_prefix.COMPONENT` and `_`; `TIME_TO_FIRST_RESPONSE_SECONDS` after
-    `name_prefix.WORK_HANDLER` and `_`.
+    `TIME_TO_FIRST_RESPONSE_SECONDS` is a suffix to `name_prefix.WORK_HANDLER` and `_`.
     """
 
     REQUESTS_TOTAL: Final = "requests_total"
@@ -142,7 +141,7 @@ class work_handler:  # noqa: N801
 
 
 class kvstats:  # noqa: N801
-    """Families of a worker's KV cache, after `name_prefix.COMPONENT` and `_`."""
+    """Families of a worker's KV cache: suffixes to `name_prefix.COMPONENT` and `_`."""
 
     TOTAL_BLOCKS: Final = "total_blocks"
     GPU_CACHE_USAGE_PERCENT: Final = "gpu_cache_usage_percent"
@@ -150,37 +149,37 @@ class kvstats:  # noqa: N801
 
 
 class model_info:  # noqa: N801
-    """Families of a worker's model, after `name_prefix.COMPONENT` and `_`."""
+    """Families of a worker's model: suffixes to `name_prefix.COMPONENT` and `_`."""
 
     LOAD_TIME_SECONDS: Final = "model_load_time_seconds"
 
 
 class distributed_runtime:  # noqa: N801
-    """Families of every process, after `name_prefix.COMPONENT` and `_`."""
+    """Families of every process: suffixes to `name_prefix.COMPONENT` and `_`."""
 
     UPTIME_SECONDS: Final = "uptime_seconds"
 
 
 class process:  # noqa: N801
-    """Families of prometheus_client's own, whole names."""
+    """Families of prometheus_client: full names."""
 
     START_TIME_SECONDS: Final = "process_start_time_seconds"
 
 
 class scrape:  # noqa: N801
-    """Families about the page itself, whole names."""
+    """Families about the page itself: full names."""
 
     ERRORS_TOTAL: Final = "dynamometer_engine_scrape_errors_total"
 
 
 class engine_state:  # noqa: N801
-    """Families about the engine, whole names."""
+    """Families about the engine's state: full names."""
 
     UP: Final = "dynamometer_engine_up"
 
 
 class engine_load:  # noqa: N801
-    """One number a worker, concluded from its engine's own, whole names."""
+    """Families derived from the engine's own, with one series per engine: full names."""
 
     RUNNING_REQUESTS: Final = "dynamometer_engine_running_requests"
     QUEUED_REQUESTS: Final = "dynamometer_engine_queued_requests"
@@ -189,7 +188,7 @@ class engine_load:  # noqa: N801
 
 
 class build:  # noqa: N801
-    """Families that say what runs, whole names."""
+    """Families that describe the software and the hardware: full names."""
 
     INFO: Final = "dynamometer_build_info"
     ACCELERATOR_INFO: Final = "dynamometer_accelerator_info"
@@ -210,7 +209,7 @@ class status:  # noqa: N801
 
 
 class error_type:  # noqa: N801
-    """Values of `labels.ERROR_TYPE` at the frontend; empty for a success."""
+    """Values of `labels.ERROR_TYPE` in the frontend's families; empty for a success."""
 
     NONE: Final = ""
     VALIDATION: Final = "validation"
@@ -223,7 +222,7 @@ class error_type:  # noqa: N801
 
 
 class failure_class:  # noqa: N801
-    """Values of `labels.FAILURE_CLASS`, as the peer calls them."""
+    """Values of `labels.FAILURE_CLASS`; the names are NVIDIA Dynamo's."""
 
     INVALID_REQUEST: Final = "InvalidRequest"
     UNAUTHENTICATED: Final = "Unauthenticated"
@@ -239,7 +238,7 @@ class failure_class:  # noqa: N801
 
 
 class failure_reason:  # noqa: N801
-    """Values of `labels.REASON` of a failure, as the peer calls them; see `frontend.failures`."""
+    """Values of `labels.REASON`, the names are NVIDIA Dynamo's; see `frontend.failures`."""
 
     INVALID: Final = "request.invalid"
     INVALID_ARGUMENT: Final = "request.invalid_argument"
@@ -261,15 +260,15 @@ class failure_reason:  # noqa: N801
 
 
 class component_error_type:  # noqa: N801
-    """Values of `labels.ERROR_TYPE` at a worker's endpoint."""
+    """Values of `labels.ERROR_TYPE` in the families of a worker's endpoint."""
 
-    # The engine was not reached, ended, broke its answer off, or answered with a fault of its own
-    # (5xx). The peer's other types are of a wire that is not here.
+    # The engine is unreachable, has ended, broke the connection mid-response, or answered with 5xx.
+    # NVIDIA Dynamo's other types are about its own transport, which does not exist here.
     GENERATE: Final = "generate"
 
 
 class worker_type:  # noqa: N801
-    """Values of `labels.WORKER_TYPE`; who answers is called `decode` by the peer too."""
+    """Values of `labels.WORKER_TYPE`: `decode` for workers that answer, as in NVIDIA Dynamo."""
 
     DECODE: Final = "decode"
 
@@ -282,43 +281,43 @@ class phase:  # noqa: N801
 
 
 UNKNOWN_MODEL: Final = "unknown_model"
-"""`model` of every request for a name that no engine has registered."""
+"""The value of `labels.MODEL` for requests whose model is not registered."""
 
 NO_DP_RANK: Final = "none"
-"""`dp_rank` where a worker chooses the rank itself."""
+"""The value of `labels.DP_RANK` if the worker itself chooses the rank."""
 
 
 def label_value(text: str) -> str:
-    """`text` as a label's value: half characters, which no page can hold, become `?`."""
+    """Return `text` with `?` for each unpaired surrogate, which UTF-8 cannot encode."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def sanitize_prometheus_name(name: str) -> str:
-    """`name` as a metric's name: what no such name can hold becomes `_`.
+    """Return `name` as a metric name: each invalid character becomes `_`.
 
-    One that does not begin with a letter or `_` gets a `_` in front, as the peer's do.
+    A result that does not begin with a letter or `_` gets the prefix `_`, as in NVIDIA Dynamo.
 
     Raises:
-        ArgumentError: nothing of it can stand in one.
+        ArgumentError: `name` has no character that is valid in a metric name.
     """
-    return _sanitized(name, re.compile(r"[^a-zA-Z0-9_:]", re.ASCII), "metric")
+    return _sanitize(name, re.compile(r"[^a-zA-Z0-9_:]", re.ASCII), "metric")
 
 
 def sanitize_prometheus_label(name: str) -> str:
-    """`name` as a label's name: as a metric's, without colons, and never with `__` in front.
+    """Return `name` as a label name: as a metric name, without colons and without a leading `__`.
 
-    Such a beginning is left out, as the peer does it; of a longer one (`___name`) the peer leaves
-    a reserved name, and here nothing is left of it.
+    NVIDIA Dynamo removes a leading `__` too, but leaves a reserved name of a longer one
+    (`___name`); here all leading underscores are removed.
 
     Raises:
-        ArgumentError: nothing of it can stand in one.
+        ArgumentError: `name` has no character that is valid in a label name.
     """
-    clean = _sanitized(name, re.compile(r"[^a-zA-Z0-9_]", re.ASCII), "label")
-    return _begun(clean.lstrip("_")) if clean.startswith("__") else clean
+    clean = _sanitize(name, re.compile(r"[^a-zA-Z0-9_]", re.ASCII), "label")
+    return _with_valid_start(clean.lstrip("_")) if clean.startswith("__") else clean
 
 
 def sanitize_frontend_prometheus_prefix(prefix: str) -> str:
-    """What names of the frontend's families begin with: `prefix`, or the usual one for none."""
+    """Return `prefix` as the prefix of the frontend's families; the default if it is not valid."""
     try:
         return sanitize_prometheus_name(prefix)
     except ArgumentError:
@@ -326,27 +325,27 @@ def sanitize_frontend_prometheus_prefix(prefix: str) -> str:
 
 
 def build_component_metric_name(name: str) -> str:
-    """The whole name of a component's metric: `dynamo_component_` in front, once.
+    """Return the full name of a component's metric, with the prefix `dynamo_component_` once.
 
     Raises:
-        ArgumentError: nothing of it can stand in a name.
+        ArgumentError: `name` has no character that is valid in a metric name.
     """
     clean = sanitize_prometheus_name(name)
-    whole = clean.startswith(f"{name_prefix.COMPONENT}_")
-    return clean if whole else f"{name_prefix.COMPONENT}_{clean}"
+    prefixed = clean.startswith(f"{name_prefix.COMPONENT}_")
+    return clean if prefixed else f"{name_prefix.COMPONENT}_{clean}"
 
 
-def _sanitized(name: str, invalid: re.Pattern[str], what: str) -> str:
+def _sanitize(name: str, invalid: re.Pattern[str], kind: str) -> str:
     if not isinstance(name, str):
-        raise ArgumentError(f"{name!r} is no name of a {what}: a text is")
-    clean = _begun(invalid.sub("_", name))
+        raise ArgumentError(f"{name!r} is not a valid name of a {kind}: it must be a string")
+    clean = _with_valid_start(invalid.sub("_", name))
     if not clean.strip("_"):
         raise ArgumentError(
-            f"{name!r} is no name of a {what}: it needs a letter or a digit, as in 'requests'"
+            f"{name!r} is not a valid name of a {kind}: it needs a letter or a digit, as in "
+            "'requests'"
         )
     return clean
 
 
-def _begun(name: str) -> str:
-    """`name`, with a `_` in front where it begins with a digit or a colon."""
+def _with_valid_start(name: str) -> str:
     return name if re.match(r"[a-zA-Z_]", name) else f"_{name}"

@@ -1,7 +1,7 @@
-"""The public names of a package, imported when they are first used.
+"""Import the public names of a package on first use.
 
-prometheus_client chooses where values live when it is imported, and an engine's process must set
-`PROMETHEUS_MULTIPROC_DIR` before that. So a package does not import what it offers.
+prometheus_client chooses the storage of values when it is imported, and an engine's process must
+set `PROMETHEUS_MULTIPROC_DIR` before that. So a package does not import its public names itself.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from importlib import import_module
 
 
 def lazily(package: str, modules: Mapping[str, str]) -> Callable[[str], object]:
-    """Make the `__getattr__` of a package (PEP 562).
+    """Return a `__getattr__` for a package (PEP 562).
 
     Args:
         package: the package's `__name__`.
-        modules: of each public name the module of the package that has it.
+        modules: the module of the package that defines each public name.
     """
 
     def get(name: str) -> object:

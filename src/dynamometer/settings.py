@@ -1,13 +1,14 @@
-"""Environment variables, read in one place and typed.
+"""Read the environment variables, and parse the values of variables and flags.
 
-A command line flag of the same meaning wins over its variable; each command's `--help` names
-both. Names and meanings are NVIDIA Dynamo's where it has them.
+A flag overrides the variable of the same meaning; each command's `--help` names both. Variables
+that NVIDIA Dynamo has too keep its names and meanings.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -16,18 +17,22 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from dynamometer.errors import SettingsError
-from dynamometer.variables import BUCKETS, VARIABLES, BucketRange
+from dynamometer.variables import BUCKETS, DEFAULT_HTTP_PORT, LOOPBACK, VARIABLES, BucketRange
 
 Value = TypeVar("Value")
 
-LOG_LEVELS = ("trace", "debug", "info", "warn", "warning", "error", "off")
-DEFAULT_SYSTEM_PORT = 8081
-DEFAULT_HTTP_PORT = 8000
-LOOPBACK = "127.0.0.1"
-# So far apart that no quotient of two, and no rounding of one, leaves what a double can hold.
+LOG_LEVELS: Final[Mapping[str, int]] = {
+    "trace": logging.DEBUG,
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warn": logging.WARNING,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+    "off": logging.CRITICAL + 1,
+}
+# Quotients and rounded values of bounds within these limits are finite doubles.
 _LEAST_BOUND, _GREATEST_BOUND = 1e-100, 1e100
 _MOST_BUCKETS = 512
-
 
 DEFAULT_BUCKET_RANGES: Final[Mapping[str, BucketRange]] = {
     histogram: buckets.default for histogram, buckets in BUCKETS.items()
@@ -36,13 +41,13 @@ DEFAULT_BUCKET_RANGES: Final[Mapping[str, BucketRange]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class HealthSettings:
-    """How a system server answers for its process.
+    """The health routes of a system server.
 
     Attributes:
-        ready_at_start: whether a process that is still starting is called ready.
-        endpoints: the endpoints that must be ready; none: the process says.
-        path: where `/health` is.
-        live_path: where `/live` is.
+        ready_at_start: report a process that is still starting as ready.
+        endpoints: the endpoints that must be ready; empty for all endpoints of the process.
+        path: the path of `/health`.
+        live_path: the path of `/live`.
     """
 
     ready_at_start: bool = False
@@ -53,7 +58,7 @@ class HealthSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the environment says; a field is None where it says nothing."""
+    """The values of the environment variables; None for a variable that is not set."""
 
     system_host: str = LOOPBACK
     system_port: int | None = None
@@ -65,15 +70,16 @@ class Settings:
     log_level: str = "info"
     log_json: bool = False
     metrics_prefix: str | None = None
-    engine_headers: str = field(default="", repr=False)  # keys: no message shows them
+    engine_headers: str = field(default="", repr=False)  # secret keys: never in a message
     bucket_ranges: Mapping[str, BucketRange] = field(default_factory=lambda: DEFAULT_BUCKET_RANGES)
 
 
 def read(environment: Mapping[str, str] | None = None) -> Settings:
-    """The settings of this process's environment, or of the one given.
+    """Return the settings of `environment`, by default of this process's environment.
 
     Raises:
-        SettingsError: a value is not allowed; names variable, value and what is.
+        SettingsError: A value is not allowed; the message names the variable, its value and the
+            allowed values.
     """
     env = _Reader(os.environ if environment is None else environment)
     return Settings(
@@ -96,9 +102,9 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
 
 
 def unknown(environment: Mapping[str, str] | None = None) -> list[tuple[str, str]]:
-    """Variables that look like a mistyped one of ours, each with the one it looks like.
+    """Return variables that look misspelled, each with the variable that it resembles.
 
-    Dynamo has many that mean nothing here; those are passed over.
+    Other variables of NVIDIA Dynamo are ignored.
     """
     names = os.environ if environment is None else environment
     found = []
@@ -118,9 +124,8 @@ def _health(env: _Reader) -> HealthSettings:
     )
     if health.path == health.live_path:
         raise SettingsError(
-            f"{env.given('DYN_SYSTEM_HEALTH_PATH', 'DYN_SYSTEM_LIVE_PATH')}: health and live must "
-            f"be at two paths; without a variable they are at {HealthSettings.path} and "
-            f"{HealthSettings.live_path}"
+            f"{env.given('DYN_SYSTEM_HEALTH_PATH', 'DYN_SYSTEM_LIVE_PATH')}: health and live need "
+            f"two paths; the defaults are {HealthSettings.path} and {HealthSettings.live_path}"
         )
     return health
 
@@ -133,7 +138,7 @@ class _Reader:
         return self._environment.get(variable, "").strip()
 
     def given(self, *variables: str) -> str:
-        """Those of `variables` that are set, with their values, for a message."""
+        """Return those of `variables` that are set, with their values, for a message."""
         return " and ".join(
             f"{name}={self._text(name)!r}" for name in variables if self._text(name)
         )
@@ -148,7 +153,7 @@ class _Reader:
             raise SettingsError(f"{variable}={value!r}: {error}") from None
 
     def bucket_range(self, name: str, default: BucketRange) -> BucketRange:
-        """Return the range that `name`_MIN, _MAX and _COUNT set, each alone or together."""
+        """Return `default` with the values of `name`_MIN, _MAX and _COUNT that are set."""
         found = BucketRange(
             self.get(f"{name}_MIN", bound, default.least),
             self.get(f"{name}_MAX", bound, default.greatest),
@@ -162,27 +167,28 @@ class _Reader:
         return found
 
 
-# Parsers of one value each; flags of the command line use the same ones.
+# Each parser returns a typed value, or raises ValueError with the allowed values. Flags use the
+# same parsers as variables.
 
 
 def text(value: str) -> str:
-    """Any text."""
+    """Return any text."""
     return value
 
 
 def _whole(value: str) -> int | None:
-    """ASCII digits as a number; None for all else that `int` takes: `8_099`, `+1`, `٨`, ` 1`."""
+    """Parse ASCII digits; return None for other input that `int` accepts: `8_099`, `+1`, `٨`."""
     return int(value) if re.fullmatch(r"[0-9]{1,18}", value) else None
 
 
 def _real(value: str) -> float:
-    """A decimal number without a sign; NaN, which is in no range, for all else `float` takes."""
+    """Parse a decimal number without a sign; return NaN, which is in no range, for other input."""
     number = r"([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
     return float(value) if re.fullmatch(number, value) else float("nan")
 
 
 def port(value: str) -> int:
-    """A TCP port, 0 to 65535; 0 takes any free one."""
+    """Parse a TCP port, 0 to 65535; 0 is any free port."""
     number = _whole(value)
     if number is None or number > 65535:
         raise ValueError("must be a port from 0 (any free one) to 65535")
@@ -190,7 +196,7 @@ def port(value: str) -> int:
 
 
 def system_port(value: str) -> int:
-    """A TCP port, or -1 for none."""
+    """Parse a TCP port, or -1 for none."""
     try:
         return -1 if value == "-1" else port(value)
     except ValueError as error:
@@ -198,7 +204,7 @@ def system_port(value: str) -> int:
 
 
 def seconds(value: str) -> float:
-    """A duration in seconds, 0 or more."""
+    """Parse a duration in seconds, 0 or more."""
     number = _real(value)
     if not 0 <= number < float("inf"):
         raise ValueError("must be a number of seconds, 0 or more")
@@ -206,7 +212,7 @@ def seconds(value: str) -> float:
 
 
 def rate(value: str) -> float:
-    """A number per second, above 0."""
+    """Parse a rate per second, above 0."""
     number = seconds(value)
     if not number:
         raise ValueError("must be above 0")
@@ -214,15 +220,15 @@ def rate(value: str) -> float:
 
 
 def part(value: str) -> float:
-    """A part of a whole, 0 to 1."""
+    """Parse a fraction, 0 to 1."""
     number = _real(value)
     if not 0 <= number <= 1:
-        raise ValueError("must be a part of a whole, 0 to 1")
+        raise ValueError("must be a fraction from 0 to 1")
     return number
 
 
 def count(value: str) -> int:
-    """A whole number, 0 or more."""
+    """Parse a whole number, 0 or more."""
     number = _whole(value)
     if number is None:
         raise ValueError("must be a whole number, 0 or more")
@@ -230,7 +236,7 @@ def count(value: str) -> int:
 
 
 def size(value: str) -> int:
-    """A number of bytes, with an optional unit: 64MiB, 10MB, 4096."""
+    """Parse a number of bytes with an optional unit: 64MiB, 10MB, 4096."""
     units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
     units |= {"K": 2**10, "M": 2**20, "G": 2**30, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
     unit = value.lstrip("0123456789")
@@ -242,7 +248,7 @@ def size(value: str) -> int:
 
 
 def bound(value: str) -> float:
-    """A bound of a histogram's buckets, above 0."""
+    """Parse a bucket bound of a histogram, above 0."""
     number = _real(value)
     if not _LEAST_BOUND <= number <= _GREATEST_BOUND:
         raise ValueError(f"must be a number above 0, from {_LEAST_BOUND:g} to {_GREATEST_BOUND:g}")
@@ -250,7 +256,7 @@ def bound(value: str) -> float:
 
 
 def bucket_count(value: str) -> int:
-    """How many buckets a histogram has, 1 to 512."""
+    """Parse the number of buckets of a histogram, 1 to 512."""
     number = _whole(value)
     if number is None or not 1 <= number <= _MOST_BUCKETS:
         raise ValueError(f"must be a whole number from 1 to {_MOST_BUCKETS}")
@@ -258,31 +264,32 @@ def bucket_count(value: str) -> int:
 
 
 def metric_prefix(value: str) -> str:
-    """What names of metrics begin with."""
+    """Parse a prefix of metric names."""
     if not re.fullmatch(r"[a-zA-Z_:][a-zA-Z0-9_:]*", value):
         raise ValueError(
-            "must be what a metric's name can begin with: a letter, '_' or ':', then digits too"
+            "must be a prefix with which a metric's name can begin: a letter, '_' or ':', followed "
+            "by letters, digits, '_' or ':'"
         )
     return value
 
 
 def name(value: str) -> str:
-    """A namespace, component or endpoint name: letters, digits, `_`, `-` and `.`."""
+    """Parse a namespace, component or endpoint name: letters, digits, `_`, `-` and `.`."""
     if not value or not all(c.isascii() and (c.isalnum() or c in "_-.") for c in value):
         raise ValueError("must be letters, digits, '_', '-' or '.'")
     return value
 
 
 def starting_status(value: str) -> bool:
-    """Whether a process that starts is called ready: `ready` or `notready`."""
+    """Parse the health of a starting process: True for `ready`, False for `notready`."""
     if value not in ("ready", "notready"):
         raise ValueError("must be ready or notready")
     return value == "ready"
 
 
 def endpoint_names(value: str) -> tuple[str, ...]:
-    """Names of endpoints, as a JSON list: `["generate"]`."""
-    wrong = ValueError('must be a JSON list of names of endpoints, such as ["generate"]')
+    """Parse a JSON list of endpoint names, such as `["generate"]`."""
+    wrong = ValueError('must be a JSON list of endpoint names, such as ["generate"]')
     try:
         names = json.loads(value)
     except (ValueError, RecursionError):
@@ -293,17 +300,17 @@ def endpoint_names(value: str) -> tuple[str, ...]:
 
 
 def path(value: str) -> str:
-    """A path of the system server's that is not `/metrics`: `/custom/health`."""
+    """Parse a path of the system server other than `/metrics`, such as `/custom/health`."""
     if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", value) or value == "/metrics":
         raise ValueError(
-            "must be a path such as /custom/health: letters, digits and '._~-' behind each '/', "
+            "must be a path such as /custom/health: letters, digits and '._~-' after each '/', "
             "and not /metrics"
         )
     return value
 
 
 def flag(value: str) -> bool:
-    """A boolean: 1, true, yes, on, or 0, false, no, off."""
+    """Parse a boolean: 1, true, yes, on, or 0, false, no, off."""
     lowered = value.lower()
     if lowered in ("1", "true", "yes", "on"):
         return True
@@ -313,9 +320,9 @@ def flag(value: str) -> bool:
 
 
 def log_level(value: str) -> str:
-    """A log level.
+    """Parse a log level.
 
-    Dynamo's form of `level,module=level,...` is accepted, and its first word counts.
+    NVIDIA Dynamo's format `level,module=level,...` is accepted; only its first level is used.
     """
     first = value.split(",")[0].strip().lower()
     if first not in LOG_LEVELS:

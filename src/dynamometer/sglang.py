@@ -1,4 +1,4 @@
-"""`dyno sglang`, `python -m dynamometer.sglang`: a worker around SGLang, or around the mocker."""
+"""`dyno sglang` and `python -m dynamometer.sglang`: a worker for SGLang, or for the mocker."""
 
 from __future__ import annotations
 

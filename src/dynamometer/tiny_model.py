@@ -1,4 +1,4 @@
-"""`dyno tiny-model DIR`: a tiny random Llama and its tokenizer, made locally in a second."""
+"""`dyno tiny-model DIR`: create a tiny random Llama and its tokenizer, locally in a second."""
 
 from __future__ import annotations
 
@@ -15,52 +15,52 @@ from dynamometer.errors import DirectoryError, EngineError
 from dynamometer.process import directories
 
 _DESCRIPTION = """\
-Make a tiny randomly initialised Llama (2 layers, 4 MB, context 2,048) with a tokenizer of its
-own, for demos and tests where no model hub is reached. Its answers are nonsense; its metrics
-are real. Needs an interpreter that has SGLang, but no accelerator and no network.
+Create a tiny, randomly initialised Llama (2 layers, 4 MB, context 2,048) and its tokenizer, for
+demos and tests without a model hub. Its answers are random text; its metrics are real. Needs an
+interpreter that has SGLang installed, but neither an accelerator nor a network.
 """
 
 
 def parser(program: str) -> argparse.ArgumentParser:
-    """The command's flags.
+    """Return the parser of the command's flags.
 
     Args:
-        program: how the command was called, for its help.
+        program: the name of the command in its help.
     """
     result = arguments.parser(program, _DESCRIPTION, "example:\n  dyno tiny-model ./tiny\n")
-    result.add_argument("directory", type=Path, metavar="DIR", help="made where it is missing")
+    result.add_argument("directory", type=Path, metavar="DIR", help="created if it is missing")
     arguments.add_engine_python(result, "SGLang")
     return result
 
 
 def main(argv: Sequence[str], program: str = "dyno tiny-model") -> int:
-    """Make the model; the exit code.
+    """Create the model, and return the exit code.
 
     Raises:
-        DynamometerError: with the message for the user.
+        DynamometerError: The model cannot be created; the message is for the user.
     """
-    own = parser(program).parse_args(list(argv))
-    make(own.directory, engine_python=own.engine_python)
-    name = own.directory if own.directory.is_absolute() else f"./{own.directory}"
-    print(f"made {name}; serve it: dyno sglang --model {name} --enable-metrics")
+    flags = parser(program).parse_args(list(argv))
+    create(flags.directory, engine_python=flags.engine_python)
+    name = flags.directory if flags.directory.is_absolute() else f"./{flags.directory}"
+    print(f"created {name}; to serve it: dyno sglang --model {name} --enable-metrics")
     return 0
 
 
-def make(directory: Path, *, engine_python: str = sys.executable) -> None:
-    """Write the model into `directory`; nothing that is there is overwritten.
+def create(directory: Path, *, engine_python: str = sys.executable) -> None:
+    """Write the model into `directory`, which must be empty or missing.
 
     Raises:
-        DirectoryError: something is there already, or it cannot be written.
-        EngineError: the interpreter cannot make it; says why.
+        DirectoryError: The directory is not empty, or cannot be written.
+        EngineError: The interpreter cannot create the model; the message has its reason.
     """
     if not directory.is_absolute():
         directories.require_current()
     try:
         if directory.exists() and any(directory.iterdir()):
-            raise DirectoryError(f"{directory} is not empty: name a new directory")
+            raise DirectoryError(f"{directory} is not empty: choose a new directory")
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DirectoryError(f"cannot make {directory}: {error.strerror}") from None
+        raise DirectoryError(f"cannot create {directory}: {error.strerror}") from None
     script = Path(sglang_cpu.__file__).parent / "checkpoint.py"
     try:
         done = subprocess.run(
@@ -74,8 +74,8 @@ def make(directory: Path, *, engine_python: str = sys.executable) -> None:
         raise EngineError(f"cannot run {engine_python}: {error.strerror}") from None
     if done.returncode:
         shutil.rmtree(directory, ignore_errors=True)
-        said = done.stderr.strip().splitlines() or ["it said nothing"]
+        reason = done.stderr.strip().splitlines() or ["it printed no error"]
         raise EngineError(
-            f"{engine_python} cannot make the model: {said[-1]} (it needs the packages that "
-            "SGLang brings; --engine-python names another interpreter)"
+            f"{engine_python} cannot create the model: {reason[-1]} (SGLang must be installed for "
+            "this interpreter: choose another one with --engine-python)"
         )

@@ -1,4 +1,4 @@
-"""The environment variables that are read, and what each means; `settings` reads them."""
+"""The environment variables: meanings, defaults and flags; `settings` reads the values."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+LOOPBACK: Final = "127.0.0.1"
+DEFAULT_SYSTEM_PORT: Final = 8081
+DEFAULT_HTTP_PORT: Final = 8000
+DEFAULT_NAMESPACE: Final = "dynamo"
+
 
 @dataclass(frozen=True)
 class Variable:
     """The row of one variable in docs/configuration.md.
 
     Attributes:
-        meaning: what it sets, and what values it takes.
-        default: what holds without it.
-        flag: the flag of the same meaning; empty where there is none.
+        meaning: the effect of the variable, and its allowed values.
+        default: the value without the variable.
+        flag: the flag of the same meaning; empty if there is none.
     """
 
     meaning: str
@@ -27,7 +32,8 @@ class BucketRange:
     """The range of a histogram's bucket bounds; see `metrics.buckets.spread`.
 
     Attributes:
-        least: the first bound after 0, in the histogram's unit (seconds or tokens).
+        least: the start of the bounds, in the histogram's unit (seconds or tokens); the lowest
+            bound is 0 in place of this value.
         greatest: the last bound, in the same unit.
         count: the number of bounds including 0; bounds that rounding makes equal are one.
     """
@@ -69,22 +75,24 @@ BUCKETS: Final[Mapping[str, Buckets]] = {
         "DYN_METRICS_OUTPUT_SEQUENCE", "output tokens", BucketRange(50.0, 32000.0, 10)
     ),
 }
-"""By the fields of `metrics.buckets.FrontendBuckets`: one table for defaults and variables."""
+"""By the field of `metrics.buckets.FrontendBuckets`."""
 
 
-def _of_buckets() -> Mapping[str, Variable]:
+def _bucket_variables() -> Mapping[str, Variable]:
     found = {}
     for buckets in BUCKETS.values():
         found[f"{buckets.variable}_MIN"] = Variable(
-            f"where the buckets of {buckets.of}, begin: above 0. They grow by one ratio from "
-            "there, each rounded to two digits; 0 stands in the place of the first",
+            f"start of the bucket bounds of {buckets.of}: above 0. Each bound is larger than the "
+            "one before by the same ratio, and is rounded to two digits; 0 replaces the start",
             f"{buckets.default.least:g}",
         )
         found[f"{buckets.variable}_MAX"] = Variable(
-            "the greatest of them, rounded likewise: above `_MIN`", f"{buckets.default.greatest:g}"
+            f"last bucket bound, rounded likewise: above `{buckets.variable}_MIN`",
+            f"{buckets.default.greatest:g}",
         )
         found[f"{buckets.variable}_COUNT"] = Variable(
-            "how many, 0 with them: 1 to 512; those that rounding makes equal are one",
+            "number of bucket bounds, including 0: 1 to 512; bounds that are equal after rounding "
+            "are merged",
             str(buckets.default.count),
         )
     return found
@@ -92,78 +100,84 @@ def _of_buckets() -> Mapping[str, Variable]:
 
 VARIABLES: Final[Mapping[str, Variable]] = {
     "DYN_SYSTEM_HOST": Variable(
-        "address of a worker's, an exporter's or your own process's `/metrics` and `/health`",
-        "`127.0.0.1`",
+        "address of `/metrics` and `/health` of a worker, an exporter or your own process",
+        f"`{LOOPBACK}`",
         "`--system-host`",
     ),
     "DYN_SYSTEM_PORT": Variable(
-        "their port; 0: any free one, -1: no such server",
-        "8081, or any free one where that is taken",
+        "port of `/metrics` and `/health`; 0: any free port, -1: do not serve them",
+        f"{DEFAULT_SYSTEM_PORT}, or any free port if that one is in use",
         "`--system-port`",
     ),
     "DYN_SYSTEM_STARTING_HEALTH_STATUS": Variable(
-        "what `/health` says while the process starts, and of each endpoint that it waits for "
-        "until that was ready for the first time: `ready` or `notready`",
+        "status that `/health` reports while the process starts, and for each endpoint until it is "
+        "ready for the first time: `ready` or `notready`",
         "`notready`",
     ),
     "DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS": Variable(
-        "the endpoints that must be ready for `/health` to say so: a JSON list of names, such as "
-        '`["generate"]`; of a worker its own endpoint, of an exporter its engines',
-        "all that the process has",
+        "endpoints that must be ready before `/health` reports ready: a JSON list of endpoint "
+        'names, such as `["generate"]`. A worker has one endpoint; the endpoints of an exporter '
+        "are its engines",
+        "all endpoints of the process",
     ),
-    "DYN_SYSTEM_HEALTH_PATH": Variable("where `/health` is: a path", "`/health`"),
+    "DYN_SYSTEM_HEALTH_PATH": Variable("path of `/health`", "`/health`"),
     "DYN_SYSTEM_LIVE_PATH": Variable(
-        "where `/live` is: a path. It is 200 as long as the process answers, whatever `/health` "
-        "says: by design, where NVIDIA Dynamo's answers as its `/health` does; a liveness probe "
-        "that fails while a model is loaded kills what starts slowly",
+        "path of `/live`, which returns 200 as long as the process answers, whatever `/health` "
+        "reports. NVIDIA Dynamo's `/live` returns the status of its `/health` instead; a liveness "
+        "probe that fails while a model is loaded would kill a slow start",
         "`/live`",
     ),
-    "DYN_HTTP_HOST": Variable("address of the frontend", "`127.0.0.1`", "`--http-host`"),
-    "DYN_HTTP_PORT": Variable("its port; 0: any free one", "8000", "`--http-port`"),
+    "DYN_HTTP_HOST": Variable("address of the frontend", f"`{LOOPBACK}`", "`--http-host`"),
+    "DYN_HTTP_PORT": Variable(
+        "port of the frontend; 0: any free port", f"{DEFAULT_HTTP_PORT}", "`--http-port`"
+    ),
     "DYN_NAMESPACE": Variable(
-        "the label `dynamo_namespace` of a worker or an exporter; the only namespace that a "
-        "frontend serves",
-        "`dynamo`; a frontend serves all",
+        "value of the label `dynamo_namespace` of a worker or an exporter; the only namespace that "
+        "a frontend serves",
+        f"`{DEFAULT_NAMESPACE}`; a frontend serves all namespaces",
         "`--namespace`",
     ),
     "DYN_FILE_KV": Variable(
-        "where instances are registered: a directory of this user's own",
-        "one in the user's runtime directory",
+        "directory in which processes register themselves; only this user may own it",
+        "a directory in the user's runtime directory",
         "`--discovery-directory`",
     ),
     "DYN_LOG": Variable(
-        "how much is said: `trace`, `debug`, `info`, `warn`, `error`, `off`; of Dynamo's form "
-        "`level,module=level` the first word counts",
+        "log level: `trace`, `debug`, `info`, `warn`, `error` or `off`; of NVIDIA Dynamo's format "
+        "`level,module=level`, only the first level is used",
         "`info`",
     ),
-    "DYN_LOGGING_JSONL": Variable("1: in JSON lines", "0"),
+    "DYN_LOGGING_JSONL": Variable("1: log JSON lines", "0"),
     "DYN_METRICS_PREFIX": Variable(
-        "what the names of the frontend's own families begin with; no other families' do",
+        "prefix of the frontend's own families; other families keep their names",
         "`dynamo_frontend`",
     ),
-    **_of_buckets(),
+    **_bucket_variables(),
     "DYN_ENGINE_HEADERS": Variable(
-        "headers of an exporter's requests to the engines that `--engine-url` names, such as "
-        "`Authorization: Bearer KEY`, one a line; `NAME=` before one: for that engine alone",
+        "headers of an exporter's requests to the engines that `--engine-url` names, one per "
+        "line, such as `Authorization: Bearer KEY`; `NAME=` before a header: only for the engine "
+        "of that name",
         "none",
-        "`--engine-header`, which wins by name; `--engine-header-file`",
+        "`--engine-header`, which overrides a header of the same name; `--engine-header-file`",
     ),
 }
-"""By name, in the order in which they are explained."""
+"""By name, in the order of docs/configuration.md."""
 
 OTHERS: Final[Mapping[str, str]] = {
-    "PROMETHEUS_MULTIPROC_DIR": "of a worker's engine: set by the worker, whatever it is outside. "
-    "Of `dyno mocker`: where it writes. Of the drop-in collector: what it reads",
-    "HF_HUB_OFFLINE": "1: the engine asks no model hub; said where a model is missing",
-    "SGLANG_RUST_SERVER": "1: SGLang's Rust server, whose own page is fetched too",
-    "CUDA_VISIBLE_DEVICES": "empty or -1: there are no NVIDIA devices for the worker",
-    "HIP_VISIBLE_DEVICES": "likewise, of AMD",
-    "ROCR_VISIBLE_DEVICES": "likewise, of AMD",
-    "ASCEND_RT_VISIBLE_DEVICES": "likewise, of Ascend",
-    "TORCHINDUCTOR_CACHE_DIR": "of the engine; without it, the place that it would have by itself",
-    "XDG_RUNTIME_DIR": "where the directories of this user's processes are",
-    "NO_COLOR": "set: no colour on a terminal",
-    "DYNAMOMETER_SGLANG_CPU": "set by the worker for its engine: switches the CPU platform on",
-    "DYNAMOMETER_WORKER": "set by the worker for its engine: whose it is",
+    "PROMETHEUS_MULTIPROC_DIR": "directory of multiprocess files. A worker always sets it for its "
+    "engine; `dyno mocker` writes there; the drop-in collector reads there",
+    "HF_HUB_OFFLINE": "1: the engine does not contact a model hub; the error for a missing model "
+    "mentions it",
+    "SGLANG_RUST_SERVER": "1: SGLang uses its Rust server, whose own page is fetched as well",
+    "CUDA_VISIBLE_DEVICES": "empty or -1: a worker ignores NVIDIA devices",
+    "HIP_VISIBLE_DEVICES": "empty or -1: a worker ignores AMD devices",
+    "ROCR_VISIBLE_DEVICES": "empty or -1: a worker ignores AMD devices",
+    "ASCEND_RT_VISIBLE_DEVICES": "empty or -1: a worker ignores Ascend devices",
+    "TORCHINDUCTOR_CACHE_DIR": "compile cache of the engine; a worker keeps torch's default "
+    "directory, although it gives the engine a temporary directory of its own",
+    "XDG_RUNTIME_DIR": "parent of the directories of this user's processes",
+    "NO_COLOR": "set: do not colour the output on a terminal",
+    "DYNAMOMETER_SGLANG_CPU": "set by a worker for its engine: enables the CPU platform",
+    "DYNAMOMETER_WORKER": "set by a worker for its engine: identifies the worker",
 }
-"""What is read, or set, besides: other programs' variables, and those between our processes."""
+"""Variables of other programs that are read or set, and variables between our processes."""

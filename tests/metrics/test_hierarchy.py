@@ -230,7 +230,7 @@ def test_a_histogram_that_cannot_be_leaves_nothing_behind(runtime: DistributedRu
 
 @pytest.mark.parametrize("wrong", [None, 5, ["a"]])
 def test_what_is_no_name_is_said_so(runtime: DistributedRuntime, wrong: str) -> None:
-    with pytest.raises(ArgumentError, match="is no name of a metric"):
+    with pytest.raises(ArgumentError, match="is not a valid name of a metric"):
         runtime.metrics.create_counter(wrong, "came")
     with pytest.raises(ArgumentError, match="is no name of a label"):
         runtime.metrics.create_counter("x", "came", [wrong])

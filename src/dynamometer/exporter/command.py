@@ -15,6 +15,7 @@ from dynamometer.metrics.http_source import DEADLINE_SECONDS
 from dynamometer.multiprocess.directory import DEFAULT_MAX_SERIES
 from dynamometer.names import label_value
 from dynamometer.process import event_loop
+from dynamometer.variables import DEFAULT_NAMESPACE
 
 _ENGINE = kinds.DEFAULT
 _DESCRIPTION = f"""\
@@ -147,7 +148,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     labels.add_argument(
         "--model", default="", help="the label model (default: the name that the engine serves)"
     )
-    arguments.add_place(labels, component="backend")
+    arguments.add_runtime_labels(labels, component="backend")
     labels.add_argument(
         "--no-runtime-labels",
         action="store_true",
@@ -195,7 +196,7 @@ def main(argv: Sequence[str], program: str = "dyno exporter") -> int:
         system_host=own.system_host or environment.system_host,
         system_port=environment.system_port if own.system_port is None else own.system_port,
         health=environment.health,
-        namespace=own.namespace or environment.namespace or "dynamo",
+        namespace=own.namespace or environment.namespace or DEFAULT_NAMESPACE,
         component=own.component or "backend",
         endpoint=own.endpoint,
         runtime_labels=not own.no_runtime_labels,

@@ -10,6 +10,7 @@ from dynamometer.frontend.app import FrontendOptions, serve
 from dynamometer.frontend.routing import RouterMode
 from dynamometer.metrics.buckets import FrontendBuckets
 from dynamometer.process import event_loop
+from dynamometer.variables import DEFAULT_HTTP_PORT, LOOPBACK
 
 _DESCRIPTION = """\
 Serve all workers of this machine at one OpenAI-compatible address: /v1/chat/completions,
@@ -36,11 +37,13 @@ def parser(program: str) -> argparse.ArgumentParser:
         program: how the command was called, for its help.
     """
     result = arguments.parser(program, _DESCRIPTION, _EPILOG)
-    result.add_argument("--http-host", help="address to listen on (DYN_HTTP_HOST; 127.0.0.1)")
+    result.add_argument(
+        "--http-host", help=f"address to listen on (DYN_HTTP_HOST; default: {LOOPBACK})"
+    )
     result.add_argument(
         "--http-port",
         type=arguments.checked(settings.port),
-        help="port to listen on (DYN_HTTP_PORT; 8000; 0: any free one)",
+        help=f"port to listen on; 0: any free port (DYN_HTTP_PORT; default: {DEFAULT_HTTP_PORT})",
     )
     result.add_argument(
         "--namespace",

@@ -16,6 +16,7 @@ from dynamometer.mocker.app import Mocker, Options
 from dynamometer.mocker.simulated_processes import Load, writing
 from dynamometer.process import directories, event_loop
 from dynamometer.process.signals import Stop
+from dynamometer.variables import LOOPBACK
 
 logger = logging.getLogger(__name__)
 _DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
@@ -41,7 +42,7 @@ def parser(program: str) -> argparse.ArgumentParser:
         program: the name of the command in its help.
     """
     result = arguments.parser(program, _DESCRIPTION, _EPILOG)
-    result.add_argument("--host", default=settings.LOOPBACK, help="default: 127.0.0.1")
+    result.add_argument("--host", default=LOOPBACK, help=f"default: {LOOPBACK}")
     result.add_argument(
         "--port", type=arguments.checked(settings.port), default=30000, help="default: 30000"
     )

@@ -15,7 +15,8 @@ from dynamometer.http import addresses
 from dynamometer.metrics import scraping
 from dynamometer.metrics.page import MetricsPage
 from dynamometer.runtime.record import State
-from dynamometer.settings import DEFAULT_SYSTEM_PORT, HealthSettings
+from dynamometer.settings import HealthSettings
+from dynamometer.variables import DEFAULT_SYSTEM_PORT
 
 logger = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ from dynamometer import arguments, logs, settings
 from dynamometer.engines.interface import StartableEngine
 from dynamometer.multiprocess.directory import DEFAULT_MAX_SERIES
 from dynamometer.process import event_loop
+from dynamometer.variables import DEFAULT_NAMESPACE, LOOPBACK
 from dynamometer.worker.app import WorkerOptions, serve
 
 _EPILOG = """\
@@ -47,7 +48,7 @@ def parser(program: str, engines: Sequence[StartableEngine]) -> argparse.Argumen
         help="how long requests in flight may go on after Ctrl-C or SIGTERM (default: 30)",
     )
     own = result.add_argument_group("the worker's own OpenAI-compatible address")
-    own.add_argument("--host", default=settings.LOOPBACK, help="default: 127.0.0.1")
+    own.add_argument("--host", default=LOOPBACK, help=f"default: {LOOPBACK}")
     own.add_argument(
         "--port",
         type=arguments.checked(settings.port),
@@ -65,7 +66,7 @@ def parser(program: str, engines: Sequence[StartableEngine]) -> argparse.Argumen
     )
     arguments.add_max_series(page, DEFAULT_MAX_SERIES)
     place = result.add_argument_group("its place")
-    arguments.add_place(place, component=default.help.component)
+    arguments.add_runtime_labels(place, component=default.help.component)
     arguments.add_discovery(place)
     return result
 
@@ -92,7 +93,7 @@ def main(argv: Sequence[str], program: str, engines: Sequence[StartableEngine]) 
         system_host=own.system_host or environment.system_host,
         system_port=environment.system_port if own.system_port is None else own.system_port,
         health=environment.health,
-        namespace=own.namespace or environment.namespace or "dynamo",
+        namespace=own.namespace or environment.namespace or DEFAULT_NAMESPACE,
         component=own.component or "",
         endpoint=own.endpoint,
         runtime_labels=not own.no_runtime_labels,
