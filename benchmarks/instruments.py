@@ -19,15 +19,15 @@ from prometheus_client import Histogram as TheirHistogram
 
 from dynamometer.engines.answers import StreamReader
 from dynamometer.engines.interface import Usage
-from dynamometer.frontend.accounting import RequestAccount
-from dynamometer.frontend.families import FrontendMetrics
+from dynamometer.frontend.request_metrics import RequestMetrics
+from dynamometer.frontend.service_metrics import FrontendMetrics
 from dynamometer.metrics.buckets import FrontendBuckets
 from dynamometer.names import labels
 from dynamometer.runtime.distributed import DistributedRuntime
 from dynamometer.runtime.fleet import Fleet
 from dynamometer.runtime.record import Record, Role, State
 from dynamometer.settings import DEFAULT_BUCKET_RANGES
-from dynamometer.worker.accounting import EndpointMetrics
+from dynamometer.worker.endpoint_metrics import EndpointMetrics
 
 TOKENS = 64
 WORKER = 7
@@ -87,7 +87,7 @@ def observations() -> Callable[[], object]:
 
 
 def frontend(*, read: bool = False) -> Callable[[], object]:
-    """Run a request's account as `frontend.forward` does."""
+    """Run a request's account as `frontend.forwarding` does."""
     metrics = FrontendMetrics(CollectorRegistry())
     record = Record(
         role=Role.WORKER, id=WORKER, namespace="", component="", models=("m",),
@@ -100,7 +100,7 @@ def frontend(*, read: bool = False) -> Callable[[], object]:
     done.feed(USAGE, 0.0)
 
     def work() -> None:
-        account = RequestAccount(metrics, "chat_completions")
+        account = RequestMetrics(metrics, "chat_completions")
         account.start("m", stream=True)
         account.choosing()
         account.sent(WORKER)

@@ -178,12 +178,8 @@ NOT_A_NOUN = {"app", "command", "interface", "__init__", "__main__"}
 ENTRY_POINTS = {"sglang", "tiny_model"}
 # Nouns of several modules; a noun leaves the set when at most one module has it.
 KNOWN_NOUNS = {
-    "accounting",
-    "builder",
-    "directory",
     "family",
     "file",
-    "health",
     "page",
     "reader",
     "series",

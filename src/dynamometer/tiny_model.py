@@ -12,7 +12,7 @@ from pathlib import Path
 from dynamometer import arguments
 from dynamometer.engines import sglang_cpu
 from dynamometer.errors import DirectoryError, EngineError
-from dynamometer.process import directories
+from dynamometer.process import private_directories
 
 _DESCRIPTION = """\
 Create a tiny, randomly initialised Llama (2 layers, 4 MB, context 2,048) and its tokenizer, for
@@ -54,7 +54,7 @@ def create(directory: Path, *, engine_python: str = sys.executable) -> None:
         EngineError: The interpreter cannot create the model; the message has its reason.
     """
     if not directory.is_absolute():
-        directories.require_current()
+        private_directories.require_current()
     try:
         if directory.exists() and any(directory.iterdir()):
             raise DirectoryError(f"{directory} is not empty: choose a new directory")

@@ -12,9 +12,9 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from dynamometer.engines import kinds
-from dynamometer.frontend.families import FrontendMetrics
-from dynamometer.frontend.forward import Forwarder
+from dynamometer.frontend.forwarding import Forwarder
 from dynamometer.frontend.routing import Router, RouterMode
+from dynamometer.frontend.service_metrics import FrontendMetrics
 from dynamometer.http import addresses, openai_errors, relay
 from dynamometer.http.servers import serving
 from dynamometer.metrics import scraping

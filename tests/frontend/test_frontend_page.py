@@ -24,9 +24,9 @@ from dynamometer.engines import kinds
 from dynamometer.errors import SettingsError
 from dynamometer.frontend.app import Frontend, FrontendOptions, serve
 from dynamometer.frontend.canary import Canary
-from dynamometer.frontend.families import FrontendMetrics
-from dynamometer.frontend.forward import Forwarder
+from dynamometer.frontend.forwarding import Forwarder
 from dynamometer.frontend.routing import Router, RouterMode
+from dynamometer.frontend.service_metrics import FrontendMetrics
 from dynamometer.http import addresses, relay
 from dynamometer.http.servers import serving
 from dynamometer.metrics.buckets import FrontendBuckets

@@ -23,14 +23,14 @@ async def stop() -> AsyncIterator[Stop]:
 
 async def test_without_requests_nothing_is_waited_for(stop: Stop) -> None:
     async with asyncio.timeout(5):
-        await InFlight().let_finish(stop, 60)
+        await InFlight().drain(stop, 60)
 
 
 async def test_the_last_request_ends_the_wait(stop: Stop) -> None:
     in_flight = InFlight()
     with in_flight:
         with in_flight:
-            waiting = asyncio.create_task(in_flight.let_finish(stop, 60))
+            waiting = asyncio.create_task(in_flight.drain(stop, 60))
             await asyncio.sleep(0)
         await asyncio.sleep(0.01)
         assert not waiting.done()
@@ -44,13 +44,13 @@ async def test_a_second_signal_ends_the_wait(stop: Stop) -> None:
     with in_flight:
         os.kill(os.getpid(), signal.SIGINT)
         async with asyncio.timeout(5):
-            await stop.asked.wait()
-        assert not stop.insisted.is_set()
-        waiting = asyncio.create_task(in_flight.let_finish(stop, 60))
+            await stop.requested.wait()
+        assert not stop.immediate.is_set()
+        waiting = asyncio.create_task(in_flight.drain(stop, 60))
         os.kill(os.getpid(), signal.SIGTERM)
         async with asyncio.timeout(5):
             await waiting
-        assert stop.insisted.is_set()
+        assert stop.immediate.is_set()
         assert in_flight.count == 1
 
 
@@ -59,5 +59,5 @@ async def test_the_time_ends_the_wait(stop: Stop) -> None:
     in_flight = InFlight()
     with in_flight:
         async with asyncio.timeout(5):
-            await in_flight.let_finish(stop, 0.01)
+            await in_flight.drain(stop, 0.01)
     assert asyncio.all_tasks() == before

@@ -24,7 +24,7 @@ async def test_work_that_fails_is_said_once_and_begun_anew(
         else:
             raise faults.pop(0)  # from another place
 
-    async with tasks.keeping_on(work, name="looking", again=0.001), asyncio.timeout(10):
+    async with tasks.restarting(work, name="looking", again=0.001), asyncio.timeout(10):
         await done.wait()
     said = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert [str(record.exc_info[1]) for record in said if record.exc_info] == ["one", ""]
@@ -45,7 +45,7 @@ async def test_a_fault_after_a_while_in_which_all_was_well_is_said_again(
         await asyncio.sleep(runs.pop(0))
         raise ValueError
 
-    async with tasks.keeping_on(work, name="work", again=0.001), asyncio.timeout(10):
+    async with tasks.restarting(work, name="work", again=0.001), asyncio.timeout(10):
         await done.wait()
     said = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert len(said) == 2
@@ -62,7 +62,7 @@ async def test_what_was_cancelled_elsewhere_ends_no_work(caplog: pytest.LogCaptu
         else:
             await waited_for
 
-    async with tasks.keeping_on(work, name="work", again=0.001), asyncio.timeout(10):
+    async with tasks.restarting(work, name="work", again=0.001), asyncio.timeout(10):
         await done.wait()
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
 
@@ -78,7 +78,7 @@ async def test_nothing_of_it_is_left_after_the_context() -> None:
             ended.append(True)
 
     async def fail() -> None:
-        async with tasks.keeping_on(work, name="work"):
+        async with tasks.restarting(work, name="work"):
             await asyncio.sleep(0)
             raise KeyError
 

@@ -17,8 +17,8 @@ from dynamometer.http import addresses
 from dynamometer.http.servers import serving
 from dynamometer.runtime import DistributedRuntime
 from dynamometer.runtime.record import State
-from dynamometer.worker.accounting import EndpointMetrics
 from dynamometer.worker.endpoint import Endpoint, engine_session
+from dynamometer.worker.endpoint_metrics import EndpointMetrics
 from processes import refusing_port
 
 PATH = "/v1/chat/completions"

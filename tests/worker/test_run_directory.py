@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from dynamometer.process import directories
+from dynamometer.process import private_directories
 from dynamometer.worker.run_directory import run_directory
 
 KILLED = """
 import os, signal, subprocess, sys
 from pathlib import Path
-from dynamometer.process import directories
-directories.memory = lambda: directories.private(Path(sys.argv[1]))
+from dynamometer.process import private_directories
+private_directories.create_memory = lambda: private_directories.create(Path(sys.argv[1]))
 from dynamometer.process.children import ProcessMark
 from dynamometer.worker.run_directory import run_directory
 import psutil
@@ -35,8 +35,11 @@ with run_directory(7) as directory:
 
 @pytest.fixture
 def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(directories, "memory", lambda: directories.private(tmp_path / "memory"))
-    return tmp_path / "memory"
+    base = tmp_path / "memory"
+    monkeypatch.setattr(
+        private_directories, "create_memory", lambda: private_directories.create(base)
+    )
+    return base
 
 
 def test_it_is_private_and_gone_afterwards(memory: Path) -> None:

@@ -16,8 +16,8 @@ from dynamometer.engines.interface import Launch
 from dynamometer.engines.mocker import Mocker
 from dynamometer.http import relay
 from dynamometer.process import event_loop
-from dynamometer.worker import process
-from dynamometer.worker.health import EngineClient
+from dynamometer.worker import process_tree
+from dynamometer.worker.engine_client import EngineClient
 from dynamometer.worker.run_directory import run_directory
 from dynamometer.worker.supervisor import Supervisor
 
@@ -39,7 +39,7 @@ async def main(directory):
             print(child.pid, flush=True)
 
 logs.set_up("worker", level="info", as_json=False)
-process.KILL_SECONDS = 0.3
+process_tree.KILL_SECONDS = 0.3
 with run_directory(7) as directory:
     with mock.patch("psutil.Process.kill"), mock.patch("os.killpg"):
         event_loop.run(main(directory))

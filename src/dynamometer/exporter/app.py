@@ -31,7 +31,7 @@ from dynamometer.names import engine_state, labels
 from dynamometer.process import tasks
 from dynamometer.process.blocking import BlockingCalls, HangError
 from dynamometer.process.signals import Stop
-from dynamometer.process.tasks import keeping_on
+from dynamometer.process.tasks import restarting
 from dynamometer.runtime import system
 from dynamometer.runtime.discovery import connect
 from dynamometer.runtime.discovery.interface import Registration
@@ -103,7 +103,7 @@ async def serve(options: ExporterOptions) -> None:
         registration = await stack.enter_async_context(discovery.register(record))
         running = asyncio.create_task(exporter.run(meant, registration, record), name="engines")
         try:
-            await tasks.first_of(stop.asked, running)
+            await tasks.first_of(stop.requested, running)
         finally:
             await tasks.end(running)
         if not running.cancelled():
@@ -155,7 +155,7 @@ class _Exporter:
             for target in meant:
                 self._add(target)
             tell = partial(self._tell, registration, record)
-            async with keeping_on(self._search_on, name="search"), keeping_on(tell, name="record"):
+            async with restarting(self._search_on, name="search"), restarting(tell, name="record"):
                 await asyncio.Event().wait()
 
     def _state(self) -> State:

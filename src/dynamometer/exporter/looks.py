@@ -11,7 +11,7 @@ from typing import Final
 
 from dynamometer.exporter import procfs
 from dynamometer.process.blocking import HangError
-from dynamometer.process.tasks import keeping_on
+from dynamometer.process.tasks import restarting
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Looks:
         async with AsyncExitStack() as stack:
             for what, look in looks.items():
                 work = partial(self._repeat, what, look, done)
-                await stack.enter_async_context(keeping_on(work, name=f"{self._name}: {what}"))
+                await stack.enter_async_context(restarting(work, name=f"{self._name}: {what}"))
             await asyncio.Event().wait()
 
     async def _repeat(self, what: str, look: Look, done: Callable[[], None]) -> None:

@@ -14,10 +14,10 @@ from aiohttp import web
 from dynamometer.engines import kinds
 from dynamometer.errors import SettingsError
 from dynamometer.frontend.canary import Canary
-from dynamometer.frontend.families import FrontendMetrics
-from dynamometer.frontend.forward import Forwarder
-from dynamometer.frontend.load import LoadReports
+from dynamometer.frontend.forwarding import Forwarder
+from dynamometer.frontend.load_poller import LoadPoller
 from dynamometer.frontend.routing import Router, RouterMode
+from dynamometer.frontend.service_metrics import FrontendMetrics
 from dynamometer.http import addresses, openai_errors, relay
 from dynamometer.http.servers import serving
 from dynamometer.metrics import scraping
@@ -102,17 +102,17 @@ async def serve(options: FrontendOptions) -> None:
         await follower.refresh()
         await stack.enter_async_context(follower.following())
         if options.router_mode is RouterMode.LEAST_LOADED:
-            reports = LoadReports(router, session)
-            await stack.enter_async_context(reports.running())
+            poller = LoadPoller(router, session)
+            await stack.enter_async_context(poller.running())
         application = frontend.application(forwarder, options.max_body_size)
         stop_listening = await stack.enter_async_context(serving(application, listener))
         logger.info("OpenAI-compatible at %s/v1, metrics at %s/metrics", url, url)
         if not fleet.ready:
             logger.info("no worker yet: start one with `dyno %s --model MODEL`", kinds.DEFAULT.name)
-        await stop.asked.wait()
+        await stop.requested.wait()
         forwarder.draining = True
         await stop_listening()
-        await forwarder.in_flight.let_finish(stop, options.drain_timeout)
+        await forwarder.in_flight.drain(stop, options.drain_timeout)
 
 
 def _record(options: FrontendOptions, runtime: DistributedRuntime, url: str) -> Record:

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from dynamometer.metrics.buckets import EVENT_LOOP_DELAY_BUCKETS
 from dynamometer.names import frontend_perf, name_prefix
-from dynamometer.process.tasks import keeping_on
+from dynamometer.process.tasks import restarting
 
 _SLEEP_SECONDS: Final = 0.01
 _STALL_SECONDS: Final = 0.005
@@ -47,7 +47,7 @@ class Canary:
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
         """Watch this event loop while the context is open."""
-        async with keeping_on(self._watch, name="event loop canary"):
+        async with restarting(self._watch, name="event loop canary"):
             yield
 
     def took(self, seconds: float) -> None:

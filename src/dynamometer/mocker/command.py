@@ -14,7 +14,7 @@ from dynamometer.http import addresses
 from dynamometer.http.servers import serving
 from dynamometer.mocker.app import Mocker, Options
 from dynamometer.mocker.simulated_processes import Load, writing
-from dynamometer.process import directories, event_loop
+from dynamometer.process import event_loop, private_directories
 from dynamometer.process.signals import Stop
 from dynamometer.variables import LOOPBACK
 
@@ -129,10 +129,10 @@ def main(argv: Sequence[str], program: str = "dyno mocker") -> int:
         change=flags.change,
         interval=flags.interval,
     )
-    directories.require_current()
+    private_directories.require_current()
     with ExitStack() as stack:
         if _DIRECTORY not in os.environ:
-            directory = directories.temporary("mocker-")
+            directory = private_directories.create_temporary("mocker-")
             os.environ[_DIRECTORY] = str(directory)
             stack.callback(shutil.rmtree, directory, ignore_errors=True)
         stack.enter_context(writing(load))
@@ -158,4 +158,4 @@ async def _serve(options: Options, load: Load, *, host: str, port: int) -> None:
             load.series,
             os.environ[_DIRECTORY],
         )
-        await stop.asked.wait()
+        await stop.requested.wait()

@@ -16,8 +16,8 @@ class Stop:
 
     def __init__(self) -> None:
         """Take these signals of the running event loop's process; under nohup, not SIGHUP."""
-        self.asked = asyncio.Event()
-        self.insisted = asyncio.Event()
+        self.requested = asyncio.Event()
+        self.immediate = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is signal.SIG_IGN and number is signal.SIGHUP:
@@ -25,10 +25,10 @@ class Stop:
             loop.add_signal_handler(number, self._receive, number)
 
     def _receive(self, number: signal.Signals) -> None:
-        if self.asked.is_set():
-            self.insisted.set()
-        logger.info("%s: ending%s", number.name, " at once" if self.asked.is_set() else "")
-        self.asked.set()
+        if self.requested.is_set():
+            self.immediate.set()
+        logger.info("%s: ending%s", number.name, " at once" if self.requested.is_set() else "")
+        self.requested.set()
 
 
 class InFlight:
@@ -49,7 +49,7 @@ class InFlight:
         if not self.count:
             self._none.set()
 
-    async def let_finish(self, stop: Stop, timeout: float) -> None:
+    async def drain(self, stop: Stop, timeout: float) -> None:
         """Wait until no request is in flight, the time is over, or the user insists.
 
         Args:
@@ -66,7 +66,7 @@ class InFlight:
         finished = asyncio.create_task(self._none.wait())
         try:
             async with asyncio.timeout(timeout):
-                await tasks.first_of(stop.insisted, finished)
+                await tasks.first_of(stop.immediate, finished)
         except TimeoutError:
             pass
         finally:

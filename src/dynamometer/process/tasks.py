@@ -20,7 +20,7 @@ WELL_SECONDS: Final = 60.0
 
 
 @asynccontextmanager
-async def keeping_on(work: Work, *, name: str, again: float = AGAIN_SECONDS) -> AsyncIterator[None]:
+async def restarting(work: Work, *, name: str, again: float = AGAIN_SECONDS) -> AsyncIterator[None]:
     """Keep `work` going while the context is open, and none of it afterwards.
 
     What it raises is a fault of ours, which it was not written to meet. It is said, with its

@@ -22,7 +22,7 @@ from dynamometer.metrics.engine_callback import register_engine_metrics_callback
 from dynamometer.metrics.http_source import HttpSource
 from dynamometer.multiprocess import MultiprocessDirectory
 from dynamometer.names import labels
-from dynamometer.process import directories, tasks
+from dynamometer.process import private_directories, tasks
 from dynamometer.process.blocking import entered
 from dynamometer.process.signals import Stop
 from dynamometer.runtime import system
@@ -33,10 +33,10 @@ from dynamometer.runtime.distributed import Endpoint as RuntimeEndpoint
 from dynamometer.runtime.identity import hexadecimal, new_id
 from dynamometer.runtime.record import ENGINE_VERSION, Record, Role, State
 from dynamometer.settings import HealthSettings
-from dynamometer.worker.accounting import EndpointMetrics
-from dynamometer.worker.build import BuildMetrics
+from dynamometer.worker.build_metrics import BuildMetrics
 from dynamometer.worker.endpoint import Endpoint, engine_session
-from dynamometer.worker.health import EngineClient
+from dynamometer.worker.endpoint_metrics import EndpointMetrics
+from dynamometer.worker.engine_client import EngineClient
 from dynamometer.worker.run_directory import RunDirectory, run_directory
 from dynamometer.worker.supervisor import Supervisor
 
@@ -84,7 +84,7 @@ async def serve(options: WorkerOptions, engine: StartableEngine) -> None:
             f"DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS={json.dumps(options.health.endpoints)}: "
             f'the only endpoint of this worker is ["{options.endpoint}"] (--endpoint)'
         )
-    directories.require_current()
+    private_directories.require_current()
     stop = Stop()
     async with AsyncExitStack() as stack:
         instance_id = new_id()
@@ -272,15 +272,15 @@ class _Worker:
                 logger.warning("%s; trying again", error)
 
         async with (
-            self._supervisor.running(changed, stop.insisted.is_set) as ended,
-            tasks.keeping_on(self._fetch, name="engine's page"),
+            self._supervisor.running(changed, stop.immediate.is_set) as ended,
+            tasks.restarting(self._fetch, name="engine's page"),
         ):
-            await tasks.first_of(stop.asked, ended)
+            await tasks.first_of(stop.requested, ended)
             if ended.done():
                 await changed()
                 # Their 502s, or the ends of their streams.
-                await self.endpoint.in_flight.let_finish(stop, 1.0)
+                await self.endpoint.in_flight.drain(stop, 1.0)
                 raise ended.result()
             self._supervisor.drain()
             await changed()
-            await self.endpoint.in_flight.let_finish(stop, self._options.drain_timeout)
+            await self.endpoint.in_flight.drain(stop, self._options.drain_timeout)

@@ -14,7 +14,7 @@ from dynamometer.engines.interface import ModelCards, Route
 from dynamometer.http import openai_errors, relay
 from dynamometer.process.signals import InFlight
 from dynamometer.runtime.record import State
-from dynamometer.worker.accounting import EndpointMetrics, RequestCount
+from dynamometer.worker.endpoint_metrics import EndpointMetrics, RequestCount
 
 logger = logging.getLogger(__name__)
 

@@ -24,12 +24,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from dynamometer.errors import DirectoryError
-from dynamometer.process import directories
+from dynamometer.process import private_directories
 from dynamometer.process.children import ProcessMark, end_marked
 from dynamometer.process.descriptors import Descriptor
 from dynamometer.process.shared_memory import SharedFile, remove_unheld
 from dynamometer.runtime.identity import hexadecimal
-from dynamometer.worker.process import end_owned
+from dynamometer.worker.process_tree import end_owned
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def run_directory(instance_id: int) -> Iterator[RunDirectory]:
     Raises:
         DirectoryError: it cannot be made; says why.
     """
-    base = directories.memory()
+    base = private_directories.create_memory()
     path = base / hexadecimal(instance_id)
     with ExitStack() as stack:
         try:
@@ -77,12 +77,12 @@ def run_directory(instance_id: int) -> Iterator[RunDirectory]:
             with _locked(base, wait=True):
                 _clear_leftovers(base)
                 stack.callback(_remove_if_empty, base)
-                directories.private(path)
+                private_directories.create(path)
                 stack.enter_context(_locked(path, wait=False))
         except OSError as error:
             raise DirectoryError(f"cannot make {path}: {error.strerror}") from None
         stack.callback(shutil.rmtree, path, ignore_errors=True)
-        temporary = directories.temporary("dyno-")
+        temporary = private_directories.create_temporary("dyno-")
         stack.callback(shutil.rmtree, temporary, ignore_errors=True)
         yield RunDirectory(path, temporary)
 
@@ -101,7 +101,7 @@ def _locked(path: Path, *, wait: bool) -> Iterator[None]:
     """
     while True:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        lock = Descriptor(os.open(directories.private(path), flags))
+        lock = Descriptor(os.open(private_directories.create(path), flags))
         try:
             fcntl.flock(lock.number, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             # The last worker out may have removed it between the two calls.

@@ -25,8 +25,8 @@ from dynamometer.process.blocking import BlockingCalls, HangError
 from dynamometer.process.children import ProcessMark, marks
 from dynamometer.process.shared_memory import SharedFile, held_by, remove_unheld
 from dynamometer.runtime.record import Json, State
-from dynamometer.worker.health import EngineClient
-from dynamometer.worker.process import LOOK_SECONDS, EngineProcess
+from dynamometer.worker.engine_client import EngineClient
+from dynamometer.worker.process_tree import LOOK_SECONDS, EngineProcess
 from dynamometer.worker.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)

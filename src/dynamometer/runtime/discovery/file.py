@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Final
 
 from dynamometer.errors import DirectoryError, DiscoveryError
-from dynamometer.process import directories
+from dynamometer.process import private_directories
 from dynamometer.process.background import BackgroundThread
 from dynamometer.process.descriptors import close_in_child
-from dynamometer.process.tasks import keeping_on
+from dynamometer.process.tasks import restarting
 from dynamometer.runtime.discovery.locks import directory_lock, locked, named, write_locked
 from dynamometer.runtime.identity import hexadecimal
 from dynamometer.runtime.record import MAX_BYTES, Record
@@ -61,8 +61,10 @@ class FileDiscovery:
             DiscoveryError: The directory cannot be used; the message says why.
         """
         try:
-            root = directory or directories.runtime() / "discovery"
-            self.directory = directories.private(directories.private(root) / "instances")
+            root = directory or private_directories.create_runtime() / "discovery"
+            self.directory = private_directories.create(
+                private_directories.create(root) / "instances"
+            )
         except DirectoryError as error:
             raise DiscoveryError(f"discovery: {error} (DYN_FILE_KV)") from None
         # All file-system calls run in this thread: a directory may hang.
@@ -82,7 +84,7 @@ class FileDiscovery:
         registration = FileRegistration(self.directory / _file_name(record), self._thread)
         try:
             await registration.update(record)
-            async with keeping_on(registration.keep, name="registration"):
+            async with restarting(registration.keep, name="registration"):
                 yield registration
         finally:
             await registration.withdraw()
@@ -252,8 +254,8 @@ class FileRegistration:
         try:
             if self._record is None or (self._fd is not None and named(self._path, self._fd)):
                 return
-            directories.private(self._path.parent.parent)
-            directories.private(self._path.parent)
+            private_directories.create(self._path.parent.parent)
+            private_directories.create(self._path.parent)
             self._write(self._record)
         except (DirectoryError, DiscoveryError, OSError) as error:
             if not self._missing:

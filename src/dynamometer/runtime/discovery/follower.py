@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from dynamometer.errors import DiscoveryError
-from dynamometer.process.tasks import keeping_on
+from dynamometer.process.tasks import restarting
 from dynamometer.runtime.discovery.interface import Discovery
 from dynamometer.runtime.fleet import Fleet
 
@@ -35,7 +35,7 @@ class Follower:
     @asynccontextmanager
     async def following(self) -> AsyncIterator[None]:
         """Update the fleet after each change in discovery while the context is open."""
-        async with keeping_on(self._follow, name="discovery"):
+        async with restarting(self._follow, name="discovery"):
             yield
 
     async def _follow(self) -> None:

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from dynamometer.frontend import failures
 from dynamometer.frontend.failures import Failure
-from dynamometer.frontend.families import FrontendMetrics
+from dynamometer.frontend.service_metrics import FrontendMetrics
 from dynamometer.http import openai_errors, relay
 
 EVENT = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'

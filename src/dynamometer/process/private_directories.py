@@ -11,7 +11,7 @@ from pathlib import Path
 from dynamometer.errors import DirectoryError
 
 
-def private(path: Path) -> Path:
+def create(path: Path) -> Path:
     """`path`, made where it was missing, and safe to keep files in.
 
     Raises:
@@ -34,25 +34,25 @@ def private(path: Path) -> Path:
     return path
 
 
-def runtime() -> Path:
+def create_runtime() -> Path:
     """This user's directory for what lives as long as a login: sockets, locks, records."""
     base = os.environ.get("XDG_RUNTIME_DIR")
     if base and Path(base).is_dir() and os.access(base, os.W_OK):
-        return private(Path(base) / "dynamometer")
-    return private(Path(f"/tmp/dynamometer-{os.geteuid()}"))  # noqa: S108  # checked by private()
+        return create(Path(base) / "dynamometer")
+    return create(Path(f"/tmp/dynamometer-{os.geteuid()}"))  # noqa: S108  # checked by create()
 
 
-def memory() -> Path:
+def create_memory() -> Path:
     """This user's directory on tmpfs: an engine's metrics are written on its token path."""
-    shared = Path("/dev/shm")  # noqa: S108  # checked by private()
+    shared = Path("/dev/shm")  # noqa: S108  # checked by create()
     if shared.is_dir() and os.access(shared, os.W_OK):
         # Anybody may have made a directory of that name before us.
         with contextlib.suppress(DirectoryError):
-            return private(shared / f"dynamometer-{os.geteuid()}")
-    return private(runtime() / "memory")
+            return create(shared / f"dynamometer-{os.geteuid()}")
+    return create(create_runtime() / "memory")
 
 
-def temporary(prefix: str) -> Path:
+def create_temporary(prefix: str) -> Path:
     """Make a directory for temporary files; its owner removes it.
 
     Raises:

@@ -74,7 +74,7 @@ async def test_a_long_body_is_read_and_spliced_off_the_event_loop(
         threads.append(threading.current_thread())
         return real_splice(request)
 
-    monkeypatch.setattr("dynamometer.frontend.forward.read", noted_read)
+    monkeypatch.setattr("dynamometer.frontend.forwarding.read", noted_read)
     monkeypatch.setattr(RequestBody, "with_usage", noted_splice)
     await bench.worker(fine)
     sent = {"model": "m", "stream": True, "x": "a" * 2**19}
@@ -100,7 +100,7 @@ async def test_a_long_answer_is_read_off_the_event_loop(
         embedding = [0.5] * 2**17
         return web.json_response({"data": [embedding], "usage": {"prompt_tokens": 7}})
 
-    monkeypatch.setattr("dynamometer.frontend.forward.read_answer", noted)
+    monkeypatch.setattr("dynamometer.frontend.forwarding.read_answer", noted)
     await bench.worker(long)
     assert (await bench.ask("/v1/embeddings"))[0] == 200
     assert bench.count("input_sequence_tokens_sum", model="m") == 7

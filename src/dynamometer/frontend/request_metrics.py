@@ -16,11 +16,11 @@ from dynamometer.engines.answers import Answer, StreamReader
 from dynamometer.engines.dialects import Tokens
 from dynamometer.frontend import failures
 from dynamometer.frontend.failures import Failure
-from dynamometer.frontend.families import FrontendMetrics
+from dynamometer.frontend.service_metrics import FrontendMetrics
 from dynamometer.names import error_type
 
 
-class RequestAccount:
+class RequestMetrics:
     """One request, from the handler's entry to its end.
 
     It is in one stage at a time: its body is read (`preprocess`), an instance is chosen

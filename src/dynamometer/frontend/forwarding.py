@@ -17,11 +17,11 @@ from dynamometer.engines.answers import Answer, StreamReader, read_answer
 from dynamometer.engines.interface import Route
 from dynamometer.engines.requests import BadBodyError, RequestBody
 from dynamometer.frontend import failures
-from dynamometer.frontend.accounting import RequestAccount
 from dynamometer.frontend.body import BodyThreads, TooLargeError, read
 from dynamometer.frontend.failures import Failure
-from dynamometer.frontend.families import FrontendMetrics
+from dynamometer.frontend.request_metrics import RequestMetrics
 from dynamometer.frontend.routing import Router
+from dynamometer.frontend.service_metrics import FrontendMetrics
 from dynamometer.http import openai_errors, relay
 from dynamometer.process.signals import InFlight
 from dynamometer.runtime.record import Record
@@ -78,7 +78,7 @@ class Forwarder:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer one request; whatever happens, it is counted once."""
         route = self._routes[request.path]
-        account = RequestAccount(self._metrics, route.name)
+        account = RequestMetrics(self._metrics, route.name)
         try:
             return await self._answer(request, account)
         except (asyncio.CancelledError, ConnectionError):
@@ -93,7 +93,7 @@ class Forwarder:
         finally:
             account.end()
 
-    async def _answer(self, request: web.Request, account: RequestAccount) -> web.StreamResponse:
+    async def _answer(self, request: web.Request, account: RequestMetrics) -> web.StreamResponse:
         try:
             body = await self._read(request)
         except BadBodyError as error:
@@ -153,7 +153,7 @@ class Forwarder:
     async def _forward(
         self,
         request: web.Request,
-        account: RequestAccount,
+        account: RequestMetrics,
         body: RequestBody,
         model: str,
     ) -> web.StreamResponse:
@@ -212,7 +212,7 @@ class Forwarder:
         self,
         request: web.Request,
         route: Route,
-        account: RequestAccount,
+        account: RequestMetrics,
         answer: aiohttp.ClientResponse,
         body: RequestBody,
     ) -> web.StreamResponse:
@@ -259,7 +259,7 @@ class Forwarder:
         self,
         request: web.Request,
         route: Route,
-        account: RequestAccount,
+        account: RequestMetrics,
         answer: aiohttp.ClientResponse,
         body: RequestBody,
     ) -> web.StreamResponse:
@@ -313,12 +313,12 @@ def _adds_usage(body: RequestBody, route: Route) -> bool:
     return body.add_usage and route.takes_stream_options
 
 
-def _refuse(account: RequestAccount, failure: Failure, answer: web.Response) -> web.Response:
+def _refuse(account: RequestMetrics, failure: Failure, answer: web.Response) -> web.Response:
     account.failed(failure)
     return answer
 
 
-def _unavailable(account: RequestAccount, why: str) -> web.Response:
+def _unavailable(account: RequestMetrics, why: str) -> web.Response:
     return _refuse(account, failures.NO_WORKER, openai_errors.unavailable(why))
 
 

@@ -22,7 +22,7 @@ from dynamometer.exposition.parser import parse
 from dynamometer.frontend.routing import Router
 from dynamometer.metrics.response_body import read_body
 from dynamometer.names import engine_load
-from dynamometer.process.tasks import keeping_on
+from dynamometer.process.tasks import restarting
 from dynamometer.runtime.record import Record
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ _QUERY: Final = urlencode([("name[]", name) for name in _GAUGES])
 _PLAIN: Final = {"Accept-Encoding": "identity", "Accept": "text/plain;version=0.0.4"}
 
 
-class LoadReports:
+class LoadPoller:
     """Asks each ready worker for its load, and reports to a router what is not from here."""
 
     def __init__(
@@ -69,7 +69,7 @@ class LoadReports:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Ask again and again while the context is open."""
-        async with keeping_on(self._run, name="load of the workers", again=self._interval):
+        async with restarting(self._run, name="load of the workers", again=self._interval):
             yield
 
     async def _run(self) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from dynamometer.errors import EngineError
 from dynamometer.process.children import ProcessMark, alive, end_marked, marks
-from dynamometer.worker.process import EngineProcess, end_owned
+from dynamometer.worker.process_tree import EngineProcess, end_owned
 
 TREE = """
 import signal, subprocess, sys, time
@@ -33,8 +33,11 @@ def end(*_):
     number = {"x86_64": 60, "aarch64": 93}[os.uname().machine]
     ctypes.CDLL(None).syscall(number, 0)  # exit(2): of this thread alone
 
+# A SIGTERM before `child` has a value waits.
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 signal.signal(signal.SIGTERM, end)
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 time.sleep(60)
 """
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
@@ -78,7 +81,7 @@ async def test_an_orphan_that_ends_at_the_moment_of_a_look_is_no_zombie_either(
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         return alive(process)
 
-    monkeypatch.setattr("dynamometer.worker.process.alive", ends_now)
+    monkeypatch.setattr("dynamometer.worker.process_tree.alive", ends_now)
     monkeypatch.setattr(psutil.Process, "is_running", lambda _: True)
     await deaf_tree.end(grace=0, hurry=lambda: True, look=lambda: None)
     assert not psutil.pid_exists(orphan.pid)
@@ -93,7 +96,7 @@ async def test_children_of_a_first_process_whose_threads_end_late_are_no_zombies
         while not (family := process.members())[1:]:
             await asyncio.sleep(0.01)
     monkeypatch.setattr(os, "killpg", lambda *_: None)
-    monkeypatch.setattr("dynamometer.worker.process.kill", lambda _: None)
+    monkeypatch.setattr("dynamometer.worker.process_tree.kill", lambda _: None)
     await process.end(grace=10, hurry=lambda: False, look=lambda: None)
     assert [member.pid for member in family if psutil.pid_exists(member.pid)] == []
 
@@ -109,7 +112,7 @@ async def test_a_process_that_does_not_die_is_reported_and_not_waited_for(
         if process.pid != child.pid:
             kill(process)
 
-    monkeypatch.setattr("dynamometer.worker.process.KILL_SECONDS", 0.3)
+    monkeypatch.setattr("dynamometer.worker.process_tree.KILL_SECONDS", 0.3)
     with monkeypatch.context() as patch:
         patch.setattr(psutil.Process, "kill", spare)
         patch.setattr(os, "killpg", lambda *_: None)
@@ -129,7 +132,7 @@ async def test_a_look_that_hangs_delays_no_end(
         looks.append(None)
         released.wait()
 
-    monkeypatch.setattr("dynamometer.worker.process.LOOK_SECONDS", 0.1)
+    monkeypatch.setattr("dynamometer.worker.process_tree.LOOK_SECONDS", 0.1)
     async with asyncio.timeout(5):
         left = await deaf_tree.end(grace=60, hurry=lambda: False, look=look)
     released.set()

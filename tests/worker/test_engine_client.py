@@ -14,7 +14,7 @@ from dynamometer.engines.mocker import Mocker
 from dynamometer.http import addresses, relay
 from dynamometer.runtime.identity import new_id
 from dynamometer.runtime.record import Json, State
-from dynamometer.worker.health import EngineClient
+from dynamometer.worker.engine_client import EngineClient
 from dynamometer.worker.run_directory import run_directory
 from dynamometer.worker.supervisor import Supervisor
 

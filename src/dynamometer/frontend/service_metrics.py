@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from dynamometer import names
 from dynamometer.frontend import failures
-from dynamometer.frontend.workers import WorkerMetrics
+from dynamometer.frontend.worker_metrics import WorkerMetrics
 from dynamometer.metrics import buckets
 from dynamometer.metrics.buckets import FrontendBuckets
 from dynamometer.metrics.histogram import BatchHistogram

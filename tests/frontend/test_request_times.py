@@ -9,8 +9,8 @@ from prometheus_client import CollectorRegistry
 
 from dynamometer.engines.answers import StreamReader
 from dynamometer.engines.interface import Usage
-from dynamometer.frontend.accounting import RequestAccount
-from dynamometer.frontend.families import FrontendMetrics
+from dynamometer.frontend.request_metrics import RequestMetrics
+from dynamometer.frontend.service_metrics import FrontendMetrics
 from dynamometer.runtime.fleet import Fleet
 from dynamometer.runtime.record import Record, Role, State
 
@@ -60,7 +60,7 @@ def test_each_time_is_from_where_it_says_to_where_it_says(monkeypatch: pytest.Mo
         state=State.READY,
     )
     fleet.update([worker])
-    account = RequestAccount(metrics, "chat_completions")
+    account = RequestMetrics(metrics, "chat_completions")
     clock.passes(1)  # the body is read
     account.start("m", stream=True)
     clock.passes(0.5)

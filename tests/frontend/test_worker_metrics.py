@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 from prometheus_client import CollectorRegistry
 
-from dynamometer.frontend.workers import WorkerMetrics
+from dynamometer.frontend.worker_metrics import WorkerMetrics
 from dynamometer.runtime.fleet import Fleet
 from dynamometer.runtime.record import Json, Record, Role, State
 

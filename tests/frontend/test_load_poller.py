@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 from prometheus_client import Gauge
 
-from dynamometer.frontend.load import LoadReports
+from dynamometer.frontend.load_poller import LoadPoller
 from dynamometer.frontend.routing import Router, RouterMode
 from dynamometer.http import addresses
 from dynamometer.http.servers import serving
@@ -80,9 +80,9 @@ def router(page: WorkerPage) -> Router:
 
 
 @pytest.fixture
-async def reports(router: Router) -> AsyncIterator[LoadReports]:
+async def reports(router: Router) -> AsyncIterator[LoadPoller]:
     async with aiohttp.ClientSession(auto_decompress=False) as session:
-        yield LoadReports(router, session, interval=0.01, deadline=0.3, stale=0.0)
+        yield LoadPoller(router, session, interval=0.01, deadline=0.3, stale=0.0)
 
 
 def choices(router: Router) -> set[int]:
@@ -90,7 +90,7 @@ def choices(router: Router) -> set[int]:
 
 
 async def test_requests_of_others_count(
-    page: WorkerPage, router: Router, reports: LoadReports
+    page: WorkerPage, router: Router, reports: LoadPoller
 ) -> None:
     page.running.set(1)
     page.queued.set(2)
@@ -105,7 +105,7 @@ async def test_requests_of_others_count(
 
 
 async def test_own_requests_are_not_counted_twice(
-    page: WorkerPage, router: Router, reports: LoadReports
+    page: WorkerPage, router: Router, reports: LoadPoller
 ) -> None:
     own = worker(BUSY, page.url)
     with router.carrying(own), router.carrying(own):
@@ -117,7 +117,7 @@ async def test_own_requests_are_not_counted_twice(
 
 
 async def test_fewer_requests_than_own_are_none_of_others(
-    page: WorkerPage, router: Router, reports: LoadReports
+    page: WorkerPage, router: Router, reports: LoadPoller
 ) -> None:
     own = worker(BUSY, page.url)
     with router.carrying(own), router.carrying(own):
@@ -142,7 +142,7 @@ async def test_fewer_requests_than_own_are_none_of_others(
 async def test_who_does_not_say_is_judged_by_own_requests_alone(
     page: WorkerPage,
     router: Router,
-    reports: LoadReports,
+    reports: LoadPoller,
     caplog: pytest.LogCaptureFixture,
     fault: web.Response | str,
 ) -> None:
@@ -163,7 +163,7 @@ async def test_who_does_not_say_is_judged_by_own_requests_alone(
 
 async def test_a_report_counts_until_it_is_stale(page: WorkerPage, router: Router) -> None:
     async with aiohttp.ClientSession() as session:
-        reports = LoadReports(router, session, stale=1000.0)
+        reports = LoadPoller(router, session, stale=1000.0)
         page.running.set(9)
         await reports.ask()
         page.fault = web.Response(status=500)
@@ -172,7 +172,7 @@ async def test_a_report_counts_until_it_is_stale(page: WorkerPage, router: Route
 
 
 async def test_it_asks_on_and_ends_with_its_context(
-    page: WorkerPage, router: Router, reports: LoadReports
+    page: WorkerPage, router: Router, reports: LoadPoller
 ) -> None:
     async with reports.running():
         async with asyncio.timeout(20):
@@ -210,7 +210,7 @@ def test_a_frontend_leaves_a_worker_alone_that_others_keep_busy(tmp_path: Path) 
             alone = Router(RouterMode.LEAST_LOADED, Fleet())
             workers = [worker(BUSY, busy.system_url), worker(IDLE, idle.system_url)]
             alone.fleet.update(workers)
-            reports = LoadReports(alone, client)
+            reports = LoadPoller(alone, client)
             async with asyncio.timeout(20):
                 while choices(alone) != {IDLE}:
                     await reports.ask()
