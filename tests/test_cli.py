@@ -93,7 +93,7 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
         port = str(taken.getsockname()[1])
         done = dyno("frontend", "--http-port", port, DYN_FILE_KV=str(tmp_path / "kv"))
     assert done.returncode == 1
-    assert f"port {port} on 127.0.0.1 is taken" in done.stderr
+    assert f"port {port} on 127.0.0.1 is already in use" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -145,8 +145,8 @@ SGLANG = ("sglang", "--model", "x", "--engine-python", "/bin/false")
     [
         (TMP.format("ro"), SGLANG, NO_TMP),
         (TMP.format("ro"), ("mocker",), NO_TMP),
-        (TMP.format("ro"), ("frontend",), "error: discovery: cannot make the directory /tmp/"),
-        (TMP.format("ro"), ("exporter",), "error: discovery: cannot make the directory /tmp/"),
+        (TMP.format("ro"), ("frontend",), "error: discovery: cannot create the directory /tmp/"),
+        (TMP.format("ro"), ("exporter",), "error: discovery: cannot create the directory /tmp/"),
         (TMP.format("ro"), ("tiny-model", "x"), "error: cannot create x: Read-only"),
         (TMP.format("ro"), ("demo",), "error: cannot create .demo/tiny: Read-only"),
         (TMP.format("size=4k") + FULL, SGLANG, NO_TMP),
@@ -214,7 +214,9 @@ def test_a_limit_of_open_files_that_is_too_low_is_named(words: list[str], limit:
         check=False,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: this process may open {limit} files, and needs 32")
+    assert done.stderr.startswith(
+        f"error: the limit of open files is {limit}, and this process needs 32"
+    )
     assert len(done.stderr.splitlines()) == 1
 
 

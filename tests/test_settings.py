@@ -90,6 +90,12 @@ def test_a_number_may_have_a_point_and_an_exponent(text: str, number: float) -> 
     assert settings.seconds(text) == number
 
 
+@pytest.mark.parametrize("value", ["abc", "0", "0.0", "-1", "inf"])
+def test_each_wrong_rate_has_one_message(value: str) -> None:
+    with pytest.raises(ValueError, match=r"^must be a number above 0$"):
+        settings.rate(value)
+
+
 def test_white_space_around_a_variable_is_none_of_its_value() -> None:
     assert settings.read({"DYN_SYSTEM_PORT": " 8099\n"}).system_port == 8099
 

@@ -213,9 +213,9 @@ def seconds(value: str) -> float:
 
 def rate(value: str) -> float:
     """Parse a rate per second, above 0."""
-    number = seconds(value)
-    if not number:
-        raise ValueError("must be above 0")
+    number = _real(value)
+    if not 0 < number < float("inf"):
+        raise ValueError("must be a number above 0")
     return number
 
 

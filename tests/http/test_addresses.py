@@ -34,7 +34,7 @@ def test_a_host_that_is_not_of_this_machine_is_a_wrong_value(host: str) -> None:
 def test_a_port_that_is_taken_is_no_wrong_value() -> None:
     with addresses.listen("localhost", 0, setting="--port") as taken:
         port = taken.getsockname()[1]
-        says = rf"port {port} on localhost is taken: .* \(--port\)"
+        says = rf"port {port} on localhost is already in use: .* \(--port\)"
         with pytest.raises(AddressError, match=says):
             addresses.listen("localhost", port, setting="--port")
 

@@ -203,8 +203,8 @@ def test_a_taken_system_port_is_an_error_only_where_it_was_asked_for(stack: Stac
         command, env=environment, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 1
-    assert f"port {taken} on 127.0.0.1 is taken" in done.stderr
+    assert f"port {taken} on 127.0.0.1 is already in use" in done.stderr
     if taken == "8081":
         with stack.run_worker("--model", str(stack.model), system_port=None) as worker:
             assert worker.system_url != stack.worker.system_url
-            assert "port 8081 is taken" in worker.process.log
+            assert "port 8081 is already in use" in worker.process.log

@@ -57,7 +57,7 @@ async def test_a_context_that_hangs_when_it_is_left_is_left_behind(
 
     async with entered(hangs(), name="the directory", within=0.05) as value:
         assert value == "value"
-    assert "the directory: no answer within 0.05 s; it is left behind" in caplog.text
+    assert "the directory: no answer within 0.05 s; the clean-up is abandoned" in caplog.text
 
 
 async def test_a_context_that_hangs_when_it_is_entered_is_an_error(never: threading.Event) -> None:

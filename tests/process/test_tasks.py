@@ -24,17 +24,17 @@ async def test_work_that_fails_is_said_once_and_begun_anew(
         else:
             raise faults.pop(0)  # from another place
 
-    async with tasks.restarting(work, name="looking", again=0.001), asyncio.timeout(10):
+    async with tasks.restarting(work, name="looking", retry=0.001), asyncio.timeout(10):
         await done.wait()
     said = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert [str(record.exc_info[1]) for record in said if record.exc_info] == ["one", ""]
-    assert said[0].getMessage() == "looking: failed, and is tried again every 0.001 s"
+    assert said[0].getMessage() == "looking failed, and is restarted every 0.001 s"
 
 
 async def test_a_fault_after_a_while_in_which_all_was_well_is_said_again(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks, "WELL_SECONDS", 0.05)
+    monkeypatch.setattr(tasks, "STABLE_SECONDS", 0.05)
     done = asyncio.Event()
     runs = [0.0, 0.0, 0.1, 0.0]
 
@@ -45,7 +45,7 @@ async def test_a_fault_after_a_while_in_which_all_was_well_is_said_again(
         await asyncio.sleep(runs.pop(0))
         raise ValueError
 
-    async with tasks.restarting(work, name="work", again=0.001), asyncio.timeout(10):
+    async with tasks.restarting(work, name="work", retry=0.001), asyncio.timeout(10):
         await done.wait()
     said = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert len(said) == 2
@@ -62,7 +62,7 @@ async def test_what_was_cancelled_elsewhere_ends_no_work(caplog: pytest.LogCaptu
         else:
             await waited_for
 
-    async with tasks.restarting(work, name="work", again=0.001), asyncio.timeout(10):
+    async with tasks.restarting(work, name="work", retry=0.001), asyncio.timeout(10):
         await done.wait()
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
 

@@ -190,11 +190,11 @@ def test_the_directory_is_private_and_no_link(tmp_path: Path) -> None:
     made = FileDiscovery(tmp_path / "kv").directory
     assert stat.S_IMODE(made.stat().st_mode) == 0o700
     (tmp_path / "link").symlink_to(tmp_path / "kv")
-    with pytest.raises(DiscoveryError, match="is a link"):
+    with pytest.raises(DiscoveryError, match="is a symbolic link"):
         FileDiscovery(tmp_path / "link")
     (tmp_path / "open").mkdir(mode=0o777)
     (tmp_path / "open").chmod(0o777)
-    with pytest.raises(DiscoveryError, match="others may write"):
+    with pytest.raises(DiscoveryError, match="other users may write"):
         FileDiscovery(tmp_path / "open")
     (tmp_path / "file").write_text("")
     with pytest.raises(DiscoveryError, match="file"):

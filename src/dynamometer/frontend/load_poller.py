@@ -69,7 +69,7 @@ class LoadPoller:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Ask again and again while the context is open."""
-        async with restarting(self._run, name="load of the workers", again=self._interval):
+        async with restarting(self._run, name="load of the workers", retry=self._interval):
             yield
 
     async def _run(self) -> None:

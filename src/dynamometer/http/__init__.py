@@ -1,1 +1,1 @@
-"""HTTP: listening, serving, relaying, and errors in OpenAI's form."""
+"""HTTP: sockets and servers, the relay of a request, and errors in OpenAI's form."""

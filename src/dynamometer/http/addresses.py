@@ -1,4 +1,4 @@
-"""Listening: a socket for an address, or a word about what stands in the way."""
+"""Listening sockets, and the URLs at which they are reached."""
 
 from __future__ import annotations
 
@@ -9,41 +9,44 @@ from typing import Final
 from dynamometer.errors import AddressError, SettingsError
 from dynamometer.process.descriptors import close_in_child
 
-# Of a host that is an address, but none of this machine's: another one's, a link's without its
-# interface, or IPv6 where that is switched off.
-_NOT_OURS: Final = (errno.EADDRNOTAVAIL, errno.EINVAL, errno.EAFNOSUPPORT)
+# Errors of an address that is not an address of this machine: another machine's, a link-local one
+# without its interface, or IPv6 where IPv6 is switched off.
+_FOREIGN_ADDRESS: Final = (errno.EADDRNOTAVAIL, errno.EINVAL, errno.EAFNOSUPPORT)
 
 
 def listen(host: str, port: int, *, setting: str, host_setting: str = "host") -> socket.socket:
-    """A listening TCP socket on `host:port`; port 0 takes any free one.
+    """Return a TCP socket that listens on `host:port`.
 
     Args:
         host: a name or an address, IPv4 or IPv6.
-        port: 0 to 65535.
-        setting: what the user would change for another port, for the message: flag, variable.
-        host_setting: likewise, for another host.
+        port: 0 to 65535; 0 selects any free port.
+        setting: the flags and variables that set the port, for messages.
+        host_setting: the flags and variables that set the host, for messages.
 
     Raises:
-        SettingsError: the host is no address or name, or none of this machine's.
-        AddressError: the port is taken, or may not be listened on.
+        SettingsError: The host is not a valid name or address, or not an address of this machine.
+        AddressError: The port is in use, or this process must not listen on it.
     """
     try:
-        listener = _listening(host, port)
+        listener = _bind(host, port)
     except (socket.gaierror, ValueError):
-        raise _wrong(host, host_setting) from None
+        raise _host_error(host, host_setting) from None
     except OSError as error:
-        if error.errno in _NOT_OURS:
-            raise _wrong(host, host_setting) from None
+        if error.errno in _FOREIGN_ADDRESS:
+            raise _host_error(host, host_setting) from None
         if error.errno == errno.EADDRINUSE:
-            why = f"port {port} on {host} is taken: end what listens there, or choose another port"
-        else:
-            why = f"cannot listen on {host}:{port}: {error.strerror}"
-        raise AddressError(f"{why} ({setting})") from None
+            raise AddressError(
+                f"port {port} on {host} is already in use: end the process that listens there, or "
+                f"choose another port ({setting})"
+            ) from None
+        raise AddressError(
+            f"cannot listen on {host}:{port}: {error.strerror} ({setting})"
+        ) from None
     listener.setblocking(False)
     return listener
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int) -> socket.socket:
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
@@ -58,12 +61,12 @@ def _listening(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _wrong(host: str, setting: str) -> SettingsError:
+def _host_error(host: str, setting: str) -> SettingsError:
     return SettingsError(f"{setting}: {host!r} must be an address or a name of this machine")
 
 
 def url(listener: socket.socket) -> str:
-    """The URL under which this machine reaches `listener`: a wildcard becomes loopback."""
+    """Return the URL at which this machine reaches `listener`; a wildcard becomes loopback."""
     host, port = listener.getsockname()[:2]
     if host == "0.0.0.0":
         host = "127.0.0.1"
@@ -73,7 +76,7 @@ def url(listener: socket.socket) -> str:
 
 
 def free_port() -> int:
-    """A loopback port that was free a moment ago, for a process that we start."""
+    """Return a loopback port that is free at the moment, for a process that is about to start."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         number: int = probe.getsockname()[1]

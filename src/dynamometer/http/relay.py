@@ -1,6 +1,6 @@
-"""Bytes from one HTTP side to the other: headers, and a body as it comes.
+"""The relay of a request to the next hop, and of its response back, chunk by chunk.
 
-Used by the frontend and the worker alike; the one module that a faster relay may replace.
+The frontend relays to a worker, and the worker to its engine, both with these functions.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-# Set by a worker on an answer that came before its engine had seen the request: another worker
-# may be asked. An engine's own, or one on its way to a client, is none.
+# A worker sets this header on a response when its engine did not receive the request: the frontend
+# may send the request to another worker. The header is removed from all other responses.
 RETRY_HEADER: Final = "X-Dynamometer-Retry"
 
-# Of one connection, not of the message (RFC 9110, 7.6.1); lengths are set anew.
+# Headers of one connection, not of the message (RFC 9110, 7.6.1); aiohttp sets the length again.
 HOP_BY_HOP: Final = frozenset(
     {
         "connection",
@@ -33,14 +33,14 @@ HOP_BY_HOP: Final = frozenset(
         "content-length",
     }
 )
-# Whether an answer's head has been sent: an error can then only break the answer off.
-BEGUN: Final = web.RequestKey("begun", bool)
-# Both hops count what is in the answer: no compression.
+# Set when the head of a response was sent: an error can then only close the connection.
+HEAD_SENT: Final = web.RequestKey("head_sent", bool)
+# Both hops read the response for its metrics, so the engine must not compress it.
 NOT_FORWARDED: Final = HOP_BY_HOP | {"host", "accept-encoding", "expect"}
 
 
 def request_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
-    """A request's headers as they go on to the next hop."""
+    """Return the headers of a request for the next hop."""
     dropped = NOT_FORWARDED | _named_by_connection(headers)
     kept = CIMultiDict((k, v) for k, v in headers.items() if k.lower() not in dropped)
     kept["Accept-Encoding"] = "identity"
@@ -48,13 +48,13 @@ def request_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
 
 
 def response_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
-    """An answer's headers as they go back to the client."""
+    """Return the headers of a response for the client."""
     dropped = HOP_BY_HOP | _named_by_connection(headers) | {RETRY_HEADER.lower()}
     return CIMultiDict((k, v) for k, v in headers.items() if k.lower() not in dropped)
 
 
 def target(base: str, request: web.Request) -> URL:
-    """Where `request` goes on the next hop: its route's path, and its query as it came."""
+    """Return the URL of `request` at the next hop; the query stays as the client sent it."""
     query = request.rel_url.raw_query_string
     return URL(f"{base}{request.path}{'?' if query else ''}{query}", encoded=True)
 
@@ -68,12 +68,13 @@ def client(
     keepalive_seconds: float | None,
     middlewares: Sequence[aiohttp.ClientMiddlewareType] = (),
 ) -> aiohttp.ClientSession:
-    """A session for forwarding: no limit of connections, no time limit on a stream.
+    """Return a session for forwarding: no limit of connections, and no time limit on a stream.
 
     Args:
-        keepalive_seconds: how long an idle connection is kept; less than the server does, or
-            requests meet connections that are being closed. None: each request has its own.
-        middlewares: for each request.
+        keepalive_seconds: the time that an idle connection stays open. It must be shorter than
+            the server's, or the server may close a connection that is just being used again. None:
+            a new connection for each request.
+        middlewares: aiohttp's client middlewares, called for each request.
     """
     connector = (
         aiohttp.TCPConnector(limit=0, force_close=True)
@@ -92,24 +93,25 @@ def client(
 
 
 class NotReachedError(Exception):
-    """The next hop took no connection: it has not seen the request."""
+    """The next hop accepted no connection, so it did not receive the request."""
 
 
 class BrokenError(Exception):
-    """The next hop's connection broke while it held the request."""
+    """The connection broke after the next hop may have received the request."""
 
 
 @asynccontextmanager
 async def exchange(
     session: aiohttp.ClientSession, url: URL, body: bytes, headers: CIMultiDict[str]
 ) -> AsyncIterator[aiohttp.ClientResponse]:
-    """POST `body`, and the answer once its headers are there.
+    """POST `body`, and yield the response when its headers have arrived.
 
-    Leaving the context before the answer's end closes the connection: the next hop aborts.
+    Leaving the context before the end of the response closes the connection, and the next hop
+    aborts the request.
 
     Raises:
-        NotReachedError: no connection was made.
-        BrokenError: it broke before there was an answer.
+        NotReachedError: The next hop accepted no connection.
+        BrokenError: The connection broke before the headers of the response arrived.
     """
     try:
         answer = await session.post(url, data=body, headers=headers, allow_redirects=False)
@@ -120,14 +122,14 @@ async def exchange(
     try:
         yield answer
     finally:
-        answer.close()  # gives the connection back where the answer was read to its end
+        answer.close()  # keeps the connection for reuse if the body was read to its end
 
 
 async def chunks(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """The body of `answer`, each piece as soon as it is there.
+    """Yield the chunks of the body of `answer` as they arrive.
 
     Raises:
-        BrokenError: the connection broke before the body's end.
+        BrokenError: The connection broke before the end of the body.
     """
     while True:
         try:
@@ -142,17 +144,17 @@ async def chunks(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
 async def begin(
     request: web.Request, answer: aiohttp.ClientResponse, *, length: int | None
 ) -> web.StreamResponse:
-    """Send status and headers of `answer` to the client of `request`.
+    """Send the status and headers of `answer` to the client of `request`.
 
     Args:
-        request: the client's.
-        answer: the next hop's.
-        length: the body's length in bytes where it is known; else it is sent in chunks.
+        request: the client's request.
+        answer: the response of the next hop.
+        length: the length of the body in bytes; None sends the body in chunks.
     """
     response = web.StreamResponse(
         status=answer.status, reason=answer.reason, headers=response_headers(answer.headers)
     )
     response.content_length = length
-    request[BEGUN] = True
+    request[HEAD_SENT] = True
     await response.prepare(request)
     return response

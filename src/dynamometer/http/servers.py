@@ -1,4 +1,4 @@
-"""Running an aiohttp application on a socket that is already bound."""
+"""The server of an aiohttp application on a socket that already listens."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ async def serving(
 ) -> AsyncIterator[Callable[[], Awaitable[None]]]:
     """Answer requests to `app` on `listener` while the context is open.
 
-    A client that goes away cancels its handler, which closes the connection to the next hop: so an
-    abort reaches the engine. Requests that are to finish must be waited for inside the context.
+    When a client closes its connection, the server cancels the handler. The handler then closes
+    its own connection to the next hop, so that the engine aborts the request. The end of the
+    context cancels the requests in flight.
 
     Yields:
-        A function that stops listening; connections that are open go on.
+        A function that stops listening; open connections continue.
     """
     runner = web.AppRunner(
         app,
@@ -27,7 +28,8 @@ async def serving(
         access_log=None,
         handler_cancellation=True,
         keepalive_timeout=75,
-        auto_decompress=False,  # a bomb would be decompressed on the event loop
+        # aiohttp would decompress a body of any size on the event loop.
+        auto_decompress=False,
         shutdown_timeout=0.5,
     )
     await runner.setup()

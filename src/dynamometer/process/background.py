@@ -1,7 +1,7 @@
-"""Blocking calls off the event loop, in a thread that a hung call cannot tie to the process.
+"""Blocking calls in order, in one thread that does not keep the process alive.
 
 `asyncio.to_thread` shares a few threads among all callers, and the interpreter waits for them at
-its end: file systems that hang would use them up, and keep the process from ending.
+its end: file systems that hang would use them up, and would keep the process from ending.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ IDLE_SECONDS: Final = 1.0
 
 
 class BackgroundThread:
-    """Runs blocking calls one after another; the thread ends when there are none for a while."""
+    """A thread that runs blocking calls one after another, and ends after a while without calls."""
 
     def __init__(self, name: str) -> None:
-        """Start nothing yet.
+        """Store the name; the first `submit` starts the thread.
 
         Args:
-            name: of the thread.
+            name: the name of the thread.
         """
         self._name = name
         # Shared with the thread, under the condition's lock.
@@ -37,14 +37,16 @@ class BackgroundThread:
     def submit(self, call: Callable[[], Result]) -> asyncio.Future[Result]:
         """Run `call` after the calls before it, and return the future of its result.
 
-        A future that is cancelled before its call begins drops the call.
+        Cancelling the future before its call starts drops the call.
         """
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         future.add_done_callback(note_seen)
         with self._changed:
             self._calls.append((call, future))
             self._changed.notify()
-            if self._thread is None or not self._thread.is_alive():  # fork keeps no thread
+            if (
+                self._thread is None or not self._thread.is_alive()
+            ):  # a child of fork has no threads
                 self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
                 self._thread.start()
         return future
@@ -62,7 +64,7 @@ class BackgroundThread:
                 continue
             try:
                 finish = _finisher(future, result=call())
-            except BaseException as error:  # belongs to the caller
+            except BaseException as error:  # the future raises it in the caller
                 finish = _finisher(future, error=error)
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 future.get_loop().call_soon_threadsafe(finish)

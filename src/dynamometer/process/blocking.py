@@ -1,7 +1,6 @@
-"""Calls that may block for ever: file systems, /proc, name services.
+"""Calls that may hang forever: file systems, /proc, name services.
 
-Such a call runs in a daemon thread, for which neither the event loop nor the end of the process
-waits.
+Such a call runs in a daemon thread. Neither the event loop nor the end of the process waits for it.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ Result = TypeVar("Result")
 
 
 class HangError(DynamometerError):
-    """A call did not return before its deadline; it goes on in its thread."""
+    """A call did not return before its deadline; the call continues in its thread."""
 
 
 class DaemonThreads(ThreadPoolExecutor):
-    """An event loop's default executor that nobody waits for at the end: a daemon thread a call.
+    """An event loop's default executor that runs each call in a daemon thread of its own.
 
-    The standard one joins its threads when the process ends: one that hangs on a file system
-    keeps the process alive.
+    The standard executor joins its threads when the process ends, so that a thread that hangs on a
+    file system keeps the process alive.
     """
 
     def submit(
@@ -58,7 +57,7 @@ class DaemonThreads(ThreadPoolExecutor):
         return future
 
 
-# Not the loop's default: a loop that somebody else runs may have one that waits for its threads.
+# Not the loop's default executor: in a user's own process that one may wait for its threads.
 _threads: Final = DaemonThreads()
 
 
@@ -70,11 +69,11 @@ class BlockingCalls(Generic[Result]):
     """
 
     def __init__(self, what: str, *, deadline: float = DEADLINE_SECONDS) -> None:
-        """Start nothing yet.
+        """Store the arguments; `run` starts a call.
 
         Args:
-            what: the calls' purpose, for the error message.
-            deadline: seconds that a call may take.
+            what: the purpose of the calls, for the error message.
+            deadline: the longest time that a call may take, in seconds.
         """
         self._what = what
         self._deadline = deadline
@@ -82,7 +81,7 @@ class BlockingCalls(Generic[Result]):
         self._running: asyncio.Future[Result] | None = None
 
     async def run(self, function: Callable[[], Result]) -> Result:
-        """Call `function` in a thread; wait for the former call instead where that still runs.
+        """Call `function` in a thread, or wait for the previous call if that one still runs.
 
         Raises:
             HangError: The call exceeds the deadline.
@@ -109,13 +108,13 @@ async def entered(
     """Enter and leave `context` in threads.
 
     Args:
-        context: what is entered.
-        name: of the context, for messages.
-        within: how long entering and leaving may take each, seconds; what takes longer is left
-            to its thread.
+        context: the context manager.
+        name: the name of the context, for messages.
+        within: the longest time for entering, and for leaving, in seconds. A call that takes
+            longer continues in its thread.
 
     Raises:
-        HangError: Entering took longer.
+        HangError: Entering took longer than `within`.
     """
     entering: BlockingCalls[Result] = BlockingCalls(name, deadline=within)
     value = await entering.run(context.__enter__)
@@ -126,10 +125,10 @@ async def entered(
         try:
             await leaving.run(lambda: context.__exit__(None, None, None))
         except HangError as error:
-            logger.warning("%s; it is left behind", error)
+            logger.warning("%s; the clean-up is abandoned", error)
 
 
 def note_seen(future: asyncio.Future[Result]) -> None:
-    """Take the exception of a call for which nobody waits any more: asyncio would log it."""
+    """Retrieve the exception of a call that was abandoned, so that asyncio does not log it."""
     if not future.cancelled():
         future.exception()

@@ -1,4 +1,4 @@
-"""Other processes: which live, what they started, how to know them again, how to kill them."""
+"""Other processes: their state, children and identity, and how to kill them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import psutil
 
 
 class ProcessMark(NamedTuple):
-    """A process, told from a later one with the same number by when it started."""
+    """The identity of a process: a later process may have the same pid, but not the same start."""
 
     pid: int
     started: float
 
 
 def alive(process: psutil.Process) -> bool:
-    """Whether it still runs: the very process, not one that got its number later."""
+    """Return whether this very process still runs, not a later process with the same pid."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
@@ -26,7 +26,7 @@ def alive(process: psutil.Process) -> bool:
 
 
 def descendants(process: psutil.Process) -> list[psutil.Process]:
-    """All that it started; empty where it has ended."""
+    """Return the descendants of a process; none if the process has ended."""
     try:
         return process.children(recursive=True)
     except psutil.Error:
@@ -34,7 +34,7 @@ def descendants(process: psutil.Process) -> list[psutil.Process]:
 
 
 def session(pid: int) -> int:
-    """Return the session of a process; -1 where it has ended."""
+    """Return the session of a process; -1 if the process has ended."""
     try:
         return os.getsid(pid)
     except OSError:
@@ -42,7 +42,7 @@ def session(pid: int) -> int:
 
 
 def environment(process: psutil.Process) -> Set[tuple[str, str]]:
-    """What it was started with; empty where that cannot be read, or was written over."""
+    """Return the variables that a process started with; none if they cannot be read."""
     try:
         return process.environ().items()
     except (psutil.Error, OSError):
@@ -56,7 +56,7 @@ def kill(process: psutil.Process) -> None:
 
 
 def marks(members: Iterable[psutil.Process]) -> frozenset[ProcessMark]:
-    """The marks of `members`, by which a later worker knows them."""
+    """Return the marks of `members`, by which a later worker recognises the processes."""
     found = set()
     for member in members:
         with contextlib.suppress(psutil.Error):
@@ -65,7 +65,7 @@ def marks(members: Iterable[psutil.Process]) -> frozenset[ProcessMark]:
 
 
 def end_marked(processes: Iterable[ProcessMark]) -> int:
-    """Kill those of `processes` that still run; how many did."""
+    """Kill those of `processes` that still run, and return how many were killed."""
     ended = 0
     for mark in processes:
         with contextlib.suppress(psutil.Error, ValueError):

@@ -1,9 +1,10 @@
-"""Descriptors that a child of `fork` does not keep.
+"""File descriptors that a child of `fork` closes.
 
-`O_CLOEXEC` closes a descriptor at `exec`; a child of `fork` that runs on (Python's multiprocessing)
-inherits all of them. A lock that it inherits keeps a dead process alive in discovery, and a
-listening socket keeps a dead process's port. A descriptor that another thread is opening at the
-moment of the fork is not known yet and stays open: a lock would let a hung file system stop forks.
+`O_CLOEXEC` closes a descriptor at `exec`, but a child of `fork` that does not call `exec`
+(Python's multiprocessing) inherits all descriptors. An inherited lock keeps a dead process
+registered in discovery, and an inherited socket keeps the port of a dead process in use. A
+descriptor that another thread opens during the fork stays open: with a lock around each `open`, a
+fork would wait for a file system that hangs.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ _Owner = TypeVar("_Owner", bound=Closable)
 
 
 def close_in_child(owner: _Owner) -> _Owner:
-    """Close what `owner` holds in each child of `fork`, where its copies would stay open.
+    """Call `owner.close` in each child of `fork`, whose copies would stay open otherwise.
 
     Returns:
         The same `owner`.

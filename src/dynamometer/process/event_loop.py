@@ -18,33 +18,33 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-# Python's default is 5 ms: so long a thread that renders a page could keep the loop waiting.
+# Python's default is 5 ms, for which a thread that renders a page could block the loop.
 SWITCH_SECONDS: Final = 0.0005
 _SHORTAGE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
-# With fewer, uvloop fails halfway, with tracebacks of its own.
+# With fewer open files, uvloop fails during its start with tracebacks.
 LEAST_OPEN_FILES: Final = 32
 
 
 def run(main: Coroutine[object, object, Result], *, small: bool = False) -> Result:
-    """Run `main` on an event loop until it is done, and return its result.
+    """Run `main` on an event loop, and return its result.
 
-    Calls in the loop's default executor (`asyncio.to_thread`) that hang do not keep the process
+    A call in the loop's default executor (`asyncio.to_thread`) that hangs does not keep the process
     alive.
 
     Args:
-        main: what to run.
-        small: on Python's own loop, which takes two megabytes less than uvloop: for a process
+        main: the coroutine to run.
+        small: use asyncio's own loop, which takes two megabytes less than uvloop: for a process
             that relays no streams.
 
     Raises:
-        SettingsError: The process may have fewer open files than it needs to start.
+        SettingsError: The limit of open files is too low to start.
     """
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if allowed < LEAST_OPEN_FILES and not small:
         main.close()
         raise SettingsError(
-            f"this process may open {allowed} files, and needs {LEAST_OPEN_FILES} to start: raise "
-            "the limit (ulimit -n, LimitNOFILE=)"
+            f"the limit of open files is {allowed}, and this process needs {LEAST_OPEN_FILES} to "
+            "start: raise the limit (ulimit -n, LimitNOFILE=)"
         )
     sys.setswitchinterval(SWITCH_SECONDS)
     factory = None if small else importlib.import_module("uvloop").new_event_loop
@@ -54,11 +54,11 @@ def run(main: Coroutine[object, object, Result], *, small: bool = False) -> Resu
         try:
             return runner.run(main)
         finally:
-            main.close()  # where Ctrl-C came before its first step
+            main.close()  # Ctrl-C may come before the first step
 
 
 def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Log a want of descriptors in one line, and any other fault as asyncio does."""
+    """Log exhausted descriptors or memory in one line, and any other fault as asyncio does."""
     error = context.get("exception")
     if isinstance(error, OSError) and error.errno in _SHORTAGE:
         logger.warning("%s: %s", context.get("message"), error.strerror)

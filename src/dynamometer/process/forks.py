@@ -1,7 +1,7 @@
-"""What a child of `fork` does with the objects of its parent.
+"""Actions of a child of `fork` on the objects of its parent.
 
-Only the thread that forks exists in the child: a lock that another thread held stays locked, and
-the state behind the lock may be half changed.
+Only the thread that forked exists in the child. A lock that another thread held stays locked, and
+the state that the lock guards may be partly changed.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ class Renewable(Protocol):
     """An object that can start with fresh state."""
 
     def renew(self) -> None:
-        """Start with a state that no thread has used."""
+        """Replace all state that a thread may have used."""
 
 
-# Any thread adds to it, under the interpreter's lock; only a child that has one thread reads it.
+# Any thread adds entries, under the interpreter's lock; only a child with one thread reads them.
 _actions: Final[weakref.WeakKeyDictionary[object, Callable[[Any], None]]] = (
     weakref.WeakKeyDictionary()
 )
 
 
 def in_child(owner: _Owner, action: Callable[[_Owner], None]) -> None:
-    """Call `action` with `owner`, as long as that exists, in each child of `fork`.
+    """Call `action` with `owner` in each child of `fork` for as long as `owner` exists.
 
     Args:
-        owner: the object; an object has one action.
-        action: holds no reference to `owner`.
+        owner: the object; a second call replaces the action of the object.
+        action: the function; it must not hold a reference to `owner`.
     """
     _actions[owner] = action
 

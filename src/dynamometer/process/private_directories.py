@@ -1,4 +1,4 @@
-"""Directories of ours: made with mode 0700, owned by us, never reached through a link."""
+"""Directories that only this user can write to: mode 0700, and not a symbolic link."""
 
 from __future__ import annotations
 
@@ -12,30 +12,35 @@ from dynamometer.errors import DirectoryError
 
 
 def create(path: Path) -> Path:
-    """`path`, made where it was missing, and safe to keep files in.
+    """Create the directory `path` if it is missing, and return `path`.
 
     Raises:
-        DirectoryError: it cannot be made, is a link, is someone else's, or others may write.
+        DirectoryError: `path` cannot be created, is not a directory, is a symbolic link, belongs to
+            another user, or other users may write to it.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir(mode=0o700, exist_ok=True)
         status = path.lstat()
     except FileExistsError:
-        raise DirectoryError(f"{path} is no directory: remove it, or name another one") from None
+        raise DirectoryError(
+            f"{path} is not a directory: remove it, or choose another path"
+        ) from None
     except OSError as error:
-        raise DirectoryError(f"cannot make the directory {path}: {error.strerror}") from None
+        raise DirectoryError(f"cannot create the directory {path}: {error.strerror}") from None
     if not stat.S_ISDIR(status.st_mode):
-        raise DirectoryError(f"{path} is a link: name the directory itself")
+        raise DirectoryError(f"{path} is a symbolic link: give the path of the directory itself")
     if status.st_uid != os.geteuid():
-        raise DirectoryError(f"{path} belongs to user {status.st_uid}: name another directory")
+        raise DirectoryError(f"{path} belongs to user {status.st_uid}: choose another directory")
     if status.st_mode & 0o022:
-        raise DirectoryError(f"others may write to {path}: chmod 700 it, or name another one")
+        raise DirectoryError(
+            f"other users may write to {path}: run chmod 700, or choose another directory"
+        )
     return path
 
 
 def create_runtime() -> Path:
-    """This user's directory for what lives as long as a login: sockets, locks, records."""
+    """Create this user's directory for locks and records, and return its path."""
     base = os.environ.get("XDG_RUNTIME_DIR")
     if base and Path(base).is_dir() and os.access(base, os.W_OK):
         return create(Path(base) / "dynamometer")
@@ -43,43 +48,43 @@ def create_runtime() -> Path:
 
 
 def create_memory() -> Path:
-    """This user's directory on tmpfs: an engine's metrics are written on its token path."""
+    """Create this user's directory on tmpfs, where an engine writes its metrics at each token."""
     shared = Path("/dev/shm")  # noqa: S108  # checked by create()
     if shared.is_dir() and os.access(shared, os.W_OK):
-        # Anybody may have made a directory of that name before us.
+        # Another user may own a directory of that name.
         with contextlib.suppress(DirectoryError):
             return create(shared / f"dynamometer-{os.geteuid()}")
     return create(create_runtime() / "memory")
 
 
 def create_temporary(prefix: str) -> Path:
-    """Make a directory for temporary files; its owner removes it.
+    """Create a directory for temporary files; the caller removes it.
 
     Raises:
         DirectoryError: No directory for temporary files can be written to.
     """
     try:
         return Path(tempfile.mkdtemp(prefix=prefix))
-    except FileNotFoundError as error:  # also of a full file system
+    except FileNotFoundError as error:  # a full file system raises it as well
         raise DirectoryError(
             f"{error.strerror}: free some space, or set TMPDIR to a writable directory"
         ) from None
     except OSError as error:
         raise DirectoryError(
-            f"cannot make a directory in {tempfile.gettempdir()}: {error.strerror}; set TMPDIR to "
-            "another one"
+            f"cannot create a directory in {tempfile.gettempdir()}: {error.strerror}; set TMPDIR "
+            "to another directory"
         ) from None
 
 
 def require_current() -> None:
-    """Check that the current directory is there: child processes cannot start without it.
+    """Check that the current directory exists: child processes cannot start without it.
 
     Raises:
-        DirectoryError: It was removed.
+        DirectoryError: The current directory was removed.
     """
     try:
-        os.getcwd()  # noqa: PTH109  # the question is whether it is there
+        os.getcwd()  # noqa: PTH109  # raises if the directory is missing
     except OSError as error:
         raise DirectoryError(
-            f"the current directory cannot be used: {error.strerror}; change to another one"
+            f"the current directory cannot be used: {error.strerror}; change to another directory"
         ) from None

@@ -1,4 +1,4 @@
-"""Files in /dev/shm that an engine leaves behind: those that its processes were seen to hold."""
+"""The files in /dev/shm that processes map, and their removal after the processes ended."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-DIRECTORY: Final = Path("/dev/shm")  # noqa: S108  # where POSIX shared memory lives on Linux
-# A line of /proc/PID/maps: "7f..-7f.. rw-s 00000000 00:1a 42    /dev/shm/sem.x". The name may
-# be one of before a rename; the inode is the file.
+DIRECTORY: Final = Path("/dev/shm")  # noqa: S108  # Linux keeps POSIX shared memory there
+# A line of /proc/PID/maps: "7f..-7f.. rw-s 00000000 00:1a 42    /dev/shm/sem.x". The name may be
+# outdated after a rename; the inode identifies the file.
 _MAPPING: Final = re.compile(r" (?P<inode>\d+) +/dev/shm/")
 
 
 class SharedFile(NamedTuple):
-    """A file in /dev/shm: its inode, and its name when it was last seen."""
+    """A file in /dev/shm: its inode, and its name at the last check."""
 
     inode: int
     name: str
 
 
 def held_by(pids: Iterable[int]) -> frozenset[SharedFile]:
-    """The files of this user in /dev/shm that one of the processes maps."""
+    """Return the files of this user in /dev/shm that one of the processes maps."""
     inodes = set().union(*(_mapped(pid) for pid in pids))
     return frozenset(file for file in _present() if file.inode in inodes)
 
 
 def remove_unheld(files: Iterable[SharedFile]) -> int:
-    """Remove those of `files` that are still there, the same, and held by no live process.
+    """Remove those of `files` that still exist and that no living process maps.
 
     Returns:
-        How many were removed.
+        The number of removed files.
     """
     left = set(files) & set(_present())
     if not left:
@@ -52,7 +52,7 @@ def _mapped(pid: int) -> set[int]:
     try:
         maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return set()  # it ended, or is another user's
+        return set()  # the process ended, or belongs to another user
     return {int(match["inode"]) for match in _MAPPING.finditer(maps)}
 
 

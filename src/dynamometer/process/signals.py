@@ -1,4 +1,4 @@
-"""How a process ends: asked by a signal, after its requests, at once when asked again."""
+"""The end of a process: the first signal waits for requests in flight, a second one does not."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ logger = logging.getLogger(__name__)
 
 
 class Stop:
-    """SIGINT, SIGTERM and SIGHUP (a closed terminal): the first asks, a second insists."""
+    """The end that SIGINT, SIGTERM or SIGHUP (a closed terminal) requests.
+
+    Attributes:
+        requested: set by the first signal.
+        immediate: set by the second signal.
+    """
 
     def __init__(self) -> None:
-        """Take these signals of the running event loop's process; under nohup, not SIGHUP."""
+        """Handle the signals on the running event loop; SIGHUP stays ignored under nohup."""
         self.requested = asyncio.Event()
         self.immediate = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -32,10 +37,9 @@ class Stop:
 
 
 class InFlight:
-    """The requests in flight of a process: enter it for each, and wait until there is none."""
+    """The number of requests in flight; each request enters this context manager."""
 
     def __init__(self) -> None:
-        """No request is in flight."""
         self.count = 0
         self._none = asyncio.Event()
         self._none.set()
@@ -50,16 +54,16 @@ class InFlight:
             self._none.set()
 
     async def drain(self, stop: Stop, timeout: float) -> None:
-        """Wait until no request is in flight, the time is over, or the user insists.
+        """Wait until no request is in flight, but not longer than `timeout` or a second signal.
 
         Args:
-            stop: whether the user insists.
-            timeout: seconds at most.
+            stop: the signals.
+            timeout: the longest time to wait, in seconds.
         """
         if not self.count:
             return
         logger.info(
-            "requests in flight: %d; they have up to %.0f s, Ctrl-C again ends them",
+            "requests in flight: %d; waiting up to %.0f s for them, Ctrl-C again ends them now",
             self.count,
             timeout,
         )

@@ -1,4 +1,4 @@
-"""Tasks beside what a process does: each owned by somebody, who awaits its end."""
+"""Background tasks: each has an owner that awaits its end."""
 
 from __future__ import annotations
 
@@ -14,52 +14,50 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 Work = Callable[[], Awaitable[None]]
-AGAIN_SECONDS: Final = 1.0
-# Work that went on for so long was well: its next fault is a new one.
-WELL_SECONDS: Final = 60.0
+RETRY_SECONDS: Final = 1.0
+# After work has run for this time, its next fault is logged again.
+STABLE_SECONDS: Final = 60.0
 
 
 @asynccontextmanager
-async def restarting(work: Work, *, name: str, again: float = AGAIN_SECONDS) -> AsyncIterator[None]:
-    """Keep `work` going while the context is open, and none of it afterwards.
+async def restarting(work: Work, *, name: str, retry: float = RETRY_SECONDS) -> AsyncIterator[None]:
+    """Run `work` in a task while the context is open, and restart it when it raises.
 
-    What it raises is a fault of ours, which it was not written to meet. It is said, with its
-    traceback, and said again where it comes from another place, or after a while in which all was
-    well. The work is begun anew: a process that stands still in silence is worse than one that
-    tries again.
+    An exception from `work` is a fault of this program. It is logged with its traceback, and again
+    only if it comes from another place or after `STABLE_SECONDS` without a fault.
 
     Args:
-        work: what to do; where it returns, it is done.
-        name: of the task, and for the message.
-        again: after how many seconds it is begun anew.
+        work: the function; the task ends when the function returns.
+        name: the name of the task, also for messages.
+        retry: the time before a restart, in seconds.
     """
-    task = asyncio.create_task(_keep_on(work, name, again), name=name)
+    task = asyncio.create_task(_restart(work, name, retry), name=name)
     try:
         yield
     finally:
         await end(task)
 
 
-async def _keep_on(work: Work, name: str, again: float) -> None:
-    said: tuple[str, int | None] | None = None
+async def _restart(work: Work, name: str, retry: float) -> None:
+    logged: tuple[str, int | None] | None = None
     while True:
-        begun = time.monotonic()
+        started = time.monotonic()
         try:
             return await work()
         except (Exception, asyncio.CancelledError) as error:
-            if _asked_to_end():
+            if _cancelled():
                 raise
-            if time.monotonic() - begun > WELL_SECONDS:
-                said = None
+            if time.monotonic() - started > STABLE_SECONDS:
+                logged = None
             place = _place(error)
-            if said != place:
-                said = place
-                logger.exception("%s: failed, and is tried again every %g s", name, again)
-        await asyncio.sleep(again)
+            if logged != place:
+                logged = place
+                logger.exception("%s failed, and is restarted every %g s", name, retry)
+        await asyncio.sleep(retry)
 
 
-def _asked_to_end() -> bool:
-    """Whether this task is cancelled, and not something that it has waited for."""
+def _cancelled() -> bool:
+    """Return whether this task is cancelled itself, not only a future that it waited for."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
@@ -79,6 +77,6 @@ async def first_of(event: asyncio.Event, task: asyncio.Task[Result]) -> None:
 
 
 async def end(task: asyncio.Task[Result]) -> None:
-    """Cancel `task`, and wait until it has ended; what it raises is left in it."""
+    """Cancel `task`, and wait until it has ended; do not raise its exception."""
     task.cancel()
     await asyncio.wait({task})

@@ -122,7 +122,7 @@ class DistributedRuntime:
             listener = system.listen(
                 host or environment.system_host,
                 environment.system_port if port is None else port,
-                settings=("host, DYN_SYSTEM_HOST", "port, DYN_SYSTEM_PORT"),
+                settings=("serve(host=...), DYN_SYSTEM_HOST", "serve(port=...), DYN_SYSTEM_PORT"),
             )
         except SettingsError as error:
             raise (ArgumentError(str(error)) if host else error) from None
