@@ -22,7 +22,7 @@ from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from writer import Written, write_process
 
 from dynamometer.multiprocess import MultiprocessDirectory
-from dynamometer.multiprocess.reading import Reading
+from dynamometer.multiprocess.bulk_read import BulkRead
 
 GOOD = [
     Written("counter", "c", labels=["x"], actions=[(("a",), "+", 2.0), (("b",), "+", 3.0)]),
@@ -262,7 +262,7 @@ def test_other_keys_of_the_same_lengths_in_the_same_file_are_noticed(tmp_path: P
 def test_other_earlier_keys_are_noticed_in_a_file_not_held_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dynamometer.multiprocess.files._MOST_HELD", 0)
+    monkeypatch.setattr("dynamometer.multiprocess.open_files._MOST_HELD", 0)
     path = tmp_path / "counter_1.db"
     ours = MultiprocessDirectory(tmp_path)
     for change, first in enumerate("axx", 1):
@@ -283,13 +283,13 @@ def test_many_files_that_turn_bad_at_once_are_rejected_together(
         path.write_bytes(content(FIRST))
     ours = MultiprocessDirectory(tmp_path)
     assert values(ours.render()) == {"other_total": 30.0}
-    plans: list[Reading] = []
+    plans: list[BulkRead] = []
 
-    def planned(*args: Any) -> Reading:
-        plans.append(Reading(*args))
+    def planned(*args: Any) -> BulkRead:
+        plans.append(BulkRead(*args))
         return plans[-1]
 
-    monkeypatch.setattr("dynamometer.multiprocess.reader.Reading", planned)
+    monkeypatch.setattr("dynamometer.multiprocess.reader.BulkRead", planned)
     for path in paths[1:]:
         os.truncate(path, 16)
     assert values(ours.render()) == {"other_total": 1.0}
@@ -358,7 +358,7 @@ def test_zeros_that_are_said_to_be_in_use_are_neither_split_nor_read(
 def test_keys_over_the_ends_of_the_pieces_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dynamometer.multiprocess.file._PIECE_BYTES", 64)
+    monkeypatch.setattr("dynamometer.multiprocess.metrics_file._PIECE_BYTES", 64)
     entries = [entry(key(labels={"x": "y" * n}), n) for n in range(1, 90)]
     (tmp_path / "counter_1.db").write_bytes(content(*entries, size=1 << 15))
     ours = MultiprocessDirectory(tmp_path)
@@ -464,7 +464,7 @@ def test_without_descriptors_to_list_a_directory_its_known_files_go_on(tmp_path:
 
 
 def test_more_files_than_may_be_held_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dynamometer.multiprocess.files._MOST_HELD", 5)
+    monkeypatch.setattr("dynamometer.multiprocess.open_files._MOST_HELD", 5)
     for number in range(20):
         (tmp_path / f"counter_{number}.db").write_bytes(content(entry(key(), 2.0)))
     ours = MultiprocessDirectory(tmp_path)

@@ -13,7 +13,7 @@ import pytest
 from bytes_of_files import content, entry, key
 from pages import values
 
-from dynamometer.multiprocess import MultiProcessCollector, MultiprocessDirectory, files
+from dynamometer.multiprocess import MultiProcessCollector, MultiprocessDirectory
 
 FORK = multiprocessing.get_context("fork")
 
@@ -29,7 +29,7 @@ def written(tmp_path: Path) -> Path:
     return directory
 
 
-def open_files(directory: Path) -> int:
+def count_open(directory: Path) -> int:
     """How many descriptors of this process are files of a directory."""
     count = 0
     for link in Path("/proc/self/fd").iterdir():
@@ -43,9 +43,9 @@ def open_files(directory: Path) -> int:
 def test_a_directory_that_is_dropped_closes_its_files(written: Path) -> None:
     directory = MultiprocessDirectory(written)
     directory.render()
-    assert open_files(written) == 20
+    assert count_open(written) == 20
     del directory
-    assert open_files(written) == 0
+    assert count_open(written) == 0
 
 
 def test_a_directory_that_is_dropped_within_a_reading_closes_its_files(written: Path) -> None:
@@ -55,14 +55,14 @@ def test_a_directory_that_is_dropped_within_a_reading_closes_its_files(written: 
     next(steps)
     del directory, steps
     gc.collect()
-    assert open_files(written) == 0
+    assert count_open(written) == 0
 
 
 def test_a_directory_is_open_for_the_time_of_its_context(written: Path) -> None:
     with MultiprocessDirectory(written) as directory:
         assert values(directory.render()) == {"c_total": 20.0}
-        assert open_files(written) == 20
-    assert open_files(written) == 0
+        assert count_open(written) == 20
+    assert count_open(written) == 0
     assert [family.name for family in directory.current_families()] == ["c"]
     with pytest.raises(ValueError, match="closed"):
         directory.families()
@@ -76,13 +76,13 @@ def test_a_context_that_fails_closes_the_files_and_raises(written: Path) -> None
 
     with pytest.raises(KeyError):
         fail()
-    assert open_files(written) == 0
+    assert count_open(written) == 0
 
 
 def _count_and_read(answers: Connection, path: Path, directory: MultiprocessDirectory) -> None:
-    before = open_files(path)
+    before = count_open(path)
     shown = values(directory.render())
-    answers.send((before, shown, open_files(path)))
+    answers.send((before, shown, count_open(path)))
 
 
 @pytest.mark.parametrize("held", ["held open", "not held open"])
@@ -90,11 +90,11 @@ def test_a_child_of_fork_has_no_file_of_its_parents_open_and_reads_for_itself(
     held: str, written: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if held == "not held open":
-        monkeypatch.setattr(files, "_MOST_HELD", 0)
+        monkeypatch.setattr("dynamometer.multiprocess.open_files._MOST_HELD", 0)
     directory = MultiprocessDirectory(written)
     directory.render()
     others = 20 if held == "held open" else 0
-    assert open_files(written) == others
+    assert count_open(written) == others
     receiving, sending = FORK.Pipe(duplex=False)
     child = FORK.Process(target=_count_and_read, args=(sending, written, directory))
     child.start()
@@ -106,7 +106,7 @@ def test_a_child_of_fork_has_no_file_of_its_parents_open_and_reads_for_itself(
 
 
 def _count_and_collect(answers: Connection, path: Path) -> None:
-    before = open_files(path)
+    before = count_open(path)
     (metric,) = MultiProcessCollector(None, str(path)).collect()
     answers.send((before, metric.samples[0].value))
 
@@ -139,7 +139,7 @@ def test_children_that_are_forked_within_a_reading_have_no_file_open(
         for _ in range(40):
             pid = os.fork()
             if pid == 0:
-                os._exit(min(open_files(written), 1))
+                os._exit(min(count_open(written), 1))
             assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     finally:
         ending.set()

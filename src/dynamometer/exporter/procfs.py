@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 import psutil
 
-from dynamometer.multiprocess.filename import SUFFIX
+from dynamometer.multiprocess.file_format import SUFFIX
 
 # What a look at a process may raise: it has ended, is another user's, or the machine is short of
 # descriptors or memory.

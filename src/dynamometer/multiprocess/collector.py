@@ -23,7 +23,7 @@ from prometheus_client.registry import Collector
 from dynamometer.exposition.conversion import FamilyMetric, from_metric, to_metric
 from dynamometer.exposition.filters import EVERYTHING
 from dynamometer.exposition.pages import Pages
-from dynamometer.multiprocess import filename
+from dynamometer.multiprocess import file_format
 from dynamometer.multiprocess.directory import MultiprocessDirectory
 from dynamometer.multiprocess.faults import FileFault
 from dynamometer.multiprocess.reader import Reader
@@ -186,5 +186,5 @@ def _path_of_environment() -> str | None:
 
 def _may_go(path: str) -> bool:
     with suppress(FileFault):
-        return filename.parse(PurePath(path).name).live
+        return file_format.parse_name(PurePath(path).name).live
     return False

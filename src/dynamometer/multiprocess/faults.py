@@ -41,7 +41,7 @@ class FileFault(Exception):  # noqa: N818  # never leaves this package: not an e
         self.reason = reason
 
 
-class LeftOutError(Exception):
+class OmittedError(Exception):
     """An entry has no place on the page, though its file is good."""
 
     def __init__(self, reason: Reason, text: str) -> None:

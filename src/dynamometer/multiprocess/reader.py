@@ -14,16 +14,16 @@ from typing import Final
 import numpy as np
 
 from dynamometer.exposition.families import Family
-from dynamometer.multiprocess import totals
-from dynamometer.multiprocess.aggregate import Aggregation
+from dynamometer.multiprocess import kept_counts
+from dynamometer.multiprocess.aggregation import Aggregation
+from dynamometer.multiprocess.bulk_read import BulkRead, UnreadableFilesError
 from dynamometer.multiprocess.cells import Cells
-from dynamometer.multiprocess.faults import FaultLog, FileFault, LeftOutError, Reason
-from dynamometer.multiprocess.file import MultiprocessFile
-from dynamometer.multiprocess.files import OpenFiles
-from dynamometer.multiprocess.page import LINES_PER_UPDATE, Page
-from dynamometer.multiprocess.reading import Reading, UnreadableError
+from dynamometer.multiprocess.chunks import LINES_PER_UPDATE, Chunks
+from dynamometer.multiprocess.faults import FaultLog, FileFault, OmittedError, Reason
+from dynamometer.multiprocess.key_table import KeyTable
+from dynamometer.multiprocess.metrics_file import MultiprocessFile
+from dynamometer.multiprocess.open_files import OpenFiles
 from dynamometer.multiprocess.retired import RetiredProcesses
-from dynamometer.multiprocess.series import SeriesTable
 from dynamometer.multiprocess.tree import FileSource
 from dynamometer.process.descriptors import CLOSED
 
@@ -67,16 +67,16 @@ class Reader:
         self._retired = RetiredProcesses()
         self._cells = Cells()
         self._keep_totals = keep_totals
-        self._kept = totals.KeptTotals(self._cells)
-        self._table = SeriesTable(self._cells, labels, max_series=max_series, accumulate=accumulate)
-        self._page = Page(self._cells)
+        self._kept = kept_counts.KeptCounts(self._cells)
+        self._table = KeyTable(self._cells, labels, max_series=max_series, accumulate=accumulate)
+        self._page = Chunks(self._cells)
         self._again: list[MultiprocessFile] = []
         self._resumed: frozenset[str] = frozenset()  # retired processes to be read again
         self._replan = False
         self._changed = True
         self._keeping = False  # whether the last values of any file are needed
         self._before = np.empty(0)  # the cells' values before files ended in this reading
-        self._reading = Reading([], self._cells)
+        self._reading = BulkRead([], self._cells)
         self._aggregation = Aggregation(self._reading.cells, self._cells)
 
     @property
@@ -114,7 +114,7 @@ class Reader:
         if listed:
             self._remove(self._retired.to_remove())
         if self._before.size:
-            totals.keep(self._before, self._cells, self._apply)
+            kept_counts.keep(self._before, self._cells, self._apply)
         yield
         yield from self._show()
         self._faults.note(self._all_faults())
@@ -140,7 +140,7 @@ class Reader:
             self._remove(files + self._retired.to_remove())
         self._replan = True
         self._gather()
-        totals.keep(self._before, self._cells, self._apply)
+        kept_counts.keep(self._before, self._cells, self._apply)
         for _ in self._show():
             pass
 
@@ -245,7 +245,7 @@ class Reader:
                 try:
                     cells.append(self._table.cell(file.name, entry.key))
                     values.append(entry.value)
-                except LeftOutError as reason:
+                except OmittedError as reason:
                     file.leave_out(reason.reason, str(reason))
             self._files.accept(file)
             file.place(values, cells)
@@ -297,7 +297,7 @@ class Reader:
                 self._plan()
             try:
                 self._changed = self._reading.read() or self._changed
-            except UnreadableError as error:
+            except UnreadableFilesError as error:
                 for file, fault in error.faults.items():
                     self._reject(file, fault)
             else:
@@ -307,7 +307,7 @@ class Reader:
         """Lay out reading and computing for the files and cells as they are now."""
         self._replan = False
         self._changed = True
-        self._reading = Reading(list(self._files.good.values()), self._cells)
+        self._reading = BulkRead(list(self._files.good.values()), self._cells)
         self._keeping = any(file.kept or file.hidden for file in self._reading.files)
         self._aggregation = Aggregation(self._reading.cells, self._cells)
         gone = self._cells.without(self._aggregation.counts)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from dynamometer.multiprocess.faults import FileFault, Reason
-from dynamometer.multiprocess.file import MultiprocessFile
-from dynamometer.multiprocess.files import unlink
+from dynamometer.multiprocess.metrics_file import MultiprocessFile
+from dynamometer.multiprocess.open_files import unlink
 
 _REMOVED_AT_ONCE: Final = 16
 

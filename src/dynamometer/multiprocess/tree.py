@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from dynamometer.multiprocess.faults import FileFault, of_os_error
-from dynamometer.multiprocess.filename import SUFFIX
+from dynamometer.multiprocess.file_format import SUFFIX
 
 # A kernel tick is at most 10 ms; file systems of whole seconds show it by their zeros.
 _FINE_TICK_NS: Final = 100_000_000

@@ -12,12 +12,10 @@ from numpy.typing import NDArray
 from dynamometer.exposition.families import BUCKET_LABEL, Metadata
 from dynamometer.exposition.numbers import format_number
 from dynamometer.exposition.series import label_name, label_text, series_text
-from dynamometer.multiprocess.cells import NOWHERE, Cells, Kind
-from dynamometer.multiprocess.entries import Key, parse_key
-from dynamometer.multiprocess.family import HistogramGroup, OpenFamily
-from dynamometer.multiprocess.faults import FileFault, LeftOutError, Reason
-from dynamometer.multiprocess.filename import FileName
-from dynamometer.multiprocess.written import Written, written
+from dynamometer.multiprocess.cells import NOWHERE, Cells, HistogramGroup, Kind, OpenFamily
+from dynamometer.multiprocess.faults import FileFault, OmittedError, Reason
+from dynamometer.multiprocess.file_format import FileName, Key, parse_key
+from dynamometer.multiprocess.page_names import Written, written
 
 _KINDS: Final = {
     "all": Kind.LAST,
@@ -45,7 +43,7 @@ class _Template(NamedTuple):
     behind: str
 
 
-class SeriesTable:
+class KeyTable:
     """All families, and the way from an entry of a file to its cell.
 
     Attributes:
@@ -85,7 +83,7 @@ class SeriesTable:
 
         Raises:
             FileFault: the key is no metric.
-            LeftOutError: the key is one, but its series has no place on the page.
+            OmittedError: the key is one, but its series has no place on the page.
         """
         if file.type == "histogram":
             return self._histogram_cell(file, key)
@@ -127,7 +125,7 @@ class SeriesTable:
     def _find(self, file: FileName, key: Key) -> int:
         found = written(key, file.type)
         family = self._family(file, found.family, key)
-        own = file.own_labels(found.labels)
+        own = file.series_labels(found.labels)
         text = self._text({**self._labels, **own} if self._labels else own)
         series = f"{series_text(found.sample, text)} ".encode()
         cell = family.cell_of.get(series)
@@ -152,7 +150,7 @@ class SeriesTable:
         """The family of a name, new or known.
 
         Raises:
-            LeftOutError: a family of another type has the name, or one of its samples' names.
+            OmittedError: a family of another type has the name, or one of its samples' names.
         """
         family = self.families.get(name)
         if family is not None and family.metadata.type == file.type and family.mode == file.mode:
@@ -161,7 +159,7 @@ class SeriesTable:
         names = metadata.text_names | metadata.names
         owner = next((self._owners[one] for one in names if one in self._owners), None)
         if owner is not None:
-            raise LeftOutError(
+            raise OmittedError(
                 Reason.TYPE_CONFLICT,
                 f"{owner.metadata.name} is {_described(owner.metadata.type, owner.mode)} elsewhere",
             )
@@ -245,12 +243,12 @@ class SeriesTable:
         text = self._texts[item] = label_text(*item)
         return text
 
-    def _full(self) -> LeftOutError:
-        return LeftOutError(Reason.MAX_SERIES, f"more than {self._max_series} series")
+    def _full(self) -> OmittedError:
+        return OmittedError(Reason.MAX_SERIES, f"more than {self._max_series} series")
 
 
 def _check_original(key: Key, found: Written, original: Key | None) -> None:
-    """Raise `LeftOutError` where a series has come from a key of other names.
+    """Raise `OmittedError` where a series has come from a key of other names.
 
     Args:
         key: the key.
@@ -261,7 +259,7 @@ def _check_original(key: Key, found: Written, original: Key | None) -> None:
         return
     if original is None or found.regular or _identity(key) != _identity(original):
         first = Key(found.family, found.sample, found.labels, "") if original is None else original
-        raise LeftOutError(
+        raise OmittedError(
             Reason.OVERLAP, f"{_spelled(key)} is written as {_spelled(first)}, which came first"
         )
 

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamometer.multiprocess.cells import Cells, Kind
-from dynamometer.multiprocess.entries import WORD_BYTES
 from dynamometer.multiprocess.faults import FileFault, Reason, of_os_error
-from dynamometer.multiprocess.file import MultiprocessFile
-from dynamometer.multiprocess.totals import since
+from dynamometer.multiprocess.file_format import WORD_BYTES
+from dynamometer.multiprocess.kept_counts import since
+from dynamometer.multiprocess.metrics_file import MultiprocessFile
 from dynamometer.process.descriptors import CLOSED
 
 BATCH_WORDS: Final = 64 * 1024
@@ -28,7 +28,7 @@ _LINE_WORDS: Final = 8
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
-class UnreadableError(Exception):
+class UnreadableFilesError(Exception):
     """Files could not be read to where they were known: all of one reading, and why."""
 
     def __init__(self, faults: Mapping[MultiprocessFile, FileFault]) -> None:
@@ -64,7 +64,7 @@ class _Batch(NamedTuple):
     others: slice
 
 
-class Reading:
+class BulkRead:
     """How a set of files is read: made anew when one of them came, grew or went.
 
     Attributes:
@@ -132,7 +132,7 @@ class Reading:
         """Read everything; whether any word is another than the last time.
 
         Raises:
-            UnreadableError: files are shorter than they were, or gone.
+            UnreadableFilesError: files are shorter than they were, or gone.
         """
         self.bits, self._last_bits = self._last_bits, self.bits
         self._others, self._last_others = self._last_others, self._others
@@ -155,7 +155,7 @@ class Reading:
             np.take(buffer, batch.value_words, out=bits[batch.values], mode="clip")
             np.take(buffer, batch.other_words, out=others[batch.others], mode="clip")
         if faults:
-            raise UnreadableError(faults)
+            raise UnreadableFilesError(faults)
         self._compared = begun = self._begun
         self._begun = True
         self._others_changed = not (begun and _equal(others, self._last_others))

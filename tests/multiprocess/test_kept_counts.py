@@ -10,7 +10,7 @@ from bytes_of_files import content, entry, key
 from pages import values
 from writer import Written, write_process
 
-from dynamometer.multiprocess import MultiprocessDirectory, files
+from dynamometer.multiprocess import MultiprocessDirectory
 
 
 def written(amount: float) -> list[Written]:
@@ -26,7 +26,7 @@ def ours(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> MultiprocessDirectory:
     if request.param != "held open":
-        monkeypatch.setattr(files, "_MOST_HELD", 0)
+        monkeypatch.setattr("dynamometer.multiprocess.open_files._MOST_HELD", 0)
     return MultiprocessDirectory(tmp_path / "first", keep_totals=True)
 
 

@@ -20,11 +20,10 @@ import numpy as np
 from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
-from dynamometer.multiprocess import entries
+from dynamometer.multiprocess import file_format
 from dynamometer.multiprocess.cells import HIDDEN
-from dynamometer.multiprocess.entries import HEADER_BYTES, WORD_BYTES, Entry
 from dynamometer.multiprocess.faults import FileFault, Reason, of_os_error
-from dynamometer.multiprocess.filename import FileName
+from dynamometer.multiprocess.file_format import HEADER_BYTES, WORD_BYTES, Entry, FileName
 from dynamometer.process.descriptors import CLOSED, Descriptor
 
 # A FIFO must not block the reader, nor a terminal become its own.
@@ -226,7 +225,7 @@ class MultiprocessFile:
             try:
                 header = os.pread(descriptor, HEADER_BYTES, 0)
                 status = os.fstat(descriptor)
-                used = entries.used_bytes(header, status.st_size)
+                used = file_format.used_bytes(header, status.st_size)
                 if (
                     used < self.used
                     or not self._same_last_entry(descriptor)
@@ -236,7 +235,7 @@ class MultiprocessFile:
                 self.status = status.st_ctime_ns, status.st_size
                 begin = self.used or HEADER_BYTES
                 found = _read_entries(descriptor, begin, used)
-                half_written = bool(found) and entries.half_written(found[-1].key)
+                half_written = bool(found) and file_format.half_written(found[-1].key)
                 if half_written:
                     used = self._wait_for(found.pop())
                 self.waiting = half_written or not used
@@ -262,7 +261,7 @@ class MultiprocessFile:
             return True
         data = os.pread(descriptor, self.used - HEADER_BYTES, HEADER_BYTES)
         with suppress(FileFault):
-            if checksum(entries.split(data, HEADER_BYTES)) == self.keys:
+            if checksum(file_format.split(data, HEADER_BYTES)) == self.keys:
                 self.status = status
                 return True
         return False
@@ -292,7 +291,7 @@ class MultiprocessFile:
             try:
                 header = os.pread(descriptor, HEADER_BYTES, 0)
                 status = os.fstat(descriptor)
-                used = entries.used_bytes(header, status.st_size)
+                used = file_format.used_bytes(header, status.st_size)
                 if used <= 2 * _END_BYTES:
                     return crc32(os.pread(descriptor, used, 0))
                 ends = os.pread(descriptor, _END_BYTES, 0)
@@ -369,10 +368,10 @@ def _read_entries(descriptor: int, begin: int, used: int) -> list[Entry]:
         data = os.pread(descriptor, size, begin)
         if len(data) < size:
             raise FileFault(Reason.TRUNCATED, f"{used} bytes in use, it says")
-        part = entries.split(data, begin, used)
+        part = file_format.split(data, begin, used)
         if part:
             found += part
-            begin = part[-1].value * WORD_BYTES + entries.VALUE_AND_TIMESTAMP_BYTES
+            begin = part[-1].value * WORD_BYTES + file_format.VALUE_AND_TIMESTAMP_BYTES
         else:
             piece *= 2  # a key that is longer
     return found

@@ -10,8 +10,8 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from dynamometer.exposition.series import label_name, metric_name
-from dynamometer.multiprocess.entries import Key
-from dynamometer.multiprocess.faults import LeftOutError, Reason
+from dynamometer.multiprocess.faults import OmittedError, Reason
+from dynamometer.multiprocess.file_format import Key
 
 _TOTAL: Final = "_total"
 _RESERVED: Final = "__name__"
@@ -47,7 +47,7 @@ def written(key: Key, kind: str) -> Written:
         kind: the type of its file.
 
     Raises:
-        LeftOutError: the key's sample does not belong to its family, or two of its labels have
+        OmittedError: the key's sample does not belong to its family, or two of its labels have
             one written name.
     """
     family, sample = _names(key.family, key.sample, kind)
@@ -55,11 +55,11 @@ def written(key: Key, kind: str) -> Written:
     names = _label_names(original)
     labels = key.labels if names == original else dict(zip(names, key.labels.values(), strict=True))
     if len(labels) < len(names):
-        raise LeftOutError(
+        raise OmittedError(
             Reason.OVERLAP, f"labels of {key.sample} have one name: {', '.join(sorted(original))}"
         )
     if _RESERVED in labels:
-        raise LeftOutError(Reason.KEY, f"{key.sample} has a label {_RESERVED}")
+        raise OmittedError(Reason.KEY, f"{key.sample} has a label {_RESERVED}")
     regular = labels is key.labels and family == key.family and sample == key.sample
     return Written(family, sample, labels, regular)
 
@@ -74,7 +74,7 @@ def _names(family: str, sample: str, kind: str) -> tuple[str, str]:
     """A family's and its sample's name.
 
     Raises:
-        LeftOutError: the sample does not belong to the family.
+        OmittedError: the sample does not belong to the family.
     """
     original = sample, family
     family, sample = metric_name(family), metric_name(sample)
@@ -86,4 +86,4 @@ def _names(family: str, sample: str, kind: str) -> tuple[str, str]:
             return family, sample
     elif sample.startswith(family) and sample[len(family) :] in _SUFFIXES[kind]:
         return family, sample
-    raise LeftOutError(Reason.KEY, f"{original[0]} is not a sample of the {kind} {original[1]}")
+    raise OmittedError(Reason.KEY, f"{original[0]} is not a sample of the {kind} {original[1]}")

@@ -15,8 +15,7 @@ import numpy as np
 
 from dynamometer.exposition.families import Family, Metadata
 from dynamometer.exposition.numbers import format_lines
-from dynamometer.multiprocess.cells import NOWHERE, Cells, Kind
-from dynamometer.multiprocess.family import OpenFamily
+from dynamometer.multiprocess.cells import NOWHERE, Cells, Kind, OpenFamily
 
 LINES_PER_CHUNK: Final = 16
 # A few milliseconds' work: a reading has pauses in between.
@@ -70,7 +69,7 @@ class _Shown:
             self.family = Family(family.metadata, family.sample_names, tuple(self.joined))
 
 
-class Page:
+class Chunks:
     """The families' bytes, kept current."""
 
     def __init__(self, cells: Cells) -> None:

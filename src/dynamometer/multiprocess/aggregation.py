@@ -13,8 +13,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamometer.multiprocess.cells import Cells, Kind
-from dynamometer.multiprocess.family import OpenFamily, Rows
+from dynamometer.multiprocess.cells import Cells, Kind, OpenFamily, Rows
 
 _COMPARED: Final = (Kind.MIN, Kind.MAX, Kind.RECENT)
 

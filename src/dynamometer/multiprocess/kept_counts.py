@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamometer.multiprocess.cells import Cells
-from dynamometer.multiprocess.file import MultiprocessFile
+from dynamometer.multiprocess.metrics_file import MultiprocessFile
 
 _LAST_BITS: Final = 4
 _MOST_REMEMBERED: Final = 1 << 22  # values, of 12 bytes: some 50 MB
@@ -34,7 +34,7 @@ class _Remembered(NamedTuple):
         return self.cells.size + _VALUES_PER_FILE
 
 
-class KeptTotals:
+class KeptCounts:
     """What files had counted that are gone, by path; the longest gone is forgotten first."""
 
     def __init__(self, cells: Cells) -> None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from dynamometer.multiprocess import filename
+from dynamometer.multiprocess import file_format
 from dynamometer.multiprocess.faults import FileFault, Reason
-from dynamometer.multiprocess.file import MultiprocessFile
+from dynamometer.multiprocess.metrics_file import MultiprocessFile
 from dynamometer.process.descriptors import CLOSED
 
 _MOST_HELD: Final = 512
@@ -141,7 +141,7 @@ class OpenFiles:
 
     def _named(self, path: str, inode: int) -> MultiprocessFile | None:
         try:
-            return MultiprocessFile(path, filename.parse(path), inode)
+            return MultiprocessFile(path, file_format.parse_name(path), inode)
         except FileFault as fault:
             self._bad[path] = _BadFile(None, inode, fault, None)
             return None
