@@ -17,8 +17,8 @@ from itertools import repeat
 from prometheus_client import CollectorRegistry
 from prometheus_client import Histogram as TheirHistogram
 
-from dynamometer.engines.answers import StreamReader
 from dynamometer.engines.interface import Usage
+from dynamometer.engines.streams import StreamReader
 from dynamometer.frontend.request_metrics import RequestMetrics
 from dynamometer.frontend.service_metrics import FrontendMetrics
 from dynamometer.metrics.buckets import FrontendBuckets
@@ -139,7 +139,7 @@ def worker() -> Callable[[], object]:
             count.answered(200)
             for _ in repeat(None, TOKENS):
                 count.came(EVENT)
-                count.end.sent(EVENT)
+                count.end.add_chunk(EVENT)
 
     return work
 

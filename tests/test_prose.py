@@ -25,6 +25,7 @@ CLEAN = {
     "arguments",
     "cli",
     "demo",
+    "engines",
     "errors",
     "http",
     "logs",

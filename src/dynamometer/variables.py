@@ -75,7 +75,7 @@ BUCKETS: Final[Mapping[str, Buckets]] = {
         "DYN_METRICS_OUTPUT_SEQUENCE", "output tokens", BucketRange(50.0, 32000.0, 10)
     ),
 }
-"""By the field of `metrics.buckets.FrontendBuckets`."""
+"""The variables of each histogram, by its field of `metrics.buckets.FrontendBuckets`."""
 
 
 def _bucket_variables() -> Mapping[str, Variable]:
@@ -161,7 +161,7 @@ VARIABLES: Final[Mapping[str, Variable]] = {
         "`--engine-header`, which overrides a header of the same name; `--engine-header-file`",
     ),
 }
-"""By name, in the order of docs/configuration.md."""
+"""The variables by name, in the order of docs/configuration.md."""
 
 OTHERS: Final[Mapping[str, str]] = {
     "PROMETHEUS_MULTIPROC_DIR": "directory of multiprocess files. A worker always sets it for its "

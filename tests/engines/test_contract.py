@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dynamometer.engines import answers, kinds, requests
+from dynamometer.engines import answers, kinds, requests, streams
 from dynamometer.engines.interface import Engine, ModelCards, StartableEngine, Usage
 from dynamometer.engines.mocker import Mocker
 from dynamometer.engines.sglang import SGLang
@@ -51,7 +51,7 @@ def test_its_paths_are_absolute_and_a_path_has_one_name_at_all_engines(engine: E
 @EVERY
 def test_each_dialect_of_its_routes_is_read(engine: Engine) -> None:
     for route in engine.routes.values():
-        reader = answers.StreamReader(route.usage, hide_usage=route.takes_stream_options)
+        reader = streams.StreamReader(route.usage, hide_usage=route.takes_stream_options)
         assert reader.feed(b"data: {}\n\n", 1.0) == b"data: {}\n\n"
         assert answers.read_answer(b"{}", route.usage) == answers.Answer()
         assert route.counts_tokens is (route.usage is not Usage.NONE)
@@ -173,7 +173,7 @@ def test_a_default_of_usage_in_every_stream_is_known(
 
 
 @STARTED
-def test_an_end_has_a_reason_and_a_start_a_last_word(
+def test_an_end_has_a_reason_and_a_start_has_progress(
     engine: StartableEngine, tmp_path: Path
 ) -> None:
     launch = engine.plan(["--model", "m"], directory=tmp_path, python=sys.executable)

@@ -158,8 +158,8 @@ LOGS = {
         ["python: No module named sglang"],
         1,
         (
-            "its interpreter has no SGLang (exit code 1): install it there, or name the one that "
-            "has it with --engine-python"
+            "SGLang is not installed for its interpreter (exit code 1): install it, or choose "
+            "another interpreter with --engine-python"
         ),
     ),
     "a crash, and what came of it": (
@@ -168,7 +168,7 @@ LOGS = {
         -9,
         "Subprocess scheduler_0 (pid=7) crashed with exit code -9 (signal 9)",
     ),
-    "silence": ([], -9, "it said nothing (signal 9)"),
+    "silence": ([], -9, "it printed no log (signal 9)"),
     "a last word": (["hello", " "], 3, "hello (exit code 3)"),
 }  # fmt: skip
 
@@ -179,21 +179,21 @@ def test_the_reason_is_the_engines_own(case: str) -> None:
     assert describe_exit(log, exit_code) == expected
 
 
-def test_a_model_that_is_not_there_is_said(
+def test_a_missing_model_is_in_the_message(
     tmp_path: Path, accelerator: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     engine = SGLang()
-    said = ["OSError: Repo id must be in the form 'namespace/repo_name'"]
+    log = ["OSError: Repo id must be in the form 'namespace/repo_name'"]
     launch = plan(tmp_path, "--model", "./nosuch")
-    assert engine.describe_exit(said, 1, launch).endswith("(exit code 1); there is no ./nosuch")
+    assert engine.describe_exit(log, 1, launch).endswith("(exit code 1); ./nosuch does not exist")
     launch = plan(tmp_path, "--model", "Qwen/Qwen3-8B")
-    assert "HF_HUB_OFFLINE is set" in engine.describe_exit(said, 1, launch)
+    assert "HF_HUB_OFFLINE is set" in engine.describe_exit(log, 1, launch)
     launch = plan(tmp_path, "--model", str(tmp_path))
-    assert engine.describe_exit(said, 1, launch).endswith("(exit code 1)")
+    assert engine.describe_exit(log, 1, launch).endswith("(exit code 1)")
 
 
-def test_its_last_word_is_no_warning() -> None:
+def test_progress_is_not_a_warning() -> None:
     log = ["[2026-01-31 12:00:00] Load weight begin.", "x.py:3: UserWarning: y", "  warnings.warn("]
     assert SGLang().describe_progress(log) == "Load weight begin."
     assert SGLang().describe_progress([]) == ""

@@ -26,7 +26,7 @@ LAST = {
 def reached(*chunks: bytes) -> bool:
     end = StreamEnd()
     for chunk in chunks:
-        end.sent(chunk)
+        end.add_chunk(chunk)
     return end.reached
 
 
@@ -76,5 +76,5 @@ def test_a_last_event_is_seen_in_however_many_pieces_it_comes(before: bytes, siz
 def test_of_a_long_event_little_is_kept() -> None:
     end = StreamEnd()
     for _ in range(100):
-        end.sent(b"x" * 10_000)
+        end.add_chunk(b"x" * 10_000)
     assert sum(len(getattr(end, kept)) for kept in StreamEnd.__slots__) < 11_000

@@ -91,7 +91,7 @@ def test_long_stream_options_are_asked_for_usage_too() -> None:
     [
         (b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
         (b'\xef\xbb\xbf{"model": "m"}', "byte order mark"),
-        ("\ufeff{}".encode("utf-16-le"), "no JSON"),
+        ("\ufeff{}".encode("utf-16-le"), "not valid JSON"),
     ],
 )
 def test_a_body_that_no_engine_reads_is_refused_by_name(text: bytes, message: str) -> None:

@@ -7,8 +7,8 @@ import time
 import pytest
 from prometheus_client import CollectorRegistry
 
-from dynamometer.engines.answers import StreamReader
 from dynamometer.engines.interface import Usage
+from dynamometer.engines.streams import StreamReader
 from dynamometer.frontend.request_metrics import RequestMetrics
 from dynamometer.frontend.service_metrics import FrontendMetrics
 from dynamometer.runtime.fleet import Fleet

@@ -171,7 +171,7 @@ def test_an_engine_that_cannot_start_ends_its_worker_with_its_own_reason(
 
 def test_a_worker_without_enable_metrics_says_so(stack: Stack) -> None:
     with stack.run_worker("--model", str(stack.model)) as worker:
-        said = worker.process.wait_for("--enable-metrics was not given: .*", within=5)[0]
+        said = worker.process.wait_for("--enable-metrics is missing: .*", within=5)[0]
         assert "no sglang: families" in said
         page = worker.page()
         assert "dynamo_component_uptime_seconds" in page

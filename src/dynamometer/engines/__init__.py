@@ -1,1 +1,1 @@
-"""What the rest needs to know of each engine: a file an engine; see `interface`."""
+"""The differences between engines, one module per engine; see `interface`."""

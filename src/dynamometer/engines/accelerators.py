@@ -1,4 +1,4 @@
-"""Whether this machine has an accelerator, read from its devices, without torch."""
+"""Find this machine's accelerators in /dev, /proc and /sys, without torch."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Final
 _INTEL: Final = "0x8086"
 _HABANA: Final = "0x1da3"
 _NVIDIA_UUID: Final = re.compile(r"GPU UUID:\s*(GPU-\S+)")
-# An Intel GPU of the processor's own sits on bus 0; SGLang needs a discrete one.
+# Integrated Intel GPUs are on bus 0; SGLang needs a discrete one.
 _DISCRETE: Final = re.compile(r"[0-9a-f]{4}:(?!00:)[0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f]")
 
 
 def find(root: Path = Path("/"), environment: Mapping[str, str] | None = None) -> str | None:
-    """The kind of accelerator found (`NVIDIA`, `AMD`, `Intel`, `Ascend`), or None.
+    """Return the kind of the accelerator (`NVIDIA`, `AMD`, `Intel`, `Ascend`); None without one.
 
     Args:
-        root: where `/dev`, `/proc` and `/sys` are.
-        environment: variables that can hide devices (`CUDA_VISIBLE_DEVICES=`); this
-            process's by default.
+        root: the parent of `dev`, `proc` and `sys`.
+        environment: the variables that can hide devices (`CUDA_VISIBLE_DEVICES=`); by default
+            those of this process.
     """
     variables = os.environ if environment is None else environment
     if not _hidden(variables, "CUDA_VISIBLE_DEVICES") and _nvidia(root):
@@ -43,8 +43,8 @@ class Accelerator:
 
     Attributes:
         kind: `NVIDIA` or `AMD`.
-        index: its number among those of its kind, as its driver lists them.
-        uuid: the driver's name for this very device.
+        index: the position among the devices of its kind, in the driver's order.
+        uuid: the driver's unique name of the device.
     """
 
     kind: str
@@ -53,10 +53,10 @@ class Accelerator:
 
 
 def devices(root: Path = Path("/")) -> Sequence[Accelerator]:
-    """The devices of this machine whose drivers give them an identity; hidden ones too.
+    """Return the devices whose drivers report a unique name, hidden devices included.
 
     Args:
-        root: where `/proc` and `/sys` are.
+        root: the parent of `proc` and `sys`.
     """
     nvidia = [
         match[1]
@@ -75,7 +75,7 @@ def devices(root: Path = Path("/")) -> Sequence[Accelerator]:
 
 
 def _card(path: Path) -> int:
-    """`…/card10/device/unique_id` comes after `card9`."""
+    """Return the number of a card, so that `card10` follows `card9`."""
     return int("".join(filter(str.isdigit, path.parent.parent.name)) or 0)
 
 
@@ -84,13 +84,13 @@ def _hidden(variables: Mapping[str, str], variable: str) -> bool:
 
 
 def _nvidia(root: Path) -> bool:
-    # WSL has no /dev/nvidia*; its paravirtual device comes with the driver's library.
+    # WSL has no /dev/nvidia*, but a paravirtual device and the driver's library.
     wsl = (root / "dev/dxg").exists() and any(root.glob("usr/lib/wsl/lib/libcuda.so*"))
     return wsl or any(root.glob("dev/nvidia[0-9]*")) or any(root.glob("proc/driver/nvidia/gpus/*"))
 
 
 def _amd(root: Path) -> bool:
-    """A compute node with SIMDs; the processors are nodes of the same list, with none."""
+    """Return whether a compute node has SIMDs; processors are nodes without SIMDs."""
     if not (root / "dev/kfd").exists():
         return False
     nodes = root.glob("sys/class/kfd/kfd/topology/nodes/*/properties")

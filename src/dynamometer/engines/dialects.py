@@ -1,4 +1,4 @@
-"""How each dialect of answers reports token counts, errors and finish reasons.
+"""The token counts, errors and finish reasons of answers, in each dialect.
 
 Dialects: OpenAI's (completions, chats, responses), Anthropic's (messages), and SGLang's own
 (`/generate`). The functions here read objects that are already parsed; `answers` parses them.

@@ -1,9 +1,8 @@
-"""The contract of an engine: everything that differs between engines, for the rest of the code.
+"""The contract of an engine: everything that differs between engines.
 
-An engine is a base URL, a health route, inference routes, and metric sources: an `Engine`. An
-engine that a worker can start is a command line too: a `StartableEngine`. The worker and the
-frontend forward by its routes, the worker and the exporter read its metrics. Any process may have
-started an engine.
+An `Engine` has inference routes, a health route and metric sources, whichever process started it. A
+`StartableEngine` also has a command line, with which a worker starts it. The frontend and the
+worker forward requests to an engine's routes; the worker and the exporter read its metrics.
 
 Variants: `sglang` and `mocker`, listed in `kinds`; tests/engines/test_contract.py runs against
 each of them.
@@ -25,12 +24,12 @@ DECODE: Final = "decode"
 
 
 class Usage(Enum):
-    """The dialect of a route's answers, by where they say how many tokens they took.
+    """The dialect of a route's answers, by the place of their token counts.
 
-    NONE: nowhere. OPENAI: a `usage` object; in a stream, in the last chunk where the
-    request asked for it (`stream_options.include_usage`). RESPONSES: `response.usage` of the
-    final event. MESSAGES: Anthropic's `message_start` and `message_delta`. GENERATE: SGLang's
-    `meta_info` in each event, cumulative.
+    NONE: the answers have no token counts. OPENAI: a `usage` object; in a stream, in the last chunk
+    if the request has `stream_options.include_usage`. RESPONSES: `response.usage` of the final
+    event. MESSAGES: Anthropic's `message_start` and `message_delta`. GENERATE: SGLang's `meta_info`
+    in each event, cumulative.
     """
 
     NONE = "none"
@@ -42,7 +41,7 @@ class Usage(Enum):
 
 @dataclass(frozen=True)
 class Route:
-    """An inference route: its path, its name in metrics (`endpoint`), its answers' dialect."""
+    """An inference route: its path, its `endpoint` label, and the dialect of its answers."""
 
     path: str
     name: str
@@ -50,22 +49,22 @@ class Route:
 
     @property
     def counts_tokens(self) -> bool:
-        """Whether answers say how many tokens they took."""
+        """True if the answers report token counts."""
         return self.usage is not Usage.NONE
 
     @property
     def takes_stream_options(self) -> bool:
-        """Whether a stream says its tokens only where the request asks for usage."""
+        """True if a stream reports token counts only to a request that asks for usage."""
         return self.usage is Usage.OPENAI
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricSources:
-    """Where an engine's families are: neither source, either, or both.
+    """The sources of an engine's families: none, one, or both.
 
     Attributes:
-        directory: of prometheus_client's multiprocess files.
-        page_url: of its own `/metrics`, where that has families that its files have not.
+        directory: the directory of prometheus_client's multiprocess files.
+        page_url: the engine's own `/metrics`, if it has families that the files do not have.
     """
 
     directory: Path | None = None
@@ -74,19 +73,19 @@ class MetricSources:
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """How to start an engine, and how to reach it then.
+    """The command that starts an engine, and the address of the started engine.
 
     Attributes:
         command: the command line.
-        environment: the whole environment.
-        url: where it answers.
-        model: the name that it serves, by its command line; its own list is read once it is up.
+        environment: the complete environment.
+        url: the base URL of the engine.
+        model: the served name by the command line; `read_models` later returns the engine's list.
         model_path: the model as the command line names it.
-        sources: where its families are.
-        mode: see `Record.mode`: the whole of the work, or its prefill or decode phase alone.
+        sources: the sources of the engine's families.
+        mode: see `Record.mode`: all of the work, or only its prefill or decode phase.
         stream_usage: see `Record.stream_usage`: every stream ends with its usage.
-        api_key: what its routes want as a bearer token.
-        notes: for the user: what was added to the command line, and why.
+        api_key: the bearer token that the engine's routes require.
+        notes: messages for the user about flags that were added to the command line.
     """
 
     command: Sequence[str]
@@ -102,36 +101,37 @@ class Launch:
 
     @property
     def metrics(self) -> bool:
-        """Whether the engine counts anything at all."""
+        """True if the engine has metric sources."""
         return self.sources != MetricSources()
 
     @property
     def component(self) -> str:
-        """The worker's component where the user names none: NVIDIA Dynamo's of the mode."""
+        """The default component of the worker: the one that NVIDIA Dynamo uses for this mode."""
         return PREFILL if self.mode == PREFILL else "backend"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCards:
-    """The models that an engine serves, each with its entry of the engine's `/v1/models`."""
+    """The models that an engine serves, each with its entry in the engine's `/v1/models`."""
 
     cards: Mapping[str, Json] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names that a request may ask for, the base model first."""
+        """The names that a request may contain, the base model first."""
         return tuple(self.cards)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommandFacts:
-    """What the command line of an engine that somebody else started says of it.
+    """The facts about a running engine that its command line and environment contain.
 
     Attributes:
-        model: the name that it serves; empty where the command line has none.
-        host: on which it listens; empty where the command line has none.
-        port: on which it listens.
-        page_has_more: whether families are on its own page alone; None where that is not known.
+        model: the served name; empty if the command line has none.
+        host: the address that the engine listens on; empty if the command line has none.
+        port: the port that the engine listens on.
+        page_has_more: True if the engine's own page has families that its files do not have; None
+            if unknown.
     """
 
     model: str
@@ -141,24 +141,25 @@ class CommandFacts:
 
 
 class LoadSignals(Derivation, Protocol):
-    """Load signals of one engine, concluded from its families at each refresh of the page."""
+    """Load signals of one engine, derived from its families at each refresh of the page."""
 
     def shown_by(self, prefixes: Sequence[str]) -> bool:
-        """Return whether families whose names begin with `prefixes` (none: all) are enough."""
+        """Return whether families with these name prefixes suffice; no prefixes: all families."""
 
 
 class Engine(Protocol):
-    """A kind of engine, however it was started.
+    """A kind of engine, whichever process started it.
 
     Attributes:
-        name: its kind, in records and labels.
-        title: its name for users.
-        routes: its inference routes, by path. A path has the same name at each engine.
-        health_path: a GET that answers 200 when a forward pass came back.
-        probe_path: a GET that answers 200 while the engine serves; may be asked every few seconds.
-        models_path: a GET that lists the models, see `read_models`.
-        info_path: a GET that says how it runs, see `read_info`.
-        metric_prefixes: what the names of its families begin with.
+        name: the kind in records and labels.
+        title: the name for users.
+        routes: the inference routes, by path. A path has the same name for all engines.
+        health_path: a GET route that returns 200 after a successful forward pass.
+        probe_path: a GET route that returns 200 while the engine serves; cheap enough for a request
+            every few seconds.
+        models_path: a GET route that lists the models; see `read_models`.
+        info_path: a GET route that describes the configuration; see `read_info`.
+        metric_prefixes: the prefixes of the engine's family names.
     """
 
     name: str
@@ -171,18 +172,18 @@ class Engine(Protocol):
     metric_prefixes: Sequence[str]
 
     def read_models(self, answer: Json) -> ModelCards:
-        """Return the models of an answer of `models_path`; none where the answer is nonsense."""
+        """Return the models in an answer of `models_path`; none if the answer is invalid."""
 
     def request_name(self, model: str, card: Json) -> str:
-        """Return the name by which a request asks for a model that the engine lists.
+        """Return the name by which a request selects a model that the engine lists.
 
         Args:
             model: the name in the list.
-            card: the model's entry of it.
+            card: the model's entry in the list.
         """
 
     def read_info(self, answer: Json, models: ModelCards) -> Mapping[str, Json]:
-        """Return `Record.engine_info` of an answer of `info_path`, without what it does not say."""
+        """Return `Record.engine_info` from an answer of `info_path`, without unknown members."""
 
     def load_signals(
         self,
@@ -192,40 +193,40 @@ class Engine(Protocol):
         component: bool = False,
         complete: Callable[[], bool] = lambda: True,
     ) -> LoadSignals:
-        """Return what concludes `dynamometer_engine_*` from the engine's families.
+        """Return the derivation of `dynamometer_engine_*` from the engine's families.
 
         Args:
-            owner: whose sources show the engine.
+            owner: the owner of the sources that read the engine.
             constant: returns the labels of the series, at each refresh.
-            component: whether to add the KV cache's families of a worker's component.
-            complete: returns whether all sources of the engine are known: a counter that none of
-                them has is 0 then.
+            component: add the KV cache families of a worker's component.
+            complete: returns whether all sources of the engine are known, so that a counter that
+                is missing in all of them is 0.
         """
 
     def launch_arguments(self, command: Sequence[str]) -> Sequence[str] | None:
-        """Return the flags of a command line that starts such an engine; None for any other."""
+        """Return the flags of a command line that starts this engine; None for any other."""
 
     def is_process(self, command: Sequence[str]) -> bool:
-        """Return whether a process with this command line belongs to such an engine."""
+        """Return whether a process with this command line belongs to this kind of engine."""
 
     def command_facts(
         self, arguments: Sequence[str], *, environment: Mapping[str, str], directory: Path
     ) -> CommandFacts:
-        """Return what the flags of a running engine say of it.
+        """Return the facts in the command line and the environment of a running engine.
 
         Args:
-            arguments: see `launch_arguments`.
-            environment: of its process; empty where it cannot be read.
-            directory: in which it runs.
+            arguments: the flags; see `launch_arguments`.
+            environment: the environment of the engine's process; empty if it cannot be read.
+            directory: the working directory of the engine's process.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommandHelp:
-    """Texts of `dyno NAME --help` that speak of the engine.
+    """The parts of `dyno NAME --help` that are about the engine.
 
     Attributes:
-        description: what the command does.
+        description: the effect of the command.
         examples: command lines.
         component: the default of `--component`.
     """
@@ -241,19 +242,19 @@ class StartableEngine(Engine, Protocol):
     help: CommandHelp
 
     def plan(self, arguments: Sequence[str], *, directory: Path, python: str) -> Launch:
-        """Return how to start the engine from the user's flags.
+        """Return the command that starts the engine with the user's flags.
 
         Args:
-            arguments: the engine's flags, without those that the worker owns.
-            directory: the worker's own, for metrics files.
-            python: the interpreter that has the engine.
+            arguments: the engine's flags, without the worker's own.
+            directory: the worker's run directory, for metrics files.
+            python: the interpreter in which the engine is installed.
 
         Raises:
-            SettingsError: The flags do not say what is needed; the message names the flag.
+            SettingsError: A required flag is missing or wrong; the message names it.
         """
 
     def describe_exit(self, log: Sequence[str], exit_code: int, launch: Launch) -> str:
-        """Return why the engine ended, in one line, from the last lines of its log."""
+        """Return the reason of the engine's end, one line, from the last lines of its log."""
 
     def describe_progress(self, log: Sequence[str]) -> str:
-        """Return the last line of its log that tells how far it is; empty where none does."""
+        """Return the last line of the log that shows progress; empty if there is none."""

@@ -1,8 +1,8 @@
 """Set a member of a JSON object without changing any other byte.
 
-A client's body is forwarded as it came. Where a member must be added or replaced, only the bytes of
-that member change: numbers keep their digits, members keep their order, and names that occur inside
-strings or nested objects are not touched.
+If a member of a client's body must be added or replaced, only the bytes of that member change:
+numbers keep their digits, members keep their order, and the same name inside strings or nested
+objects is left as it is.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _EMPTY: Final = re.compile(rb"\s*\{\s*\}\s*")
 def set_member(content: bytes, path: Sequence[str], value: bytes) -> bytes:
     """Return `content` with the member at `path` set to `value`.
 
-    Where a name occurs more than once in an object, the last one is replaced: `json`, `orjson` and
-    pydantic read that one. A member that is missing is appended. On the way to the last name,
-    an object that is missing or null is created. Linear in the length of `content`.
+    If a name occurs more than once in an object, the last one is replaced: `json`, `orjson` and
+    pydantic read that one. A missing member is appended. An object on the path that is missing or
+    null is created. The time is linear in the length of `content`.
 
     Args:
         content: a JSON object.
@@ -50,7 +50,7 @@ def set_member(content: bytes, path: Sequence[str], value: bytes) -> bytes:
 
 
 def _find(content: bytes, name: str) -> slice | None:
-    """The place of the value of the last member with this name."""
+    """Return the position of the value of the last member with this name; None if missing."""
     value = _decoder(name).decode(content).value  # type: ignore[attr-defined]  # defined at run time
     if value is _MISSING:
         return None

@@ -10,7 +10,7 @@ from dynamometer.engines.mocker import Mocker
 from dynamometer.engines.sglang import SGLang
 
 DEFAULT: Final[Engine] = SGLang()
-"""The engine where nobody names one: behind a URL, in a record without a kind."""
+"""The engine of a URL or a record that names no kind."""
 
 ENGINES: Final[Mapping[str, Engine]] = {engine.name: engine for engine in (DEFAULT, Mocker())}
 """All engines, by kind."""
@@ -23,9 +23,9 @@ ROUTES: Final[Mapping[str, Route]] = {
 METRIC_PREFIXES: Final = tuple(
     dict.fromkeys(prefix for engine in ENGINES.values() for prefix in engine.metric_prefixes)
 )
-"""What the names of engines' families begin with."""
+"""The prefixes of all engines' family names."""
 
 
 def find(kind: str) -> Engine | None:
-    """Return the engine of this kind, `DEFAULT` for an empty one; None for an unknown kind."""
+    """Return the engine of this kind; `DEFAULT` for an empty kind, None for an unknown one."""
     return ENGINES.get(kind) if kind else DEFAULT

@@ -1,7 +1,7 @@
-"""How busy an engine is, in one number a worker, whatever its ranks.
+"""The load of an engine in one number per worker, whatever its ranks, priorities and queues.
 
-Who routes or scales by load, and who draws it, needs not know of an engine's ranks, priorities and
-queues. The numbers are concluded from its own families, as they stand on the same page.
+A router, an autoscaler or a dashboard can use these numbers without knowledge of the engine. They
+are derived from the engine's own families of the same page.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from dynamometer.exposition.reuse import UnchangedFamilies
 from dynamometer.exposition.series import labels_text, series_text
 from dynamometer.names import engine_load, kvstats, labels, name_prefix
 
-# Requests are in one of these at a time. SGLang's queue of what a decode engine receives into the
-# host's memory is none of them: it is a part of the transfer queue.
+# A request is in one of these queues at a time. SGLang's queue of transfers into the host's memory
+# is omitted, because its requests are also in the transfer queue.
 _QUEUES: Final = (
     sglang.NUM_QUEUE_REQS,
     sglang.NUM_GRAMMAR_QUEUE_REQS,
@@ -42,43 +42,43 @@ _COUNTER: Final = sglang.GENERATION_TOKENS_TOTAL
 _RUNNING: Final = Metadata(
     engine_load.RUNNING_REQUESTS,
     "gauge",
-    "Requests that the engine is working on: of all data-parallel ranks, each once",
+    "Requests that the engine is running, summed over data-parallel ranks",
 )
 _QUEUED: Final = Metadata(
     engine_load.QUEUED_REQUESTS,
     "gauge",
-    "Requests that wait in the engine, in any of its queues: of all data-parallel ranks, each once",
+    "Requests that wait in any queue of the engine, summed over data-parallel ranks",
 )
 _USAGE: Final = Metadata(
     engine_load.KV_USAGE_RATIO,
     "gauge",
-    "Part of the KV cache in use, 0 to 1: the mean of all data-parallel ranks",
+    "Fraction of the KV cache in use, 0 to 1, mean of the data-parallel ranks",
 )
 _GENERATED: Final = Metadata(
     engine_load.GENERATION_TOKENS_TOTAL.removesuffix("_total"),
     "counter",
-    "Tokens that the engine has generated, counted when their request has ended",
+    "Tokens that the engine has generated, counted at the end of each request",
 )
 _BLOCKS: Final = Metadata(
     f"{name_prefix.COMPONENT}_{kvstats.TOTAL_BLOCKS}",
     "gauge",
     "Total number of KV cache blocks available on the worker",
 )
-_PART_USED: Final = Metadata(
+_FRACTION_USED: Final = Metadata(
     f"{name_prefix.COMPONENT}_{kvstats.GPU_CACHE_USAGE_PERCENT}",
     "gauge",
-    "Part of the KV cache in use, 0 to 1 despite the name",
+    "Fraction of the KV cache in use, 0 to 1 despite the name",
 )
 _HIT_RATE: Final = Metadata(
     f"{name_prefix.COMPONENT}_{kvstats.KV_CACHE_HIT_RATE}",
     "gauge",
-    "Part of the last prompts that the prefix cache had, 0 to 1",
+    "Fraction of the recent prompt tokens that the prefix cache had, 0 to 1",
 )
 _ONLY_RANK: Final = "0"
 
 
 class EngineLoad:
-    """The load of one engine, concluded from its families; see `Derivation`."""
+    """The load of one engine, derived from its families; see `Derivation`."""
 
     names: frozenset[str] = frozenset({*_GAUGES, _COUNTER})
 
@@ -90,15 +90,15 @@ class EngineLoad:
         component: bool = False,
         complete: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Nothing is concluded yet.
+        """Create the derivation of one engine; see `Engine.load_signals`.
 
         Args:
-            owner: whose sources show the engine.
-            constant: the labels of the series, at the time of the question.
-            component: whether to give the KV cache's families of a worker's component too, a
-                series for each data-parallel rank.
-            complete: whether all sources of the engine are known, so that a counter that none of
-                them has is 0.
+            owner: the owner of the sources that read the engine.
+            constant: returns the labels of the series, at each refresh.
+            component: add the KV cache families of a worker's component, with one series for each
+                data-parallel rank.
+            complete: returns whether all sources of the engine are known, so that a counter that
+                is missing in all of them is 0.
         """
         self.name = f"{owner}_load"
         self.owner = owner
@@ -106,17 +106,15 @@ class EngineLoad:
         self._component = component
         self._complete = complete
         self._readers = {name: LeadingSeries(totals_by_priority=True) for name in _GAUGES}
-        # Of a counter the series with an empty priority is no total: requests that have none.
+        # In a counter, the series with an empty priority counts the requests without a priority.
         self._counter = LeadingSeries(totals_by_priority=False)
         self._counted = False
         self._last: tuple[Sequence[Family] | None, Mapping[str, str], bool] = (None, {}, False)
-        self._made: tuple[Family, ...] = ()
+        self._derived: tuple[Family, ...] = ()
         self._unchanged = UnchangedFamilies()
 
     def shown_by(self, prefixes: Sequence[str]) -> bool:
-        """Whether sources show all that it looks at, of whose families only those pass that begin
-        with one of `prefixes`; none: all. Of what is left out nothing would be known.
-        """
+        """See `LoadSignals.shown_by`: a signal would be wrong without one of its families."""
         return not prefixes or all(name.startswith(tuple(prefixes)) for name in self.names)
 
     def families(self, families: Sequence[Family]) -> Sequence[Family]:
@@ -126,59 +124,59 @@ class EngineLoad:
         same = before is families and complete == complete_before and constant == constant_before
         if not same:
             self._last = (families, dict(constant), complete)
-            self._made = self._unchanged.reuse(self._concluded(families, constant, complete))
-        return self._made
+            self._derived = self._unchanged.reuse(self._derive(families, constant, complete))
+        return self._derived
 
-    def _concluded(
+    def _derive(
         self, families: Sequence[Family], constant: Mapping[str, str], complete: bool
     ) -> list[Family]:
         by_name = {family.metadata.sample_name: family for family in families}
         found = {name: reader.read(by_name.get(name)) for name, reader in self._readers.items()}
         alive = any(found.values())
-        made = []
-        # Each only where the engine says it: silence is not 0, to which all requests would be sent.
+        derived = []
+        # A missing value is omitted: a load of 0 would attract all requests.
         if running := found[sglang.NUM_RUNNING_REQS]:
-            made.append(_one(_RUNNING, constant, _sum(running)))
+            derived.append(_single(_RUNNING, constant, _sum(running)))
         if queued := [one for name in _QUEUES for one in found[name]]:
-            made.append(_one(_QUEUED, constant, _sum(queued)))
+            derived.append(_single(_QUEUED, constant, _sum(queued)))
         if usage := found[sglang.TOKEN_USAGE]:
-            made.append(_one(_USAGE, constant, _mean(usage)))
+            derived.append(_single(_USAGE, constant, _mean(usage)))
         counted = self._counter.read(by_name.get(_COUNTER))
-        # Shown before its first increase, so that it is seen; never again where it was there once,
-        # because what falls to 0 has begun anew.
+        # A counter starts at 0, so that rate() includes its first increase. A counter that goes
+        # missing later is omitted, because a fall to 0 would look like a restart.
         if counted or (alive and complete and not self._counted):
-            made.append(_one(_GENERATED, constant, _sum(counted)))
+            derived.append(_single(_GENERATED, constant, _sum(counted)))
             self._counted = self._counted or bool(counted)
         if self._component:
-            made += _of_component(found, constant)
-        return made
+            derived += _component_families(found, constant)
+        return derived
 
 
-def _of_component(
+def _component_families(
     found: Mapping[str, Sequence[RankValue]], constant: Mapping[str, str]
 ) -> list[Family]:
     by_rank = {name: _by_rank(values) for name, values in found.items()}
     ranks = {rank for values in by_rank.values() for rank in values}
-    made = []
+    families = []
     for metadata, value_of in (
         (_BLOCKS, _blocks),
-        (_PART_USED, lambda values, rank: values[sglang.TOKEN_USAGE].get(rank)),
+        (_FRACTION_USED, lambda values, rank: values[sglang.TOKEN_USAGE].get(rank)),
         (_HIT_RATE, lambda values, rank: values[sglang.CACHE_HIT_RATE].get(rank)),
     ):
         series = {}
         for rank in ranks:
             value = value_of(by_rank, rank)
             if value is not None:
-                own = {labels.DP_RANK: rank}
-                own |= {
+                series_labels = {labels.DP_RANK: rank}
+                series_labels |= {
                     label: constant[label]
                     for label in (labels.COMPONENT, labels.MODEL)
                     if label in constant
                 }
-                series[series_text(metadata.text_name, labels_text(own))] = value
+                series[series_text(metadata.text_name, labels_text(series_labels))] = value
         if series:
-            made.append(_family(metadata, series))
-    return made
+            families.append(_family(metadata, series))
+    return families
 
 
 def _blocks(by_rank: Mapping[str, Mapping[str, float]], rank: str) -> float | None:
@@ -205,7 +203,7 @@ def _mean(values: Sequence[RankValue]) -> float:
     return _sum(values) / len(values)
 
 
-def _one(metadata: Metadata, constant: Mapping[str, str], value: float) -> Family:
+def _single(metadata: Metadata, constant: Mapping[str, str], value: float) -> Family:
     return _family(metadata, {series_text(metadata.text_name, labels_text(constant)): value})
 
 

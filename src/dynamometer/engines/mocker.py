@@ -1,4 +1,4 @@
-"""The mocker as an engine of a worker: a simulated SGLang, started by `dyno mocker`."""
+"""The mocker as a worker's engine: a simulated SGLang, started as `dyno mocker`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dynamometer.names import label_value
 
 
 class Mocker:
-    """See `interface.StartableEngine`: SGLang in all that is seen over HTTP and in its files."""
+    """See `interface.StartableEngine`: HTTP routes and metrics files are SGLang's."""
 
     name = "mocker"
     title = "the mocker"
@@ -39,11 +39,11 @@ class Mocker:
     read_info = staticmethod(engine_info)
     load_signals = staticmethod(EngineLoad)
 
-    def launch_arguments(self, command: Sequence[str]) -> Sequence[str] | None:  # noqa: ARG002  # a seam
-        """See `interface.Engine.launch_arguments`: an exporter does not search for simulations."""
+    def launch_arguments(self, command: Sequence[str]) -> Sequence[str] | None:  # noqa: ARG002  # the contract's parameter
+        """See `interface.Engine.launch_arguments`: an exporter does not find simulations."""
         return None
 
-    def is_process(self, command: Sequence[str]) -> bool:  # noqa: ARG002  # a seam
+    def is_process(self, command: Sequence[str]) -> bool:  # noqa: ARG002  # the contract's parameter
         """See `interface.Engine.is_process`."""
         return False
 
@@ -59,7 +59,7 @@ class Mocker:
         """See `interface.StartableEngine.plan`."""
         known = sglang_flags.parse(arguments)
         if known.model is None:
-            raise SettingsError("--model is missing: any name will do for a mocker")
+            raise SettingsError("--model is missing: any name is valid for the mocker")
         port = free_port()
         metrics = directory / "metrics"
         metrics.mkdir(mode=0o700)
@@ -81,7 +81,7 @@ class Mocker:
             notes=tuple(notes),
         )
 
-    def describe_exit(self, log: Sequence[str], exit_code: int, launch: Launch) -> str:  # noqa: ARG002  # a seam
+    def describe_exit(self, log: Sequence[str], exit_code: int, launch: Launch) -> str:  # noqa: ARG002  # the contract's parameter
         """See `interface.StartableEngine.describe_exit`."""
         return sglang.describe_exit(log, exit_code)
 

@@ -1,9 +1,9 @@
-"""What a family of an engine of several ranks says, each thing once.
+"""Choose the series that count in a family of an engine with several ranks.
 
-Data-parallel ranks are engines beside each other: their values add up. Ranks of any other
-parallelism (tensor, pipeline, expert, context) work on the same requests and tell the same of them:
-of series that differ in those alone the leading one counts, whose numbers are the lowest. With
-data-parallel attention each data-parallel rank leads on a tensor rank of its own.
+Data-parallel ranks serve different requests: their values add up. Ranks of any other parallelism
+(tensor, pipeline, expert, context) work on the same requests and report the same values: of series
+that differ only in these ranks, the one with the lowest ranks counts. With data-parallel attention,
+each data-parallel rank reports from its own tensor rank.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class RankValue:
     """One value of a family.
 
     Attributes:
-        dp_rank: the data-parallel rank that it is of; empty where the engine names none.
-        value: finite, and not below 0.
+        dp_rank: the data-parallel rank of the series; empty if the series has no such label.
+        value: the value, finite and at least 0.
     """
 
     dp_rank: str
@@ -36,14 +36,14 @@ class RankValue:
 
 
 class LeadingSeries:
-    """Reads one family again and again; which of its series count is found out once."""
+    """Read one family repeatedly, and choose again which series count if the series change."""
 
     def __init__(self, *, totals_by_priority: bool) -> None:
-        """Nothing is read yet.
+        """Create a reader.
 
         Args:
-            totals_by_priority: whether a series with an empty `priority` is the total of those
-                that differ from it in that label alone; else it is one of them.
+            totals_by_priority: True if a series with an empty `priority` is the total of the
+                series that differ only in this label; False if it is one of them.
         """
         self._totals_by_priority = totals_by_priority
         self._family: Family | None = None
@@ -52,10 +52,10 @@ class LeadingSeries:
         self._chosen: Sequence[tuple[int, str]] = ()
 
     def read(self, family: Family | None) -> Sequence[RankValue]:
-        """The values that count; none where there is no family, or only nonsense.
+        """Return the values that count; none if the family is missing or has no valid value.
 
         Args:
-            family: as it is now; the same object where it has not changed.
+            family: the current family; the same object if no value has changed.
         """
         if family is not self._family:
             self._family = family
@@ -77,26 +77,26 @@ class LeadingSeries:
         return tuple([one for one in values if math.isfinite(one.value) and one.value >= 0])
 
     def _choose(self, name: str, all_series: Sequence[bytes]) -> Sequence[tuple[int, str]]:
-        """Which of the series count: their numbers, and their data-parallel ranks."""
+        """Return the indexes of the series that count, with their data-parallel ranks."""
         leading: dict[tuple[tuple[str, str], ...], tuple[SortKey, int, dict[str, str]]] = {}
         for index, series in enumerate(all_series):
             text = series.decode()
             sample, pairs = split_series(text)
             if sample != name:
                 continue
-            own = {label: value for label, value in pairs if not _is_replica(label)}
-            key, order = tuple(own.items()), sort_key(text)
+            kept = {label: value for label, value in pairs if not _is_shared_rank(label)}
+            key, order = tuple(kept.items()), sort_key(text)
             if key not in leading or order < leading[key][0]:
-                leading[key] = (order, index, own)
-        found = [(index, own) for _, index, own in leading.values()]
+                leading[key] = (order, index, kept)
+        found = [(index, kept) for _, index, kept in leading.values()]
         if self._totals_by_priority:
-            totals = {_without_priority(own) for _, own in found if not own.get(labels.PRIORITY)}
+            totals = {_without_priority(kept) for _, kept in found if not kept.get(labels.PRIORITY)}
             found = [
-                (index, own)
-                for index, own in found
-                if not own.get(labels.PRIORITY) or _without_priority(own) not in totals
+                (index, kept)
+                for index, kept in found
+                if not kept.get(labels.PRIORITY) or _without_priority(kept) not in totals
             ]
-        return [(index, own.get(labels.DP_RANK, "")) for index, own in found]
+        return [(index, kept.get(labels.DP_RANK, "")) for index, kept in found]
 
 
 def _with_timestamps(family: Family) -> tuple[list[bytes], list[bytes]]:
@@ -116,9 +116,9 @@ def _number(text: bytes) -> float:
         return math.nan
 
 
-def _is_replica(label: str) -> bool:
+def _is_shared_rank(label: str) -> bool:
     return label.endswith(_RANK) and label != labels.DP_RANK
 
 
-def _without_priority(own: dict[str, str]) -> tuple[tuple[str, str], ...]:
-    return tuple([pair for pair in own.items() if pair[0] != labels.PRIORITY])
+def _without_priority(kept: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple([pair for pair in kept.items() if pair[0] != labels.PRIORITY])

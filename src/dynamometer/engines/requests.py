@@ -1,11 +1,10 @@
-"""Read what routing and counting need of a request's body, and ask for usage where it is missing.
+"""Read the members of a request's body that routing and metrics need, and add usage if needed.
 
-What a request means is the engine's business. `model`, `stream`, `stream_options` and
-`sampling_params` are read from the top level of the body, as the engine reads them; all other bytes
-are forwarded unchanged.
+`model`, `stream`, `stream_options` and `sampling_params` are read from the top level of the body,
+by the engine's rules. The engine alone checks the request; all other bytes are forwarded unchanged.
 
-A body may be large and hostile: msgspec checks JSON without making objects of members that are not
-read (16 MiB: 3 to 10 ms, at most 30), and a form is searched for two short fields.
+A body may be large and hostile: msgspec checks JSON without creating objects for members that are
+not read (3 to 10 ms for 16 MiB, at most 30), and a form is searched for two short fields.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ import msgspec
 
 from dynamometer.engines.json_members import set_member
 
-# As pydantic reads them, and so the engine (docs: "Conversion Table", bool in lax mode).
+# The strings that pydantic, and so the engine, accepts as true ("Conversion Table", lax mode).
 _TRUE: Final = frozenset({"1", "true", "t", "yes", "y", "on"})
 _LONGEST_VALUE: Final = 65536
-# As many as Starlette's form parser takes.
+# The limit of Starlette's form parser.
 _MOST_PARTS: Final = 1000
 _LONGEST_FIELD: Final = 2048
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
@@ -47,7 +46,7 @@ class _Sampling(msgspec.Struct):
 
 
 class _FirstSampling(msgspec.Struct, array_like=True):
-    """Sampling parameters of each prompt; SGLang takes `n` of the first for all."""
+    """Sampling parameters of each prompt; SGLang uses the first `n` for all prompts."""
 
     first: _Sampling
 
@@ -56,19 +55,19 @@ _decoder: Final = msgspec.json.Decoder(_Request)
 
 
 class BadBodyError(Exception):
-    """The body cannot be understood; the message is for the client."""
+    """The body cannot be parsed; the message is for the client."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RequestBody:
-    """A body, and what was read in it.
+    """A request's body, with the members that were read.
 
     Attributes:
         content: the client's bytes.
-        model: the name that the request asks for; None where it names none.
-        stream: whether the answer is to be a stream.
-        add_usage: whether the stream would not say how many tokens it took, and can be asked to.
-        samples: how many answers each prompt is to have, by SGLang's own route.
+        model: the requested model; None if the body names none.
+        stream: True if the client requests a stream.
+        add_usage: True if the stream reports no token counts unless usage is requested.
+        samples: the number of answers to each prompt, by SGLang's own route.
     """
 
     content: bytes
@@ -78,7 +77,7 @@ class RequestBody:
     samples: int = 1
 
     def for_model(self, name: str) -> RequestBody:
-        """Return the same request for the model of this name; a form keeps its own."""
+        """Return the same request for another model; a form keeps its model."""
         if not self.content[:_LONGEST_FIELD].lstrip().startswith(b"{"):
             return self
         content = set_member(self.content, ("model",), msgspec.json.encode(name))
@@ -90,32 +89,28 @@ class RequestBody:
 
 
 def parse(content: bytes, content_type: str) -> RequestBody:
-    """Read a body: a JSON object, or a form with a file (audio transcription).
+    """Parse a body: a JSON object, or a form with a file (audio transcription).
 
     Raises:
-        BadBodyError: The body is neither; the message says what is wrong, and where.
+        BadBodyError: The body is neither; the message names the fault and its place.
     """
     if content_type.strip().lower().startswith("multipart/form-data"):
         return _parse_form(content, content_type)
     if not content.strip():
         raise BadBodyError("The request body is empty: it must be a JSON object")
     if content.startswith(_BYTE_ORDER_MARK):
-        raise BadBodyError(
-            "The request body holds no JSON that can be read: it begins with a byte order mark"
-        )
+        raise BadBodyError("The request body is not valid JSON: it begins with a byte order mark")
     try:
         request = _decoder.decode(content)
         model = _model(request.model)
         stream = _is_true(request.stream)
-        add_usage = stream and _lacks_usage(request.stream_options)
+        add_usage = stream and _can_add_usage(request.stream_options)
     except msgspec.ValidationError:
         raise BadBodyError("The request body must be a JSON object") from None
     except RecursionError:
-        raise BadBodyError(
-            "The request body holds no JSON that can be read: it is nested too deeply"
-        ) from None
+        raise BadBodyError("The request body is not valid JSON: it is nested too deeply") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadBodyError(f"The request body holds no JSON that can be read: {error}") from None
+        raise BadBodyError(f"The request body is not valid JSON: {error}") from None
     return RequestBody(
         content=content,
         model=model,
@@ -142,8 +137,8 @@ def _is_true(value: msgspec.Raw) -> bool:
     return read == 1 and isinstance(read, bool | int | float)
 
 
-def _lacks_usage(options: msgspec.Raw) -> bool:
-    """Return whether usage can be asked for; the engine refuses options that are not an object."""
+def _can_add_usage(options: msgspec.Raw) -> bool:
+    """Return whether usage is not requested yet; the engine rejects options of another type."""
     try:
         read = msgspec.json.decode(options, type=_StreamOptions | None)
     except msgspec.ValidationError:
@@ -152,9 +147,9 @@ def _lacks_usage(options: msgspec.Raw) -> bool:
 
 
 def _samples(parameters: bytes) -> int:
-    """Return `n` of SGLang's `sampling_params`; 1 where it is missing or not a count.
+    """Return `n` of SGLang's `sampling_params`; 1 if it is missing or not a positive integer.
 
-    A search by beams is one request to SGLang, whatever its `n` (GenerateReqInput of io_struct).
+    SGLang counts a beam search as one request, whatever its `n` (GenerateReqInput of io_struct).
     """
     if parameters == b"null":
         return 1
@@ -171,7 +166,7 @@ def _samples(parameters: bytes) -> int:
 
 
 def _parse_form(content: bytes, content_type: str) -> RequestBody:
-    """Read `model` and `stream` of a form; of a field that occurs twice the last one counts."""
+    """Parse `model` and `stream` of a form; the last one counts if a field occurs twice."""
     header = Message()
     header["Content-Type"] = content_type
     boundary = header.get_boundary()
@@ -180,7 +175,7 @@ def _parse_form(content: bytes, content_type: str) -> RequestBody:
     place = -2 if delimiter and content.startswith(delimiter[2:]) else content.find(delimiter)
     if not delimiter or place == -1:
         raise BadBodyError(
-            "The request body is not a form with the boundary that its Content-Type names"
+            "The request body does not contain the boundary that its Content-Type names"
         )
     fields: dict[str, str] = {}
     for _ in range(_MOST_PARTS):

@@ -1,18 +1,18 @@
-"""What an engine says of itself: SGLang's `/server_info`, which the simulated engine has too.
+"""Read SGLang's `/server_info` and `/v1/models`; the simulated engine has these routes too.
 
-Read once, when the engine is ready, and put into the worker's record. Of a hundred fields these
-mean something to others:
+A worker reads both once, when the engine is ready, and puts the result into its record. These
+members of `/server_info` are used:
 
-    version                         its release
-    context_length                  tokens; null where the model's own holds: its card has that
+    version                         SGLang's release
+    context_length                  tokens; null for the model's own length, which its card has
     internal_states[].memory_usage.token_capacity
                                     the KV cache of each data-parallel rank, tokens
-    max_total_num_tokens            the same, of one of `dp_size`
-    page_size                       tokens of one block of the cache
+    max_total_num_tokens            the KV cache of one of the `dp_size` ranks, tokens
+    page_size                       the tokens in one block of the cache
     internal_states[].effective_max_running_requests_per_dp
-                                    what each rank runs at a time
-    max_running_requests            the same as it was asked for: null where it was not
-    max_prefill_tokens              prompt tokens of one batch
+                                    the largest number of requests that a rank runs at a time
+    max_running_requests            the requested value of this limit; null by default
+    max_prefill_tokens              the largest number of prompt tokens in one batch
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from dynamometer.runtime.record import (
 
 
 def engine_info(answer: Json, models: ModelCards) -> dict[str, Json]:
-    """What the answer of `/server_info` says; without what it does not say, or says as nonsense.
+    """Return `Record.engine_info` from `/server_info`, without missing or invalid members.
 
     Args:
-        answer: the answer, parsed.
-        models: what the engine's `/v1/models` says.
+        answer: the parsed answer of `/server_info`.
+        models: the models in the engine's `/v1/models`.
     """
     if not isinstance(answer, dict):
         return {}
@@ -65,9 +65,9 @@ def engine_info(answer: Json, models: ModelCards) -> dict[str, Json]:
 
 
 def model_cards(answer: Json) -> ModelCards:
-    """Return the models of an answer of `/v1/models`; none where it is not such an answer.
+    """Return the models in an answer of `/v1/models`; none if the answer is invalid.
 
-    A name that no label can hold (an unpaired surrogate) is left out.
+    A name with an unpaired surrogate, which a label value cannot contain, is omitted.
     """
     listed = _member(answer, "data")
     cards = {
@@ -85,23 +85,23 @@ def _member(content: Json, name: str) -> Json:
 
 
 def _count(value: Json) -> int | None:
-    """A whole number above 0, which is what all of these are."""
+    """Return `value` if it is a whole number above 0, else None."""
     found = number(value)
     return int(found) if found and found == int(found) else None
 
 
 def _sum(values: Iterable[Json]) -> int | None:
-    """Of all ranks; None where one does not say."""
+    """Return the sum over all ranks; None if a rank has no valid value."""
     found = [_count(value) for value in values]
     counted = [count for count in found if count is not None]
     return sum(counted) if counted and len(counted) == len(found) else None
 
 
 def request_name(model: str, card: Json) -> str:
-    """Return the name by which a request asks for a listed model: `BASE:ADAPTER` for an adapter.
+    """Return the name by which a request selects a listed model: `BASE:ADAPTER` for an adapter.
 
-    SGLang lists adapters by their bare names, with their base as `parent`, but answers a request
-    for a bare name by the base alone (`_parse_model_parameter` of its OpenAI server).
+    SGLang lists an adapter by its bare name, with its base as `parent`, but answers a request for
+    the bare name with the base model (`_parse_model_parameter` of its OpenAI server).
     """
     parent = _member(card, "parent")
     return f"{parent}:{model}" if isinstance(parent, str) and parent else model

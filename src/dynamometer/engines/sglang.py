@@ -1,7 +1,7 @@
-"""SGLang: its command line, its routes, and what it says when it ends.
+"""SGLang: its routes, the command that starts it, and the reasons of its end.
 
-Started unmodified by `python -m sglang.launch_server`. Written against 0.5.23; nothing here
-needs that version but the list of routes and the CPU flags.
+A worker starts SGLang unmodified, by `python -m sglang.launch_server`. Only the list of routes and
+the CPU flags depend on the version, 0.5.23.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from dynamometer.engines.sglang_cpu import overlay
 from dynamometer.errors import SettingsError
 from dynamometer.http.addresses import free_port
 
-# What its processes call themselves: "sglang::scheduler".
+# The beginning of its processes' titles, such as "sglang::scheduler".
 TITLE: Final = "sglang::"
 WITHOUT_METRICS: Final = (
-    "--enable-metrics was not given: the page will have no sglang: families, only the runtime's own"
+    "--enable-metrics is missing: the page will have no sglang: families, only the runtime's own"
 )
-# Flags that make SGLang serve on a CPU, each measured to be needed there.
+# Flags that SGLang needs on a CPU; without any of them, it does not start or serve there.
 CPU_FLAGS: Final = {
     "--device": "cpu",
     "--attention-backend": "torch_native",
@@ -76,12 +76,12 @@ _ROUTES: Final = (
 
 _HELP: Final = CommandHelp(
     description="""\
-Start SGLang and serve it: requests at its own OpenAI-compatible address and through the
-frontend; /metrics, /health and /live at the system port.
+Start SGLang and a worker for it. The worker serves requests at its own OpenAI-compatible address
+and through the frontend, and /metrics, /health and /live at the system port.
 
-Every flag that is not listed here goes to SGLang as it is; `python -m sglang.launch_server
---help` lists those. --model, --served-model-name and --enable-metrics are SGLang's too:
-without --enable-metrics the page has no sglang: families.
+Every flag that is not listed here is passed to SGLang unchanged; `python -m sglang.launch_server
+--help` lists SGLang's flags, such as --model, --served-model-name and --enable-metrics. Without
+--enable-metrics, the page has no sglang: families.
 """,
     examples="""\
   dyno sglang --model ./tiny --enable-metrics
@@ -98,7 +98,7 @@ class SGLang:
     name = "sglang"
     title = "SGLang"
     routes: Mapping[str, Route] = {route.path: route for route in _ROUTES}
-    # One forward pass through the scheduler: the model answers.
+    # SGLang answers this route after a forward pass.
     health_path = "/health_generate"
     probe_path = "/health"
     models_path = "/v1/models"
@@ -116,7 +116,7 @@ class SGLang:
         return sglang_flags.launch_arguments(command)
 
     def is_process(self, command: Sequence[str]) -> bool:
-        """See `interface.Engine.is_process`: its processes set titles, "sglang::scheduler"."""
+        """See `interface.Engine.is_process`: processes have titles such as "sglang::scheduler"."""
         titled = bool(command) and command[0].startswith(TITLE)
         return titled or sglang_flags.launch_arguments(command) is not None
 
@@ -126,13 +126,13 @@ class SGLang:
         """See `interface.Engine.command_facts`."""
         try:
             known = sglang_flags.parse(sglang_flags.with_config_file(arguments, directory))
-        except SettingsError:  # the engine itself reports it
+        except SettingsError:  # SGLang itself reports the fault
             known = sglang_flags.parse(())
         return CommandFacts(
             model=names.label_value(known.served_model_name or known.model or ""),
             host=known.host or "",
             port=sglang_flags.port(known),
-            page_has_more=counts_on_its_page_alone(environment) if environment else None,
+            page_has_more=page_has_more(environment) if environment else None,
         )
 
     def plan(self, arguments: Sequence[str], *, directory: Path, python: str) -> Launch:
@@ -140,33 +140,33 @@ class SGLang:
         given = sglang_flags.with_config_file(arguments)
         known = sglang_flags.parse(given)
         if known.model is None:
-            raise SettingsError("--model is missing: a directory, or a name on a model hub")
+            raise SettingsError("--model is missing: give a directory, or a name on a model hub")
         engine_port = free_port()
         command = [python, "-m", sglang_flags.MODULE_NAME, *arguments]
         command += ["--host", "127.0.0.1", "--port", str(engine_port)]
-        # Of data-parallel ranks each one needs a port of its own, which SGLang finds itself.
+        # Each data-parallel rank needs a port of its own, which SGLang chooses itself.
         if known.nccl_port is None and known.dp_size in (None, "1"):
             command += ["--nccl-port", str(free_port())]
         environment = dict(os.environ)
         environment["PYTHONUNBUFFERED"] = "1"
-        # The worker gives it a temporary directory of its own; a cache is to outlive that.
+        # The cache must outlive the temporary directory that the worker gives the engine.
         cache = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
         environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
         notes: list[str] = []
         if _on_cpu(known.device):
             added = sglang_flags.missing(CPU_FLAGS, given)
             command += added
-            overlay.switch_on(environment, directory / "plugin")
-            why = "--device cpu was given" if known.device else "no accelerator was found"
-            flags = " ".join(added) or "none were missing"
-            notes.append(f"{why}: SGLang runs on the CPU, with flags added: {flags}")
+            overlay.enable(environment, directory / "plugin")
+            reason = "--device cpu was given" if known.device else "no accelerator was found"
+            flags = " ".join(added) or "none"
+            notes.append(f"{reason}: SGLang runs on the CPU, with these flags added: {flags}")
         url = f"http://127.0.0.1:{engine_port}"
         sources = MetricSources()
         if known.enable_metrics:
             metrics = directory / "metrics"
             metrics.mkdir(mode=0o700)
             environment["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
-            rust = counts_on_its_page_alone(environment)
+            rust = page_has_more(environment)
             sources = MetricSources(directory=metrics, page_url=f"{url}/metrics" if rust else None)
         else:
             notes.append(WITHOUT_METRICS)
@@ -193,8 +193,8 @@ class SGLang:
         return _STAMP.sub("", next(own, ""))
 
 
-def counts_on_its_page_alone(environment: Mapping[str, str]) -> bool:
-    """Whether SGLang's Rust server is switched on: request metrics are on its own page alone."""
+def page_has_more(environment: Mapping[str, str]) -> bool:
+    """Return whether SGLang uses its Rust server: only its own page has request metrics then."""
     return environment.get("SGLANG_RUST_SERVER", "0").lower() in ("1", "true", "yes")
 
 
@@ -204,7 +204,7 @@ def _on_cpu(device: str | None) -> bool:
     return accelerators.find() is None
 
 
-# A log line's own beginning: "[2026-01-31 12:00:00 TP0] ".
+# The time stamp of a log line: "[2026-01-31 12:00:00 TP0] ".
 _STAMP: Final = re.compile(r"^\[\d{4}-\d\d-\d\d[^\]]*\]\s*")
 _EXCEPTION: Final = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Refused): \S")
 _USAGE: Final = re.compile(r"^[\w. -]+: error: (?P<what>.+)")
@@ -214,26 +214,26 @@ _MODULE: Final = re.compile(r"No module named '?(?P<name>[\w.]+)'?")
 
 
 def _hint(launch: Launch) -> str:
-    """What we know of a model that the engine could not find."""
+    """Return a hint about a model that does not exist, for the end of a message."""
     path = Path(launch.model_path)
     if launch.model_path.startswith(("/", "./", "../", "~")):
-        return "" if path.exists() else f"; there is no {launch.model_path}"
+        return "" if path.exists() else f"; {launch.model_path} does not exist"
     offline = launch.environment.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on")
     if offline and not path.exists():
-        return "; HF_HUB_OFFLINE is set: the model must be a local directory, or cached"
+        return "; HF_HUB_OFFLINE is set: the model must be a local directory, or in the cache"
     return ""
 
 
 def describe_exit(log: Sequence[str], exit_code: int) -> str:
-    """The last exception or usage error in `log`, else its last line; then how it ended.
+    """Return the last exception or usage error in `log`, or its last line, with the exit code.
 
-    A child's exception stands before the server's word that a child failed: the last one in
-    the log is the cause that was raised to the top.
+    SGLang logs the exception of a child process before the message that a child has failed; the
+    last exception is the one that ended the engine.
     """
     ended = f"exit code {exit_code}" if exit_code >= 0 else f"signal {-exit_code}"
     lines = [_STAMP.sub("", line).strip() for line in log]
     crashes = [number for number, line in enumerate(lines) if _CRASH.match(line)]
-    if crashes:  # what comes after it are its consequences
+    if crashes:  # later lines are consequences of the crash
         lines = lines[max(0, crashes[0] - _LINES_OF_A_CRASH) : crashes[0] + 1]
     for line in reversed(lines):
         if usage := _USAGE.match(line):
@@ -243,8 +243,8 @@ def describe_exit(log: Sequence[str], exit_code: int) -> str:
         missing = _MODULE.search(line)
         if missing and missing["name"].split(".")[0] == "sglang":
             return (
-                f"its interpreter has no SGLang ({ended}): install it there, or name the one "
-                "that has it with --engine-python"
+                f"SGLang is not installed for its interpreter ({ended}): install it, or choose "
+                "another interpreter with --engine-python"
             )
-    last = next((line for line in reversed(lines) if line), "it said nothing")
+    last = next((line for line in reversed(lines) if line), "it printed no log")
     return f"{last} ({ended})"

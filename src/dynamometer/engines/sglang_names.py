@@ -1,6 +1,6 @@
-"""Every name of SGLang's own families that something here reads or simulates, as constants.
+"""The names of SGLang's families that the project reads or simulates, as constants.
 
-What `names` is for our own; SGLang 0.5.23's.
+The names are those of SGLang 0.5.23; `names` has the project's own.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Final
 
 
 class sglang:  # noqa: N801
-    """Families, whole names."""
+    """Families: full names."""
 
     CACHE_HIT_RATE: Final = "sglang:cache_hit_rate"
     CACHED_TOKENS_TOTAL: Final = "sglang:cached_tokens_total"
@@ -42,8 +42,8 @@ class sglang:  # noqa: N801
     TOKEN_USAGE: Final = "sglang:token_usage"
 
 
-# By the categories of its documentation, for those who look at a page for the first time. Those
-# of a disaggregated engine are there when it is one.
+# The families that `dyno demo` shows, by the categories of SGLang's documentation. Only a
+# disaggregated engine has those of the last category.
 SGLANG_CATEGORIES: Final = {
     "throughput": (
         sglang.GEN_THROUGHPUT,

@@ -1,8 +1,8 @@
-"""Whether a client has had all of a stream of server-sent events that nobody has read.
+"""Detect that a client has received a whole stream of server-sent events, without reading it.
 
-A stream says by its last event that nothing more comes, and many clients (OpenAI's own among them)
-close the connection at that, before the HTTP answer has ended. So do they at an error, which is a
-last event too. Such a client has not gone away.
+The last event of a stream says that no event follows, and many clients (OpenAI's own among them)
+close the connection at this event or at an error, before the HTTP response has ended. Such a client
+has not aborted its request.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from typing import Final
 
 # OpenAI's chats and completions, and SGLang's own route; Anthropic's messages; OpenAI's responses.
-# A line of JSON holds no line break: what is inside an event cannot look like this.
+# The JSON in an event has no line breaks, so a match cannot begin inside an event.
 _LAST_EVENT: Final = re.compile(
     rb"(?:\A|[\r\n])"
     rb"(?:data: ?(?:\[DONE\]|\{\"error\": ?[{\"][^\r\n]*|\{\"object\": ?\"error\"[^\r\n]*)"
@@ -20,46 +20,46 @@ _LAST_EVENT: Final = re.compile(
     rb"(?:\r?\n\r?\n|\r\r)\Z"
 )
 _EMPTY_LINES: Final = (b"\n\n", b"\r\n\r\n", b"\r\r")
-# Of an event's beginning, and of its end, as many bytes are kept: more than its first line has.
+# The number of bytes kept of an event's beginning and of its end: more than its first line has.
 _KEPT: Final = 64
 
 
 class StreamEnd:
-    """The event that a client was sent last; looked at only when it closes the connection.
+    """Keep the last event that a client received; it is parsed only when the client disconnects.
 
-    An event may come in many pieces (a whole answer is in the last one of `/v1/responses`): of
-    those before the last piece its beginning and its last bytes are kept.
+    An event may come in many chunks (the last event of `/v1/responses` contains a whole answer): of
+    the chunks before the last one, only the beginning and the end of the event are kept.
     """
 
     __slots__ = ("_before", "_last")
 
     def __init__(self) -> None:
-        """Nothing was sent yet."""
         self._before = self._last = b""
 
-    def sent(self, chunk: bytes) -> None:
-        """The client was sent `chunk`."""
-        if self._last[-2:] == b"\n\n":  # as nearly every chunk's end
+    def add_chunk(self, chunk: bytes) -> None:
+        """Add a chunk that the client received."""
+        if self._last[-2:] == b"\n\n":  # nearly every chunk ends with an event
             self._before = b""
         else:
-            self._before = _of_open_event(self._before + self._last)
+            self._before = _shorten(self._before + self._last)
         self._last = chunk
 
     @property
     def reached(self) -> bool:
-        """Whether what was sent ends with a stream's last event, its empty line included."""
+        """True if the received bytes end with the last event of a stream and its empty line."""
         return _LAST_EVENT.search(self._before + self._last) is not None
 
 
-def _of_open_event(sent: bytes) -> bytes:
-    """What is to be kept of the last event of `sent`, which has not ended."""
+def _shorten(received: bytes) -> bytes:
+    """Return the beginning and the end of the incomplete event at the end of `received`."""
     begin = 0
-    lines_end = max(sent.rfind(b"\n"), sent.rfind(b"\r")) + 1  # long is a line, not their number
+    # No empty line can follow the last line ending; the bytes after it may be many.
+    lines_end = max(received.rfind(b"\n"), received.rfind(b"\r")) + 1
     for line in _EMPTY_LINES:
-        at = sent.rfind(line, begin, lines_end)
+        at = received.rfind(line, begin, lines_end)
         if at >= 0:
             begin = at + len(line)
-    event = sent[begin:]
+    event = received[begin:]
     if len(event) <= 2 * _KEPT:
         return event
     return event[:_KEPT] + event[-_KEPT:]

@@ -13,9 +13,10 @@ import aiohttp
 from aiohttp import web
 
 from dynamometer.engines import kinds
-from dynamometer.engines.answers import Answer, StreamReader, read_answer
+from dynamometer.engines.answers import Answer, read_answer
 from dynamometer.engines.interface import Route
 from dynamometer.engines.requests import BadBodyError, RequestBody
+from dynamometer.engines.streams import StreamReader
 from dynamometer.frontend import failures
 from dynamometer.frontend.body import BodyThreads, TooLargeError, read
 from dynamometer.frontend.failures import Failure
@@ -286,7 +287,7 @@ class Forwarder:
                     account.told(failures.BROKEN_OFF)
             except relay.BrokenError as error:
                 logger.warning("a stream broke off: %s", error)
-                if not (reader.whole and reader.complete):
+                if not (reader.successful and reader.complete):
                     event = openai_errors.event(openai_errors.ENGINE_DIED, "engine_error")
                     await response.write(event)
                     account.told(failures.BROKEN_OFF)

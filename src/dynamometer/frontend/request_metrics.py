@@ -12,8 +12,9 @@ import time
 from prometheus_client import Gauge
 
 from dynamometer import names
-from dynamometer.engines.answers import Answer, StreamReader
+from dynamometer.engines.answers import Answer
 from dynamometer.engines.dialects import Tokens
+from dynamometer.engines.streams import StreamReader
 from dynamometer.frontend import failures
 from dynamometer.frontend.failures import Failure
 from dynamometer.frontend.service_metrics import FrontendMetrics
@@ -159,7 +160,7 @@ class RequestMetrics:
         """The stream has ended, or broken off, and this was read of it."""
         self._times = times = reader.content_times
         tokens = reader.tokens
-        if times and (tokens.output is None or not (self._whole or reader.whole)):
+        if times and (tokens.output is None or not (self._whole or reader.successful)):
             # It ended before its usage came: each event has brought at least one token.
             tokens = Tokens(tokens.input, max(tokens.output or 0, len(times)), tokens.cached)
         # An error in the place of an answer has a usage too: of 0 tokens, the prompt's included.

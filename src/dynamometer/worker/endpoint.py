@@ -99,7 +99,7 @@ class Endpoint:
                     count.came(chunk)
                     await begun.write(chunk)
                     if streamed:
-                        count.end.sent(chunk)
+                        count.end.add_chunk(chunk)
                     elif count.bytes_out == answer.content_length:
                         count.has_all = True
                 count.came(b"")  # where it has no body

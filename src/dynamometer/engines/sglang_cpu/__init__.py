@@ -1,10 +1,10 @@
 """SGLang on a machine without a GPU, through SGLang's own platform interface.
 
-SGLang calls `activate` in each of its processes (entry point group
-`sglang.srt.platforms`). It answers None, and changes nothing, unless the environment
-variable `DYNAMOMETER_SGLANG_CPU` is `1`; the worker sets it where it finds no accelerator.
+SGLang calls `activate` in each of its processes (entry point group `sglang.srt.platforms`). The
+function changes nothing unless the environment variable `DYNAMOMETER_SGLANG_CPU` is `1`; a worker
+sets the variable if it finds no accelerator.
 
-This module must import on an interpreter that has SGLang but none of our dependencies.
+This module must import on an interpreter that has SGLang, but not this project's dependencies.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ ENTRY_POINT_VALUE = "dynamometer.engines.sglang_cpu:activate"
 
 
 def activate() -> str | None:
-    """The dotted path of the platform's class, or None where it is not asked for.
+    """Return the dotted path of the platform's class; None unless the variable enables it.
 
-    None as well where CUDA is available: a real accelerator is never hidden.
+    Return None also if CUDA is available: the platform never hides an accelerator.
     """
     if os.environ.get(SWITCH) != "1":
         return None

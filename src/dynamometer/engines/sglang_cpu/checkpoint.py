@@ -1,8 +1,8 @@
-"""A tiny random Llama with a tokenizer of its own, made locally in a second.
+"""Write the files of a tiny random Llama and its tokenizer, in a second.
 
-For demos and tests on machines that reach no model hub. Run by the engine's interpreter
-(`dyno tiny-model DIR`): it needs `tokenizers`, `safetensors` and numpy, which SGLang brings,
-and imports neither torch nor transformers.
+For demos and tests on machines without access to a model hub. `dyno tiny-model DIR` runs this file
+with the engine's interpreter: it imports `tokenizers`, `safetensors` and numpy, which are installed
+with SGLang, but neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ CHAT_TEMPLATE = (
 )
 
 
-def make(directory: Path) -> None:
-    """Write the model's files into `directory`, which is made where it is missing."""
+def create(directory: Path) -> None:
+    """Write the model's files into `directory`, which is created if it is missing."""
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = _train_tokenizer()
     tokenizer.save(str(directory / "tokenizer.json"))
@@ -42,11 +42,11 @@ def make(directory: Path) -> None:
     _write(directory / "generation_config.json", ids)
     weights = directory / "model.safetensors"
     save_file(dict(_weights()), weights, metadata={"format": "pt"})
-    weights.chmod(0o644)  # safetensors makes it readable by its owner alone
+    weights.chmod(0o644)  # safetensors creates a file that only its owner can read
 
 
 def _train_tokenizer() -> Tokenizer:
-    """Byte-level BPE over the Python sources at hand: text that every machine has."""
+    """Train byte-level BPE on the standard library's sources, which every machine has."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -95,7 +95,7 @@ def _config() -> dict[str, object]:
 
 
 def _weights() -> Iterator[tuple[str, np.ndarray]]:
-    """Llama's parameters, float32; matrices are [out, in], norms are ones."""
+    """Yield Llama's parameters, float32: random matrices of shape [out, in], norms of ones."""
     random = np.random.default_rng(0)
 
     def matrix(rows: int, columns: int) -> np.ndarray:
@@ -123,4 +123,4 @@ def _write(path: Path, content: Mapping[str, object]) -> None:
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]))
+    create(Path(sys.argv[1]))

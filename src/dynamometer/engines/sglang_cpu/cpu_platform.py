@@ -1,7 +1,7 @@
 """The platform that makes SGLang use its pure-torch kernels.
 
-Out-of-tree platforms dispatch to SGLang's `native` forwards, which need no compiled
-`sgl_kernel` and no AMX. Written against SGLang 0.5.23.
+Out-of-tree platforms dispatch to SGLang's `native` forwards, which need neither a compiled
+`sgl_kernel` nor AMX. Written for SGLang 0.5.23.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from sglang.srt.platforms.interface import PlatformEnum, SRTPlatform
 
 
 class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]  # sglang is untyped here
-    """A CPU without AMX: torch's own attention, nothing pinned."""
+    """A CPU without AMX: torch's own attention, and no pinned memory."""
 
     _enum = PlatformEnum.OOT
     device_name = "cpu"
     device_type = "cpu"
 
     def get_default_attention_backend(self) -> str:
-        """Attention in plain torch."""
+        """Return the backend that uses only torch."""
         return "torch_native"
 
     def is_pin_memory_available(self, device: object = None) -> bool:  # noqa: ARG002  # SGLang passes it
-        """Never: there is no device to copy to."""
+        """Return False: without a device, pinned memory has no use."""
         return False

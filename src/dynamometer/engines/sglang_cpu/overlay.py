@@ -1,8 +1,8 @@
-"""How the CPU platform reaches an engine, whichever interpreter it runs on.
+"""Install the CPU platform for an engine on any interpreter, by `PYTHONPATH`.
 
-SGLang finds platforms by the metadata of installed packages. A directory in `PYTHONPATH` with
-this package's own code (a link) and metadata that names the entry point is as good as an
-installation, and where the package is installed as well, one distribution name counts once.
+SGLang finds platforms in the metadata of installed packages. A directory in `PYTHONPATH` with a
+link to this package and with metadata that names the entry point works like an installation. If
+the package is installed as well, Python uses one of the two, because their names are equal.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import dynamometer
 from dynamometer.engines import sglang_cpu
 
 
-def switch_on(environment: dict[str, str], directory: Path) -> None:
-    """Make `environment` one in which SGLang finds and uses the CPU platform.
+def enable(environment: dict[str, str], directory: Path) -> None:
+    """Change `environment` so that SGLang finds and uses the CPU platform.
 
     Args:
-        environment: changed in place.
-        directory: made, to be put in front of `PYTHONPATH`.
+        environment: the engine's environment, changed in place.
+        directory: the directory to create, and to put in front of `PYTHONPATH`.
     """
     metadata = directory / f"dynamometer-{dynamometer.__version__}.dist-info"
     metadata.mkdir(parents=True)

@@ -1,8 +1,8 @@
-"""The operators that torchvision's wheel lacks beside a CPU build of torch.
+"""Declare the operators that torchvision needs for its import with a CPU build of torch.
 
-torchvision 0.28 registers meta kernels for `torchvision::nms` and `torchvision::qnms` when it
-is imported, and fails where its compiled library did not declare them. Text models never call
-them; declaring their schemas first is enough for the import.
+torchvision 0.28 registers meta kernels for `torchvision::nms` and `torchvision::qnms` when it is
+imported, and fails if its compiled library has not declared them. Text models never call them, so
+that their schemas suffice.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ _SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
-# A Library takes its declarations with it when it is collected.
+# The declarations disappear when their Library is garbage-collected.
 _library: torch.library.Library | None = None
 
 
 def declare() -> None:
-    """Declare what is not there yet; a second call does nothing."""
+    """Declare the missing operators; a second call has no effect."""
     global _library
     missing = [s for name, s in _SCHEMAS.items() if not _declared(name)]
     if not missing or _library is not None:
