@@ -1,4 +1,4 @@
-"""The command line as a user meets it."""
+"""The commands as a user runs them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_version() -> None:
     assert dyno("frontend", "--version").stdout == f"dynamometer {__version__}\n"
 
 
-def test_nothing_said_shows_the_help_and_fails() -> None:
+def test_dyno_without_a_command_shows_the_help_and_fails() -> None:
     done = dyno()
     assert (done.returncode, done.stdout.startswith("usage: dyno")) == (2, True)
 
@@ -77,7 +77,7 @@ def test_nothing_said_shows_the_help_and_fails() -> None:
         (["sglang", "--model", "m"], {"DYN_SYSTEM_PORT": "x"}, "DYN_SYSTEM_PORT='x'"),
     ],
 )
-def test_a_wrong_word_is_one_line_that_names_it_and_code_2(
+def test_a_wrong_argument_is_one_line_that_names_it_and_code_2(
     words: list[str], environment: dict[str, str], says: str, tmp_path: Path
 ) -> None:
     done = dyno(*words, DYN_FILE_KV=str(tmp_path / "kv"), **environment)
@@ -97,7 +97,7 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_an_engines_variable_in_the_shell_makes_no_files_of_ours(tmp_path: Path) -> None:
+def test_an_engines_variable_in_the_shell_creates_no_files(tmp_path: Path) -> None:
     directory = tmp_path / "multiproc"
     directory.mkdir()
     environment = {
@@ -186,7 +186,7 @@ def test_a_directory_that_cannot_be_used_is_one_line_and_leaves_nothing(
 
 
 def test_a_worker_without_standard_streams_serves(tmp_path: Path) -> None:
-    """The shell closes them: `<&- >&- 2>&-`."""
+    """The shell closes the streams: `<&- >&- 2>&-`."""
     worker = [sys.executable, "-m", "dynamometer.cli", "sglang", *MOCK]
     closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *worker]
     environment = {"DYN_SYSTEM_PORT": "0", "DYN_FILE_KV": str(tmp_path / "discovery")}

@@ -1,4 +1,4 @@
-"""The log on standard error, and readers of it that are slow or gone."""
+"""The log on standard error, with readers that are slow or gone."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def logged(body: str, *, as_json: bool = False, flush: bool = True) -> str:
     return done.stderr
 
 
-def test_a_message_is_one_line_that_no_terminal_acts_on() -> None:
+def test_a_message_is_one_line_without_control_characters() -> None:
     assert logged(r"log.info('a\nb\x1b[31m%s', '\ud800')") == "[worker] a\\nb\\x1b[31m\\xd800\n"
     assert logged("log.warning('x'); log.debug('y')") == "[worker] warning: x\n"
 
@@ -63,7 +63,7 @@ def test_a_traceback_follows_its_message() -> None:
     assert (first, last) == ("[worker] error: failed", "ZeroDivisionError: division by zero")
 
 
-def test_lines_that_find_no_room_are_counted() -> None:
+def test_dropped_lines_are_counted() -> None:
     lines = logged(STUCK).splitlines()
     assert len(lines) == 10_002
     assert lines[-1] == ("[worker] warning: 5 log lines were dropped: standard error was full")
@@ -72,7 +72,7 @@ def test_lines_that_find_no_room_are_counted() -> None:
 
 
 def test_a_reader_that_is_stuck_does_not_stop_the_process() -> None:
-    """Standard error is a pipe that is full."""
+    """Standard error is a full pipe."""
     reading, writing = os.pipe()
     try:
         body = "for i in range(30_000): log.info('x' * 100)\nprint('went on')"
@@ -86,7 +86,7 @@ def test_a_reader_that_is_stuck_does_not_stop_the_process() -> None:
         os.close(writing)
 
 
-def test_a_closed_standard_error_is_no_reason_to_end() -> None:
+def test_a_closed_standard_error_does_not_end_the_process() -> None:
     program = LOG.format(as_json=False, body="log.info('x'); print('went on')")
     done = subprocess.run(
         ["sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, program],

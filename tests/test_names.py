@@ -1,4 +1,4 @@
-"""Names are spelled in `names.py` and `sglang_names.py` alone, and as the peer spells them."""
+"""Only `names.py` and `sglang_names.py` spell out names, and the names are NVIDIA Dynamo's."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def values(of: type) -> set[str]:
 
 
 def spelled(path: Path) -> Iterator[tuple[int, str]]:
-    """Texts of a module that are no docstrings; an f-string's parts each."""
+    """Return the strings of a module except docstrings, and each part of an f-string."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     described = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     docstrings = {
@@ -80,8 +80,8 @@ def test_every_class_is_known_to_this_test() -> None:
     assert classes == FAMILIES | others | {"component_error_type", "phase"}
 
 
-def test_a_family_of_the_peer_has_its_name() -> None:
-    """Whole names, put together as their classes say, are those that a real Dynamo serves."""
+def test_families_have_the_names_of_nvidia_dynamo() -> None:
+    """Full names, joined as their classes document, are on the pages of a real NVIDIA Dynamo."""
     with (Path(__file__).parent / "samples" / "dynamo-metrics.tsv").open(encoding="utf-8") as file:
         theirs = {row["name"] for row in csv.DictReader(file, delimiter="\t")}
     prefixes = {
@@ -145,14 +145,14 @@ def test_a_label_name_is_made_valid(raw: str, clean: str) -> None:
 
 
 @pytest.mark.parametrize("raw", ["", "-", "___", "€"])
-def test_nothing_makes_no_name(raw: str) -> None:
+def test_a_name_without_valid_characters_is_refused(raw: str) -> None:
     for sanitize in (names.sanitize_prometheus_name, names.sanitize_prometheus_label):
         with pytest.raises(ArgumentError, match="needs a letter or a digit"):
             sanitize(raw)
     assert names.sanitize_frontend_prometheus_prefix(raw) == names.name_prefix.FRONTEND
 
 
-def test_a_component_metric_is_called_so_once() -> None:
+def test_a_component_metric_has_its_prefix_once() -> None:
     whole = names.build_component_metric_name("requests_total")
     assert whole == "dynamo_component_requests_total"
     assert names.build_component_metric_name(whole) == whole

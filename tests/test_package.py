@@ -1,4 +1,4 @@
-"""The package as others install it: sdist and wheel, in an environment of its own."""
+"""The package as users install it: sdist and wheel, in an environment of its own."""
 
 from __future__ import annotations
 

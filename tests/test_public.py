@@ -1,4 +1,4 @@
-"""What docs teach is public, and what is public is documented."""
+"""Names in the docs are public, and public names are documented."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ TEACHING = [
 
 
 def listed(package: str) -> list[str]:
-    """The names of a package in the table below the line that begins with `From`."""
+    """Return a package's names in the table below the line that begins with `From`."""
     page = (DOCS / PACKAGES[package]).read_text(encoding="utf-8")
     table = re.split(rf"(?m)^.*From `{re.escape(package)}`", page)[1].split("\n| ", 1)[1]
     return re.findall(r"(?m)^\| `(\w+)` \| \S", table.split("\n\n")[0])
 
 
 def public(package: str) -> Iterator[tuple[str, object]]:
-    """The public names of a package, and the methods of its classes."""
+    """Return the public names of a package, and the methods of its classes."""
     module = importlib.import_module(package)
     for name in module.__all__:
         found = getattr(module, name)
@@ -50,7 +50,7 @@ def public(package: str) -> Iterator[tuple[str, object]]:
 
 
 def imports(path: Path) -> list[tuple[str, str]]:
-    """The modules and names of ours that a page or a program imports."""
+    """Return the modules and names of this project that a page or a program imports."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
         statement = r"(?m)^[ >]*((?:from|import) dynamometer[\w.]*(?: import (?:\([^)]*\)|.*))?)$"
@@ -72,7 +72,7 @@ def test_docs_list_the_public_names(package: str) -> None:
 
 
 @pytest.mark.parametrize("path", TEACHING, ids=lambda path: path.name)
-def test_docs_and_examples_import_public_names_alone(path: Path) -> None:
+def test_docs_and_examples_import_only_public_names(path: Path) -> None:
     for module, name in imports(path):
         assert module in PACKAGES, f"{path.name} imports {module}"
         assert name in importlib.import_module(module).__all__, f"{path.name}: {module}.{name}"
@@ -95,7 +95,7 @@ def test_public_names_are_described(package: str) -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_a_name_that_is_not_there_is_the_usual_error(package: str) -> None:
+def test_a_missing_name_is_the_usual_error(package: str) -> None:
     module = importlib.import_module(package)
     with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nothing'"):
         getattr(module, "nothing")  # noqa: B009  # a name that no checker would take
@@ -107,7 +107,7 @@ def test_a_name_that_is_not_there_is_the_usual_error(package: str) -> None:
     "package", ["dynamometer.exposition", "dynamometer.metrics", "dynamometer.runtime"]
 )
 def test_a_package_is_imported_without_prometheus_client(package: str) -> None:
-    """It chooses where values live when it is imported; a process may set a variable first."""
+    """A process may need to set a variable before prometheus_client is imported."""
     program = f"import sys, {package}; assert 'prometheus_client' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
 

@@ -11,7 +11,7 @@ from dynamometer.errors import SettingsError
 from dynamometer.variables import BUCKETS, VARIABLES, BucketRange
 
 
-def test_an_empty_environment_says_nothing() -> None:
+def test_an_empty_environment_has_the_defaults() -> None:
     assert settings.read({}) == settings.Settings()
     assert settings.read({"DYN_SYSTEM_PORT": " "}) == settings.Settings()
 
@@ -66,7 +66,7 @@ ODD = ["8_0", "+8", "\uff18", "٨", " 8", "8\n", "-0", "0x8", "", "nan", "inf", 
 
 @pytest.mark.parametrize("value", [*ODD, "-1", "8.0", "1e1"])
 @pytest.mark.parametrize("parse", [settings.port, settings.system_port, settings.count])
-def test_a_whole_number_is_ascii_digits_alone(parse: Callable[[str], int], value: str) -> None:
+def test_a_whole_number_has_only_ascii_digits(parse: Callable[[str], int], value: str) -> None:
     if (parse, value) == (settings.system_port, "-1"):
         assert parse(value) == -1
         return
@@ -96,7 +96,7 @@ def test_each_wrong_rate_has_one_message(value: str) -> None:
         settings.rate(value)
 
 
-def test_white_space_around_a_variable_is_none_of_its_value() -> None:
+def test_white_space_around_a_value_is_ignored() -> None:
     assert settings.read({"DYN_SYSTEM_PORT": " 8099\n"}).system_port == 8099
 
 
@@ -114,13 +114,13 @@ def test_health_and_live_have_two_paths() -> None:
         ("DYN_SYSTEM_HEALTH_PATH", "/live", "DYN_SYSTEM_LIVE_PATH"),
     ],
 )
-def test_what_is_not_set_is_not_blamed(variable: str, value: str, other: str) -> None:
+def test_an_error_names_only_variables_that_are_set(variable: str, value: str, other: str) -> None:
     with pytest.raises(SettingsError, match=f"^{variable}='{value}': .* two paths") as raised:
         settings.read({variable: value})
     assert other not in str(raised.value)
 
 
-def test_how_health_is_answered() -> None:
+def test_the_settings_of_health() -> None:
     read = settings.read(
         {
             "DYN_SYSTEM_STARTING_HEALTH_STATUS": "ready",
@@ -147,12 +147,12 @@ def test_sizes(text: str, bytes_: int) -> None:
 @pytest.mark.parametrize(
     "text", ["", "MiB", "0", "-1", "1.5MB", "12 parsecs", "1_0", "+1", "\uff18MB", "9" * 5000]
 )
-def test_what_is_no_size(text: str) -> None:
+def test_an_invalid_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="number of bytes"):
         settings.size(text)
 
 
-def test_a_mistyped_variable_is_told_from_one_of_dynamos() -> None:
+def test_a_misspelled_variable_is_distinguished_from_one_of_nvidia_dynamo() -> None:
     environment = {"DYN_SYSTEM_PROT": "1", "DYN_HTTP_PORT": "1", "DYN_TCP_RPC_HOST": "x"}
     assert settings.unknown(environment) == [("DYN_SYSTEM_PROT", "DYN_SYSTEM_PORT")]
 
@@ -203,7 +203,7 @@ def test_a_wrong_bucket_range_names_variable_value_and_what_is_allowed(
         assert text in str(raised.value)
 
 
-def test_a_range_the_wrong_way_round_names_both_its_ends() -> None:
+def test_a_reversed_range_names_both_ends() -> None:
     with pytest.raises(SettingsError, match=r"_ITL_MAX='2': must be above .*_ITL_MIN, 3"):
         settings.read({"DYN_METRICS_ITL_MIN": "3", "DYN_METRICS_ITL_MAX": "2"})
     with pytest.raises(SettingsError, match=r"_ITL_MIN='80': must be below .*_ITL_MAX, 80"):
@@ -211,7 +211,7 @@ def test_a_range_the_wrong_way_round_names_both_its_ends() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["1st", "my-frontend", "a b", "späť", "{}"])
-def test_a_prefix_that_no_name_can_begin_with(prefix: str) -> None:
+def test_an_invalid_prefix_is_refused(prefix: str) -> None:
     with pytest.raises(SettingsError, match=r"DYN_METRICS_PREFIX=.*a metric's name can begin"):
         settings.read({"DYN_METRICS_PREFIX": prefix})
 

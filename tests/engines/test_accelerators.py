@@ -1,4 +1,4 @@
-"""Devices as Linux shows them, in trees made for it: this machine has none."""
+"""Devices in directory trees like those of Linux; the test machine has no devices."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def tree(root: Path, files: Mapping[str, str]) -> Path:
 
 
 @pytest.mark.parametrize("case", TREES)
-def test_devices_tell_the_accelerator(tmp_path: Path, case: str) -> None:
+def test_the_accelerator_is_found_by_its_devices(tmp_path: Path, case: str) -> None:
     files, expected = TREES[case]
     assert accelerators.find(tree(tmp_path, files), {}) == expected
 
@@ -55,7 +55,7 @@ def test_of_intels_gpus_only_discrete_ones_count(
     assert accelerators.find(tmp_path, {}) == expected
 
 
-def test_a_hidden_accelerator_is_none(tmp_path: Path) -> None:
+def test_a_hidden_accelerator_is_not_found(tmp_path: Path) -> None:
     root = tree(tmp_path, {"dev/nvidia0": ""})
     assert accelerators.find(root, {"CUDA_VISIBLE_DEVICES": ""}) is None
     assert accelerators.find(root, {"CUDA_VISIBLE_DEVICES": "-1"}) is None

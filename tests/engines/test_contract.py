@@ -1,4 +1,4 @@
-"""Every engine of `kinds` keeps the contract of `engines.interface`."""
+"""Every engine of `kinds` fulfils the contract of `engines.interface`."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_each_dialect_of_its_routes_is_read(engine: Engine) -> None:
 
 
 @EVERY
-def test_a_request_asks_for_a_model_by_its_name_and_for_an_adapter_by_its_base(
+def test_a_request_names_a_model_and_for_an_adapter_also_its_base(
     engine: Engine,
 ) -> None:
     assert engine.request_name("m", {"id": "m", "parent": None}) == "m"
@@ -69,7 +69,7 @@ def test_a_request_asks_for_a_model_by_its_name_and_for_an_adapter_by_its_base(
 
 
 @EVERY
-def test_a_chat_is_asked_for_usage_and_nothing_else_changes(engine: Engine) -> None:
+def test_usage_is_added_to_a_chat_and_nothing_else_changes(engine: Engine) -> None:
     route = engine.routes["/v1/chat/completions"]
     body = requests.parse(b'{"model":"m","stream":true,"x":1.0}', "application/json")
     assert route.takes_stream_options
@@ -87,7 +87,7 @@ def test_its_models_are_read(engine: Engine) -> None:
 
 
 @EVERY
-def test_what_it_says_of_itself_is_read(engine: Engine) -> None:
+def test_its_server_info_is_read(engine: Engine) -> None:
     models = engine.read_models(MODELS)
     info = engine.read_info({"version": "1", "page_size": 16}, models)
     assert info == {"version": "1", "kv_block_size": 16, "context_length": 64}
@@ -97,7 +97,7 @@ def test_what_it_says_of_itself_is_read(engine: Engine) -> None:
 
 
 @EVERY
-def test_its_load_is_concluded_from_a_page_of_its_own(engine: Engine) -> None:
+def test_its_load_is_derived_from_its_own_page(engine: Engine) -> None:
     families = parse((SAMPLE / "expected.prom").read_bytes())
     load = engine.load_signals("e", dict)
     wanted = [family for family in families if family.metadata.text_name in load.names]
@@ -114,14 +114,14 @@ def test_its_load_is_concluded_from_a_page_of_its_own(engine: Engine) -> None:
 
 
 @EVERY
-def test_a_command_line_of_something_else_is_not_its(engine: Engine) -> None:
+def test_the_command_line_of_another_program_is_not_its(engine: Engine) -> None:
     for command in ([], ["bash"], ["vim", f"{engine.name}.py"]):
         assert engine.launch_arguments(command) is None
         assert not engine.is_process(command)
 
 
 @EVERY
-def test_flags_of_a_running_engine_tell_where_it_listens(engine: Engine, tmp_path: Path) -> None:
+def test_flags_of_a_running_engine_have_its_address(engine: Engine, tmp_path: Path) -> None:
     flags = ["--model", "m", "--host", "::1", "--port", "7"]
     facts = engine.command_facts(flags, environment={"A": "b"}, directory=tmp_path)
     assert (facts.model, facts.host, facts.port, facts.page_has_more) == ("m", "::1", 7, False)
@@ -165,9 +165,7 @@ def test_a_plan_without_a_model_names_the_flag(engine: StartableEngine, tmp_path
 
 
 @STARTED
-def test_a_default_of_usage_in_every_stream_is_known(
-    engine: StartableEngine, tmp_path: Path
-) -> None:
+def test_usage_in_every_stream_is_a_known_flag(engine: StartableEngine, tmp_path: Path) -> None:
     flags = ["--model", "m", "--stream-response-default-include-usage"]
     assert engine.plan(flags, directory=tmp_path, python=sys.executable).stream_usage
 

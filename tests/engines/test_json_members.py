@@ -19,7 +19,7 @@ scalars = st.sampled_from(
 
 @st.composite
 def names(draw: st.DrawFn) -> str:
-    """A name as JSON text, any of its characters escaped."""
+    """Return a name as JSON text, with any of its characters escaped."""
     characters = [
         f"\\u{ord(character):04x}" if draw(st.integers(0, 5)) == 0 else character
         for character in draw(st.sampled_from(NAMES))

@@ -1,4 +1,4 @@
-"""One total a load signal, of engines of every shape."""
+"""One value of each load signal, for engines with every kind of ranks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RANK = 'tp_rank="0",pp_rank="0",moe_ep_rank="0"'
 
 
 def page(*lines: str) -> tuple[Family, ...]:
-    """Families of sample lines such as `num_running_reqs{tp_rank="0"} 1`, without `sglang:`."""
+    """Return families of lines such as `num_running_reqs{tp_rank="0"} 1`, without `sglang:`."""
     text = ""
     for name in dict.fromkeys(line.partition("{")[0] for line in lines):
         kind = "counter" if name.endswith("_total") else "gauge"
@@ -31,7 +31,7 @@ def page(*lines: str) -> tuple[Family, ...]:
 
 
 def shown(families: Sequence[Family]) -> dict[str, float]:
-    """Values by the short name, and the rank where a family has one."""
+    """Return the values by the short name, with the rank if a family has one."""
     found = {}
     for family in families:
         for sample in to_samples(family.lines):
@@ -47,7 +47,7 @@ def load(*lines: str, component: bool = False) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Shape:
-    """What an engine writes, and what that comes to; None where it says nothing of it."""
+    """The lines of an engine and the signals derived from them; None for a missing signal."""
 
     lines: Sequence[str]
     running: float | None = None
@@ -178,7 +178,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_an_engine_has_one_number_of_each(name: str) -> None:
+def test_an_engine_has_one_value_of_each_signal(name: str) -> None:
     assert load(*SHAPES[name].lines) == SHAPES[name].expected()
 
 
@@ -191,7 +191,7 @@ def test_a_data_parallel_rank_has_its_blocks(name: str) -> None:
     assert list(found)[: len(shape.expected())] == list(shape.expected())
 
 
-def test_the_families_of_the_component_have_its_labels_alone() -> None:
+def test_the_families_of_the_component_have_only_its_labels() -> None:
     engine = EngineLoad("sglang", lambda: CONSTANT, component=True)
     lines = ['token_usage{dp_rank="1"} 0.5', 'cache_hit_rate{dp_rank="0"} 0.75', "num_pages{} 3"]
     made = {family.name: family.lines.decode() for family in engine.families(page(*lines))}
@@ -221,8 +221,8 @@ INPUTS = {
 
 
 @pytest.mark.parametrize("renamed", dict.fromkeys(INPUTS.values()))
-def test_silence_of_an_engine_is_not_0(renamed: str) -> None:
-    """A version of it that calls a family otherwise is not an idle one."""
+def test_a_missing_family_is_not_0(renamed: str) -> None:
+    """An engine release that renames a family is not idle."""
     lines = ["page_size{} 16", *(line for line in INPUTS.values() if line != renamed)]
     expected = {name: 0.0 for name, line in INPUTS.items() if line != renamed}
     found = load(*dict.fromkeys(lines), component=True)
@@ -250,7 +250,7 @@ def test_the_same_families_give_the_same_objects() -> None:
     assert [a is b for a, b in zip(made, other, strict=True)] == [False, True, True, True]
 
 
-def test_labels_that_come_late_are_taken() -> None:
+def test_labels_that_are_known_later_are_used() -> None:
     constant: dict[str, str] = {}
     engine = EngineLoad("sglang", lambda: constant)
     families = page("num_running_reqs{} 1")
@@ -259,14 +259,14 @@ def test_labels_that_come_late_are_taken() -> None:
     assert b'requests{model="m"} 1.0' in engine.families(families)[0].lines
 
 
-def test_gauges_of_an_engine_that_has_ended_leave_and_its_total_stays() -> None:
+def test_an_ended_engine_keeps_its_total_without_gauges() -> None:
     engine = EngineLoad("sglang", lambda: CONSTANT, component=True)
     counter = "generation_tokens_total{} 5"
     engine.families(page("num_running_reqs{} 1", counter))
     assert shown(engine.families(page(counter))) == {"generation_tokens_total": 5}
 
 
-def test_a_total_that_cannot_be_seen_for_a_while_does_not_fall() -> None:
+def test_a_total_that_is_missing_for_a_while_does_not_fall() -> None:
     engine = EngineLoad("sglang", lambda: CONSTANT)
     running = "num_running_reqs{} 1"
     assert shown(engine.families(page(running)))["generation_tokens_total"] == 0
@@ -274,7 +274,7 @@ def test_a_total_that_cannot_be_seen_for_a_while_does_not_fall() -> None:
     assert "generation_tokens_total" not in shown(engine.families(page(running)))
 
 
-def test_a_total_is_0_only_where_all_sources_are_known() -> None:
+def test_a_total_is_0_only_if_all_sources_are_known() -> None:
     known: list[bool] = []
     engine = EngineLoad("sglang", lambda: CONSTANT, complete=lambda: bool(known))
     families = page("num_running_reqs{} 1")
@@ -283,7 +283,7 @@ def test_a_total_is_0_only_where_all_sources_are_known() -> None:
     assert shown(engine.families(families))["generation_tokens_total"] == 0
 
 
-def test_a_choice_of_names_that_hides_some_gives_no_load() -> None:
+def test_name_prefixes_that_hide_a_family_hide_the_load() -> None:
     engine = EngineLoad("sglang", dict)
     assert engine.shown_by(())
     assert engine.shown_by(("vllm:", "sglang:"))

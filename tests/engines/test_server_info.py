@@ -1,4 +1,4 @@
-"""What a worker's record says of its engine, out of what SGLang answers."""
+"""The engine's part of a worker's record, read from SGLang's answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CARDS = ModelCards(cards={"m": {"id": "m", "max_model_len": 2048}})
 
 
 def rank(tokens: Json, sequences: Json) -> Json:
-    """The members of SGLang 0.5.23's `internal_states` that are read, and one beside them."""
+    """Return the members of SGLang 0.5.23's `internal_states` that are read, and another one."""
     return {
         "effective_max_running_requests_per_dp": sequences,
         "memory_usage": {"token_capacity": tokens, "kvcache": 0.008},
@@ -20,7 +20,7 @@ def rank(tokens: Json, sequences: Json) -> Json:
 
 
 def answer(**changed: Json) -> dict[str, Json]:
-    """Of SGLang 0.5.23, shortened."""
+    """Return a shortened answer of SGLang 0.5.23."""
     return {
         "version": "0.5.23",
         "context_length": None,
@@ -45,7 +45,7 @@ ONE = {
 }
 
 
-def test_named_numbers_are_taken_and_nothing_else() -> None:
+def test_only_the_documented_members_are_read() -> None:
     assert engine_info(answer(), CARDS) == ONE
 
 
@@ -55,23 +55,23 @@ def test_data_parallel_ranks_are_added() -> None:
 
 
 @pytest.mark.parametrize("states", [None, [], [rank(None, None)], "x", [[]], [{}]])
-def test_without_its_ranks_what_the_engine_was_started_with_counts(states: Json) -> None:
+def test_without_ranks_the_requested_limits_count(states: Json) -> None:
     assert engine_info(answer(internal_states=states), CARDS) == ONE
     two = engine_info(answer(internal_states=states, dp_size=2), CARDS)
     assert two == ONE | {"total_kv_blocks": 4096}
 
 
-def test_a_context_length_that_was_set_is_the_engines() -> None:
+def test_a_requested_context_length_overrides_the_models() -> None:
     assert engine_info(answer(context_length=1024), CARDS)["context_length"] == 1024
 
 
 @pytest.mark.parametrize("text", [None, 7, "x", [], {}, {"page_size": "x", "version": 1}])
-def test_an_answer_that_says_nothing_tells_nothing(text: Json) -> None:
+def test_an_invalid_answer_has_no_members(text: Json) -> None:
     assert engine_info(text, ModelCards()) == {}
 
 
 @pytest.mark.parametrize("nonsense", [None, "x", 0, -1, 1.5, True, [], {}, 10**400, float("nan")])
-def test_a_number_that_is_nonsense_is_left_out(nonsense: Json) -> None:
+def test_an_invalid_number_is_omitted(nonsense: Json) -> None:
     info = engine_info(answer(page_size=nonsense, max_prefill_tokens=nonsense), CARDS)
     expected = dict(ONE)
     del expected["total_kv_blocks"], expected["kv_block_size"], expected["max_batched_tokens"]

@@ -27,7 +27,7 @@ def accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accelerators, "find", lambda: "NVIDIA")
 
 
-def test_flags_go_through_untouched_and_in_order(tmp_path: Path, accelerator: None) -> None:
+def test_flags_are_passed_unchanged_and_in_order(tmp_path: Path, accelerator: None) -> None:
     given = ["--tp-size", "2", "--model", "m", "--json-model-override-args", '{"a": -1}', "--x=-3"]
     launch = plan(tmp_path, *given)
     assert launch.command[: 3 + len(given)] == ["python9", "-m", "sglang.launch_server", *given]
@@ -36,7 +36,7 @@ def test_flags_go_through_untouched_and_in_order(tmp_path: Path, accelerator: No
 
 
 @pytest.mark.parametrize("flag", ["--dp-size", "--data-parallel-size"])
-def test_data_parallel_ranks_find_a_port_each(tmp_path: Path, accelerator: None, flag: str) -> None:
+def test_each_data_parallel_rank_finds_a_port(tmp_path: Path, accelerator: None, flag: str) -> None:
     assert "--nccl-port" not in plan(tmp_path, "--model", "m", flag, "2").command
     assert "--nccl-port" in plan(tmp_path, "--model", "m", flag, "1").command
 
@@ -62,7 +62,7 @@ def test_a_device_that_the_user_gave_decides(
     assert launch.command.count("--device") == 1
 
 
-def test_metrics_are_written_where_they_were_asked_for(tmp_path: Path, accelerator: None) -> None:
+def test_metrics_are_written_if_they_are_enabled(tmp_path: Path, accelerator: None) -> None:
     assert not plan(tmp_path, "--model", "m").metrics
     launch = plan(tmp_path, "--model-path", "m", "--enable-metrics")
     assert launch.metrics
@@ -103,7 +103,7 @@ def test_usage_in_every_stream_may_be_a_default_of_the_config_file(
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "{", None])
-def test_a_config_file_that_cannot_be_read_is_sglangs_to_explain(
+def test_a_config_file_that_cannot_be_read_is_left_to_sglang(
     tmp_path: Path, accelerator: None, content: str | None
 ) -> None:
     file = tmp_path / "engine.yaml"
@@ -121,14 +121,14 @@ def test_a_config_file_that_cannot_be_read_is_sglangs_to_explain(
         (("--disaggregation-mode", "decode"), "decode", "backend"),
     ],
 )
-def test_the_phase_that_an_engine_does_is_the_workers_mode(
+def test_the_disaggregation_mode_is_the_workers_mode(
     tmp_path: Path, accelerator: None, flags: tuple[str, ...], mode: str, component: str
 ) -> None:
     launch = plan(tmp_path, "--model", "m", *flags)
     assert (launch.mode, launch.component) == (mode, component)
 
 
-def test_no_model_is_an_error_that_names_the_flag(tmp_path: Path, accelerator: None) -> None:
+def test_a_missing_model_is_an_error_that_names_the_flag(tmp_path: Path, accelerator: None) -> None:
     with pytest.raises(SettingsError, match="--model"):
         plan(tmp_path, "--enable-metrics")
     with pytest.raises(SettingsError, match="--model"):
@@ -174,7 +174,7 @@ LOGS = {
 
 
 @pytest.mark.parametrize("case", LOGS)
-def test_the_reason_is_the_engines_own(case: str) -> None:
+def test_the_reason_of_an_end_is_the_engines_own(case: str) -> None:
     log, exit_code, expected = LOGS[case]
     assert describe_exit(log, exit_code) == expected
 
@@ -204,7 +204,7 @@ def test_progress_is_not_a_warning() -> None:
 def test_the_cpu_platform_reaches_an_engine_of_another_interpreter(
     tmp_path: Path, no_accelerator: None
 ) -> None:
-    """One that has SGLang, and nothing of this package."""
+    """The interpreter has SGLang, but not this package."""
     directory = tmp_path / "run"
     directory.mkdir()
     launch = SGLang().plan(["--model", "m"], directory=directory, python="python")

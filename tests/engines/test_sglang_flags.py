@@ -25,7 +25,7 @@ from dynamometer.engines.sglang_flags import launch_arguments
         ["/opt/bin/sglang", "serve", "--port", "1"],
     ],
 )
-def test_a_command_line_that_starts_sglang(command: list[str]) -> None:
+def test_a_command_that_starts_sglang_has_its_flags(command: list[str]) -> None:
     assert launch_arguments(command) == ["--port", "1"]
 
 
@@ -49,5 +49,5 @@ def test_a_command_line_that_starts_sglang(command: list[str]) -> None:
         ["sglang", "router"],
     ],
 )
-def test_a_command_line_that_does_not(command: list[str]) -> None:
+def test_a_command_that_does_not_start_sglang_has_none(command: list[str]) -> None:
     assert launch_arguments(command) is None

@@ -1,4 +1,4 @@
-"""A stream's last event, however its bytes come."""
+"""The last event of a stream, in any chunks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def reached(*chunks: bytes) -> bool:
 
 
 @pytest.mark.parametrize("last", LAST.values(), ids=LAST)
-def test_the_last_event_is_seen_alone_with_content_and_cut_in_two(last: bytes) -> None:
+def test_the_last_event_is_detected_alone_with_content_and_in_two_chunks(last: bytes) -> None:
     assert reached(CONTENT, last)
     assert reached(CONTENT + last)
     for cut in range(1, len(last)):
@@ -54,7 +54,7 @@ def test_the_last_event_is_seen_alone_with_content_and_cut_in_two(last: bytes) -
         (b"event: errors\ndata: {}\n\n",),
     ],
 )
-def test_anything_else_is_no_end(chunks: tuple[bytes, ...]) -> None:
+def test_other_events_are_not_the_end(chunks: tuple[bytes, ...]) -> None:
     assert not reached(*chunks)
 
 
@@ -63,7 +63,7 @@ LONG = b'event: response.completed\ndata: {"response":"%s"}\n\n' % (b"x" * 4000)
 
 @pytest.mark.parametrize("size", [1, 7, 30, 64, 100, 1000, 4000, 5000])
 @pytest.mark.parametrize("before", [CONTENT, b"", CONTENT[:-1]])
-def test_a_last_event_is_seen_in_however_many_pieces_it_comes(before: bytes, size: int) -> None:
+def test_a_last_event_is_detected_in_any_number_of_chunks(before: bytes, size: int) -> None:
     whole = before + b"\n" * before.endswith(b"}\n") + LONG
     pieces = [whole[begin : begin + size] for begin in range(0, len(whole), size)]
     assert reached(*pieces)
@@ -73,7 +73,7 @@ def test_a_last_event_is_seen_in_however_many_pieces_it_comes(before: bytes, siz
     assert not reached(*(content[begin : begin + size] for begin in range(0, len(content), size)))
 
 
-def test_of_a_long_event_little_is_kept() -> None:
+def test_only_the_edges_of_a_long_event_are_kept() -> None:
     end = StreamEnd()
     for _ in range(100):
         end.add_chunk(b"x" * 10_000)

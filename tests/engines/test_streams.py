@@ -31,7 +31,7 @@ CHAT = ROLE + delta(content="a") + delta(reasoning_content="b") + LAST + ONLY_US
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 50, 10_000])
-def test_the_usage_chunk_is_read_and_taken_out_however_the_bytes_come(size: int) -> None:
+def test_the_usage_chunk_is_read_and_removed_in_chunks_of_any_size(size: int) -> None:
     reader = StreamReader(Usage.OPENAI, hide_usage=True)
     parts = [CHAT[i : i + size] for i in range(0, len(CHAT), size)]
     passed = b"".join(reader.feed(part, float(i)) for i, part in enumerate(parts))
@@ -41,7 +41,7 @@ def test_the_usage_chunk_is_read_and_taken_out_however_the_bytes_come(size: int)
     assert reader.error_code is None
 
 
-def test_events_that_come_one_by_one_are_read_as_in_any_other_chunks() -> None:
+def test_single_events_are_read_as_in_other_chunks() -> None:
     reader = StreamReader(Usage.OPENAI, hide_usage=True)
     events = [part + b"\n\n" for part in CHAT.split(b"\n\n")[:-1]]
     passed = [reader.feed(part, float(i)) for i, part in enumerate(events)]
@@ -50,7 +50,7 @@ def test_events_that_come_one_by_one_are_read_as_in_any_other_chunks() -> None:
     assert reader.finish(9.0) == b""
 
 
-def test_a_client_that_asked_for_usage_gets_every_byte() -> None:
+def test_a_client_that_requests_usage_receives_every_byte() -> None:
     reader = StreamReader(Usage.OPENAI, hide_usage=False)
     assert reader.feed(CHAT, 0.0) == CHAT
     assert reader.tokens == Tokens(7, 3, 2)
@@ -70,7 +70,7 @@ def test_a_client_that_asked_for_usage_gets_every_byte() -> None:
         event({"choices": [], "usage": {"completion_tokens": -3}}).replace(b"-3", b"-3"),
     ],
 )
-def test_what_is_not_understood_passes_unchanged(stream: bytes) -> None:
+def test_an_unknown_format_passes_unchanged(stream: bytes) -> None:
     reader_of_all = StreamReader(Usage.OPENAI, hide_usage=False)
     assert reader_of_all.feed(stream, 0.0) + reader_of_all.finish(9.0) == stream
     assert reader_of_all.tokens == Tokens()
@@ -101,7 +101,7 @@ def test_tool_calls_and_texts_are_content_and_a_role_is_not() -> None:
         ({"error": {"message": "x", "code": 1302, "type": "rate_limit_error"}}, 429),
     ],
 )
-def test_an_error_in_the_stream_is_seen(content: object, code: int) -> None:
+def test_an_error_in_the_stream_has_a_status(content: object, code: int) -> None:
     reader = StreamReader(Usage.OPENAI, hide_usage=True)
     assert reader.feed(event(content), 0.0) == event(content)
     assert reader.error_code == code
@@ -154,7 +154,7 @@ def failed(code: str) -> dict[str, object]:
         (Usage.RESPONSES, {"type": "response.cancelled", "response": {}}, 499),
     ],
 )
-def test_each_route_says_in_its_own_form_that_it_failed(
+def test_the_error_of_each_dialect_has_a_status(
     route: Usage, content: dict[str, object], code: int | None
 ) -> None:
     reader = StreamReader(route, hide_usage=False)
@@ -163,7 +163,7 @@ def test_each_route_says_in_its_own_form_that_it_failed(
     assert reader.content_times == ([] if code else [1.0])
 
 
-def test_responses_messages_and_generate_have_their_own_forms() -> None:
+def test_the_tokens_of_each_dialect_are_read() -> None:
     responses = StreamReader(Usage.RESPONSES, hide_usage=False)
     responses.feed(event({"type": "response.output_text.delta", "delta": "a"}), 1.0)
     completed = {"usage": {"input_tokens": 4, "output_tokens": 5}}
@@ -193,8 +193,8 @@ def test_a_huge_event_passes_unread_and_does_not_hide_what_follows() -> None:
 CACHED = {"input_tokens": 1, "cache_read_input_tokens": 29, "output_tokens": 6}
 
 
-def test_a_prompt_of_messages_is_told_in_parts() -> None:
-    """Anthropic's `input_tokens` are those that no cache had."""
+def test_the_prompt_parts_of_messages_are_added() -> None:
+    """Anthropic's `input_tokens` are the tokens that were not in the cache."""
     whole = json.dumps({"type": "message", "usage": CACHED}).encode()
     assert read_answer(whole, Usage.MESSAGES).tokens == Tokens(30, 6, 29)
     reader = StreamReader(Usage.MESSAGES, hide_usage=False)
@@ -215,7 +215,7 @@ def test_a_prompt_with_several_answers_counts_once() -> None:
 
 
 def test_a_stream_that_ends_early_counts_the_prompts_whose_answers_have_begun() -> None:
-    """Of four answers to each of two prompts three have said a word, and the client leaves."""
+    """Three of the eight answers to two prompts have content when the client disconnects."""
     reader = StreamReader(Usage.GENERATE, hide_usage=False, samples=4)
     for index, prompt in ((2, 7), (3, 7), (5, 100)):
         meta = {"prompt_tokens": prompt, "completion_tokens": 1, "cached_tokens": prompt - 1}
@@ -254,7 +254,7 @@ def chat(**part: object) -> dict[str, object]:
         (Usage.OPENAI, chat(role="assistant", hidden_states=[0.5], content="a"), True),
     ],
 )
-def test_an_event_counts_where_a_token_made_it(
+def test_an_event_counts_if_it_has_generated_content(
     route: Usage, content: dict[str, object], counts: bool
 ) -> None:
     reader = StreamReader(route, hide_usage=False)
@@ -262,8 +262,8 @@ def test_an_event_counts_where_a_token_made_it(
     assert reader.content_times == [1.0] * counts
 
 
-def test_parts_of_a_prompt_stay_until_they_are_told_anew() -> None:
-    """As Anthropic's own `message_delta`, which may tell some of them again."""
+def test_prompt_parts_stay_until_they_are_reported_again() -> None:
+    """Anthropic's `message_delta` may report some counts again."""
     reader = StreamReader(Usage.MESSAGES, hide_usage=False)
     begun = {"input_tokens": 5, "cache_read_input_tokens": 95, "output_tokens": 1}
     reader.feed(event({"type": "message_start", "message": {"usage": begun}}), 0.0)
@@ -281,7 +281,7 @@ USED = json.dumps({"choices": [], "usage": USAGE}).encode()
 
 
 def lines_of(content: bytes, form: str) -> list[bytes]:
-    """An event's lines, in one of the forms that the format allows."""
+    """Return an event's lines in one of the forms that the format allows."""
     data = [b"data: " + line for line in content.split(b"\n")]
     return {
         "plain": data,
@@ -299,7 +299,7 @@ FORMS = ["plain", "no space", "named before", "named after", "comment", "field w
 
 
 def dispatched(stream: bytes) -> list[list[bytes]]:
-    """Events by the format's own rules, as their lines; a last one without its empty line too."""
+    """Return the lines of each event by the format's rules, of an incomplete last event too."""
     events: list[list[bytes]] = [[]]
     for line in stream.removeprefix(b"\xef\xbb\xbf").splitlines():
         if line:
@@ -346,7 +346,7 @@ def test_every_form_that_the_format_allows_is_read(
 
 
 def test_a_last_event_without_its_empty_line_is_read() -> None:
-    """Usage, an error, or content; what a client is sent of it is what the engine sent."""
+    """The last event has usage, an error, or content; the client receives the engine's bytes."""
     for last, passes in ((USED, False), (b'{"error":{"code":429}}', True), (DELTA, True)):
         reader = StreamReader(Usage.OPENAI, hide_usage=True)
         assert reader.feed(b"data: " + last, 1.0) == b""
@@ -358,7 +358,7 @@ def test_a_last_event_without_its_empty_line_is_read() -> None:
 
 @pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r"])
 @pytest.mark.parametrize("before", [0, 1, 2, 3])
-def test_a_huge_events_end_may_stand_across_two_chunks(end: bytes, before: int) -> None:
+def test_the_end_of_a_huge_event_may_span_two_chunks(end: bytes, before: int) -> None:
     reader = StreamReader(Usage.OPENAI, hide_usage=True)
     huge = b'data: {"x":"' + b"x" * 2**22 + b'"}' + end
     used = b"data: " + USED + end
@@ -371,7 +371,7 @@ def test_a_huge_events_end_may_stand_across_two_chunks(end: bytes, before: int) 
     assert reader.tokens == Tokens(7, 3, 2)
 
 
-def test_what_follows_of_a_huge_event_is_not_held_back() -> None:
+def test_the_rest_of_a_huge_event_is_not_held_back() -> None:
     reader = StreamReader(Usage.OPENAI, hide_usage=True)
     reader.feed(b"data: " + b"x" * 2**23, 0.0)
     assert len(reader.feed(b"x" * 1000, 0.0)) == 1000
@@ -402,7 +402,7 @@ def test_what_follows_of_a_huge_event_is_not_held_back() -> None:
         (Usage.RESPONSES, event({"type": "response.in_progress", "response": {}}), False),
     ],
 )
-def test_a_streams_last_event_is_known(route: Usage, last: bytes, ends: bool) -> None:
+def test_the_last_event_ends_the_stream(route: Usage, last: bytes, ends: bool) -> None:
     for cut in (len(last), len(last) // 2):
         reader = StreamReader(route, hide_usage=False)
         reader.feed(last[:cut], 1.0)
@@ -468,7 +468,7 @@ STARTED = typed("response.created", response={"status": "in_progress"})
     ],
 )
 @pytest.mark.parametrize("cut", [False, True])
-def test_a_stream_that_ends_is_complete_or_not(
+def test_a_stream_is_complete_or_not_at_its_end(
     usage: Usage, stream: bytes, complete: bool, code: int | None, cut: bool
 ) -> None:
     reader = StreamReader(usage, hide_usage=False)
@@ -478,7 +478,7 @@ def test_a_stream_that_ends_is_complete_or_not(
     assert (reader.complete, reader.error_code) == (complete, code)
 
 
-def test_a_stream_whose_events_are_too_long_to_be_read_is_not_called_incomplete() -> None:
+def test_a_stream_with_unread_long_events_counts_as_complete() -> None:
     reader = StreamReader(Usage.RESPONSES, hide_usage=False)
     last = typed("response.completed", response={"output": "a" * 2**23})
     for begin in range(0, len(last), 2**16):

@@ -34,7 +34,7 @@ def mocker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process, 
         yield process, url
 
 
-def test_it_speaks_openais_api(mocker: tuple[Process, str]) -> None:
+def test_it_serves_openais_api(mocker: tuple[Process, str]) -> None:
     with openai.OpenAI(base_url=f"{mocker[1]}/v1", api_key="none", max_retries=0) as client:
         answer = client.chat.completions.create(
             model="mock", messages=[{"role": "user", "content": "hi"}], max_tokens=7
@@ -56,7 +56,7 @@ def test_it_speaks_openais_api(mocker: tuple[Process, str]) -> None:
         assert [model.id for model in client.models.list()] == ["mock"]
 
 
-def test_it_answers_what_a_worker_asks(mocker: tuple[Process, str]) -> None:
+def test_it_has_the_routes_that_a_worker_needs(mocker: tuple[Process, str]) -> None:
     url = mocker[1]
     assert http(f"{url}/health_generate").status == 200
     assert http(f"{url}/server_info").json()["page_size"] == 1
@@ -65,7 +65,7 @@ def test_it_answers_what_a_worker_asks(mocker: tuple[Process, str]) -> None:
     assert http(f"{url}/v1/completions", {"prompt": "hi", "max_tokens": 32769}).status == 400
 
 
-def test_its_page_has_the_size_asked_for_and_moves(mocker: tuple[Process, str]) -> None:
+def test_its_page_has_the_requested_size_and_changes(mocker: tuple[Process, str]) -> None:
     def page() -> dict[str, float]:
         text = http(f"{mocker[1]}/metrics").body.decode()
         return {
@@ -81,11 +81,11 @@ def test_its_page_has_the_size_asked_for_and_moves(mocker: tuple[Process, str]) 
     eventually(
         lambda: any(page()[key] != value for key, value in first.items()),
         within=10,
-        what="values move",
+        what="values change",
     )
 
 
-def test_it_says_on_every_line_that_it_is_simulated(mocker: tuple[Process, str]) -> None:
+def test_every_line_shows_that_it_is_simulated(mocker: tuple[Process, str]) -> None:
     process, url = mocker
     for line in process.log.splitlines():
         assert line.startswith("[simulated engine] ")
@@ -95,7 +95,7 @@ def test_it_says_on_every_line_that_it_is_simulated(mocker: tuple[Process, str])
 
 
 def test_usage_that_an_engine_always_sends_reaches_the_client(tmp_path: Path) -> None:
-    """The worker knows its engine's flag, and the frontend knows it from the worker's record."""
+    """The frontend reads the engine's flag in the worker's record."""
     stack = Stack(tmp_path, Path("mock"), tmp_path / "discovery")
     flags = ("--engine", "mocker", "--model", "mock", "--stream-response-default-include-usage")
     with stack.run_frontend() as (_, frontend), stack.run_worker(*flags) as worker:
@@ -107,11 +107,16 @@ def test_usage_that_an_engine_always_sends_reaches_the_client(tmp_path: Path) ->
         assert re.search(r'dynamo_frontend_output_tokens_total\{model="mock"\} 5\.0', page)
 
 
-def test_a_worker_around_one(tmp_path: Path) -> None:
+def test_a_worker_serves_a_simulated_engine(tmp_path: Path) -> None:
     stack = Stack(tmp_path, Path("mock"), tmp_path / "discovery")
     flags = ("--engine", "mocker", "--model", "mock", "--enable-metrics", "--processes", "2")
     with stack.run_frontend() as (_, frontend), stack.run_worker(*flags) as worker:
         worker.wait_until_ready()
+        eventually(
+            lambda: http(f"{frontend}/v1/models").json()["data"],
+            within=10,
+            what="the frontend serves the model",
+        )
         body = {"model": "mock", "prompt": "hi", "max_tokens": 5, "stream": True}
         answer = http(f"{frontend}/v1/completions", body)
         assert answer.status == 200
@@ -127,7 +132,7 @@ def test_a_worker_around_one(tmp_path: Path) -> None:
                 "dynamo_frontend_model_max_num_seqs{" in http(f"{frontend}/metrics").body.decode()
             ),
             within=10,
-            what="the frontend shows what the engine says of itself",
+            what="the frontend shows the members of server_info",
         )
         page = http(f"{frontend}/metrics").body.decode()
         assert 'dynamo_frontend_model_total_kv_blocks{model="mock"} ' in page

@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dynamometer.engines.requests import BadBodyError, parse
+
+JSON = "application/json"
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+numbers = st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False)
+values = st.recursive(
+    st.none() | st.booleans() | numbers | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def test_model_and_stream_are_read() -> None:
+    body = parse(b' {"stream": true, "model": "a\\u00e9", "n": 2} ', JSON)
+    assert (body.model, body.stream, body.add_usage) == ("a\u00e9", True, True)
+
+
+@pytest.mark.parametrize("stream", ["true", "1", "1.0", '"true"', '"YES"', '"on"', '"1"', '"T"'])
+def test_a_stream_is_requested_by_the_values_that_the_engine_accepts(stream: str) -> None:
+    assert parse(b'{"stream": %s}' % stream.encode(), JSON).stream
+
+
+@pytest.mark.parametrize("stream", ["false", "0", '"off"', "null", "[]", "{}", "2", '"x"', "[1]"])
+def test_a_stream_is_not_requested_by_other_values(stream: str) -> None:
+    body = parse(b'{"stream": %s}' % stream.encode(), JSON)
+    assert not body.stream
+    assert not body.add_usage
+
+
+@pytest.mark.parametrize(
+    ("options", "added"),
+    [
+        ("null", True),
+        ("{}", True),
+        ('{"include_usage": false}', True),
+        ('{"include_usage": 0, "x": [1]}', True),
+        ('{"include_usage": true}', False),
+        ('{"include_usage": 1}', False),
+        ('{"include_usage": "yes"}', False),
+        ("1", False),
+        ("[]", False),
+        ('"x"', False),
+    ],
+)
+def test_usage_is_added_if_the_client_does_not_request_it(options: str, added: bool) -> None:
+    body = parse(b'{"stream": true, "stream_options": %s}' % options.encode(), JSON)
+    assert body.add_usage is added
+
+
+def test_the_last_member_of_a_name_counts_as_for_the_engine() -> None:
+    assert parse(b'{"model": "a", "model": "b"}', JSON).model == "b"
+    assert parse(rb'{"model": "a", "mod\u0065l": "b"}', JSON).model == "b"
+    assert not parse(b'{"stream": true, "stream": false}', JSON).stream
+    options = b'{"include_usage": true}, "stream_options": null'
+    assert parse(b'{"stream": true, "stream_options": %s}' % options, JSON).add_usage
+    twice = b'{"include_usage": true, "include_usage": false}'
+    assert parse(b'{"stream": true, "stream_options": %s}' % twice, JSON).add_usage
+    parameters = b'{"n": 2}, "sampling_params": {"n": 3, "n": 4}'
+    assert parse(b'{"sampling_params": %s}' % parameters, JSON).samples == 4
+
+
+def test_nested_members_are_ignored() -> None:
+    body = parse(b'{"x": {"model": "a", "stream": true, "sampling_params": {"n": 3}}}', JSON)
+    assert (body.model, body.stream, body.samples) == (None, False, 1)
+
+
+def test_usage_is_added_to_long_stream_options() -> None:
+    options = b'{"x": "%s"}' % (b"a" * 2**20)
+    body = parse(b'{"stream": true, "stream_options": %s}' % options, JSON)
+    assert body.add_usage
+    assert json.loads(body.with_usage())["stream_options"]["include_usage"] is True
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
+        (b'\xef\xbb\xbf{"model": "m"}', "byte order mark"),
+        ("\ufeff{}".encode("utf-16-le"), "not valid JSON"),
+    ],
+)
+def test_a_body_that_the_engine_cannot_read_is_refused(text: bytes, message: str) -> None:
+    with pytest.raises(BadBodyError, match=message):
+        parse(text, JSON)
+
+
+@given(st.dictionaries(texts, values), st.none() | st.dictionaries(texts, values), st.booleans())
+def test_any_object_is_parsed_and_only_usage_is_added(
+    content: dict[str, object], options: dict[str, object] | None, compact: bool
+) -> None:
+    content |= {"stream": True, "model": "m", "stream_options": options}
+    text = json.dumps(content, separators=(",", ":") if compact else None).encode()
+    body = parse(text, JSON)
+    assert body.content == text
+    wanted = json.loads(text)
+    wanted["stream_options"] = (options or {}) | {"include_usage": True}
+    assert json.loads(body.with_usage()) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "spliced"),
+    [
+        (b"{}", b'{"stream_options":{"include_usage":true}}'),
+        (b" { } \n", b' { "stream_options":{"include_usage":true}} \n'),
+        (b'{"x": 1.10}', b'{"x": 1.10,"stream_options":{"include_usage":true}}'),
+        (b'{"x":"}"}', b'{"x":"}","stream_options":{"include_usage":true}}'),
+        (b'{"x":"{"}', b'{"x":"{","stream_options":{"include_usage":true}}'),
+        (
+            b'{"stream_options" : null , "x":1e400}',
+            b'{"stream_options" : {"include_usage":true} , "x":1e400}',
+        ),
+        (
+            b'{"stream_options":{"include_usage":false,"continuous_usage_stats":true}}',
+            b'{"stream_options":{"include_usage":true,"continuous_usage_stats":true}}',
+        ),
+        (
+            b'{"stream_options":null,"x":{"stream_options":null}}',
+            b'{"stream_options":{"include_usage":true},"x":{"stream_options":null}}',
+        ),
+        (
+            b'{"metadata":{"stream_options":null}}',
+            b'{"metadata":{"stream_options":null},"stream_options":{"include_usage":true}}',
+        ),
+        (
+            rb'{"x":"\"stream_options\":null","\u0073tream_options":null}',
+            rb'{"x":"\"stream_options\":null","\u0073tream_options":{"include_usage":true}}',
+        ),
+        (
+            b'{"stream_options":{"include_usage":true},"stream_options":null,"x":0}',
+            b'{"stream_options":{"include_usage":true},"stream_options":{"include_usage":true},"x":0}',
+        ),
+        (
+            b'{"stream_options": {"include_usage" : 0, "a": {"include_usage": 0}, "b":1.0 }}',
+            b'{"stream_options": {"include_usage" : true, "a": {"include_usage": 0}, "b":1.0 }}',
+        ),
+    ],
+)
+def test_all_other_bytes_stay(text: bytes, spliced: bytes) -> None:
+    assert parse(text, JSON).with_usage() == spliced
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_parsed_or_refused(content: bytes) -> None:
+    try:
+        understood = isinstance(json.loads(content.decode()), dict)
+    except ValueError:
+        understood = False
+    if not understood:
+        with pytest.raises(BadBodyError):
+            parse(content, JSON)
+
+
+@pytest.mark.parametrize(
+    "text", [b'{"a"}', b'{"a":}', b'{"a":1,}', b"{,}", b'{"a":1 "b":2}', b'{"a":1}{', b'{"a":01}']
+)
+def test_invalid_json_is_refused_with_its_position(text: bytes) -> None:
+    with pytest.raises(ValueError):
+        json.loads(text)
+    with pytest.raises(BadBodyError, match="byte"):
+        parse(text, JSON)
+
+
+@pytest.mark.parametrize("stream", ["true", "True", "1"])
+def test_a_form_with_a_file_names_its_model(stream: str) -> None:
+    text = (
+        b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n'
+        b"Content-Type: audio/wav\r\n\r\n\x00\xff\r\n"
+        b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhisper\r\n'
+        b'--x\r\nContent-Disposition: form-data; name="stream"\r\n\r\n%s\r\n--x--\r\n'
+    ) % stream.encode()
+    body = parse(text, "multipart/form-data; boundary=x")
+    assert (body.model, body.stream, body.content) == ("whisper", True, text)
+    assert not body.add_usage
+
+
+def form(*parts: tuple[str, bytes]) -> bytes:
+    return (
+        b"".join(b"--x\r\n%s\r\n\r\n%s\r\n" % (head.encode(), content) for head, content in parts)
+        + b"--x--\r\n"
+    )
+
+
+def field(name: str) -> str:
+    return f'Content-Disposition: form-data; name="{name}"'
+
+
+@pytest.mark.parametrize(
+    ("parts", "model"),
+    [
+        ([(field("model"), b"a"), (field("model"), b"b")], "b"),
+        ([('content-disposition: form-data;name=model', b"m")], "m"),
+        ([(f'Content-Type: text/plain\r\n{field("model")}', b"m")], "m"),
+        ([(field("other"), b""), (field("model"), b"m\r\nn")], "m\r\nn"),
+        # A file, whose name or content looks like a field.
+        ([('Content-Disposition: form-data; name="file"; filename="a; name=model"', b"no")], None),
+        ([('Content-Disposition: form-data; name="model"; filename="model"', b"no")], None),
+        ([('Content-Disposition: form-data; name="file"; filename="f"', b"--x--")], None),
+        (
+            [
+                ('Content-Disposition: form-data; name="file"; filename="f"', b"a --x b"),
+                (field("model"), b"m"),
+            ],
+            "m",
+        ),
+        ([(f"X-Other: name=model\r\n{field('user')}", b"no")], None),
+        ([(field("timestamp_granularities[]"), b"word")] * 100 + [(field("model"), b"m")], "m"),
+    ],
+)  # fmt: skip
+def test_a_form_names_its_model_only_in_a_field(
+    parts: list[tuple[str, bytes]], model: str | None
+) -> None:
+    for content_type in ("multipart/form-data; boundary=x", ' Multipart/Form-Data;boundary="x"'):
+        assert parse(form(*parts), content_type).model == model
+
+
+def test_a_form_with_another_boundary_is_refused() -> None:
+    for content_type in ("multipart/form-data", "multipart/form-data; boundary=y"):
+        with pytest.raises(BadBodyError, match="boundary"):
+            parse(b"--x\r\n\r\n--x--", content_type)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "samples"),
+    [
+        ({"n": 3}, 3),
+        ({}, 1),
+        (None, 1),
+        ({"n": 0}, 1),
+        ({"n": "x"}, 1),
+        ({"n": None}, 1),
+        ([{"n": 2}, {"n": 2}], 2),
+        ([{"n": 2}] * 20_000, 2),
+        ([{}], 1),
+        ([], 1),
+        ([3], 1),
+        ("x", 1),
+        ({"n": 2, "beam_width": 4}, 1),
+        ({"n": 2, "beam_width": 1}, 2),
+        ({"n": 2, "beam_width": None}, 2),
+        ([{"n": 2, "beam_width": 4}], 1),
+    ],
+)
+def test_the_number_of_answers_to_a_prompt(parameters: object, samples: int) -> None:
+    content = json.dumps({"text": "x", "sampling_params": parameters}).encode()
+    assert parse(content, "application/json").samples == samples
