@@ -21,7 +21,7 @@ def parser(program: str) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str], program: str = "dyno sglang") -> int:
-    """Run a worker until a signal asks it to end; see `worker.command.main`."""
+    """Run a worker until a signal ends it; see `worker.command.main`."""
     return command.main(argv, program, _ENGINES)
 
 

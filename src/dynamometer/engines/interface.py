@@ -54,7 +54,7 @@ class Route:
 
     @property
     def takes_stream_options(self) -> bool:
-        """True if a stream reports token counts only to a request that asks for usage."""
+        """True if a stream reports token counts only for a request that includes this option."""
         return self.usage is Usage.OPENAI
 
 

@@ -1,4 +1,4 @@
-"""The kinds of engines that this release knows."""
+"""All kinds of engines, and the routes and prefixes of all of them together."""
 
 from __future__ import annotations
 

@@ -15,10 +15,11 @@ from dynamometer.engines.interface import (
     Route,
 )
 from dynamometer.engines.load_signals import EngineLoad
-from dynamometer.engines.server_info import engine_info, model_cards, request_name
+from dynamometer.engines.sglang_info import engine_info, model_cards, request_name
 from dynamometer.errors import SettingsError
 from dynamometer.http.addresses import free_port
 from dynamometer.names import label_value
+from dynamometer.variables import LOOPBACK
 
 
 class Mocker:
@@ -69,10 +70,10 @@ class Mocker:
         return Launch(
             command=[
                 *(python, "-m", "dynamometer.mocker", *arguments),
-                *("--host", "127.0.0.1", "--port", str(port)),
+                *("--host", LOOPBACK, "--port", str(port)),
             ],
             environment=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(metrics)},
-            url=f"http://127.0.0.1:{port}",
+            url=f"http://{LOOPBACK}:{port}",
             model=label_value(known.served_model_name or known.model),
             model_path=known.model,
             sources=MetricSources(directory=metrics if known.enable_metrics else None),

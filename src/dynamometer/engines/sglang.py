@@ -25,10 +25,11 @@ from dynamometer.engines.interface import (
     Usage,
 )
 from dynamometer.engines.load_signals import EngineLoad
-from dynamometer.engines.server_info import engine_info, model_cards, request_name
 from dynamometer.engines.sglang_cpu import overlay
+from dynamometer.engines.sglang_info import engine_info, model_cards, request_name
 from dynamometer.errors import SettingsError
 from dynamometer.http.addresses import free_port
+from dynamometer.variables import LOOPBACK
 
 # The beginning of its processes' titles, such as "sglang::scheduler".
 TITLE: Final = "sglang::"
@@ -143,7 +144,7 @@ class SGLang:
             raise SettingsError("--model is missing: give a directory, or a name on a model hub")
         engine_port = free_port()
         command = [python, "-m", sglang_flags.MODULE_NAME, *arguments]
-        command += ["--host", "127.0.0.1", "--port", str(engine_port)]
+        command += ["--host", LOOPBACK, "--port", str(engine_port)]
         # Each data-parallel rank needs a port of its own, which SGLang chooses itself.
         if known.nccl_port is None and known.dp_size in (None, "1"):
             command += ["--nccl-port", str(free_port())]
@@ -160,7 +161,7 @@ class SGLang:
             reason = "--device cpu was given" if known.device else "no accelerator was found"
             flags = " ".join(added) or "none"
             notes.append(f"{reason}: SGLang runs on the CPU, with these flags added: {flags}")
-        url = f"http://127.0.0.1:{engine_port}"
+        url = f"http://{LOOPBACK}:{engine_port}"
         sources = MetricSources()
         if known.enable_metrics:
             metrics = directory / "metrics"

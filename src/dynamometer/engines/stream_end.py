@@ -1,6 +1,6 @@
 """Detect that a client has received a whole stream of server-sent events, without reading it.
 
-The last event of a stream says that no event follows, and many clients (OpenAI's own among them)
+The last event announces the end of the stream, and many clients (OpenAI's own among them)
 close the connection at this event or at an error, before the HTTP response has ended. Such a client
 has not aborted its request.
 """

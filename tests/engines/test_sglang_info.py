@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dynamometer.engines.interface import ModelCards
-from dynamometer.engines.server_info import engine_info
+from dynamometer.engines.sglang_info import engine_info
 from dynamometer.runtime.record import Json
 
 CARDS = ModelCards(cards={"m": {"id": "m", "max_model_len": 2048}})
