@@ -24,7 +24,7 @@ from dynamometer.exporter.observed_engine import ObservedEngine
 from dynamometer.exporter.options import EngineOptions
 from dynamometer.exporter.targets import Target
 from dynamometer.http.addresses import free_port
-from dynamometer.metrics.instruments import registry
+from dynamometer.metrics.instruments import InstrumentRegistry
 from dynamometer.metrics.page import MetricsPage
 from dynamometer.runtime.record import State
 from exporting import Exporter, Page, exporter, total
@@ -269,7 +269,7 @@ async def test_an_engine_whose_name_goes_with_it_has_ended(
         return await real(host, port)
 
     monkeypatch.setattr(asyncio, "open_connection", open_connection)
-    page = MetricsPage(registry())
+    page = MetricsPage(InstrumentRegistry())
     options = EngineOptions(
         prefixes=("vllm:",), max_series=100, health_path="", health_interval=1, health_deadline=1
     )

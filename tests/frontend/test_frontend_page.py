@@ -30,7 +30,7 @@ from dynamometer.frontend.service_metrics import FrontendMetrics
 from dynamometer.http import addresses, relay
 from dynamometer.http.servers import serving
 from dynamometer.metrics.buckets import FrontendBuckets
-from dynamometer.metrics.instruments import registry
+from dynamometer.metrics.instruments import InstrumentRegistry
 from dynamometer.runtime.discovery import file
 from dynamometer.runtime.discovery.file import FileDiscovery
 from dynamometer.runtime.discovery.follower import Follower
@@ -232,7 +232,7 @@ async def test_what_clients_invent_makes_no_series(site: Site) -> None:
 
 @pytest.mark.parametrize("prefix", ["mine", "_"])
 def test_families_of_the_frontend_have_the_prefix_that_was_asked_for(prefix: str) -> None:
-    instruments = registry()
+    instruments = InstrumentRegistry()
     FrontendMetrics(instruments, prefix=prefix)
     Canary(instruments, prefix=prefix)
     found = {metric.name for metric in instruments.collect()}

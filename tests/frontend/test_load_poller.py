@@ -19,7 +19,7 @@ from dynamometer.frontend.routing import Router, RouterMode
 from dynamometer.http import addresses
 from dynamometer.http.servers import serving
 from dynamometer.metrics import scraping
-from dynamometer.metrics.instruments import registry
+from dynamometer.metrics.instruments import InstrumentRegistry
 from dynamometer.metrics.page import MetricsPage
 from dynamometer.names import engine_load
 from dynamometer.runtime.fleet import Fleet
@@ -34,7 +34,7 @@ class WorkerPage:
     """A worker's page, with gauges that the test sets."""
 
     def __init__(self) -> None:
-        instruments = registry()
+        instruments = InstrumentRegistry()
         self.running = Gauge(engine_load.RUNNING_REQUESTS, "running", registry=instruments)
         self.queued = Gauge(engine_load.QUEUED_REQUESTS, "queued", registry=instruments)
         Gauge("something_else", "never asked for", registry=instruments).set(1000)

@@ -1,4 +1,4 @@
-"""`register_engine_metrics_callback` and `get_prometheus_expfmt`, with the peer's meaning."""
+"""`register_engine_metrics_callback` and `get_prometheus_expfmt`, as in NVIDIA Dynamo."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_histogram_comes_whole(endpoint: Endpoint, registry: CollectorRegistry
 def test_injected_labels_never_override(
     endpoint: Endpoint, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A series' own first, then the runtime's, then the user's."""
+    """The series' own label wins, then the runtime's, then the user's."""
     with caplog.at_level(logging.WARNING):
         register_engine_metrics_callback(
             endpoint,
@@ -119,7 +119,7 @@ def test_injected_labels_never_override(
         "sglang:requests_total": runtimes | {"model": "own"},
         "lmcache:usage": runtimes | {"model": "tiny"},
     }
-    assert "'prod' stands, not 'mine'" in caplog.text
+    assert "sets the label dynamo_namespace to 'prod': 'mine'" in caplog.text
 
 
 def test_without_names_no_label_is_the_runtimes(
@@ -147,7 +147,7 @@ def test_a_prefix_is_added_once_in_place_of_the_filters(
 
 @pytest.fixture
 def twins() -> CollectorRegistry:
-    """Two families that a prefix in place of theirs makes one."""
+    """Two families that get the same name when a prefix replaces theirs."""
     registry = CollectorRegistry()
     for name in ("vllm:b", "lm:b"):
         Gauge(name, "of one", registry=registry).set(1)
@@ -158,17 +158,19 @@ def test_a_prefix_that_makes_one_family_of_two_is_an_error_that_names_both(
     twins: CollectorRegistry,
 ) -> None:
     for _ in range(2):
-        with pytest.raises(ArgumentError, match=r"x_b, of lm:b and vllm:b|x_b, of vllm:b and lm:b"):
+        with pytest.raises(
+            ArgumentError, match=r"gives (lm:b and vllm:b|vllm:b and lm:b) the same name x_b"
+        ):
             get_prometheus_expfmt(twins, ["vllm:", "lm:"], add_prefix="x_")
     Counter("lm:c", "its text has the name", registry=twins)
     Gauge("vllm:c_total", "that this one has", registry=twins)
-    with pytest.raises(ArgumentError, match="x_c_total, of"):
+    with pytest.raises(ArgumentError, match="the same name x_c_total"):
         get_prometheus_expfmt(twins, ["vllm:", "lm:"], ["lm:b"], add_prefix="x_")
     assert "x_b 1.0" in get_prometheus_expfmt(twins, "vllm:", ["vllm:c"], add_prefix="x_")
 
 
 class Several:
-    """Registries as one: prometheus_client's refuses names that clash in OpenMetrics alone."""
+    """Several registries as one: prometheus_client refuses names that clash in OpenMetrics."""
 
     def __init__(self, *registries: CollectorRegistry) -> None:
         self.registries = registries
@@ -177,7 +179,7 @@ class Several:
         return [metric for registry in self.registries for metric in registry.collect()]
 
 
-def test_names_that_clash_without_the_prefix_too_are_no_fault_of_it(
+def test_names_that_clash_without_the_prefix_too_are_not_its_fault(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     one, other = CollectorRegistry(), CollectorRegistry()
@@ -192,7 +194,7 @@ def test_names_that_clash_without_the_prefix_too_are_no_fault_of_it(
         assert values["app_go_alloc_bytes_total"] == 2
         assert values["app_jobs_total"] == 3
     assert [record.getMessage() for record in caplog.records] == [
-        "app_jobs_total is left out of the text (type_conflict): another family has the name"
+        "app_jobs_total is omitted from the text (type_conflict): another family has the name"
     ]
 
 
@@ -206,14 +208,13 @@ def test_a_prefix_costs_one_family_and_not_the_text_of_a_dynamos_endpoint(
         text = endpoint.callbacks[0]()
         assert text.count("\nx_b 1.0") == 1
         assert "x_c 2.0" in text
-    assert caplog.text.count("x_b is left out of the text (overlap)") == 1
+    assert caplog.text.count("x_b is omitted from the text (overlap)") == 1
 
 
 def test_what_a_prefix_hides_on_the_page_is_counted(
     endpoint: Endpoint, twins: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
     register_engine_metrics_callback(endpoint, twins, ["vllm:", "lm:"], add_prefix="x_")
-    page(endpoint)
     text = page(endpoint)
     assert text.count("x_b 1.0") == 1
     assert 'reason="overlap",source="vllm"} 1.0' in text
@@ -231,30 +232,30 @@ def test_a_prefix_that_begins_no_name_is_refused_at_once(
 
 
 @pytest.mark.parametrize("labels", [[("a", "b")], "a", 5])
-def test_labels_that_are_no_mapping_are_refused_at_once(
+def test_labels_that_are_not_a_mapping_are_refused_at_once(
     endpoint: Endpoint, registry: CollectorRegistry, labels: dict[str, str]
 ) -> None:
-    with pytest.raises(ArgumentError, match="are names with values"):
+    with pytest.raises(ArgumentError, match="must be a mapping"):
         register_engine_metrics_callback(endpoint, registry, inject_custom_labels=labels)
-    with pytest.raises(ArgumentError, match="are names with values"):
+    with pytest.raises(ArgumentError, match="must be a mapping"):
         get_prometheus_expfmt(registry, inject_custom_labels=labels)
 
 
 @pytest.mark.parametrize("prefixes", [5, [5], b"vllm:"])
-def test_prefixes_that_are_no_texts_are_refused_at_once(
+def test_prefixes_that_are_not_strings_are_refused_at_once(
     endpoint: Endpoint, registry: CollectorRegistry, prefixes: list[str]
 ) -> None:
     for filters in ({"metric_prefix_filters": prefixes}, {"exclude_prefixes": prefixes}):
-        with pytest.raises(ArgumentError, match="a text or a list of texts"):
+        with pytest.raises(ArgumentError, match="a string or a list of strings"):
             register_engine_metrics_callback(endpoint, registry, **filters)  # type: ignore[arg-type]
-        with pytest.raises(ArgumentError, match="a text or a list of texts"):
+        with pytest.raises(ArgumentError, match="a string or a list of strings"):
             get_prometheus_expfmt(registry, **filters)  # type: ignore[arg-type]
 
 
-def test_what_a_process_shows_of_itself_twice_is_no_error(
+def test_families_of_this_process_in_two_sources_are_not_an_error(
     endpoint: Endpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """prometheus_client's default registry has the process's families, as the runtime has."""
+    """prometheus_client's default registry and the runtime both have the `process_*` families."""
     for _ in range(2):
         register_engine_metrics_callback(endpoint, REGISTRY)
     page(endpoint)
@@ -276,7 +277,6 @@ def test_another_process_families_in_the_place_of_this_ones_are_counted(
             return self.shown
 
     endpoint.metrics.register_source(Other())
-    page(endpoint)
     assert 'reason="overlap",source="other"} 1.0' in page(endpoint)
 
 
@@ -292,12 +292,11 @@ def test_a_label_that_cannot_be_injected_is_refused_at_once(
 
 
 def test_two_registries_of_one_name_are_two_sources(endpoint: Endpoint) -> None:
-    """What the second has of the first one's series is left out, and that is counted."""
+    """The second source loses the series that the first one has, which is counted."""
     for value in (1, 2):
         registry = CollectorRegistry()
         Gauge("vllm:running", "of vLLM", registry=registry).set(value)
         register_engine_metrics_callback(endpoint, registry, ["vllm:"])
-    page(endpoint)
     text = page(endpoint)
     assert "vllm:running 1.0" in text
     assert 'dynamometer_engine_scrape_errors_total{reason="overlap",source="vllm 2"} 1.0' in text
@@ -305,8 +304,8 @@ def test_two_registries_of_one_name_are_two_sources(endpoint: Endpoint) -> None:
 
 
 @pytest.mark.parametrize("registry", [None, "registry"])
-def test_what_is_no_registry_is_refused_at_once(endpoint: Endpoint, registry: Broken) -> None:
-    with pytest.raises(ArgumentError, match="is no registry"):
+def test_an_object_without_collect_is_refused_at_once(endpoint: Endpoint, registry: Broken) -> None:
+    with pytest.raises(ArgumentError, match="is not a registry"):
         register_engine_metrics_callback(endpoint, registry)
 
 
@@ -328,7 +327,7 @@ def test_an_error_is_raised_to_the_page_which_counts_it(endpoint: Endpoint) -> N
 
 
 class DynamosEndpoint:
-    """A real Dynamo's endpoint, as far as the function meets it: text callbacks alone."""
+    """The part of an NVIDIA Dynamo endpoint that the function uses: text callbacks."""
 
     def __init__(self) -> None:
         self.callbacks: list[Callable[[], str]] = []
@@ -358,7 +357,7 @@ def test_it_works_with_an_endpoint_that_takes_text_alone(registry: CollectorRegi
 def test_a_doubled_endpoint_of_dynamos_own_tests_gets_the_text(
     registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever attributes it has: the direct way is for metrics of ours alone."""
+    """A mock has every attribute; only this package's metrics take families directly."""
     endpoint = MagicMock()
     register_engine_metrics_callback(
         endpoint, registry, ["lmcache:"], namespace_name="dynamo", component_name="backend"
@@ -368,7 +367,7 @@ def test_a_doubled_endpoint_of_dynamos_own_tests_gets_the_text(
     labels = {"dynamo_namespace": "dynamo", "dynamo_component": "backend"}
     labels |= {"dynamo_endpoint": "generate"}
     assert samples(callback()) == {"lmcache:usage": labels}
-    assert "the label worker_id is left out" in caplog.text
+    assert "the label worker_id is omitted" in caplog.text
 
 
 @pytest.mark.parametrize("connection_id", [None, lambda: 1 / 0, lambda: "abc"])
@@ -384,7 +383,7 @@ def test_an_endpoint_that_does_not_tell_its_number_costs_one_label(
     assert labels.keys() == {
         "dynamo_namespace", "dynamo_component", "dynamo_endpoint", "model", "model_name"
     }  # fmt: skip
-    assert "the label worker_id is left out" in caplog.text
+    assert "the label worker_id is omitted" in caplog.text
 
 
 def test_many_who_ask_a_text_callback_at_once_get_the_same_text(
@@ -413,8 +412,8 @@ def test_our_collector_and_theirs_give_the_same_text(files: Path) -> None:
         assert texts[0].endswith("\n")
 
 
-def test_what_did_not_change_is_not_made_again(endpoint: Endpoint, files: Path) -> None:
-    """The families of the reader reach the page as they are: the very same objects."""
+def test_unchanged_families_are_not_rendered_again(endpoint: Endpoint, files: Path) -> None:
+    """The families of the reader reach the page as the same objects."""
     directory = MultiprocessDirectory(files)
     register_engine_metrics_callback(endpoint, directory, "sglang:")
     first = page(endpoint)
@@ -447,7 +446,7 @@ def test_a_bad_file_is_counted_for_the_engine(
 
 
 class Own:
-    """A user's collector, whose `errors` are something of his own."""
+    """A user's collector with an attribute `errors` of another meaning."""
 
     def __init__(self, errors: object) -> None:
         self.errors = errors

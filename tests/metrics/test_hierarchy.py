@@ -1,4 +1,4 @@
-"""Metrics by their levels, on one page."""
+"""Metrics by level, on one page."""
 
 from __future__ import annotations
 
@@ -127,13 +127,16 @@ def test_other_constant_labels_are_another_series_of_the_family(
 @pytest.mark.parametrize(
     ("create", "asked"),
     [
-        (lambda m: m.create_gauge("requests", "came", ("kind",)), "a gauge of (kind)"),
+        (lambda m: m.create_gauge("requests", "came", ("kind",)), "a gauge with the labels (kind)"),
         (lambda m: m.create_gauge("requests_total", "came"), "a gauge without labels"),
-        (lambda m: m.create_counter("requests", "came", ("model",)), "a counter of (model)"),
+        (
+            lambda m: m.create_counter("requests", "came", ("model",)),
+            "a counter with the labels (model)",
+        ),
         (lambda m: m.create_counter("requests", "came"), "a counter without labels"),
         (
             lambda m: m.create_counter("requests", "came", ("kind",), const_labels={"a": "b"}),
-            "a counter of (kind, a=…)",
+            "a counter with the labels (kind, a=…)",
         ),
         (lambda m: m.create_histogram("requests", "came", buckets=(1,)), "buckets [1.0]"),
     ],
@@ -146,7 +149,7 @@ def test_another_shape_is_an_error_that_names_both(
         create(runtime.metrics)
     cannot, _, known = str(raised.value).partition(": ")
     assert asked in cannot
-    assert known.startswith("dynamo_component_requests is a counter of (kind);")
+    assert known.startswith("dynamo_component_requests is a counter with the labels (kind);")
 
 
 def test_other_buckets_are_another_shape(runtime: DistributedRuntime) -> None:
@@ -157,7 +160,7 @@ def test_other_buckets_are_another_shape(runtime: DistributedRuntime) -> None:
 
 
 def test_a_family_of_the_runtimes_own_is_not_taken_over(runtime: DistributedRuntime) -> None:
-    with pytest.raises(ArgumentError, match="a gauge of"):
+    with pytest.raises(ArgumentError, match="a gauge with the labels"):
         runtime.metrics.create_counter("uptime_seconds", "mine")
 
 
@@ -165,7 +168,7 @@ def test_a_family_of_the_runtimes_own_is_not_taken_over(runtime: DistributedRunt
 def test_the_name_of_an_instrument_in_the_registry_is_taken(
     runtime: DistributedRuntime, name: str
 ) -> None:
-    """Both would be one family, and one of two series of the same labels is not shown."""
+    """Both would be one family, which can have only one series with these labels."""
     registered = Gauge(f"dynamo_component_{name}", "mine", registry=runtime.registry)
     with pytest.raises(ArgumentError) as raised:
         runtime.namespace("n").metrics.create_counter("x", "x")
@@ -179,23 +182,23 @@ def test_the_name_of_an_instrument_in_the_registry_is_taken(
 def test_an_instrument_registered_under_a_name_that_is_taken_is_counted(
     runtime: DistributedRuntime,
 ) -> None:
-    """prometheus_client's registry knows nothing of levels."""
+    """prometheus_client's registry has no levels."""
     runtime.metrics.create_counter("x", "x").inc()
     Counter("dynamo_component_x", "x", registry=runtime.registry).inc(5)
-    assert series(runtime, "dynamo_component_x_total") == {frozenset(): 1}
     assert errors(runtime, "runtime", "overlap") == 1
+    assert series(runtime, "dynamo_component_x_total") == {frozenset(): 1}
 
 
 @pytest.mark.parametrize(
     ("labelnames", "constant", "says"),
     [
-        (("dynamo_namespace",), {}, "the runtime's"),
-        ((), {"dynamo_endpoint": "x"}, "the runtime's"),
+        (("dynamo_namespace",), {}, "the runtime adds"),
+        ((), {"dynamo_endpoint": "x"}, "the runtime adds"),
         (("a",), {"a": "b"}, "given twice"),
         (("a", "a"), {}, "given twice"),
-        (("a-b",), {}, "no name of a label"),
-        ((), {"__x": "y"}, "no name of a label"),
-        ((), {"le": "1"}, "a histogram's or a summary's own"),
+        (("a-b",), {}, "is not a valid label name"),
+        ((), {"__x": "y"}, "is not a valid label name"),
+        ((), {"le": "1"}, "reserved for histograms and summaries"),
         ("kind", {}, "a list of names"),
     ],
 )
@@ -229,14 +232,14 @@ def test_a_histogram_that_cannot_be_leaves_nothing_behind(runtime: DistributedRu
 
 
 @pytest.mark.parametrize("wrong", [None, 5, ["a"]])
-def test_what_is_no_name_is_said_so(runtime: DistributedRuntime, wrong: str) -> None:
+def test_an_invalid_name_is_an_error(runtime: DistributedRuntime, wrong: str) -> None:
     with pytest.raises(ArgumentError, match="is not a valid name of a metric"):
         runtime.metrics.create_counter(wrong, "came")
-    with pytest.raises(ArgumentError, match="is no name of a label"):
+    with pytest.raises(ArgumentError, match="is not a valid label name"):
         runtime.metrics.create_counter("x", "came", [wrong])
     with pytest.raises(ArgumentError, match="letters, digits"):
         runtime.namespace(wrong)
-    with pytest.raises(ArgumentError, match="const_labels are names with values"):
+    with pytest.raises(ArgumentError, match="const_labels must map names to values"):
         runtime.metrics.create_counter("x", "came", const_labels=[("a", "b")])  # type: ignore[arg-type]
 
 
@@ -363,7 +366,7 @@ def test_two_families_of_a_text_with_one_name_are_the_first_and_a_count(
     assert series(runtime, "a_count") == {}
     assert series(runtime, "b") == {frozenset(): 3}
     where = "test_two_families_of_a_text_with_one_name_are_the_first_and_a_count.<locals>."
-    assert errors(runtime, f"callback {where}function", "type_conflict") == 3
+    assert errors(runtime, f"callback {where}function", "type_conflict") == 4
 
 
 def test_a_counter_of_a_text_keeps_its_name(runtime: DistributedRuntime) -> None:
@@ -378,7 +381,7 @@ async def coroutine() -> None:
 
 
 @pytest.mark.parametrize("function", [None, "name", coroutine])
-def test_what_cannot_be_called_is_no_callback(
+def test_a_callback_must_be_callable(
     runtime: DistributedRuntime, function: Callable[[], None]
 ) -> None:
     with pytest.raises(ArgumentError, match=r"cannot be called|coroutine function"):
@@ -396,7 +399,7 @@ def test_render_gives_both_formats(runtime: DistributedRuntime) -> None:
 
 
 def test_an_instrument_that_fails_costs_only_itself(runtime: DistributedRuntime) -> None:
-    """Its function raises, half characters make one series of two, or a user's collector raises."""
+    """Its function raises, unpaired surrogates make two series one, or a collector raises."""
 
     class Broken(Collector):
         def collect(self) -> Iterator[Metric]:
@@ -408,14 +411,15 @@ def test_an_instrument_that_fails_costs_only_itself(runtime: DistributedRuntime)
         odd.labels(path).inc()
     runtime.registry.register(Broken())
     runtime.metrics.create_gauge("fine", "f").set(3)
-    runtime.metrics.render()
     assert series(runtime, "dynamo_component_fine") == {frozenset(): 3}
     assert series(runtime, "dynamo_component_broken") == {}
     assert errors(runtime, "runtime", "failed") == 2 * 3
     assert errors(runtime, "runtime", "invalid") == 4
 
 
-def test_half_a_character_in_a_label_costs_that_character(runtime: DistributedRuntime) -> None:
+def test_an_unpaired_surrogate_in_a_label_becomes_a_question_mark(
+    runtime: DistributedRuntime,
+) -> None:
     counter = runtime.metrics.create_counter("odd", "o", ("path",))
     counter.labels("caf\udce9").inc()
     counter.labels("tea").inc(2)
@@ -445,7 +449,7 @@ def test_what_a_registered_collector_calls_errors_is_its_own(runtime: Distribute
 
 @pytest.mark.parametrize("documentation", [None, 5])
 def test_a_documentation_is_a_text(runtime: DistributedRuntime, documentation: str) -> None:
-    with pytest.raises(ArgumentError, match="its documentation is a text"):
+    with pytest.raises(ArgumentError, match="the documentation must be a string"):
         runtime.metrics.create_gauge("x", documentation)
     runtime.metrics.create_gauge("x", "half a \ud800").set(1)
     assert series(runtime, "dynamo_component_x") == {frozenset(): 1}
@@ -489,7 +493,7 @@ def test_a_child_of_fork_renders_its_own_page(runtime: DistributedRuntime) -> No
 
 
 def test_values_in_files_are_refused() -> None:
-    """Levels would share them there: prometheus_client's files know nothing of levels."""
+    """prometheus_client's files have no levels, so that levels would share the values."""
     script = "from dynamometer.runtime import DistributedRuntime; DistributedRuntime()"
     done = subprocess.run(
         [sys.executable, "-c", script],

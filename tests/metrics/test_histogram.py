@@ -1,4 +1,4 @@
-"""Our histogram beside prometheus_client's: the same page from the same observations."""
+"""The same observations make the same page as prometheus_client's histogram."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def test_a_name_is_taken_once() -> None:
         prometheus_client.Counter("latency_seconds_count", "", registry=registry)
 
 
-def test_what_is_no_histogram_is_refused() -> None:
+def test_an_invalid_histogram_is_refused() -> None:
     registry = CollectorRegistry()
     for bounds in ((), (1, 1), (2, 1)):
-        with pytest.raises(ArgumentError, match="do not ascend"):
+        with pytest.raises(ArgumentError, match="must be in ascending order"):
             BatchHistogram("x", "", buckets=bounds, registry=registry)
     with pytest.raises(ArgumentError, match="has the labels"):
         ours(registry).labels()

@@ -1,4 +1,4 @@
-"""An engine's own page, with the faults that such pages have."""
+"""An engine's own page, with the faults of such pages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PAGE = b'# TYPE sglang:a_total counter\nsglang:a_total{x="1"} 1\n# TYPE other ga
 
 
 class Engine:
-    """A page that is what the test says."""
+    """A page whose content the test chooses."""
 
     def __init__(self) -> None:
         self.page = PAGE
@@ -188,7 +188,7 @@ async def test_it_is_fetched_again_and_again(source: HttpSource, engine: Engine)
 
 
 class Server:
-    """An engine of its own at one address, that is started and stopped."""
+    """An engine at a fixed address, which the test starts and stops."""
 
     def __init__(self) -> None:
         self.port = addresses.free_port()
@@ -246,7 +246,7 @@ async def continued(server: Server) -> AsyncIterator[HttpSource]:
 
 
 def values(source: HttpSource) -> dict[str, float]:
-    """By series."""
+    """Return the values by series."""
     samples = [
         line.decode().rpartition(" ")
         for line in render(source.families()).splitlines()

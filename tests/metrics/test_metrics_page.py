@@ -1,4 +1,4 @@
-"""The page, with sources that have every fault."""
+"""The page, with sources that have faults of all kinds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from dynamometer.exposition.conversion import to_samples
 from dynamometer.exposition.families import Family, Metadata
-from dynamometer.metrics.instruments import registry
+from dynamometer.metrics.instruments import InstrumentRegistry
 from dynamometer.metrics.page import MetricsPage
 from dynamometer.metrics.sources import RegistrySource
 from parsing import parse
@@ -21,7 +21,7 @@ from parsing import parse
 
 @dataclass
 class Source:
-    """A source that does what the test says."""
+    """A source whose families the test chooses."""
 
     name: str
     answer: Callable[[], Sequence[Family]]
@@ -38,7 +38,7 @@ def families(text: str) -> tuple[Family, ...]:
 
 @pytest.fixture
 def instruments() -> CollectorRegistry:
-    made = registry()
+    made = InstrumentRegistry()
     Counter("own_total", "ours", registry=made).inc(3)
     return made
 
@@ -221,11 +221,11 @@ def test_overlap_of_strangers_is_counted(instruments: CollectorRegistry) -> None
     page.add(Source("one", lambda: one, owner="one"))
     page.add(Source("other", lambda: other, owner="other"))
     page.add(Source("third", lambda: one, owner="third"))
-    samples(page)
-    found = samples(page)
-    assert found["a"] == 1
-    assert errors(found, "other", "type_conflict") == 1
-    assert errors(found, "third", "overlap") == 1
+    for times in (1, 2):
+        found = samples(page)
+        assert found["a"] == 1
+        assert errors(found, "other", "type_conflict") == times
+        assert errors(found, "third", "overlap") == times
 
 
 def test_nothing_is_made_again_where_nothing_changed(instruments: CollectorRegistry) -> None:
@@ -240,7 +240,7 @@ def test_nothing_is_made_again_where_nothing_changed(instruments: CollectorRegis
 
 
 class Doubled:
-    """Concludes twice what a family says."""
+    """A derivation that doubles the value of a family."""
 
     name = "doubled"
     owner = "engine"

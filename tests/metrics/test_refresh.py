@@ -1,4 +1,4 @@
-"""A refresh of the page that nobody waits for any more, while a source hangs."""
+"""Refreshes of the page after their callers stopped waiting, while a source hangs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from dynamometer.exposition.families import Family, Metadata
 from dynamometer.http import addresses
 from dynamometer.http.servers import serving
 from dynamometer.metrics import scraping
-from dynamometer.metrics.instruments import registry
+from dynamometer.metrics.instruments import InstrumentRegistry
 from dynamometer.metrics.page import MetricsPage
+from dynamometer.metrics.refresh import PageRequest
 from dynamometer.runtime import DistributedRuntime
 from stack import eventually
 
@@ -58,7 +59,7 @@ def runtime(hang: Hang) -> DistributedRuntime:
 
 
 def within_bound(render: Callable[[], bytes]) -> bytes:
-    """What `render` returns, called in a thread that the test can leave behind."""
+    """Call `render` in a thread that the test can abandon."""
     pages: list[bytes] = []
     thread = threading.Thread(target=lambda: pages.append(render()), daemon=True)
     thread.start()
@@ -79,7 +80,7 @@ def timeouts(page: bytes) -> float:
 
 
 def assert_whole(runtime: DistributedRuntime, hang: Hang) -> None:
-    """The page is there again and again, without the source that hangs, which is asked once."""
+    """The page is rendered twice without the source that hangs, which is called once."""
     for times in (1, 2):
         page = within_bound(runtime.metrics.render)
         assert b"dynamo_component_fine 3.0" in page
@@ -96,7 +97,7 @@ def assert_whole(runtime: DistributedRuntime, hang: Hang) -> None:
 def test_a_refresh_that_nobody_waits_for_blocks_no_other(
     runtime: DistributedRuntime, hang: Hang
 ) -> None:
-    runtime.page.submit(lambda: None)
+    runtime.page.submit()
     assert hang.entered.wait(BOUND_SECONDS)
     assert_whole(runtime, hang)
 
@@ -105,7 +106,7 @@ def test_many_refreshes_that_nobody_waits_for_block_no_other(
     runtime: DistributedRuntime, hang: Hang
 ) -> None:
     for _ in range(20):
-        runtime.page.submit(lambda: None)
+        runtime.page.submit()
     assert_whole(runtime, hang)
 
 
@@ -191,7 +192,7 @@ def test_one_thread_is_left_behind_for_each_source_that_hangs(
     runtime.metrics.register_callback(other)
     try:
         for _ in range(10):
-            runtime.page.submit(lambda: None)
+            runtime.page.submit()
             within_bound(runtime.metrics.render)
         eventually(
             lambda: len(set(threading.enumerate()) - before) == 3,
@@ -206,7 +207,7 @@ def test_one_thread_is_left_behind_for_each_source_that_hangs(
 def test_a_child_of_fork_asks_a_source_that_hangs_in_its_parent(
     runtime: DistributedRuntime, hang: Hang
 ) -> None:
-    runtime.page.submit(lambda: None)
+    runtime.page.submit()
     assert hang.entered.wait(BOUND_SECONDS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # that there are threads
@@ -225,7 +226,7 @@ def test_a_child_of_fork_asks_a_source_that_hangs_in_its_parent(
 
 
 class HeldInMerge(list[Family]):
-    """The families of a source that stop the thread that merges them, not the one that asks."""
+    """Families that stop the thread that merges them, not the thread that reads them."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -263,7 +264,7 @@ def test_a_child_that_is_forked_during_a_merge_renders_the_page() -> None:
     held = HeldInMerge()
     runtime.metrics.register_source(HeldSource(held))
     held.stops = True
-    runtime.page.submit(lambda: None)
+    runtime.page.submit()
     assert held.entered.wait(BOUND_SECONDS)
     try:
         with warnings.catch_warnings():
@@ -320,12 +321,10 @@ def test_a_refresh_ends_whatever_becomes_of_its_answers(
     def broken(*_: object) -> None:
         raise ValueError("a fault of ours")
 
-    page = MetricsPage(registry())
+    page = MetricsPage(InstrumentRegistry())
     monkeypatch.setattr(page, "update", broken)
     monkeypatch.setattr(page, "merge", broken)
-    finished = threading.Event()
-    page.submit(finished.set)
-    assert finished.wait(BOUND_SECONDS)
+    assert page.submit().result(BOUND_SECONDS) == b""
     assert "the families of a source cannot be used" in caplog.text
     assert "the page cannot be merged" in caplog.text
 
@@ -333,11 +332,9 @@ def test_a_refresh_ends_whatever_becomes_of_its_answers(
 def test_refreshes_wanted_at_once_are_one(hang: Hang) -> None:
     runtime = DistributedRuntime(deadline=60)
     runtime.metrics.register_callback(hang)
-    finished = threading.Semaphore(0)
-    for _ in range(20):
-        runtime.page.submit(finished.release)
+    refreshes = [runtime.page.submit(PageRequest()) for _ in range(20)]
     assert hang.entered.wait(BOUND_SECONDS)
     hang.released.set()
-    for _ in range(20):
-        assert finished.acquire(timeout=BOUND_SECONDS)
+    for refresh in refreshes:
+        assert b"dynamo_component_uptime_seconds" in refresh.result(BOUND_SECONDS)
     assert hang.calls <= 2

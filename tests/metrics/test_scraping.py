@@ -1,4 +1,4 @@
-"""`/metrics` over HTTP, as Prometheus and others ask for it."""
+"""`/metrics` over HTTP, as Prometheus and other scrapers request it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dynamometer.exposition.families import Family
 from dynamometer.http import addresses
 from dynamometer.http.servers import serving
 from dynamometer.metrics import scraping
-from dynamometer.metrics.instruments import registry
+from dynamometer.metrics.instruments import InstrumentRegistry
 from dynamometer.metrics.page import MetricsPage
 from parsing import parse
 
@@ -38,7 +38,7 @@ PROTOBUF = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFam
 
 
 class Slow:
-    """A source that counts how often it is asked, and waits until it may answer."""
+    """A source that counts its calls, and waits until it may answer."""
 
     name = owner = "slow"
     errors: Mapping[str, int] = {}
@@ -55,7 +55,7 @@ class Slow:
 
 @pytest.fixture
 def page() -> MetricsPage:
-    instruments = registry()
+    instruments = InstrumentRegistry()
     Counter("own_requests_total", "ours", ["x"], registry=instruments).labels("é").inc()
     Gauge("own_gauge", "ours", registry=instruments).set(2)
     Histogram("own_seconds", "ours", registry=instruments).observe(3)

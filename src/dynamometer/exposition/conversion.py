@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Final
 
 from prometheus_client import Metric
@@ -15,7 +14,6 @@ from dynamometer.exposition.numbers import format_number
 from dynamometer.exposition.series import labels_text, series_text, split_lines, split_series
 from dynamometer.names import label_value
 
-NO_LABELS: Final[Mapping[str, str]] = MappingProxyType({})
 _MILLISECONDS: Final = 1000
 
 
@@ -67,9 +65,7 @@ def to_samples(lines: bytes) -> list[Sample]:
     return samples
 
 
-def from_metric(
-    metric: Metric, before: Metadata | None = None, labels: Mapping[str, str] = NO_LABELS
-) -> Family:
+def from_metric(metric: Metric, before: Metadata | None = None) -> Family:
     """A family of prometheus_client's as its bytes; those it has kept where it is one of ours.
 
     Without `_created` series, as all families of ours. Half characters in labels' values, which no
@@ -78,23 +74,22 @@ def from_metric(
     Args:
         metric: the family.
         before: its metadata as they were; taken again where they still are so.
-        labels: constant ones, added to every series that has not its own.
     """
-    if isinstance(metric, FamilyMetric) and metric.untouched and not labels:
+    if isinstance(metric, FamilyMetric) and metric.untouched:
         return metric.family
     metadata = Metadata(metric.name, metric.type, metric.documentation, metric.unit)
     if before == metadata:
         metadata = before
     try:
-        return _family(metadata, metric.samples, labels)
+        return _family(metadata, metric.samples)
     except UnicodeEncodeError:
         samples = [_writable(sample) for sample in metric.samples]
         if _series_count(samples) != _series_count(metric.samples):
             raise  # two series would be one
-        return _family(metadata, samples, labels)
+        return _family(metadata, samples)
 
 
-def _family(metadata: Metadata, samples: Iterable[Sample], labels: Mapping[str, str]) -> Family:
+def _family(metadata: Metadata, samples: Iterable[Sample]) -> Family:
     builder = FamilyBuilder(metadata)
     for sample in samples:
         if sample.native_histogram is not None:
@@ -102,7 +97,7 @@ def _family(metadata: Metadata, samples: Iterable[Sample], labels: Mapping[str, 
         stamp = sample.timestamp
         builder.add(
             sample.name,
-            series_text(sample.name, labels_text({**labels, **sample.labels})),
+            series_text(sample.name, labels_text(sample.labels)),
             format_number(float(sample.value)),
             seconds="" if stamp is None else str(stamp),
             milliseconds="" if stamp is None else str(int(float(stamp) * _MILLISECONDS)),

@@ -1,4 +1,4 @@
-"""The public metrics API: what `/metrics` returns, and where its families come from."""
+"""The public metrics API: the page that `/metrics` returns, and its sources."""
 
 from __future__ import annotations
 

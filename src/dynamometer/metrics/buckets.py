@@ -1,4 +1,4 @@
-"""Upper bounds of histogram buckets, without +Inf: those of NVIDIA Dynamo 1.6.1."""
+"""Upper bounds of histogram buckets, without +Inf, as in NVIDIA Dynamo 1.6.1."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ ROUNDTRIP_BUCKETS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 
 def spread(over: BucketRange) -> tuple[float, ...]:
     """Return bounds at equal ratios, by the rule of NVIDIA Dynamo.
 
-    0, then `least * (greatest / least) ** (i / (count - 1))` for i from 1 to count - 1, each
-    rounded to two significant digits; equal bounds become one.
+    The bounds are 0, then `least * (greatest / least) ** (i / (count - 1))` for i from 1 to
+    count - 1, each rounded to two significant digits; equal bounds are merged.
     """
     ratio = over.greatest / over.least
     steps = (i / (over.count - 1) for i in range(1, over.count))
@@ -34,7 +34,7 @@ def spread(over: BucketRange) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class FrontendBuckets:
-    """Bounds of the frontend's histograms, seconds and tokens."""
+    """Bounds of the frontend's histograms, in seconds and tokens."""
 
     request_duration: tuple[float, ...]
     time_to_first_token: tuple[float, ...]
@@ -44,5 +44,5 @@ class FrontendBuckets:
 
     @classmethod
     def of(cls, ranges: Mapping[str, BucketRange]) -> FrontendBuckets:
-        """Return the bounds within `ranges`, which has one for each field."""
+        """Return the bounds for `ranges`, which has a range for each field."""
         return cls(**{histogram: spread(over) for histogram, over in ranges.items()})

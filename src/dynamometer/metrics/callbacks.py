@@ -1,7 +1,4 @@
-"""Functions of a user's that a scrape calls, as sources of the page.
-
-So they have what every source has: a deadline, errors that are counted and cost nothing else.
-"""
+"""A user's callbacks as sources of the page, with the deadline and error counts of a source."""
 
 from __future__ import annotations
 
@@ -14,30 +11,30 @@ from dynamometer.exposition.parser import Parser
 from dynamometer.metrics.sources import NO_ERRORS
 
 
-def checked(function: object) -> None:
-    """Raise where a scrape cannot call `function`.
+def check_callback(function: object) -> None:
+    """Check that a scrape can call `function`.
 
     Raises:
-        ArgumentError: it is not callable, or a coroutine function.
+        ArgumentError: `function` is not callable, or is a coroutine function.
     """
     if not callable(function):
-        raise ArgumentError(f"{function!r} cannot be called: a callback is a function")
+        raise ArgumentError(f"{function!r} cannot be called: a callback must be a function")
     if inspect.iscoroutinefunction(function):
         raise ArgumentError(
-            f"{function!r} is a coroutine function: a scrape calls its callbacks in a thread; "
-            "let a task of yours set the instruments instead"
+            f"{function!r} is a coroutine function, which a scrape cannot await: set the "
+            "instruments in a task of your event loop, or register a plain function"
         )
 
 
 class CallbackSource:
-    """Called before each scrape; shows nothing itself."""
+    """A source that calls a function to set instruments, and has no families."""
 
     def __init__(self, name: str, function: Callable[[], object]) -> None:
-        """Nothing is called yet.
+        """Store the function without calling it.
 
         Args:
-            name: what its errors are counted under.
-            function: sets some instruments; what it returns is passed over.
+            name: the label `source` of the source's errors.
+            function: sets instruments; its result is ignored.
         """
         self.name = self.owner = name
         self._function = function
@@ -47,24 +44,24 @@ class CallbackSource:
         result = self._function()
         if inspect.iscoroutine(result):
             result.close()
-            raise TypeError("the callback has returned a coroutine, which nobody awaits")
+            raise TypeError("the callback has returned a coroutine, which a scrape cannot await")
         return ()
 
     @property
     def errors(self) -> Mapping[str, int]:
-        """None: it raises."""
+        """Empty: a callback that fails raises an exception."""
         return NO_ERRORS
 
 
 class TextSource:
-    """A source that shows the text, of the format 0.0.4, that a function returns."""
+    """A source of the families in the text that a function returns."""
 
     def __init__(self, name: str, function: Callable[[], str | bytes | None]) -> None:
-        """Make a source without calling `function`.
+        """Store the function without calling it.
 
         Args:
-            name: the source's name in the count of its errors.
-            function: returns the text; empty, or None, for nothing.
+            name: the label `source` of the source's errors.
+            function: returns text of the format 0.0.4; an empty text or None for no families.
         """
         self.name = self.owner = name
         self._function = function
@@ -76,17 +73,17 @@ class TextSource:
         """See `MetricsSource.families`.
 
         Raises:
-            ExpositionError: the function did not return a text, or a line of the text cannot be
-                read; the message names the line.
+            ExpositionError: The function did not return a text, or a line of the text cannot be
+                parsed; the message names the line.
         """
         text = self._function()
         if text is None:
             text = ""
         if not isinstance(text, str | bytes):
-            raise ExpositionError(f"the callback has returned {type(text).__name__}, not a text")
+            raise ExpositionError(f"the callback has returned {type(text).__name__}, not text")
         if text != self._last:
             parsed = self._parser.parse(_encoded(text))
-            if parsed.dropped:  # a fault of the user's own code, which the user can repair
+            if parsed.dropped:  # the user's own code is at fault, so the user can fix the text
                 raise ExpositionError(parsed.fault)
             self._families = parsed.families
             self._last = text
@@ -94,7 +91,7 @@ class TextSource:
 
     @property
     def errors(self) -> Mapping[str, int]:
-        """Nothing: each fault is raised."""
+        """Empty: a callback that fails raises an exception."""
         return NO_ERRORS
 
 

@@ -12,12 +12,12 @@ from dynamometer.metrics.sources import NO_ERRORS
 
 
 class Derivation(Protocol):
-    """Derives families from the families of one owner's sources.
+    """A function from the families of one owner's sources to derived families.
 
     Attributes:
         name: the label `source` of its errors.
         owner: the owner of the sources.
-        names: the families that it reads, by their names in the text format.
+        names: the names, in the text format, of the families to derive from.
     """
 
     name: str
@@ -25,37 +25,38 @@ class Derivation(Protocol):
     names: frozenset[str]
 
     def families(self, families: Sequence[Family]) -> Sequence[Family]:
-        """Return the derived families: the same objects where nothing changed.
+        """Return the derived families: the same objects if nothing changed.
 
         Args:
-            families: the families of `names` that exist, merged. The same sequence as before
-                where nothing in them changed.
+            families: the families of `names` that exist, merged; the same sequence as before if
+                nothing changed.
         """
 
 
 class DerivedSource:
-    """A derivation as one more source of the page; see `MetricsSource`."""
+    """A derivation as a source of the page; see `MetricsSource`."""
 
     def __init__(
-        self, derivation: Derivation, read_sources: Callable[[], Sequence[Source]]
+        self, derivation: Derivation, current_sources: Callable[[str], Sequence[Source]]
     ) -> None:
-        """Make the source of a derivation.
+        """Wrap a derivation.
 
         Args:
-            derivation: makes the families.
-            read_sources: returns the sources of its owner, as they were read in this refresh.
+            derivation: derives the families.
+            current_sources: returns the sources of an owner as read in this refresh; see
+                `MetricsPage.current_sources`.
         """
         self.name = derivation.name
         self.owner = derivation.owner
         self._derivation = derivation
-        self._read_sources = read_sources
+        self._current_sources = current_sources
         self._wanted = Selection.of(names=derivation.names)
         self._filters: dict[str, FamilyFilter] = {}
         self._merger = Merger()
 
     def families(self) -> Sequence[Family]:
         """See `MetricsSource.families`."""
-        sources = self._read_sources()
+        sources = self._current_sources(self.owner)
         filters = {s.name: self._filters.get(s.name) or FamilyFilter(self._wanted) for s in sources}
         self._filters = filters
         chosen = [Source(s.name, filters[s.name].apply(s.families)) for s in sources]
@@ -65,5 +66,5 @@ class DerivedSource:
 
     @property
     def errors(self) -> Mapping[str, int]:
-        """Return no errors: a derivation that fails raises."""
+        """Empty: a derivation that fails raises an exception."""
         return NO_ERRORS

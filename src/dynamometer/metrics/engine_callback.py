@@ -1,8 +1,9 @@
 """An engine's registry on the runtime's page, as in NVIDIA Dynamo.
 
-The function names and their parameters are Dynamo's (`dynamo.common.utils.prometheus` of 1.6.1);
-they work with its endpoints as well as with ours. What differs: families stay whole, errors are
-raised to the page, which counts them and keeps the rest, and what did not change is not made anew.
+The functions have the names and parameters of NVIDIA Dynamo 1.6.1
+(`dynamo.common.utils.prometheus`) and accept its endpoints as well as those of this package. Three
+things differ: a family is never split; the page counts an error of the registry and shows the other
+families; families that did not change are not rendered again.
 """
 
 from __future__ import annotations
@@ -33,61 +34,57 @@ logger = logging.getLogger(__name__)
 
 _DEFAULT_ENDPOINT: Final = "generate"
 _DEFAULT_SOURCE: Final = "engine"
-_MOST_KEPT: Final = 16
+_LARGEST_CACHE: Final = 16
 
 
 class TextCallbacks(Protocol):
-    """The metrics of a Dynamo endpoint, as far as they are needed here."""
+    """The part of an NVIDIA Dynamo endpoint's metrics that this module needs."""
 
     def register_prometheus_expfmt_callback(self, function: Callable[[], str], /) -> object:
-        """Show what `function` returns on the page."""
+        """Show the text that `function` returns on the page."""
 
 
 class EngineEndpoint(Protocol):
-    """An endpoint: ours, or Dynamo's."""
+    """An endpoint of this package or of NVIDIA Dynamo."""
 
     @property
     def metrics(self) -> TextCallbacks:
-        """Where callbacks are registered."""
+        """The object that registers callbacks."""
 
     def connection_id(self) -> int:
-        """The number of the instance."""
+        """Return the number of the instance."""
 
 
 class EngineSource:
-    """A registry's families: chosen, renamed, with labels; see `MetricsSource`.
+    """The selected families of a registry, renamed and with labels; see `MetricsSource`.
 
-    Where the registry is, or holds, a reader of ours, its kept bytes are taken.
+    The families of a `MultiprocessDirectory` or a `MultiProcessCollector` are not parsed again.
     """
 
-    def __init__(
-        self, name: str, registry: Collects, view: View, *, owner: str | None = None
-    ) -> None:
-        """Nothing is collected yet.
+    def __init__(self, name: str, registry: Collects, transform: FamilyTransform) -> None:
+        """Store the arguments without collecting the registry.
 
         Args:
-            name: what its errors are counted under.
-            registry: what is collected; a `MultiprocessDirectory` too.
-            view: what is shown of it, by this source alone.
-            owner: see `MetricsSource`; by default the name.
+            name: the label `source` of the source's errors.
+            registry: a registry, a collector or a `MultiprocessDirectory`.
+            transform: selects, renames and labels the families; not shared with another source.
         """
-        self.name = name
-        self.owner = owner or name
+        self.name = self.owner = name
         self._reader = _reader(name, registry)
-        self._view = view
+        self._transform = transform
 
     def families(self) -> Sequence[Family]:
         """See `MetricsSource.families`."""
-        return self._view.apply(self._reader.families())
+        return self._transform.apply(self._reader.families())
 
     @property
     def errors(self) -> Mapping[str, int]:
-        """What a reader of ours could not read, and families that cannot be written."""
+        """The errors of the registry, and its families that cannot be written, by reason."""
         return self._reader.errors
 
 
-class View:
-    """What is shown of a registry's families; what was made of one is kept while it is the same."""
+class FamilyTransform:
+    """A selection of families with a prefix and labels; unchanged families are not rebuilt."""
 
     def __init__(
         self,
@@ -97,49 +94,50 @@ class View:
         constant: Mapping[str, str] | None = None,
         add_prefix: str | None = None,
     ) -> None:
-        """A view; see `register_engine_metrics_callback` for the arguments.
+        """Check and store the arguments; see `register_engine_metrics_callback`.
 
         Args:
-            prefixes: only families whose name begins with one of them; none: all.
-            exclude_prefixes: families that are left out before anything is chosen.
-            constant: labels for every series that has not its own.
-            add_prefix: what names begin with afterwards, once, in place of the filter's prefix.
+            prefixes: only families whose name begins with one of these; None for all families.
+            exclude_prefixes: families to omit, even if `prefixes` selects them.
+            constant: labels for each series that does not have the label.
+            add_prefix: the new beginning of each name, which replaces the matching prefix of
+                `prefixes`; a name that has the beginning already stays as it is.
 
         Raises:
-            ArgumentError: an argument is not allowed; says what is.
+            ArgumentError: An argument is not allowed; the message says what is.
         """
-        chosen, excluded = _texts(prefixes), _texts(exclude_prefixes)
-        self._filter = FamilyFilter(Selection.of(prefixes=chosen, exclude_prefixes=excluded))
+        selected, excluded = _strings(prefixes), _strings(exclude_prefixes)
+        self._filter = FamilyFilter(Selection.of(prefixes=selected, exclude_prefixes=excluded))
         self._add_prefix = _prefix(add_prefix)
         self._relabelling = Relabelling(
-            _constant(constant), add_prefix=self._add_prefix, replaced_prefixes=chosen
+            _constant(constant), add_prefix=self._add_prefix, replaced_prefixes=selected
         )
-        self._told_apart: Sequence[Family] = ()
+        self._checked: Sequence[Family] = ()
 
     def apply(self, families: Sequence[Family]) -> Sequence[Family]:
-        """The chosen families as they are shown, in their order."""
+        """Return the selected families, renamed and with labels, in their order."""
         return self._relabelling.apply(self._filter.apply(families))
 
     def check_names(self, families: Sequence[Family]) -> None:
-        """Raise where two families that have no name in common would have one.
+        """Check that `add_prefix` gives no two families the same name.
 
         Raises:
-            ArgumentError: the prefix does that; names both.
+            ArgumentError: Two families would have the same name; the message names both.
         """
-        chosen = self._filter.apply(families)
-        if not self._add_prefix or chosen is self._told_apart:
+        selected = self._filter.apply(families)
+        if not self._add_prefix or selected is self._checked:
             return
         owners: dict[str, tuple[str, str]] = {}
-        for metadata in [family.metadata for family in chosen]:
+        for metadata in [family.metadata for family in selected]:
             for before in sorted(metadata.text_names):
                 name = self._relabelling.name(before)
                 first, owner = owners.setdefault(name, (before, metadata.text_name))
                 if first != before:
                     raise ArgumentError(
-                        f"add_prefix={self._add_prefix!r} makes one name, {name}, of {owner} "
-                        f"and {metadata.text_name}: exclude one, or choose another prefix"
+                        f"add_prefix={self._add_prefix!r} gives {owner} and {metadata.text_name} "
+                        f"the same name {name}: exclude one family, or choose another prefix"
                     )
-        self._told_apart = chosen
+        self._checked = selected
 
 
 def register_engine_metrics_callback(
@@ -158,33 +156,36 @@ def register_engine_metrics_callback(
 ) -> None:
     """Show an engine's registry on the page of `endpoint`'s process.
 
-    With `namespace_name` and `component_name`, series get the runtime's labels: namespace,
-    component, endpoint, `worker_id`, and `model` and `model_name` where there is a name. A series'
-    own label wins over these, and these over `inject_custom_labels`.
+    With `namespace_name` and `component_name`, each series gets the labels of the runtime:
+    namespace, component, endpoint, `worker_id`, and with `model_name` also `model` and
+    `model_name`. Labels of the series itself take precedence over these, and these over
+    `inject_custom_labels`.
 
     Args:
-        endpoint: of this runtime, or of a real Dynamo.
-        registry: a CollectorRegistry (with our `MultiProcessCollector` it is fast), any collector,
-            or a `MultiprocessDirectory`.
-        metric_prefix_filters: only families whose name begins with one of them; None: all.
-        exclude_prefixes: families that are left out before anything is chosen.
-        inject_custom_labels: more labels for every series.
+        endpoint: an endpoint of this package or of NVIDIA Dynamo.
+        registry: a CollectorRegistry, any collector, or a `MultiprocessDirectory`.
+            `dynamometer.MultiProcessCollector` and the directory are fast.
+        metric_prefix_filters: only families whose name begins with one of these; None for all.
+        exclude_prefixes: families to omit, even if `metric_prefix_filters` selects them.
+        inject_custom_labels: more labels for each series.
         namespace_name: the label `dynamo_namespace`.
         component_name: the label `dynamo_component`.
         endpoint_name: the label `dynamo_endpoint`; `generate` by default.
         model_name: the labels `model` and `model_name`.
-        add_prefix: what names begin with afterwards, once, in place of the filter's prefix.
-        source: what errors are counted under; by default the first filter's word, or `engine`.
+        add_prefix: the new beginning of each name, which replaces the matching prefix of
+            `metric_prefix_filters`; a name that has the beginning already stays as it is.
+        source: the label `source` of errors; by default the first filter without its separator, or
+            `engine`.
 
     Raises:
-        ArgumentError: the registry is none, a label is one that histograms or summaries need or
-            no label's name, or another argument is not allowed; says what is.
+        ArgumentError: `registry` has no method `collect`, a label is reserved or not valid, or
+            another argument is not allowed; the message says what is.
     """
     _check_registry(registry)
     added = dict(_constant(inject_custom_labels))
     if bool(namespace_name) != bool(component_name):
         logger.warning(
-            "no label of the runtime is added: that needs namespace_name and component_name both"
+            "no labels of the runtime are added: set both namespace_name and component_name"
         )
     if namespace_name and component_name:
         automatic = _automatic_labels(
@@ -192,28 +193,24 @@ def register_engine_metrics_callback(
         )
         for name in sorted(added.keys() & automatic.keys()):
             logger.warning(
-                "the label %s is the runtime's: %r stands, not %r",
+                "the runtime sets the label %s to %r: %r in inject_custom_labels is ignored",
                 name,
                 automatic[name],
                 added[name],
             )
         added |= automatic
-    prefixes = _texts(metric_prefix_filters)
+    prefixes = _strings(metric_prefix_filters)
     name = source or (prefixes[0].rstrip(":_") if prefixes else "") or _DEFAULT_SOURCE
-    view = View(
+    transform = FamilyTransform(
         prefixes=prefixes, exclude_prefixes=exclude_prefixes, constant=added, add_prefix=add_prefix
     )
     metrics = endpoint.metrics
     if isinstance(metrics, Metrics):
-        expected = frozenset() if _is_of_files(registry) else _own_of_process()
-        metrics.register_source(EngineSource(name, registry, view), expected=expected)
+        expected = frozenset() if _reads_files(registry) else _process_families()
+        metrics.register_source(EngineSource(name, registry, transform), expected=expected)
     else:
-        reader, kept = _reader(name, registry), _Kept(view)
-
-        def text() -> str:
-            return kept.text(reader.families())
-
-        metrics.register_prometheus_expfmt_callback(text)
+        reader, text = _reader(name, registry), _CachedText(transform)
+        metrics.register_prometheus_expfmt_callback(lambda: text.render(reader.families()))
 
 
 def get_prometheus_expfmt(
@@ -224,112 +221,115 @@ def get_prometheus_expfmt(
     *,
     add_prefix: str | None = None,
 ) -> str:
-    """A registry's families as text of the format 0.0.4; families stay whole.
+    """Return a registry's families as text of the format 0.0.4, without splitting a family.
 
-    What was made of families is kept for the next call with the same arguments, be it with
-    another registry over the same files. For the arguments see `register_engine_metrics_callback`.
+    The text of unchanged families is kept for the next call with the same arguments, even with
+    another registry over the same files. See `register_engine_metrics_callback` for the arguments.
 
     Raises:
-        ArgumentError: as there; or `add_prefix` makes one name of two families', which it names.
-        Exception: what the registry raises; never an empty text instead.
+        ArgumentError: An argument is not allowed, or `add_prefix` gives two families the same name.
+        Exception: An exception of the registry.
     """
     _check_registry(registry)
-    kept = _kept(
-        _texts(metric_prefix_filters),
-        _texts(exclude_prefixes),
+    text = _cached_text(
+        _strings(metric_prefix_filters),
+        _strings(exclude_prefixes),
         tuple(sorted(_constant(inject_custom_labels).items())),
         _prefix(add_prefix),
     )
-    return kept.text([from_metric(metric) for metric in registry.collect()], strict=True)
+    return text.render([from_metric(metric) for metric in registry.collect()], strict=True)
 
 
-class _Kept:
-    """A view and the page made of it; safe to use from several threads."""
+class _CachedText:
+    """A transform and the text of its families; safe to use from several threads."""
 
-    def __init__(self, view: View) -> None:
-        self._view = view
+    def __init__(self, transform: FamilyTransform) -> None:
+        self._transform = transform
         self._page = MergedPage()
-        self._told: set[tuple[str, str]] = set()
+        self._logged: set[tuple[str, str]] = set()
         renew_in_child(self)
 
     def renew(self) -> None:
-        """Start with a lock that no thread holds."""
+        """Create a new lock: another thread may have held the old one at the fork."""
         self._lock = threading.Lock()
 
-    def text(self, families: Sequence[Family], *, strict: bool = False) -> str:
-        """The families as they are shown; of what cannot be on one page the first stands.
+    def render(self, families: Sequence[Family], *, strict: bool = False) -> str:
+        """Return the text of the transformed families; of clashing families, the first one wins.
 
         Raises:
-            ArgumentError: the prefix is at fault, and `strict`.
+            ArgumentError: `strict` is set, and `add_prefix` gives two families the same name.
         """
         with self._lock:
             if strict:
-                self._view.check_names(families)
-            self._page.update([Source(_DEFAULT_SOURCE, self._view.apply(families))])
+                self._transform.check_names(families)
+            self._page.update([Source(_DEFAULT_SOURCE, self._transform.apply(families))])
             for part in self._page.omissions:
-                if (part.family, part.clash) not in self._told:
-                    self._told.add((part.family, part.clash))
+                if (part.family, part.clash) not in self._logged:
+                    self._logged.add((part.family, part.clash))
                     logger.warning(
-                        "%s is left out of the text (%s): another family has the name",
+                        "%s is omitted from the text (%s): another family has the name",
                         part.family,
                         part.clash,
                     )
             return self._page.render().decode()
 
 
-@lru_cache(_MOST_KEPT)
-def _kept(
+@lru_cache(_LARGEST_CACHE)
+def _cached_text(
     prefixes: tuple[str, ...],
     excluded: tuple[str, ...],
     constant: tuple[tuple[str, str], ...],
     add_prefix: str,
-) -> _Kept:
-    added = dict(constant)
-    return _Kept(
-        View(prefixes=prefixes, exclude_prefixes=excluded, constant=added, add_prefix=add_prefix)
+) -> _CachedText:
+    transform = FamilyTransform(
+        prefixes=prefixes,
+        exclude_prefixes=excluded,
+        constant=dict(constant),
+        add_prefix=add_prefix,
     )
+    return _CachedText(transform)
 
 
 def _check_registry(registry: object) -> None:
     if not callable(getattr(registry, "collect", None)):
         raise ArgumentError(
-            f"{registry!r} is no registry: it has nothing to collect "
-            "(of a directory of files: MultiprocessDirectory(path))"
+            f"{registry!r} is not a registry: it has no method `collect` "
+            "(for a directory of files, pass MultiprocessDirectory(path))"
         )
 
 
 def _reader(name: str, registry: Collects) -> MultiprocessDirectory | RegistrySource:
-    """What reads a registry's families."""
+    """Return the reader of a registry's families."""
     if isinstance(registry, MultiprocessDirectory):
         return registry
     return RegistrySource(name, registry)
 
 
-def _is_of_files(registry: Collects) -> bool:
+def _reads_files(registry: Collects) -> bool:
     return isinstance(registry, MultiprocessDirectory | MultiProcessCollector)
 
 
-def _own_of_process() -> frozenset[str]:
-    """The families that prometheus_client shows of its process, in each registry that has them."""
+def _process_families() -> frozenset[str]:
+    """Return the names of prometheus_client's families that describe the current process."""
     collectors = (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR)
     return frozenset(metric.name for one in collectors for metric in one.collect())
 
 
-def _texts(given: str | Iterable[str] | None) -> tuple[str, ...]:
-    if given is None:
+def _strings(prefixes: str | Iterable[str] | None) -> tuple[str, ...]:
+    if prefixes is None:
         return ()
-    texts = (given,) if isinstance(given, str) else given
-    if not isinstance(texts, Iterable) or not all(isinstance(text, str) for text in texts):
-        raise ArgumentError(f"prefixes are a text or a list of texts, not {given!r}")
-    return tuple(texts)
+    strings = (prefixes,) if isinstance(prefixes, str) else prefixes
+    if not isinstance(strings, Iterable) or not all(isinstance(one, str) for one in strings):
+        raise ArgumentError(f"prefixes must be a string or a list of strings, not {prefixes!r}")
+    return tuple(strings)
 
 
-def _prefix(given: str | None) -> str:
-    if given is not None and (not isinstance(given, str) or metric_name(given) != given):
+def _prefix(prefix: str | None) -> str:
+    if prefix is not None and (not isinstance(prefix, str) or metric_name(prefix) != prefix):
         raise ArgumentError(
-            f"add_prefix={given!r} cannot begin a metric's name: letters, digits, '_' and ':' can"
+            f"add_prefix={prefix!r} cannot begin a metric's name: use letters, digits, '_' and ':'"
         )
-    return given or ""
+    return prefix or ""
 
 
 def _automatic_labels(
@@ -353,23 +353,25 @@ def _automatic_labels(
 
 
 def _worker_id(endpoint: EngineEndpoint) -> str:
-    """The instance's number; empty where the endpoint does not tell it, as the peer has it."""
+    """Return the instance number in the form of the endpoint's runtime; empty if unavailable."""
     try:
         own = getattr(endpoint, labels.WORKER_ID, None)
         if isinstance(own, str):
             return own
-        return f"{endpoint.connection_id():x}"  # as Dynamo's Python: no leading zeros
+        return (
+            f"{endpoint.connection_id():x}"  # as in NVIDIA Dynamo's Python: without leading zeros
+        )
     except Exception as error:
-        logger.warning("the label %s is left out: %r", labels.WORKER_ID, error)
+        logger.warning("the label %s is omitted: %r", labels.WORKER_ID, error)
         return ""
 
 
-def _constant(given: Mapping[str, str] | None) -> Mapping[str, str]:
-    if not isinstance(given, Mapping | None):
-        raise ArgumentError(f"labels to add are names with values, as {{'a': 'b'}}, not {given!r}")
-    for name in given or {}:
+def _constant(added: Mapping[str, str] | None) -> Mapping[str, str]:
+    if not isinstance(added, Mapping | None):
+        raise ArgumentError(f"labels to add must be a mapping like {{'a': 'b'}}, not {added!r}")
+    for name in added or {}:
         if name in INNER_LABELS.values():
-            raise ArgumentError(f"the label {name!r} is a histogram's or a summary's own")
+            raise ArgumentError(f"the label {name!r} is reserved for histograms and summaries")
         if sanitize_prometheus_label(name) != name:
-            raise ArgumentError(f"{name!r} is no name of a label: letters, digits and '_' are")
-    return {name: label_value(str(value)) for name, value in (given or {}).items()}
+            raise ArgumentError(f"{name!r} is not a valid label name: use letters, digits and '_'")
+    return {name: label_value(str(value)) for name, value in (added or {}).items()}

@@ -1,4 +1,4 @@
-"""Read a source so that its faults cost its own families only."""
+"""Reading of a source such that its faults affect only its own families."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class SourceError(Exception):
-    """A source has no families now; `reason` is the label of the count."""
+    """A source that cannot be read now; `reason` is the label of the count."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -29,7 +29,7 @@ class SourceResult:
 
     Attributes:
         families: the families now.
-        errors: how often the source skipped something, by reason; None if that cannot be read.
+        errors: the omissions of the source, by reason; None if the source failed to report them.
     """
 
     families: Sequence[Family]
@@ -41,31 +41,31 @@ class GuardedSource:
 
     Attributes:
         source: the source.
-        expected: families in which it shows this process itself; see `MetricsPage.add`.
-        current: the families of its last reading; empty after an error.
+        expected: names of families that describe this process; see `MetricsPage.add`.
+        current: the families of the last reading; empty after an error.
     """
 
     def __init__(self, source: MetricsSource, *, expected: frozenset[str] = frozenset()) -> None:
         """Guard `source`, without reading it."""
         self.source = source
         self.expected = expected
-        # Of the thread that reads; `current` belongs to the thread of the refresh.
+        # The thread that reads owns `_reading` and `_good`; the refresh's thread owns `current`.
         self._reading: threading.Thread | None = None
         self.current: Sequence[Family] = ()
         self._good: dict[int, Family] = {}
 
     @property
     def busy(self) -> bool:
-        """True while a thread reads the source, perhaps one that was left behind.
+        """True while a thread, which may be an abandoned one, reads the source.
 
-        In a child of fork that thread is not alive.
+        A child of fork does not have that thread.
         """
         return self._reading is not None and self._reading.is_alive()
 
     def read(self) -> SourceResult | SourceError:
-        """Return the families and errors of the source; as slow as the source is.
+        """Return the families and errors of the source, or the exception as a `SourceError`.
 
-        All code of the source runs in this call; an exception of it becomes a `SourceError`.
+        All code of the source runs in this call, which takes as long as the source does.
         """
         self._reading = threading.current_thread()
         try:
@@ -85,7 +85,7 @@ class GuardedSource:
     def _errors(self) -> Mapping[str, int] | None:
         try:
             return {str(reason): int(count) for reason, count in self.source.errors.items()}
-        except BaseException as error:  # noqa: BLE001, RUF100  # its families are good
+        except BaseException as error:  # noqa: BLE001, RUF100  # the families are valid
             logger.debug("errors of %s cannot be read: %s", self.source.name, _description(error))
             return None
 

@@ -1,8 +1,8 @@
-"""Metrics by the level of the runtime that they belong to.
+"""Metrics by level of the runtime.
 
-A level is the runtime itself, a namespace, a component or an endpoint. What is created at a level
-are prometheus_client's own instruments; the labels of the level, and constant ones, are added when
-they are collected, so that nobody who counts has to name them.
+A level is the runtime itself, a namespace, a component or an endpoint. The instruments of a level
+are prometheus_client's own. The labels of the level and the constant labels are added when the
+instruments are collected, so that code that counts does not name these labels.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from prometheus_client.values import MutexValue, ValueClass
 
 from dynamometer.errors import ArgumentError, SettingsError
 from dynamometer.exposition.families import INNER_LABELS, Metadata
-from dynamometer.metrics import callbacks
-from dynamometer.metrics.instruments import labelled, registry
+from dynamometer.metrics.callbacks import CallbackSource, TextSource, check_callback
+from dynamometer.metrics.instruments import InstrumentRegistry, LabelledCollector
 from dynamometer.metrics.page import DEADLINE_SECONDS, MetricsPage
 from dynamometer.metrics.sources import MetricsSource
 from dynamometer.names import (
@@ -34,13 +34,13 @@ Instrument = TypeVar("Instrument", Counter, Gauge, Histogram)
 
 _MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 _OF_LEVELS = frozenset({labels.NAMESPACE, labels.COMPONENT, labels.ENDPOINT})
-# Makes an instrument, given its whole name and where it is to be collected.
-Make = Callable[[str, CollectorRegistry], Instrument]
+# Creates an instrument from its whole name and its registry.
+Create = Callable[[str, CollectorRegistry], Instrument]
 
 
 @dataclass(frozen=True)
 class _Shape:
-    """What all instruments of a name have in common, whatever their level."""
+    """The properties that all instruments of a name share on every level."""
 
     type: str
     labelnames: tuple[str, ...]
@@ -48,33 +48,34 @@ class _Shape:
     buckets: tuple[float, ...] | None = None
 
     def __str__(self) -> str:
-        of = ", ".join([*self.labelnames, *(f"{name}=…" for name in self.constant)])
-        buckets = "" if self.buckets is None else f" with the buckets {list(self.buckets)}"
-        return f"a {self.type}{f' of ({of})' if of else ' without labels'}{buckets}"
+        names = ", ".join([*self.labelnames, *(f"{name}=…" for name in self.constant)])
+        labels_part = f" with the labels ({names})" if names else " without labels"
+        buckets = "" if self.buckets is None else f" and the buckets {list(self.buckets)}"
+        return f"a {self.type}{labels_part}{buckets}"
 
 
 _Key = tuple[str, tuple[tuple[str, str], ...]]
 
 
 class Hierarchy:
-    """All levels of one process, and the page that shows them."""
+    """All levels of one process, and their page."""
 
     def __init__(self, *, deadline: float = DEADLINE_SECONDS) -> None:
-        """Nothing is created yet.
-
-        Raises:
-            SettingsError: prometheus_client was told to keep values in files.
+        """Create a registry and a page, without instruments.
 
         Args:
-            deadline: how long callbacks and engines together may take at a scrape, seconds.
+            deadline: see `MetricsPage`.
+
+        Raises:
+            SettingsError: PROMETHEUS_MULTIPROC_DIR was set when prometheus_client was imported.
         """
         if ValueClass is not MutexValue:
             raise SettingsError(
-                f"{_MULTIPROCESS} was set when prometheus_client was imported: a process's own "
-                "metrics would go into those files. Unset it in this process, and name the "
-                "directory where it is read: MultiProcessCollector(registry, path)"
+                f"{_MULTIPROCESS} was set when prometheus_client was imported, so this process "
+                "would write its own metrics into that directory: unset the variable in this "
+                "process, and read the directory with MultiProcessCollector(registry, path)"
             )
-        self.registry = registry()
+        self.registry = InstrumentRegistry()
         self.page = MetricsPage(self.registry, deadline=deadline)
         renew_in_child(self)
         self._shapes: dict[str, _Shape] = {}
@@ -84,11 +85,11 @@ class Hierarchy:
         self._sources: set[str] = set()
 
     def renew(self) -> None:
-        """Start with a lock that no thread holds."""
-        self._lock = threading.Lock()  # guards `_shapes` and all that follows it
+        """Create a new lock: another thread may have held the old one at the fork."""
+        self._lock = threading.Lock()  # guards all attributes from `_shapes` on
 
     def level(self, level_labels: Mapping[str, str]) -> Metrics:
-        """The metrics of the level that has these labels."""
+        """Return the object that creates metrics with these labels."""
         return Metrics(self, level_labels)
 
     def instrument(
@@ -96,12 +97,12 @@ class Hierarchy:
         metadata: Metadata,
         shape: _Shape,
         constant: Mapping[str, str],
-        make: Make[Instrument],
+        create: Create[Instrument],
     ) -> Instrument:
-        """The instrument of a name and constant labels; made where there is none yet.
+        """Return the instrument with this name and these constant labels, created if missing.
 
         Raises:
-            ArgumentError: the name belongs to another shape, or its parts are not allowed.
+            ArgumentError: The name has another shape, or a part of the instrument is not allowed.
         """
         values = tuple(sorted(constant.items()))
         with self._lock:
@@ -109,22 +110,22 @@ class Hierarchy:
             if known is None or self._shapes[metadata.name] != shape:
                 self._check(metadata, shape)
                 try:
-                    known = make(metadata.text_name, self._registry(values))
+                    known = create(metadata.text_name, self._registry(values))
                 except ValueError as error:
                     raise ArgumentError(f"{metadata.text_name}: {error}") from None
                 self._shapes[metadata.name] = shape
                 self._owners.update(dict.fromkeys(metadata.reserved_names, metadata.name))
                 self._instruments[(metadata.name, values)] = known
-            return cast("Instrument", known)  # of the shape that was asked for
+            return cast("Instrument", known)  # the shape says the type
 
     def add_source(self, source: MetricsSource, *, expected: frozenset[str] = frozenset()) -> None:
-        """Show a source's families too; one that has another one's name gets a number."""
+        """Add the families of a source; add a number to its name if another source has the name."""
         with self._lock:
-            asked = source.name
-            names = itertools.chain([asked], (f"{asked} {number}" for number in itertools.count(2)))
-            source.name = next(name for name in names if name not in self._sources)
-            if source.owner == asked:
-                source.owner = source.name  # a namesake is somebody else
+            name = source.name
+            names = itertools.chain([name], (f"{name} {number}" for number in itertools.count(2)))
+            source.name = next(one for one in names if one not in self._sources)
+            if source.owner == name:
+                source.owner = source.name  # a source of the same name has another owner
             self._sources.add(source.name)
         self.page.add(source, expected=expected)
 
@@ -134,18 +135,19 @@ class Hierarchy:
             if owner is not None and (owner != metadata.name or self._shapes[owner] != shape):
                 raise ArgumentError(
                     f"{metadata.text_name} cannot be {shape}: {owner} is {self._shapes[owner]}; "
-                    "choose another name, or the same shape"
+                    "choose another name, or the same labels and buckets"
                 )
             other = self.registry.owner(name)
             if other is not None:
                 raise ArgumentError(
                     f"{metadata.text_name} cannot be {shape}: {other}, which is in the runtime's "
-                    f"registry, has the name {name}; choose another one"
+                    f"registry, has the name {name}; choose another name"
                 )
 
     def _registry(self, values: tuple[tuple[str, str], ...]) -> CollectorRegistry:
         if values not in self._registries:
-            self._registries[values] = labelled(self.registry, dict(values))
+            self._registries[values] = InstrumentRegistry()
+            self.registry.register(LabelledCollector(self._registries[values], dict(values)))
         return self._registries[values]
 
 
@@ -153,7 +155,7 @@ class Metrics:
     """The metrics of one level: a runtime, a namespace, a component or an endpoint."""
 
     def __init__(self, hierarchy: Hierarchy, level_labels: Mapping[str, str]) -> None:
-        """A level's; see `Hierarchy.level`."""
+        """See `Hierarchy.level`."""
         self._hierarchy = hierarchy
         self._labels = dict(level_labels)
 
@@ -165,26 +167,26 @@ class Metrics:
         *,
         const_labels: Mapping[str, str] | None = None,
     ) -> Counter:
-        """A counter called `dynamo_component_NAME_total`; prefix and suffix are added once.
+        """Return the counter `dynamo_component_NAME_total`.
 
         Args:
-            name: what it counts; characters that no name can have become `_`.
-            documentation: its HELP.
-            labelnames: labels whose values are given when it counts: `counter.labels(...)`.
-            const_labels: labels with their values, on all of its series.
+            name: NAME, or the whole name. Characters that a metric's name cannot have become `_`.
+            documentation: the HELP text.
+            labelnames: the names of the labels that `counter.labels(...)` sets.
+            const_labels: labels with their values, which all series of the counter get.
 
         Returns:
-            prometheus_client's own; the same one again for the same name and constant labels.
+            A counter of prometheus_client: the same object for the same name and constant labels.
 
         Raises:
-            ArgumentError: the name is that of a metric with another shape, whose shape it says;
-                or a label is the runtime's, given twice, or no label's name.
+            ArgumentError: A metric of this name has another type, other labels or other buckets; or
+                a label is not a valid name, occurs twice, or is a label of the runtime.
         """
 
-        def make(whole: str, where: CollectorRegistry) -> Counter:
+        def create(whole: str, where: CollectorRegistry) -> Counter:
             return Counter(whole, _text(whole, documentation), labelnames, registry=where)
 
-        return self._create("counter", name, documentation, labelnames, const_labels, make)
+        return self._create("counter", name, documentation, labelnames, const_labels, create)
 
     def create_gauge(
         self,
@@ -194,12 +196,12 @@ class Metrics:
         *,
         const_labels: Mapping[str, str] | None = None,
     ) -> Gauge:
-        """A gauge called `dynamo_component_NAME`; see `create_counter`."""
+        """Return the gauge `dynamo_component_NAME`; see `create_counter`."""
 
-        def make(whole: str, where: CollectorRegistry) -> Gauge:
+        def create(whole: str, where: CollectorRegistry) -> Gauge:
             return Gauge(whole, _text(whole, documentation), labelnames, registry=where)
 
-        return self._create("gauge", name, documentation, labelnames, const_labels, make)
+        return self._create("gauge", name, documentation, labelnames, const_labels, create)
 
     def create_histogram(
         self,
@@ -210,39 +212,39 @@ class Metrics:
         buckets: Sequence[float] | None = None,
         const_labels: Mapping[str, str] | None = None,
     ) -> Histogram:
-        """A histogram called `dynamo_component_NAME`; see `create_counter`.
+        """Return the histogram `dynamo_component_NAME`; see `create_counter`.
 
         Args:
-            name: what it observes, with its unit: `latency_seconds`.
-            documentation: its HELP.
-            labelnames: labels whose values are given when it observes.
-            buckets: upper bounds, each above the one before; +Inf is added. By default
-                prometheus_client's.
-            const_labels: labels with their values, on all of its series.
+            name: NAME, with its unit: `latency_seconds`.
+            documentation: the HELP text.
+            labelnames: the names of the labels that `histogram.labels(...)` sets.
+            buckets: the upper bounds in ascending order; +Inf is added. By default the bounds of
+                prometheus_client.
+            const_labels: labels with their values, which all series of the histogram get.
         """
         finite = _bounds(name, Histogram.DEFAULT_BUCKETS if buckets is None else buckets)
 
-        def make(whole: str, where: CollectorRegistry) -> Histogram:
+        def create(whole: str, where: CollectorRegistry) -> Histogram:
             return Histogram(
                 whole, _text(whole, documentation), labelnames, registry=where, buckets=finite
             )
 
         return self._create(
-            "histogram", name, documentation, labelnames, const_labels, make, finite
+            "histogram", name, documentation, labelnames, const_labels, create, finite
         )
 
     def register_callback(self, function: Callable[[], object]) -> None:
         """Call `function` before each scrape, in the page's thread, to set instruments.
 
-        One that raises, or hangs, is counted under its name, and costs the page nothing else but
-        the time until its deadline (`DistributedRuntime(deadline=...)`); what it would have set
-        stays as it was.
+        A callback that raises or hangs is counted under its name, and the page shows the last
+        values of its instruments. A callback that hangs delays the page until the deadline
+        (`DistributedRuntime(deadline=...)`).
 
         Raises:
-            ArgumentError: it cannot be called, or is a coroutine function.
+            ArgumentError: `function` is not callable, or is a coroutine function.
         """
-        callbacks.checked(function)
-        self._hierarchy.add_source(callbacks.CallbackSource(_name(function), function))
+        check_callback(function)
+        self._hierarchy.add_source(CallbackSource(_name(function), function))
 
     def register_prometheus_expfmt_callback(
         self, function: Callable[[], str | bytes | None]
@@ -250,27 +252,27 @@ class Metrics:
         """Show the text of the format 0.0.4 that `function` returns at each scrape.
 
         Raises:
-            ArgumentError: it cannot be called, or is a coroutine function.
+            ArgumentError: `function` is not callable, or is a coroutine function.
         """
-        callbacks.checked(function)
-        self._hierarchy.add_source(callbacks.TextSource(_name(function), function))
+        check_callback(function)
+        self._hierarchy.add_source(TextSource(_name(function), function))
 
     def register_source(
         self, source: MetricsSource, *, expected: frozenset[str] = frozenset()
     ) -> None:
-        """Show the families of a source: what is already families need not become text.
+        """Show the families of a source.
 
         Args:
-            source: what is shown.
+            source: the source; another source of its name makes the page add a number to the name.
             expected: see `MetricsPage.add`.
         """
         self._hierarchy.add_source(source, expected=expected)
 
     def render(self, openmetrics: bool = False) -> bytes:  # noqa: FBT001, FBT002, RUF100
-        """The page of the whole process, as of now.
+        """Return the current page of the whole process.
 
         Args:
-            openmetrics: OpenMetrics 1.0.0 instead of text 0.0.4.
+            openmetrics: True for OpenMetrics 1.0.0, False for text 0.0.4.
         """
         self._hierarchy.page.refresh()
         return self._hierarchy.page.render(openmetrics=openmetrics)
@@ -282,14 +284,16 @@ class Metrics:
         documentation: str,
         labelnames: Sequence[str],
         const_labels: Mapping[str, str] | None,
-        make: Make[Instrument],
+        create: Create[Instrument],
         buckets: tuple[float, ...] | None = None,
     ) -> Instrument:
         whole = build_component_metric_name(name)
         if not isinstance(labelnames, list | tuple | set | frozenset):
-            raise ArgumentError(f"{whole}: labelnames are a list of names, not {labelnames!r}")
+            raise ArgumentError(f"{whole}: labelnames must be a list of names, not {labelnames!r}")
         if not isinstance(const_labels, Mapping | None):
-            raise ArgumentError(f"{whole}: const_labels are names with values: {const_labels!r}")
+            raise ArgumentError(
+                f"{whole}: const_labels must map names to values, not {const_labels!r}"
+            )
         constant = {key: label_value(str(value)) for key, value in (const_labels or {}).items()}
         _check_labels(whole, labelnames, constant)
         family = whole.removesuffix("_total") if type_name == "counter" else whole
@@ -297,26 +301,32 @@ class Metrics:
             Metadata(family, type_name, _text(whole, documentation)),
             _Shape(type_name, tuple(labelnames), tuple(sorted(constant)), buckets),
             self._labels | constant,
-            make,
+            create,
         )
 
 
 def _text(whole: str, documentation: str) -> str:
     if not isinstance(documentation, str):
-        raise ArgumentError(f"{whole}: its documentation is a text, not {documentation!r}")
+        raise ArgumentError(f"{whole}: the documentation must be a string, not {documentation!r}")
     return label_value(documentation)
 
 
 def _bounds(name: str, buckets: Sequence[float]) -> tuple[float, ...]:
-    """The finite ones, which rise."""
+    """Return the finite bounds.
+
+    Raises:
+        ArgumentError: The bounds are not numbers in ascending order.
+    """
     try:
         bounds = [float(bound) for bound in buckets]
     except (TypeError, ValueError, OverflowError):
         bounds = [float("nan")]
     finite = bounds[:-1] if bounds and bounds[-1] == float("inf") else bounds
-    rising = all(one < other for one, other in itertools.pairwise([float("-inf"), *finite]))
-    if not finite or not rising or finite[-1] == float("inf"):
-        raise ArgumentError(f"buckets of {name!r} must be numbers that rise, not {buckets!r}")
+    ascending = all(one < other for one, other in itertools.pairwise([float("-inf"), *finite]))
+    if not finite or not ascending or finite[-1] == float("inf"):
+        raise ArgumentError(
+            f"the buckets of {name!r} must be numbers in ascending order, not {buckets!r}"
+        )
     return tuple(finite)
 
 
@@ -324,16 +334,18 @@ def _check_labels(whole: str, labelnames: Sequence[str], constant: Mapping[str, 
     seen: set[str] = set()
     for name in (*labelnames, *constant):
         if not isinstance(name, str) or sanitize_prometheus_label(name) != name:
-            raise ArgumentError(f"{whole}: {name!r} is no name of a label")
+            raise ArgumentError(f"{whole}: {name!r} is not a valid label name")
         if name in _OF_LEVELS:
-            raise ArgumentError(f"{whole}: the label {name!r} is the runtime's, which adds it")
+            raise ArgumentError(f"{whole}: the runtime adds the label {name!r}: remove it")
         if name in INNER_LABELS.values():
-            raise ArgumentError(f"{whole}: the label {name!r} is a histogram's or a summary's own")
+            raise ArgumentError(
+                f"{whole}: the label {name!r} is reserved for histograms and summaries"
+            )
         if name in seen:
             raise ArgumentError(f"{whole}: the label {name!r} is given twice")
         seen.add(name)
 
 
 def _name(function: Callable[..., object]) -> str:
-    """What a callback's errors are counted under."""
+    """Return the name of a callback's source."""
     return f"callback {getattr(function, '__qualname__', type(function).__name__)}"

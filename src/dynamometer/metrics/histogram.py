@@ -1,7 +1,7 @@
-"""A histogram that takes many observations at once.
+"""A histogram that counts many observations in one call.
 
-prometheus_client's `observe` takes one, with a lock and a look at each bucket. Where a request
-has gathered hundreds until its end, they are given here in one call.
+prometheus_client's `observe` counts one observation, takes a lock and searches all buckets. A
+request that has collected hundreds of observations passes all of them to one call here.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from dynamometer.errors import ArgumentError
 
 
 class BatchHistogramChild:
-    """The observations of one label set. Safe to use from several threads."""
+    """The counts of one label set. Safe to use from several threads."""
 
     __slots__ = ("_bounds", "_counts", "_lock", "_sum")
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        """Nothing is observed yet.
+        """Create the counts of each bucket.
 
         Args:
-            bounds: the buckets' upper bounds, ascending, without +Inf.
+            bounds: the upper bounds of the buckets, ascending, without +Inf.
         """
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
@@ -49,13 +49,13 @@ class BatchHistogramChild:
             self._sum += sum(values)
 
     def read(self) -> tuple[list[int], float]:
-        """How many were at most each bound, and altogether; and their sum."""
+        """Return the cumulative counts of the buckets, with +Inf, and the sum of the values."""
         with self._lock:
             return list(accumulate(self._counts)), self._sum
 
 
 class BatchHistogram(Collector):
-    """A histogram family, as prometheus_client shows its own."""
+    """A histogram family with the output of prometheus_client's histogram."""
 
     def __init__(
         self,
@@ -66,23 +66,25 @@ class BatchHistogram(Collector):
         buckets: Sequence[float],
         registry: CollectorRegistry,
     ) -> None:
-        """Register the family; it has a series from the first `labels` on.
+        """Register the family, which has no series before the first call of `labels`.
 
         Args:
-            name: the family's.
-            documentation: its HELP text.
-            labelnames: the names of its labels.
-            buckets: upper bounds, ascending, without +Inf.
-            registry: where it is collected.
+            name: the name of the family.
+            documentation: the HELP text.
+            labelnames: the names of the labels.
+            buckets: the upper bounds of the buckets, ascending, without +Inf.
+            registry: the registry that collects the family.
 
         Raises:
-            ArgumentError: the bounds do not ascend.
-            ValueError: the registry has a metric of that name.
+            ArgumentError: The bounds are not in ascending order.
+            ValueError: The registry has a metric of that name.
         """
         self._bounds: Final = [float(bound) for bound in buckets]
         ascending = all(a < b for a, b in zip(self._bounds, self._bounds[1:], strict=False))
         if not ascending or not self._bounds:
-            raise ArgumentError(f"buckets of {name} do not ascend: {self._bounds}")
+            raise ArgumentError(
+                f"the buckets of {name} must be in ascending order, not {self._bounds}"
+            )
         self._les = [*map(floatToGoString, self._bounds), floatToGoString(float("inf"))]
         self._name = name
         self._documentation = documentation
@@ -92,13 +94,15 @@ class BatchHistogram(Collector):
         registry.register(self)
 
     def labels(self, *values: str) -> BatchHistogramChild:
-        """The child of a label set, the same each time; its series are there from now on.
+        """Return the counts of a label set, the same object each time; the page shows them.
 
         Raises:
-            ArgumentError: as many values as the family has labels are needed.
+            ArgumentError: The number of values differs from the number of labels.
         """
         if len(values) != len(self._labelnames):
-            raise ArgumentError(f"{self._name} has the labels {self._labelnames}, not {values}")
+            raise ArgumentError(
+                f"{self._name} has the labels {self._labelnames}: {values} does not fit"
+            )
         with self._lock:
             child = self._children.get(values)
             if child is None:
@@ -106,16 +110,16 @@ class BatchHistogram(Collector):
             return child
 
     def remove(self, *values: str) -> None:
-        """Show the series of a label set no more."""
+        """Remove the series of a label set."""
         with self._lock:
             self._children.pop(values, None)
 
     def describe(self) -> Iterable[HistogramMetricFamily]:
-        """The family without samples, by which the registry knows its names."""
+        """Return the family without samples, so that the registry knows its names."""
         return [self._family()]
 
     def collect(self) -> Iterable[HistogramMetricFamily]:
-        """The family as it is now."""
+        """Return the current family."""
         family = self._family()
         with self._lock:
             children = list(self._children.items())

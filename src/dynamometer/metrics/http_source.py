@@ -1,4 +1,4 @@
-"""An engine's own page as a source: fetched in the background, never at a scrape."""
+"""An engine's own page as a source, fetched in the background."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ INTERVAL_SECONDS: Final = 2.0
 DEADLINE_SECONDS: Final = 10.0
 # A page is current for two intervals, this, and twice the time that its fetch took.
 _GRACE_SECONDS: Final = 1.0
-# Ten times the page of an engine with 16,000 series.
+# Ten times the size of an engine's page with 16,000 series.
 LARGEST_PAGE_BYTES: Final = 32 << 20
-# Compressing it would cost an engine more than sending it.
-_PLAIN: Final = {"Accept-Encoding": "identity", "Accept": "text/plain;version=0.0.4,*/*;q=0.1"}
+# Compression would cost the engine more than sending the plain page.
+_HEADERS: Final = {"Accept-Encoding": "identity", "Accept": "text/plain;version=0.0.4,*/*;q=0.1"}
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class _Page:
     """The last page that was fetched.
 
     Attributes:
-        until: when it stops being current, of the monotonic clock.
-        ends: how many ends of the engine were known when the page was requested.
-        families: of the page.
-        kept: the totals alone, which stay without the engine.
+        until: the end of the time in which the page is current, by the monotonic clock.
+        ends: the number of known ends of the engine when the page was requested.
+        families: the families of the page.
+        kept: the totals, which are shown while the page is not current.
     """
 
     until: float = float("-inf")
@@ -56,8 +56,9 @@ class _Page:
 class HttpSource:
     """The page at a URL as of its last fetch.
 
-    A page that is older than two intervals and a fetch is not shown: a gauge of long ago is a lie.
-    With `totals`, counters, histograms and summaries stay, and continue when the engine is back.
+    A page older than two intervals and a fetch is not shown, because its gauges are out of date.
+    With `totals`, counters, histograms and summaries stay on the page, and continue when the engine
+    is restarted.
     """
 
     def __init__(
@@ -73,18 +74,18 @@ class HttpSource:
         interval: float = INTERVAL_SECONDS,
         deadline: float = DEADLINE_SECONDS,
     ) -> None:
-        """Nothing is fetched before `run`.
+        """Store the arguments; `run` fetches the page.
 
         Args:
-            name: what its errors are counted under.
-            url: of the page.
-            session: to fetch it with.
+            name: the label `source` of the source's errors.
+            url: the URL of the page.
+            session: the session that fetches the page.
             owner: see `MetricsSource`; by default the name.
-            prefixes: only families whose name begins with one of them; none: all.
-            labels: constant ones, added to every series that has not its own.
-            totals: keeps the page's totals over restarts of the engine, for this source alone.
-            interval: between two fetches, seconds.
-            deadline: how long a fetch may take, seconds.
+            prefixes: only families whose name begins with one of these; empty for all families.
+            labels: labels to add to each series that does not have the label.
+            totals: keeps the page's totals across restarts of the engine; not shared.
+            interval: the seconds between two fetches.
+            deadline: the longest duration of a fetch in seconds.
         """
         self.name = name
         self.owner = owner or name
@@ -92,15 +93,15 @@ class HttpSource:
         self._session = session
         self._interval = interval
         self._deadline = deadline
-        # Written by the event loop alone, each as one reference; any thread may read them.
+        # The event loop replaces these values, any thread reads them.
         self._page = _Page()
         self._ends = 0
         self._errors: Mapping[str, int] = {}
-        # Of the event loop.
-        self._fault = ""
+        # The event loop owns these attributes.
+        self._fault_reason = ""
         self._dropping = False
-        self.fault = ""  # what the last fetch met, for people
-        # Of the thread that parses a page, one at a time.
+        self.fault = ""  # a message about the last fetch; empty after a success
+        # The thread that parses a page owns these attributes, one thread at a time.
         self._parser = Parser()
         self._filter = FamilyFilter(Selection.of(prefixes=prefixes))
         self._relabelling = Relabelling(labels)
@@ -112,7 +113,7 @@ class HttpSource:
 
     @property
     def errors(self) -> Mapping[str, int]:
-        """See `MetricsSource.errors`; the mapping never changes."""
+        """See `MetricsSource.errors`; a returned mapping is never modified."""
         return self._errors
 
     def families(self) -> Sequence[Family]:
@@ -122,31 +123,31 @@ class HttpSource:
         return page.families if current else page.kept
 
     def note_end(self) -> None:
-        """Say that the engine has ended: everything but totals leaves the page at once.
+        """Note that the engine has ended: only totals stay on the page, at once.
 
-        A page that was requested before is of the engine that ended: only its totals are shown.
-        Whether the engine that comes after it begins again is for its page to say: one that shares
-        a directory of multiprocess files with the former continues by itself.
+        A page that was requested before belongs to the engine that ended: only its totals are
+        shown. The next page itself shows whether its counters begin again: an engine that shares a
+        directory of multiprocess files with the former one continues their counts.
         """
         self._ends += 1
 
     def names(self) -> frozenset[str]:
-        """The families that it has, by the names that the text format has."""
+        """Return the names of the current families in the text format."""
         return frozenset(family.metadata.sample_name for family in self.families())
 
     async def run(self) -> None:
-        """Fetch the page at each interval, for ever."""
+        """Fetch the page at each interval, until cancelled."""
         while True:
             await self.fetch()
             await asyncio.sleep(self._interval)
 
     async def fetch(self) -> None:
-        """Fetch the page once; a fault is counted, and logged once a state."""
+        """Fetch the page once; count a fault, and log it if its reason changed."""
         ends, began = self._ends, time.monotonic()
         try:
             async with asyncio.timeout(self._deadline):
                 async with self._session.get(
-                    self.url, headers=_PLAIN, auto_decompress=False
+                    self.url, headers=_HEADERS, auto_decompress=False
                 ) as answer:
                     body = await read_body(answer, LARGEST_PAGE_BYTES)
             if answer.status != 200:
@@ -170,12 +171,12 @@ class HttpSource:
             now = time.monotonic()
             grace = min(self._deadline, _GRACE_SECONDS + 2 * (now - began))
             self._page = _Page(now + 2 * self._interval + grace, ends, families, kept)
-            if self._fault:
-                logger.info("%s is there again", self.url)
-            self._fault = self.fault = ""
+            if self._fault_reason:
+                logger.info("%s answers again", self.url)
+            self._fault_reason = self.fault = ""
 
     def _shown(self, parsed: Parsed, ends: int) -> tuple[Sequence[Family], Sequence[Family]]:
-        """Return the families of a page, and what stays of them without the engine."""
+        """Return the families of a page, and the totals that stay without the engine."""
         whole = parsed.families
         families = self._ordering.apply(self._relabelling.apply(self._filter.apply(whole)))
         if self._totals is None:
@@ -185,7 +186,7 @@ class HttpSource:
         return self._untyped.apply(families), self._untyped_kept.apply(self._totals.kept())
 
     def _note_dropped(self, parsed: Parsed) -> None:
-        """Count the lines of a page that could not be read, and log the first of them once."""
+        """Count the lines of a page that could not be parsed; log the first such page."""
         if parsed.dropped:
             self._count("invalid", parsed.dropped)
             if not self._dropping:
@@ -194,14 +195,14 @@ class HttpSource:
                     self.name, self.url, parsed.dropped, parsed.fault,
                 )  # fmt: skip
         elif self._dropping:
-            logger.info("metrics of %s: %s: no line is dropped any more", self.name, self.url)
+            logger.info("metrics of %s: %s: all lines can be parsed again", self.name, self.url)
         self._dropping = parsed.dropped > 0
 
     def _note(self, reason: str, message: str) -> None:
         self._count(reason, 1)
         self.fault = f"{self.url}: {message}"
-        if self._fault != reason:
-            self._fault = reason
+        if self._fault_reason != reason:
+            self._fault_reason = reason
             logger.warning("metrics of %s: %s: %s", self.name, self.url, message)
 
     def _count(self, reason: str, number: int) -> None:
@@ -209,7 +210,7 @@ class HttpSource:
 
 
 def _status(code: int) -> str:
-    """A status with the words of HTTP for it: 401 Unauthorized."""
+    """Return a status with its phrase: 401 Unauthorized."""
     try:
         return f"{code} {HTTPStatus(code).phrase}"
     except ValueError:
@@ -217,7 +218,7 @@ def _status(code: int) -> str:
 
 
 def _start_time(families: Sequence[Family]) -> float | None:
-    """Return when the process of a page began; None if the page has no such sample, or several."""
+    """Return the start time of the page's process; None unless the page has one such sample."""
     samples = [
         sample
         for family in families

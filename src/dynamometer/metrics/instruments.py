@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.registry import Collector
 
 from dynamometer.exposition.conversion import to_metric
 from dynamometer.exposition.families import Metadata
+from dynamometer.exposition.relabelling import Relabelling
 from dynamometer.metrics.sources import CountsErrors, RegistrySource, errors_of
 from dynamometer.process.forks import renew_in_child
 
@@ -19,46 +20,41 @@ logger = logging.getLogger(__name__)
 
 
 class InstrumentRegistry(CollectorRegistry, CountsErrors):
-    """A registry in which an instrument that fails costs only itself.
+    """A registry that omits and counts an instrument that fails, and collects the others.
 
-    In prometheus_client's own it costs everything: a gauge's function that raises is enough.
+    In prometheus_client's registry, one gauge function that raises makes `collect` raise.
     """
 
     def __init__(self) -> None:
-        """Nothing is registered yet."""
         super().__init__(auto_describe=False)
-        self._own: list[Collector] = []
+        self._collectors: list[Collector] = []
         self._names: dict[str, Collector] = {}
-        self._counting: dict[Collector, Callable[[], Mapping[str, int]]] = {}
         renew_in_child(self)
         self._failed: Counter[str] = Counter()
         self._failing: set[Collector] = set()
 
     def renew(self) -> None:
-        """Start with a lock that no thread holds."""
-        self._changing = threading.Lock()
+        """Create a new lock: another thread may have held the old one at the fork."""
+        self._changing = threading.Lock()  # held to replace `_collectors` and `_names`
 
     def register(self, collector: Collector) -> None:
-        """See prometheus_client."""
+        """Add a collector; see prometheus_client."""
         super().register(collector)
-        names, errors = _names(collector), errors_of(collector)
+        names = _names(collector)
         with self._changing:
-            self._own = [*self._own, collector]
+            self._collectors = [*self._collectors, collector]
             self._names |= dict.fromkeys(names, collector)
-            if errors is not None:
-                self._counting = {**self._counting, collector: errors}
 
     def unregister(self, collector: Collector) -> None:
-        """See prometheus_client."""
+        """Remove a collector; see prometheus_client."""
         super().unregister(collector)
         with self._changing:
-            self._own = [kept for kept in self._own if kept is not collector]
+            self._collectors = [kept for kept in self._collectors if kept is not collector]
             self._names = {name: one for name, one in self._names.items() if one is not collector}
-            self._counting = {one: e for one, e in self._counting.items() if one is not collector}
 
     def collect(self) -> Iterable[Metric]:
-        """The families of all instruments but those that fail, which are counted and said once."""
-        for collector in self._own:
+        """Return the families of all instruments that do not fail."""
+        for collector in self._collectors:
             try:
                 metrics = list(collector.collect())
             except Exception as error:
@@ -72,20 +68,20 @@ class InstrumentRegistry(CollectorRegistry, CountsErrors):
                 yield from metrics
 
     def owner(self, name: str) -> Collector | None:
-        """The instrument that a family or a sample is called `name` of, if there is one."""
+        """Return the instrument that has a family or a sample of this name, if any."""
         return self._names.get(name)
 
     @property
     def errors(self) -> Mapping[str, int]:
-        """How often an instrument was left out, by reason; only grows."""
+        """The number of omissions, by reason; never decreases."""
         found = self._failed.copy()
-        for errors in self._counting.values():
-            found.update(errors())
+        for collector in self._collectors:
+            found.update(errors_of(collector))
         return found
 
 
 def _names(collector: Collector) -> set[str]:
-    """What its families and their samples may be called, where it tells them beforehand."""
+    """Return the names that the families and samples of a collector may have, as far as known."""
     describe = getattr(collector, "describe", None)
     described: Iterable[Metric] = () if describe is None else describe()
     return {
@@ -93,32 +89,24 @@ def _names(collector: Collector) -> set[str]:
     }
 
 
-def registry() -> InstrumentRegistry:
-    """A registry for a process's own instruments."""
-    return InstrumentRegistry()
+class LabelledCollector(Collector, CountsErrors):
+    """The families of a registry with constant labels; the same objects if nothing changed."""
 
+    def __init__(self, registry: CollectorRegistry, labels: Mapping[str, str]) -> None:
+        """Wrap a registry.
 
-def labelled(instruments: CollectorRegistry, labels: Mapping[str, str]) -> CollectorRegistry:
-    """A registry whose series have constant labels, collected with `instruments`.
+        Args:
+            registry: the registry of instruments without the labels.
+            labels: the labels to add to each series at its collection.
+        """
+        self._source = RegistrySource("labelled", registry)
+        self._relabelling = Relabelling(labels)
 
-    Args:
-        instruments: where it is registered.
-        labels: added to every series when it is collected; instruments know nothing of them.
-    """
-    found = registry()
-    instruments.register(_Labelled(found, labels))
-    return found
-
-
-class _Labelled(Collector, CountsErrors):
-    """The families of a registry, with labels; the same ones as before where nothing changed."""
-
-    def __init__(self, instruments: CollectorRegistry, labels: Mapping[str, str]) -> None:
-        self._source = RegistrySource("labelled", instruments, labels=labels)
+    def collect(self) -> Iterable[Metric]:
+        """Return the families with the labels."""
+        return [to_metric(one) for one in self._relabelling.apply(self._source.families())]
 
     @property
     def errors(self) -> Mapping[str, int]:
+        """See `CountsErrors.errors`."""
         return self._source.errors
-
-    def collect(self) -> Iterable[Metric]:
-        return [to_metric(family) for family in self._source.families()]

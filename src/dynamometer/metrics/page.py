@@ -1,32 +1,29 @@
-"""The page: all sources' families merged; a broken source costs only itself."""
+"""The page: the families of all sources, merged; a faulty source loses only its own families."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
-from typing import Final, TypeVar
+from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry
 
-from dynamometer import names as metric_names
-from dynamometer.exposition.families import Family
 from dynamometer.exposition.filters import EVERYTHING, Selection
 from dynamometer.exposition.merged_page import MergedPage
 from dynamometer.exposition.merging import Clash, Omission, Source
 from dynamometer.metrics.derivation import Derivation, DerivedSource
+from dynamometer.metrics.error_counts import ErrorCounts
 from dynamometer.metrics.guarded_source import GuardedSource, SourceError, SourceResult
-from dynamometer.metrics.refresh import Refreshes
+from dynamometer.metrics.refresh import PageRequest, Refreshes
 from dynamometer.metrics.sources import MetricsSource, RegistrySource
 from dynamometer.process.forks import renew_in_child
 
 logger = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
-
 DEADLINE_SECONDS: Final = 5.0
-# For each source that hangs besides the first.
+# The deadline of each further source that hangs in the same refresh.
 _NEXT_DEADLINE_SECONDS: Final = 1.0
 
 
@@ -36,22 +33,22 @@ class MetricsPage:
     def __init__(
         self, instruments: CollectorRegistry, *, deadline: float = DEADLINE_SECONDS
     ) -> None:
-        """A page of this process's own instruments.
+        """Create a page with the metrics of this process; `add` adds other sources.
 
         Args:
-            instruments: the registry that holds them; the page counts its errors there.
-            deadline: how long all sources together may take before the one that is being asked
-                is given up, seconds; each further one that hangs has one second at most.
+            instruments: the registry of this process's own metrics.
+            deadline: the seconds that all sources together may take before the running source is
+                skipped; each further source that hangs may take one second.
         """
         self._engines: list[GuardedSource] = []
         self._derived: dict[object, GuardedSource] = {}
         self._runtime = GuardedSource(RegistrySource("runtime", instruments))
+        # The thread that refreshes owns these attributes, and `GuardedSource.current`.
         self._page = MergedPage()
-        # Of the thread that refreshes, one at a time; so is `GuardedSource.current`.
-        self._counted: dict[tuple[str, str], int] = {}
+        self._errors = ErrorCounts()
         self._failing: dict[str, str] = {}
-        self._seen_omissions: tuple[Omission, ...] = ()
-        self._omissions: set[Omission] = set()
+        self._known_omissions: tuple[Omission, ...] = ()
+        self._unexpected: set[Omission] = set()
         self._refreshes = Refreshes(
             self,
             name="metrics",
@@ -59,53 +56,39 @@ class MetricsPage:
             next_deadline=min(deadline, _NEXT_DEADLINE_SECONDS),
         )
         renew_in_child(self)
-        self._errors = Counter(
-            metric_names.scrape.ERRORS_TOTAL,
-            "Scrapes in which a source of engine metrics, one of its files or a series of one was "
-            "left out",
-            (metric_names.labels.SOURCE, metric_names.labels.REASON),
-            registry=instruments,
-        )
-        self._expect_errors(self._runtime.source.name)
 
     def renew(self) -> None:
-        """Start with a lock that no thread holds."""
+        """Create a new lock: another thread may have held the old one at the fork."""
         self._changing = threading.Lock()  # held to replace `_engines` and `_derived`
 
     def add(self, source: MetricsSource, *, expected: frozenset[str] = frozenset()) -> None:
-        """Show the families of `source` too; of a series that two have, the first one's stands.
+        """Add the families of `source`; of a series in two sources, the first source wins.
 
         Args:
-            source: whom to ask at each refresh.
-            expected: names of families in which it shows this very process, as the runtime and
-                other sources may do too: that is no error.
+            source: the source, which each refresh reads.
+            expected: names of families that describe this process, and that the runtime or another
+                source may have too: such a series is omitted without an error.
         """
-        self._expect_errors(source.name)
         with self._changing:
             self._engines = [*self._engines, GuardedSource(source, expected=expected)]
 
     def derive(self, derivation: Derivation) -> None:
-        """Show too what `derivation` makes of its owner's families, of the same refresh."""
-
-        def given() -> list[Source]:
-            engines = [one for one in self._engines if one.source.owner == derivation.owner]
-            return [Source(one.source.name, one.current) for one in engines]
-
-        source = DerivedSource(derivation, given)
-        self._expect_errors(source.name)
-        # A new table: a refresh that goes on in its thread keeps the one that it began with.
+        """Add the families that `derivation` derives from its owner's families at each refresh."""
+        source = DerivedSource(derivation, self.current_sources)
+        # A new table: a refresh that is running keeps the table that it began with.
         with self._changing:
             self._derived = {**self._derived, derivation: GuardedSource(source)}
+
+    def current_sources(self, owner: str) -> Sequence[Source]:
+        """Return the sources of an owner with the families that this refresh has read."""
+        engines = [one for one in self._engines if one.source.owner == owner]
+        return [Source(one.source.name, one.current) for one in engines]
 
     def remove(self, source: MetricsSource | Derivation) -> None:
         """Remove the families of `source` from the page."""
         with self._changing:
             self._engines = [kept for kept in self._engines if kept.source is not source]
             self._derived = {one: kept for one, kept in self._derived.items() if one is not source}
-
-    def _expect_errors(self, name: str) -> None:
-        for reason in ("failed", "timeout", "invalid"):
-            self._errors.labels(name, reason)
 
     def refresh(self) -> None:
         """Read all sources; a source that fails or hangs is not on the page.
@@ -114,105 +97,116 @@ class MetricsPage:
         """
         if self._refreshes.in_source:
             return
-        refreshed = self.submit(lambda: None)
+        refreshed = self.submit()
         while wait([refreshed], self.wait_seconds()).not_done:
             self.give_up_late()
         refreshed.result()
 
-    def submit(self, function: Callable[[], Result]) -> Future[Result]:
-        """Refresh the page in its thread, then call `function` there; return its future.
+    def submit(self, request: PageRequest | None = None) -> Future[bytes]:
+        """Refresh and render the page in its thread; return the future of the bytes.
 
         While the future is not done, wait for `wait_seconds` at most, then call `give_up_late`.
         A caller may stop waiting at any time.
+
+        Args:
+            request: the page to render; None renders nothing, and the result is empty.
         """
-        return self._refreshes.submit(function)
+        return self._refreshes.submit(request)
 
     def wait_seconds(self) -> float:
         """Return the seconds to wait for a refresh before `give_up_late` is called."""
         return self._refreshes.wait_seconds()
 
     def give_up_late(self) -> None:
-        """Give up the source that is being read, if its time is over."""
+        """Skip the source that is being read, if its deadline has passed."""
         self._refreshes.give_up_late()
 
-    def sources(self) -> Sequence[GuardedSource]:
-        """See `PageSources`: the runtime comes last, so that errors just counted are shown."""
-        return (*self._engines, *self._derived.values(), self._runtime)
-
-    def update(self, source: GuardedSource, result: SourceResult | SourceError) -> None:
-        """See `PageSources`."""
-        source.current = ()
-        source.current = self._current(source.source.name, result)
-
-    def merge(self, sources: Sequence[GuardedSource]) -> None:
-        """See `PageSources`: the runtime's own families come first on the page."""
-        shown = sorted(sources, key=lambda one: one is not self._runtime)
-        self._page.update([Source(one.source.name, one.current) for one in shown])
-        self._report_omissions()
-
     def render(self, selection: Selection = EVERYTHING, *, openmetrics: bool = False) -> bytes:
-        """The page as it was at the last refresh.
+        """Return the page as of the last refresh.
 
         Args:
-            selection: which families.
-            openmetrics: OpenMetrics 1.0.0 instead of text 0.0.4.
+            selection: the families to render.
+            openmetrics: True for OpenMetrics 1.0.0, False for text 0.0.4.
         """
         return self._page.render(selection, openmetrics=openmetrics)
 
     def compressed(self, selection: Selection = EVERYTHING, *, openmetrics: bool = False) -> bytes:
-        """The same, with gzip; the same bytes as before where nothing changed."""
+        """Return the same page compressed with gzip; see `render`."""
         return self._page.compressed(selection, openmetrics=openmetrics)
 
-    def _current(self, name: str, result: SourceResult | SourceError) -> Sequence[Family]:
+    def answer(self, request: PageRequest) -> bytes:
+        """Return the requested page as of the last refresh; see `RefreshedPage`."""
+        render = self.compressed if request.gzip else self.render
+        return render(request.selection, openmetrics=request.openmetrics)
+
+    def sources(self) -> Sequence[GuardedSource]:
+        """See `RefreshedPage`: the runtime comes last, so that its metrics are the newest."""
+        return (*self._engines, *self._derived.values(), self._runtime)
+
+    def update(self, source: GuardedSource, result: SourceResult | SourceError) -> None:
+        """See `RefreshedPage`; count the errors of the source."""
+        source.current = ()
+        name = source.source.name
         if isinstance(result, SourceError):
-            self._errors.labels(name, result.reason).inc()
-            if self._failing.get(name) != result.reason:
-                self._failing[name] = result.reason
-                logger.warning("metrics of %s are not on the page: %s", name, result)
-                logger.debug("metrics of %s", name, exc_info=result.__cause__)
-            return ()
+            self._note_failure(name, result)
+            return
         if self._failing.pop(name, None):
             logger.info("metrics of %s are on the page again", name)
         if result.errors is None:
-            self._errors.labels(name, "failed").inc()
+            self._errors.add(name, "failed")
         else:
-            self._count(name, result.errors)
-        return result.families
+            self._errors.add_reported(name, result.errors)
+        source.current = result.families
 
-    def _count(self, name: str, errors: Mapping[str, int]) -> None:
-        """Count what a source has left out since it was last asked."""
-        for reason, count in errors.items():
-            key = (name, reason)
-            # Fewer than before: a source of the same name was restarted.
-            self._errors.labels(*key).inc(max(0, count - self._counted.get(key, 0)))
-            self._counted[key] = count
+    def _note_failure(self, name: str, error: SourceError) -> None:
+        """Count a failure, and log the first one, and each change of its reason."""
+        self._errors.add(name, error.reason)
+        if self._failing.get(name) != error.reason:
+            self._failing[name] = error.reason
+            logger.warning("metrics of %s are not on the page: %s", name, error)
+            logger.debug("metrics of %s", name, exc_info=error.__cause__)
 
-    def _report_omissions(self) -> None:
-        """Count and say what two sources both have, where that is not expected."""
+    def merge(self, sources: Sequence[GuardedSource]) -> None:
+        """See `RefreshedPage`; the counts on the page include the omissions of this merge."""
+        shown = sorted(sources, key=lambda one: one is not self._runtime)
+        for one in shown:
+            self._errors.expect(one.source.name)
+        self._merge(shown)
+        if self._count_omissions():
+            self._merge(shown)
+
+    def _merge(self, shown: Sequence[GuardedSource]) -> None:
+        counts = Source(self._runtime.source.name, self._errors.families)
+        self._page.update([counts, *(Source(one.source.name, one.current) for one in shown)])
+
+    def _count_omissions(self) -> bool:
+        """Count and log the unexpected omissions of the last merge; return whether any exist."""
         omissions = self._page.omissions
-        if omissions is not self._seen_omissions:
-            self._seen_omissions = omissions
+        if omissions is not self._known_omissions:
+            self._known_omissions = omissions
             everyone = (self._runtime, *self._engines, *self._derived.values())
             by_name = {one.source.name: one for one in everyone}
             unexpected = {part for part in omissions if not self._is_expected(part, by_name)}
-            for part in unexpected - self._omissions:
+            for part in unexpected - self._unexpected:
                 logger.warning(
-                    "%s of %s is not on the page (%s): %s has it", part.family, part.source,
-                    part.clash, part.winner,
+                    "%s of %s is not on the page (%s): %s has the family", part.family,
+                    part.source, part.clash, part.winner,
                 )  # fmt: skip
-            self._omissions = unexpected
-        for part in self._omissions:
-            self._errors.labels(part.source, str(part.clash)).inc()
+            self._unexpected = unexpected
+        for part in self._unexpected:
+            self._errors.add(part.source, str(part.clash))
+        return bool(self._unexpected)
 
     def _is_expected(self, part: Omission, by_name: Mapping[str, GuardedSource]) -> bool:
-        """Whether two sources show one thing, so that nothing is missing on the page.
+        """Return whether two sources show the same series on purpose.
 
-        Not where one source has a series twice: what a prefix has made of two names, say.
+        A series that occurs twice in one source is never expected: an added prefix, for example,
+        may have made one name of two.
         """
         source, winner = by_name.get(part.source), by_name.get(part.winner)
         if part.clash is not Clash.OVERLAP:
             return False
-        if source is None or winner is None:  # just removed
+        if source is None or winner is None:  # removed during this refresh
             return True
         if part.family in source.expected:
             return winner is self._runtime or part.family in winner.expected

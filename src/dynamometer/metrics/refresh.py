@@ -1,7 +1,7 @@
-"""Refreshes of the page: read all sources, one after the other, in a thread of their own.
+"""Refreshes of the page: read all sources, one after the other, in the page's thread.
 
-A source may hang, on a file system or in a callback. Then the page is served without the families
-of that source: its thread is left behind, and another thread continues the refresh.
+A source may hang, on a file system or in a callback. After its deadline, the page is served without
+the families of that source: its thread is abandoned, and another thread continues the refresh.
 
 One thread reads all sources, because a handover to a thread for each source would cost as much as
 reading a source in which nothing changed.
@@ -18,47 +18,61 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Final, Generic, Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple, Protocol
 
+from dynamometer.exposition.filters import EVERYTHING, Selection
 from dynamometer.metrics.guarded_source import GuardedSource, SourceError, SourceResult
 from dynamometer.process.forks import renew_in_child
 
 logger = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
-
-# Starting the thread that takes over needs a moment.
+# Leaves the thread that takes over the time to start.
 _LEAST_WAIT_SECONDS: Final = 0.01
+_LATE: Final = SourceError("timeout", "the source did not answer in time")
 
 
-class PageSources(Protocol):
-    """The sources of a page, and what they returned. One thread at a time calls these methods."""
+class PageRequest(NamedTuple):
+    """A request for the bytes of a page.
+
+    Attributes:
+        selection: the families to render.
+        openmetrics: True for OpenMetrics 1.0.0, False for text 0.0.4.
+        gzip: True for a compressed page.
+    """
+
+    selection: Selection = EVERYTHING
+    openmetrics: bool = False
+    gzip: bool = False
+
+
+class RefreshedPage(Protocol):
+    """A page as its refreshes see it. One thread at a time calls these methods."""
 
     def sources(self) -> Sequence[GuardedSource]:
-        """Return the sources, in the order in which they are read."""
+        """Return the sources in the order in which they are read."""
 
     def update(self, source: GuardedSource, result: SourceResult | SourceError) -> None:
-        """Store what one source returned."""
+        """Store the result of reading one source."""
 
     def merge(self, sources: Sequence[GuardedSource]) -> None:
-        """Merge the families of all sources; each was read."""
+        """Merge the families of all sources, each of which was read."""
+
+    def answer(self, request: PageRequest) -> bytes:
+        """Return the bytes of the merged page."""
 
 
-class _Submitted(Generic[Result]):
-    """A call to make at the end of a refresh, and the future of its result."""
+@dataclass(frozen=True)
+class _Submitted:
+    """A caller that waits for a refresh.
 
-    def __init__(self, function: Callable[[], Result]) -> None:
-        self._function = function
-        self.future: Future[Result] = Future()
-        self.future.set_running_or_notify_cancel()  # no waiter cancels it for the others
+    Attributes:
+        request: the page to render after the refresh, if any.
+        body: the future of the rendered page.
+    """
 
-    def run(self) -> None:
-        """Call the function; whoever waits for the future gets its result or its error."""
-        try:
-            self.future.set_result(self._function())
-        except Exception as error:  # noqa: BLE001, RUF100  # raised where the future is awaited
-            self.future.set_exception(error)
+    request: PageRequest | None
+    body: Future[bytes] = field(default_factory=Future)
 
 
 @dataclass(frozen=True)
@@ -68,32 +82,32 @@ class _Running:
     Attributes:
         sources: all sources of the page.
         unread: the sources that are not read yet.
-        submitted: the calls to make at the end.
+        submitted: the callers that wait for this refresh.
     """
 
     sources: Sequence[GuardedSource]
     unread: deque[GuardedSource]
-    submitted: Sequence[_Submitted[Any]]
+    submitted: Sequence[_Submitted]
 
 
 class Refreshes:
-    """Refresh one page, one refresh at a time; calls submitted during a refresh share the next one.
+    """Refresh one page, one refresh at a time; callers that arrive meanwhile share the next one.
 
-    No waiter owns the refresh that is running: each thread or task that waits for any refresh calls
-    `give_up_late` after `wait_seconds`. So a waiter that stopped (an interrupt, a cancelled
+    No caller owns the refresh that is running: each thread or task that waits for any refresh calls
+    `give_up_late` after `wait_seconds`. So a caller that stopped waiting (an interrupt, a cancelled
     scrape, a closed server) delays the others by the deadline at most.
     """
 
     def __init__(
-        self, page: PageSources, *, name: str, deadline: float, next_deadline: float
+        self, page: RefreshedPage, *, name: str, deadline: float, next_deadline: float
     ) -> None:
-        """Make the refreshes of a page; the first `submit` starts the thread.
+        """Store the arguments; the first `submit` starts the thread.
 
         Args:
-            page: has the sources.
-            name: of the threads.
-            deadline: the time after which the source that is being read is given up, seconds.
-            next_deadline: the same for each further source that hangs, seconds.
+            page: the page to refresh.
+            name: the name of the threads.
+            deadline: the seconds after which the source that is being read is skipped.
+            next_deadline: the same for each further source that hangs.
         """
         self._page = page
         self._name = name
@@ -102,33 +116,34 @@ class Refreshes:
         renew_in_child(self)
 
     def renew(self) -> None:
-        """Start with no refresh running: a child of `fork` has none of its parent's threads."""
-        self._waiting: queue.SimpleQueue[_Submitted[Any]] = queue.SimpleQueue()
+        """Forget the refresh that is running: a child of fork has no thread of its parent."""
+        self._waiting: queue.SimpleQueue[_Submitted] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        # The lock guards these: the one thread that may read, what it reads, and until when.
+        # The lock guards these: the one thread that may read, its refresh and source, its deadline.
         self._thread: threading.Thread | None = None
         self._reading: tuple[_Running, GuardedSource] | None = None
         self._late_at = math.inf
 
-    def submit(self, function: Callable[[], Result]) -> Future[Result]:
-        """Refresh the page after the refresh that is running, if any, then call `function`.
+    def submit(self, request: PageRequest | None) -> Future[bytes]:
+        """Refresh the page after the refresh that is running, if any, then render the page.
 
         Args:
-            function: called by the thread that read the last source.
+            request: the page that the thread renders; None renders nothing, the result is empty.
 
         Returns:
-            The future of the call's result.
+            The future of the rendered page.
 
         Raises:
-            RuntimeError: The process cannot start one more thread.
+            RuntimeError: The process cannot start another thread.
         """
+        submitted = _Submitted(request)
+        submitted.body.set_running_or_notify_cancel()  # no caller can cancel the future
         with self._lock:
             if self._thread is None or not self._thread.is_alive():  # its start failed
                 self._thread = self._new_thread(self._run)
                 self._thread.start()
-        submitted = _Submitted(function)
         self._waiting.put(submitted)
-        return submitted.future
+        return submitted.body
 
     @property
     def in_source(self) -> bool:
@@ -136,13 +151,13 @@ class Refreshes:
         return threading.current_thread() is self._thread
 
     def wait_seconds(self) -> float:
-        """Return how long to wait for a refresh until `give_up_late` is due."""
+        """Return the seconds to wait for a refresh before `give_up_late` is called."""
         return max(_LEAST_WAIT_SECONDS, min(self._late_at - time.monotonic(), self._deadline))
 
     def give_up_late(self) -> None:
-        """Give up the source that is being read, if its time is over.
+        """Skip the source that is being read, if its deadline has passed.
 
-        This only starts the thread that takes over, so that an interrupt cannot stop it halfway.
+        The caller only starts the thread that takes over: an interrupt cannot stop that thread.
         """
         if time.monotonic() >= self._late_at:
             self._new_thread(self._take_over).start()
@@ -165,13 +180,13 @@ class Refreshes:
     def _run(self) -> None:
         with self._lock:
             if self._thread is not threading.current_thread():
-                return  # an interrupt hid that this thread had started
+                return  # an interrupt in `submit` made a later call start another thread
         running = self._next()
         while self._read(running, self._deadline):
             running = self._next()
 
     def _next(self) -> _Running:
-        """Wait for the next refresh that is submitted."""
+        """Wait for a caller, and return the refresh for all callers that wait."""
         submitted = [self._waiting.get()]
         with suppress(queue.Empty):
             while True:
@@ -180,7 +195,10 @@ class Refreshes:
         return _Running(sources, deque(sources), submitted)
 
     def _read(self, running: _Running, deadline: float) -> bool:
-        """Read the unread sources; return False when another thread has taken over meanwhile."""
+        """Read the unread sources, and answer the callers.
+
+        Return False, without answers, if another thread has taken over meanwhile.
+        """
         late_at = time.monotonic() + deadline
         while running.unread:
             source = running.unread.popleft()
@@ -197,18 +215,20 @@ class Refreshes:
         try:
             self._page.merge(running.sources)
         except Exception:
-            logger.exception("the page cannot be merged")  # our fault
+            logger.exception("the page cannot be merged")  # a fault of this package
         for submitted in running.submitted:
-            submitted.run()
+            self._answer(submitted)
         return True
 
     def _store(self, source: GuardedSource, result: SourceResult | SourceError) -> None:
         try:
             self._page.update(source, result)
         except Exception:
-            logger.exception(
-                "the families of a source cannot be used"
-            )  # our fault, not the source's
+            logger.exception("the families of a source cannot be used")  # a fault of this package
 
-
-_LATE = SourceError("timeout", "the source did not answer in time")
+    def _answer(self, submitted: _Submitted) -> None:
+        try:
+            request = submitted.request
+            submitted.body.set_result(b"" if request is None else self._page.answer(request))
+        except Exception as error:  # noqa: BLE001, RUF100  # raised where the future is awaited
+            submitted.body.set_exception(error)

@@ -8,31 +8,31 @@ from typing import Final
 
 import aiohttp
 
-# The window bits that zlib takes for a format; deflate is sent with zlib's header and without.
+# The window bits of zlib for each encoding; servers send deflate with and without zlib's header.
 _WINDOW_BITS: Final = {"gzip": (31,), "x-gzip": (31,), "deflate": (15, -15)}
 
 
 class TooLargeError(ValueError):
-    """A body has more bytes than the limit, as it came or decoded."""
+    """A body with more bytes than the limit, as received or decoded."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"more than {limit >> 10} KiB")
 
 
 class EncodingError(ValueError):
-    """A body cannot be decoded; the message names its encoding."""
+    """A body that cannot be decoded; the message names its encoding."""
 
 
 async def read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
     """Return the body of a response without its content encoding.
 
     Args:
-        response: of a request with `auto_decompress=False`, whose headers have been read.
-        limit: the most bytes of the body, both as it comes and decoded.
+        response: the response to a request with `auto_decompress=False`.
+        limit: the largest size in bytes, both received and decoded.
 
     Raises:
         TooLargeError: The body is larger.
-        EncodingError: The encoding is unknown, or the body is not in it.
+        EncodingError: The encoding is unknown, or the body does not have this encoding.
         aiohttp.ClientError: The connection broke.
     """
     pieces, size = [], 0
@@ -55,11 +55,11 @@ def decoded(body: bytes, encoding: str, limit: int) -> bytes:
     Args:
         body: may be empty, or consist of several gzip members.
         encoding: `gzip`, `x-gzip` or `deflate`.
-        limit: the most bytes that are decoded.
+        limit: the largest size of the decoded body in bytes.
 
     Raises:
         TooLargeError: The decoded body is larger.
-        EncodingError: The encoding is another one, or the body is not in it.
+        EncodingError: The encoding is unknown, or the body does not have this encoding.
     """
     try:
         formats = _WINDOW_BITS[encoding]
