@@ -29,6 +29,7 @@ CLEAN = {
     "errors",
     "http",
     "logs",
+    "metrics",
     "mocker",
     "names",
     "process",

@@ -13,7 +13,7 @@ from dynamometer.names import label_value, labels, scrape
 
 _REASONS: Final = ("failed", "timeout", "invalid")
 _DOCUMENTATION: Final = (
-    "Scrapes in which a source of engine metrics, one of its files or a series of one was left out"
+    "Scrapes in which a source of engine metrics, one of its files or one of its series was omitted"
 )
 
 

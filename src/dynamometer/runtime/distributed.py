@@ -113,7 +113,7 @@ class DistributedRuntime:
         """
         environment = settings.read()
         for variable, meant in settings.unknown():
-            logger.warning("%s is not a variable of Dynamometer: did you mean %s?", variable, meant)
+            logger.warning("%s has no effect: did you mean %s?", variable, meant)
         if port is not None:
             _check_port(port)
         self._state()  # note the endpoints that are ready when the server starts
