@@ -136,9 +136,9 @@ def worker() -> Callable[[], object]:
 
     def work() -> None:
         with metrics.request() as count:
-            count.answered(200)
+            count.record_status(200)
             for _ in repeat(None, TOKENS):
-                count.came(EVENT)
+                count.add_chunk(EVENT)
                 count.end.add_chunk(EVENT)
 
     return work

@@ -57,7 +57,11 @@ def test_dyno_without_a_command_shows_the_help_and_fails() -> None:
     ("words", "environment", "says"),
     [
         (["serv"], {}, "'serv' is not a command"),
-        (["sglang", "--model", "x", "--api-key", "a\nb"], {}, "--api-key: a key with line breaks"),
+        (
+            ["sglang", "--model", "x", "--api-key", "a\nb"],
+            {},
+            "--api-key: the key must not contain line breaks",
+        ),
         (["frontend", "--http-port", "x"], {}, "argument --http-port: 'x' must be a port"),
         (["frontend", "--router-mode", "x"], {}, "invalid choice"),
         (["frontend", "--max-body-size", "0"], {}, "--max-body-size: '0' must be"),
@@ -156,6 +160,8 @@ SGLANG = ("sglang", "--model", "x", "--engine-python", "/bin/false")
             SGLANG,
             "error: cannot prepare the engine's start: /dev/shm/",
         ),
+        ("mount -t tmpfs tmpfs /proc; ", SGLANG, "error: /proc does not show this process"),
+        ("unshare --pid --fork ", SGLANG, "error: /proc does not show this process"),
         (GONE, SGLANG, NO_CURRENT),
         (GONE, ("mocker",), NO_CURRENT),
         (GONE, ("tiny-model", "x"), NO_CURRENT),

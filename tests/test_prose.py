@@ -39,6 +39,7 @@ CLEAN = {
     "sglang",
     "tiny_model",
     "variables",
+    "worker",
 }
 
 # A regular expression, case-insensitive, and the better wording.

@@ -13,6 +13,12 @@ from dynamometer.variables import DEFAULT_NAMESPACE, DEFAULT_SYSTEM_PORT, LOOPBA
 
 Value = TypeVar("Value")
 
+# The end of the help of each command that runs until a signal.
+EPILOG = """\
+Ctrl-C or SIGTERM ends the process with exit code 0; a second signal ends it without waiting.
+DYN_LOG=debug logs more; DYN_LOGGING_JSONL=1 logs JSON lines.
+"""
+
 
 def parser(
     program: str, description: str, epilog: str, *, usage: str | None = None
@@ -40,6 +46,17 @@ def checked(parse: Callable[[str], Value]) -> Callable[[str], Value]:
             raise argparse.ArgumentTypeError(f"{value!r} {error}") from None
 
     return convert
+
+
+def add_drain_timeout(group: argparse._ActionsContainer) -> None:
+    """Add `--drain-timeout`."""
+    group.add_argument(
+        "--drain-timeout",
+        type=checked(settings.seconds),
+        default=30.0,
+        metavar="SECONDS",
+        help="time that requests in flight have to finish after Ctrl-C or SIGTERM (default: 30)",
+    )
 
 
 def add_discovery(group: argparse._ActionsContainer) -> None:

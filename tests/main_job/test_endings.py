@@ -115,7 +115,7 @@ def test_a_killed_workers_engine_ends_and_the_next_start_clears_what_is_left(
     left = left_behind() - before
     assert any(name.startswith("sglang_loads_") for name in left)
     with stack.run_worker("--model", "no-such-model") as successor:
-        successor.process.wait_for("cleared what worker [0-9a-f]{16} left behind", within=10)
+        successor.process.wait_for("removed after the killed worker [0-9a-f]{16}", within=10)
     assert left_behind() <= before
 
 

@@ -227,11 +227,11 @@ def test_times_are_from_a_requests_arrival(monkeypatch: pytest.MonkeyPatch) -> N
     metrics = EndpointMetrics(runtime.metrics, runtime.registry, {})
     with metrics.request() as count:
         now[0] += 2
-        count.answered(200)
+        count.record_status(200)
         now[0] += 1
-        count.came(b"data: ")
+        count.add_chunk(b"data: ")
         now[0] += 3
-        count.came(b"{}")
+        count.add_chunk(b"{}")
     worker = Worker("", "", runtime)
     assert worker.count("dynamo_work_handler_time_to_first_response_seconds_sum") == 3
     assert worker.count("dynamo_component_request_duration_seconds_sum") == 6

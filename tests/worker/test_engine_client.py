@@ -1,4 +1,4 @@
-"""An engine that does not say what it is serves all the same."""
+"""A worker whose engine reports no facts about itself serves requests."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ async def test_a_worker_is_ready_whatever_its_engine_says_of_itself(
 class Broken(EngineClient):
     """With a fault that nobody has thought of."""
 
-    async def answers(self) -> bool:
+    async def check_health(self) -> bool:
         raise KeyError("data")
 
 
@@ -131,7 +131,7 @@ async def test_a_fault_after_the_start_ends_no_worker_that_serves(
             await asyncio.sleep(0.05)
             assert not ended.done()
             assert supervisor.state is State.READY
-    assert "the engine cannot be asked what it is" in caplog.text
+    assert "the facts about the engine cannot be read" in caplog.text
 
 
 async def test_a_worker_that_cannot_watch_its_engine_ends_and_says_why(
@@ -152,5 +152,5 @@ async def test_a_worker_that_cannot_watch_its_engine_ends_and_says_why(
             error = await ended
             assert str(error) == "a fault of this worker ended its engine: KeyError('data')"
             assert supervisor.state is State.FAILED
-    assert "the engine cannot be watched any more" in caplog.text
+    assert "the engine cannot be watched any longer" in caplog.text
     assert asyncio.all_tasks() == {asyncio.current_task()}

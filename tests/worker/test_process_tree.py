@@ -56,14 +56,14 @@ async def deaf_tree() -> AsyncIterator[EngineProcess]:
         while len(process.members()) < 2:
             await asyncio.sleep(0.01)
     yield process
-    await process.end(grace=0, hurry=lambda: True, look=lambda: None)
+    await process.end(grace=0, hurry=lambda: True, check=lambda: None)
 
 
 async def test_all_processes_end_orphans_too_and_none_is_left_as_a_zombie(
     deaf_tree: EngineProcess,
 ) -> None:
     family = [psutil.Process(member.pid) for member in deaf_tree.members()]
-    await deaf_tree.end(grace=1, hurry=lambda: False, look=lambda: None)
+    await deaf_tree.end(grace=1, hurry=lambda: False, check=lambda: None)
     assert await deaf_tree.wait() == 3
     assert not [process for process in family if process.is_running()]
 
@@ -83,7 +83,7 @@ async def test_an_orphan_that_ends_at_the_moment_of_a_look_is_no_zombie_either(
 
     monkeypatch.setattr("dynamometer.worker.process_tree.alive", ends_now)
     monkeypatch.setattr(psutil.Process, "is_running", lambda _: True)
-    await deaf_tree.end(grace=0, hurry=lambda: True, look=lambda: None)
+    await deaf_tree.end(grace=0, hurry=lambda: True, check=lambda: None)
     assert not psutil.pid_exists(orphan.pid)
 
 
@@ -97,7 +97,7 @@ async def test_children_of_a_first_process_whose_threads_end_late_are_no_zombies
             await asyncio.sleep(0.01)
     monkeypatch.setattr(os, "killpg", lambda *_: None)
     monkeypatch.setattr("dynamometer.worker.process_tree.kill", lambda _: None)
-    await process.end(grace=10, hurry=lambda: False, look=lambda: None)
+    await process.end(grace=10, hurry=lambda: False, check=lambda: None)
     assert [member.pid for member in family if psutil.pid_exists(member.pid)] == []
 
 
@@ -117,7 +117,7 @@ async def test_a_process_that_does_not_die_is_reported_and_not_waited_for(
         patch.setattr(psutil.Process, "kill", spare)
         patch.setattr(os, "killpg", lambda *_: None)
         async with asyncio.timeout(5):
-            left = await deaf_tree.end(grace=60, hurry=lambda: True, look=lambda: None)
+            left = await deaf_tree.end(grace=60, hurry=lambda: True, check=lambda: None)
     assert left == [child.pid]
 
 
@@ -132,9 +132,9 @@ async def test_a_look_that_hangs_delays_no_end(
         looks.append(None)
         released.wait()
 
-    monkeypatch.setattr("dynamometer.worker.process_tree.LOOK_SECONDS", 0.1)
+    monkeypatch.setattr("dynamometer.worker.process_tree.CHECK_SECONDS", 0.1)
     async with asyncio.timeout(5):
-        left = await deaf_tree.end(grace=60, hurry=lambda: False, look=look)
+        left = await deaf_tree.end(grace=60, hurry=lambda: False, check=look)
     released.set()
     assert left == []
     assert len(looks) == 1
@@ -160,7 +160,7 @@ async def test_waiting_for_the_exit_wakes_nobody(monkeypatch: pytest.MonkeyPatch
 
 async def test_hurry_kills_at_once(deaf_tree: EngineProcess) -> None:
     async with asyncio.timeout(5):
-        await deaf_tree.end(grace=60, hurry=lambda: True, look=lambda: None)
+        await deaf_tree.end(grace=60, hurry=lambda: True, check=lambda: None)
     assert deaf_tree.members() == []
 
 
@@ -173,7 +173,7 @@ async def test_an_orphan_stays_in_sight(deaf_tree: EngineProcess) -> None:
 
 async def test_its_log_is_read_line_by_line_without_colours(deaf_tree: EngineProcess) -> None:
     shown: list[str] = []
-    following = asyncio.create_task(deaf_tree.follow(shown.append))
+    following = asyncio.create_task(deaf_tree.read_log(shown.append))
     async with asyncio.timeout(10):
         while len(shown) < 3:
             await asyncio.sleep(0.01)
@@ -187,7 +187,7 @@ async def test_a_log_of_odd_bytes_and_endless_lines_is_read_too() -> None:
     process = await start(program)
     shown: list[str] = []
     async with asyncio.timeout(10):
-        await process.follow(shown.append)
+        await process.read_log(shown.append)
     assert shown[-1] == "last"
     assert sum(map(len, shown)) == 200_006
     assert await process.wait() == 0
@@ -211,7 +211,7 @@ time.sleep(60)
     psutil.Process(process.pid).kill()
     await process.wait()
     (orphan,) = process.members()
-    await process.end(grace=0, hurry=lambda: True, look=lambda: None)
+    await process.end(grace=0, hurry=lambda: True, check=lambda: None)
     assert not orphan.is_running()
 
 

@@ -27,7 +27,7 @@ with run_directory(7) as directory:
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     child = subprocess.Popen(["sleep", "60"], start_new_session=True, **quiet)
     mark = ProcessMark(child.pid, psutil.Process(child.pid).create_time())
-    directory.note(frozenset({mark}), frozenset())
+    directory.record(frozenset({mark}), frozenset())
     print(child.pid, directory.temporary, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -88,6 +88,6 @@ def test_a_note_that_cannot_be_read_hinders_nothing(memory: Path, note: str) -> 
 def test_the_directory_may_be_removed_under_a_worker(memory: Path) -> None:
     with run_directory(7) as directory:
         shutil.rmtree(memory)
-        directory.note(frozenset(), frozenset())
+        directory.record(frozenset(), frozenset())
     with run_directory(8):
         pass

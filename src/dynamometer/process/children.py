@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Set
+from pathlib import Path
 from typing import NamedTuple
 
 import psutil
+
+from dynamometer.errors import DirectoryError
 
 
 class ProcessMark(NamedTuple):
@@ -15,6 +18,23 @@ class ProcessMark(NamedTuple):
 
     pid: int
     started: float
+
+
+def require_proc() -> None:
+    """Check that /proc shows this process, as psutil needs it.
+
+    Raises:
+        DirectoryError: /proc is empty, or belongs to another pid namespace.
+    """
+    try:
+        shown = Path("/proc/self").readlink().name
+    except OSError:
+        shown = ""
+    if shown != str(os.getpid()):
+        raise DirectoryError(
+            "/proc does not show this process, and without it the processes of an engine cannot "
+            "be found: mount it (mount -t proc proc /proc)"
+        )
 
 
 def alive(process: psutil.Process) -> bool:

@@ -1,1 +1,1 @@
-"""The process that owns an engine: starts it, watches it, speaks for it, and outlives it."""
+"""The worker: the process that starts an engine, watches it, and serves its page and requests."""

@@ -1,4 +1,4 @@
-"""A worker, put together: system server first, then its record, its endpoint, its engine."""
+"""The composition of a worker: system server, record in discovery, endpoint, engine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dynamometer.metrics.engine_callback import register_engine_metrics_callback
 from dynamometer.metrics.http_source import HttpSource
 from dynamometer.multiprocess import MultiprocessDirectory
 from dynamometer.names import labels
-from dynamometer.process import private_directories, tasks
+from dynamometer.process import children, private_directories, tasks
 from dynamometer.process.blocking import entered
 from dynamometer.process.signals import Stop
 from dynamometer.runtime import system
@@ -42,17 +42,19 @@ from dynamometer.worker.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
 
-# Leftovers of killed workers are cleared first.
+# Creating the directory includes removing the leftovers of killed workers.
 _DIRECTORY_SECONDS: Final = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions:
-    """What a worker is told, by flags and environment. Ports: 0 is any free one.
+    """The options of a worker, from flags and variables. Port 0 is any free port.
 
-    `system_port` is None where nobody asked for one (8081, or any free one where that is
-    taken) and -1 for no system server. `component` is empty where nobody named one:
-    it is the one of the engine's mode then.
+    Attributes:
+        arguments: the engine's flags.
+        system_port: -1 for no system server; None if no port was requested: 8081, or any free
+            port if 8081 is in use.
+        component: empty if no component was requested: the component of the engine's mode.
     """
 
     arguments: Sequence[str]
@@ -73,11 +75,11 @@ class WorkerOptions:
 
 
 async def serve(options: WorkerOptions, engine: StartableEngine) -> None:
-    """Run a worker until a signal asks it to end.
+    """Run a worker until a signal ends it.
 
     Raises:
-        EngineError: the engine ended by itself.
-        DynamometerError: something that it needs cannot be had; says what.
+        EngineError: The engine ended by itself.
+        DynamometerError: The worker cannot start, for example because its port is in use.
     """
     if set(options.health.endpoints) - {options.endpoint}:
         raise SettingsError(
@@ -85,13 +87,14 @@ async def serve(options: WorkerOptions, engine: StartableEngine) -> None:
             f'the only endpoint of this worker is ["{options.endpoint}"] (--endpoint)'
         )
     private_directories.require_current()
+    children.require_proc()
     stop = Stop()
     async with AsyncExitStack() as stack:
         instance_id = new_id()
         directory = await stack.enter_async_context(
             entered(
                 run_directory(instance_id),
-                name="the worker's directory",
+                name="the directory of the worker",
                 within=_DIRECTORY_SECONDS,
             )
         )
@@ -120,10 +123,10 @@ async def serve(options: WorkerOptions, engine: StartableEngine) -> None:
 
 
 def _plan(options: WorkerOptions, engine: StartableEngine, directory: RunDirectory) -> Launch:
-    """Plan the engine's start, and write what that needs into `directory`.
+    """Return the engine's command line and environment, and write its files into `directory`.
 
     Raises:
-        SettingsError: The engine's flags do not say what is needed.
+        SettingsError: A flag of the engine is missing or has a wrong value.
         DirectoryError: `directory` cannot be written to.
     """
     try:
@@ -136,14 +139,18 @@ def _plan(options: WorkerOptions, engine: StartableEngine, directory: RunDirecto
             f"{error.strerror}"
         ) from None
     if launch.api_key and not launch.api_key.isprintable():
-        raise SettingsError(
-            "--api-key: a key with line breaks or control characters cannot be sent"
-        )
+        raise SettingsError("--api-key: the key must not contain line breaks or control characters")
     return launch
 
 
 class _Worker:
-    """The parts that a running worker is made of."""
+    """The parts of a running worker.
+
+    Attributes:
+        session: the HTTP session for requests to the engine.
+        endpoint: the HTTP routes for requests.
+        record: the worker's record in discovery.
+    """
 
     def __init__(
         self,
@@ -201,9 +208,10 @@ class _Worker:
         launch: Launch,
         own: Mapping[str, str],
     ) -> None:
-        """Put what the engine's processes write on the page, with `own` labels.
+        """Add the families of the engine's files to the page, with `own` labels.
 
-        The reader adds them itself: added behind it they would cost twice as much.
+        The reader of the files adds the labels, which costs half as much as adding them to its
+        output.
         """
         if launch.sources.directory is None:
             return
@@ -224,7 +232,7 @@ class _Worker:
         launch: Launch,
         own: Mapping[str, str],
     ) -> HttpSource | None:
-        """Put the engine's own page on ours, with `own` labels, where it has more."""
+        """Add families that only the engine's own page has to the page, with `own` labels."""
         if launch.sources.page_url is None:
             return None
         source = HttpSource(
@@ -239,6 +247,8 @@ class _Worker:
         return source
 
     def system_application(self) -> web.Application:
+        """Return the application of the system server."""
+
         def state() -> State:
             return self._supervisor.state
 
@@ -248,39 +258,50 @@ class _Worker:
         return system.application(self._runtime.page, status)
 
     async def _fetch(self) -> None:
-        """Fetch the engine's own page, where it is one of the sources, once it can be there."""
+        """Fetch the engine's own page in the background, if the page is a source."""
         if self._fetched is not None:
             await self._supervisor.ready.wait()
             await self._fetched.run()
 
     async def run(self, registration: Registration, stop: Stop) -> None:
-        async def changed() -> None:
-            if self._supervisor.state is State.READY:
-                version = self._supervisor.info.get(ENGINE_VERSION, "")
-                self._build.ready(self._supervisor.load_seconds, engine_version=str(version))
-            self.record = replace(
-                self.record,
-                state=self._supervisor.state,
-                since=self._supervisor.since,
-                models=self._supervisor.models.names,
-                model_info=dict(self._supervisor.models.cards),
-                engine_info=self._supervisor.info,
-            )
-            try:
-                await registration.update(self.record)
-            except DiscoveryError as error:
-                logger.warning("%s; trying again", error)
+        """Run the engine until a signal, and keep the record in discovery current.
+
+        Raises:
+            EngineError: The engine cannot be started, or ended by itself.
+        """
+
+        async def publish() -> None:
+            await self._publish(registration)
 
         async with (
-            self._supervisor.running(changed, stop.immediate.is_set) as ended,
-            tasks.restarting(self._fetch, name="engine's page"),
+            self._supervisor.running(publish, stop.immediate.is_set) as ended,
+            tasks.restarting(self._fetch, name="the fetching of the engine's page"),
         ):
             await tasks.first_of(stop.requested, ended)
             if ended.done():
-                await changed()
-                # Their 502s, or the ends of their streams.
+                await publish()
+                # Time to send the errors of the requests in flight.
                 await self.endpoint.in_flight.drain(stop, 1.0)
                 raise ended.result()
             self._supervisor.drain()
-            await changed()
+            await publish()
             await self.endpoint.in_flight.drain(stop, self._options.drain_timeout)
+
+    async def _publish(self, registration: Registration) -> None:
+        """Write the state of the supervisor to the page and to discovery."""
+        supervisor = self._supervisor
+        if supervisor.state is State.READY:
+            version = supervisor.info.get(ENGINE_VERSION, "")
+            self._build.show_loaded(supervisor.load_seconds, engine_version=str(version))
+        self.record = replace(
+            self.record,
+            state=supervisor.state,
+            since=supervisor.since,
+            models=supervisor.models.names,
+            model_info=dict(supervisor.models.cards),
+            engine_info=supervisor.info,
+        )
+        try:
+            await registration.update(self.record)
+        except DiscoveryError as error:
+            logger.warning("%s; trying again", error)

@@ -1,4 +1,4 @@
-"""What runs here: versions, accelerators, and how long the model took to load."""
+"""The metrics of versions, accelerators, and the time to load the model."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from dynamometer.names import build, labels, model_info
 
 
 class BuildMetrics:
-    """Families that do not change while the engine runs."""
+    """Families whose values stay the same while the engine runs."""
 
     def __init__(
         self, component: Metrics, registry: CollectorRegistry, *, engine: str, model: str
     ) -> None:
-        """Show what is known before the engine runs.
+        """Register the families whose values are known before the engine runs.
 
         Args:
-            component: metrics whose level labels are `dynamo_component` alone, as the peer's.
-            registry: for families whose names are not `dynamo_component_*`.
-            engine: its name.
-            model: the name it serves.
+            component: creates families with the label `dynamo_component` alone, as in NVIDIA
+                Dynamo.
+            registry: the registry of the other families.
+            engine: the name of the engine.
+            model: the name of the model.
         """
         self._engine = engine
         self._info = Gauge(
@@ -38,12 +39,12 @@ class BuildMetrics:
         self._model = model
         _show_accelerators(registry)
 
-    def ready(self, load_seconds: float, *, engine_version: str) -> None:
-        """The engine answers.
+    def show_loaded(self, load_seconds: float, *, engine_version: str) -> None:
+        """Show the load time and the engine's version.
 
         Args:
-            load_seconds: how long that took.
-            engine_version: as the engine says it; empty where it does not.
+            load_seconds: the time from the engine's start until its model answered.
+            engine_version: the version that the engine reported; empty if it reported none.
         """
         self._component.create_gauge(
             model_info.LOAD_TIME_SECONDS,
@@ -63,7 +64,7 @@ class BuildMetrics:
 def _show_accelerators(registry: CollectorRegistry) -> None:
     devices = accelerators.devices()
     if not devices:
-        return  # no family without series
+        return  # a family without series is not shown
     found = Gauge(
         build.ACCELERATOR_INFO,
         "The accelerators of this machine",

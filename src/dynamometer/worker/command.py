@@ -1,4 +1,4 @@
-"""The command line of a worker, for the engines that it is given."""
+"""The command line of a worker."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ from dynamometer.worker.app import WorkerOptions, serve
 _EPILOG = """\
 examples:
 {examples}
-DYN_SYSTEM_HEALTH_PATH and its like say how /health answers: docs/configuration.md.
-DYN_LOG=debug says more, DYN_LOGGING_JSONL=1 says it in JSON lines.
-"""
+Variables configure /health, for example DYN_SYSTEM_HEALTH_PATH: see docs/configuration.md.
+{end}"""
 
 
 def parser(program: str, engines: Sequence[StartableEngine]) -> argparse.ArgumentParser:
-    """Return the worker's own flags.
+    """Return the parser of the worker's own flags; other flags are the engine's.
 
     Args:
-        program: how the command was called, for its help.
-        engines: those that `--engine` may name, the default first.
+        program: the name of the command, for its help.
+        engines: the values of `--engine`, the default first.
     """
     default = engines[0]
-    epilog = _EPILOG.format(examples=default.help.examples)
+    epilog = _EPILOG.format(examples=default.help.examples, end=arguments.EPILOG)
     result = arguments.parser(
         program, default.help.description, epilog, usage="%(prog)s --model MODEL ..."
     )
@@ -37,23 +36,17 @@ def parser(program: str, engines: Sequence[StartableEngine]) -> argparse.Argumen
         "--engine",
         choices=sorted(engine.name for engine in engines),
         default=default.name,
-        help=f"what to start: the real one, or a simulation of it (default: {default.name})",
+        help=f"the engine to start: the real one or a simulated one (default: {default.name})",
     )
     arguments.add_engine_python(engine, default.title)
-    engine.add_argument(
-        "--drain-timeout",
-        type=arguments.checked(settings.seconds),
-        default=30.0,
-        metavar="SECONDS",
-        help="how long requests in flight may go on after Ctrl-C or SIGTERM (default: 30)",
-    )
+    arguments.add_drain_timeout(engine)
     own = result.add_argument_group("the worker's own OpenAI-compatible address")
     own.add_argument("--host", default=LOOPBACK, help=f"default: {LOOPBACK}")
     own.add_argument(
         "--port",
         type=arguments.checked(settings.port),
         default=0,
-        help="default: any free one; the engine itself gets a loopback port of its own",
+        help="default: any free port; the engine itself listens on another loopback port",
     )
     arguments.add_max_body_size(own)
     page = result.add_argument_group("the page")
@@ -61,26 +54,26 @@ def parser(program: str, engines: Sequence[StartableEngine]) -> argparse.Argumen
     page.add_argument(
         "--no-runtime-labels",
         action="store_true",
-        help="leave dynamo_namespace, dynamo_component, dynamo_endpoint, model and worker_id "
-        "off the engine's series",
+        help="do not add the labels dynamo_namespace, dynamo_component, dynamo_endpoint, model and "
+        "worker_id to the engine's series",
     )
     arguments.add_max_series(page, DEFAULT_MAX_SERIES)
-    place = result.add_argument_group("its place")
+    place = result.add_argument_group("labels and discovery")
     arguments.add_runtime_labels(place, component=default.help.component)
     arguments.add_discovery(place)
     return result
 
 
 def main(argv: Sequence[str], program: str, engines: Sequence[StartableEngine]) -> int:
-    """Run a worker until a signal asks it to end; return the exit code.
+    """Run a worker until a signal ends it, and return the exit code.
 
     Args:
-        argv: its flags, and the engine's.
-        program: how the command was called, for its help.
-        engines: those that `--engine` may name, the default first.
+        argv: the flags of the worker and of its engine.
+        program: the name of the command, for its help.
+        engines: the values of `--engine`, the default first.
 
     Raises:
-        DynamometerError: The message is for the user.
+        DynamometerError: The worker cannot run; the message is for the user.
     """
     own, rest = parser(program, engines).parse_known_args(list(argv))
     environment = settings.read()

@@ -1,4 +1,4 @@
-"""The `generate` endpoint: one request's way from the frontend, or a client, to the engine."""
+"""The worker's endpoint: the handler that relays a request to the engine and counts it."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ logger = logging.getLogger(__name__)
 
 
 def engine_session() -> aiohttp.ClientSession:
-    """A session to the engine, with a connection for each request.
+    """Return a session for requests to the engine, with a new connection for each request.
 
-    SGLang's HTTP server closes a connection after a fault of its own, though its answer says that
-    it is kept: a request that came over it next would be lost with it.
+    After a fault of its own, SGLang's HTTP server announces that it keeps the connection, and
+    closes it nevertheless. The next request on that connection would fail.
     """
     return relay.client(keepalive_seconds=None)
 
 
 class Endpoint:
-    """Forwards the engine's inference routes to it, and counts."""
+    """The HTTP routes of a worker: inference, `/v1/models` and `/health`."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Endpoint:
         self.in_flight = InFlight()
 
     def application(self) -> web.Application:
-        """Inference routes, `/v1/models` and `/health`; everything else is 404."""
+        """Return the application; every other route is answered with 404."""
         app = web.Application(
             # A frontend with the same limit adds a few bytes to a body.
             client_max_size=self._max_body_size + 1024,
@@ -70,12 +70,12 @@ class Endpoint:
     async def _forward(self, request: web.Request) -> web.StreamResponse:
         with self._metrics.request() as count:
             try:
-                return await self._to_engine(request, count)
+                return await self._answer(request, count)
             except asyncio.CancelledError:
-                count.closed()
+                count.record_disconnect()
                 raise
 
-    async def _to_engine(self, request: web.Request, count: RequestCount) -> web.StreamResponse:
+    async def _answer(self, request: web.Request, count: RequestCount) -> web.StreamResponse:
         body = await request.read()
         count.bytes_in = len(body)
         if self._state() is not State.READY:
@@ -88,37 +88,38 @@ class Endpoint:
     ) -> web.StreamResponse:
         url = relay.target(self._engine_url, request)
         headers = relay.request_headers(request.headers)
-        begun: web.StreamResponse | None = None
+        response: web.StreamResponse | None = None
         try:
             async with relay.exchange(self._session, url, body, headers) as answer:
-                count.answered(answer.status)
-                begun = await relay.begin(request, answer, length=answer.content_length)
-                count.has_all = answer.status >= 400  # many clients read no more of it
+                count.record_status(answer.status)
+                response = await relay.begin(request, answer, length=answer.content_length)
+                # Many clients close the connection at an error without reading the body.
+                count.complete = answer.status >= 400
                 streamed = answer.content_type == "text/event-stream"
                 async for chunk in relay.chunks(answer):
-                    count.came(chunk)
-                    await begun.write(chunk)
+                    count.add_chunk(chunk)
+                    await response.write(chunk)
                     if streamed:
                         count.end.add_chunk(chunk)
                     elif count.bytes_out == answer.content_length:
-                        count.has_all = True
-                count.came(b"")  # where it has no body
-                await begun.write_eof()
-                return begun
+                        count.complete = True
+                count.add_chunk(b"")
+                await response.write_eof()
+                return response
         except relay.NotReachedError:
             count.failed = True
-            return openai_errors.unavailable("the engine does not answer", retry=True)
+            return openai_errors.unavailable("the engine accepts no connection", retry=True)
         except relay.BrokenError as error:
             count.failed = True
             logger.warning("the engine's answer to %s broke off: %s", request.path, error)
-            if begun is None:
+            if response is None:
                 return openai_errors.engine_died()
-            # The next hop sees the broken answer, and ends its client's in form.
+            # The frontend sees the closed connection, and ends its client's stream with an error.
             if request.transport is not None:
                 request.transport.abort()
-            return begun
+            return response
         except ConnectionError:
-            count.closed()  # found while it was written to
+            count.record_disconnect()
             raise
 
     async def _list(self, request: web.Request) -> web.Response:
@@ -136,7 +137,7 @@ class Endpoint:
         return web.json_response(card)
 
     def _allowed(self, request: web.Request) -> bool:
-        """Compare the client's key with the engine's; the engine checks inference requests."""
+        """Return whether the client sent the engine's key; inference requests the engine checks."""
         if self._api_key is None:
             return True
         given = request.headers.get("Authorization", "")
@@ -148,5 +149,5 @@ class Endpoint:
 
 
 def _octets(text: str) -> bytes:
-    """Encode text from a header or a command line, whose odd bytes are surrogates."""
+    """Encode text in which bytes that are not UTF-8 are surrogates."""
     return text.encode("utf-8", "surrogatepass")

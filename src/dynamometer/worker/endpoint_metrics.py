@@ -1,4 +1,4 @@
-"""What a worker counts of the requests to its endpoint."""
+"""The metrics of the requests to a worker's endpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dynamometer.names import component_error_type, labels, name_prefix, work_ha
 
 
 class EndpointMetrics:
-    """The families of one endpoint, each with one label set."""
+    """The families of one endpoint; each has one label set."""
 
     def __init__(
         self, metrics: Metrics, registry: CollectorRegistry, constant: Mapping[str, str]
@@ -23,9 +23,9 @@ class EndpointMetrics:
         """Register the families.
 
         Args:
-            metrics: of the endpoint.
-            registry: for those whose names are not `dynamo_component_*`.
-            constant: labels on every series besides the level's.
+            metrics: creates the `dynamo_component_*` families, with the labels of the endpoint.
+            registry: the registry of the other families.
+            constant: further constant labels of the `dynamo_component_*` families.
         """
         self._metrics = metrics
         self._constant = constant
@@ -70,8 +70,8 @@ class EndpointMetrics:
 
     @contextmanager
     def request(self) -> Iterator[RequestCount]:
-        """Count one request from here to the context's end."""
-        begun = time.perf_counter()
+        """Count one request, which lasts as long as the context is open."""
+        started = time.perf_counter()
         count = RequestCount()
         self.inflight.inc()
         try:
@@ -81,9 +81,9 @@ class EndpointMetrics:
             self._requests.inc()
             self._request_bytes.inc(count.bytes_in)
             self._response_bytes.inc(count.bytes_out)
-            self._duration.observe(time.perf_counter() - begun)
+            self._duration.observe(time.perf_counter() - started)
             if count.first_response is not None:
-                self._first_response.observe(count.first_response - begun)
+                self._first_response.observe(count.first_response - started)
             if count.cancelled:
                 self._cancellations.inc()
             if count.failed:
@@ -94,38 +94,47 @@ class EndpointMetrics:
 
 
 class RequestCount:
-    """One request: bytes of its bodies, when its answer began, and how it ended.
+    """The facts about one request that its metrics need.
 
     Attributes:
-        bytes_in: of the request's body.
-        bytes_out: of the answer's body.
-        cancelled: whether the client went away before its answer's end.
-        end: the end of what it was sent.
-        failed: whether the engine has failed it.
-        first_response: when its first bytes were there, as `time.perf_counter` has it.
-        has_all: whether the client has an answer of a known length, or the status of an error.
+        bytes_in: the length of the request body.
+        bytes_out: the length of the response body so far.
+        cancelled: the client closed its connection before the end of the response.
+        complete: the client received the whole response, or the status of an error.
+        end: the end of the stream that the client received.
+        failed: the engine failed, or answered with a status of 500 or more.
+        first_response: the time of the first bytes of the response, by `time.perf_counter`.
     """
 
-    __slots__ = ("bytes_in", "bytes_out", "cancelled", "end", "failed", "first_response", "has_all")
+    __slots__ = (
+        "bytes_in",
+        "bytes_out",
+        "cancelled",
+        "complete",
+        "end",
+        "failed",
+        "first_response",
+    )
 
     def __init__(self) -> None:
         self.bytes_in = 0
         self.bytes_out = 0
         self.cancelled = False
+        self.complete = False
         self.end = StreamEnd()
-        self.failed = self.has_all = False
+        self.failed = False
         self.first_response: float | None = None
 
-    def closed(self) -> None:
-        """The client closed the connection: it went away, unless it has had the whole answer."""
-        self.cancelled = not (self.has_all or self.end.reached)
+    def record_disconnect(self) -> None:
+        """Count the request as cancelled, unless the client already has the whole response."""
+        self.cancelled = not (self.complete or self.end.reached)
 
-    def answered(self, status: int) -> None:
-        """The engine has said what its answer is; a fault of its own (5xx) is an error."""
+    def record_status(self, status: int) -> None:
+        """Count the request as failed if the engine reports a fault of its own."""
         self.failed = status >= 500
 
-    def came(self, chunk: bytes) -> None:
-        """A piece of the answer's body is there."""
+    def add_chunk(self, chunk: bytes) -> None:
+        """Record a chunk of the response body; an empty one if the response has no body."""
         if self.first_response is None:
             self.first_response = time.perf_counter()
         self.bytes_out += len(chunk)

@@ -1,4 +1,4 @@
-"""Asking the engine: does the model answer, what does it serve, what is it."""
+"""Requests of the worker to its engine: health, models, and facts about the engine."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import aiohttp
 from dynamometer.engines.interface import Engine, Launch, ModelCards
 from dynamometer.runtime.record import Json
 
-_CANARY_SECONDS: Final = 30.0
+_TIMEOUT_SECONDS: Final = 30.0
 _ERRORS: Final = (aiohttp.ClientError, TimeoutError, OSError)
 
 
 class EngineClient:
-    """Questions of the worker's own to its engine."""
+    """A client of the routes that an engine describes itself with."""
 
     def __init__(self, session: aiohttp.ClientSession, engine: Engine, launch: Launch) -> None:
         self._session = session
@@ -24,10 +24,10 @@ class EngineClient:
         self._url = launch.url
         self._headers = {"Authorization": f"Bearer {launch.api_key}"} if launch.api_key else {}
 
-    async def answers(self) -> bool:
-        """Return whether a forward pass came back; takes a second when all is well."""
+    async def check_health(self) -> bool:
+        """Return whether a forward pass succeeds; a healthy engine answers within a second."""
         try:
-            async with asyncio.timeout(_CANARY_SECONDS):
+            async with asyncio.timeout(_TIMEOUT_SECONDS):
                 async with self._session.get(
                     self._url + self._engine.health_path, headers=self._headers
                 ) as answer:
@@ -35,25 +35,25 @@ class EngineClient:
         except _ERRORS:
             return False
 
-    async def models(self) -> ModelCards:
-        """Return the models that the engine serves, LoRA adapters included; none where it fails."""
-        return self._engine.read_models(await self._ask(self._engine.models_path, _CANARY_SECONDS))
+    async def fetch_models(self) -> ModelCards:
+        """Return the models that the engine serves, with LoRA adapters; none after an error."""
+        return self._engine.read_models(await self._get(self._engine.models_path, _TIMEOUT_SECONDS))
 
-    async def info(
-        self, models: ModelCards, *, within: float = _CANARY_SECONDS
+    async def fetch_info(
+        self, models: ModelCards, *, timeout: float = _TIMEOUT_SECONDS
     ) -> Mapping[str, Json]:
-        """Return what the engine says of itself, as a record has it; nothing where it fails.
+        """Return facts about the engine for its record in discovery; none after an error.
 
         Args:
-            models: the models that it serves.
-            within: how long it may take, seconds.
+            models: the models that the engine serves.
+            timeout: the longest time to wait, in seconds.
         """
-        return self._engine.read_info(await self._ask(self._engine.info_path, within), models)
+        return self._engine.read_info(await self._get(self._engine.info_path, timeout), models)
 
-    async def _ask(self, path: str, seconds: float) -> Json:
-        """Return the answer, parsed; None where there is none in time."""
+    async def _get(self, path: str, timeout: float) -> Json:
+        """Return the parsed JSON of a route; None after an error or a timeout."""
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(timeout):
                 async with self._session.get(self._url + path, headers=self._headers) as answer:
                     content: Json = await answer.json(content_type=None)
                     return content

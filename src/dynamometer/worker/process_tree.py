@@ -1,9 +1,9 @@
-"""The engine's processes: start them, read their log, end all of them.
+"""The engine's processes: their start, their log, and their end.
 
-The engine leads a session of its own, so that Ctrl-C reaches the worker alone. Its first
-process is killed by the kernel when the worker dies (`PR_SET_PDEATHSIG`), SGLang's other
-processes then end themselves; and the worker adopts what the engine orphans
-(`PR_SET_CHILD_SUBREAPER`), so that nothing of it gets out of sight.
+The engine leads a session of its own, so that Ctrl-C reaches the worker only. When the worker dies,
+the kernel kills the engine's first process (`PR_SET_PDEATHSIG`), and SGLang's other processes then
+end themselves. The worker adopts processes that the engine orphans (`PR_SET_CHILD_SUBREAPER`), so
+that they stay among its children.
 """
 
 from __future__ import annotations
@@ -31,15 +31,20 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 _libc: Final = ctypes.CDLL(None)
 
 LOG_LINES_KEPT: Final = 400
-# How long a look at the engine's processes is waited for, and how long killed ones.
-LOOK_SECONDS: Final = 2.0
+# The longest waits for a check of the engine's processes, and for killed processes to end.
+CHECK_SECONDS: Final = 2.0
 KILL_SECONDS: Final = 5.0
 _LONGEST_LINE: Final = 16384
 _ANSI: Final = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
 
 class EngineProcess:
-    """A running engine."""
+    """The processes of a running engine.
+
+    Attributes:
+        pid: the pid of the first process, which is also the number of the session.
+        log: the last lines of the output.
+    """
 
     def __init__(
         self,
@@ -54,20 +59,28 @@ class EngineProcess:
         self._pipe = pipe
         self.pid = process.pid
         self.log: deque[str] = deque(maxlen=LOG_LINES_KEPT)
+        # All processes that `end` has seen. Each thread of `end` replaces the set by a larger one;
+        # a thread that checks may hang while another kills.
+        self._seen: frozenset[psutil.Process] = frozenset()
 
     @classmethod
     async def start(
         cls, command: Sequence[str], variables: Mapping[str, str], *, owner: str
     ) -> EngineProcess:
-        """Start `command`; its output, both streams, is read by `follow`.
+        """Start `command`; `read_log` reads its standard output and standard error.
+
+        Args:
+            command: the command line.
+            variables: the environment.
+            owner: the id of the worker, which marks all processes of the engine.
 
         Raises:
-            EngineError: The program is missing, or must not be run.
+            EngineError: The program is missing, or cannot be executed.
         """
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         try:
-            # A pipe of our own: asyncio's `wait` lasts until the pipes that asyncio made are
-            # closed, too, and an orphan may hold them open.
+            # asyncio's `wait` also waits until the pipes that asyncio created are closed, and an
+            # orphan may keep them open: so the pipe is created here.
             reading, writing = os.pipe()
             pipe = os.fdopen(reading, "rb", buffering=0)
             try:
@@ -96,14 +109,14 @@ class EngineProcess:
         )
         return cls(process, (WORKER_MARK, owner), output, transport)
 
-    async def follow(self, show: Callable[[str], None]) -> None:
-        """Give each line of the engine's output to `show`, and keep the last ones in `log`."""
+    async def read_log(self, show: Callable[[str], None]) -> None:
+        """Call `show` with each line of the engine's output, and keep the last lines in `log`."""
         async for line in self._lines():
             self.log.append(line)
             show(line)
 
     async def _lines(self) -> AsyncIterator[str]:
-        """Lines without colours; a progress bar's every state is a line."""
+        """Yield lines without colours; each state of a progress bar is a line."""
         rest = b""
         while chunk := await self._output.read(65536):
             *lines, rest = re.split(rb"[\r\n]+", rest + chunk)
@@ -117,98 +130,100 @@ class EngineProcess:
             yield _text(rest)
 
     async def wait(self) -> int:
-        """Wait for the exit of the first process; the exit code, negative for a signal."""
+        """Wait until the first process ends, and return its exit code; negative for a signal."""
         return await self._process.wait()
 
     def members(self) -> list[psutil.Process]:
-        """Return the living processes of the engine: its session's, and all that they started.
+        """Return the living processes of the engine: its session, and all descendants.
 
-        Blocks: reads /proc of every process, and waits where one of the engine's is stuck.
+        Blocks: reads /proc of every process, and waits if a process of the engine is stuck.
         """
         found = {}
         for child in psutil.Process().children():
-            if self._is_ours(child):
+            if self._belongs_to_engine(child):
                 for member in [child, *descendants(child)]:
                     found[member.pid] = member
         return [p for p in found.values() if alive(p)]
 
-    def _is_ours(self, child: psutil.Process) -> bool:
-        """Of this process's children, adopted ones too: started as the engine, or by it.
+    def _belongs_to_engine(self, child: psutil.Process) -> bool:
+        """Return whether a child of this process, perhaps adopted, belongs to the engine.
 
-        A session's number tells, and where one has made a session of its own, the environment.
+        A process that created a session of its own is recognised by its environment.
         """
         return session(child.pid) == self.pid or self._mark in environment(child)
 
     async def end(
-        self, *, grace: float, hurry: Callable[[], bool], look: Callable[[], None]
+        self, *, grace: float, hurry: Callable[[], bool], check: Callable[[], None]
     ) -> Sequence[int]:
-        """End all processes: ask first, kill after `grace` seconds, or on `hurry`.
+        """End all processes: first with SIGTERM, after `grace` seconds or on `hurry` with SIGKILL.
 
         Args:
-            grace: seconds.
-            hurry: whether to kill at once.
-            look: called now and then while they live, in a thread.
+            grace: the time between the two signals, in seconds.
+            hurry: returns True when the processes must be killed without waiting.
+            check: called repeatedly in a thread while processes live.
 
         Returns:
-            The pids of those that did not die in `KILL_SECONDS`: a process in uninterruptible
-            sleep ends when its system call does.
+            The pids of the processes that did not die within `KILL_SECONDS`: a process in
+            uninterruptible sleep ends only after its system call.
         """
-        # Each thread replaces it by a larger one: one that looks may hang while another kills.
-        members: frozenset[psutil.Process] = frozenset()
-
-        def living() -> Sequence[int]:
-            nonlocal members
-            members |= frozenset(self.members())
-            look()
-            return self._left(members)
-
-        def kill_all() -> Sequence[int]:
-            nonlocal members
-            for member in members:
-                kill(member)
-            members |= frozenset(self.members())
-            for member in members:
-                kill(member)
-            return self._left(members)
-
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
         time = asyncio.get_running_loop().time
         deadline = time() + grace
-        looking: BlockingCalls[Sequence[int]] = BlockingCalls("looking", deadline=LOOK_SECONDS)
+        checking: BlockingCalls[Sequence[int]] = BlockingCalls("checking", deadline=CHECK_SECONDS)
         with contextlib.suppress(HangError):
-            while await looking.run(living) and time() < deadline and not hurry():
+            while (
+                await checking.run(lambda: self._find_living(check))
+                and time() < deadline
+                and not hurry()
+            ):
                 await asyncio.sleep(0.1)
         if self._process.returncode is None:
             with contextlib.suppress(OSError):
-                os.killpg(self.pid, signal.SIGKILL)  # also where looking hangs
+                os.killpg(self.pid, signal.SIGKILL)  # works even if the check hangs
         deadline = time() + KILL_SECONDS
-        killing: BlockingCalls[Sequence[int]] = BlockingCalls("killing", deadline=LOOK_SECONDS)
+        killing: BlockingCalls[Sequence[int]] = BlockingCalls("killing", deadline=CHECK_SECONDS)
         try:
-            while (left := await killing.run(kill_all)) and time() < deadline:
+            while (left := await killing.run(self._kill_all)) and time() < deadline:
                 await asyncio.sleep(0.02)
         except HangError:
             left = [self.pid]
         if not left:
             await self.wait()
-            # A zombie with threads still has its children; they are this process's to reap now.
+            # A zombie with threads keeps its children until now; this process must reap them.
             with contextlib.suppress(HangError):
-                await killing.run(kill_all)
+                await killing.run(self._kill_all)
         self._pipe.close()
         return left
 
-    def _left(self, members: frozenset[psutil.Process]) -> Sequence[int]:
-        """Reap the members that ended, and return the pids of the others."""
-        left = [member.pid for member in members if alive(member)]
-        # After the look: one that ends in between is looked at and reaped the next time.
-        self._reap({member.pid for member in members}.difference(left))
-        return left
+    def _find_living(self, check: Callable[[], None]) -> Sequence[int]:
+        """Add the living processes to those seen, and return the pids of all that still live."""
+        self._seen |= frozenset(self.members())
+        check()
+        return self._reap_ended()
+
+    def _kill_all(self) -> Sequence[int]:
+        """Kill all processes, and return the pids of those that still live."""
+        for member in self._seen:
+            kill(member)
+        self._seen |= frozenset(self.members())
+        for member in self._seen:
+            kill(member)
+        return self._reap_ended()
+
+    def _reap_ended(self) -> Sequence[int]:
+        """Reap the seen processes that ended, and return the pids of the others."""
+        seen = self._seen
+        living = [member.pid for member in seen if alive(member)]
+        # A process that ends after this check is reaped at the next call.
+        self._reap({member.pid for member in seen}.difference(living))
+        return living
 
     def _reap(self, ended: Set[int]) -> None:
-        """Reap adopted processes that ended, also before anybody saw them; asyncio reaps the first.
+        """Reap ended processes that this process adopted; asyncio reaps the first process.
 
         Args:
-            ended: pids of processes that were seen alive.
+            ended: the pids of ended processes that were seen alive. Others may have ended unseen.
         """
         unseen = {
             child.pid
@@ -221,10 +236,10 @@ class EngineProcess:
 
 
 def end_owned(owner: str) -> int:
-    """Kill all processes of this user that `EngineProcess.start` has marked as `owner`'s.
+    """Kill all processes of this user that `EngineProcess.start` marked with `owner`.
 
     Returns:
-        How many there were.
+        The number of killed processes.
     """
     ended = 0
     for process in psutil.process_iter():

@@ -1,13 +1,12 @@
-"""A worker's own directory on tmpfs, and what a killed worker left behind.
+"""The directories of a worker, and their removal after a worker was killed.
 
-    <memory>/<id>/engine.json   the engine's processes, the shared memory they hold, and the
+    <memory>/<id>/engine.json   the engine's processes, the shared memory that they map, and the
                                 directory of its temporary files
                   metrics/      the engine's multiprocess files
-                  plugin/       the CPU platform, where it is switched on
+                  plugin/       the CPU platform, if it is used
 
-The directory is locked (flock) while the worker lives. Whoever starts next and finds one whose
-lock is free ends the processes named in it, if any still run, and removes what they held and
-the directory itself.
+A worker locks its directory (flock). A worker that starts and finds a directory without a lock
+kills the processes that `engine.json` lists, and removes their shared memory and the directory.
 """
 
 from __future__ import annotations
@@ -35,28 +34,28 @@ logger = logging.getLogger(__name__)
 
 
 class RunDirectory:
-    """The directory of the worker that made it.
+    """The directories of a worker.
 
     Attributes:
-        path: on tmpfs.
-        temporary: on disk, where engines put files that are too large for memory; a short path,
-            for the sockets among them.
+        path: the directory on tmpfs.
+        temporary: the engine's directory for temporary files, on disk. Its path is short, because
+            the engine creates sockets in it.
     """
 
     def __init__(self, path: Path, temporary: Path) -> None:
         self.path = path
         self.temporary = temporary
-        self.note(frozenset(), frozenset())
+        self.record(frozenset(), frozenset())
 
-    def note(self, processes: frozenset[ProcessMark], held: frozenset[SharedFile]) -> None:
-        """Write down what must be gone after this worker, however it ends."""
+    def record(self, processes: frozenset[ProcessMark], held: frozenset[SharedFile]) -> None:
+        """Write the processes and files that the next worker removes if this one is killed."""
         content = {
             "processes": sorted(processes),
             "shared_memory": sorted(held),
             "temporary": str(self.temporary),
         }
         fresh = self.path / "engine.json.new"
-        # A full tmpfs must not end a worker that serves: the note of before stands.
+        # A full tmpfs must not end a worker: the file keeps its previous content.
         with contextlib.suppress(OSError):
             fresh.write_text(json.dumps(content), encoding="utf-8")
             fresh.replace(self.path / "engine.json")
@@ -64,23 +63,25 @@ class RunDirectory:
 
 @contextmanager
 def run_directory(instance_id: int) -> Iterator[RunDirectory]:
-    """A fresh directory for this worker, removed at the end; leftovers of others are cleared.
+    """Create the directories of this worker, and remove them at the end of the context.
+
+    The directories, processes and files of killed workers are removed first.
 
     Raises:
-        DirectoryError: it cannot be made; says why.
+        DirectoryError: A directory cannot be created.
     """
     base = private_directories.create_memory()
     path = base / hexadecimal(instance_id)
     with ExitStack() as stack:
         try:
-            # One at a time: a directory that is being made has no lock of its own yet.
+            # A new directory has no lock of its own yet, so one worker at a time creates one.
             with _locked(base, wait=True):
                 _clear_leftovers(base)
                 stack.callback(_remove_if_empty, base)
                 private_directories.create(path)
                 stack.enter_context(_locked(path, wait=False))
         except OSError as error:
-            raise DirectoryError(f"cannot make {path}: {error.strerror}") from None
+            raise DirectoryError(f"cannot create the directory {path}: {error.strerror}") from None
         stack.callback(shutil.rmtree, path, ignore_errors=True)
         temporary = private_directories.create_temporary("dyno-")
         stack.callback(shutil.rmtree, temporary, ignore_errors=True)
@@ -89,22 +90,22 @@ def run_directory(instance_id: int) -> Iterator[RunDirectory]:
 
 def _remove_if_empty(base: Path) -> None:
     with contextlib.suppress(OSError):
-        base.rmdir()  # the last one out
+        base.rmdir()  # fails while another worker has a directory in it
 
 
 @contextmanager
 def _locked(path: Path, *, wait: bool) -> Iterator[None]:
-    """Hold the lock of the directory `path` while the context is open; make it if missing.
+    """Hold the lock of the directory `path`, which is created if it is missing.
 
     Raises:
-        BlockingIOError: another process holds it, and `wait` is false.
+        BlockingIOError: Another process holds the lock, and `wait` is false.
     """
     while True:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         lock = Descriptor(os.open(private_directories.create(path), flags))
         try:
             fcntl.flock(lock.number, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            # The last worker out may have removed it between the two calls.
+            # Another worker may have removed the directory before the lock was taken.
             if path.exists() and os.path.samestat(path.lstat(), os.fstat(lock.number)):
                 yield
                 return
@@ -117,21 +118,21 @@ def _clear_leftovers(base: Path) -> None:
         if not re.fullmatch("[0-9a-f]{16}", path.name):
             continue
         with contextlib.suppress(BlockingIOError, DirectoryError), _locked(path, wait=False):
-            processes, held, temporary = _noted(path)
+            processes, held, temporary = _read_record(path)
             ended = end_marked(processes) + end_owned(path.name)
             removed = remove_unheld(held)
             if temporary is not None:
                 shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(path, ignore_errors=True)
             logger.info(
-                "cleared what worker %s left behind: its directory%s%s",
+                "removed after the killed worker %s: its directory%s%s",
                 path.name,
                 f", {ended} processes" if ended else "",
                 f", {removed} files in /dev/shm" if removed else "",
             )
 
 
-def _noted(path: Path) -> tuple[list[ProcessMark], list[SharedFile], Path | None]:
+def _read_record(path: Path) -> tuple[list[ProcessMark], list[SharedFile], Path | None]:
     try:
         content = json.loads((path / "engine.json").read_bytes())
         return (
@@ -140,4 +141,4 @@ def _noted(path: Path) -> tuple[list[ProcessMark], list[SharedFile], Path | None
             Path(content["temporary"]),
         )
     except (OSError, ValueError, TypeError, KeyError):
-        return [], [], None  # killed before its engine had anything
+        return [], [], None  # the worker was killed before it wrote the file

@@ -1,9 +1,9 @@
-"""The engine's life: started, waited for, watched, ended.
+"""The life of an engine: start, wait until it is ready, watch, end.
 
     starting ──▶ ready ──▶ draining ──▶ (ended)
         └───────────┴────▶ failed: the engine ended by itself
 
-Restarting it is a later matter; until then a worker ends with its engine.
+An engine that ended by itself is not restarted: its worker ends as well.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ from dynamometer.process.children import ProcessMark, marks
 from dynamometer.process.shared_memory import SharedFile, held_by, remove_unheld
 from dynamometer.runtime.record import Json, State
 from dynamometer.worker.engine_client import EngineClient
-from dynamometer.worker.process_tree import LOOK_SECONDS, EngineProcess
+from dynamometer.worker.process_tree import CHECK_SECONDS, EngineProcess
 from dynamometer.worker.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 engine_log = logging.getLogger(logs.ENGINE_LOGGER)
 
-# SGLang drains for some seconds after SIGTERM; all must be gone within 15 s.
+# SGLang drains for some seconds after SIGTERM; all of its processes must end within 15 s.
 END_GRACE_SECONDS: Final = 8.0
-_ASK_SECONDS: Final = 0.5
-_SAY_SECONDS: Final = 5.0
-# What the engine says of itself is there in milliseconds; where it is not, it is asked again
-# once the worker is ready.
+_POLL_SECONDS: Final = 0.5
+_PROGRESS_SECONDS: Final = 5.0
+# An engine reports facts about itself in milliseconds. If the first request fails, the worker
+# becomes ready without the facts, and requests them again later.
 _INFO_SECONDS: Final = 1.0
 _INFO_ATTEMPTS: Final = 5
 
-Changed = Callable[[], Awaitable[None]]
+OnChange = Callable[[], Awaitable[None]]
 
 
 class Supervisor:
-    """One engine, and the state that the worker is in because of it.
+    """One engine, and the state of the worker that owns it.
 
     Attributes:
-        state: of the worker.
-        ready: set once the worker was ready.
-        since: when it became so, Unix time in seconds.
-        models: what the engine serves, once it is ready.
-        load_seconds: how long it took from the engine's start until its model answered.
-        info: what the engine says of itself, some time after it is ready; see `record`.
+        state: the state of the worker.
+        ready: set when the worker becomes ready.
+        since: the time of the last change of the state, Unix time in seconds.
+        models: the models that the engine serves, once it is ready.
+        load_seconds: the time from the engine's start until its model answered.
+        info: facts about the engine, some time after it is ready; see `runtime/record`.
     """
 
     def __init__(
@@ -63,8 +63,8 @@ class Supervisor:
         self._launch = launch
         self._client = client
         self._directory = directory
-        # Held by a thread that changes these, and writes them down.
-        self._looking = threading.Lock()
+        # Threads write these fields and the directory's record while they hold the lock.
+        self._recording = threading.Lock()
         self._held: frozenset[SharedFile] = frozenset()
         self._marks: frozenset[ProcessMark] = frozenset()
         self.state = State.STARTING
@@ -76,58 +76,57 @@ class Supervisor:
 
     @asynccontextmanager
     async def running(
-        self, changed: Changed, hurry: Callable[[], bool]
+        self, on_change: OnChange, hurry: Callable[[], bool]
     ) -> AsyncIterator[asyncio.Task[EngineError]]:
-        """Keep the engine running while the context is open, and nothing of it afterwards.
+        """Run the engine while the context is open, and end all of its processes afterwards.
 
         Args:
-            changed: called after each change of `state`, `models` or `info`.
-            hurry: whether the engine's own way of ending is to be cut short.
+            on_change: called after each change of `state`, `models` or `info`.
+            hurry: returns True when the engine must be killed without waiting.
 
         Yields:
-            A task that ends, with what to raise, when the engine ends by itself, or when this
-            worker fails to watch it.
+            A task that returns an error when the engine ends by itself, or when this worker
+            cannot watch the engine.
 
         Raises:
-            EngineError: it cannot be started at all.
+            EngineError: The engine cannot be started.
         """
         environment = {**self._launch.environment, "TMPDIR": str(self._directory.temporary)}
         process = await EngineProcess.start(
             self._launch.command, environment, owner=self._directory.path.name
         )
         logger.info("engine started, process %d", process.pid)
-        watching = asyncio.create_task(self._watch(process, changed), name="engine")
+        watching = asyncio.create_task(self._watch(process, on_change), name="engine")
         try:
             yield watching
         finally:
             self.drain()
-            failed = self.state is State.FAILED
-            if not failed:
-                logger.info(
-                    "ending the engine: up to %.0f s; Ctrl-C again kills it", END_GRACE_SECONDS
-                )
-            left = await process.end(
-                grace=0 if failed else END_GRACE_SECONDS,
-                hurry=hurry,
-                look=lambda: self._look(process),
-            )
+            await self._end(process, hurry)
             await tasks.end(watching)
-            removed = 0
-            removing: BlockingCalls[int] = BlockingCalls("shared memory", deadline=LOOK_SECONDS)
-            with suppress(HangError):
-                removed = await removing.run(lambda: remove_unheld(self._held))
-            if left:
-                logger.error(
-                    "processes of the engine do not die, and are left behind: %s",
-                    ", ".join(map(str, left)),
-                )
-            else:
-                logger.info("the engine is gone, with all its processes")
-            if removed:
-                logger.debug("removed %d files that it left in /dev/shm", removed)
+
+    async def _end(self, process: EngineProcess, hurry: Callable[[], bool]) -> None:
+        failed = self.state is State.FAILED
+        if not failed:
+            logger.info("ending the engine: up to %.0f s; Ctrl-C again kills it", END_GRACE_SECONDS)
+        left = await process.end(
+            grace=0 if failed else END_GRACE_SECONDS,
+            hurry=hurry,
+            check=lambda: self._record_processes(process),
+        )
+        if left:
+            logger.error(
+                "processes of the engine do not die, and are left behind: %s",
+                ", ".join(map(str, left)),
+            )
+        else:
+            logger.info("all processes of the engine have ended")
+        removing: BlockingCalls[int] = BlockingCalls("shared memory", deadline=CHECK_SECONDS)
+        with suppress(HangError):
+            if removed := await removing.run(lambda: remove_unheld(self._held)):
+                logger.debug("removed %d files of the engine from /dev/shm", removed)
 
     def drain(self) -> None:
-        """Welcome no more requests."""
+        """Stop accepting requests."""
         if self.state in (State.STARTING, State.READY):
             self._enter(State.DRAINING)
 
@@ -135,100 +134,109 @@ class Supervisor:
         if self.state is not State.DRAINING:
             self._enter(State.FAILED)
 
-    async def _watch(self, process: EngineProcess, changed: Changed) -> EngineError:
-        """The engine's life from its start to its end, and why it ended.
+    async def _watch(self, process: EngineProcess, on_change: OnChange) -> EngineError:
+        """Watch the engine until it ends, and return the reason as an error.
 
-        A fault in one of the tasks is ours: a worker that cannot see its engine's start would be
-        `starting` for ever, and one that does not read its log would stop it.
+        A fault of this worker ends the engine as well: a worker that cannot see the start of its
+        engine would stay `starting`, and one that does not read the log would block the engine.
         """
         exit_code: int | None = None
         try:
             async with asyncio.TaskGroup() as group:
-                log = group.create_task(process.follow(self._show), name="engine log")
+                log = group.create_task(process.read_log(self._show), name="engine log")
                 start = group.create_task(
-                    self._wait_until_ready(process, changed), name="engine start"
+                    self._wait_until_ready(process, on_change), name="engine start"
                 )
                 exit_code = await process.wait()
                 self._fail()
                 start.cancel()
-                # What it said last is still in the pipe; an orphan may hold that open.
+                # The last lines are still in the pipe, which an orphan may keep open.
                 await asyncio.wait({log}, timeout=1)
                 log.cancel()
         except ExceptionGroup as faults:
             self._fail()
-            logger.exception("the engine cannot be watched any more")
+            logger.exception("the engine cannot be watched any longer")
             if exit_code is None:
                 fault = faults.exceptions[0]
                 return EngineError(f"a fault of this worker ended its engine: {fault!r}")
         reason = self._engine.describe_exit(process.log, exit_code, self._launch)
-        full = "; a file system that it maps is full: /dev/shm?"
+        full = "; is a file system that the engine maps, such as /dev/shm, full?"
         return EngineError(
             f"the engine ended: {reason}{full if exit_code == -signal.SIGBUS else ''}"
         )
 
-    async def _wait_until_ready(self, process: EngineProcess, changed: Changed) -> None:
-        begun = said = time.monotonic()
-        looking: BlockingCalls[None] = BlockingCalls("processes", deadline=LOOK_SECONDS)
-
-        async def look() -> None:
-            with suppress(HangError):
-                await looking.run(lambda: self._look(process))
-
-        while not (await self._client.answers() and (models := await self._client.models()).cards):
-            if self.state is not State.STARTING:
-                return  # it ended, or was asked to
-            await look()
-            if time.monotonic() - said >= _SAY_SECONDS:
-                said = time.monotonic()
-                logger.info(
-                    "waiting for the engine's model to answer, %.0f s so far%s",
-                    said - begun,
-                    self._last_word(process),
-                )
-            await asyncio.sleep(_ASK_SECONDS)
-        await look()
-        process.log.clear()  # what it has survived is not what it ends of
+    async def _wait_until_ready(self, process: EngineProcess, on_change: OnChange) -> None:
+        started = time.monotonic()
+        models = await self._wait_for_models(process, started)
+        if models is None:
+            return
+        process.log.clear()  # earlier lines are not the reason for a later end
         self.models = models
-        self.load_seconds = time.monotonic() - begun
-        self.info = await self._client.info(models, within=_INFO_SECONDS)
+        self.load_seconds = time.monotonic() - started
+        self.info = await self._client.fetch_info(models, timeout=_INFO_SECONDS)
         if self.state is not State.STARTING:
-            return  # it ended, or was asked to, meanwhile
+            return
         self._enter(State.READY)
         logger.info("ready after %.1f s: serving %s", self.load_seconds, ", ".join(models.names))
-        await changed()
+        await on_change()
         try:
-            await self._ask_what_it_is(changed)
+            await self._fetch_missing_info(on_change)
         except Exception:
-            logger.exception("the engine cannot be asked what it is")  # it serves all the same
+            # The engine serves requests without the facts.
+            logger.exception("the facts about the engine cannot be read")
 
-    async def _ask_what_it_is(self, changed: Changed) -> None:
-        """Take over what the engine says of itself, where it has not said so yet."""
+    async def _wait_for_models(self, process: EngineProcess, started: float) -> ModelCards | None:
+        """Return the models when the engine answers; None if the worker ends before that."""
+        logged = started
+        checking: BlockingCalls[None] = BlockingCalls("processes", deadline=CHECK_SECONDS)
+        while True:
+            models = ModelCards()
+            if await self._client.check_health():
+                models = await self._client.fetch_models()
+            if self.state is not State.STARTING:
+                return None
+            with suppress(HangError):
+                await checking.run(lambda: self._record_processes(process))
+            if models.cards:
+                return models
+            if time.monotonic() - logged >= _PROGRESS_SECONDS:
+                logged = time.monotonic()
+                logger.info(
+                    "waiting for the engine's model to answer, %.0f s so far%s",
+                    logged - started,
+                    self._last_line(process),
+                )
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def _fetch_missing_info(self, on_change: OnChange) -> None:
+        """Request the facts about the engine again if the first request failed."""
         for attempt in range(_INFO_ATTEMPTS):
             if self.info:
                 return
             await asyncio.sleep(2**attempt)
-            if info := await self._client.info(self.models):
+            if info := await self._client.fetch_info(self.models):
                 self.info = info
-                await changed()
+                await on_change()
         if not self.info:
             logger.info(
-                "the engine does not say what it is: %s has no answer", self._engine.info_path
+                "the engine does not report its version and limits: %s gives no answer",
+                self._engine.info_path,
             )
 
-    def _last_word(self, process: EngineProcess) -> str:
-        word = self._engine.describe_progress(process.log)
-        return f"; it last said: {word[:100]}" if word else ""
+    def _last_line(self, process: EngineProcess) -> str:
+        line = self._engine.describe_progress(process.log)
+        return f"; its last line: {line[:100]}" if line else ""
 
-    def _look(self, process: EngineProcess) -> None:
-        """Note the engine's processes, and the shared memory that they hold. Blocks."""
+    def _record_processes(self, process: EngineProcess) -> None:
+        """Record the engine's processes, and the shared memory that they map. Blocks."""
         members = process.members()
-        with self._looking:
+        with self._recording:
             self._marks |= marks(members)
-            self._directory.note(self._marks, self._held)
+            self._directory.record(self._marks, self._held)
         held = held_by(member.pid for member in members)
-        with self._looking:
+        with self._recording:
             self._held |= held
-            self._directory.note(self._marks, self._held)
+            self._directory.record(self._marks, self._held)
 
     def _enter(self, state: State) -> None:
         self.state = state
