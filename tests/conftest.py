@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import subprocess
@@ -11,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
-import psutil
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from processes import end_orphans_afterwards
 from stack import Stack
 
 ROOT = Path(__file__).parent.parent
@@ -26,20 +25,21 @@ hypothesis.settings.register_profile("dynamometer", deadline=None)
 hypothesis.settings.load_profile("dynamometer")
 
 
-def pytest_sessionstart() -> None:
+orphans = pytest.StashKey["subprocess.Popen[bytes]"]()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     for variable in [name for name in os.environ if name.startswith("DYN_")]:
         del os.environ[variable]
+    session.config.stash[orphans] = end_orphans_afterwards()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """No engine outlives the run: it would spin on a core, and spoil what comes after. In CI a
-    skipped test is a missing prerequisite, and fails the run.
+    """End the processes that tests left behind. In CI, fail the run for a skipped test: a
+    prerequisite is missing.
     """
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if "sglang" in " ".join(process.cmdline()):
-                process.kill()
+    session.config.stash[orphans].communicate(timeout=30)
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if os.environ.get("CI") == "true" and reporter and reporter.stats.get("skipped"):
         reporter.write_line("\na test was skipped in CI: that is a failure")

@@ -35,6 +35,25 @@ def refusing_port() -> int:
     return number
 
 
+def end_orphans_afterwards() -> subprocess.Popen[bytes]:
+    """Start the program that ends the processes of this test run when the run has ended.
+
+    Returns:
+        The program, which acts when its standard input is closed.
+    """
+    mark = f"{os.getpid()}-{time.time_ns()}"
+    program = Path(__file__).with_name("orphans.py")
+    command = [PYTHON, str(program), f"TEST_RUN={mark}", str(os.getsid(0))]
+    os.environ["TEST_RUN"] = mark
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
 class Process:
     """A process whose output goes to a file; ended, with all that it started, by `end`."""
 
