@@ -7,7 +7,7 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -114,9 +114,21 @@ class Stack:
 
     @contextlib.contextmanager
     def run_worker(
-        self, *flags: str, system_port: int | None = 0, **environment: str
+        self,
+        *flags: str,
+        system_port: int | None = 0,
+        before: Sequence[str] = (),
+        **environment: str,
     ) -> Iterator[Worker]:
-        command = [PYTHON, "-m", "dynamometer.sglang", *flags]
+        """Start a worker.
+
+        Args:
+            flags: of the worker and of its engine.
+            system_port: None: the default.
+            before: words before the command line, such as those of `unshare`.
+            environment: more variables.
+        """
+        command = [*before, PYTHON, "-m", "dynamometer.sglang", *flags]
         variables = self.environment | environment
         if system_port is not None:
             variables["DYN_SYSTEM_PORT"] = str(system_port)

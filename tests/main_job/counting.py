@@ -226,42 +226,44 @@ def _usage(usage: Mapping[str, object]) -> dict[str, int]:
 
 
 class Client:
-    """A connection of its own, closed when the test says."""
+    """A request on a connection of its own, which the test closes."""
 
-    def __init__(self, url: str, request: Request) -> None:
+    def __init__(self, url: str, request: Request, **headers: str) -> None:
         address = urllib.parse.urlsplit(url)
         self._connection = http.client.HTTPConnection(
             address.hostname or "", address.port, timeout=60
         )
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json", **headers}
         self._connection.request("POST", request.path, request.content, headers)
         self._response: http.client.HTTPResponse | None = None
         self.got = Got(0, b"")
 
     def read(self) -> Got:
-        """The whole answer."""
-        self._response = self._connection.getresponse()
-        self.got = Got(self._response.status, self._response.read())
+        """Return the whole answer; what was read before is its beginning."""
+        self.got.body += self._respond().read()
         self.close()
         return self.got
 
     def read_events(self, content: int) -> None:
-        """As many events with content."""
+        """Read until `content` events with content have arrived."""
         while self.got.content_events() < content:
             self._line()
 
     def read_until(self, last: tuple[bytes, ...]) -> None:
-        """Up to the event with a line that begins so."""
+        """Read to the end of the event that has a line with one of these beginnings."""
         while not self._line().startswith(last):
             pass
         while self._line() != b"\n":
             pass
 
-    def _line(self) -> bytes:
+    def _respond(self) -> http.client.HTTPResponse:
         if self._response is None:
             self._response = self._connection.getresponse()
             self.got.status = self._response.status
-        line = self._response.readline()
+        return self._response
+
+    def _line(self) -> bytes:
+        line = self._respond().readline()
         assert line, "the stream ended"
         self.got.body += line
         return line
