@@ -50,12 +50,16 @@ def hang() -> Iterator[Hang]:
     made.released.set()
 
 
-@pytest.fixture
-def runtime(hang: Hang) -> DistributedRuntime:
-    made = DistributedRuntime(deadline=1)
-    made.metrics.register_callback(hang)
+def with_callback(callback: Hang, *, deadline: float) -> DistributedRuntime:
+    made = DistributedRuntime(deadline=deadline)
+    made.metrics.register_callback(callback)
     made.metrics.create_gauge("fine", "f").set(3)
     return made
+
+
+@pytest.fixture
+def runtime(hang: Hang) -> DistributedRuntime:
+    return with_callback(hang, deadline=1)
 
 
 def within_bound(render: Callable[[], bytes]) -> bytes:
@@ -124,8 +128,9 @@ async def test_a_scraper_that_goes_away_blocks_no_render(
 
 
 async def test_a_server_that_ends_during_a_scrape_leaves_no_task_and_blocks_no_render(
-    runtime: DistributedRuntime, hang: Hang
+    hang: Hang,
 ) -> None:
+    runtime = with_callback(hang, deadline=3)  # longer than the end of the server takes
     app = web.Application()
     scraping.add_route(app, runtime.page)
     listener = addresses.listen("127.0.0.1", 0, setting="")
