@@ -12,8 +12,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -52,6 +54,24 @@ def end_orphans_afterwards() -> subprocess.Popen[bytes]:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+
+
+def true_in_fork(check: Callable[[], bool], *, within: float) -> bool:
+    """Return the result of `check` in a child of fork; False if the child raises or is too slow."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the process has other threads
+        pid = os.fork()
+    if not pid:
+        try:
+            os._exit(0 if check() else 1)
+        finally:
+            os._exit(1)
+    killer = threading.Timer(within, os.kill, (pid, signal.SIGKILL))
+    killer.start()
+    _, status = os.waitpid(pid, 0)
+    killer.cancel()
+    killer.join()
+    return status == 0
 
 
 class Process:

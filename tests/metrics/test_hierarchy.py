@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
-import time
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,6 +21,7 @@ from prometheus_client.registry import Collector
 from dynamometer.errors import ArgumentError, DynamometerError
 from dynamometer.metrics.hierarchy import Metrics
 from dynamometer.runtime import DistributedRuntime
+from processes import true_in_fork
 
 
 @pytest.fixture
@@ -476,20 +474,11 @@ def test_a_callback_whose_coroutine_nobody_awaits_is_an_error(runtime: Distribut
 def test_a_child_of_fork_renders_its_own_page(runtime: DistributedRuntime) -> None:
     runtime.metrics.create_gauge("fine", "f").set(3)
     runtime.metrics.render()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # that there are threads
-        pid = os.fork()
-    if not pid:
-        os._exit(0 if b"dynamo_component_fine 3.0" in runtime.metrics.render() else 1)
-    deadline = time.monotonic() + 10
-    ended = (0, 0)
-    while ended == (0, 0) and time.monotonic() < deadline:
-        ended = os.waitpid(pid, os.WNOHANG)
-        time.sleep(0.01)
-    if ended == (0, 0):
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    assert ended == (pid, 0)
+
+    def child() -> bool:
+        return b"dynamo_component_fine 3.0" in runtime.metrics.render()
+
+    assert true_in_fork(child, within=10)
 
 
 def test_values_in_files_are_refused() -> None:

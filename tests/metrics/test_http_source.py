@@ -24,6 +24,12 @@ from processes import refusing_port
 PAGE = b'# TYPE sglang:a_total counter\nsglang:a_total{x="1"} 1\n# TYPE other gauge\nother 2\n'
 
 
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
 class Engine:
     """A page whose content the test chooses."""
 
@@ -105,8 +111,7 @@ async def test_a_page_that_is_gone_for_two_intervals_takes_its_families_along(
     await source.fetch()
     assert source.errors == {reason: 1}
     assert source.families() is before  # never half a page, and not at once none
-    await asyncio.sleep(0.5)
-    assert source.families() == ()
+    await until(lambda: source.families() == ())
     engine.page, engine.status, engine.delay = PAGE, 200, 0.0
     await source.fetch()
     assert len(source.families()) == 1
@@ -178,12 +183,9 @@ async def test_errors_that_were_read_do_not_change(engine: Engine, source: HttpS
 
 async def test_it_is_fetched_again_and_again(source: HttpSource, engine: Engine) -> None:
     running = asyncio.create_task(source.run())
-    async with asyncio.timeout(5):
-        while not source.families():
-            await asyncio.sleep(0.01)
-        engine.page = PAGE.replace(b"} 1", b"} 7")
-        while b"} 7" not in render(source.families()):
-            await asyncio.sleep(0.01)
+    await until(source.families)
+    engine.page = PAGE.replace(b"} 1", b"} 7")
+    await until(lambda: b"} 7" in render(source.families()))
     running.cancel()
 
 
@@ -279,14 +281,14 @@ async def test_totals_stay_while_the_engine_is_away_and_go_on_after_it(
     await continued.fetch()
     assert continued.errors == {"unreachable": 1}
     assert 'g{m="n"}' in values(continued)  # not at once
-    await asyncio.sleep(0.5)
+    await until(lambda: 'g{m="n"}' not in values(continued))
     assert values(continued) == totals_of(5, 3)
     assert continued.families() is continued.families()
     await server.start(1, 0, 2)
     await continued.fetch()
     assert values(continued) == totals_of(6, 3) | {'g{m="n"}': 2}
     await server.stop()
-    await asyncio.sleep(0.5)
+    await until(lambda: 'g{m="n"}' not in values(continued))
     assert values(continued) == totals_of(6, 3)
 
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import subprocess
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import aiohttp
@@ -24,6 +21,7 @@ from dynamometer.metrics.instruments import InstrumentRegistry
 from dynamometer.metrics.page import MetricsPage
 from dynamometer.metrics.refresh import PageRequest
 from dynamometer.runtime import DistributedRuntime
+from processes import true_in_fork
 from stack import eventually
 
 BOUND_SECONDS = 20.0
@@ -214,20 +212,14 @@ def test_a_child_of_fork_asks_a_source_that_hangs_in_its_parent(
 ) -> None:
     runtime.page.submit()
     assert hang.entered.wait(BOUND_SECONDS)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # that there are threads
-        pid = os.fork()
-    if not pid:
+
+    def child() -> bool:
         hang.released = threading.Event()
         hang.released.set()
         page = runtime.metrics.render()
-        os._exit(0 if hang.calls == 2 and timeouts(page) == 0 else 1)
-    killer = threading.Timer(BOUND_SECONDS, os.kill, (pid, signal.SIGKILL))
-    killer.start()
-    _, status = os.waitpid(pid, 0)
-    killer.cancel()
-    killer.join()
-    assert status == 0
+        return hang.calls == 2 and timeouts(page) == 0
+
+    assert true_in_fork(child, within=BOUND_SECONDS)
 
 
 class HeldInMerge(list[Family]):
@@ -271,21 +263,15 @@ def test_a_child_that_is_forked_during_a_merge_renders_the_page() -> None:
     held.stops = True
     runtime.page.submit()
     assert held.entered.wait(BOUND_SECONDS)
+
+    def child() -> bool:
+        held.stops = False
+        return b"\nheld 1\n" in runtime.metrics.render()
+
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # that there are threads
-            pid = os.fork()
-        if not pid:
-            held.stops = False
-            os._exit(0 if b"\nheld 1\n" in runtime.metrics.render() else 1)
-        killer = threading.Timer(BOUND_SECONDS, os.kill, (pid, signal.SIGKILL))
-        killer.start()
-        _, status = os.waitpid(pid, 0)
-        killer.cancel()
-        killer.join()
+        assert true_in_fork(child, within=BOUND_SECONDS)
     finally:
         held.released.set()
-    assert status == 0
 
 
 def test_waiting_for_several_at_once_costs_one_deadline(

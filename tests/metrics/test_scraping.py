@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 import aiohttp
 import pytest
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
@@ -63,8 +64,18 @@ def page() -> MetricsPage:
 
 
 @pytest.fixture
-async def url(page: MetricsPage) -> AsyncIterator[str]:
-    app = web.Application()
+def arrivals() -> list[web.Request]:
+    return []
+
+
+@pytest.fixture
+async def url(page: MetricsPage, arrivals: list[web.Request]) -> AsyncIterator[str]:
+    @web.middleware
+    async def note(request: web.Request, handler: Handler) -> web.StreamResponse:
+        arrivals.append(request)
+        return await handler(request)
+
+    app = web.Application(middlewares=[note])
     scraping.add_route(app, page)
     listener = addresses.listen("127.0.0.1", 0, setting="")
     async with serving(app, listener):
@@ -135,8 +146,14 @@ async def test_head_has_the_headers_alone(url: str, session: aiohttp.ClientSessi
         assert int(answer.headers["Content-Length"]) > 0
 
 
+async def arrived(arrivals: list[web.Request], count: int) -> None:
+    async with asyncio.timeout(5):
+        while len(arrivals) < count:
+            await asyncio.sleep(0.01)
+
+
 async def test_scrapers_that_come_at_once_share_one_rendering(
-    url: str, session: aiohttp.ClientSession, page: MetricsPage
+    url: str, session: aiohttp.ClientSession, page: MetricsPage, arrivals: list[web.Request]
 ) -> None:
     source = Slow()
     page.add(source)
@@ -148,7 +165,7 @@ async def test_scrapers_that_come_at_once_share_one_rendering(
                 return await answer.read()
 
         scrapes = [group.create_task(scrape()) for _ in range(20)]
-        await asyncio.sleep(0.2)
+        await arrived(arrivals, 20)
         source.may_answer.set()
     assert source.asked == 1
     assert len({scrape.result() for scrape in scrapes}) == 1
@@ -156,7 +173,7 @@ async def test_scrapers_that_come_at_once_share_one_rendering(
 
 
 async def test_a_scraper_that_goes_away_takes_nothing_from_the_others(
-    url: str, session: aiohttp.ClientSession, page: MetricsPage
+    url: str, session: aiohttp.ClientSession, page: MetricsPage, arrivals: list[web.Request]
 ) -> None:
     source = Slow()
     page.add(source)
@@ -167,9 +184,10 @@ async def test_a_scraper_that_goes_away_takes_nothing_from_the_others(
         async with session.get(url, timeout=timeout, headers=headers) as answer:
             return await answer.read()
 
-    impatient = asyncio.create_task(scrape(0.1))
-    await asyncio.sleep(0.05)
+    impatient = asyncio.create_task(scrape(0.5))
+    await arrived(arrivals, 1)
     patient = asyncio.create_task(scrape(10))
+    await arrived(arrivals, 2)
     with pytest.raises(TimeoutError):
         await impatient
     source.may_answer.set()
