@@ -55,8 +55,6 @@ class labels:  # noqa: N801
     IS_STREAMING: Final = "is_streaming"
     PRIORITY: Final = "priority"
     TP_RANK: Final = "tp_rank"
-    PP_RANK: Final = "pp_rank"
-    MOE_EP_RANK: Final = "moe_ep_rank"
     # Of the information families.
     VERSION: Final = "version"
     ENGINE_VERSION: Final = "engine_version"

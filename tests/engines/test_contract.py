@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dynamometer.engines import answers, kinds, requests, streams
-from dynamometer.engines.interface import Engine, ModelCards, StartableEngine, Usage
+from dynamometer.engines.interface import Engine, MetricSources, ModelCards, StartableEngine, Usage
 from dynamometer.engines.mocker import Mocker
 from dynamometer.engines.sglang import SGLang
 from dynamometer.errors import SettingsError
@@ -145,7 +145,7 @@ def test_a_plan_starts_it_on_loopback_with_its_flags_and_metrics(
     assert launch.sources.directory is not None
     assert launch.sources.directory.is_dir()
     assert launch.environment["PROMETHEUS_MULTIPROC_DIR"] == str(launch.sources.directory)
-    assert launch.metrics
+    assert launch.sources.directory
     assert not launch.stream_usage
 
 
@@ -154,7 +154,7 @@ def test_without_metrics_a_plan_has_no_source_and_says_so(
     engine: StartableEngine, tmp_path: Path
 ) -> None:
     launch = engine.plan(["--model", "m"], directory=tmp_path, python=sys.executable)
-    assert not launch.metrics
+    assert launch.sources == MetricSources()
     assert any("--enable-metrics" in note for note in launch.notes)
 
 

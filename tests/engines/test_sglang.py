@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dynamometer.engines import accelerators
+from dynamometer.engines.interface import MetricSources
 from dynamometer.engines.sglang import CPU_FLAGS, SGLang, describe_exit
 from dynamometer.engines.sglang_cpu import SWITCH
 from dynamometer.errors import SettingsError
@@ -63,9 +64,9 @@ def test_a_device_that_the_user_gave_decides(
 
 
 def test_metrics_are_written_if_they_are_enabled(tmp_path: Path, accelerator: None) -> None:
-    assert not plan(tmp_path, "--model", "m").metrics
+    assert plan(tmp_path, "--model", "m").sources == MetricSources()
     launch = plan(tmp_path, "--model-path", "m", "--enable-metrics")
-    assert launch.metrics
+    assert launch.sources.directory
     assert Path(launch.environment["PROMETHEUS_MULTIPROC_DIR"]).is_dir()
 
 
@@ -80,7 +81,7 @@ def test_flags_in_a_config_file_are_known_and_overridden(
     file = tmp_path / "engine.yaml"
     file.write_text("model-path: m\nenable_metrics: true\ndtype: bfloat16\nport: 1\n")
     launch = plan(tmp_path, "--config", str(file), "--served-model-name", "s")
-    assert (launch.model, launch.metrics) == ("s", True)
+    assert (launch.model, bool(launch.sources.directory)) == ("s", True)
     assert "--dtype" not in launch.command
     assert launch.command[3:5] == ["--config", str(file)]
 

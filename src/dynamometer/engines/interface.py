@@ -54,7 +54,7 @@ class Route:
 
     @property
     def takes_stream_options(self) -> bool:
-        """True if a stream reports token counts only for a request that includes this option."""
+        """True if streams report token counts only on request, by `stream_options`."""
         return self.usage is Usage.OPENAI
 
 
@@ -98,11 +98,6 @@ class Launch:
     stream_usage: bool = False
     api_key: str | None = None
     notes: tuple[str, ...] = ()
-
-    @property
-    def metrics(self) -> bool:
-        """True if the engine has metric sources."""
-        return self.sources != MetricSources()
 
     @property
     def component(self) -> str:

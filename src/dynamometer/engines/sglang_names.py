@@ -22,7 +22,6 @@ class sglang:  # noqa: N801
     KV_TRANSFER_TOTAL_MB: Final = "sglang:kv_transfer_total_mb"
     MAX_TOTAL_NUM_TOKENS: Final = "sglang:max_total_num_tokens"
     NUM_ABORTED_REQUESTS_TOTAL: Final = "sglang:num_aborted_requests_total"
-    NUM_DECODE_HOST_RECEIVE_QUEUE_REQS: Final = "sglang:num_decode_host_receive_queue_reqs"
     NUM_DECODE_PREALLOC_QUEUE_REQS: Final = "sglang:num_decode_prealloc_queue_reqs"
     NUM_DECODE_TRANSFER_QUEUE_REQS: Final = "sglang:num_decode_transfer_queue_reqs"
     NUM_GRAMMAR_QUEUE_REQS: Final = "sglang:num_grammar_queue_reqs"
