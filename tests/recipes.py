@@ -32,8 +32,10 @@ def read_all(name: str) -> list[dict[str, Any]]:
 def exporter_target(flags: Sequence[str]) -> Target:
     """The one engine that the exporter takes these flags to mean."""
     given = command.parser("dyno exporter").parse_args(list(flags))
-    meant = targets.Given(pids=given.pid, directories=given.multiproc_dir, urls=given.engine_url)
-    (found,) = targets.targets(meant)
+    selection = targets.TargetFlags(
+        pids=given.pid, directories=given.multiproc_dir, urls=given.engine_url
+    )
+    (found,) = targets.select(selection)
     return found
 
 

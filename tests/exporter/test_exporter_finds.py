@@ -147,7 +147,7 @@ def test_with_rights_to_read_alone_nothing_is_changed(engine: Sglang, place: Pat
     directory.chmod(0o755)
     before = state(directory)
     with exporter(
-        *(place, "--multiproc-dir", str(directory)),
+        *(place, "--multiproc-dir", str(directory), "--engine-url", engine.url),
         before=NOBODY,
         DYN_FILE_KV=str(Path("/tmp") / f"dyno-test-{os.getpid()}"),
     ) as running:

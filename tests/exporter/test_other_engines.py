@@ -20,8 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from dynamometer.errors import SettingsError
 from dynamometer.exporter import procfs, targets
-from dynamometer.exporter.observed_engine import ObservedEngine
-from dynamometer.exporter.options import EngineOptions
+from dynamometer.exporter.observed_engine import EngineOptions, ObservedEngine
 from dynamometer.exporter.targets import Target
 from dynamometer.http.addresses import free_port
 from dynamometer.metrics.instruments import InstrumentRegistry
@@ -141,15 +140,6 @@ def test_an_odd_process_costs_nobody_his_page(flags: tuple[str, str], tmp_path: 
         assert found.process.running
         assert found.health()[0] == 503
         assert "Traceback" not in found.log
-
-
-def test_no_silent_empty_page(gunicorn: tuple[Process, str], tmp_path: Path) -> None:
-    ask(gunicorn[1], 1)
-    with exporter(tmp_path, "--multiproc-dir", str(tmp_path / "files")) as found:
-        found.page()
-        found.process.wait_for(
-            "no family begins with sglang:; --prefix names others: there are shop_", within=5
-        )
 
 
 def page_of(requests: int) -> str:
@@ -286,7 +276,7 @@ async def test_an_engine_whose_name_goes_with_it_has_ended(
     async with aiohttp.ClientSession() as session:
         target = Target(name="e", url=f"http://127.0.0.1:{port}")
         engine = ObservedEngine(target, options, page, session)
-        watching = asyncio.create_task(engine.watch())
+        watching = asyncio.create_task(engine.observe())
         await until(lambda: b"vllm:running" in shown())
         known = False
         await until(lambda: b"vllm:running" not in shown())
@@ -328,7 +318,7 @@ def test_an_engine_that_starts_is_called_what_the_environment_says(
 @pytest.mark.parametrize("pid", ["", "-1", "1.0", "4_7", "\uff14\uff17", "9" * 20])
 def test_a_pid_is_ascii_digits(pid: str) -> None:
     with pytest.raises(SettingsError, match=r"--pid .*: must be the number of a process"):
-        targets.targets(targets.Given(pids=[targets.Named("", pid)]))
+        targets.select(targets.TargetFlags(pids=[targets.NamedValue("", pid)]))
 
 
 def assert_join_of_the_docs(page: str, expected: dict[str, float], directory: Path) -> None:

@@ -161,7 +161,10 @@ def test_without_a_url_the_gauges_come_when_a_counter_moves_and_health_says_why(
     with Writer(files, 3.0) as writer, exporter(tmp_path, *given, before=SIDECAR) as found:
         eventually(lambda: "engine" in found.health()[1]["reasons"], within=5, what="a reason")
         eventually(
-            lambda: "--engine-url tells" in found.health()[1]["reasons"]["engine"],
+            lambda: (
+                "with --engine-url, an idle engine counts as ready"
+                in found.health()[1]["reasons"]["engine"]
+            ),
             within=5,
             what=f"{found.health()}",
         )

@@ -1,9 +1,9 @@
-"""Which writers live: transitions of what is known of the engine, without processes."""
+"""The writers of files, alive or not: tables of the evidence about an engine, without engines."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -11,119 +11,154 @@ import pytest
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 
 from dynamometer.exporter import procfs
-from dynamometer.exporter.files_source import FilesSource
-from dynamometer.exporter.writers import Change, Life, Writers
+from dynamometer.exporter.writers import Change, Liveness, Writers
 
-# Steps: what is known of the engine, and the writers that have files which are not retired.
-# Then: who is retired, and who is resumed, by the last step.
-CASES: Mapping[str, tuple[Sequence[tuple[Life, str]], str, str]] = {
-    "unseen ones stand while it lives": ([(Life.LIVES, "ab")], "", ""),
-    "they end with it": ([(Life.LIVES, "ab"), (Life.UNREACHABLE, "ab")], "ab", ""),
-    "and return with it": (
-        [(Life.LIVES, "ab"), (Life.UNREACHABLE, "ab"), (Life.UNREACHABLE, ""), (Life.LIVES, "")],
+ALIVE, ENDED = Liveness.ALIVE, Liveness.ENDED
+UNREACHABLE, UNKNOWN = Liveness.UNREACHABLE, Liveness.UNKNOWN
+
+# Steps: the liveness of the engine, and the writers that have files and are not retired.
+# Then: the writers that the last step retires, and those that it resumes.
+CASES: Mapping[str, tuple[Sequence[tuple[Liveness, str]], str, str]] = {
+    "invisible writers live while the engine does": ([(ALIVE, "ab")], "", ""),
+    "end with it": ([(ALIVE, "ab"), (UNREACHABLE, "ab")], "ab", ""),
+    "end with its first process": ([(ALIVE, "ab"), (ENDED, "ab")], "ab", ""),
+    "return with it": (
+        [(ALIVE, "ab"), (UNREACHABLE, "ab"), (UNREACHABLE, ""), (ALIVE, "")],
         "",
         "ab",
     ),
-    "new files are another engine's": (
-        [(Life.LIVES, "ab"), (Life.UNREACHABLE, "ab"), (Life.LIVES, "c")],
+    "stay ended if another engine has new files": (
+        [(ALIVE, "ab"), (UNREACHABLE, "ab"), (ALIVE, "c")],
         "",
         "",
     ),
-    "also those that came before its URL answered": (
-        [(Life.LIVES, "a"), (Life.ENDED, "a"), (Life.ENDED, "c"), (Life.LIVES, "")],
+    "stay ended if the new files appeared before its URL answered": (
+        [(ALIVE, "a"), (ENDED, "a"), (ENDED, "c"), (ALIVE, "")],
         "",
         "c",
     ),
-    "beside them, changes in old files are last words": (
-        [(Life.LIVES, "a"), (Life.ENDED, "a"), (Life.ENDED, "ac"), (Life.LIVES, "")],
+    "stay ended if they wrote after the end, beside new files": (
+        [(ALIVE, "a"), (ENDED, "a"), (ENDED, "ac"), (ALIVE, "")],
         "",
         "c",
     ),
-    "changes in old files alone are the next engine's": (
-        [(Life.LIVES, "ab"), (Life.ENDED, "ab"), (Life.ENDED, "a"), (Life.LIVES, "")],
+    "return alone if they alone wrote after the end": (
+        [(ALIVE, "ab"), (ENDED, "ab"), (ENDED, "a"), (ALIVE, "")],
         "",
         "a",
     ),
-    "new files soon after its return are another engine's": (
-        [(Life.LIVES, "a"), (Life.ENDED, "a"), (Life.LIVES, ""), (Life.LIVES, "ac")],
+    "end again when new files appear soon after the return": (
+        [(ALIVE, "a"), (ENDED, "a"), (ALIVE, ""), (ALIVE, "ac")],
         "a",
         "",
     ),
-    "where nothing tells, unseen ones have ended": ([(Life.UNKNOWN, "a")], "a", ""),
-    "until their files change": (
-        [(Life.UNKNOWN, "a"), (Life.UNKNOWN, ""), (Life.UNKNOWN, "a")],
+    "count as ended without any evidence": ([(UNKNOWN, "a")], "a", ""),
+    "live again when their files change": (
+        [(UNKNOWN, "a"), (UNKNOWN, ""), (UNKNOWN, "a")],
         "",
+        "",
+    ),
+    "of which one changes its files, live alone": (
+        [(UNKNOWN, "ab"), (UNKNOWN, ""), (UNKNOWN, "a"), (UNKNOWN, "ab")],
+        "",
+        "",
+    ),
+    "of new files without evidence count as ended": (
+        [(UNKNOWN, "a"), (UNKNOWN, ""), (UNKNOWN, "a"), (UNKNOWN, "ac")],
+        "c",
         "",
     ),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_known_of_the_engine_decides_over_unseen_writers(case: str) -> None:
+def test_invisible_writers(case: str) -> None:
     steps, retired, resumed = CASES[case]
     writers = Writers()
     change = Change()
-    for life, names in steps:
-        change = writers.update({name: [f"/none/{name}.db"] for name in names}, list, life)
+    for liveness, names in steps:
+        change = writers.update({name: [f"/none/{name}.db"] for name in names}, list, liveness)
     assert ("".join(sorted(change.retire)), "".join(sorted(change.resume))) == (retired, resumed)
 
 
-def write(directory: Path, process: str, value: float) -> None:
-    file = MmapedDict(str(directory / f"gauge_livesum_{process}.db"))
-    file.write_value(mmap_key("app_busy", "app_busy", [], [], "Busy."), value, 0.0)
+@pytest.fixture
+def mapped(tmp_path: Path) -> Iterator[Path]:
+    """A file that this process maps."""
+    path = tmp_path / "gauge_livesum_1.db"
+    file = MmapedDict(str(path))
+    file.write_value(mmap_key("app_busy", "app_busy", [], [], "Busy."), 1.0, 0.0)
+    yield path
     file.close()
 
 
-def source(directory: Path) -> FilesSource:
-    found = FilesSource("e", constant={}, prefixes=("app_",), max_series=10_000, members=list)
-    found.life = Life.LIVES
-    found.look([str(directory)], waiting=False)
-    return found
+def alive(name: str, path: Path, members: Sequence[psutil.Process] = ()) -> bool:
+    """Whether a visible process counts as the writer `name` of the file."""
+    writers = Writers()
+    writers.update({name: [str(path)]}, lambda: members, UNKNOWN)
+    return name in writers.alive
 
 
-def test_a_writer_that_could_not_be_looked_at_is_neither_dead_nor_forgotten(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_process_that_has_the_pid_and_maps_the_file_is_its_writer(mapped: Path) -> None:
+    assert alive(str(os.getpid()), mapped)
+
+
+def test_a_process_with_the_pid_that_does_not_map_the_file_is_not_its_writer(
+    mapped: Path, tmp_path: Path
 ) -> None:
-    """Too many open files here say nothing about an engine there."""
-    own = str(psutil.Process().pid)
-    write(tmp_path, own, 1.0)
-    found = source(tmp_path)
+    """The pid may belong to another pid namespace, or be in use again."""
+    (tmp_path / "other.db").touch()
+    assert not alive(str(os.getpid()), tmp_path / "other.db")
+    assert not alive(str(os.getppid()), mapped)
 
+
+def test_the_member_that_maps_the_file_is_the_writer_of_a_name_that_is_not_a_pid(
+    mapped: Path,
+) -> None:
+    assert alive("worker-a", mapped, [psutil.Process()])
+    assert not alive("worker-a", mapped)
+
+
+@pytest.mark.parametrize("name", ["", "-1", "4_7", "\uff14", "9" * 30])
+def test_an_odd_name_has_no_visible_writer(name: str, mapped: Path) -> None:
+    assert not alive(name, mapped)
+
+
+def test_a_process_whose_maps_may_not_be_read_does_not_count_as_the_writer(
+    mapped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even if it has the file's owner, and started a moment before the file was created."""
+
+    def deny(_: psutil.Process) -> Mapping[procfs.FileId, str]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(procfs, "mapped_files", deny)
+    assert not alive(str(os.getpid()), mapped)
+    writers = Writers()
+    files = {str(os.getpid()): [str(mapped)]}
+    assert writers.update(files, list, UNKNOWN).retire == files.keys()
+    assert writers.update(files, list, UNKNOWN).retire == set()
+    assert writers.growing == files.keys()
+
+
+def test_a_writer_that_cannot_be_checked_for_want_of_descriptors_is_decided_later(
+    mapped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(_: psutil.Process) -> Mapping[procfs.FileId, str]:
         raise OSError(24, "Too many open files")
 
-    found.life = Life.UNKNOWN  # where an unseen writer is retired
+    own = str(os.getpid())
+    writers = Writers()
     with monkeypatch.context() as context:
-        context.setattr(procfs, "mapped", fail)
-        write(tmp_path, f"{own}", 2.0)
-        fresh = source(tmp_path)
-        fresh.life = Life.UNKNOWN
-        assert [family.name for family in fresh.families()] == ["app_busy"]
-    assert fresh.families() == ()  # this process does not map the file: not its writer
+        context.setattr(procfs, "mapped_files", fail)
+        assert writers.update({own: [str(mapped)]}, list, UNKNOWN) == Change()
+        assert not writers.alive
+    assert writers.update({own: [str(mapped)]}, list, UNKNOWN) == Change()
+    assert own in writers.alive
 
 
-def test_looks_and_scrapes_from_two_threads_share_no_unlocked_state(tmp_path: Path) -> None:
-    found = source(tmp_path)
-    stop = threading.Event()
-    errors: list[BaseException] = []
-
-    def scrape() -> None:
-        try:
-            while not stop.is_set():
-                found.families()
-                dict(found.errors)
-        except BaseException as error:  # noqa: BLE001, RUF100  # shown by the assertion
-            errors.append(error)
-
-    thread = threading.Thread(target=scrape)
-    thread.start()
-    try:
-        for number in range(300):
-            write(tmp_path, f"w{number}", 1.0)
-            found.life = Life.LIVES if number % 10 else Life.UNREACHABLE
-            found.look([str(tmp_path)], waiting=True)
-            sorted(found.names)
-    finally:
-        stop.set()
-        thread.join()
-    assert errors == []
+def test_a_dead_pid_has_ended_where_another_pid_is_visible(mapped: Path) -> None:
+    own, dead = str(os.getpid()), "4194303"
+    assert not psutil.pid_exists(int(dead))
+    files = {own: [str(mapped)], dead: ["/none.db"], "worker-a": ["/none.db"]}
+    assert Writers().update(files, list, ALIVE).retire == {dead}
+    assert Writers().update({dead: ["/none.db"]}, list, ALIVE).retire == set()

@@ -1,4 +1,4 @@
-"""An exporter, put together: the page first, then the engines, as they are found."""
+"""The composition of an exporter: the page first, then the engines, as they are found."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ from dynamometer.engines import kinds
 from dynamometer.errors import DiscoveryError
 from dynamometer.exporter import engine_headers, finder, procfs
 from dynamometer.exporter.engine_headers import Header
-from dynamometer.exporter.finder import Running
-from dynamometer.exporter.observed_engine import ObservedEngine
-from dynamometer.exporter.options import EngineOptions
-from dynamometer.exporter.targets import Given, Target, check_directories, targets
+from dynamometer.exporter.finder import EngineProcess
+from dynamometer.exporter.observed_engine import EngineOptions, ObservedEngine
+from dynamometer.exporter.targets import Target, TargetFlags, check_directories, select
 from dynamometer.http import addresses, relay
 from dynamometer.http.servers import serving
 from dynamometer.names import engine_state, labels
@@ -42,19 +41,19 @@ from dynamometer.settings import HealthSettings
 
 logger = logging.getLogger(__name__)
 
-# How often the processes of this machine are looked through: where an engine is missed, and
-# otherwise, for engines that were started since.
-_SEARCH_SECONDS: Final = 2.0
-_LOOK_AROUND_SECONDS: Final = 15.0
+# Seconds between two searches of this machine's processes: while an engine is lost, and otherwise,
+# for new engines.
+_LOST_SEARCH_SECONDS: Final = 2.0
+_SEARCH_SECONDS: Final = 15.0
 # Less than the 5 s after which SGLang's HTTP server closes an idle connection.
 _ENGINE_KEEPALIVE_SECONDS: Final = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExporterOptions:
-    """What an exporter is told, by flags and environment; `system_port` as a worker's."""
+    """Options of an exporter, from flags and environment."""
 
-    given: Given
+    selection: TargetFlags
     engine: EngineOptions
     headers: Sequence[Header]
     system_host: str
@@ -69,25 +68,25 @@ class ExporterOptions:
 
 
 async def serve(options: ExporterOptions) -> None:
-    """Run an exporter until a signal asks it to end.
+    """Run an exporter until a signal asks the process to end.
 
     Raises:
-        DynamometerError: something that it needs cannot be had; says what.
+        DynamometerError: A flag is wrong, or an address or directory cannot be used.
     """
     stop = Stop()
     async with AsyncExitStack() as stack:
-        reading: BlockingCalls[list[Target]] = BlockingCalls("flags")
-        meant = await reading.run(partial(targets, options.given))
+        selecting: BlockingCalls[list[Target]] = BlockingCalls("--pid")
+        targets = await selecting.run(partial(select, options.selection))
         checking: BlockingCalls[None] = BlockingCalls("--multiproc-dir")
         try:
-            await checking.run(partial(check_directories, meant))
+            await checking.run(partial(check_directories, targets))
         except HangError as error:
-            logger.warning("%s: a file system may hang", error)
+            logger.warning("%s: the file system may hang", error)
         listener = system.listen(options.system_host, options.system_port)
         session = await stack.enter_async_context(
             relay.client(
                 keepalive_seconds=_ENGINE_KEEPALIVE_SECONDS,
-                middlewares=[engine_headers.by_origin(options.headers, meant)],
+                middlewares=[engine_headers.by_origin(options.headers, targets)],
             )
         )
         exporter = _Exporter(options, session)
@@ -101,30 +100,32 @@ async def serve(options: ExporterOptions) -> None:
             )
         discovery = await connect(options.discovery_directory)
         registration = await stack.enter_async_context(discovery.register(record))
-        running = asyncio.create_task(exporter.run(meant, registration, record), name="engines")
+        running = asyncio.create_task(exporter.run(targets, registration, record), name="engines")
         try:
             await tasks.first_of(stop.requested, running)
         finally:
             await tasks.end(running)
         if not running.cancelled():
-            running.result()  # it has failed: it does not end by itself
+            running.result()  # raises: the task runs until cancelled
 
 
 class _Exporter:
+    """The engines of an exporter, with their shared page; the event loop owns all state."""
+
     def __init__(self, options: ExporterOptions, session: aiohttp.ClientSession) -> None:
         self._options = options
         self._session = session
-        self._searches = not options.given
+        self._finds_new = not options.selection
         self._engines: dict[str, ObservedEngine] = {}
-        self._watching: dict[str, asyncio.Task[None]] = {}
-        self._id = new_id()
+        self._observing: dict[str, asyncio.Task[None]] = {}
         self._group = asyncio.TaskGroup()
-        self._finding: BlockingCalls[finder.Search] = BlockingCalls("the processes of this machine")
-        self._found = finder.Search()
+        self._searching: BlockingCalls[finder.Search] = BlockingCalls("processes of this machine")
+        self._last_search = finder.Search()
         self._search_fault = ""
-        self._told_others = False
-        self._labels_of_up: dict[str, tuple[str, str]] = {}
-        runtime = DistributedRuntime(instance_id=self._id)
+        self._nothing_logged = False
+        self._up_labels: dict[str, tuple[str, str]] = {}
+        id_ = new_id()
+        runtime = DistributedRuntime(instance_id=id_)
         self._page = runtime.page
         self._up = Gauge(
             engine_state.UP,
@@ -134,7 +135,7 @@ class _Exporter:
         )
         self.record = Record(
             role=Role.EXPORTER,
-            id=self._id,
+            id=id_,
             namespace=options.namespace,
             component=options.component,
             endpoint=options.endpoint,
@@ -148,15 +149,21 @@ class _Exporter:
         return system.application(self._page, status)
 
     async def close(self) -> None:
-        await asyncio.gather(*(engine.leave() for engine in self._engines.values()))
+        await asyncio.gather(*(engine.close() for engine in self._engines.values()))
 
-    async def run(self, meant: list[Target], registration: Registration, record: Record) -> None:
+    async def run(self, targets: list[Target], registration: Registration, record: Record) -> None:
+        """Observe and search engines, and keep the record current, until cancelled."""
         async with self._group:
-            for target in meant:
+            for target in targets:
                 self._add(target)
-            tell = partial(self._tell, registration, record)
-            async with restarting(self._search_on, name="search"), restarting(tell, name="record"):
+            update = partial(self._update_record, registration, record)
+            async with (
+                restarting(self._search_repeatedly, name="search"),
+                restarting(update, name="record"),
+            ):
                 await asyncio.Event().wait()
+
+    # The answers of /health.
 
     def _state(self) -> State:
         states = [engine.state for engine in self._engines.values()]
@@ -165,7 +172,7 @@ class _Exporter:
         return State.FAILED if State.FAILED in states else State.STARTING
 
     def _endpoints(self) -> Mapping[str, State]:
-        """All engines; those that start too, as not ready where they may not be called so."""
+        """Return the state of each engine; a starting one may count as failed by the settings."""
         at_start = State.STARTING if self._options.health.ready_at_start else State.FAILED
         return {
             name: at_start if engine.state is State.STARTING else engine.state
@@ -174,16 +181,18 @@ class _Exporter:
 
     def _reasons(self) -> Mapping[str, str]:
         if not self._engines:
-            return {"engines": self._nothing()}
+            return {"engines": self._no_engine_reason()}
         return {name: engine.reason for name, engine in self._engines.items() if engine.reason}
 
-    def _nothing(self) -> str:
+    def _no_engine_reason(self) -> str:
         if self._search_fault:
             return self._search_fault
         return (
-            f"no {kinds.DEFAULT.title}, besides those of dyno workers, was found among the "
-            f"processes of {self._found.own_user or 'this user'}"
+            f"{self._last_search.own_user or 'this user'} has no process of {kinds.DEFAULT.title}, "
+            "apart from engines of dyno workers"
         )
+
+    # Engines.
 
     def _add(self, target: Target) -> None:
         options = self._options
@@ -196,104 +205,104 @@ class _Exporter:
                 labels.COMPONENT: options.component,
                 labels.ENDPOINT: options.endpoint,
             }
-        # Where there may be several engines their series need a label that differs. A series of
-        # vLLM's has its own `engine`.
-        if options.runtime_labels or target.named or self._searches:
+        # The series of several engines need a label that differs; the label `engine` is not enough,
+        # because vLLM's series have their own.
+        if options.runtime_labels or target.named or self._finds_new:
             constant[labels.WORKER_ID] = identity
         if target.named:
             constant[labels.ENGINE] = target.name
-        of_engine = replace(
+        engine_options = replace(
             options.engine,
             identity=identity,
             constant=constant,
             model_label=options.runtime_labels,
         )
-        engine = ObservedEngine(target, of_engine, self._page, self._session)
+        engine = ObservedEngine(target, engine_options, self._page, self._session)
         self._engines[target.name] = engine
-        self._labels_of_up[target.name] = (target.name, identity)
+        self._up_labels[target.name] = (target.name, identity)
         self._up.labels(target.name, identity).set_function(
             lambda: float(engine.state is State.READY)
         )
-        logger.info("%s: %s", target.name, target.text)
-        self._watching[target.name] = self._group.create_task(engine.watch())
+        logger.info("%s: %s", target.name, target.description)
+        self._observing[target.name] = self._group.create_task(engine.observe())
 
-    async def _search_on(self) -> None:
-        """Search at once, then where an engine is missed, and now and then for new ones."""
+    async def _search_repeatedly(self) -> None:
+        """Search at once, often while an engine is lost, and now and then for new engines."""
         searched = float("-inf")
         while True:
-            missed = not self._engines or any(e.lost for e in self._engines.values())
-            due = self._searches and time.monotonic() - searched >= _LOOK_AROUND_SECONDS
-            if missed or due:
+            lost = not self._engines or any(engine.lost for engine in self._engines.values())
+            due = self._finds_new and time.monotonic() - searched >= _SEARCH_SECONDS
+            if lost or due:
                 searched = time.monotonic()
                 await self._search()
-            await asyncio.sleep(_SEARCH_SECONDS)
+            await asyncio.sleep(_LOST_SEARCH_SECONDS)
 
     async def _search(self) -> None:
-        """Look for engines that were lost, and, where none was named, for new ones."""
+        """Search for lost engines and, without a selection by flags, for new engines."""
         await self._forget()
         engines = self._engines.values()
-        if not self._searches and not any(engine.lost for engine in engines):
+        if not self._finds_new and not any(engine.lost for engine in engines):
             return
         known = frozenset(engine.process for engine in engines if engine.process is not None)
         try:
-            self._found = await self._finding.run(partial(finder.find, known))
+            self._last_search = await self._searching.run(partial(finder.find, known))
         except (HangError, *procfs.ERRORS) as error:
             fault = f"the processes of this machine cannot be searched: {error}"
             if fault != self._search_fault:
                 self._search_fault = fault
-                logger.warning("%s; trying again every %.0f s", fault, _SEARCH_SECONDS)
+                logger.warning(
+                    "%s; searching again every %.0f s", fault, _LOST_SEARCH_SECONDS
+                )
             return
         self._search_fault = ""
-        for running in self._found.running:
-            self._take(running)
-        if not self._engines and not self._told_others:
-            self._told_others = True
-            self._tell_nothing()
+        for first in self._last_search.engines:
+            self._adopt_or_add(first)
+        if not self._engines and not self._nothing_logged:
+            self._nothing_logged = True
+            self._log_no_engine()
 
-    def _take(self, running: Running) -> None:
-        """Go on with a lost engine that was started again, or add a new one."""
-        if any(engine.process == running.process for engine in self._engines.values()):
+    def _adopt_or_add(self, first: EngineProcess) -> None:
+        """Continue with the lost engine that was restarted, or add a new engine."""
+        engines = self._engines.values()
+        if any(engine.process == first.process for engine in engines):
             return
-        lost = [
-            engine
-            for engine in self._engines.values()
-            if engine.lost and engine.searched_name == running.name
-        ]
+        lost = [one for one in engines if one.lost and one.found_name == first.name]
         if lost:
-            lost[0].adopt(running)
-        elif self._searches:
-            self._add(Target(name=self._unused(running.name), running=running))
+            lost[0].adopt(first)
+        elif self._finds_new:
+            self._add(Target(name=self._unused_name(first.name), first=first))
 
-    def _unused(self, name: str) -> str:
-        """The name, with a number where another engine has it."""
+    def _unused_name(self, name: str) -> str:
+        """Return the name, with a number if another engine has it."""
         names = (f"{name}-{number}" if number > 1 else name for number in itertools.count(1))
         return next(name for name in names if name not in self._engines)
 
     async def _forget(self) -> None:
-        """Engines that were found, and have ended long ago, are missed no more."""
+        """Remove engines that the exporter found, and that have ended long ago."""
         for name, engine in list(self._engines.items()):
-            if self._searches and engine.forgettable(self._options.forget_after):
+            if self._finds_new and engine.forgettable(self._options.forget_after):
                 logger.info("%s: forgotten", name)
-                self._watching.pop(name).cancel()
+                self._observing.pop(name).cancel()
                 del self._engines[name]
-                self._up.remove(*self._labels_of_up.pop(name))
-                await engine.leave()
+                self._up.remove(*self._up_labels.pop(name))
+                await engine.close()
 
-    def _tell_nothing(self) -> None:
+    def _log_no_engine(self) -> None:
         logger.warning(
-            "%s yet; looking again every %.0f s. --pid, --multiproc-dir or --engine-url name one",
-            self._nothing(),
-            _SEARCH_SECONDS,
+            "%s; searching again every %.0f s. Select an engine with --pid, --multiproc-dir "
+            "or --engine-url",
+            self._no_engine_reason(),
+            _LOST_SEARCH_SECONDS,
         )
-        if self._found.other_users:
+        if self._last_search.other_users:
             logger.warning(
-                "there are engines of %s: run the exporter as that user or as root, or give "
+                "other users have engines: %s: run the exporter as that user or as root, or give "
                 "--engine-url",
-                ", ".join(sorted(self._found.other_users)),
+                ", ".join(sorted(self._last_search.other_users)),
             )
 
-    async def _tell(self, registration: Registration, record: Record) -> None:
-        """Keep the record in discovery current."""
+    async def _update_record(self, registration: Registration, record: Record) -> None:
+        """Keep the record in discovery current until cancelled."""
         while True:
             await asyncio.sleep(1.0)
             state = self._state()
@@ -302,4 +311,4 @@ class _Exporter:
                 try:
                     await registration.update(record)
                 except DiscoveryError as error:
-                    logger.warning("%s; trying again", error)
+                    logger.warning("%s; the record is written again later", error)

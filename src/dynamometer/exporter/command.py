@@ -1,4 +1,4 @@
-"""`dyno exporter`: its command line."""
+"""The command line of `dyno exporter`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dynamometer import arguments, logs, settings
 from dynamometer.engines import kinds
 from dynamometer.exporter import engine_headers, targets
 from dynamometer.exporter.app import ExporterOptions, serve
-from dynamometer.exporter.options import EngineOptions
+from dynamometer.exporter.observed_engine import EngineOptions
 from dynamometer.metrics.http_source import DEADLINE_SECONDS
 from dynamometer.multiprocess.directory import DEFAULT_MAX_SERIES
 from dynamometer.names import label_value
@@ -19,12 +19,12 @@ from dynamometer.variables import DEFAULT_NAMESPACE
 
 _ENGINE = kinds.DEFAULT
 _DESCRIPTION = f"""\
-The page alone, beside engines that somebody else started: /metrics with the engine's own
-families and the runtime's labels, /health and /live. Nothing of an engine is changed, and
-nothing is written where it writes.
+Serve /metrics, /health and /live beside engines that are already running. /metrics contains the
+engines' own families with the runtime's labels. The exporter changes neither an engine nor its
+files.
 
-Without an option it finds the {_ENGINE.title} engines of this user (for root: of all users), by
-their processes, ports and files, and finds them again when they are started again.
+Without a flag that selects engines, the exporter finds the {_ENGINE.title} engines of this user
+(for root: of all users) by their processes, ports and files, also after a restart.
 """
 
 _EPILOG = """\
@@ -36,77 +36,79 @@ examples:
   dyno exporter --multiproc-dir a=/run/a --multiproc-dir b=/run/b              # two engines
   dyno exporter --pid 4711 --prefix vllm: --prefix lmcache:
 
-/health is 200 when all engines are ready, else 503 with the reasons. Where the files of an
-engine can be read they are, at no cost to it; its own page is fetched in the background where
-they cannot, or where it has more.
-DYN_SYSTEM_HEALTH_PATH and its like say how /health answers: docs/configuration.md.
-DYN_LOG=debug says more, DYN_LOGGING_JSONL=1 says it in JSON lines.
+/health returns 200 when all engines are ready, else 503 with the reasons. The exporter reads an
+engine's files, without any work for the engine. If it may not read the files, or if the engine's
+own page has more families, it fetches that page in the background.
+DYN_SYSTEM_HEALTH_PATH and similar variables configure /health: docs/configuration.md.
+DYN_LOG=debug logs more, DYN_LOGGING_JSONL=1 logs JSON lines.
 """
 
 
 def parser(program: str) -> argparse.ArgumentParser:
-    """The exporter's flags.
+    """Return the parser of the exporter's flags.
 
     Args:
-        program: how the command was called, for its help.
+        program: the name of the command in its help.
     """
     result = arguments.parser(program, _DESCRIPTION, _EPILOG)
     engine = result.add_argument_group(
-        "which engines (each flag may be given several times; NAME=... where there are several)"
+        "selection of engines (repeat a flag for several engines, each with a NAME)"
     )
     engine.add_argument(
         "--multiproc-dir",
         action="append",
         default=[],
-        type=targets.named,
+        type=targets.split_name,
         metavar="[NAME=]DIR",
-        help="where an engine's processes write prometheus_client's multiprocess files",
+        help="directory in which an engine's processes write prometheus_client's multiprocess "
+        "files",
     )
     engine.add_argument(
         "--engine-url",
         action="append",
         default=[],
-        type=targets.named,
+        type=targets.split_name,
         metavar="[NAME=]URL",
-        help="where an engine answers: for its health, and its own /metrics where it is needed; "
-        "with a path: the URL of the page itself",
+        help="address of an engine, for its health and its own /metrics; with a path: the URL of "
+        "the metrics page itself",
     )
     engine.add_argument(
         "--pid",
         action="append",
         default=[],
-        type=targets.named,
+        type=targets.split_name,
         metavar="[NAME=]PID",
-        help="a process of an engine: its files and its port are looked for",
+        help=f"process of an engine, or the process that started the engine. If {_ENGINE.title} is "
+        "not among these, the files of the process and of all processes that it started are read",
     )
     engine.add_argument(
         "--health-path",
         default=_ENGINE.probe_path,
         metavar="PATH",
-        help=f"what is asked for an engine's health (default: {_ENGINE.probe_path}; '': only its "
-        "port is looked at)",
+        help=f"route that shows an engine's health (default: {_ENGINE.probe_path}; '' checks only "
+        "the port)",
     )
     engine.add_argument(
         "--health-interval",
         type=arguments.checked(settings.seconds),
         default=10.0,
         metavar="SECONDS",
-        help="how often; 0: only until it is ready. Processes and ports are looked at each second "
-        "in any case (default: 10)",
+        help="time between two requests to this route; 0 stops them when the engine is ready. "
+        "Processes and ports are always checked every second (default: 10)",
     )
     engine.add_argument(
         "--health-deadline",
         type=arguments.checked(settings.rate),
         default=10.0,
         metavar="SECONDS",
-        help="how long an answer may take (default: 10)",
+        help="deadline of such a request (default: 10)",
     )
     engine.add_argument(
         "--engine-timeout",
         type=arguments.checked(settings.rate),
         default=DEADLINE_SECONDS,
         metavar="SECONDS",
-        help="how long an engine's own page may take; it is fetched in the background "
+        help="deadline of a fetch of an engine's own page, in the background "
         f"(default: {DEADLINE_SECONDS:g})",
     )
     engine.add_argument(
@@ -114,9 +116,9 @@ def parser(program: str) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="'[NAME=]HEADER: VALUE'",
-        help="a header of each request to the engines that --engine-url names, or to the one of "
-        "this name, such as 'Authorization: Bearer KEY'. Never logged, but visible among the "
-        f"processes: keep keys in a file or in {engine_headers.VARIABLE} (one a line)",
+        help="header of each request to the engines of --engine-url, or to the engine with this "
+        "NAME, such as 'Authorization: Bearer KEY'. Never logged, but visible in the list of "
+        f"processes: put keys in a file, or in {engine_headers.VARIABLE} (one header per line)",
     )
     engine.add_argument(
         engine_headers.FILE_FLAG,
@@ -124,45 +126,48 @@ def parser(program: str) -> argparse.ArgumentParser:
         default=[],
         type=Path,
         metavar="FILE",
-        help="such headers, one a line; read at the start",
+        help="file of such headers, one per line, read at the start",
     )
     engine.add_argument(
         "--forget-after",
         type=arguments.checked(settings.seconds),
         default=3600.0,
         metavar="SECONDS",
-        help="an engine that was found without being named, and has ended so long ago, leaves "
-        "/health and the page with its totals; one that never served, at once (default: 3600)",
+        help="time after which an engine that the exporter found, and that has ended, disappears "
+        "from /health and, with its totals, from the page; an engine that was never ready "
+        "disappears at once (default: 3600)",
     )
     page = result.add_argument_group("the page")
     page.add_argument(
         "--prefix",
         action="append",
         metavar="PREFIX",
-        help="families whose name begins so are shown; may be given several times, '': all "
-        f"(default: {', '.join(_ENGINE.metric_prefixes)})",
+        help="show the families whose name begins with PREFIX; repeat the flag for several "
+        f"prefixes; '' shows all (default: {', '.join(_ENGINE.metric_prefixes)})",
     )
     arguments.add_max_series(page, DEFAULT_MAX_SERIES)
     arguments.add_system_address(page)
     labels = result.add_argument_group("labels of the engines' series")
     labels.add_argument(
-        "--model", default="", help="the label model (default: the name that the engine serves)"
+        "--model",
+        default="",
+        help="value of the label model (default: the name that the engine serves)",
     )
     arguments.add_runtime_labels(labels, component="backend")
     labels.add_argument(
         "--no-runtime-labels",
         action="store_true",
-        help="leave dynamo_namespace, dynamo_component, dynamo_endpoint and model off, and "
-        "worker_id where only one engine is named, without a NAME",
+        help="omit dynamo_namespace, dynamo_component, dynamo_endpoint and model; with only one "
+        "engine, selected without a NAME, also worker_id",
     )
     arguments.add_discovery(labels)
     return result
 
 
-def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
-    """Return the flags; an error shows no word that may be a part of a header."""
+def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the flags; an error shows no text that may be a part of a header."""
     own, unknown = parser.parse_known_args(list(argv))
-    flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+    flags = [argument.partition("=")[0] for argument in unknown if argument.startswith("-")]
     if flags or (unknown and not own.engine_header):
         parser.error(f"unrecognized arguments: {' '.join(flags or unknown)}")
     if unknown:
@@ -171,16 +176,18 @@ def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Na
 
 
 def main(argv: Sequence[str], program: str = "dyno exporter") -> int:
-    """Run an exporter until it is asked to end; the exit code.
+    """Run an exporter until a signal asks the process to end; return the exit code.
 
     Raises:
-        DynamometerError: with the message for the user.
+        DynamometerError: The message is for the user.
     """
-    own = _parsed(parser(program), argv)
+    own = _parse(parser(program), argv)
     environment = settings.read()
     logs.set_up("exporter", level=environment.log_level, as_json=environment.log_json)
     options = ExporterOptions(
-        given=targets.Given(pids=own.pid, directories=own.multiproc_dir, urls=own.engine_url),
+        selection=targets.TargetFlags(
+            pids=own.pid, directories=own.multiproc_dir, urls=own.engine_url
+        ),
         engine=EngineOptions(
             model=label_value(own.model),
             prefixes=tuple(own.prefix or _ENGINE.metric_prefixes),

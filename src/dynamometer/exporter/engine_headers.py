@@ -1,7 +1,7 @@
-"""Headers that the user gives for requests to engines: keys, which no message shows.
+"""The user's headers for requests to engines: keys, which no message shows.
 
-They go to the origin of an `--engine-url` alone: neither to an engine that was found, because any
-process may listen on its port, nor to another host that a redirect names.
+The headers are sent only to the origin of an `--engine-url`: neither to an engine that was found,
+because any process may listen on its port, nor to another host that a redirect names.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import aiohttp
 from yarl import URL
 
 from dynamometer.errors import SettingsError
-from dynamometer.exporter.targets import Target, named
+from dynamometer.exporter.targets import Target, split_name
 
 VARIABLE: Final = "DYN_ENGINE_HEADERS"
 FLAG: Final = "--engine-header"
@@ -25,7 +25,7 @@ _LARGEST_FILE_BYTES: Final = 64 << 10
 # RFC 9110, 5.1 and 5.5.
 _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\ud7ff\ue000-\U0010ffff]+")
-# Of the connection and of the body, which are the client's.
+# The HTTP client sets the headers of the connection and of the body.
 _RESERVED: Final = frozenset({"connection", "content-length", "te", "transfer-encoding", "upgrade"})
 
 
@@ -34,20 +34,20 @@ class Header:
     """One header.
 
     Attributes:
-        where: the flag or variable that has it, for messages.
-        engine: the name of the engine that gets the header; empty for all.
-        name: of the header.
-        value: not in its `repr`.
+        location: the flag, file or variable that contains the header, for messages.
+        engine: the name of the engine that receives the header; empty for all engines.
+        name: the header's name.
+        value: the header's value, which `repr` omits.
     """
 
-    where: str
+    location: str
     engine: str
     name: str
     value: str = field(repr=False)
 
 
 class HeadersByOrigin:
-    """A middleware of aiohttp's client: adds headers to requests, by their origin."""
+    """A middleware of aiohttp's client that adds headers to requests, by origin."""
 
     def __init__(self, headers: Mapping[URL, Mapping[str, str]]) -> None:
         self.headers = headers
@@ -55,7 +55,7 @@ class HeadersByOrigin:
     async def __call__(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        """Send a request, or what a redirect made of it."""
+        """Send a request, or the request of a redirect, with the headers of its origin."""
         request.headers.update(self.headers.get(request.url.origin(), {}))
         return await handler(request)
 
@@ -64,67 +64,75 @@ def read(variable: str, files: Sequence[Path], flags: Sequence[str]) -> Sequence
     """Return the headers of the variable, of the files and of the flags, in this order.
 
     Args:
-        variable: the text of `DYN_ENGINE_HEADERS`, one header a line.
-        files: of one header a line; empty lines and those that begin with `#` are ignored.
-        flags: one header each.
+        variable: the value of `DYN_ENGINE_HEADERS`, one header per line.
+        files: paths of files, one header per line; empty lines and lines that begin with `#` are
+            ignored.
+        flags: headers.
 
     Raises:
-        SettingsError: A header is malformed, or a file cannot be read. The message names flag, file
-            and line, and no value.
+        SettingsError: A header is malformed, or a file cannot be read. The message names the flag,
+            the file and the line, and omits the value.
     """
     texts = [(VARIABLE, variable), *[(f"{FILE_FLAG} {path}", _content(path)) for path in files]]
     lines = [
-        (f"{where}: line {number}", line.strip())
-        for where, text in texts
+        (f"{location}: line {number}", line.strip())
+        for location, text in texts
         for number, line in enumerate(text.splitlines(), 1)
         if line.strip() and not line.lstrip().startswith("#")
     ]
-    return [_header(where, line) for where, line in [*lines, *[(FLAG, flag) for flag in flags]]]
+    return [
+        _header(location, line) for location, line in [*lines, *[(FLAG, flag) for flag in flags]]
+    ]
 
 
 def by_origin(headers: Iterable[Header], targets: Iterable[Target]) -> HeadersByOrigin:
     """Return the middleware that sends each engine its headers.
 
-    Of one name, a later header wins, and one for an engine alone wins over one for all.
+    Of several headers with one name, the last one wins, and a header for one engine wins over a
+    header for all engines.
 
     Raises:
-        SettingsError: A header belongs to no engine with a URL, or two engines of one origin
-            would get different ones.
+        SettingsError: A header does not belong to an engine with a URL, or two engines with one
+            origin have different headers.
     """
     urls = {target.name: URL(target.url).origin() for target in targets if target.url is not None}
     found: dict[str, dict[str, str]] = {name: {} for name in urls}
     for header in sorted(headers, key=lambda header: bool(header.engine)):
         if not urls:
             raise SettingsError(
-                f"{header.where}: needs --engine-url; engines that were found get no header"
+                f"{header.location}: needs --engine-url: an engine that the exporter finds does "
+                "not receive headers"
             )
         if header.engine and header.engine not in urls:
-            raise SettingsError(f"{header.where}: no --engine-url is named {header.engine}")
+            raise SettingsError(
+                f"{header.location}: no --engine-url is named {header.engine}: name one so, or "
+                "omit the name"
+            )
         for name in [header.engine] if header.engine else urls:
             found[name][header.name.lower()] = header.value
     result: dict[URL, dict[str, str]] = {}
     for name, origin in urls.items():
         if result.setdefault(origin, found[name]) != found[name]:
             raise SettingsError(
-                f"{FLAG}: {name} and another engine have the address {origin}, and not the same "
-                "headers: name no engine before them"
+                f"{FLAG}: {name} and another engine have the address {origin}, but not the same "
+                "headers: omit the engine's name before the header"
             )
     return HeadersByOrigin(result)
 
 
-def _header(where: str, text: str) -> Header:
-    engine, line = named(text)
+def _header(location: str, text: str) -> Header:
+    engine, line = split_name(text)
     name, colon, value = line.partition(":")
     value = value.strip(" \t")
     if not colon or not _NAME.fullmatch(name):
-        raise SettingsError(f"{where}: must be 'Name: value', or 'ENGINE=Name: value'")
+        raise SettingsError(f"{location}: must be 'Name: value', or 'ENGINE=Name: value'")
     if name.lower() in _RESERVED:
-        raise SettingsError(f"{where}: {name} cannot be set")
+        raise SettingsError(f"{location}: {name} cannot be set: the HTTP client sets this header")
     if not _VALUE.fullmatch(value):
         raise SettingsError(
-            f"{where}: the value is empty, or has characters that no header can have"
+            f"{location}: the value is empty, or has characters that a header cannot contain"
         )
-    return Header(where, engine, name, value)
+    return Header(location, engine, name, value)
 
 
 def _content(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""An engine's files as a source of the page: what ended processes have counted stays."""
+"""The multiprocess files of one engine, as a source of the page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Final
 
 import psutil
 
-from dynamometer.exporter.writers import Life, Writers
+from dynamometer.exporter.writers import Liveness, Writers
 from dynamometer.exposition.families import Family
 from dynamometer.exposition.filters import FamilyFilter, Selection
 from dynamometer.multiprocess import MultiprocessDirectory
@@ -20,47 +20,47 @@ from dynamometer.names import labels
 
 logger = logging.getLogger(__name__)
 
-# SGLang's and vLLM's name for what the runtime calls `model`.
+# The label of SGLang and of vLLM with the value of the runtime's `model`.
 _MODEL_NAME: Final = re.compile(rb'[{,]model_name="((?:[^"\\]|\\.)+)"')
 _ESCAPED: Final = re.compile(r'\\([\\"n])')
-_SHOWN_NAMES: Final = 3
-
-
-# Files whose writers cannot be seen are read this often, to see whether they change.
+_LISTED_FAMILIES: Final = 3
+# Seconds between two readings that look for changes, if nothing but changes shows that the
+# engine lives.
 _READ_SECONDS: Final = 2.0
-# And are a dead engine's where nothing else tells, and they have not changed for so long.
-_GROWTH_SECONDS: Final = 60.0
+# Seconds without a change after which invisible writers count as ended, if nothing but
+# changes shows that they live.
+_IDLE_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sight:
-    """The state of an engine's files and of their writers, as the last look found them.
+class FilesStatus:
+    """The state of an engine's files and of their writers at one check.
 
     Attributes:
-        changed: when the values were last found to be others; monotonic seconds, 0 for never.
-        alive: the writers that were seen and live.
-        ended: those that have ended since the last look, as a user knows them.
-        growing: whether files grow whose writers cannot be seen.
-        ends_as_a_whole: whether the engine has ended once any of its writers has.
+        changed: the monotonic time in seconds at which values last differed; 0 before that.
+        alive: the visible writers that live.
+        ended: descriptions of the visible writers that have ended since the last check.
+        growing: files of invisible writers change.
+        engine_ends_with_any: the engine has ended as soon as any visible writer has.
     """
 
     changed: float = 0.0
     alive: frozenset[str] = frozenset()
     ended: tuple[str, ...] = ()
     growing: bool = False
-    ends_as_a_whole: bool = False
+    engine_ends_with_any: bool = False
 
 
 class FilesSource:
-    """The multiprocess files of one engine, read and never written.
+    """A `MetricsSource` that reads an engine's multiprocess files, and never writes there.
 
-    See `MetricsSource`. Gauges of ended processes are not shown, and totals never fall: not
-    when files go, nor when the engine's next process writes to other ones.
+    Gauges of ended processes are hidden. Totals never fall: neither when files are removed, nor
+    when the engine's next process writes other files.
 
-    The page's thread and the thread that looks at the engine read under `_lock`, which may be held
-    for as long as a file system hangs: the event loop never takes it. The loop uses `life`, which
-    it alone writes, and `model`, `names` and `errors`: immutable values, which the holder of the
-    lock replaces.
+    The page's thread and the thread that checks the engine read while they hold `_lock`, possibly
+    for as long as a file system hangs, so the event loop never takes the lock. The loop uses
+    `liveness`, which the loop alone writes, and `model`, `names` and `errors`: immutable values
+    that the holder of the lock replaces.
     """
 
     def __init__(
@@ -73,28 +73,28 @@ class FilesSource:
         members: Callable[[], Iterable[psutil.Process]],
         model_label: bool = True,
     ) -> None:
-        """No directory is read yet; see `look`.
+        """Create a source without a directory; `check` sets the directories.
 
         Args:
-            name: what its errors are counted under.
-            constant: labels for every series that has not its own.
-            prefixes: families whose name begins with one of them; none: all.
-            max_series: how many series are shown.
-            members: the engine's processes as far as they are known.
-            model_label: add the label `model` where `constant` has none: the engine's own
-                `model_name`, once a series shows it.
+            name: the name of the source in error counts.
+            constant: labels for every series that does not have them.
+            prefixes: prefixes of the families to show; empty to show all.
+            max_series: the highest number of series.
+            members: returns the known processes of the engine.
+            model_label: add the label `model`, with the engine's own `model_name`, if `constant`
+                does not contain the label.
         """
         self.name = self.owner = name
-        self.life = Life.UNKNOWN
+        self.liveness = Liveness.UNKNOWN
         self.model = constant.get(labels.MODEL, "")
         self.names: frozenset[str] = frozenset()
         self.errors: Mapping[str, int] = {}
         self._writers = Writers()
         self._changed = 0.0
         self._read_at = float("-inf")
-        self._applied = Life.UNKNOWN
+        self._applied = Liveness.UNKNOWN
         self._constant = dict(constant)
-        self._settled = labels.MODEL in constant or not model_label
+        self._model_settled = labels.MODEL in constant or not model_label
         self._prefixes = tuple(prefixes)
         self._filter = FamilyFilter(Selection.of(prefixes=prefixes))
         self._max_series = max_series
@@ -102,7 +102,7 @@ class FilesSource:
         self._directory: MultiprocessDirectory | None = None
         self._families: Sequence[Family] = ()
         self._count = 0
-        self._told = False
+        self._empty_logged = False
         self._lock = threading.Lock()
 
     def families(self) -> Sequence[Family]:
@@ -110,15 +110,15 @@ class FilesSource:
         with self._lock:
             return self._filter.apply(self._read())
 
-    def look(self, paths: Sequence[str], *, waiting: bool) -> Sight:
-        """Look which writers live, and read the files where that is due; may block.
+    def check(self, paths: Sequence[str], *, read: bool) -> FilesStatus:
+        """Check which writers live, and read the files if that is due; may block.
 
         Args:
-            paths: the directories from now on, at least one; the totals of the former ones stay.
-            waiting: whether something depends on the files before anybody asks for the page.
+            paths: the directories from now on, at least one; totals of former ones stay.
+            read: read every two seconds, even if no value has ever changed.
 
         Raises:
-            OSError: The writers cannot be looked at.
+            OSError: The writers cannot be checked.
         """
         with self._lock:
             if self._directory is None:
@@ -126,28 +126,29 @@ class FilesSource:
             elif tuple(paths) != tuple(self._directory.paths):
                 self._directory.follow(*paths)
             due = time.monotonic() - self._read_at >= _READ_SECONDS
-            if self.life is not self._applied or (due and (waiting or not self._changed)):
+            if self.liveness is not self._applied or (due and (read or not self._changed)):
                 self._read()
-            ended = self._writers.ended()
-            if ended and self._directory is not None:
+            ended = self._writers.take_ended()
+            if ended:
                 self._directory.retire(ended)
-            self._give_up_growth()
-            return Sight(
+            self._retire_idle(self._directory)
+            return FilesStatus(
                 changed=self._changed,
                 alive=frozenset(self._writers.alive),
-                ended=tuple(sorted(writer.what for writer in ended.values())),
+                ended=tuple(sorted(writer.description for writer in ended.values())),
                 growing=bool(self._writers.growing),
-                ends_as_a_whole=self._writers.ends_as_a_whole,
+                engine_ends_with_any=self._writers.engine_ends_with_any,
             )
 
-    def _give_up_growth(self) -> None:
+    def _retire_idle(self, directory: MultiprocessDirectory) -> None:
+        """Retire invisible writers that have not changed their files for a while."""
         idle = time.monotonic() - self._changed
-        if self.life is not Life.UNKNOWN or self._writers.alive or idle < _GROWTH_SECONDS:
+        known = self.liveness is not Liveness.UNKNOWN or self._writers.alive
+        if known or idle < _IDLE_SECONDS or not self._writers.growing:
             return
-        grown = frozenset(self._writers.growing)
-        if grown and self._directory is not None:
-            self._writers.lose(grown)
-            self._directory.retire(grown)
+        names = frozenset(self._writers.growing)
+        self._writers.retire(names)
+        directory.retire(names)
 
     def close(self) -> None:
         """Close all files; may block."""
@@ -170,11 +171,11 @@ class FilesSource:
         if len(families) != self._count:
             self._count = len(families)
             self.names |= {family.metadata.sample_name for family in families}
-            if not self._settled and self._writers.all_there:
-                families = self._settle(families)
-        life = self.life
-        change = self._writers.update(self._directory.processes, self._members, life)
-        self._applied = life
+            if not self._model_settled and self._writers.none_ended:
+                families = self._settle_model(families)
+        liveness = self.liveness
+        change = self._writers.update(self._directory.processes, self._members, liveness)
+        self._applied = liveness
         if change.resume:
             self._directory.resume(change.resume)
         if change.retire:
@@ -185,34 +186,34 @@ class FilesSource:
         if families is not self._families:
             self._changed = self._read_at
             self._families = families
-            self._tell_hidden(families)
+            self._log_empty_selection(families)
         return families
 
-    def _settle(self, families: Sequence[Family]) -> Sequence[Family]:
-        """Take the engine's own name for its model as the label `model`, once it is there."""
+    def _settle_model(self, families: Sequence[Family]) -> Sequence[Family]:
+        """Add the label `model` as soon as a series shows the engine's own name of the model."""
         assert self._directory is not None
         model = _model_name(families)
         if not model:
             return families
-        self._settled = True
+        self._model_settled = True
         self._constant[labels.MODEL] = self.model = model
         paths, before = self._directory.paths, self._directory
         self._directory = self._open(paths)
         before.close()
         return self._directory.families()
 
-    def _tell_hidden(self, families: Sequence[Family]) -> None:
-        """No silent empty page: say so where none of what is there has one of the prefixes."""
-        if self._told or not families or self._filter.apply(families):
+    def _log_empty_selection(self, families: Sequence[Family]) -> None:
+        """Warn once if the files have families, but none with one of the prefixes."""
+        if self._empty_logged or not families or self._filter.apply(families):
             return
-        self._told = True
+        self._empty_logged = True
         found = [family.metadata.text_name for family in families]
-        more = ", ..." if len(found) > _SHOWN_NAMES else ""
+        more = ", ..." if len(found) > _LISTED_FAMILIES else ""
         logger.warning(
-            "%s: no family begins with %s; --prefix names others: there are %s%s",
+            "%s: no family in the files begins with %s: select others with --prefix, such as %s%s",
             self.name,
-            " or ".join(self._prefixes),
-            ", ".join(found[:_SHOWN_NAMES]),
+            " or ".join(map(repr, self._prefixes)),
+            ", ".join(found[:_LISTED_FAMILIES]),
             more,
         )
 

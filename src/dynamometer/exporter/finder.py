@@ -1,4 +1,4 @@
-"""Which engines run on this machine: by their command lines, ports and files."""
+"""The engines that run on this machine, found by their command lines, ports and files."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ from dynamometer.engines.interface import Engine
 from dynamometer.errors import SettingsError
 from dynamometer.exporter import procfs
 from dynamometer.exporter.procfs import FileId
-from dynamometer.process.children import alive
+from dynamometer.process.children import alive, descendants
 from dynamometer.runtime.identity import WORKER_MARK
 
 logger = logging.getLogger(__name__)
 
-# "::" means all addresses, and mostly IPv4 too.
+# "::" means all addresses, usually also those of IPv4.
 _ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1", "": "127.0.0.1"}
 
-# How long a process may have a command line and no environment: less than a moment, between two
-# steps of the kernel's.
-_BEGINS_SECONDS: Final = 2.0
+# The kernel sets a new program's command line a moment before its environment.
+_START_SECONDS: Final = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Running:
-    """An engine's first process, and what is known of it without asking it.
+class EngineProcess:
+    """The first process of an engine, with the facts that its command line and /proc contain.
 
     Attributes:
-        process: it.
-        what: its number, and how it calls itself.
-        user: whose it is.
-        engine: its kind, or empty for anything else.
-        model: the name that it serves; empty where its command line has none.
-        port: on which it listens, if it is known to.
-        url: where it answers; None where it listens nowhere, or in another network namespace.
-        page_has_more: whether families are on its own page alone; None where that is not known.
+        process: the first process.
+        description: its pid and name.
+        user: the name of its user.
+        kind: the kind of the engine; empty for any other program.
+        model: the name of the served model; empty if the command line does not contain one.
+        port: the port of the engine's HTTP server; None if unknown.
+        url: the address of the HTTP server; None without a port, or in another network namespace.
+        page_has_more: the engine's own page has families that its files do not have; None if
+            unknown.
     """
 
     process: psutil.Process
-    what: str
+    description: str
     user: str
-    engine: str = ""
+    kind: str = ""
     model: str = ""
     port: int | None = None
     url: str | None = None
@@ -57,45 +57,43 @@ class Running:
 
     @property
     def name(self) -> str:
-        """What to call it: its kind and its port, which stay when it is started again."""
-        words = [
-            self.engine or "engine",
-            str(self.port) if self.port else f"pid-{self.process.pid}",
-        ]
-        return "-".join(words if self.url or not self.port else [*words, "elsewhere"])
+        """The engine's kind and port, which stay the same when the engine is restarted."""
+        port = str(self.port) if self.port else f"pid-{self.process.pid}"
+        elsewhere = "-elsewhere" if self.port and not self.url else ""
+        return f"{self.kind or 'engine'}-{port}{elsewhere}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Files:
+class FoundFiles:
     """The multiprocess files of an engine's processes.
 
     Attributes:
-        directories: where they are, as seen from here.
-        denied: processes whose files cannot be seen, for want of permission.
+        directories: the directories of the files, with paths as seen from here.
+        denied: processes whose files this process may not list.
     """
 
     directories: tuple[str, ...] = ()
     denied: tuple[psutil.Process, ...] = ()
 
 
-class Launched(NamedTuple):
-    """The command line of an engine's first process."""
+class _Launch(NamedTuple):
+    """The kind of an engine, and the flags of its first process."""
 
     engine: Engine
-    arguments: Sequence[str]
+    flags: Sequence[str]
 
 
 class Search(NamedTuple):
-    """Result of a search.
+    """The result of a search.
 
     Attributes:
-        running: engines of this user, for root of all users, without those of our own workers: each
-            worker has its engine's page already.
-        other_users: users whose engines were seen, and cannot be looked at.
+        engines: the engines of this user (for root: of all users) without those of `dyno worker`,
+            whose page the worker serves.
+        other_users: the users of other engines, which this user may not inspect.
         own_user: the user of this process.
     """
 
-    running: tuple[Running, ...] = ()
+    engines: tuple[EngineProcess, ...] = ()
     other_users: frozenset[str] = frozenset()
     own_user: str = ""
 
@@ -104,65 +102,75 @@ def find(known: Set[psutil.Process] = frozenset()) -> Search:
     """Search the processes of this machine for engines; may block.
 
     Args:
-        known: first processes of engines, which are skipped.
+        known: first processes of engines that the search skips.
 
     Raises:
         OSError: The processes cannot be listed.
     """
-    ours, others = [], set()
-    for process, launched in _launched().items():
+    engines, others = [], set()
+    for process, launch in _launches().items():
         if process in known:
             continue
         try:
-            may_look = os.geteuid() in (0, process.uids().effective)
-            environment = process.environ() if may_look else {}
-            begun = process.create_time()
+            permitted = os.geteuid() in (0, process.uids().effective)
+            environment = process.environ() if permitted else {}
+            started = process.create_time()
         except procfs.ERRORS:
             continue
-        if not may_look:
-            others.add(procfs.user(process))
-        elif not environment and time.time() - begun < _BEGINS_SECONDS:
-            continue  # what it is to know is not in its memory yet; the next look finds it
+        if not permitted:
+            others.add(procfs.user_of(process))
+        elif not environment and time.time() - started < _START_SECONDS:
+            continue  # the next search reads the environment
         elif WORKER_MARK in environment:
-            logger.debug("process %d is a worker's engine, which has its page", process.pid)
+            logger.debug("process %d is the engine of a worker: skipped", process.pid)
         else:
-            ours.append(_running(process, launched, environment))
-    return Search(running=tuple(ours), other_users=frozenset(others), own_user=procfs.own_user())
+            engines.append(_engine_process(process, launch, environment))
+    return Search(engines=tuple(engines), other_users=frozenset(others), own_user=procfs.own_user())
 
 
-def look_at(pid: int) -> Running:
-    """Return the engine that has the process `pid`, or that process itself; may block.
+def engine_of(pid: int) -> EngineProcess:
+    """Return the engine to which the process `pid` belongs; may block.
+
+    The process may be one of an engine's own, or one that started an engine (a shell, a container's
+    first process). Any other process is returned as the first process of an unknown engine.
 
     Raises:
-        SettingsError: No process has this number, or it cannot be looked at.
+        SettingsError: The process does not exist, cannot be inspected, or has started several
+            engines.
     """
     try:
         process = psutil.Process(pid)
         if not alive(process):
             raise psutil.NoSuchProcess(pid)
-        launched = _launched()
-        for candidate in (process, *process.parents()):
-            if candidate in launched:
-                return _running(candidate, launched[candidate], _environment(candidate))
+        launches = _launches()
+        parents = [one for one in (process, *process.parents()) if one in launches]
     except OSError as error:
-        raise SettingsError(f"--pid {pid}: cannot be looked at: {error.strerror}") from None
+        raise SettingsError(f"--pid {pid}: cannot be inspected: {error.strerror}") from None
     except psutil.Error:
         raise SettingsError(
-            f"--pid {pid}: no process has this number here; `dyno exporter` without --pid looks "
-            "for engines itself"
+            f"--pid {pid}: this process does not exist; `dyno exporter` without --pid finds "
+            "engines itself"
         ) from None
-    url = next((_url(host, port) for host, port in procfs.listening(process)), None)
-    return Running(
+    engines = parents[:1] or [one for one in descendants(process) if one in launches]
+    if len(engines) > 1:
+        found = ", ".join(f"{one.pid} ({launches[one].engine.title})" for one in engines)
+        raise SettingsError(
+            f"--pid {pid}: this process has started several engines: give the pid of one: {found}"
+        )
+    if engines:
+        return _engine_process(engines[0], launches[engines[0]], _environment(engines[0]))
+    addresses = procfs.listening_addresses(process)
+    return EngineProcess(
         process=process,
-        what=procfs.describe(process),
-        user=procfs.user(process),
-        url=url,
+        description=procfs.describe(process),
+        user=procfs.user_of(process),
+        url=next((_url(host, port) for host, port in addresses), None),
         page_has_more=False,
     )
 
 
-def ends_as_a_whole(process: psutil.Process) -> bool:
-    """Whether this is one of an engine's processes, of which none goes on without the others."""
+def ends_with_any(process: psutil.Process) -> bool:
+    """Return whether a process belongs to an engine that ends when any of its processes ends."""
     try:
         command = process.cmdline()
     except procfs.ERRORS:
@@ -170,70 +178,72 @@ def ends_as_a_whole(process: psutil.Process) -> bool:
     return any(engine.is_process(command) for engine in kinds.ENGINES.values())
 
 
-def files_of(members: Iterable[psutil.Process]) -> Files:
-    """Where processes have their multiprocess files, by what they map and hold open."""
+def files_of(members: Iterable[psutil.Process]) -> FoundFiles:
+    """Return the multiprocess files that the processes of an engine map or have open."""
     directories: dict[FileId, str] = {}
-    views: dict[str, str] = {}  # the first process's, which lives longest, where they share one
+    # By mount namespace: the prefix of its first process, which lives longest.
+    prefixes: dict[str, str] = {}
     denied = []
     for process in members:
-        view = views.setdefault(procfs.mounts(process), procfs.view_of(process))
+        namespace = procfs.mount_namespace(process)
+        prefix = prefixes.setdefault(namespace, procfs.root_prefix(process))
         try:
-            found = {**procfs.held(process), **procfs.mapped(process)}
+            found = {**procfs.open_files(process), **procfs.mapped_files(process)}
         except PermissionError:
             denied.append(process)
             continue
-        except OSError:  # it has just ended
+        except OSError:  # the process has just ended
             continue
-        for path in {view + str(PurePath(path).parent) for path in found.values()}:
+        for path in {prefix + str(PurePath(path).parent) for path in found.values()}:
             with suppress(OSError):
                 directories.setdefault(procfs.file_id(path), path)
-    return Files(directories=tuple(sorted(directories.values())), denied=tuple(denied))
+    return FoundFiles(directories=tuple(sorted(directories.values())), denied=tuple(denied))
 
 
-def _launched() -> Mapping[psutil.Process, Launched]:
-    """Return the first process of each engine, with its flags.
+def _launches() -> Mapping[psutil.Process, _Launch]:
+    """Return the first process of each engine.
 
-    What starts an engine (sudo, a container's first process) may have its command line in its
-    own: the engine is the innermost process that has it, its own forks left out.
+    A process that starts an engine (sudo, a container's first process) may contain the engine's
+    command line in its own: the engine is the innermost such process that is not a fork of another.
     """
     commands: dict[psutil.Process, list[str]] = {}
-    launched: dict[psutil.Process, Launched] = {}
+    launches: dict[psutil.Process, _Launch] = {}
     for process in psutil.process_iter():
         with suppress(*procfs.ERRORS):
             command = process.cmdline()
             for engine in kinds.ENGINES.values():
-                arguments = engine.launch_arguments(command)
-                if arguments is not None:
-                    commands[process], launched[process] = command, Launched(engine, arguments)
+                flags = engine.launch_arguments(command)
+                if flags is not None:
+                    commands[process], launches[process] = command, _Launch(engine, flags)
                     break
     for process, command in commands.items():
         with suppress(*procfs.ERRORS):
             parents = process.parents()
             if parents and commands.get(parents[0]) == command:
-                launched.pop(process, None)
+                launches.pop(process, None)
             else:
                 for outer in parents:
-                    launched.pop(outer, None)
-    return launched
+                    launches.pop(outer, None)
+    return launches
 
 
-def _running(
-    process: psutil.Process, launched: Launched, environment: Mapping[str, str]
-) -> Running:
-    engine = launched.engine
+def _engine_process(
+    process: psutil.Process, launch: _Launch, environment: Mapping[str, str]
+) -> EngineProcess:
+    engine = launch.engine
     facts = engine.command_facts(
-        launched.arguments, environment=environment, directory=Path(f"/proc/{process.pid}/cwd")
+        launch.flags, environment=environment, directory=Path(f"/proc/{process.pid}/cwd")
     )
     port = facts.port
-    ports = [port for _, port in procfs.listening(process)]
-    if ports and port not in ports:  # set by a file, or a default of the engine's own
+    ports = [port for _, port in procfs.listening_addresses(process)]
+    if ports and port not in ports:  # set by a file, or by a default of the engine
         port = ports[0]
     reachable = procfs.shares_network(process)
-    return Running(
+    return EngineProcess(
         process=process,
-        what=f"{process.pid} ({engine.title})",
-        user=procfs.user(process),
-        engine=engine.name,
+        description=f"{process.pid} ({engine.title})",
+        user=procfs.user_of(process),
+        kind=engine.name,
         model=facts.model,
         port=port,
         url=_url(facts.host, port) if reachable else None,

@@ -1,4 +1,4 @@
-"""Whether an engine answers: its port, and its own word about its health."""
+"""Checks of an engine's port and health route."""
 
 from __future__ import annotations
 
@@ -17,62 +17,65 @@ from urllib.parse import urlsplit
 import aiohttp
 import orjson
 
+from dynamometer.metrics.http_source import connection_fault
 from dynamometer.metrics.response_body import read_body
 from dynamometer.names import label_value
 from dynamometer.process.blocking import BlockingCalls, HangError
 
 _CONNECT_SECONDS: Final = 1.0
-# ValueError: what is no host name or URL, perhaps where a redirection leads.
+# aiohttp raises ValueError for an invalid host name or URL, such as the target of a redirect.
 _ERRORS: Final = (aiohttp.ClientError, TimeoutError, OSError, ValueError)
 _PLAIN: Final = {"Accept-Encoding": "identity"}
-# This process or machine is short of something: nothing is known about the engine.
+# This process or machine is short of descriptors or memory: the engine may be healthy.
 _OWN_FAULTS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
-_LONGEST_MODELS_BYTES: Final = 1 << 20
+_LARGEST_MODELS_BYTES: Final = 1 << 20
 _LONGEST_NAME: Final = 1024
 
 
 @dataclass(frozen=True)
 class Health:
-    """What was found out.
+    """The result of one check.
 
     Attributes:
-        well: whether it answers.
-        reason: why not.
-        gone: nobody listens at all: it has ended, it is not merely slow.
+        healthy: the engine answered.
+        reason: the fault; empty for a healthy engine.
+        refused: no process listens on the port.
+        disconnected: the connection failed, or broke before the answer.
     """
 
-    well: bool
+    healthy: bool
     reason: str = ""
-    gone: bool = False
+    refused: bool = False
+    disconnected: bool = False
 
 
 class HealthCheck:
-    """Questions to one engine."""
+    """Checks of one engine."""
 
     def __init__(
         self, session: aiohttp.ClientSession, url: str, path: str, *, deadline: float
     ) -> None:
-        """Nothing is asked yet.
+        """Prepare checks.
 
         Args:
-            session: to ask with.
-            url: the engine's, without a path.
-            path: of its health route; empty where only its port is to be looked at.
-            deadline: how long an answer may take, seconds.
+            session: the HTTP client.
+            url: the engine's address, without a path.
+            path: the engine's health route; empty to check only the port.
+            deadline: seconds in which the route must answer.
         """
         self._session = session
         self._url = url
         self._path = path
         self._deadline = deadline
         self._resolving: BlockingCalls[Sequence[str]] = BlockingCalls(
-            f"{url}: its address", deadline=_CONNECT_SECONDS
+            f"{url}: the lookup of the host's address", deadline=_CONNECT_SECONDS
         )
 
-    async def port(self) -> Health:
-        """Whether somebody listens; costs the engine nothing.
+    async def check_port(self) -> Health:
+        """Check that a process listens on the port, without a request to the engine.
 
         Raises:
-            OSError: This process cannot connect to anything, for want of descriptors or memory.
+            OSError: This process is short of descriptors or memory.
         """
         try:
             parts = urlsplit(self._url)
@@ -86,54 +89,58 @@ class HealthCheck:
         except HangError as error:
             return Health(False, str(error))
         except (OSError, ValueError) as error:
-            _raise_own(error)
-            gone = isinstance(error, ConnectionRefusedError)
-            why = "nobody listens there" if gone else str(error)
-            return Health(False, f"{self._url}: {why}", gone)
+            return self._no_connection(error)
         writer.close()
         with suppress(OSError):
             await writer.wait_closed()
         return Health(True)
 
-    async def answer(self) -> Health:
-        """What its health route says; SGLang's lets a forward pass through the scheduler.
+    async def check_health(self) -> Health:
+        """Request the health route.
 
         Raises:
-            OSError: See `port`.
+            OSError: This process is short of descriptors or memory.
         """
         if not self._path:
-            return await self.port()
+            return await self.check_port()
         url = self._url + self._path
         try:
             async with asyncio.timeout(self._deadline):
-                async with self._session.get(url) as answer:
-                    status = answer.status
+                async with self._session.get(url) as response:
+                    status = response.status
         except TimeoutError:
             return Health(False, f"{url}: no answer within {self._deadline:g} s")
         except aiohttp.ClientConnectorError as error:
-            _raise_own(error)
-            return Health(False, f"{url}: {os.strerror(error.errno) if error.errno else error}")
+            return self._no_connection(error)
         except _ERRORS as error:
-            return Health(False, f"{url}: {error or type(error).__name__}")
-        # What has no such route answers all the same.
+            broken = isinstance(error, aiohttp.ClientConnectionError | OSError)
+            return Health(False, f"{url}: {connection_fault(error)}", disconnected=broken)
+        # An engine without this route answers 404: the engine is healthy.
         return Health(status < 500, "" if status < 500 else f"{url} answers {status}")
 
-    async def model(self) -> str:
-        """The first model that it serves; empty where it does not say."""
+    async def fetch_model(self) -> str:
+        """Return the first model that the engine lists; empty if the list cannot be read."""
         try:
             async with asyncio.timeout(self._deadline):
                 async with self._session.get(
                     self._url + "/v1/models", headers=_PLAIN, auto_decompress=False
-                ) as answer:
-                    listed = orjson.loads(await read_body(answer, _LONGEST_MODELS_BYTES))
+                ) as response:
+                    listed = orjson.loads(await read_body(response, _LARGEST_MODELS_BYTES))
             name = label_value(str(listed["data"][0]["id"]))
         except (*_ERRORS, LookupError, TypeError):
             return ""
         return name if len(name) <= _LONGEST_NAME else ""
 
+    def _no_connection(self, error: OSError | ValueError) -> Health:
+        """Return the result of a failed connection; the text is the same for port and route."""
+        _raise_own_fault(error)
+        refused = isinstance(error, OSError) and error.errno == errno.ECONNREFUSED
+        fault = "no process listens there" if refused else connection_fault(error)
+        return Health(False, f"{self._url}: {fault}", refused, disconnected=True)
+
 
 def _addresses(host: str, port: int) -> Sequence[str]:
-    """The addresses of a host; a name service may block."""
+    """Return the addresses of a host; a name service may block."""
     with suppress(ValueError):
         return (str(ipaddress.ip_address(host)),)
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -141,16 +148,16 @@ def _addresses(host: str, port: int) -> Sequence[str]:
 
 
 async def _connect(addresses: Sequence[str], port: int) -> asyncio.StreamWriter:
-    """Connect to the first address that takes the connection; raise the last one's error."""
+    """Connect to the first address that accepts; raise the error of the last address."""
     for address in addresses[:-1]:
         with suppress(OSError):
             return (await asyncio.open_connection(address, port))[1]
     return (await asyncio.open_connection(addresses[-1], port))[1]
 
 
-def _raise_own(error: Exception) -> None:
-    """Raise `error` where it says nothing about the engine."""
+def _raise_own_fault(error: OSError | ValueError) -> None:
+    """Raise an error that shows a shortage here instead of a fault of the engine."""
     if isinstance(error, OSError) and error.errno in _OWN_FAULTS:
         raise error
-    if isinstance(error, socket.gaierror):  # which has no word for it
+    if isinstance(error, socket.gaierror):  # a lookup without free descriptors has no errno
         os.close(os.open(os.devnull, os.O_RDONLY))

@@ -1,8 +1,7 @@
-"""Where an engine's files are: given, or found by its processes; and what is in the way."""
+"""The directories of an engine's multiprocess files, and the permission to read them."""
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,111 +10,95 @@ from pathlib import Path
 import psutil
 
 from dynamometer.exporter import finder, procfs
-from dynamometer.exporter.finder import Running
+from dynamometer.exporter.finder import EngineProcess
 from dynamometer.exporter.targets import Target
 from dynamometer.process.children import alive, descendants
-
-logger = logging.getLogger(__name__)
-
-
-class Words:
-    """What is said of an engine, each thing once."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._said: set[str] = set()
-        self._last = ""
-
-    def once(self, text: str) -> None:
-        """Warn, unless it was said before."""
-        if text not in self._said:
-            self._said.add(text)
-            logger.warning("%s: %s", self._name, text)
-
-    def changed(self, text: str) -> None:
-        """Warn, unless it is what was said last."""
-        if text != self._last:
-            self._last = text
-            logger.warning("%s: %s", self._name, text)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileLocations:
-    """The directories of one engine, as one look found them.
+    """The directories of one engine's files, as one search found them.
 
     Attributes:
-        running: the engine's first process, where that was looked at.
-        directories: to read from now on; empty: the former ones.
-        readable: those that can be read.
-        lack: why there is nothing to read.
-        warnings: for the user, each once.
+        first: the engine's first process at the time of the search, if known.
+        directories: the directories to read from now on; empty to keep the former ones.
+        readable: those of `directories` that this process may read.
+        missing_reason: the reason why the engine has no values, if it has none.
+        warnings: faults that the user can mend.
     """
 
-    running: Running | None = None
+    first: EngineProcess | None = None
     directories: tuple[str, ...] = ()
     readable: tuple[str, ...] = ()
-    lack: str = "its files were not looked for yet"
+    missing_reason: str = "the search for its files has not finished yet"
     warnings: tuple[str, ...] = ()
 
 
-def look(target: Target, running: Running | None) -> FileLocations:
-    """Look for the files of an engine; may block.
+def locate(target: Target, first: EngineProcess | None) -> FileLocations:
+    """Search for the directories of an engine's files; may block.
 
     Args:
-        target: which engine.
-        running: its first process; None where only its directories are known.
+        target: the engine.
+        first: the engine's first process; None if only directories are known.
 
     Raises:
-        OSError: Its processes cannot be looked at.
+        OSError: The engine's processes cannot be listed.
     """
-    has_url = bool(target.url or (running.url if running is not None else None))
+    has_url = bool(target.url or (first is not None and first.url))
     directories, warnings = target.directories, []
-    if running is not None:
-        found = finder.files_of(members(running))
+    if first is not None:
+        found = finder.files_of(members(first))
         if found.denied:
-            first = found.denied[0]
-            user = procfs.user(first)
-            warnings.append(_denied(f"process {first.pid}", user, has_url=has_url))
+            denied = found.denied[0]
+            user = procfs.user_of(denied)
+            warnings.append(_permission_fault(f"process {denied.pid}", user, has_url=has_url))
         directories = directories or found.directories
         if not directories:
-            lack = f"process {running.what} and what it started have no multiprocess files"
-            if running.url is None:
-                lack += ", and listen nowhere"
-            return FileLocations(running=running, lack=lack, warnings=(*warnings, lack))
+            reason = (
+                f"process {first.description} and the processes that it started have no "
+                "multiprocess files"
+            )
+            if first.url is None:
+                reason += ", and do not listen on a port"
+            return FileLocations(
+                first=first,
+                missing_reason=warnings[0] if warnings else reason,
+                warnings=tuple(warnings),
+            )
     readable = tuple([path for path in directories if os.access(path, os.R_OK | os.X_OK)])
     for path in directories:
-        if not os.path.exists(path):  # noqa: PTH110  # never raises
-            warnings.append(f"{path} is not there yet")
+        if not os.path.exists(path):  # noqa: PTH110  # Path.exists may raise an error
+            warnings.append(f"{path} does not exist yet")
         elif path not in readable:
-            warnings.append(_denied(path, _owner(path), has_url=has_url))
+            warnings.append(_permission_fault(path, _owner(path), has_url=has_url))
     if readable:
-        lack = f"there are no multiprocess files (*.db) in {', '.join(readable)} yet"
+        reason = f"{', '.join(readable)}: the engine has not written multiprocess files (*.db) yet"
     else:
-        lack = f"{', '.join(directories)}: not there yet, or not to be read"
+        reason = f"{', '.join(directories)}: does not exist yet, or cannot be read"
     return FileLocations(
-        running=running,
+        first=first,
         directories=readable or directories,
         readable=readable,
-        lack=lack,
+        missing_reason=reason,
         warnings=tuple(warnings),
     )
 
 
-def members(running: Running | None) -> Sequence[psutil.Process]:
-    """Return the processes of an engine; empty where it has ended. May block.
+def members(first: EngineProcess | None) -> Sequence[psutil.Process]:
+    """Return the processes of an engine, none of an engine that has ended; may block.
 
     Raises:
-        OSError: They cannot be looked at.
+        OSError: The processes cannot be listed.
     """
-    if running is None or not alive(running.process):
+    if first is None or not alive(first.process):
         return ()
-    return [running.process, *descendants(running.process)]
+    return [first.process, *descendants(first.process)]
 
 
-def _denied(what: str, user: str, *, has_url: bool) -> str:
+def _permission_fault(subject: str, user: str, *, has_url: bool) -> str:
     advice = "" if os.geteuid() == 0 else f": run the exporter as {user}, or as root"
-    page = "; meanwhile its own page is fetched" if has_url else ""
-    return f"no permission to read {what}{advice}{page}"
+    meanwhile = "; meanwhile the engine's own page is fetched" if has_url else ""
+    return f"no permission to read {subject}{advice}{meanwhile}"
 
 
 def _owner(path: str) -> str:

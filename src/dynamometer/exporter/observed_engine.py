@@ -1,18 +1,13 @@
-"""One engine on the page: found, watched, lost, found again.
-
-    starting ──▶ ready ◀──▶ failed: it ended, or it does not answer
-
-What tells its life, in the order of trust: its processes, where they can be seen; its URL; and
-where there is neither, whether its files grow.
-"""
+"""One engine beside the exporter: its checks, its sources on the page, and its state."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
@@ -20,38 +15,62 @@ import aiohttp
 import psutil
 
 from dynamometer.engines import kinds
-from dynamometer.exporter import locations
-from dynamometer.exporter.files_source import FilesSource, Sight
-from dynamometer.exporter.finder import Running
-from dynamometer.exporter.health import Health, HealthCheck
-from dynamometer.exporter.locations import FileLocations, Words
-from dynamometer.exporter.looks import Looks
-from dynamometer.exporter.options import EngineOptions
+from dynamometer.exporter import locations, procfs
+from dynamometer.exporter.evidence import Evidence
+from dynamometer.exporter.files_source import FilesSource, FilesStatus
+from dynamometer.exporter.finder import EngineProcess
+from dynamometer.exporter.health import HealthCheck
+from dynamometer.exporter.locations import FileLocations
 from dynamometer.exporter.page_fetcher import PageFetcher
 from dynamometer.exporter.targets import Target
-from dynamometer.exporter.writers import Life
 from dynamometer.exposition.totals import Totals
-from dynamometer.metrics.http_source import HttpSource
+from dynamometer.metrics.http_source import DEADLINE_SECONDS, HttpSource
 from dynamometer.metrics.page import MetricsPage
 from dynamometer.names import labels
 from dynamometer.process.blocking import BlockingCalls, HangError
 from dynamometer.process.children import alive
+from dynamometer.process.tasks import restarting
 from dynamometer.runtime.record import State
 
 logger = logging.getLogger(__name__)
 
-# So many looks in a row at a port where nobody listens, or that cannot be reached at all (a
-# container's name or address goes with it): it has ended.
-_MISSES_GONE: Final = 2
-_MISSES: Final = 5
-_NOT_ASKED: Final = Health(False, "not asked yet")
+_CHECK_SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """Options of every engine of an exporter.
+
+    Attributes:
+        identity: the engine's `worker_id` on the exporter's own families.
+        constant: labels for every series that does not have them.
+        model_label: add the label `model`.
+        model: the value of `model`; empty for the name that the engine serves.
+        prefixes: prefixes of the families to show; empty to show all.
+        max_series: the highest number of series from an engine's files.
+        health_path: the engine's health route; empty to check only the port.
+        health_interval: seconds between two requests to the health route; 0 to stop at ready.
+        health_deadline: seconds in which the health route must answer.
+        page_deadline: seconds in which the engine's own page must arrive.
+    """
+
+    identity: str = ""
+    constant: Mapping[str, str] = field(default_factory=dict)
+    model_label: bool = False
+    model: str = ""
+    prefixes: tuple[str, ...] = ()
+    max_series: int
+    health_path: str
+    health_interval: float
+    health_deadline: float
+    page_deadline: float = DEADLINE_SECONDS
 
 
 class ObservedEngine:
-    """See the module.
+    """An engine that another program started; see `observe`.
 
-    All of its state belongs to the event loop. Threads of `BlockingCalls` return values to the
-    loop; other threads call `_load_labels`, `_sources_known` and `_members`, which only read.
+    The event loop owns all state. Threads of `BlockingCalls` return values to the loop; other
+    threads call `_load_labels`, `_sources_known` and `_members`, which only read.
     """
 
     def __init__(
@@ -61,92 +80,90 @@ class ObservedEngine:
         page: MetricsPage,
         session: aiohttp.ClientSession,
     ) -> None:
-        """Nothing is looked at yet; see `watch`."""
+        """Prepare the checks.
+
+        Args:
+            target: the engine.
+            options: labels, limits and deadlines.
+            page: the page that shows the engine's families.
+            session: the HTTP client.
+        """
         self.name = target.name
         self._target = target
         self._options = options
         self._page = page
         self._session = session
-        self._running = target.running
-        self._model = options.model or (target.running.model if target.running else "")
+        self._first = target.first
+        self._model = options.model or (target.first.model if target.first else "")
         self._check = self._new_check()
-        self._words = Words(target.name)
-        self._places = FileLocations()
+        self._evidence = Evidence(
+            has_process=self._first is not None, has_url=self._check is not None
+        )
+        self._locations = FileLocations()
+        self._located = False  # the engine was ready during the last search: all files are found
         self._files: FilesSource | None = None
-        self._sight = Sight()
-        self._looks = Looks(self.name)
-        self._living: BlockingCalls[bool] = BlockingCalls("processes")
-        self._finding: BlockingCalls[FileLocations] = BlockingCalls("directories of the files")
-        self._reading: BlockingCalls[Sight] = BlockingCalls("files")
         self._fetcher: PageFetcher | None = None
-        kind = kinds.find(target.running.engine if target.running else "") or kinds.DEFAULT
+        self._health_checked = float("-inf")
+        self._living: BlockingCalls[bool] = BlockingCalls("processes")
+        self._locating: BlockingCalls[FileLocations] = BlockingCalls("directories of the files")
+        self._reading: BlockingCalls[FilesStatus] = BlockingCalls("files")
+        kind = kinds.find(target.first.kind if target.first else "") or kinds.DEFAULT
         self._load = kind.load_signals(self.name, self._load_labels, complete=self._sources_known)
         if self._load.shown_by(options.prefixes):
             page.derive(self._load)
-        self._looked = False  # for its files, once; the next one, all of them found
-        self._found = False
-        self._gone = False
-        self._ended = ""
-        self._closed = False  # nobody listened at its URL since it ended
-        self._survivors: frozenset[str] = frozenset()
-        self._port = _NOT_ASKED
-        self._missed = 0
-        self._asked = float("-inf")
-        self._answer = _NOT_ASKED
-        self._was_ready = False
-        self._ever_ready = False
-        self._state = (State.STARTING, "")
-        self.since = time.time()
-
-    @property
-    def state(self) -> State:
-        """Whether it is well."""
-        return self._state[0]
-
-    @property
-    def reason(self) -> str:
-        """Why not."""
-        return self._state[1]
+        self._ended = False
+        self._logged_warnings: set[str] = set()
+        self._logged_reason = ""
+        self.state = State.STARTING
+        self.reason = ""
+        self._since = time.time()
 
     @property
     def lost(self) -> bool:
-        """Whether a new first process is wanted, to go on with."""
-        return self._target.running is not None and self._gone
+        """True if the engine was found by its processes, and its first process has ended."""
+        return self._target.first is not None and self._evidence.first_ended
 
     def forgettable(self, seconds: float) -> bool:
-        """Whether it has ended so long ago, or had never begun to serve."""
-        return self.lost and (not self._ever_ready or time.time() - self.since > seconds)
+        """Return whether the engine was lost so long ago, or before it was ever ready."""
+        waited = time.time() - self._since > seconds
+        return self.lost and (waited or not self._evidence.ever_ready)
 
     @property
-    def searched_name(self) -> str:
-        """What `finder` will call it when it is started again; empty: it cannot be found."""
-        return self._target.running.name if self._target.running is not None else ""
+    def found_name(self) -> str:
+        """The name that `finder` gives the restarted engine; empty if it cannot be found again."""
+        return self._target.first.name if self._target.first is not None else ""
 
     @property
     def process(self) -> psutil.Process | None:
-        """Its first process, where that is known."""
-        return self._running.process if self._running is not None else None
+        """The engine's first process, if known."""
+        return self._first.process if self._first is not None else None
 
-    async def watch(self) -> None:
-        """Watch it until cancelled."""
-        looks = {
-            "processes": self._look_at_first,
-            "files": self._look_at_files,
-            "port": self._look_at_port,
-            "health": self._ask,
-            "page": self._look_at_page,
+    async def observe(self) -> None:
+        """Check the engine each second until cancelled; no check waits for another."""
+        checks = {
+            "processes": self._check_first,
+            "files": self._check_files,
+            "port": self._check_port,
+            "health": self._check_health,
+            "page": self._check_page,
         }
-        await self._looks.repeat(looks, self._judge)
+        async with AsyncExitStack() as stack:
+            for name, check in checks.items():
+                work = partial(self._repeat, name, check)
+                await stack.enter_async_context(restarting(work, name=f"{self.name}: {name}"))
+            await asyncio.Event().wait()
 
-    def adopt(self, running: Running) -> None:
-        """Go on with an engine that was started again."""
-        self._running = running
-        self._gone = self._found = self._looked = False
-        self._begin_again(f"started again, process {running.what}")
+    def adopt(self, first: EngineProcess) -> None:
+        """Continue with an engine that was restarted with another first process."""
+        self._first = first
+        self._located = False
         self._check = self._new_check()
+        self._evidence.note_restart(has_url=self._check is not None)
+        self._ended = False
+        logger.info("%s: restarted as process %s", self.name, first.description)
 
-    async def leave(self) -> None:
-        """Take it off the page. Files that hang are left to the end of the process."""
+    async def close(self) -> None:
+        """Remove the engine from the page; files that hang stay open until this process ends."""
         self._page.remove(self._load)
         if self._fetcher is not None:
             self._page.remove(self._fetcher.source)
@@ -158,10 +175,10 @@ class ObservedEngine:
 
     @property
     def url(self) -> str | None:
-        """Where it answers."""
+        """The engine's address, without a path."""
         if self._target.url is not None:
             return self._target.url
-        return self._running.url if self._running is not None else None
+        return self._first.url if self._first is not None else None
 
     def _new_check(self) -> HealthCheck | None:
         if self.url is None:
@@ -171,59 +188,101 @@ class ObservedEngine:
             self._session, self.url, options.health_path, deadline=options.health_deadline
         )
 
-    # Its processes and files.
+    # Checks and their results.
 
-    @property
-    def _visible(self) -> bool:
-        """Whether its processes can be seen."""
-        seen = bool(self._sight.alive) and "files" not in self._looks.faults
-        return self._running is not None or seen
+    async def _repeat(self, name: str, check: Callable[[], Awaitable[None]]) -> None:
+        faults = self._evidence.faults
+        while True:
+            try:
+                await check()
+                fault = ""
+            except HangError as error:
+                fault = str(error)
+            except procfs.ERRORS as error:
+                fault = f"{name} cannot be checked: {error}"
+            if fault and faults.get(name) != fault:
+                faults[name] = fault
+                logger.warning("%s: %s", self.name, fault)
+            elif not fault and faults.pop(name, ""):
+                logger.info("%s: %s can be checked again", self.name, name)
+            self._conclude()
+            await asyncio.sleep(_CHECK_SECONDS)
 
-    @property
-    def _life(self) -> Life:
-        """What its writers are to be taken for that cannot be seen."""
-        if self._running is not None:
-            return Life.ENDED if self._ended else Life.LIVES
-        if self._check is None:
-            return Life.UNKNOWN
-        return Life.UNREACHABLE if self._ended else Life.LIVES
-
-    async def _look_at_first(self) -> None:
-        running = self._running
-        if running is None or self._gone:
-            return
-        lives = await self._living.run(partial(alive, running.process))
-        if not lives and running is self._running:
-            self._gone = True
-            self._end(f"process {running.what} has ended")
-
-    async def _look_at_files(self) -> None:
-        if not self._gone:
-            await self._look_for_places()
+    def _conclude(self) -> None:
+        """Apply the state that the evidence implies, and log each change of it once."""
+        evidence = self._evidence
+        ended = bool(evidence.end_reason)
+        if ended and not self._ended and self._fetcher is not None:
+            self._fetcher.source.note_end()
+        elif self._ended and not ended:
+            logger.info("%s: the engine is back", self.name)
+        self._ended = ended
         if self._files is not None:
-            waiting = self._running is None and (bool(self._ended) or self._by_growth)
-            paths = self._places.directories
-            look = partial(self._files.look, paths, waiting=waiting)
-            self._sight = await self._reading.run(look)
-            self._look_at_writers(self._sight, ", ".join(paths))
-        self._looked = self._places.running is self._running
+            self._files.liveness = evidence.liveness
+        if self._fetcher is not None:
+            evidence.page_fault = self._fetcher.source.fault if self._files is None else ""
+        before = self.state
+        self.state, self.reason = evidence.conclude()
+        if self.state is not before:
+            self._since = time.time()
+        if self.state is State.READY and before is not State.READY:
+            logger.info("%s: ready", self.name)
+            self._logged_reason = ""
+        # The source of the engine's page logs its own faults.
+        changed = ended or before is not State.FAILED
+        if self.state is State.FAILED and changed and self.reason != evidence.page_fault:
+            self._log_failure(self.reason)
 
-    async def _look_for_places(self) -> None:
-        running = self._running
-        if self._found or (running is None and not self._target.directories):
+    def _log_failure(self, reason: str) -> None:
+        if reason != self._logged_reason:
+            self._logged_reason = reason
+            logger.warning("%s: %s", self.name, reason)
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self._logged_warnings:
+            self._logged_warnings.add(text)
+            logger.warning("%s: %s", self.name, text)
+
+    async def _check_first(self) -> None:
+        first = self._first
+        if first is None or self._evidence.first_ended:
             return
-        # Where it is ready its processes are all there, with their files.
-        last = running is not None and self.state is State.READY
-        found = await self._finding.run(partial(locations.look, self._target, running))
-        if found.running is not self._running:
+        lives = await self._living.run(partial(alive, first.process))
+        if not lives and first is self._first:
+            self._evidence.note_first_ended(first.description)
+
+    async def _check_files(self) -> None:
+        evidence = self._evidence
+        if not evidence.first_ended:
+            await self._locate_files()
+        if self._files is not None:
+            paths = self._locations.directories
+            read = self._first is None and (bool(evidence.end_reason) or evidence.only_files)
+            status = await self._reading.run(partial(self._files.check, paths, read=read))
+            evidence.note_files(status, ", ".join(paths))
+        evidence.searched = self._locations.first is self._first
+
+    async def _locate_files(self) -> None:
+        first = self._first
+        if self._located or (first is None and not self._target.directories):
             return
-        self._found = last
+        # All processes and files of an engine exist once the engine is ready.
+        ready = self.state is State.READY
+        found = await self._locating.run(partial(locations.locate, self._target, first))
+        if found.first is not self._first:
+            return
+        self._located = ready and first is not None
         for text in found.warnings:
-            self._words.once(text)
-        if found.directories and found.directories != self._places.directories:
+            self._warn_once(text)
+        if not found.directories and (ready or self.url is None):
+            self._warn_once(found.missing_reason)
+        if found.directories and found.directories != self._locations.directories:
             for path in found.readable:
                 logger.info("%s: reading its files in %s", self.name, path)
-        self._places = replace(found, directories=found.directories or self._places.directories)
+        self._locations = replace(
+            found, directories=found.directories or self._locations.directories
+        )
+        self._evidence.missing_reason = found.missing_reason
         if self._files is None and found.directories:
             self._files = self._new_files()
 
@@ -236,139 +295,58 @@ class ObservedEngine:
             max_series=self._options.max_series,
             members=self._members,
         )
-        files.life = self._life
+        files.liveness = self._evidence.liveness
         self._page.add(files)
         return files
 
     def _members(self) -> Sequence[psutil.Process]:
-        return locations.members(self._running)
+        return locations.members(self._first)
 
-    def _look_at_writers(self, sight: Sight, paths: str) -> None:
-        if sight.ended and (sight.ends_as_a_whole or not sight.alive):
-            verb = "process {} has" if len(sight.ended) == 1 else "processes {} have"
-            self._end(f"{verb.format(', '.join(sight.ended))} ended")
-            self._survivors = sight.alive
-        if self._running is not None:
+    async def _check_port(self) -> None:
+        check, evidence = self._check, self._evidence
+        known = self.state is State.READY and evidence.visible and not evidence.faults
+        if check is None or known:
             return
-        # Given by its directory: it is back when another process writes there, or any at all.
-        if self._ended and sight.alive - self._survivors:
-            self._begin_again()
-        self._survivors &= sight.alive
-        if self._by_growth and sight.growing:
-            self._begin_again()
-        elif self._by_growth and sight.changed:
-            self._end(
-                f"no process that writes in {paths} is to be seen, and its files "
-                "do not change; --engine-url tells an idle engine elsewhere from one that has ended"
-            )
+        result = await check.check_port()
+        if check is self._check:
+            evidence.note_port(result)
 
-    @property
-    def _by_growth(self) -> bool:
-        """Whether nothing tells its life but its files."""
-        return self._check is None and not self._visible
-
-    async def _look_at_port(self) -> None:
-        check = self._check
-        if check is None or (
-            self.state is State.READY and self._visible and not self._looks.faults
-        ):
-            return
-        port = await check.port()
-        if check is not self._check:
-            return
-        self._port = port
-        self._missed = 0 if port.well else self._missed + 1
-        self._closed = self._closed or not port.well
-        if self._visible:
-            return
-        if port.well and self._ended and self._closed:
-            self._begin_again()
-        elif self._missed >= (_MISSES_GONE if port.gone else _MISSES) and not self._ended:
-            self._end(port.reason)
-            self._closed = True
-
-    def _end(self, reason: str) -> None:
-        """It has ended: its totals stay, its gauges go. The first reason is the cause."""
-        if not self._ended:
-            self._ended = reason
-            self._closed = False
-            if self._fetcher is not None:
-                self._fetcher.source.note_end()
-        self._judge()
-
-    def _begin_again(self, how: str = "there is life in it again") -> None:
-        if self._ended:
-            self._ended = ""
-            self._was_ready = False
-            self._answer = _NOT_ASKED
-            logger.info("%s: %s", self.name, how)
-
-    async def _ask(self) -> None:
+    async def _check_health(self) -> None:
+        check, evidence = self._check, self._evidence
         interval = self._options.health_interval
-        due = not self._answer.well or (interval and time.monotonic() - self._asked >= interval)
-        if self._check is not None and not self._ended and due:
-            self._asked = time.monotonic()
-            self._answer = await self._check.answer()
-            self._judge()
-            self._was_ready = self._was_ready or self.state is State.READY
-            self._ever_ready = self._ever_ready or self._was_ready
+        passed = interval > 0 and time.monotonic() - self._health_checked >= interval
+        if check is None or evidence.end_reason or not (passed or evidence.needs_health_check):
+            return
+        self._health_checked = time.monotonic()
+        result = await check.check_health()
+        if check is self._check:
+            evidence.note_health(result)
 
-    def _judge(self) -> None:
-        if self._files is not None:
-            self._files.life = self._life
-        state, reason = self._judged()
-        if state is not self._state[0]:
-            self.since = time.time()
-        if state is State.READY and self.state is not State.READY:
-            logger.info("%s: ready", self.name)
-        elif state is State.FAILED and (self._ended or self.state is not State.FAILED):
-            self._words.changed(reason)
-        self._state = (state, reason)
+    # The engine's own page.
 
-    def _judged(self) -> tuple[State, str]:
-        if self._ended:
-            return State.FAILED, self._ended
-        bad = State.FAILED if self._was_ready else State.STARTING
-        faults = self._looks.faults
-        unknown = faults.get("processes") or faults.get("files") or ""
-        if not self._looked and not (unknown and self._check):
-            return bad, unknown or self._places.lack
-        if self._check is not None:
-            fault = self._port if not (self._visible or self._port.well) else self._answer
-            if not fault.well:
-                return bad, fault.reason
-            page = self._fetcher.source.fault if self._fetcher and self._files is None else ""
-            return (bad, page) if page else (State.READY, unknown)
-        if unknown:
-            return bad, unknown
-        if not self._sight.changed:
-            return State.STARTING, self._places.lack
-        return State.READY, ""
-
-    # Its own page.
-
-    async def _look_at_page(self) -> None:
+    async def _check_page(self) -> None:
         needed = self._needs_page()
-        answers = not self._ended and (self._port.well or self._answer.well)
-        if self.url is not None and answers and needed is not False:
-            self._fetcher = self._fetcher or await self._new_fetcher(self.url)
-            await self._fetcher.look(needed, self._files)
+        if self._check is None or needed is False or not self._evidence.answers:
+            return
+        self._fetcher = self._fetcher or await self._new_fetcher(self._check)
+        # A closed port is the engine's end, which the other checks report.
+        if self._fetcher.due(needed) and (await self._check.check_port()).healthy:
+            await self._fetcher.fetch(needed, self._files)
 
     def _needs_page(self) -> bool | None:
-        """Whether its files are not enough; None where that is to be found out."""
-        found = self._found or self._running is None
-        if self._files is None or not self._places.readable or not self._sight.changed:
-            return found  # they may come yet
-        return self._running.page_has_more if self._running is not None else None
+        """Return whether the files are not enough; None if only the page itself can show that."""
+        located = self._located or self._first is None
+        if self._files is None or not self._locations.readable or not self._evidence.files_changed:
+            return located  # files may still appear
+        return self._first.page_has_more if self._first is not None else None
 
-    async def _new_fetcher(self, url: str) -> PageFetcher:
+    async def _new_fetcher(self, check: HealthCheck) -> PageFetcher:
         if not self._model and self._files is not None:
-            self._model = self._files.model  # one engine's series have one label
-        if not self._model and self._check is not None:
-            self._model = await self._check.model()
+            self._model = self._files.model  # all series of an engine have the same model
+        self._model = self._model or await check.fetch_model()
         source = HttpSource(
             f"{self.name}_http",
-            self._target.page_url or f"{url}/metrics",
+            self._target.page_url or f"{self.url}/metrics",
             session=self._session,
             owner=self.name,
             prefixes=self._options.prefixes,
@@ -385,7 +363,7 @@ class ObservedEngine:
         return constant
 
     def _load_labels(self) -> Mapping[str, str]:
-        """As its series', and always with what tells engines apart and joins with `up`."""
+        """Return the labels of the load signals: always some that distinguish engines."""
         own = {**(self._labels() or {labels.ENGINE: self.name})}
         if self._options.identity:
             own[labels.WORKER_ID] = self._options.identity
@@ -393,6 +371,7 @@ class ObservedEngine:
         return {labels.MODEL: model, **own} if model else own
 
     def _sources_known(self) -> bool:
+        """Return whether every source with load signals has been read."""
         if self.url is None or self._needs_page() is False:
             return True
-        return self._fetcher is not None and self._fetcher.known
+        return self._fetcher is not None and self._fetcher.fetched

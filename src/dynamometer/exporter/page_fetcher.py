@@ -1,4 +1,4 @@
-"""An engine's own `/metrics`, where its files are not enough."""
+"""The engine's own `/metrics`, fetched in the background if the files do not have all families."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from dynamometer.process.blocking import BlockingCalls
 
 logger = logging.getLogger(__name__)
 
-_PROBE_SECONDS: Final = 30.0
+_COMPARISON_SECONDS: Final = 30.0
 
 
 class PageFetcher:
-    """Fetches it in the background once it is known to be needed; until then now and then.
+    """Fetches an engine's page, and shows it once families of it are missing from the files.
 
-    Rendering its page costs an engine some milliseconds: an engine whose files say everything is
-    not asked.
+    Until then the page is only compared with the files now and then: an engine needs some
+    milliseconds to render its page.
     """
 
     def __init__(self, source: HttpSource, page: MetricsPage) -> None:
-        """Nothing is fetched yet.
+        """Prepare fetches.
 
         Args:
             source: the engine's page.
-            page: where it is shown, once it is needed.
+            page: the exporter's page, to which the source is added when it is needed.
         """
         self.source = source
         self._page = page
@@ -41,24 +41,26 @@ class PageFetcher:
         )
 
     @property
-    def known(self) -> bool:
-        """Whether it was asked for once: what it has is known, or that it does not answer."""
+    def fetched(self) -> bool:
+        """True if the engine's page was fetched at least once, with or without success."""
         return self._fetched > float("-inf")
 
-    async def look(self, needed: bool | None, files: FilesSource | None) -> None:
-        """Fetch the page where it is time to; called about once a second.
+    def due(self, needed: bool | None) -> bool:
+        """Return whether it is time for the next fetch; see `fetch`."""
+        interval = INTERVAL_SECONDS if needed or self._shown else _COMPARISON_SECONDS
+        return time.monotonic() - self._fetched >= interval
+
+    async def fetch(self, needed: bool | None, files: FilesSource | None) -> None:
+        """Fetch the page.
 
         Args:
-            needed: True where the files are not enough; None where that is to be found out, by
-                families of the page that they have not.
+            needed: True if the files are not enough; None to compare the families of the page with
+                those of the files.
             files: the engine's files.
 
         Raises:
-            HangError: The files cannot be read in time.
+            HangError: The files cannot be read before the deadline.
         """
-        interval = INTERVAL_SECONDS if needed or self._shown else _PROBE_SECONDS
-        if time.monotonic() - self._fetched < interval:
-            return
         self._fetched = time.monotonic()
         await self.source.fetch()
         if needed is None and files is not None:
@@ -67,4 +69,4 @@ class PageFetcher:
         if needed and not self._shown:
             self._shown = True
             self._page.add(self.source)
-            logger.info("%s: fetched in the background: %s", self.source.owner, self.source.url)
+            logger.info("%s: %s is fetched in the background", self.source.owner, self.source.url)

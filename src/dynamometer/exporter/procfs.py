@@ -1,4 +1,4 @@
-"""Other processes of this machine, as /proc shows them: read, never touched."""
+"""Other processes of this machine, read from /proc and never changed."""
 
 from __future__ import annotations
 
@@ -13,51 +13,51 @@ import psutil
 
 from dynamometer.multiprocess.file_format import SUFFIX
 
-# What a look at a process may raise: it has ended, is another user's, or the machine is short of
-# descriptors or memory.
+# Errors of a check of a process: the process has ended, belongs to another user, or this machine is
+# short of descriptors or memory.
 ERRORS: Final = (psutil.Error, OSError)
 _LONGEST_NAME: Final = 80
 
 
 class FileId(NamedTuple):
-    """A file, whatever it is called."""
+    """The identity of a file, independent of its path."""
 
     device: int
     inode: int
 
 
 def file_id(path: str) -> FileId:
-    """What a path leads to.
+    """Return the identity of the file at `path`; links are followed.
 
     Raises:
-        OSError: nothing.
+        OSError: The file does not exist, or cannot be read.
     """
-    status = os.stat(path)  # noqa: PTH116  # as it is, links followed
+    status = os.stat(path)  # noqa: PTH116  # pathlib would normalise the path
     return FileId(status.st_dev, status.st_ino)
 
 
 def describe(process: psutil.Process) -> str:
-    """Return the process's number and the name that it gives itself, printable."""
+    """Return a process's pid and name, printable."""
     try:
-        words = process.cmdline()
-        name = words[0] if len(words) == 1 else process.name()
+        command = process.cmdline()
+        name = command[0] if len(command) == 1 else process.name()
     except ERRORS:
         return str(process.pid)
     return f"{process.pid} ({printable(name.strip()[:_LONGEST_NAME])})"
 
 
 def printable(text: str) -> str:
-    """Return `text` with escapes for what a log or a JSON body cannot show.
+    """Return `text` with escapes for characters that a log or JSON cannot show.
 
-    A process may call itself anything: with line ends, or with bytes that are not UTF-8.
+    The name of a process may contain line ends, and bytes that are not UTF-8.
     """
     return "".join(
         one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text
     )
 
 
-def user(process: psutil.Process) -> str:
-    """Return the name of the user whose process this is; a name service may block."""
+def user_of(process: psutil.Process) -> str:
+    """Return the name of a process's user; a name service may block."""
     try:
         return process.username()
     except (*ERRORS, KeyError):
@@ -65,18 +65,20 @@ def user(process: psutil.Process) -> str:
 
 
 def own_user() -> str:
-    """Return the user of this process, by number where it has no name; may block, as `user`."""
+    """Return the name, or else the number, of this process's user; a name service may block."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
         return f"user {os.geteuid()}"
 
 
-def mapped(process: psutil.Process) -> Mapping[FileId, str]:
-    """The multiprocess files that it maps, removed ones left out; their paths as it sees them.
+def mapped_files(process: psutil.Process) -> Mapping[FileId, str]:
+    """Return the multiprocess files that a process maps, with the paths that the process sees.
+
+    Removed files are not included.
 
     Raises:
-        OSError: it has ended, or is another user's.
+        OSError: The process has ended, or belongs to another user.
     """
     found: dict[FileId, str] = {}
     with Path(f"/proc/{process.pid}/maps").open(encoding="utf-8", errors="surrogateescape") as maps:
@@ -89,41 +91,44 @@ def mapped(process: psutil.Process) -> Mapping[FileId, str]:
     return found
 
 
-def held(process: psutil.Process) -> Mapping[FileId, str]:
-    """The multiprocess files that it holds open; as `mapped`."""
+def open_files(process: psutil.Process) -> Mapping[FileId, str]:
+    """Return the multiprocess files that a process has open; see `mapped_files`."""
     found: dict[FileId, str] = {}
     for link in Path(f"/proc/{process.pid}/fd").iterdir():
         with suppress(OSError):
-            path = os.readlink(link)  # noqa: PTH115  # pathlib's Path would take "a (deleted)" apart
+            path = os.readlink(link)  # noqa: PTH115  # pathlib would split "a (deleted)"
             if path.endswith(SUFFIX) and path.startswith("/"):
                 found[file_id(os.fspath(link))] = path
     return found
 
 
-def mounts(process: psutil.Process) -> str:
-    """What its mounts are called; processes of one container share them. Empty: not to be seen."""
+def mount_namespace(process: psutil.Process) -> str:
+    """Return the identifier of a process's mounts; empty without permission to read it.
+
+    The processes of one container have the same mounts.
+    """
     with suppress(OSError):
         return os.readlink(f"/proc/{process.pid}/ns/mnt")  # noqa: PTH115
     return ""
 
 
-def view_of(process: psutil.Process) -> str:
-    """What its paths begin with from here: empty, unless it has mounts of its own (a container)."""
-    own = mounts(process)
-    if own and own != os.readlink("/proc/self/ns/mnt"):  # noqa: PTH115
+def root_prefix(process: psutil.Process) -> str:
+    """Return the prefix of a process's paths as seen from here; empty for the same mounts."""
+    namespace = mount_namespace(process)
+    if namespace and namespace != os.readlink("/proc/self/ns/mnt"):  # noqa: PTH115
         return f"/proc/{process.pid}/root"
     return ""
 
 
 def shares_network(process: psutil.Process) -> bool:
-    """Whether its loopback is ours; so taken where that cannot be seen."""
+    """Return whether a process has the same loopback; True if that cannot be read."""
     with suppress(OSError):
         return os.readlink(f"/proc/{process.pid}/ns/net") == os.readlink("/proc/self/ns/net")  # noqa: PTH115
     return True
 
 
-def own_number(process: psutil.Process) -> str:
-    """The pid that it knows itself by: another one in a pid namespace of its own."""
+def own_pid(process: psutil.Process) -> str:
+    """Return the pid that a process has in its own pid namespace."""
     with suppress(OSError):
         for line in Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("NSpid:"):
@@ -131,8 +136,8 @@ def own_number(process: psutil.Process) -> str:
     return str(process.pid)
 
 
-def listening(process: psutil.Process) -> Iterator[tuple[str, int]]:
-    """Addresses and ports on which it takes TCP connections; none where that cannot be seen."""
+def listening_addresses(process: psutil.Process) -> Iterator[tuple[str, int]]:
+    """Return the TCP addresses and ports on which a process listens, as far as they can be read."""
     with suppress(*ERRORS):
         for connection in process.net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN:

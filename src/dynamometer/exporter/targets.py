@@ -1,4 +1,4 @@
-"""Which engines the user means: `--pid`, `--multiproc-dir` and `--engine-url`, with names."""
+"""The engines that `--pid`, `--multiproc-dir` and `--engine-url` select, with their names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from dynamometer.errors import SettingsError
 from dynamometer.exporter import finder
-from dynamometer.exporter.finder import Running
+from dynamometer.exporter.finder import EngineProcess
 
 UNNAMED: Final = "engine"
 _HOST: Final = re.compile(r"[A-Za-z0-9._:%-]+")
@@ -20,110 +20,110 @@ _NAMED: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)=(.*)", re.DOTALL)
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What the user has said of an engine.
+    """One engine that the flags select, or that the exporter found.
 
     Attributes:
-        name: what it is called on the page's own families and in the log.
-        named: whether the user has called it so.
-        running: its first process, where it was found or its pid was given.
-        directories: of its multiprocess files, where they were given.
-        url: where it answers, without a path, where that was given.
-        page_url: of its own `/metrics`.
+        name: the engine's name on the exporter's own families and in the log.
+        named: the name comes from a flag.
+        first: the engine's first process, if found or given by its pid.
+        directories: the given directories of its multiprocess files.
+        url: the given address, without a path.
+        page_url: the given URL of its own `/metrics`.
     """
 
     name: str
     named: bool = False
-    running: Running | None = None
+    first: EngineProcess | None = None
     directories: tuple[str, ...] = ()
     url: str | None = None
     page_url: str | None = None
 
     @property
-    def text(self) -> str:
-        """What it is, for the user."""
-        words = []
-        if self.running is not None:
-            model = f" serving {self.running.model}" if self.running.model else ""
-            words.append(f"process {self.running.what} of {self.running.user}{model}")
-        url = self.url or (self.running.url if self.running is not None else None)
-        return ", ".join([*words, *self.directories, *([url] if url else [])])
+    def description(self) -> str:
+        """The engine's process, directories and address, for the log."""
+        parts = []
+        if self.first is not None:
+            model = f" serving {self.first.model}" if self.first.model else ""
+            parts.append(f"process {self.first.description} of {self.first.user}{model}")
+        url = self.url or (self.first.url if self.first is not None else None)
+        return ", ".join([*parts, *self.directories, *([url] if url else [])])
 
 
-class Named(NamedTuple):
-    """A flag's value; `name` is empty where it has none."""
+class NamedValue(NamedTuple):
+    """The value of a flag, with the engine's name; empty if the flag does not contain one."""
 
     name: str
     value: str
 
 
-class Url(NamedTuple):
-    """Where an engine answers, without a path; and its own page."""
+class _Address(NamedTuple):
+    """The address of an engine without a path, and the URL of its own page."""
 
     base: str
     page: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
-    """The flags, in the order given."""
+class TargetFlags:
+    """The flags that select engines, in the order of the command line."""
 
-    pids: Sequence[Named] = ()
-    directories: Sequence[Named] = ()
-    urls: Sequence[Named] = ()
+    pids: Sequence[NamedValue] = ()
+    directories: Sequence[NamedValue] = ()
+    urls: Sequence[NamedValue] = ()
 
     def __bool__(self) -> bool:
         return bool(self.pids or self.directories or self.urls)
 
 
-def named(value: str) -> Named:
-    """`NAME=VALUE`, or `VALUE`."""
-    found = _NAMED.fullmatch(value)
-    return Named(found[1], found[2]) if found else Named("", value)
+def split_name(text: str) -> NamedValue:
+    """Split `NAME=VALUE`; the name of `VALUE` alone is empty."""
+    found = _NAMED.fullmatch(text)
+    return NamedValue(found[1], found[2]) if found else NamedValue("", text)
 
 
-def targets(given: Given) -> list[Target]:
-    """The engines that are meant; flags of one name mean one engine. May block: see `finder`.
+def select(flags: TargetFlags) -> list[Target]:
+    """Return the engines that `flags` select; flags with one name select one engine. May block.
 
     Raises:
-        SettingsError: a value is none of its kind, or two engines have one name.
+        SettingsError: A value is invalid, two engines have one name, or a pid is not an engine's.
     """
-    names = dict.fromkeys(one.name for one in (*given.pids, *given.directories, *given.urls))
-    return [_target(name, given) for name in names]
+    names = dict.fromkeys(one.name for one in (*flags.pids, *flags.directories, *flags.urls))
+    return [_target(name, flags) for name in names]
 
 
-def _target(name: str, given: Given) -> Target:
-    pid = _only("--pid", name, given.pids)
-    url = _only("--engine-url", name, given.urls)
-    running = finder.look_at(_pid(pid)) if pid is not None else None
-    where = _url(url) if url is not None else None
+def _target(name: str, flags: TargetFlags) -> Target:
+    pid = _only("--pid", name, flags.pids)
+    url = _only("--engine-url", name, flags.urls)
+    first = finder.engine_of(_parse_pid(pid)) if pid is not None else None
+    address = _parse_url(url) if url is not None else None
     return Target(
-        name=name or (running.name if running else UNNAMED),
+        name=name or (first.name if first else UNNAMED),
         named=bool(name),
-        running=running,
-        directories=tuple(_directory(one.value) for one in given.directories if one.name == name),
-        url=where.base if where else None,
-        page_url=where.page if where else None,
+        first=first,
+        directories=tuple(_absolute(one.value) for one in flags.directories if one.name == name),
+        url=address.base if address else None,
+        page_url=address.page if address else None,
     )
 
 
-def _directory(text: str) -> str:
+def _absolute(text: str) -> str:
     if not text:
         raise _not_a_directory(repr(text))
     return str(Path(text).absolute())
 
 
-def check_directories(meant: Sequence[Target]) -> None:
-    """Check that the directories of `meant` are directories where they exist; may block.
+def check_directories(targets: Sequence[Target]) -> None:
+    """Check that the existing ones of the targets' directories are directories; may block.
 
     Raises:
-        SettingsError: One is something else.
+        SettingsError: A path leads to something else.
     """
-    for target in meant:
+    for target in targets:
         for text in target.directories:
             path = Path(text)
             try:
                 wrong = path.exists() and not path.is_dir()
-            except OSError:  # not to be read: the engine's own look says so
+            except OSError:  # without permission; the engine's own check reports that
                 continue
             if wrong:
                 raise _not_a_directory(text)
@@ -133,17 +133,17 @@ def _not_a_directory(text: str) -> SettingsError:
     return SettingsError(f"--multiproc-dir {text}: must be a directory")
 
 
-def _only(flag: str, name: str, values: Sequence[Named]) -> str | None:
+def _only(flag: str, name: str, values: Sequence[NamedValue]) -> str | None:
     found = [one.value for one in values if one.name == name]
     if len(found) > 1:
         raise SettingsError(
-            f"{flag} {found[0]} and {flag} {found[1]}: several engines need a name each, as in "
+            f"{flag} {found[0]} and {flag} {found[1]}: give each engine a name of its own, as in "
             f"{flag} one={found[0]} {flag} two={found[1]}"
         )
     return found[0] if found else None
 
 
-def _pid(text: str) -> int:
+def _parse_pid(text: str) -> int:
     if not (text.isascii() and text.isdecimal()) or len(text) > len(str(2**32)):
         raise SettingsError(
             f"--pid {text or repr(text)}: must be the number of a process, or NAME=NUMBER"
@@ -151,7 +151,7 @@ def _pid(text: str) -> int:
     return int(text)
 
 
-def _url(text: str) -> Url:
+def _parse_url(text: str) -> _Address:
     whole = text if "://" in text else f"http://{text}"
     try:
         parts = urlsplit(whole)
@@ -165,12 +165,15 @@ def _url(text: str) -> Url:
         valid = False
     if not valid:
         raise SettingsError(
-            f"--engine-url {text or repr(text)}: must be such as http://127.0.0.1:30000, or the "
-            "whole URL of a text page"
+            f"--engine-url {text or repr(text)}: must be a URL such as http://127.0.0.1:30000, "
+            "or the whole URL of a metrics page"
         )
-    if "@" in parts.netloc:  # it would be in the log, and on /health
-        raise SettingsError("--engine-url: a user and password in it are not supported")
+    if "@" in parts.netloc:  # /health and the log would show the password
+        raise SettingsError(
+            "--engine-url: a user and a password in the URL are not supported: use "
+            "--engine-header-file"
+        )
     base = f"{parts.scheme}://{parts.netloc}"
     path = parts.path.rstrip("/")
     query = f"?{parts.query}" if parts.query else ""
-    return Url(base, f"{base}{path}{query}" if path else f"{base}/metrics{query}")
+    return _Address(base, f"{base}{path}{query}" if path else f"{base}/metrics{query}")

@@ -1,19 +1,16 @@
-"""Which processes write an engine's files, and which of those have ended.
+"""The processes that write an engine's files, and which of these processes have ended.
 
-A file's name says by which identifier its writer knows itself: mostly a pid. In another pid
-namespace (a container) that number means nothing here, so a process counts as the writer when it
-maps the file. Where nothing else tells whether the engine lives, and the maps cannot be read
-(another user's process), a process counts as the writer when it has the file's owner and began
-within the hour before the file was made or grew.
+The name of a file contains the identifier of its writer, mostly a pid. In another pid namespace (a
+container) that pid means nothing here, so a process counts as the writer only when it maps the
+file.
 
-A writer that cannot be found may be dead, or alive where this process cannot see it: `Life`
-decides.
+A writer without a process here is invisible: it has ended, or it runs where this process cannot
+see it (in another pid namespace, or as another user). `Liveness` decides which.
 """
 
 from __future__ import annotations
 
 import errno
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
@@ -26,51 +23,47 @@ import psutil
 from dynamometer.exporter import finder, procfs
 from dynamometer.process.children import alive
 
-# Clocks of processes and of files tick differently.
-_TICK_SECONDS: Final = 1.0
-# An engine makes its files while it starts, and that may take its time.
-_SOON_SECONDS: Final = 3600.0
-# An engine that answers again may make its first files only now.
-_LATE_SECONDS: Final = 60.0
-# A process that ends while it is looked at.
+# Seconds after an engine's return in which its first new files may appear.
+_NEW_FILES_SECONDS: Final = 60.0
+# A process that ends during a check.
 _ENDED: Final = frozenset({errno.ENOENT, errno.ESRCH})
 
 
-class Life(Enum):
-    """What is known of the engine besides its writers.
+class Liveness(Enum):
+    """The evidence, apart from the writers themselves, that an engine lives.
 
-    LIVES: its first process runs, or its URL answers: writers that cannot be seen live too.
-    ENDED: its first process has ended: every writer has. UNREACHABLE: nobody answers at its URL:
-    writers that cannot be seen have ended. UNKNOWN: nothing tells: a writer that cannot be seen
-    lives where its files change.
+    ALIVE: the first process runs, or the URL answers: invisible writers live too.
+    ENDED: the first process has ended, and with it every writer.
+    UNREACHABLE: the URL does not answer: invisible writers have ended.
+    UNKNOWN: without a process and a URL, an invisible writer lives while its files change.
     """
 
     UNKNOWN = "unknown"
-    LIVES = "lives"
+    ALIVE = "alive"
     ENDED = "ended"
     UNREACHABLE = "unreachable"
 
     @property
     def over(self) -> bool:
-        """Whether writers that cannot be seen have ended."""
-        return self in (Life.ENDED, Life.UNREACHABLE)
+        """True if invisible writers have ended."""
+        return self in (Liveness.ENDED, Liveness.UNREACHABLE)
 
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """A process that writes; `what` is its pid and how it called itself."""
+    """A visible process that writes; `description` is its pid and name."""
 
     process: psutil.Process
-    what: str
+    description: str
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Writers whose files are to be treated differently from now on.
+    """The writers that `Writers.update` found to have ended, or to have returned.
 
     Attributes:
-        retire: they have ended: their gauges leave, their totals stay.
-        resume: they were retired, and live after all.
+        retire: writers that have ended: their gauges are hidden, their totals stay.
+        resume: writers that were retired before, and live.
     """
 
     retire: frozenset[str] = frozenset()
@@ -78,178 +71,178 @@ class Change:
 
 
 class Writers:
-    """The writers of an engine's files, by the names that the files have for them.
+    """The writers of an engine's files, by the identifiers in the names of the files.
 
-    Owned by the lock of the `FilesSource` that holds it: no thread touches it without.
+    A thread uses this object only while it holds the lock of the `FilesSource` that owns it.
 
     Attributes:
-        alive: those that were seen, and had not ended when they were last looked at.
-        growing: those that cannot be seen, and whose files have changed since they were retired.
-        ends_as_a_whole: whether the engine has ended once any of these has.
+        alive: visible writers that had not ended at the last check.
+        growing: invisible writers whose files have changed since the writers were retired.
+        engine_ends_with_any: the engine has ended as soon as any visible writer has.
     """
 
     def __init__(self) -> None:
         self.alive: dict[str, Writer] = {}
         self.growing: set[str] = set()
-        self.ends_as_a_whole = False
-        self._life = Life.UNKNOWN
+        self.engine_ends_with_any = False
+        self._liveness = Liveness.UNKNOWN
         self._retired: set[str] = set()
-        self._known: dict[str, frozenset[str]] = {}
+        # The paths of the files of each writer that is not retired.
+        self._files: dict[str, frozenset[str]] = {}
         self._ever: set[str] = set()
-        # Since the engine ended: those that could not be seen then, old ones and new ones that have
-        # written since. After its return: the first, where they are taken for alive again.
-        self._former: set[str] = set()
-        self._changed: set[str] = set()
-        self._fresh: set[str] = set()
-        self._returned: set[str] = set()
-        self._returned_at = float("-inf")
+        # While the engine is over: the writers that were invisible at the end, and those that
+        # have written since, with former and with new identifiers.
+        self._invisible_at_end: set[str] = set()
+        self._written_since_end: set[str] = set()
+        self._new_since_end: set[str] = set()
+        # After the engine's return: writers that were resumed only because the engine returned.
+        self._resumed: set[str] = set()
+        self._resumed_at = float("-inf")
 
     def update(
         self,
         files: Mapping[str, Sequence[str]],
         members: Callable[[], Iterable[psutil.Process]],
-        life: Life,
+        liveness: Liveness,
     ) -> Change:
-        """Look for the writers of files that were not there before.
+        """Find the processes of new files, and return the writers to retire and to resume.
 
         Args:
-            files: the paths of the files of each writer, retired ones left out.
-            members: processes among which they may be, perhaps under other numbers.
-            life: whether the engine lives.
+            files: the paths of the files of each writer that is not retired.
+            members: returns the engine's processes, whose own pids may differ from those here.
+            liveness: whether the engine lives.
         """
         paths = {name: frozenset(files[name]) for name in files}
-        found = [name for name in files if not paths[name] <= self._known.get(name, frozenset())]
-        self._retired |= self._known.keys() - paths.keys()  # with their files
-        undecided = self._look_for(found, files, members, certain=life is not Life.UNKNOWN)
-        self._known = {name: paths[name] for name in paths.keys() - undecided}
-        fresh = self._known.keys() - self._ever
-        self._ever |= fresh
-        self.growing |= self._retired & self._known.keys()
-        if life.over:
-            names = frozenset(self._known) if life is Life.ENDED else self._unseen()
-            change = Change(retire=self._note_end(names, fresh))
-        elif life is Life.LIVES:
-            change = self._note_life(fresh)
+        changed = [name for name in files if not paths[name] <= self._files.get(name, frozenset())]
+        self._retired |= self._files.keys() - paths.keys()  # their files were removed
+        undecided = self._find_processes(changed, files, members)
+        self._files = {name: paths[name] for name in paths.keys() - undecided}
+        new = self._files.keys() - self._ever
+        self._ever |= new
+        self.growing |= self._retired & self._files.keys()
+        if liveness.over:
+            names = frozenset(self._files) if liveness is Liveness.ENDED else self._invisible()
+            change = Change(retire=self._note_end(names, new))
+        elif liveness is Liveness.ALIVE:
+            change = self._note_life(new)
         else:
-            change = Change(retire=self._unseen() - self.growing)
-        self._life = life
+            change = Change(retire=self._invisible() - self.growing)
+        self._liveness = liveness
         self._retired |= change.retire
         self._retired -= change.resume
         return change
 
-    def _unseen(self) -> frozenset[str]:
-        return frozenset(self._known.keys() - self.alive.keys())
+    def _invisible(self) -> frozenset[str]:
+        return frozenset(self._files.keys() - self.alive.keys())
 
     @property
-    def all_there(self) -> bool:
-        """Whether none has ever ended, as far as is known."""
+    def none_ended(self) -> bool:
+        """True if no writer is known to have ended."""
         return not self._retired
 
-    def ended(self) -> Mapping[str, Writer]:
-        """The writers that have ended since the last call.
+    def take_ended(self) -> Mapping[str, Writer]:
+        """Return the visible writers that have ended since the last call.
 
         Raises:
-            OSError: They cannot be looked at.
+            OSError: The processes cannot be checked.
         """
         found = {name: writer for name, writer in self.alive.items() if not alive(writer.process)}
-        self.lose(found)
+        self.retire(found)
         return found
 
-    def lose(self, names: Iterable[str]) -> None:
-        """Take it that these have ended; until their files change."""
+    def retire(self, names: Iterable[str]) -> None:
+        """Treat these writers as ended until their files change."""
         for name in names:
             self.alive.pop(name, None)
             self.growing.discard(name)
             self._retired.add(name)
 
-    def _note_end(self, names: frozenset[str], fresh: Set[str]) -> frozenset[str]:
-        """Retire what there is; and again what is written although the engine has ended."""
-        if not self._life.over:
-            self._former, self._changed, self._fresh = set(self._unseen()), set(), set()
+    def _note_end(self, names: frozenset[str], new: Set[str]) -> frozenset[str]:
+        """Retire the writers of an engine that is over, again whenever one of them still writes."""
+        if not self._liveness.over:
+            self._invisible_at_end = set(self._invisible())
+            self._written_since_end, self._new_since_end = set(), set()
         else:
-            self._fresh |= fresh & names
-            self._changed |= names - fresh
-        self._returned = set()
-        self.lose(names)
+            self._new_since_end |= new & names
+            self._written_since_end |= names - new
+        self._resumed = set()
+        self.retire(names)
         return names
 
-    def _note_life(self, fresh: Set[str]) -> Change:
-        if self._life.over:
-            return self._note_return(fresh)
+    def _note_life(self, new: Set[str]) -> Change:
+        if self._liveness.over:
+            return self._note_return(new)
         retire: set[str] = set()
-        if self.alive:  # numbers of processes mean something here
-            retire = {name for name in self._unseen() - self.growing if _cannot_live(name)}
-        if fresh and time.monotonic() - self._returned_at < _LATE_SECONDS:
-            retire |= self._returned & self._known.keys()  # another engine than the former one
-            self._returned = set()
+        if self.alive:  # a visible writer: pids in the names of files are pids here
+            retire = {name for name in self._invisible() - self.growing if _has_ended(name)}
+        if new and time.monotonic() - self._resumed_at < _NEW_FILES_SECONDS:
+            retire |= self._resumed & self._files.keys()  # another engine has started
+            self._resumed = set()
         return Change(retire=frozenset(retire))
 
-    def _note_return(self, fresh: Set[str]) -> Change:
-        """Tell another engine, which has files of its own, from one that could not be reached.
+    def _note_return(self, new: Set[str]) -> Change:
+        """Distinguish another engine, which has new files, from one that was unreachable.
 
-        Old files that have changed since the end are the last words of the former engine where
-        there are new ones, and the new engine's where there are none.
+        Former files that changed since the end belong to the former engine if there are new files,
+        else to the engine that returned.
         """
-        changed = self._changed | self._known.keys() - fresh
-        resume = self._fresh | fresh or changed or self._former
-        self._returned = self._former if resume is self._former else set()
-        self._returned_at = time.monotonic()
-        return Change(resume=frozenset(resume - self._known.keys()))
+        written = self._written_since_end | self._files.keys() - new
+        resume = self._new_since_end | new or written or self._invisible_at_end
+        self._resumed = self._invisible_at_end if resume is self._invisible_at_end else set()
+        self._resumed_at = time.monotonic()
+        return Change(resume=frozenset(resume - self._files.keys()))
 
-    def _look_for(
+    def _find_processes(
         self,
         names: Sequence[str],
         files: Mapping[str, Sequence[str]],
         members: Callable[[], Iterable[psutil.Process]],
-        *,
-        certain: bool,
     ) -> set[str]:
-        """Find the processes of these writers; the names of which nothing could be found out."""
+        """Find the processes of these writers; return the writers that could not be checked."""
         if not names:
             return set()
         undecided: set[str] = set()
         try:
-            numbers = {procfs.own_number(member): member for member in members()}
+            by_own_pid = {procfs.own_pid(member): member for member in members()}
         except OSError:
             return set(names)
         for name in names:
             try:
-                process = numbers.get(name) or _writer(
-                    name, files[name], numbers.values(), certain=certain
-                )
+                process = by_own_pid.get(name) or _writer(name, files[name], by_own_pid.values())
             except OSError as error:
                 if error.errno not in _ENDED:
-                    undecided.add(name)  # too many open files, say: the next look decides
+                    undecided.add(name)  # such as too many open files: the next check decides
                 continue
             if process is not None:
-                self.ends_as_a_whole = self.ends_as_a_whole or finder.ends_as_a_whole(process)
+                self.engine_ends_with_any = self.engine_ends_with_any or finder.ends_with_any(
+                    process
+                )
                 self.alive[name] = Writer(process, procfs.describe(process))
         return undecided
 
 
 def _writer(
-    name: str, files: Sequence[str], members: Iterable[psutil.Process], *, certain: bool
+    name: str, files: Sequence[str], members: Iterable[psutil.Process]
 ) -> psutil.Process | None:
-    """The process that is known by `name`, or, where that is not a pid, the member that writes.
+    """Return the process with the pid `name`, or for another `name` the member that maps a file.
 
     Raises:
-        OSError: It cannot be looked at.
+        OSError: The process cannot be checked.
     """
-    if not _is_number(name):
-        writing = (one for one in members if alive(one) and _writes(one, files, certain=True))
-        return next(writing, None)
+    if not _is_pid(name):
+        return next((one for one in members if alive(one) and _maps_any(one, files)), None)
     try:
         process = psutil.Process(int(name))
     except (psutil.Error, ValueError, OverflowError):
         return None
-    return process if alive(process) and _writes(process, files, certain=certain) else None
+    return process if alive(process) and _maps_any(process, files) else None
 
 
-def _writes(process: psutil.Process, files: Sequence[str], *, certain: bool) -> bool:
+def _maps_any(process: psutil.Process, files: Sequence[str]) -> bool:
     try:
-        mapped = procfs.mapped(process)
+        mapped = procfs.mapped_files(process)
     except PermissionError:
-        return not certain and _may_have_made(process, files)
+        return False
     for path in files:
         with suppress(OSError):
             if procfs.file_id(path) in mapped:
@@ -257,29 +250,15 @@ def _writes(process: psutil.Process, files: Sequence[str], *, certain: bool) -> 
     return False
 
 
-def _may_have_made(process: psutil.Process, files: Sequence[str]) -> bool:
-    """Whether it has the files' owner, and began not long before one of them was made or grew."""
-    try:
-        begun, owner = process.create_time(), process.uids().effective
-        for path in files:
-            status = os.stat(path)  # noqa: PTH116
-            since = status.st_mtime - begun
-            if owner == status.st_uid and -_TICK_SECONDS <= since <= _SOON_SECONDS:
-                return True
-    except (psutil.Error, OSError):
-        pass
-    return False
-
-
-def _cannot_live(name: str) -> bool:
-    """Whether no process that this one could not look at has the number `name`."""
-    if not _is_number(name):
+def _has_ended(name: str) -> bool:
+    """Return whether every process with the pid `name` can be checked, and none writes."""
+    if not _is_pid(name):
         return False
     try:
         process = psutil.Process(int(name))
-        procfs.mapped(process)
+        procfs.mapped_files(process)
     except psutil.NoSuchProcess:
-        return not psutil.pid_exists(int(name))  # /proc may hide it
+        return not psutil.pid_exists(int(name))  # /proc may hide the process
     except (PermissionError, psutil.AccessDenied):
         return False
     except (psutil.Error, ValueError, OverflowError):
@@ -289,5 +268,5 @@ def _cannot_live(name: str) -> bool:
     return True
 
 
-def _is_number(name: str) -> bool:
+def _is_pid(name: str) -> bool:
     return name.isascii() and name.isdecimal()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
+import ssl
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -164,7 +167,7 @@ class HttpSource:
         except TimeoutError:
             self._note("timeout", f"no answer within {self._deadline:g} s")
         except (aiohttp.ClientError, OSError) as error:
-            self._note("unreachable", str(error))
+            self._note("unreachable", connection_fault(error))
         except (ExpositionError, ValueError) as error:
             self._note("invalid", str(error))
         else:
@@ -207,6 +210,18 @@ class HttpSource:
 
     def _count(self, reason: str, number: int) -> None:
         self._errors = {**self._errors, reason: self._errors.get(reason, 0) + number}
+
+
+def connection_fault(error: Exception) -> str:
+    """Return the reason of a failed request, without the internal values in aiohttp's own texts."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return str(error.certificate_error)
+    reason = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(reason, socket.gaierror):
+        return reason.strerror or str(reason)
+    if isinstance(reason, OSError) and reason.errno and not isinstance(reason, ssl.SSLError):
+        return os.strerror(reason.errno)
+    return str(reason) or type(reason).__name__
 
 
 def _status(code: int) -> str:
