@@ -250,9 +250,8 @@ def test_an_engine_whose_files_were_not_searched_yet_is_not_ready() -> None:
 
 def test_after_a_broken_connection_health_is_checked_before_its_interval() -> None:
     evidence = Evidence(has_process=True, has_url=True)
-    HEALTHY(evidence)
-    assert not evidence.needs_health_check
-    DISCONNECTED(evidence)
-    assert evidence.needs_health_check
-    HEALTHY(evidence)
-    assert not evidence.needs_health_check
+    needed = []
+    for event in (HEALTHY, DISCONNECTED, HEALTHY):
+        event(evidence)
+        needed.append(evidence.needs_health_check)
+    assert needed == [False, True, False]

@@ -250,9 +250,7 @@ class _Exporter:
             fault = f"the processes of this machine cannot be searched: {error}"
             if fault != self._search_fault:
                 self._search_fault = fault
-                logger.warning(
-                    "%s; searching again every %.0f s", fault, _LOST_SEARCH_SECONDS
-                )
+                logger.warning("%s; searching again every %.0f s", fault, _LOST_SEARCH_SECONDS)
             return
         self._search_fault = ""
         for first in self._last_search.engines:
