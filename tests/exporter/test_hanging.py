@@ -192,6 +192,6 @@ def test_a_fault_of_the_search_ends_no_search(tmp_path: Path) -> None:
     (code / "sitecustomize.py").write_text(BROKEN_SEARCH, encoding="utf-8")
     path = f"{code}:{os.environ.get('PYTHONPATH', '')}"
     with exporter(tmp_path, PYTHONPATH=path) as found:
-        found.process.wait_for("search: failed", within=10)
+        found.process.wait_for("search failed", within=10)
         found.process.wait_for("searched again", within=10)
         assert found.process.running
