@@ -10,7 +10,6 @@ from typing import Any
 from dynamo.common.utils.prometheus import get_prometheus_expfmt, get_prometheus_typed
 from prometheus_client import CollectorRegistry, multiprocess
 
-from dynamometer.exposition.conversion import to_samples
 from dynamometer.exposition.parser import parse
 from dynamometer.multiprocess import MultiProcessCollector
 from dynamometer.names import labels
@@ -61,20 +60,24 @@ def _families(page: bytes) -> dict[str, tuple[tuple[str, str], frozenset[Series]
     for family in parse(page).families:
         metadata = family.metadata
         series = frozenset(
-            (sample.name, frozenset(pair for pair in sample.labels.items()
-                                    if pair[0] not in OF_ONE_START))
-            for sample in to_samples(family.lines)
-        )  # fmt: skip
+            (
+                sample.series.name,
+                frozenset(
+                    pair for pair in sample.series.labels.items() if pair[0] not in OF_ONE_START
+                ),
+            )
+            for sample in family.samples
+        )
         found[metadata.name] = (metadata.type, metadata.documentation), series
     return found
 
 
 def _values(page: bytes) -> dict[Series, float]:
-    samples = (sample for family in parse(page).families for sample in to_samples(family.lines))
+    samples = (sample for family in parse(page).families for sample in family.samples)
     return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
+        (sample.series.name, frozenset(sample.series.labels.items())): float(sample.value)
         for sample in samples
-        if sample.name.startswith(PREFIX)
+        if sample.series.name.startswith(PREFIX)
     }
 
 

@@ -176,10 +176,6 @@ def test_no_room_has_an_import_circle() -> None:
 # The same part in each room, and the entry points of `python -m dynamometer.…`.
 NOT_A_NOUN = {"app", "command", "interface", "__init__", "__main__"}
 ENTRY_POINTS = {"sglang", "tiny_model"}
-# Nouns of several modules; a noun leaves the set when at most one module has it.
-KNOWN_NOUNS = {
-    "page",
-}
 # An ending of a noun, and the ending of its stem.
 ENDINGS = {
     r"name$": "",
@@ -215,11 +211,7 @@ def shared_nouns(source: Path) -> dict[str, list[str]]:
 
 
 def test_no_two_modules_have_one_noun() -> None:
-    found = shared_nouns(SOURCE)
-    known = {noun(name) for name in KNOWN_NOUNS}
-    assert {name: found[name] for name in found.keys() - known} == {}
-    gone = {name for name in KNOWN_NOUNS if noun(name) not in found}
-    assert gone == set(), "remove a noun that one module has from KNOWN_NOUNS"
+    assert shared_nouns(SOURCE) == {}
 
 
 # The checks themselves, on a small package that is written for the test.

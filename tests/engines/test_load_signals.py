@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynamometer.engines.load_signals import EngineLoad
-from dynamometer.exposition.conversion import to_samples
 from dynamometer.exposition.families import Family
 from parsing import parse
 
@@ -34,10 +33,10 @@ def shown(families: Sequence[Family]) -> dict[str, float]:
     """Return the values by the short name, with the rank if a family has one."""
     found = {}
     for family in families:
-        for sample in to_samples(family.lines):
-            name = sample.name.removeprefix("dynamometer_engine_").removeprefix(WORKERS)
-            rank = sample.labels.get("dp_rank")
-            found[name if rank is None else f"{name}/{rank}"] = sample.value
+        for sample in family.samples:
+            name = sample.series.name.removeprefix("dynamometer_engine_").removeprefix(WORKERS)
+            rank = sample.series.labels.get("dp_rank")
+            found[name if rank is None else f"{name}/{rank}"] = float(sample.value)
     return found
 
 

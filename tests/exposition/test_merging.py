@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as peer_parse
 
-from dynamometer.exposition.filters import Selection
-from dynamometer.exposition.merged_page import MergedPage
 from dynamometer.exposition.merging import Clash, Merger, Omission, Source
-from dynamometer.exposition.rendering import render
+from dynamometer.exposition.rendering import Renderer, render
 from parsing import parse
 
 FILES = parse(
@@ -39,18 +39,34 @@ MERGED = (
 SOURCES = [Source("files", FILES), Source("page", HTTP)]
 
 
+class Page:
+    """The page of merged sources."""
+
+    def __init__(self) -> None:
+        self.merger = Merger()
+        self._renderer = Renderer()
+
+    def update(self, sources: Sequence[Source]) -> bool:
+        """Merge the sources; return whether the page changed."""
+        before = self.merger.families
+        return self.merger.merge(sources) is not before
+
+    def render(self, *, openmetrics: bool = False, gzip: bool = False) -> bytes:
+        return self._renderer.render(self.merger.families, openmetrics=openmetrics, gzip=gzip)
+
+
 def test_the_first_source_wins_and_histograms_stay_whole() -> None:
     merger = Merger()
     assert render(merger.merge(SOURCES)) == MERGED
 
 
-def test_what_is_left_out_is_told() -> None:
+def test_omissions_are_reported() -> None:
     merger = Merger()
     merger.merge(SOURCES)
     assert set(merger.omissions) == {
-        Omission("page", "files", "a", Clash.OVERLAP, 1),
-        Omission("page", "files", "h", Clash.OVERLAP, 1),
-        Omission("page", "files", "g", Clash.TYPE_CONFLICT, 0),
+        Omission("page", "files", "a", Clash.OVERLAP),
+        Omission("page", "files", "h", Clash.OVERLAP),
+        Omission("page", "files", "g", Clash.TYPE_CONFLICT),
     }
 
 
@@ -74,11 +90,11 @@ COUNTER = (
 def test_a_gauge_and_a_counter_of_one_name_are_on_both_pages() -> None:
     """As on the page of every Go process; OpenMetrics has the counter without its type."""
     for text in (GAUGE + COUNTER, COUNTER + GAUGE):
-        page = MergedPage()
+        page = Page()
         families = parse(text)
         page.update([Source("go", families)])
         assert page.render() == text
-        assert not page.omissions
+        assert not page.merger.omissions
         other = page.render(openmetrics=True)
         assert samples(other) == {"go_alloc_bytes": 1, "go_alloc_bytes_total": 2}
         assert b"# TYPE go_alloc_bytes gauge\n" in other
@@ -116,12 +132,12 @@ CLASHES = {
 @pytest.mark.parametrize("case", CLASHES)
 def test_families_that_clash_in_openmetrics_lose_no_sample_there(case: str) -> None:
     for texts in (CLASHES[case], CLASHES[case][::-1]):
-        page = MergedPage()
+        page = Page()
         sources = [Source(f"source {number}", parse(one)) for number, one in enumerate(texts)]
         page.update(sources)
         text = page.render()
         assert text == b"".join(texts)
-        assert not page.omissions
+        assert not page.merger.omissions
         assert samples(page.render(openmetrics=True)) == samples(text)
         together = [family for source in sources for family in source.families]
         assert render(together, openmetrics=True) == page.render(openmetrics=True)
@@ -135,7 +151,7 @@ def test_families_that_clash_in_openmetrics_lose_no_sample_there(case: str) -> N
 def test_an_info_and_a_gauge_of_one_name_are_on_both_pages() -> None:
     info = b'# HELP a i\n# TYPE a info\na_info{v="1"} 1\n# EOF\n'
     gauge = b"# HELP a g\n# TYPE a gauge\na 5\n"
-    page = MergedPage()
+    page = Page()
     page.update([Source("info", parse(info, openmetrics=True)), Source("gauge", parse(gauge))])
     for one in (page.render(), page.render(openmetrics=True)):
         assert b'\na_info{v="1"} 1\n' in one
@@ -146,7 +162,7 @@ def test_an_info_and_a_gauge_of_one_name_are_on_both_pages() -> None:
 def test_exemplars_stay_with_their_type() -> None:
     """OpenMetrics has no place for them at a sample of type unknown."""
     counter = b'# TYPE a counter\na_total 1 1.5 # {t="x"} 1\n# EOF\n'
-    page = MergedPage()
+    page = Page()
     page.update([Source("counter", parse(counter, openmetrics=True))])
     assert b'# {t="x"}' in page.render(openmetrics=True)
     gauge = parse(b"# TYPE a gauge\na 5\n")
@@ -174,12 +190,12 @@ def test_of_two_sources_each_family_of_one_name_is_joined_with_its_own() -> None
 
 
 def test_nothing_new_is_nothing_done() -> None:
-    page = MergedPage()
+    page = Page()
     assert page.update(SOURCES)
-    pages = [page.render(), page.render(openmetrics=True), page.compressed()]
+    pages = [page.render(), page.render(openmetrics=True), page.render(gzip=True)]
     assert not page.update(SOURCES)
     assert not page.update([Source(s.name, tuple(s.families)) for s in SOURCES])
-    again = [page.render(), page.render(openmetrics=True), page.compressed()]
+    again = [page.render(), page.render(openmetrics=True), page.render(gzip=True)]
     assert all(one is other for one, other in zip(pages, again, strict=True))
 
 
@@ -193,21 +209,10 @@ def test_only_what_changed_is_merged_again() -> None:
 
 
 def test_a_source_that_goes_takes_its_families_along() -> None:
-    page = MergedPage()
+    page = Page()
     page.update(SOURCES)
     assert page.update(SOURCES[:1])
     assert page.render() == render(FILES)
-
-
-def test_a_selection_is_kept_when_other_families_change() -> None:
-    page = MergedPage()
-    page.update(SOURCES)
-    selection = Selection.of(names=["a_total"])
-    before = page.compressed(selection)
-    (changed,) = parse(b"# HELP only page\n# TYPE only gauge\nonly 2\n")
-    families = [changed if family.name == "only" else family for family in HTTP]
-    assert page.update([SOURCES[0], Source("page", families)])
-    assert page.compressed(selection) is before
 
 
 def test_timestamps_of_one_source_stay_in_both_formats() -> None:

@@ -463,7 +463,7 @@ def test_lines_behind_the_end_are_dropped() -> None:
     parsed = Parser().parse(b"a 1\n# EOF\nb 2\n# EOF\n", OPENMETRICS)
     assert [family.name for family in parsed.families] == ["a"]
     assert parsed.dropped == 2
-    assert parsed.fault == "line 3 of the OpenMetrics page: a line behind # EOF"
+    assert parsed.fault == "line 3 of the OpenMetrics page: a line after # EOF"
 
 
 @pytest.mark.parametrize(

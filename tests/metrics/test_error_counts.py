@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dynamometer.exposition.conversion import to_samples
 from dynamometer.metrics.error_counts import ErrorCounts
 
 
 def values(counts: ErrorCounts) -> dict[tuple[str, str], float]:
     (family,) = counts.families
-    samples = to_samples(family.lines)
-    return {(one.labels["source"], one.labels["reason"]): one.value for one in samples}
+    return {
+        (one.series.labels["source"], one.series.labels["reason"]): float(one.value)
+        for one in family.samples
+    }
 
 
 def test_expected_errors_begin_at_zero() -> None:

@@ -11,7 +11,6 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from dynamometer.exposition.conversion import to_samples
 from dynamometer.exposition.families import Family, Metadata
 from dynamometer.metrics.instruments import InstrumentRegistry
 from dynamometer.metrics.page import MetricsPage
@@ -254,7 +253,7 @@ class Doubled:
         if self.broken:
             raise ValueError("cannot be concluded")
         self.given.append(given)
-        values = [sample.value for family in given for sample in to_samples(family.lines)]
+        values = [float(sample.value) for family in given for sample in family.samples]
         return families(f"# TYPE twice gauge\ntwice {2 * sum(values)}\n")
 
 

@@ -15,7 +15,8 @@ from dynamometer.exposition.families import Family, Metadata
 from dynamometer.exposition.numbers import format_number
 from dynamometer.exposition.ordering import sort_key
 from dynamometer.exposition.reuse import UnchangedFamilies
-from dynamometer.exposition.series import labels_text, series_text
+from dynamometer.exposition.samples import Sample
+from dynamometer.exposition.series import Series
 from dynamometer.names import engine_load, kvstats, labels, name_prefix
 
 # A request is in one of these queues at a time. SGLang's queue of transfers into the host's memory
@@ -173,7 +174,7 @@ def _component_families(
                     for label in (labels.COMPONENT, labels.MODEL)
                     if label in constant
                 }
-                series[series_text(metadata.text_name, labels_text(series_labels))] = value
+                series[Series.of(metadata.text_name, series_labels)] = value
         if series:
             families.append(_family(metadata, series))
     return families
@@ -204,9 +205,9 @@ def _mean(values: Sequence[RankValue]) -> float:
 
 
 def _single(metadata: Metadata, constant: Mapping[str, str], value: float) -> Family:
-    return _family(metadata, {series_text(metadata.text_name, labels_text(constant)): value})
+    return _family(metadata, {Series.of(metadata.text_name, constant): value})
 
 
-def _family(metadata: Metadata, series: Mapping[str, float]) -> Family:
-    lines = [f"{one} {format_number(series[one])}\n" for one in sorted(series, key=sort_key)]
-    return Family(metadata, frozenset({metadata.text_name}), ("".join(lines).encode(),))
+def _family(metadata: Metadata, values: Mapping[Series, float]) -> Family:
+    series = sorted(values, key=sort_key)
+    return Family.of_samples(metadata, [Sample(one, format_number(values[one])) for one in series])

@@ -15,7 +15,7 @@ from typing import Final
 
 from dynamometer.exposition.families import Family
 from dynamometer.exposition.ordering import SortKey, sort_key
-from dynamometer.exposition.series import end_of_series, split_series
+from dynamometer.exposition.series import Series
 from dynamometer.names import labels
 
 _RANK: Final = "_rank"
@@ -48,7 +48,7 @@ class LeadingSeries:
         self._totals_by_priority = totals_by_priority
         self._family: Family | None = None
         self._values: Sequence[RankValue] = ()
-        self._series: list[bytes] = []
+        self._series: Sequence[Series] = ()
         self._chosen: Sequence[tuple[int, str]] = ()
 
     def read(self, family: Family | None) -> Sequence[RankValue]:
@@ -65,27 +65,24 @@ class LeadingSeries:
     def _read(self, family: Family) -> Sequence[RankValue]:
         if family.metadata.type not in _TYPES:
             return ()
-        split = [line.rpartition(b" ") for line in family.lines.split(b"\n") if line]
-        series = [left for left, _, _ in split]
-        texts = [right for _, _, right in split]
-        if any(not left.endswith(b"}") and b" " in left for left in series):
-            series, texts = _with_timestamps(family)
+        samples = family.samples
+        series = [sample.series for sample in samples]
         if series != self._series:
             self._series = series
             self._chosen = self._choose(family.metadata.sample_name, series)
-        values = [RankValue(dp_rank, _number(texts[index])) for index, dp_rank in self._chosen]
+        values = [RankValue(rank, _number(samples[index].value)) for index, rank in self._chosen]
         return tuple([one for one in values if math.isfinite(one.value) and one.value >= 0])
 
-    def _choose(self, name: str, all_series: Sequence[bytes]) -> Sequence[tuple[int, str]]:
+    def _choose(self, name: str, all_series: Sequence[Series]) -> Sequence[tuple[int, str]]:
         """Return the indexes of the series that count, with their data-parallel ranks."""
         leading: dict[tuple[tuple[str, str], ...], tuple[SortKey, int, dict[str, str]]] = {}
         for index, series in enumerate(all_series):
-            text = series.decode()
-            sample, pairs = split_series(text)
-            if sample != name:
+            if series.name != name:
                 continue
-            kept = {label: value for label, value in pairs if not _is_shared_rank(label)}
-            key, order = tuple(kept.items()), sort_key(text)
+            kept = {
+                label: value for label, value in series.labels.items() if not _is_shared_rank(label)
+            }
+            key, order = tuple(kept.items()), sort_key(series)
             if key not in leading or order < leading[key][0]:
                 leading[key] = (order, index, kept)
         found = [(index, kept) for _, index, kept in leading.values()]
@@ -99,17 +96,7 @@ class LeadingSeries:
         return [(index, kept.get(labels.DP_RANK, "")) for index, kept in found]
 
 
-def _with_timestamps(family: Family) -> tuple[list[bytes], list[bytes]]:
-    series, texts = [], []
-    for line in family.lines.decode().split("\n"):
-        if line and not line.startswith("#"):
-            end = end_of_series(line)
-            series.append(line[:end].encode())
-            texts.append(line[end + 1 :].partition(" ")[0].encode())
-    return series, texts
-
-
-def _number(text: bytes) -> float:
+def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The public exposition API: bytes in, bytes out; nothing of files or sockets."""
+"""Exposition formats: parse, transform, merge and render metric families, without any I/O."""
 
 from dynamometer.exposition.families import Family, Metadata
 from dynamometer.exposition.negotiation import Format, choose_format

@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
+import prometheus_client.samples
 from prometheus_client import Metric
-from prometheus_client.samples import Exemplar, Sample
 
-from dynamometer.exposition.builder import FamilyBuilder
 from dynamometer.exposition.families import Family, Metadata
 from dynamometer.exposition.numbers import format_number
-from dynamometer.exposition.series import labels_text, series_text, split_lines, split_series
+from dynamometer.exposition.samples import Sample
+from dynamometer.exposition.series import Series, labels_text
 from dynamometer.names import label_value
 
 _MILLISECONDS: Final = 1000
 
 
 class FamilyMetric(Metric):
-    """A family as prometheus_client has it, whose samples are made when they are looked at.
+    """A family as a `Metric` of prometheus_client, which creates its samples on first use.
 
     Attributes:
-        family: the family, for those who can do with its bytes.
+        family: the family.
     """
 
     def __init__(self, family: Family) -> None:
@@ -29,51 +29,50 @@ class FamilyMetric(Metric):
         metadata = family.metadata
         super().__init__(metadata.name, metadata.documentation, metadata.type)
         self.unit = metadata.unit
-        self._samples: list[Sample] | None = None
+        self._samples: list[prometheus_client.samples.Sample] | None = None
 
     @property
     def untouched(self) -> bool:
-        """Whether nobody can have changed it: its samples were never looked at, nor was it."""
+        """True if the metric is as it was created, and its samples were never used."""
         metadata = self.family.metadata
         now = (self.name, self.documentation, self.type, self.unit)
-        made = (metadata.name, metadata.documentation, metadata.type, metadata.unit)
-        return self._samples is None and now == made
+        created = (metadata.name, metadata.documentation, metadata.type, metadata.unit)
+        return self._samples is None and now == created
 
     @property
-    def samples(self) -> list[Sample]:
+    def samples(self) -> list[prometheus_client.samples.Sample]:
         """The samples, without timestamps and exemplars."""
         if self._samples is None:
-            self._samples = to_samples(self.family.lines)
+            self._samples = [
+                prometheus_client.samples.Sample(
+                    sample.series.name, dict(sample.series.labels), float(sample.value)
+                )
+                for sample in self.family.samples
+            ]
         return self._samples
 
     @samples.setter
-    def samples(self, samples: Sequence[Sample]) -> None:
+    def samples(self, samples: Sequence[prometheus_client.samples.Sample]) -> None:
         self._samples = list(samples)
 
 
 def to_metric(family: Family) -> Metric:
-    """A family as prometheus_client has it."""
+    """Return a family as a `Metric` of prometheus_client."""
     return FamilyMetric(family)
 
 
-def to_samples(lines: bytes) -> list[Sample]:
-    """The samples of sample lines in our own form, without timestamps and exemplars."""
-    samples = []
-    for series, rest in split_lines(lines):
-        name, labels = split_series(series)
-        samples.append(Sample(name, dict(labels), float(rest.split(" ", 1)[0])))
-    return samples
-
-
 def from_metric(metric: Metric, before: Metadata | None = None) -> Family:
-    """A family of prometheus_client's as its bytes; those it has kept where it is one of ours.
+    """Return a `Metric` of prometheus_client as a family, without its `_created` series.
 
-    Without `_created` series, as all families of ours. Half characters in labels' values, which no
-    page can hold, become `?`.
+    An unpaired surrogate in a label's value, which a page cannot contain, becomes `?`.
 
     Args:
-        metric: the family.
-        before: its metadata as they were; taken again where they still are so.
+        metric: the metric; of an untouched `FamilyMetric`, the family itself is returned.
+        before: the metadata of the last time, used again if nothing in them changed.
+
+    Raises:
+        UnicodeEncodeError: Without unpaired surrogates, two series would be the same, or a name
+            has an unpaired surrogate.
     """
     if isinstance(metric, FamilyMetric) and metric.untouched:
         return metric.family
@@ -85,33 +84,44 @@ def from_metric(metric: Metric, before: Metadata | None = None) -> Family:
     except UnicodeEncodeError:
         samples = [_writable(sample) for sample in metric.samples]
         if _series_count(samples) != _series_count(metric.samples):
-            raise  # two series would be one
+            raise
         return _family(metadata, samples)
 
 
-def _family(metadata: Metadata, samples: Iterable[Sample]) -> Family:
-    builder = FamilyBuilder(metadata)
-    for sample in samples:
-        if sample.native_histogram is not None:
-            continue  # OpenMetrics 2.0's
-        stamp = sample.timestamp
-        builder.add(
-            sample.name,
-            series_text(sample.name, labels_text(sample.labels)),
-            format_number(float(sample.value)),
-            seconds="" if stamp is None else str(stamp),
-            milliseconds="" if stamp is None else str(int(float(stamp) * _MILLISECONDS)),
-            exemplar=_exemplar_text(sample.exemplar) if sample.exemplar else "",
-        )
-    return builder.family()
+def _family(metadata: Metadata, samples: Iterable[prometheus_client.samples.Sample]) -> Family:
+    family = Family.of_samples(
+        metadata,
+        # A native histogram belongs to OpenMetrics 2.0.
+        [_sample(sample) for sample in samples if sample.native_histogram is None],
+    )
+    # Raise an error now, not when the page is rendered.
+    "".join([f"{sample.series.text}{sample.exemplar}" for sample in family.samples]).encode()
+    return family
 
 
-def _series_count(samples: Iterable[Sample]) -> int:
+def _sample(sample: prometheus_client.samples.Sample) -> Sample:
+    stamp = sample.timestamp
+    return Sample(
+        Series.of(sample.name, sample.labels),
+        format_number(float(sample.value)),
+        "" if stamp is None else str(stamp),
+        "" if stamp is None else str(int(float(stamp) * _MILLISECONDS)),
+        _exemplar_text(sample.exemplar) if sample.exemplar else "",
+    )
+
+
+def _exemplar_text(exemplar: prometheus_client.samples.Exemplar) -> str:
+    stamp = "" if exemplar.timestamp is None else f" {exemplar.timestamp}"
+    value = format_number(float(exemplar.value))
+    return f"{{{labels_text(exemplar.labels)}}} {value}{stamp}"
+
+
+def _series_count(samples: Iterable[prometheus_client.samples.Sample]) -> int:
     return len({(sample.name, *sorted(sample.labels.items())) for sample in samples})
 
 
-def _writable(sample: Sample) -> Sample:
-    """A sample whose labels' values have `?` in the place of half characters."""
+def _writable(sample: prometheus_client.samples.Sample) -> prometheus_client.samples.Sample:
+    """Return a sample with `?` for each unpaired surrogate in its labels' values."""
     exemplar = sample.exemplar
     if exemplar:
         exemplar = exemplar._replace(labels=_writable_labels(exemplar.labels))
@@ -120,9 +130,3 @@ def _writable(sample: Sample) -> Sample:
 
 def _writable_labels(labels: Mapping[str, str]) -> dict[str, str]:
     return {name: label_value(value) for name, value in labels.items()}
-
-
-def _exemplar_text(exemplar: Exemplar) -> str:
-    stamp = "" if exemplar.timestamp is None else f" {exemplar.timestamp}"
-    value = format_number(float(exemplar.value))
-    return f"{{{labels_text(exemplar.labels)}}} {value}{stamp}"

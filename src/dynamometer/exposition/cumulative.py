@@ -1,35 +1,35 @@
-"""What of a family counts from the beginning of a process: its cumulative samples.
+"""Cumulative samples: those that count from the start of a process.
 
-A counter's `_total`, a histogram's buckets, count and sum, a summary's count and sum. Not a
-summary's quantiles, nor anything of another type; `_created` samples are in no family of ours.
+They are a counter's `_total`, a histogram's buckets, count and sum, and a summary's count and sum;
+not a summary's quantiles, and no sample of another type.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
-from dynamometer.exposition.families import INNER_LABELS, Family, Metadata
+from dynamometer.exposition.families import Family, Metadata
 from dynamometer.exposition.numbers import format_number
-from dynamometer.exposition.series import end_of_series, labels_text, metric_name, split_series
+from dynamometer.exposition.samples import Sample
+from dynamometer.exposition.series import Series, metric_name
 
 Values: TypeAlias = dict[str, float]
-"""Values of samples by their series."""
+"""The values of samples, by the text of their series."""
 
-# Of counts, and of sums.
+# The suffixes of counts, and of sums.
 _SUFFIXES: Final = {
     "counter": (("_total",), ()),
     "histogram": (("_bucket", "_count"), ("_sum",)),
     "summary": (("_count",), ("_sum",)),
 }
-_EXEMPLAR: Final = " # {"
 
 
 def is_cumulative(metadata: Metadata) -> bool:
-    """Whether a family has cumulative samples."""
+    """Return whether a family of this type has cumulative samples."""
     return metadata.type in _SUFFIXES
 
 
@@ -38,8 +38,8 @@ class Reading:
     """The cumulative samples of one label set: one counter, histogram or summary.
 
     Attributes:
-        counts: values by series, a histogram's buckets included; only a restart lowers them.
-        sums: values by series; negative observations lower a sum too.
+        counts: the counts, with a histogram's buckets; only a restart lowers them.
+        sums: the sums; negative observations lower a sum too.
     """
 
     counts: Values = field(default_factory=dict)
@@ -47,12 +47,12 @@ class Reading:
 
     @property
     def level(self) -> float:
-        """The greatest count: how often the label set counted."""
+        """The greatest count, which is the number of events of the label set."""
         return max(self.counts.values(), default=0.0)
 
     @property
     def finite(self) -> bool:
-        """Whether all counts are finite; one observation of NaN spoils a sum for ever."""
+        """True if all counts are finite; a sum stays NaN after one observation of NaN."""
         return all(map(math.isfinite, self.counts.values()))
 
     def items(self) -> Iterator[tuple[str, float]]:
@@ -75,33 +75,23 @@ def readings_of(family: Family, label_sets: dict[str, str]) -> Mapping[str, Read
 
     Args:
         family: with cumulative samples (`is_cumulative`).
-        label_sets: those of known series; new ones are added.
+        label_sets: the label sets of known series; the function adds new ones.
     """
-    metadata = family.metadata
-    counts, sums = _beginnings(metadata)
+    counts, sums = _sample_names(family.metadata)
     found: dict[str, Reading] = {}
-    for line in _lines(family.chunks):
-        series, rest = _split(line)
-        labels = label_sets.get(series)
+    for series, value, *_ in family.samples:
+        text, name = series.text, series.name
+        labels = label_sets.get(text)
         if labels is None:
-            labels = label_sets[series] = _label_set(series, metadata)
+            labels = label_sets[text] = family.metadata.label_set(series)
         reading = found.get(labels)
         if reading is None:
             reading = found[labels] = Reading()
-        if line.startswith(counts):
-            reading.counts[series] = float(rest.partition(" ")[0])
-        elif line.startswith(sums):
-            reading.sums[series] = float(rest.partition(" ")[0])
+        if name in counts:
+            reading.counts[text] = float(value)
+        elif name in sums:
+            reading.sums[text] = float(value)
     return found
-
-
-def _label_set(series: str, metadata: Metadata) -> str:
-    """What the samples of one counter, histogram or summary have in common, as a text."""
-    inner = INNER_LABELS.get(metadata.type)
-    if inner is None:
-        return series
-    _, labels = split_series(series)
-    return labels_text({name: value for name, value in labels if name != inner})
 
 
 def continued(family: Family, totals: Values, missing: Values) -> Family:
@@ -109,68 +99,36 @@ def continued(family: Family, totals: Values, missing: Values) -> Family:
 
     Args:
         family: as on its page; its timestamps and exemplars stay.
-        totals: the values to show, by series; all other samples stay as they are.
+        totals: the values to show; all other samples stay as they are.
         missing: the values of series that the page does not have.
     """
-    more = "".join([f"{series} {format_number(value)}\n" for series, value in missing.items()])
-    other = family.openmetrics_chunks
-    return Family(
-        family.metadata,
-        family.sample_names | {series.partition("{")[0] for series in missing},
-        ((_replaced(family.chunks, totals) + more).encode(),),
-        None if other is None else ((_replaced(other, totals) + more).encode(),),
-    )
+    samples = [
+        sample._replace(value=format_number(totals[sample.series.text]))
+        if sample.series.text in totals
+        else sample
+        for sample in family.samples
+    ]
+    samples += [Sample(Series(text), format_number(value)) for text, value in missing.items()]
+    return Family.of_samples(family.metadata, samples)
 
 
-def without_lines(family: Family) -> Family:
-    """Return a family's metadata alone; the family itself if it has no samples."""
-    return Family(family.metadata, frozenset(), ()) if family.chunks else family
+def without_samples(family: Family) -> Family:
+    """Return a family of the same metadata without samples."""
+    return Family.of_samples(family.metadata, ()) if family.sample_names else family
 
 
 def cumulative_part(family: Family) -> Family:
-    """A family without the samples that are not cumulative; itself where it has none."""
-    metadata = family.metadata
-    quantiles = {metadata.name, metric_name(metadata.name)}
-    if metadata.type != "summary" or quantiles.isdisjoint(family.sample_names):
+    """Return a family without the samples that are not cumulative; itself if all are."""
+    counts, sums = _sample_names(family.metadata)
+    names = counts | sums
+    if family.sample_names <= names:
         return family
-    other = family.openmetrics_chunks
-    beginnings = (*_beginnings(metadata)[0], *_beginnings(metadata)[1])
-    return Family(
-        metadata,
-        family.sample_names - quantiles,
-        (_beginning(family.chunks, beginnings),),
-        None if other is None else (_beginning(other, beginnings),),
-    )
+    samples = [sample for sample in family.samples if sample.series.name in names]
+    return Family.of_samples(family.metadata, samples)
 
 
-def _beginnings(metadata: Metadata) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What the lines of counts begin with, and those of sums."""
+def _sample_names(metadata: Metadata) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the names of the counts, and those of the sums."""
     name = metric_name(metadata.name)
     counts, sums = _SUFFIXES[metadata.type]
-    return tuple([name + suffix for suffix in counts]), tuple([name + suffix for suffix in sums])
-
-
-def _beginning(chunks: Sequence[bytes], beginnings: tuple[str, ...]) -> bytes:
-    return "".join([f"{line}\n" for line in _lines(chunks) if line.startswith(beginnings)]).encode()
-
-
-def _replaced(chunks: Sequence[bytes], totals: Values) -> str:
-    lines = []
-    for line in _lines(chunks):
-        series, rest = _split(line)
-        if (total := totals.get(series)) is not None:
-            _, space, behind = rest.partition(" ")
-            lines.append(f"{series} {format_number(total)}{space}{behind}\n")
-        else:
-            lines.append(f"{line}\n")
-    return "".join(lines)
-
-
-def _lines(chunks: Sequence[bytes]) -> Iterator[str]:
-    return filter(None, b"".join(chunks).decode().split("\n"))
-
-
-def _split(line: str) -> tuple[str, str]:
-    """Series and the rest; the last brace ends a series where no exemplar is behind it."""
-    end = end_of_series(line) if _EXEMPLAR in line else line.rfind("}") + 1 or line.find(" ")
-    return line[:end], line[end + 1 :]
+    return frozenset({name + suffix for suffix in counts}), frozenset({name + one for one in sums})

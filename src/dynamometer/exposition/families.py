@@ -1,18 +1,20 @@
-"""A metric family as it stands on a page.
+"""A metric family: the value that sources return and pages are rendered from.
 
-The text format 0.0.4 and OpenMetrics 1.0.0 differ in a family's header and hardly ever in
-its sample lines, so a family is its metadata and the lines that both formats share. It is
-a value: a source that has nothing new hands out the same object again, and whoever joined
-it keeps what he made of it.
+A family has its samples, its sample lines, or both: each is made from the other on first use. The
+reader of files makes lines, which both formats share; parsers and transformations make samples,
+whose timestamps and exemplars the formats write differently. A source without changes returns the
+same objects again, so that results made from a family can be kept.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from dynamometer.exposition.series import metric_name
+from dynamometer.exposition.samples import Sample, openmetrics_lines, split_lines, text_lines
+from dynamometer.exposition.series import Series, labels_text, metric_name
 
 TYPES: Final = frozenset(
     {
@@ -26,7 +28,7 @@ TYPES: Final = frozenset(
         "stateset",
     }
 )
-# What a family's samples may be called: its name and one of these (OpenMetrics 1.0.0).
+# The endings of sample names, after the name of the family (OpenMetrics 1.0.0).
 SUFFIXES: Final = {
     "counter": ("_total", "_created"),
     "summary": ("", "_count", "_sum", "_created"),
@@ -49,6 +51,8 @@ _TEXT_TYPES: Final = {
     "unknown": "untyped",
 }
 _SAMPLE_SUFFIXES: Final = {"counter": "_total", "info": "_info"}
+# Samples that the text format does not know: there they are gauges of their own.
+_GAUGE_SUFFIXES: Final = ("_gcount", "_gsum")
 
 
 @dataclass(frozen=True)
@@ -56,12 +60,12 @@ class Metadata:
     """The properties of a family apart from its samples.
 
     Attributes:
-        name: as OpenMetrics and prometheus_client have it: a counter's without `_total`.
+        name: the name in OpenMetrics and prometheus_client: a counter's without `_total`.
         type: one of `TYPES`.
         documentation: the help text, not escaped.
         unit: OpenMetrics' unit; empty for none.
-        bare: whether the text format writes a counter as `name`, without `_total`, because the
-            counter's own page does. OpenMetrics, and `Family.chunks`, have `_total` always.
+        bare: the text format writes a counter as `name`, without `_total`, because the counter's
+            own page does. OpenMetrics, and the samples, always have `_total`.
     """
 
     name: str
@@ -72,12 +76,12 @@ class Metadata:
 
     @cached_property
     def sample_name(self) -> str:
-        """The name with the suffix of its type: a counter's with `_total`."""
+        """The name with the suffix of the type: a counter's with `_total`."""
         return self.name + _SAMPLE_SUFFIXES.get(self.type, "")
 
     @cached_property
     def text_name(self) -> str:
-        """The name that the text format writes: a counter's with `_total`, if it is not bare."""
+        """The name in the text format: a counter's with `_total`, unless the counter is bare."""
         return self.name if self.bare else self.sample_name
 
     @cached_property
@@ -99,15 +103,13 @@ class Metadata:
 
     @cached_property
     def created_name(self) -> str:
-        """What OpenMetrics calls the time at which it began to count; empty where it has none."""
+        """The name of OpenMetrics' creation time; empty for a type without one."""
         return f"{self.name}_created" if "_created" in SUFFIXES.get(self.type, ()) else ""
 
     @cached_property
     def text_header(self) -> bytes:
         """The `# HELP` and `# TYPE` lines of the text format 0.0.4."""
-        return text_header(
-            self.text_name, _TEXT_TYPES.get(self.type, self.type), self.documentation
-        )
+        return self._text_header(self.text_name, _TEXT_TYPES.get(self.type, self.type))
 
     @cached_property
     def openmetrics_header(self) -> bytes:
@@ -117,40 +119,92 @@ class Metadata:
         unit = f"# UNIT {name} {self.unit}\n" if self.unit else ""
         return f"# HELP {name} {documentation}\n# TYPE {name} {self.type}\n{unit}".encode()
 
+    def label_set(self, series: Series) -> str:
+        """Return what all samples of one counter, histogram or summary share, as a text."""
+        inner = INNER_LABELS.get(self.type)
+        if inner is None:
+            return series.text
+        return labels_text({name: value for name, value in series.labels.items() if name != inner})
 
-def text_header(name: str, text_type: str, documentation: str) -> bytes:
-    """The `# HELP` and `# TYPE` lines of the text format for a name as it has it."""
-    name = metric_name(name)
-    return (
-        f"# HELP {name} {_escape_documentation(documentation)}\n# TYPE {name} {text_type}\n"
-    ).encode()
+    def text_lines(self, samples: Sequence[Sample]) -> bytes:
+        """Render samples of the family in the text format 0.0.4."""
+        samples = self.samples_in_text(samples)
+        if self.type != "gaugehistogram":
+            return text_lines(samples)
+        others: list[Sample] = []
+        gauges: dict[str, list[Sample]] = {}
+        for sample in samples:
+            name = sample.series.name
+            own = gauges.setdefault(name, []) if name.endswith(_GAUGE_SUFFIXES) else others
+            own.append(sample)
+        lines = [text_lines(others)]
+        for name in sorted(gauges):
+            lines += [self._text_header(name, "gauge"), text_lines(gauges[name])]
+        return b"".join(lines)
+
+    def samples_in_text(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        """Return samples with their names in the text format, which differ for a bare counter."""
+        if not self.bare:
+            return samples
+        return [
+            sample._replace(series=sample.series.renamed(self.text_name))
+            if sample.series.name == self.sample_name
+            else sample
+            for sample in samples
+        ]
+
+    def _text_header(self, name: str, text_type: str) -> bytes:
+        name = metric_name(name)
+        documentation = _escape_documentation(self.documentation)
+        return f"# HELP {name} {documentation}\n# TYPE {name} {text_type}\n".encode()
 
 
 def _escape_documentation(documentation: str) -> str:
     return documentation.replace("\\", r"\\").replace("\n", r"\n")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Family:
-    """One family with its samples; equal only to itself.
+    """One family with its samples; immutable, and equal only to itself.
 
     Attributes:
-        metadata: its name, type and help text.
-        sample_names: the names of its samples.
-        chunks: its sample lines, in our own form (`series`), in one piece or, so that a
-            change in a large family costs little, in several.
-        openmetrics_chunks: the same for OpenMetrics where the bytes differ (timestamps,
-            exemplars, gauge histograms).
-        in_text: whether text pages show the family.
-        in_openmetrics: whether OpenMetrics pages show the family.
+        metadata: the name, type and help text.
+        sample_names: the names of the samples.
     """
 
-    metadata: Metadata
-    sample_names: frozenset[str]
-    chunks: tuple[bytes, ...]
-    openmetrics_chunks: tuple[bytes, ...] | None = None
-    in_text: bool = True
-    in_openmetrics: bool = True
+    __slots__ = ("_lines", "_openmetrics_lines", "_samples", "metadata", "sample_names")
+
+    def __init__(
+        self, metadata: Metadata, sample_names: frozenset[str], chunks: tuple[bytes, ...]
+    ) -> None:
+        """Make a family from its sample lines.
+
+        Args:
+            metadata: the name, type and help text; neither a bare counter nor a gauge histogram,
+                whose lines differ between the formats.
+            sample_names: the names of the samples.
+            chunks: the sample lines in our own form (`series`) without timestamps, in one piece,
+                or in several, so that a change in a large family is cheap.
+        """
+        self.metadata = metadata
+        self.sample_names = sample_names
+        # Threads may make the same value twice.
+        self._samples: tuple[Sample, ...] | None = None
+        self._lines: tuple[bytes, ...] | None = chunks
+        self._openmetrics_lines: tuple[bytes, ...] | None = chunks
+
+    @classmethod
+    def of_samples(cls, metadata: Metadata, samples: Iterable[Sample]) -> Family:
+        """Make a family from its samples, without `_created` samples."""
+        samples = tuple(samples)
+        names = frozenset([sample.series.name for sample in samples])
+        if metadata.created_name in names:
+            names -= {metadata.created_name}
+            samples = tuple([sample for sample in samples if sample.series.name in names])
+        family = cls(metadata, names, ())
+        if samples:
+            family._samples = samples
+            family._lines = family._openmetrics_lines = None
+        return family
 
     @property
     def name(self) -> str:
@@ -158,16 +212,40 @@ class Family:
         return self.metadata.name
 
     @property
+    def samples(self) -> tuple[Sample, ...]:
+        """The samples; split from the lines on first use."""
+        if self._samples is None:
+            self._samples = split_lines(b"".join(self.chunks))
+        return self._samples
+
+    @property
     def lines(self) -> bytes:
-        """The sample lines; a bare counter's with `_total`."""
+        """The sample lines in the text format 0.0.4."""
         return b"".join(self.chunks)
 
     @property
-    def text_chunks(self) -> tuple[bytes, ...]:
-        """The sample lines as the text format writes them."""
-        if not self.metadata.bare:
-            return self.chunks
-        before, after = f"\n{self.metadata.sample_name}", f"\n{self.metadata.text_name}"
-        return tuple(
-            (b"\n" + chunk).replace(before.encode(), after.encode())[1:] for chunk in self.chunks
-        )
+    def chunks(self) -> tuple[bytes, ...]:
+        """The sample lines in the text format 0.0.4, in pieces; rendered on first use."""
+        if self._lines is None:
+            self._lines = (self.metadata.text_lines(self.samples),)
+        return self._lines
+
+    @property
+    def openmetrics_chunks(self) -> tuple[bytes, ...]:
+        """The sample lines in OpenMetrics 1.0.0, in pieces; rendered on first use."""
+        if self._openmetrics_lines is None:
+            samples = self.samples
+            plain = not self.metadata.bare and self.metadata.type != "gaugehistogram"
+            if plain and not any(sample.seconds or sample.exemplar for sample in samples):
+                self._openmetrics_lines = self.chunks
+            else:
+                self._openmetrics_lines = (openmetrics_lines(samples),)
+        return self._openmetrics_lines
+
+    def render_lines(self) -> None:
+        """Render the sample lines of both formats now, not when the first page is rendered."""
+        _ = self.chunks, self.openmetrics_chunks
+
+    def looks_like(self, other: Family) -> bool:
+        """Return whether another family looks the same on every page."""
+        return self.metadata == other.metadata and self.samples == other.samples

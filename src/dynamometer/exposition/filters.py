@@ -1,4 +1,4 @@
-"""Which families of a page are asked for."""
+"""Selections of the families of a page."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dynamometer.exposition.families import Family, Metadata
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """A choice of whole families.
+    """A selection of whole families, by their names in the text format.
 
     Attributes:
-        prefixes: families whose name, as the text format has it, begins with one of them;
-            none: all.
-        names: of those, families that are called so or have a sample that is; none: all.
-        exclude_prefixes: families that are left out before anything is chosen.
+        prefixes: select families whose name begins with one of the prefixes; all if empty.
+        names: of these, select families that have one of the names, or a sample with one of the
+            names; all if empty.
+        exclude_prefixes: omit families whose name begins with one of the prefixes.
     """
 
     prefixes: tuple[str, ...] = ()
@@ -31,29 +31,29 @@ class Selection:
         names: Iterable[str] = (),
         exclude_prefixes: Iterable[str] = (),
     ) -> Selection:
-        """A selection out of any iterables.
+        """Return a selection; see the attributes.
 
         Raises:
-            TypeError: one of them is a single text.
+            TypeError: An argument is a single string.
         """
-        for given in (prefixes, names, exclude_prefixes):
-            if isinstance(given, str):
-                raise TypeError(f"a row of texts is wanted, not {given!r}")
+        for argument in (prefixes, names, exclude_prefixes):
+            if isinstance(argument, str):
+                raise TypeError(f"expected a list of strings, not {argument!r}")
         return cls(tuple(prefixes), frozenset(names), tuple(exclude_prefixes))
 
     def matches_prefix(self, metadata: Metadata) -> bool:
-        """Whether the prefixes let a family pass."""
+        """Return whether the prefixes select a family."""
         name = metadata.text_name
         if self.exclude_prefixes and name.startswith(self.exclude_prefixes):
             return False
         return not self.prefixes or name.startswith(self.prefixes)
 
     def apply(self, families: Sequence[Family]) -> Sequence[Family]:
-        """The chosen families, in their order; the very same sequence where all are chosen."""
+        """Return the selected families in their order; the same sequence if all are selected."""
         if self == EVERYTHING:
             return families
         names = self.names
-        if names:  # first, because it leaves few
+        if names:  # first, because few families remain
             families = [
                 family
                 for family in families
@@ -69,14 +69,14 @@ EVERYTHING = Selection()
 
 
 class FamilyFilter:
-    """A selection out of one source, the same tuple as long as the source has the same."""
+    """Selects families of one source; returns the same tuple for the same families."""
 
     def __init__(self, selection: Selection) -> None:
         self._selection = selection
         self._last: tuple[Sequence[Family], tuple[Family, ...]] = ((), ())
 
     def apply(self, families: Sequence[Family]) -> tuple[Family, ...]:
-        """The chosen families."""
+        """Return the selected families."""
         before, chosen = self._last
         if before is not families:
             found = tuple(self._selection.apply(families))

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 from typing import Final
 
 from dynamometer.exposition.series import (
+    Series,
     label_name,
     labels_text,
     metric_name,
-    series_text,
     unescape,
 )
 
 NAME: Final = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
 QUOTED: Final = r'"(?:[^"\\\n]|\\.)*"'
-# Up to the closing brace, whatever is between: `_parse_labels` looks closer.
+# Anything up to the closing brace: `_parse_labels` checks the content.
 BRACES: Final = rf"\{{(?:{QUOTED}|[^\"}}\n])*\}}"
 _NUMBER: Final = re.compile(
     r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|inf(?:inity)?|nan)",
     re.ASCII | re.IGNORECASE,
 )
 _SPACE: Final = r"[ \t]*"
-# White space may be missing before a value, too: Prometheus reads `a-1` as -1.
+# Like Prometheus, accept a value without white space before: `a-1` is -1.
 _SERIES: Final = re.compile(rf"({NAME})(?:{_SPACE}({BRACES}))?|({BRACES})", re.ASCII)
-# Prometheus reads labels without a comma between them too.
+# Like Prometheus, accept labels without a comma between them.
 _LABEL: Final = re.compile(
     rf"{_SPACE}(?:([a-zA-Z_][a-zA-Z0-9_]*)|({QUOTED})){_SPACE}(?:={_SPACE}({QUOTED}){_SPACE})?,?",
     re.ASCII,
@@ -39,43 +38,28 @@ _LARGEST_EXEMPLAR_CHARACTERS: Final = 128
 
 
 class GrammarError(ValueError):
-    """A line, or a part of one, is not in the format."""
-
-
-@dataclass(frozen=True, slots=True)
-class Series:
-    """The left part of a sample line.
-
-    Attributes:
-        name: its metric's name.
-        labels: by name.
-        text: in our own form.
-    """
-
-    name: str
-    labels: dict[str, str]
-    text: str
+    """A line, or a part of a line, is not valid."""
 
 
 class SeriesParser:
-    """Parses the left parts of lines, and remembers those of the last page."""
+    """Parses the series of lines, and remembers the series of the last page."""
 
     def __init__(self) -> None:
         self._known: dict[str, Series] = {}
         self._used: dict[str, Series] = {}
 
     def begin_page(self) -> None:
-        """Forget the series that the last page did not have."""
+        """Forget the series that are not on the last page."""
         self._known, self._used = self._used, {}
 
     def split(self, line: str) -> tuple[Series, str]:
-        """Parse the series that a sample line begins with; return it with the rest of the line.
+        """Return the series at the beginning of a sample line, and the rest of the line.
 
         Raises:
-            GrammarError: the line does not begin with a series.
+            GrammarError: The line does not begin with a series.
         """
-        # A series of the last page is recognized by its text, which ends at the closing brace or,
-        # without braces, at a space: without either, "a1" must not be taken for the series "a".
+        # The text of a known series ends at the closing brace or, without braces, at a space:
+        # a line without both, such as "a1", must not match the series "a".
         end = line.rfind("}") + 1 or max(line.find(" "), 0)
         found = self._known.get(line[:end])
         if found is None:
@@ -99,13 +83,13 @@ def _parse_series(match: re.Match[str]) -> Series:
         name = name or quoted_name
     if not name:
         raise GrammarError(f"no metric name: {match[0][:80]!r}")
-    return Series(name, labels, series_text(name, labels_text(labels)))
+    return Series.of(name, labels)
 
 
 def _parse_labels(braces: str, labels: dict[str, str]) -> str | None:
-    """Parse labels into `labels`; return the metric's name where it is quoted among them.
+    """Parse labels into `labels`; return the metric's name if the braces contain it, else None.
 
-    As Prometheus does for the text format: commas between labels may be missing.
+    Like Prometheus in the text format, accept missing commas between labels.
     """
     name = None
     position, end = 1, len(braces) - 1
@@ -127,24 +111,24 @@ def _parse_labels(braces: str, labels: dict[str, str]) -> str | None:
 
 
 def _add_label(labels: dict[str, str], name: str, value: str) -> None:
-    name = label_name(name)  # two names that become one are a label twice
+    name = label_name(name)  # two names may become one
     if not name or name == _METRIC_NAME_LABEL:
-        raise GrammarError(f"not the name of a label: {name!r}")
+        raise GrammarError(f"not a label name: {name!r}")
     if name in labels:
         raise GrammarError(f"label {name!r} twice")
     labels[name] = value
 
 
 def unquote(text: str) -> str:
-    """Return the text between quotes, without its escapes."""
+    """Return the text between quotes, unescaped."""
     return unescape(text[1:-1])
 
 
 def parse_number(text: str) -> str:
-    """Return a number as our pages write it: unchanged but for the special values.
+    """Return a number in the form of our pages: as it is, or `NaN`, `+Inf`, `-Inf`.
 
     Raises:
-        GrammarError: the text is not a number, or one that is too large.
+        GrammarError: The text is not a number, or the number is too large.
     """
     if not _NUMBER.fullmatch(text):
         raise GrammarError(f"not a number: {text[:40]!r}")
@@ -159,12 +143,13 @@ def parse_number(text: str) -> str:
 
 
 def text_timestamp(text: str) -> tuple[str, str]:
-    """Return a timestamp of the text format, whole milliseconds, in seconds and milliseconds.
+    """Return a timestamp of the text format (integer milliseconds) in seconds and milliseconds.
 
-    Prometheus refuses a text page with a time before 1970: such milliseconds are empty.
+    The milliseconds of a time before 1970 are empty, because Prometheus refuses a text page with
+    such a time.
 
     Raises:
-        GrammarError: the text is not such a timestamp.
+        GrammarError: The text is not such a timestamp.
     """
     if not _INTEGER.fullmatch(text) or abs(int(text)) >= _LARGEST_INTEGER:
         raise GrammarError(f"not a timestamp in milliseconds: {text[:40]!r}")
@@ -172,10 +157,10 @@ def text_timestamp(text: str) -> tuple[str, str]:
 
 
 def openmetrics_timestamp(text: str) -> tuple[str, str]:
-    """Return a timestamp of OpenMetrics, seconds, in seconds and milliseconds.
+    """Return a timestamp of OpenMetrics (seconds) in seconds and milliseconds.
 
     Raises:
-        GrammarError: the text is not such a timestamp.
+        GrammarError: The text is not such a timestamp.
     """
     milliseconds = float(parse_number(text)) * _MILLISECONDS
     if not abs(milliseconds) < _LARGEST_INTEGER:
@@ -184,10 +169,10 @@ def openmetrics_timestamp(text: str) -> tuple[str, str]:
 
 
 def exemplar_text(braces: str, value: str, timestamp: str | None) -> str:
-    """Return an exemplar in our own form; empty where its labels exceed OpenMetrics' limit.
+    """Return an exemplar in our own form; empty if its labels exceed OpenMetrics' limit.
 
     Raises:
-        GrammarError: a part of the exemplar cannot be read.
+        GrammarError: A part of the exemplar is not valid.
     """
     labels: dict[str, str] = {}
     if _parse_labels(braces, labels) is not None:
@@ -203,7 +188,7 @@ def parse_name(text: str) -> str:
     """Return a metric's name, written plain or quoted, in the legacy character set.
 
     Raises:
-        GrammarError: the text is not a metric's name.
+        GrammarError: The text is not a metric's name.
     """
     if re.fullmatch(NAME, text, re.ASCII):
         return text

@@ -1,7 +1,7 @@
-"""Numbers as Go writes them, which is how prometheus_client writes a sample's value.
+"""Numbers in the form of Go, in which prometheus_client writes the values of samples.
 
-Python's shortest form, except that positive numbers from 1e6 to 1e16 get an exponent, and
-that the three special values are `NaN`, `+Inf` and `-Inf`.
+This is Python's shortest form, except that positive numbers from 1e6 to 1e16 have an exponent, and
+that the special values are `NaN`, `+Inf` and `-Inf`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-# Between these bounds orjson's form is the same as Python's, ten times faster.
+# Between these bounds orjson writes Python's form, ten times faster.
 _SMALLEST_PLAIN: Final = 1e-4
 _SMALLEST_EXPONENT: Final = 1e6
 _DIGITS_BEFORE_EXPONENT: Final = 6
 
 
 def format_number(value: float) -> str:
-    """One number: `1.0`, `1.5e+06`, `NaN`, `+Inf`."""
+    """Return the text of one number: `1.0`, `1.5e+06`, `NaN`, `+Inf`."""
     if math.isinf(value):
         return "+Inf" if value > 0 else "-Inf"
     if math.isnan(value):
@@ -34,7 +34,7 @@ def format_number(value: float) -> str:
 
 
 def format_lines(values: NDArray[np.float64]) -> list[bytes]:
-    """Many numbers, each with a newline behind it, as it ends a sample line.
+    """Return the texts of many numbers, each with the newline that ends a sample line.
 
     Args:
         values: shape (n,).

@@ -6,74 +6,66 @@ the leading rank. Numbers sort as numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Final, TypeAlias
 
 from dynamometer.exposition.families import INNER_LABELS, Family
 from dynamometer.exposition.reuse import FamilyMap
-from dynamometer.exposition.series import end_of_series, labels_text, split_series
+from dynamometer.exposition.series import Series
 
-_COMMENT = "#"
 _MANY_DIGITS: Final = 18
 SortKey: TypeAlias = tuple[tuple[tuple[int, str], ...], tuple[tuple[str, int, str], ...], str]
 
 
-def sort_key(series: str) -> SortKey:
-    """Return the sort key of a series: its ranks, then its labels, then its metric's name.
-
-    Args:
-        series: the left part of a sample line.
-    """
-    name, labels = split_series(series)
-    parts = [_natural(value) for _, value in labels]
-    ranks = tuple([part for (label, _), part in zip(labels, parts, strict=True) if _is_rank(label)])
-    return (
-        ranks,
-        tuple([(label, *part) for (label, _), part in zip(labels, parts, strict=True)]),
-        name,
-    )
+def sort_key(series: Series) -> SortKey:
+    """Return the sort key of a series: its ranks, then its labels, then its metric's name."""
+    return _key(series.name, series.labels)
 
 
 class Ordering:
-    """Orders the families of one page again and again; what is in order stays as it is."""
+    """Puts the series of fetched families in order; remembers the order of each family."""
 
     def __init__(self) -> None:
         self._orders: dict[str, tuple[int, Sequence[int] | None]] = {}
-        self._derived = FamilyMap(self._ordered)
+        self._families = FamilyMap(self._ordered)
 
     def apply(self, families: Sequence[Family]) -> tuple[Family, ...]:
-        """The families, in order; the same objects where they come again."""
-        return self._derived.apply(families)
+        """Return the families in order; a family that is in order is the same object."""
+        return self._families.apply(families)
 
     def _ordered(self, family: Family) -> Family:
-        """The lines of a histogram or summary of one label set stay together, in their order."""
-        chunks, other = family.chunks, family.openmetrics_chunks
-        text = b"".join(chunks).decode()
-        if other is not None or text.startswith(_COMMENT) or f"\n{_COMMENT}" in text:
-            return family
-        lines = [f"{line}\n" for line in text.split("\n") if line]
-        series = [line[: end_of_series(line)] for line in lines]
-        shape = hash(tuple(series))
+        samples = family.samples
+        if any(sample.seconds for sample in samples):
+            return family  # the order of one series' samples is the order of their times
+        shape = hash(tuple([sample.series.text for sample in samples]))
         known, order = self._orders.get(family.name, (None, None))
         if known != shape:
-            order = _order(series)
+            order = _order([sample.series for sample in samples])
             self._orders[family.name] = (shape, order)
         if order is None:
             return family
-        ordered = "".join([lines[index] for index in order]).encode()
-        return Family(family.metadata, family.sample_names, (ordered,))
+        return Family.of_samples(family.metadata, [samples[index] for index in order])
 
 
-def _order(all_series: Sequence[str]) -> Sequence[int] | None:
-    """The order of the lines; None where they are in it."""
-    keys = []
-    for series in all_series:
-        _, labels = split_series(series)
-        own = {label: value for label, value in labels if label not in INNER_LABELS.values()}
-        keys.append(sort_key(f"{{{labels_text(own)}}}"))
+def _order(all_series: Sequence[Series]) -> Sequence[int] | None:
+    """Return the order of series; None if they are in order.
+
+    The samples of one histogram or summary stay together, in their order.
+    """
+    inner = INNER_LABELS.values()
+    keys = [
+        _key("", {label: value for label, value in series.labels.items() if label not in inner})
+        for series in all_series
+    ]
     order = sorted(range(len(keys)), key=keys.__getitem__)
     return None if order == list(range(len(keys))) else order
+
+
+def _key(name: str, labels: Mapping[str, str]) -> SortKey:
+    parts = [(label, *_natural(value)) for label, value in labels.items()]
+    ranks = [(number, text) for label, number, text in parts if _is_rank(label)]
+    return tuple(ranks), tuple(parts), name
 
 
 @lru_cache(1024)

@@ -1,20 +1,19 @@
-"""Pages of the text format 0.0.4 and of OpenMetrics, parsed to families.
+"""Parse pages of the text format 0.0.4 and of OpenMetrics to families.
 
-One parser reads both formats and takes everything that Prometheus takes. A line that cannot be
-read costs itself: the line is dropped and counted. The first TYPE, HELP and UNIT of a name stand,
-and a sample belongs to the last TYPE that has a place for the sample's name. Families that cannot
-share a page are the merger's concern.
+One parser reads both formats and accepts everything that Prometheus accepts. A line that cannot be
+parsed is dropped and counted. The first TYPE, HELP and UNIT of a name apply, and a sample belongs
+to the last TYPE that allows the sample's name. `merging` and `untyped` resolve conflicts between
+families.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from dynamometer.errors import ExpositionError
-from dynamometer.exposition.builder import FamilyBuilder
 from dynamometer.exposition.families import SUFFIXES, TYPES, Family, Metadata
 from dynamometer.exposition.grammar import (
     BRACES,
@@ -28,13 +27,13 @@ from dynamometer.exposition.grammar import (
     text_timestamp,
 )
 from dynamometer.exposition.reuse import UnchangedFamilies
-from dynamometer.exposition.series import split_lines
+from dynamometer.exposition.samples import Sample
 
 _OPENMETRICS: Final = "application/openmetrics-text"
 _HEADER: Final = re.compile(
     rf"#[ \t]+(HELP|TYPE|UNIT)(?:[ \t]+({QUOTED}|[^ \t]+)(?:[ \t]+(.*))?)?", re.DOTALL
 )
-# What follows the series: value, timestamp, exemplar.
+# The text after the series: value, timestamp, exemplar.
 _REST: Final = re.compile(
     r"[ \t]*([^ \t{}#]+)(?:[ \t]+([^ \t{}#]+))?"
     rf"(?:[ \t]+#[ \t]+({BRACES})[ \t]*([^ \t]+)(?:[ \t]+([^ \t]+))?)?",
@@ -60,8 +59,8 @@ class Parsed:
 
     Attributes:
         families: the families, without `_created` series.
-        dropped: the number of lines that could not be read.
-        fault: the number of the first such line and the reason; empty where there is none.
+        dropped: the number of lines that could not be parsed.
+        fault: the number of the first such line and the reason; empty if no line was dropped.
     """
 
     families: tuple[Family, ...]
@@ -70,23 +69,23 @@ class Parsed:
 
 
 class Parser:
-    """Parses the pages of one source, and is quick where series come again."""
+    """Parses the pages of one source; a series of the last page is parsed only once."""
 
     def __init__(self) -> None:
         self._unchanged = UnchangedFamilies()
         self._series = SeriesParser()
 
     def parse(self, page: bytes, content_type: str = "") -> Parsed:
-        """Parse a page; families that did not change are the last page's objects.
+        """Parse a page; unchanged families are the objects of the last page.
 
         Args:
             page: the whole page.
-            content_type: the answer's Content-Type. It chooses the format as Prometheus does:
-                OpenMetrics where it says so, otherwise the text format.
+            content_type: the response's Content-Type. As in Prometheus, OpenMetrics' own type
+                selects OpenMetrics, and any other type the text format.
 
         Raises:
-            ExpositionError: the page cannot be used: not one sample can be read, the page is HTML,
-                or an OpenMetrics page does not end with `# EOF` and is incomplete.
+            ExpositionError: The page cannot be used: every sample line is invalid, the page is
+                HTML, or an OpenMetrics page does not end with `# EOF` and is incomplete.
         """
         if page.lstrip()[:1] == b"<":
             raise ExpositionError("the page is HTML or XML, not metrics")
@@ -94,15 +93,23 @@ class Parser:
         found = _Page(self._series, openmetrics=openmetrics)
         self._series.begin_page()
         for line in page.split(b"\n"):
-            found.take(line)
+            found.add_line(line)
         found.check()
         families = self._unchanged.reuse(found.families())
         return Parsed(families, found.dropped, found.fault)
 
 
 def parse(page: bytes, content_type: str = "") -> Parsed:
-    """Parse one page; see `Parser.parse`. To read a source again and again, keep a `Parser`."""
+    """Parse one page; see `Parser.parse`. For the next page of the source, keep a `Parser`."""
     return Parser().parse(page, content_type)
+
+
+@dataclass(slots=True, eq=False)
+class _OpenFamily:
+    """A family and its samples so far."""
+
+    metadata: Metadata
+    samples: list[Sample] = field(default_factory=list)
 
 
 class _Page:
@@ -121,23 +128,23 @@ class _Page:
         self._documentation: dict[str, str] = {}
         self._units: dict[str, str] = {}
         self._types: dict[str, str] = {}
-        self._builders: dict[Metadata, FamilyBuilder] = {}
+        self._families: dict[Metadata, _OpenFamily] = {}
         self._declared: set[Metadata] = set()
-        self._owners: dict[str, FamilyBuilder] = {}  # by the names of samples
+        self._owners: dict[str, _OpenFamily] = {}  # by the names of samples
 
-    def take(self, line: bytes) -> None:
-        """Read one line; a line that cannot be read is dropped and counted."""
+    def add_line(self, line: bytes) -> None:
+        """Parse one line; a line that cannot be parsed is dropped and counted."""
         self._number += 1
         try:
             text = line.decode().strip(" \t\r")
             if not text:
                 return
             if self._ended:
-                raise GrammarError("a line behind # EOF")
+                raise GrammarError("a line after # EOF")
             if text.startswith("#"):
-                self._take_comment(text)
+                self._add_comment(text)
             else:
-                self._take_sample(text)
+                self._add_sample(text)
                 self._samples += 1
         except UnicodeDecodeError as error:
             self._drop(line, f"not UTF-8: {error.object[error.start : error.end]!r}")
@@ -153,10 +160,10 @@ class _Page:
             self._unreadable = self._unreadable or fault
 
     def check(self) -> None:
-        """Raise where the page as a whole cannot be used.
+        """Raise an error if the page as a whole cannot be used.
 
         Raises:
-            ExpositionError: see `Parser.parse`.
+            ExpositionError: See `Parser.parse`.
         """
         if self._unreadable and not self._samples:
             raise ExpositionError(self._unreadable)
@@ -165,9 +172,10 @@ class _Page:
 
     def families(self) -> Sequence[Family]:
         """Return the families in the order of their first line, each name and type once."""
-        for builder in self._builders.values():
-            builder.metadata = self._described(builder.metadata)
-        families = [(declared, builder.family()) for declared, builder in self._builders.items()]
+        families = [
+            (declared, Family.of_samples(self._described(declared), found.samples))
+            for declared, found in self._families.items()
+        ]
         created = {
             (family.metadata.created_name, family.metadata.documentation) for _, family in families
         }
@@ -186,7 +194,7 @@ class _Page:
         ]
 
     def _described(self, metadata: Metadata) -> Metadata:
-        """Add HELP and UNIT, which a page may have under either of a family's names."""
+        """Return the metadata with HELP and UNIT, which may be under either name of the family."""
         documentation = unit = None
         for name in dict.fromkeys((metadata.text_name, metadata.name, metadata.sample_name)):
             if self._types.get(name, metadata.type) != metadata.type:
@@ -199,7 +207,7 @@ class _Page:
             unit = None
         return replace(metadata, documentation=documentation or "", unit=unit or "")
 
-    def _take_comment(self, line: str) -> None:
+    def _add_comment(self, line: str) -> None:
         match = _HEADER.fullmatch(line)
         if match is None:
             self._ended = self._openmetrics and _END.fullmatch(line) is not None
@@ -223,34 +231,34 @@ class _Page:
             self._documentation[name] = escape.sub(lambda found: _ESCAPES[found[0]], rest)
 
     def _declare(self, name: str, kind: str) -> None:
-        """Give a family all samples of its names from here on."""
+        """Assign the following samples of a family's names to the family."""
         kind = self._types.setdefault(name, kind)
         suffix = _TYPE_SUFFIXES.get(kind, "")
         base = name.removesuffix(suffix)
         if not base:
-            base, kind = name, "unknown"  # a counter has a name before its suffix
+            base, kind = name, "unknown"  # a suffix alone is not a counter's name
         metadata = Metadata(base, kind)
         names = [base + one for one in SUFFIXES.get(kind, ("",))]
         if kind == "counter" and name == base:
             bare = replace(metadata, bare=True)
-            self._owners[name] = self._builder(bare)
+            self._owners[name] = self._family(bare)
             self._declared.add(metadata if self._openmetrics else bare)
         else:
             self._declared.add(metadata)
-        self._owners.update(dict.fromkeys(names, self._builder(metadata)))
+        self._owners.update(dict.fromkeys(names, self._family(metadata)))
 
-    def _declare_untyped(self, name: str) -> FamilyBuilder:
-        """Make a sample without a TYPE a family of its own."""
+    def _declare_untyped(self, name: str) -> _OpenFamily:
+        """Return the family of samples without a TYPE."""
         self._types.setdefault(name, "unknown")
-        self._owners[name] = builder = self._builder(Metadata(name, "unknown"))
-        return builder
+        self._owners[name] = family = self._family(Metadata(name, "unknown"))
+        return family
 
-    def _builder(self, metadata: Metadata) -> FamilyBuilder:
-        if metadata not in self._builders:
-            self._builders[metadata] = FamilyBuilder(metadata)
-        return self._builders[metadata]
+    def _family(self, metadata: Metadata) -> _OpenFamily:
+        if metadata not in self._families:
+            self._families[metadata] = _OpenFamily(metadata)
+        return self._families[metadata]
 
-    def _take_sample(self, line: str) -> None:
+    def _add_sample(self, line: str) -> None:
         series, rest = self._series.split(line)
         match = _REST.fullmatch(rest)
         if match is None:
@@ -258,36 +266,31 @@ class _Page:
         value = parse_number(match[1])
         seconds, milliseconds = self._timestamp(match[2]) if match[2] else ("", "")
         exemplar = exemplar_text(*match.group(3, 4, 5)) if match[3] else ""
-        name, text = series.name, series.text
-        builder = self._owners.get(name) or self._declare_untyped(name)
-        if name == builder.metadata.created_name and not self._is_creation_time(value):
-            builder = self._declare_untyped(name)
-        metadata = builder.metadata
+        name = series.name
+        family = self._owners.get(name) or self._declare_untyped(name)
+        if name == family.metadata.created_name and not self._is_creation_time(value):
+            family = self._declare_untyped(name)
+        metadata = family.metadata
         if metadata.bare and name == metadata.name:
-            name, text = metadata.sample_name, metadata.sample_name + text[len(name) :]
-        if exemplar and not name.endswith(_EXEMPLARS.get(metadata.type, " ")):
-            exemplar = ""  # OpenMetrics has a place for exemplars at counters and buckets alone
-        builder.add(
-            name, text, value, seconds=seconds, milliseconds=milliseconds, exemplar=exemplar
-        )
+            series = series.renamed(metadata.sample_name)
+        if exemplar and not series.name.endswith(_EXEMPLARS.get(metadata.type, " ")):
+            exemplar = ""  # OpenMetrics allows exemplars only at counters and buckets
+        family.samples.append(Sample(series, value, seconds, milliseconds, exemplar))
 
     def _is_creation_time(self, value: str) -> bool:
-        """Return whether a `_created` sample, which belongs to another family, can be a time."""
+        """Return whether the value of a `_created` sample can be a creation time."""
         return self._openmetrics or float(value) >= _EARLIEST_CREATED
 
 
 def _is_created(family: Family, created: set[tuple[str, str]]) -> bool:
-    """Return whether a family is what other clients write of the time of a counter's creation.
+    """Return whether another client wrote the family as the creation times of a counter.
 
-    Those are gauges with the counter's HELP and a Unix time. A gauge of such a name with another
-    HELP or value is shown.
+    Such a family is a gauge with the counter's HELP and Unix times. A gauge of such a name with
+    another HELP or value is shown.
     """
     metadata = family.metadata
     return (
         metadata.type in ("gauge", "unknown")
         and (metadata.name, metadata.documentation) in created
-        and all(
-            float(rest.partition(" ")[0]) >= _EARLIEST_CREATED
-            for _, rest in split_lines(family.lines)
-        )
+        and all(float(sample.value) >= _EARLIEST_CREATED for sample in family.samples)
     )

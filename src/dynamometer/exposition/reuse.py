@@ -1,69 +1,52 @@
-"""The same objects for the same families, so that what was made of them can be kept."""
+"""Reuse of families, and of results made from them, so that unchanged families cost nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Generic, TypeVar
 
 from dynamometer.exposition.families import Family
 
-
-def same(one: Family, other: Family) -> bool:
-    """Whether two families look the same on every page."""
-    return (
-        one.metadata == other.metadata
-        and one.chunks == other.chunks
-        and one.openmetrics_chunks == other.openmetrics_chunks
-        and (one.in_text, one.in_openmetrics) == (other.in_text, other.in_openmetrics)
-    )
+Result = TypeVar("Result")
 
 
 class UnchangedFamilies:
-    """Remembers a source's families from one time to the next."""
+    """Replaces the families of a source by the objects of the last call where they are the same."""
 
     def __init__(self) -> None:
         self._last: tuple[Family, ...] = ()
 
-    def reuse(self, families: Sequence[Family]) -> tuple[Family, ...]:
-        """The families, each the object of the last time where it is the same.
-
-        The very tuple of the last time where all are.
-        """
+    def reuse(self, families: Iterable[Family]) -> tuple[Family, ...]:
+        """Return the families; the same tuple as the last time if all of them are unchanged."""
         last = {(family.metadata.text_name, family.metadata.type): family for family in self._last}
-        kept = tuple(
-            [
-                before
-                if (before := last.get((family.metadata.text_name, family.metadata.type)))
-                is not None
-                and same(before, family)
-                else family
-                for family in families
-            ]
-        )
-        if kept != self._last:  # families are equal to themselves only
-            self._last = kept
+        reused = []
+        for family in families:
+            before = last.get((family.metadata.text_name, family.metadata.type))
+            reused.append(before if before is not None and before.looks_like(family) else family)
+        if tuple(reused) != self._last:  # families are equal to themselves only
+            self._last = tuple(reused)
         return self._last
 
 
-class FamilyMap:
-    """What is made of each family of a source, kept for as long as the family comes again."""
+class FamilyMap(Generic[Result]):
+    """Applies a function to each family, and keeps a result as long as its family is present."""
 
-    def __init__(self, make: Callable[[Family], Family]) -> None:
-        """Nothing is made yet.
+    def __init__(self, function: Callable[[Family], Result]) -> None:
+        self._function = function
+        self._results: dict[Family, Result] = {}
+        self._families: Sequence[Family] = ()
+        self._last: tuple[Result, ...] = ()
 
-        Args:
-            make: makes a family of another; the other itself where it needs no change.
-        """
-        self._make = make
-        self._last: tuple[Sequence[Family], tuple[Family, ...]] = ((), ())
-        self._made: dict[Family, Family] = {}
-
-    def apply(self, families: Sequence[Family]) -> tuple[Family, ...]:
-        """What is made of the families: the same tuple where the very same sequence comes again."""
-        before, made = self._last
-        if before is not families:
-            self._made = {
-                family: self._made.get(family) or self._make(family) for family in families
+    def apply(self, families: Sequence[Family]) -> tuple[Result, ...]:
+        """Return the result of each family; the same tuple as the last time if all are the same."""
+        if families is not self._families:
+            known, function = self._results, self._function
+            self._results = {
+                family: known[family] if family in known else function(family)
+                for family in families
             }
-            made = tuple(self._made.values())
-            self._last = (families, made)
-        return made
+            self._families = families
+            results = tuple(self._results.values())
+            if results != self._last:
+                self._last = results
+        return self._last

@@ -1,15 +1,16 @@
-"""The left part of a sample line: a name and its labels, in the one form that we write.
+"""The left part of a sample line: a metric's name and its labels, in the one form that we write.
 
-Labels are sorted by name and escaped as prometheus_client 0.26 does; names with characters
-outside the legacy set get underscores in their place (`escaping=underscores`, what a
-scraper is given that asks for nothing else). In this form two series are the same exactly
-when their bytes are.
+Labels are sorted by name and escaped as prometheus_client 0.26 does. In names, underscores replace
+the characters outside the legacy character set (`escaping=underscores`, the default of a scraper).
+In this form two series are the same exactly when their texts are.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 _METRIC_NAME: Final = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*", re.ASCII)
@@ -21,81 +22,71 @@ _ESCAPED: Final = re.compile(r'\\[\\n"]')
 _UNESCAPED: Final = {"\\\\": "\\", "\\n": "\n", '\\"': '"'}
 
 
+@dataclass(frozen=True)
+class Series:
+    """A series, which is the text of its name and labels.
+
+    Attributes:
+        text: in our own form, such as `a_total{x="1",y="2"}`.
+    """
+
+    text: str
+
+    @classmethod
+    def of(cls, name: str, labels: Mapping[str, str]) -> Series:
+        """Return the series of a metric's name and its labels."""
+        return cls(series_text(name, labels_text(labels)))
+
+    @cached_property
+    def name(self) -> str:
+        """The metric's name."""
+        return self.text.partition("{")[0]
+
+    @cached_property
+    def labels(self) -> Mapping[str, str]:
+        """The labels, sorted by name."""
+        labels = _LABEL.findall(self.text, len(self.name))
+        return {name: unescape(value) for name, value in labels}
+
+    def renamed(self, name: str) -> Series:
+        """Return the series of another metric with the same labels."""
+        return Series(name + self.text[len(self.name) :])
+
+
 def metric_name(name: str) -> str:
-    """A metric's name in the legacy character set."""
+    """Return a metric's name in the legacy character set."""
     return name if _METRIC_NAME.fullmatch(name) else _NOT_METRIC.sub("_", name)
 
 
 def label_name(name: str) -> str:
-    """A label's name in the legacy character set."""
+    """Return a label's name in the legacy character set."""
     return name if _LABEL_NAME.fullmatch(name) else _NOT_LABEL.sub("_", name)
 
 
 def escape(value: str) -> str:
-    """A label's value as it stands between quotes."""
+    """Return a label's value as it is written between quotes."""
     if "\\" in value or "\n" in value or '"' in value:
         return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
     return value
 
 
 def unescape(value: str) -> str:
-    """A label's value from what stands between quotes; other backslashes stay."""
+    """Return a label's value from the text between quotes; unknown escapes stay."""
     if "\\" in value:
         return _ESCAPED.sub(lambda match: _UNESCAPED[match.group()], value)
     return value
 
 
 def label_text(name: str, value: str) -> str:
-    """One label: `name="value"`."""
+    """Return the text of one label: `name="value"`."""
     return f'{label_name(name)}="{escape(value)}"'
 
 
 def labels_text(labels: Mapping[str, str]) -> str:
-    """All labels of a series, without the braces; empty where there are none."""
+    """Return the text of a series' labels, without the braces; empty without labels."""
     return ",".join([label_text(name, labels[name]) for name in sorted(labels)])
 
 
 def series_text(name: str, labels: str) -> str:
-    """A series from its metric's name and the text of its labels."""
+    """Return the text of a series from its metric's name and the text of its labels."""
     return f"{metric_name(name)}{{{labels}}}" if labels else metric_name(name)
-
-
-def split_labels(text: str) -> list[tuple[str, str]]:
-    """Names and values out of the text of labels, in its order.
-
-    Args:
-        text: in our own form, with or without the braces and the name before them.
-    """
-    brace = text.find("{")
-    return [(name, unescape(value)) for name, value in _LABEL.findall(text, max(brace, 0))]
-
-
-def split_series(text: str) -> tuple[str, list[tuple[str, str]]]:
-    """The metric's name and the labels of a series in our own form."""
-    brace = text.find("{")
-    return (text, []) if brace < 0 else (text[:brace], split_labels(text[brace:]))
-
-
-def split_lines(lines: bytes) -> Iterable[tuple[str, str]]:
-    """Series and the rest (value, timestamp, exemplar) of sample lines in our own form.
-
-    Comment lines are left out.
-    """
-    for line in lines.decode().split("\n"):
-        if not line or line[0] == "#":
-            continue
-        end = end_of_series(line)
-        yield line[:end], line[end + 1 :]
-
-
-def end_of_series(line: str) -> int:
-    """Where the series ends that a sample line in our own form begins with."""
-    brace, space = line.find("{"), line.find(" ")
-    if brace < 0 or space < brace:
-        return space
-    position = brace + 1
-    while line[position] != "}":
-        match = _LABEL.match(line, position)
-        assert match, line
-        position = match.end() + (line[match.end()] == ",")
-    return position + 1

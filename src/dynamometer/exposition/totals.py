@@ -36,10 +36,10 @@ from dynamometer.exposition.cumulative import (
     cumulative_part,
     is_cumulative,
     readings_of,
-    without_lines,
+    without_samples,
 )
 from dynamometer.exposition.families import Family
-from dynamometer.exposition.reuse import UnchangedFamilies
+from dynamometer.exposition.reuse import FamilyMap, UnchangedFamilies
 
 # Start times are computed from clocks, which are adjusted by less.
 CLEAR_MOVE_SECONDS: Final = 5.0
@@ -221,7 +221,7 @@ class Totals:
         self._began: float | None = None
         self._ended = False
         self._unchanged = UnchangedFamilies()
-        self._unchanged_kept = UnchangedFamilies()
+        self._cumulative_parts = FamilyMap(cumulative_part)
 
     def update(
         self, families: Sequence[Family], *, began: float | None = None, ended: bool = False
@@ -261,8 +261,8 @@ class Totals:
 
         Gauges, summaries' quantiles and everything else that was true only then are dropped.
         """
-        return self._unchanged_kept.reuse(
-            [cumulative_part(family) for family in self._shown if is_cumulative(family.metadata)]
+        return self._cumulative_parts.apply(
+            [family for family in self._shown if is_cumulative(family.metadata)]
         )
 
     def _counted_of(self, given: Sequence[Family]) -> Sequence[tuple[_Counted, Family]]:
@@ -271,14 +271,14 @@ class Totals:
         taken = frozenset().union(*[family.metadata.text_names for family in given])
         for key, family in page.items():
             if is_cumulative(family.metadata) and key not in self._counted:
-                self._counted[key] = _Counted(without_lines(family))
+                self._counted[key] = _Counted(without_samples(family))
         for key, counted in self._counted.items():
             if key in page:
                 counted.replaced = False
             elif not taken.isdisjoint(counted.page.metadata.text_names):
                 counted.replaced = True
         return [
-            (counted, page.get(key) or without_lines(counted.page))
+            (counted, page.get(key) or without_samples(counted.page))
             for key, counted in self._counted.items()
         ]
 

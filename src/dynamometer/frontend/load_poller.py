@@ -17,7 +17,6 @@ from urllib.parse import urlencode
 import aiohttp
 
 from dynamometer.errors import ExpositionError
-from dynamometer.exposition.conversion import to_samples
 from dynamometer.exposition.parser import parse
 from dynamometer.frontend.routing import Router
 from dynamometer.metrics.response_body import read_body
@@ -118,7 +117,7 @@ class LoadPoller:
         if answer.status != 200:
             raise ValueError(f"it answers {answer.status}")
         loads = {
-            family.name: sum(sample.value for sample in to_samples(family.lines))
+            family.name: sum(float(sample.value) for sample in family.samples)
             for family in parse(page).families
             if family.name in _GAUGES
         }

@@ -20,9 +20,9 @@ from dynamometer.errors import ArgumentError
 from dynamometer.exposition.conversion import from_metric
 from dynamometer.exposition.families import INNER_LABELS, Family
 from dynamometer.exposition.filters import FamilyFilter, Selection
-from dynamometer.exposition.merged_page import MergedPage
-from dynamometer.exposition.merging import Source
+from dynamometer.exposition.merging import Merger, Source
 from dynamometer.exposition.relabelling import Relabelling
+from dynamometer.exposition.rendering import Renderer
 from dynamometer.exposition.series import metric_name
 from dynamometer.metrics.hierarchy import Metrics
 from dynamometer.metrics.sources import Collects, RegistrySource
@@ -130,7 +130,7 @@ class FamilyTransform:
         owners: dict[str, tuple[str, str]] = {}
         for metadata in [family.metadata for family in selected]:
             for before in sorted(metadata.text_names):
-                name = self._relabelling.name(before)
+                name = self._relabelling.rename(before)
                 first, owner = owners.setdefault(name, (before, metadata.text_name))
                 if first != before:
                     raise ArgumentError(
@@ -245,13 +245,14 @@ class _CachedText:
 
     def __init__(self, transform: FamilyTransform) -> None:
         self._transform = transform
-        self._page = MergedPage()
         self._logged: set[tuple[str, str]] = set()
         renew_in_child(self)
 
     def renew(self) -> None:
         """Create a new lock: another thread may have held the old one at the fork."""
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # guards the merger
+        self._merger = Merger()
+        self._renderer = Renderer()
 
     def render(self, families: Sequence[Family], *, strict: bool = False) -> str:
         """Return the text of the transformed families; of clashing families, the first one wins.
@@ -262,8 +263,9 @@ class _CachedText:
         with self._lock:
             if strict:
                 self._transform.check_names(families)
-            self._page.update([Source(_DEFAULT_SOURCE, self._transform.apply(families))])
-            for part in self._page.omissions:
+            shown = self._transform.apply(families)
+            page = self._merger.merge([Source(_DEFAULT_SOURCE, shown)])
+            for part in self._merger.omissions:
                 if (part.family, part.clash) not in self._logged:
                     self._logged.add((part.family, part.clash))
                     logger.warning(
@@ -271,7 +273,7 @@ class _CachedText:
                         part.family,
                         part.clash,
                     )
-            return self._page.render().decode()
+            return self._renderer.render(page).decode()
 
 
 @lru_cache(_LARGEST_CACHE)

@@ -126,11 +126,12 @@ def _fault(family: object) -> str:
         _ = family.metadata.text_header, family.metadata.openmetrics_header
     except (UnicodeError, AttributeError, TypeError) as error:
         return f"{family.name}: its metadata cannot be written: {error}"
-    for chunks in (family.chunks, family.openmetrics_chunks or ()):
+    try:
+        chunks = family.chunks
         if not isinstance(chunks, tuple) or not all(isinstance(c, bytes) for c in chunks):
             return f"{family.name}: chunks are not a tuple of bytes"
-        try:
-            b"".join(chunks).decode()
-        except UnicodeDecodeError as error:
-            return f"{family.name}: {error}"
+        b"".join(chunks).decode()
+        _ = family.openmetrics_chunks
+    except UnicodeError as error:
+        return f"{family.name}: {error}"
     return ""

@@ -18,12 +18,11 @@ import aiohttp
 from dynamometer.errors import ExpositionError
 from dynamometer.exposition.families import Family
 from dynamometer.exposition.filters import FamilyFilter, Selection
-from dynamometer.exposition.merging import UntypedFamilies
 from dynamometer.exposition.ordering import Ordering
 from dynamometer.exposition.parser import Parsed, Parser
 from dynamometer.exposition.relabelling import Relabelling
-from dynamometer.exposition.series import split_lines
 from dynamometer.exposition.totals import Totals
+from dynamometer.exposition.untyped import UntypedFamilies, clashing_in_text
 from dynamometer.metrics.response_body import TooLargeError, read_body
 from dynamometer.names import process
 
@@ -109,8 +108,8 @@ class HttpSource:
         self._filter = FamilyFilter(Selection.of(prefixes=prefixes))
         self._relabelling = Relabelling(labels)
         self._ordering = Ordering()
-        self._untyped = UntypedFamilies()
-        self._untyped_kept = UntypedFamilies()
+        self._untyped = UntypedFamilies(clashing_in_text)
+        self._untyped_kept = UntypedFamilies(clashing_in_text)
         self._totals = totals
         self._parsed_ends = 0
 
@@ -182,11 +181,15 @@ class HttpSource:
         """Return the families of a page, and the totals that stay without the engine."""
         whole = parsed.families
         families = self._ordering.apply(self._relabelling.apply(self._filter.apply(whole)))
-        if self._totals is None:
-            return self._untyped.apply(families), ()
-        ended, self._parsed_ends = ends != self._parsed_ends, ends
-        families = self._totals.update(families, began=_start_time(whole), ended=ended)
-        return self._untyped.apply(families), self._untyped_kept.apply(self._totals.kept())
+        kept: Sequence[Family] = ()
+        if self._totals is not None:
+            ended, self._parsed_ends = ends != self._parsed_ends, ends
+            families = self._totals.update(families, began=_start_time(whole), ended=ended)
+            kept = self._untyped_kept.apply(self._totals.kept())
+        shown = self._untyped.apply(families)
+        for family in shown:
+            family.render_lines()  # in this thread: a scrape only joins the lines
+        return shown, kept
 
     def _note_dropped(self, parsed: Parsed) -> None:
         """Count the lines of a page that could not be parsed; log the first such page."""
@@ -238,9 +241,8 @@ def _start_time(families: Sequence[Family]) -> float | None:
         sample
         for family in families
         if family.name == process.START_TIME_SECONDS
-        for sample in split_lines(family.lines)
+        for sample in family.samples
     ]
     if len(samples) != 1:
         return None
-    _, rest = samples[0]
-    return float(rest.partition(" ")[0])
+    return float(samples[0].value)

@@ -11,8 +11,8 @@ from typing import Final
 from prometheus_client import CollectorRegistry
 
 from dynamometer.exposition.filters import EVERYTHING, Selection
-from dynamometer.exposition.merged_page import MergedPage
-from dynamometer.exposition.merging import Clash, Omission, Source
+from dynamometer.exposition.merging import Clash, Merger, Omission, Source
+from dynamometer.exposition.rendering import Renderer
 from dynamometer.metrics.derivation import Derivation, DerivedSource
 from dynamometer.metrics.error_counts import ErrorCounts
 from dynamometer.metrics.guarded_source import GuardedSource, SourceError, SourceResult
@@ -44,7 +44,6 @@ class MetricsPage:
         self._derived: dict[object, GuardedSource] = {}
         self._runtime = GuardedSource(RegistrySource("runtime", instruments))
         # The thread that refreshes owns these attributes, and `GuardedSource.current`.
-        self._page = MergedPage()
         self._errors = ErrorCounts()
         self._failing: dict[str, str] = {}
         self._known_omissions: tuple[Omission, ...] = ()
@@ -60,6 +59,9 @@ class MetricsPage:
     def renew(self) -> None:
         """Create a new lock: another thread may have held the old one at the fork."""
         self._changing = threading.Lock()  # held to replace `_engines` and `_derived`
+        # The thread that refreshes owns the merger; any thread may read `families`.
+        self._merger = Merger()
+        self._renderer = Renderer()
 
     def add(self, source: MetricsSource, *, expected: frozenset[str] = frozenset()) -> None:
         """Add the families of `source`; of a series in two sources, the first source wins.
@@ -128,11 +130,12 @@ class MetricsPage:
             selection: the families to render.
             openmetrics: True for OpenMetrics 1.0.0, False for text 0.0.4.
         """
-        return self._page.render(selection, openmetrics=openmetrics)
+        return self._renderer.render(self._merger.families, selection, openmetrics=openmetrics)
 
     def compressed(self, selection: Selection = EVERYTHING, *, openmetrics: bool = False) -> bytes:
         """Return the same page compressed with gzip; see `render`."""
-        return self._page.compressed(selection, openmetrics=openmetrics)
+        families = self._merger.families
+        return self._renderer.render(families, selection, openmetrics=openmetrics, gzip=True)
 
     def answer(self, request: PageRequest) -> bytes:
         """Return the requested page as of the last refresh; see `RefreshedPage`."""
@@ -177,11 +180,11 @@ class MetricsPage:
 
     def _merge(self, shown: Sequence[GuardedSource]) -> None:
         counts = Source(self._runtime.source.name, self._errors.families)
-        self._page.update([counts, *(Source(one.source.name, one.current) for one in shown)])
+        self._merger.merge([counts, *(Source(one.source.name, one.current) for one in shown)])
 
     def _count_omissions(self) -> bool:
         """Count and log the unexpected omissions of the last merge; return whether any exist."""
-        omissions = self._page.omissions
+        omissions = self._merger.omissions
         if omissions is not self._known_omissions:
             self._known_omissions = omissions
             everyone = (self._runtime, *self._engines, *self._derived.values())

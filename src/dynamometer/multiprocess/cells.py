@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dynamometer.exposition.families import Metadata
 from dynamometer.exposition.ordering import SortKey, sort_key
-from dynamometer.exposition.series import series_text
+from dynamometer.exposition.series import Series, series_text
 from dynamometer.multiprocess.file_format import Key
 
 NOWHERE: Final = -1
@@ -330,10 +330,10 @@ class OpenFamily:
 
         def key(place: int | HistogramGroup) -> SortKey:
             if isinstance(place, HistogramGroup):
-                return sort_key(f"{{{place.labels}}}")
+                return sort_key(Series(f"{{{place.labels}}}"))
             series = cells.series[place]
             assert series is not None
-            return sort_key(series[:-1].decode())
+            return sort_key(Series(series[:-1].decode()))
 
         if not self._sorted and len(self._unsorted) == 1:
             self._sorted.extend(self._unsorted)

@@ -21,8 +21,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Metric
 from prometheus_client.registry import Collector
 
 from dynamometer.exposition.conversion import FamilyMetric, from_metric, to_metric
-from dynamometer.exposition.filters import EVERYTHING
-from dynamometer.exposition.pages import Pages
+from dynamometer.exposition.rendering import Renderer
 from dynamometer.multiprocess import file_format
 from dynamometer.multiprocess.directory import MultiprocessDirectory
 from dynamometer.multiprocess.faults import FileFault
@@ -119,8 +118,8 @@ def generate_latest(registry: Collector = REGISTRY, escaping: str = _UNDERSCORES
     pages = []
     for kept, metrics in groupby(registry.collect(), _is_kept):
         if kept:
-            families = tuple([from_metric(metric) for metric in metrics])
-            pages.append(_state.pages.render(families, EVERYTHING, openmetrics=False))
+            families = [from_metric(metric) for metric in metrics]
+            pages.append(_state.renderer.render(families))
         else:
             pages.append(bytes(prometheus_client.generate_latest(_Collected(list(metrics)))))
     return b"".join(pages)
@@ -146,7 +145,7 @@ class _State:
 
     def renew(self) -> None:
         self.directories: dict[str, MultiprocessDirectory] = {}
-        self.pages = Pages()
+        self.renderer = Renderer()
         self.lock = threading.Lock()
 
 

@@ -17,8 +17,7 @@ from prometheus_client import Metric
 from dynamometer.exposition.conversion import to_metric
 from dynamometer.exposition.families import Family
 from dynamometer.exposition.filters import Selection
-from dynamometer.exposition.merged_page import MergedPage
-from dynamometer.exposition.merging import Source
+from dynamometer.exposition.rendering import Renderer
 from dynamometer.multiprocess.reader import Reader
 from dynamometer.multiprocess.tree import FileTree
 from dynamometer.process.forks import renew_in_child
@@ -88,7 +87,7 @@ class MultiprocessDirectory:
         # `_reader.errors` are replaced as a whole, and any thread may read them.
         self._lock = threading.Lock()
         self._reading: Iterator[None] | None = None
-        self._page = MergedPage()
+        self._renderer = Renderer()
         self._tree = FileTree(*self._paths, recursive=self._recursive)
         self._reader = self._new_reader(self._tree)
 
@@ -160,8 +159,7 @@ class MultiprocessDirectory:
             ValueError: the directory is closed.
         """
         selection = Selection.of(prefixes=prefixes, names=names, exclude_prefixes=exclude_prefixes)
-        self._page.update([Source("files", self.families())])
-        return self._page.render(selection, openmetrics=openmetrics)
+        return self._renderer.render(self.families(), selection, openmetrics=openmetrics)
 
     def collect(self) -> Iterable[Metric]:
         """Read the files, and return prometheus_client's `Metric` of each family.
