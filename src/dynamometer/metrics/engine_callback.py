@@ -18,16 +18,16 @@ from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTO
 
 from dynamometer.errors import ArgumentError
 from dynamometer.exposition.conversion import from_metric
-from dynamometer.exposition.families import INNER_LABELS, Family
+from dynamometer.exposition.families import Family
 from dynamometer.exposition.filters import FamilyFilter, Selection
 from dynamometer.exposition.merging import Merger, Source
 from dynamometer.exposition.relabelling import Relabelling
 from dynamometer.exposition.rendering import Renderer
 from dynamometer.exposition.series import metric_name
-from dynamometer.metrics.hierarchy import Metrics
+from dynamometer.metrics.hierarchy import Metrics, label_fault
 from dynamometer.metrics.sources import Collects, RegistrySource
 from dynamometer.multiprocess import MultiProcessCollector, MultiprocessDirectory
-from dynamometer.names import label_value, labels, sanitize_prometheus_label
+from dynamometer.names import label_value, labels
 from dynamometer.process.forks import renew_in_child
 
 logger = logging.getLogger(__name__)
@@ -372,8 +372,6 @@ def _constant(added: Mapping[str, str] | None) -> Mapping[str, str]:
     if not isinstance(added, Mapping | None):
         raise ArgumentError(f"labels to add must be a mapping like {{'a': 'b'}}, not {added!r}")
     for name in added or {}:
-        if name in INNER_LABELS.values():
-            raise ArgumentError(f"the label {name!r} is reserved for histograms and summaries")
-        if sanitize_prometheus_label(name) != name:
-            raise ArgumentError(f"{name!r} is not a valid label name: use letters, digits and '_'")
+        if fault := label_fault(name):
+            raise ArgumentError(fault)
     return {name: label_value(str(value)) for name, value in (added or {}).items()}

@@ -11,7 +11,7 @@ import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.values import MutexValue, ValueClass
@@ -33,25 +33,40 @@ from dynamometer.process.forks import renew_in_child
 Instrument = TypeVar("Instrument", Counter, Gauge, Histogram)
 
 _MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
-_OF_LEVELS = frozenset({labels.NAMESPACE, labels.COMPONENT, labels.ENDPOINT})
-# Creates an instrument from its whole name and its registry.
-Create = Callable[[str, CollectorRegistry], Instrument]
+_LEVEL_LABELS = frozenset({labels.NAMESPACE, labels.COMPONENT, labels.ENDPOINT})
 
 
 @dataclass(frozen=True)
 class _Shape:
     """The properties that all instruments of a name share on every level."""
 
-    type: str
+    type_name: str
     labelnames: tuple[str, ...]
     constant: tuple[str, ...]
-    buckets: tuple[float, ...] | None = None
+    buckets: tuple[float, ...] | None
+
+    def create(
+        self, kind: type[Instrument], metadata: Metadata, registry: CollectorRegistry
+    ) -> Instrument:
+        """Create an instrument in `registry`.
+
+        Raises:
+            ValueError: prometheus_client refuses the instrument.
+        """
+        options: Mapping[str, Any] = {} if self.buckets is None else {"buckets": self.buckets}
+        return kind(
+            metadata.text_name,
+            metadata.documentation,
+            self.labelnames,
+            registry=registry,
+            **options,
+        )
 
     def __str__(self) -> str:
         names = ", ".join([*self.labelnames, *(f"{name}=…" for name in self.constant)])
         labels_part = f" with the labels ({names})" if names else " without labels"
         buckets = "" if self.buckets is None else f" and the buckets {list(self.buckets)}"
-        return f"a {self.type}{labels_part}{buckets}"
+        return f"a {self.type_name}{labels_part}{buckets}"
 
 
 _Key = tuple[str, tuple[tuple[str, str], ...]]
@@ -94,10 +109,10 @@ class Hierarchy:
 
     def instrument(
         self,
+        kind: type[Instrument],
         metadata: Metadata,
         shape: _Shape,
         constant: Mapping[str, str],
-        create: Create[Instrument],
     ) -> Instrument:
         """Return the instrument with this name and these constant labels, created if missing.
 
@@ -110,7 +125,7 @@ class Hierarchy:
             if known is None or self._shapes[metadata.name] != shape:
                 self._check(metadata, shape)
                 try:
-                    known = create(metadata.text_name, self._registry(values))
+                    known = shape.create(kind, metadata, self._registry(values))
                 except ValueError as error:
                     raise ArgumentError(f"{metadata.text_name}: {error}") from None
                 self._shapes[metadata.name] = shape
@@ -135,7 +150,7 @@ class Hierarchy:
             if owner is not None and (owner != metadata.name or self._shapes[owner] != shape):
                 raise ArgumentError(
                     f"{metadata.text_name} cannot be {shape}: {owner} is {self._shapes[owner]}; "
-                    "choose another name, or the same labels and buckets"
+                    "choose another name, or the same type, labels and buckets"
                 )
             other = self.registry.owner(name)
             if other is not None:
@@ -182,11 +197,7 @@ class Metrics:
             ArgumentError: A metric of this name has another type, other labels or other buckets; or
                 a label is not a valid name, occurs twice, or is a label of the runtime.
         """
-
-        def create(whole: str, where: CollectorRegistry) -> Counter:
-            return Counter(whole, _text(whole, documentation), labelnames, registry=where)
-
-        return self._create("counter", name, documentation, labelnames, const_labels, create)
+        return self._create(Counter, name, documentation, labelnames, const_labels)
 
     def create_gauge(
         self,
@@ -197,11 +208,7 @@ class Metrics:
         const_labels: Mapping[str, str] | None = None,
     ) -> Gauge:
         """Return the gauge `dynamo_component_NAME`; see `create_counter`."""
-
-        def create(whole: str, where: CollectorRegistry) -> Gauge:
-            return Gauge(whole, _text(whole, documentation), labelnames, registry=where)
-
-        return self._create("gauge", name, documentation, labelnames, const_labels, create)
+        return self._create(Gauge, name, documentation, labelnames, const_labels)
 
     def create_histogram(
         self,
@@ -223,15 +230,7 @@ class Metrics:
             const_labels: labels with their values, which all series of the histogram get.
         """
         finite = _bounds(name, Histogram.DEFAULT_BUCKETS if buckets is None else buckets)
-
-        def create(whole: str, where: CollectorRegistry) -> Histogram:
-            return Histogram(
-                whole, _text(whole, documentation), labelnames, registry=where, buckets=finite
-            )
-
-        return self._create(
-            "histogram", name, documentation, labelnames, const_labels, create, finite
-        )
+        return self._create(Histogram, name, documentation, labelnames, const_labels, finite)
 
     def register_callback(self, function: Callable[[], object]) -> None:
         """Call `function` before each scrape, in the page's thread, to set instruments.
@@ -279,12 +278,11 @@ class Metrics:
 
     def _create(
         self,
-        type_name: str,
+        kind: type[Instrument],
         name: str,
         documentation: str,
         labelnames: Sequence[str],
         const_labels: Mapping[str, str] | None,
-        create: Create[Instrument],
         buckets: tuple[float, ...] | None = None,
     ) -> Instrument:
         whole = build_component_metric_name(name)
@@ -296,19 +294,18 @@ class Metrics:
             )
         constant = {key: label_value(str(value)) for key, value in (const_labels or {}).items()}
         _check_labels(whole, labelnames, constant)
-        family = whole.removesuffix("_total") if type_name == "counter" else whole
+        if not isinstance(documentation, str):
+            raise ArgumentError(
+                f"{whole}: the documentation must be a string, not {documentation!r}"
+            )
+        type_name = kind.__name__.lower()
+        family = whole.removesuffix("_total") if kind is Counter else whole
         return self._hierarchy.instrument(
-            Metadata(family, type_name, _text(whole, documentation)),
+            kind,
+            Metadata(family, type_name, label_value(documentation)),
             _Shape(type_name, tuple(labelnames), tuple(sorted(constant)), buckets),
             self._labels | constant,
-            create,
         )
-
-
-def _text(whole: str, documentation: str) -> str:
-    if not isinstance(documentation, str):
-        raise ArgumentError(f"{whole}: the documentation must be a string, not {documentation!r}")
-    return label_value(documentation)
 
 
 def _bounds(name: str, buckets: Sequence[float]) -> tuple[float, ...]:
@@ -333,17 +330,22 @@ def _bounds(name: str, buckets: Sequence[float]) -> tuple[float, ...]:
 def _check_labels(whole: str, labelnames: Sequence[str], constant: Mapping[str, str]) -> None:
     seen: set[str] = set()
     for name in (*labelnames, *constant):
-        if not isinstance(name, str) or sanitize_prometheus_label(name) != name:
-            raise ArgumentError(f"{whole}: {name!r} is not a valid label name")
-        if name in _OF_LEVELS:
+        if fault := label_fault(name):
+            raise ArgumentError(f"{whole}: {fault}")
+        if name in _LEVEL_LABELS:
             raise ArgumentError(f"{whole}: the runtime adds the label {name!r}: remove it")
-        if name in INNER_LABELS.values():
-            raise ArgumentError(
-                f"{whole}: the label {name!r} is reserved for histograms and summaries"
-            )
         if name in seen:
             raise ArgumentError(f"{whole}: the label {name!r} is given twice")
         seen.add(name)
+
+
+def label_fault(name: object) -> str:
+    """Return why a user's label cannot have this name, or an empty text."""
+    if not isinstance(name, str) or sanitize_prometheus_label(name) != name:
+        return f"{name!r} is not a valid label name: use letters, digits and '_'"
+    if name in INNER_LABELS.values():
+        return f"the label {name!r} is reserved for histograms and summaries"
+    return ""
 
 
 def _name(function: Callable[..., object]) -> str:
