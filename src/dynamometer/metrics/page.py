@@ -1,4 +1,4 @@
-"""The page: the families of all sources, merged; a faulty source loses only its own families."""
+"""The page: the families of all sources, merged; a fault affects only its source's families."""
 
 from __future__ import annotations
 
