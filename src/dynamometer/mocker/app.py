@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:  # the module is imported when its variable is set
+    from dynamometer.mocker.simulated_metrics import SimulatedMetrics
+
 _WORD = " mock"
 
 
@@ -42,26 +43,10 @@ class Options:
     page_size: int = 1
 
 
-class Metrics(Protocol):
-    """The metrics of the simulated engine's requests; see `simulated_metrics`."""
-
-    def begin(self) -> None:
-        """Count a request that begins."""
-
-    def first_token(self, seconds: float) -> None:
-        """Observe the time from a request's begin to its first token."""
-
-    def end(self, *, prompt: int, generated: int, seconds: float, aborted: bool) -> None:
-        """Count a request that has ended, with its tokens and its duration."""
-
-    def page(self) -> bytes:
-        """Return the page of all processes of the engine."""
-
-
 class Mocker:
     """The handlers of the simulated engine's routes."""
 
-    def __init__(self, options: Options, metrics: Metrics) -> None:
+    def __init__(self, options: Options, metrics: SimulatedMetrics) -> None:
         self._options = options
         self._metrics = metrics
 

@@ -16,7 +16,7 @@ _LABELS = (labels.MODEL_NAME, labels.ENGINE_TYPE, labels.IS_STREAMING)
 
 
 class SimulatedMetrics:
-    """See `app.Metrics`."""
+    """The metrics of the simulated engine's requests."""
 
     def __init__(self, model: str, *, kv_tokens: int, page_size: int) -> None:
         """Create the instruments.
@@ -54,15 +54,15 @@ class SimulatedMetrics:
         gauge(sglang.PAGE_SIZE, "tokens in a block of the KV cache.").set(page_size)
 
     def begin(self) -> None:
-        """See `app.Metrics.begin`."""
+        """Count a request that begins."""
         self._running.inc()
 
     def first_token(self, seconds: float) -> None:
-        """See `app.Metrics.first_token`."""
+        """Observe the time from a request's begin to its first token."""
         self._first.observe(seconds)
 
     def end(self, *, prompt: int, generated: int, seconds: float, aborted: bool) -> None:
-        """See `app.Metrics.end`."""
+        """Count a request that has ended, with its tokens and its duration."""
         self._running.dec()
         self._prompt.inc(prompt)
         self._generated.inc(generated)
@@ -73,7 +73,7 @@ class SimulatedMetrics:
             self._duration.observe(seconds)
 
     def page(self) -> bytes:
-        """See `app.Metrics.page`."""
+        """Return the page of all processes of the engine."""
         registry = CollectorRegistry()
         MultiProcessCollector(registry)
         return bytes(generate_latest(registry))
