@@ -170,14 +170,14 @@ def test_names_that_clients_invent_make_no_series(stack: Stack) -> None:
     ("content", "says"),
     [
         (b"", "is empty"),
-        (b"{", "no JSON"),
-        (b'{"model": "x"', "no JSON"),
+        (b"{", "not valid JSON"),
+        (b'{"model": "x"', "not valid JSON"),
         (b'{"model": "x"} trailing', "trailing"),
         (b"[1]", "must be a JSON object"),
         (b'"text"', "must be a JSON object"),
-        (b"\xff\xfe", "no JSON"),
+        (b"\xff\xfe", "not valid JSON"),
         (b'{"model": 7}', "model must be a string"),
-        (b'{"x":' + b"[" * 100_000, "no JSON"),
+        (b'{"x":' + b"[" * 100_000, "not valid JSON"),
     ],
 )
 def test_a_body_that_is_no_request_is_400_and_counted(
