@@ -43,8 +43,8 @@ async def test_a_cancelled_request_holds_its_thread_until_that_ends() -> None:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
         next_one = asyncio.create_task(threads.run(slow, size=SHORT_BYTES + 1))
-        await asyncio.sleep(0.05)
-        assert not begun.acquire(blocking=False)  # both threads are still busy
+        # Both threads are still busy.
+        assert not await asyncio.to_thread(begun.acquire, timeout=0.05)
         go_on.set()
         await asyncio.wait_for(next_one, 5)
     finally:

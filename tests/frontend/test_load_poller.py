@@ -26,6 +26,7 @@ from dynamometer.runtime.fleet import Fleet
 from dynamometer.runtime.record import Record, Role, State
 from stack import Stack, Worker, eventually
 from stack import http as fetch
+from waiting import until
 
 BUSY, IDLE = 1, 2
 
@@ -174,14 +175,11 @@ async def test_a_report_counts_until_it_is_stale(page: WorkerPage, router: Route
 async def test_it_asks_on_and_ends_with_its_context(
     page: WorkerPage, router: Router, reports: LoadPoller
 ) -> None:
+    before = asyncio.all_tasks()
     async with reports.running():
-        async with asyncio.timeout(20):
-            while len(page.asked) < 3:
-                await asyncio.sleep(0.01)
-    asked = len(page.asked)
+        await until(lambda: len(page.asked) >= 3, within=20)
+        assert "load of the workers" in {task.get_name() for task in asyncio.all_tasks() - before}
     assert not [task for task in asyncio.all_tasks() if task.get_name() == "load of the workers"]
-    await asyncio.sleep(0.05)
-    assert len(page.asked) == asked
 
 
 def test_a_frontend_leaves_a_worker_alone_that_others_keep_busy(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from bench import CHAT, Bench, fine, make_bench, nobody
 
 from dynamometer.frontend import failures
 from dynamometer.frontend.failures import Failure
+from waiting import until
 
 EVENT = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
 USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":9}}\n\n'
@@ -71,9 +72,7 @@ class Well:
 
 async def over(bench: Bench) -> None:
     """No request is left, in any gauge."""
-    async with asyncio.timeout(10):
-        while any(bench.count(name) for name in (*GAUGES, PLANE)):
-            await asyncio.sleep(0.005)
+    await until(lambda: not any(bench.count(name) for name in (*GAUGES, PLANE)))
     assert bench.count("requests_total") == bench.count("requests_started_total")
     assert bench.count("request_duration_seconds_count") == bench.count("requests_total")
     assert bench.forwarder.active == 0
@@ -126,13 +125,11 @@ async def test_a_worker_that_dies(
     assert bench.count("output_tokens_total") == tokens
 
 
-async def ends(bench: Bench, *parts: bytes) -> bytes:
-    """What a client is answered that sends these bytes, in pieces."""
+async def ends(bench: Bench, sent: bytes) -> bytes:
+    """Return the status line of the answer to a client that sends these bytes."""
     reader, writer = await asyncio.open_connection(*bench.url.removeprefix("http://").split(":"))
-    for part in parts:
-        writer.write(part)
-        await writer.drain()
-        await asyncio.sleep(0.05)
+    writer.write(sent)
+    await writer.drain()
     async with asyncio.timeout(5):
         answer = await reader.readline()
     writer.close()
@@ -166,9 +163,9 @@ async def test_one_whose_body_breaks_the_protocol_later_is_over_when_its_client_
     await bench.worker(fine)
     reader, writer = await asyncio.open_connection(*bench.url.removeprefix("http://").split(":"))
     writer.write(HEAD + b'Transfer-Encoding: chunked\r\n\r\n5\r\n{"mod\r\n')
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.05)  # no gauge counts a request whose body is being read
     writer.write(b"ZZ\r\n")
-    await asyncio.sleep(0.05)
+    await writer.drain()
     writer.close()
     await over(bench)
     del reader

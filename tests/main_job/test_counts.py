@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import time
 import urllib.parse
 from collections.abc import Callable
 
@@ -123,7 +122,11 @@ def test_a_client_that_vanishes_is_counted_and_frees_the_engine(
     if stream:
         client.getresponse().read(300)
     else:
-        time.sleep(0.5)
+        eventually(
+            lambda: reader(worker.system_url)("sglang:num_running_reqs") == 1,
+            within=15,
+            what="the engine runs the request",
+        )
     client.close()
     eventually(
         lambda: frontend("dynamo_frontend_requests_total", **cancelled) == 1,

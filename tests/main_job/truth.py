@@ -36,7 +36,7 @@ class Truth:
         before, self._last = self._last, None
         while before is None:
             first = self.now()
-            time.sleep(0.5)
+            time.sleep(0.5)  # SGLang reports a request within this time, without an event
             if self.now().rising == first.rising and not any(first.gauges.values()):
                 before = first
         self.before = before

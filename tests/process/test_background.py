@@ -13,6 +13,7 @@ import pytest
 from dynamometer.process import background
 from dynamometer.process.background import BackgroundThread
 from processes import PYTHON
+from waiting import run_ready_tasks
 
 HANGING = """
 import asyncio, threading
@@ -68,8 +69,7 @@ async def test_a_call_that_is_cancelled_before_it_begins_does_not_run() -> None:
 async def test_the_event_loop_goes_on_while_a_call_blocks() -> None:
     go = threading.Event()
     blocked = BackgroundThread("calls").submit(lambda: go.wait(10))
-    for _ in range(10):
-        await asyncio.sleep(0)
+    await run_ready_tasks()
     assert not blocked.done()
     go.set()
     assert await blocked

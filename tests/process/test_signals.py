@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from dynamometer.process.signals import InFlight, Stop
+from waiting import run_ready_tasks
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -31,8 +32,8 @@ async def test_the_last_request_ends_the_wait(stop: Stop) -> None:
     with in_flight:
         with in_flight:
             waiting = asyncio.create_task(in_flight.drain(stop, 60))
-            await asyncio.sleep(0)
-        await asyncio.sleep(0.01)
+            await run_ready_tasks()
+        await run_ready_tasks()
         assert not waiting.done()
     async with asyncio.timeout(5):
         await waiting

@@ -1,16 +1,17 @@
-"""Tasks are owned: begun anew where they fail, awaited where they end."""
+"""Background tasks: restarted after a failure, awaited at the end of their context."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from types import SimpleNamespace
 
 import pytest
 
 from dynamometer.process import tasks
 
 
-async def test_work_that_fails_is_said_once_and_begun_anew(
+async def test_work_that_fails_is_restarted_and_logged_once_for_each_place(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     done = asyncio.Event()
@@ -26,32 +27,36 @@ async def test_work_that_fails_is_said_once_and_begun_anew(
 
     async with tasks.restarting(work, name="looking", retry=0.001), asyncio.timeout(10):
         await done.wait()
-    said = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert [str(record.exc_info[1]) for record in said if record.exc_info] == ["one", ""]
-    assert said[0].getMessage() == "looking failed, and is restarted every 0.001 s"
+    logged = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert [str(record.exc_info[1]) for record in logged if record.exc_info] == ["one", ""]
+    assert logged[0].getMessage() == "looking failed, and is restarted every 0.001 s"
 
 
-async def test_a_fault_after_a_while_in_which_all_was_well_is_said_again(
+async def test_a_fault_after_a_long_run_without_a_fault_is_logged_again(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks, "STABLE_SECONDS", 0.05)
+    now = 0.0
+    monkeypatch.setattr(tasks, "time", SimpleNamespace(monotonic=lambda: now))
     done = asyncio.Event()
-    runs = [0.0, 0.0, 0.1, 0.0]
+    runs = [0.0, 0.0, tasks.STABLE_SECONDS + 1, 0.0]
 
     async def work() -> None:
+        nonlocal now
         if not runs:
             done.set()
             return
-        await asyncio.sleep(runs.pop(0))
+        now += runs.pop(0)
         raise ValueError
 
     async with tasks.restarting(work, name="work", retry=0.001), asyncio.timeout(10):
         await done.wait()
-    said = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert len(said) == 2
+    logged = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(logged) == 2
 
 
-async def test_what_was_cancelled_elsewhere_ends_no_work(caplog: pytest.LogCaptureFixture) -> None:
+async def test_work_is_restarted_after_a_task_that_it_awaits_was_cancelled(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     done = asyncio.Event()
     waited_for = asyncio.create_task(asyncio.sleep(600))
     waited_for.cancel()
@@ -67,14 +72,14 @@ async def test_what_was_cancelled_elsewhere_ends_no_work(caplog: pytest.LogCaptu
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
 
 
-async def test_nothing_of_it_is_left_after_the_context() -> None:
+async def test_no_task_remains_after_the_context() -> None:
     ended = []
 
     async def work() -> None:
         try:
             await asyncio.sleep(600)
         finally:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0)
             ended.append(True)
 
     async def fail() -> None:
@@ -88,7 +93,7 @@ async def test_nothing_of_it_is_left_after_the_context() -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_an_event_or_a_task_whichever_is_first() -> None:
+async def test_first_of_waits_for_the_event_or_the_task_whichever_is_first() -> None:
     event = asyncio.Event()
     lasting = asyncio.create_task(asyncio.sleep(600))
     short = asyncio.create_task(asyncio.sleep(0))

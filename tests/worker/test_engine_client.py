@@ -17,6 +17,7 @@ from dynamometer.runtime.record import Json, State
 from dynamometer.worker.engine_client import EngineClient
 from dynamometer.worker.run_directory import run_directory
 from dynamometer.worker.supervisor import Supervisor
+from waiting import run_ready_tasks, until
 
 # Its model answers; what it says of itself is what a test wants.
 ENGINE = """
@@ -128,10 +129,10 @@ async def test_a_fault_after_the_start_ends_no_worker_that_serves(
 
         async with session, asyncio.timeout(30), supervisor.running(changed, lambda: True) as ended:
             await told.wait()
-            await asyncio.sleep(0.05)
+            await until(lambda: "the facts about the engine cannot be read" in caplog.text)
+            await run_ready_tasks()
             assert not ended.done()
             assert supervisor.state is State.READY
-    assert "the facts about the engine cannot be read" in caplog.text
 
 
 async def test_a_worker_that_cannot_watch_its_engine_ends_and_says_why(

@@ -16,6 +16,7 @@ import pytest
 from dynamometer.errors import EngineError
 from dynamometer.process.children import ProcessMark, alive, end_marked, marks
 from dynamometer.worker.process_tree import EngineProcess, end_owned
+from waiting import run_ready_tasks, until
 
 TREE = """
 import signal, subprocess, sys, time
@@ -52,9 +53,7 @@ async def deaf_tree() -> AsyncIterator[EngineProcess]:
     """A process that ends when asked, and a child of its that does not."""
     handler = "lambda *_: sys.exit(3)"
     process = await start(TREE.format(handler=handler, child=DEAF))
-    async with asyncio.timeout(10):
-        while len(process.members()) < 2:
-            await asyncio.sleep(0.01)
+    await until(lambda: len(process.members()) == 2)
     yield process
     await process.end(grace=0, hurry=lambda: True, check=lambda: None)
 
@@ -152,8 +151,8 @@ async def test_waiting_for_the_exit_wakes_nobody(monkeypatch: pytest.MonkeyPatch
         return call_at(when, *rest, **options)
 
     monkeypatch.setattr(loop, "call_at", counted)
-    await asyncio.sleep(0.3)
-    assert len(timers) == 1  # the sleep's own
+    await run_ready_tasks()
+    assert timers == []
     psutil.Process(process.pid).kill()
     assert await asyncio.wait_for(waiting, 10) == -signal.SIGKILL
 
@@ -174,9 +173,7 @@ async def test_an_orphan_stays_in_sight(deaf_tree: EngineProcess) -> None:
 async def test_its_log_is_read_line_by_line_without_colours(deaf_tree: EngineProcess) -> None:
     shown: list[str] = []
     following = asyncio.create_task(deaf_tree.read_log(shown.append))
-    async with asyncio.timeout(10):
-        while len(shown) < 3:
-            await asyncio.sleep(0.01)
+    await until(lambda: len(shown) >= 3)
     following.cancel()
     assert shown == ["red", "progress 1", "progress 2"]
     assert list(deaf_tree.log) == shown
@@ -205,9 +202,7 @@ subprocess.Popen([sys.executable, "-c", {DEAF!r}], start_new_session=True)
 time.sleep(60)
 """
     process = await start(away)
-    async with asyncio.timeout(10):
-        while len(process.members()) < 2:
-            await asyncio.sleep(0.01)
+    await until(lambda: len(process.members()) == 2)
     psutil.Process(process.pid).kill()
     await process.wait()
     (orphan,) = process.members()
