@@ -20,8 +20,11 @@ COMMANDS = {
     "sglang": ("dynamometer.sglang", "a worker: SGLang, with its endpoint and its /metrics"),
     "exporter": ("dynamometer.exporter.command", "only the page, for an engine that already runs"),
     "mocker": ("dynamometer.mocker.command", "a simulated engine, for tests and dashboards"),
-    "tiny-model": ("dynamometer.tiny_model", "create a tiny random model, for trials"),
-    "demo": ("dynamometer.demo", "run everything once, and show a part of the page"),
+    "tiny-model": ("dynamometer.tiny_model", "create a tiny random model, for demos and tests"),
+    "demo": (
+        "dynamometer.demo",
+        "run frontend, worker and engine once, and show a part of their pages",
+    ),
 }
 
 
