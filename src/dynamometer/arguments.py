@@ -109,8 +109,8 @@ def add_max_series(group: argparse._ActionsContainer, default: int) -> None:
         type=checked(settings.count),
         default=default,
         metavar="N",
-        help="largest number of series of an engine's files on the page; omitted series are counted "
-        f"and logged (default: {default})",
+        help="largest number of series of an engine's files on the page; omitted series are "
+        f"counted and logged (default: {default})",
     )
 
 
