@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
@@ -36,6 +37,17 @@ def test_every_variable_and_every_command_is_there() -> None:
     used = {name for path in SOURCE.rglob("*.py") for name in re.findall(spelled, path.read_text())}
     assert {name for name in used if not name.startswith("DYN_METRICS_")} <= documented
     assert set(COMMANDS) == set(re.findall(r"^## dyno (\S+)", written, re.MULTILINE))
+
+
+@pytest.mark.parametrize("variable", [name for name, row in VARIABLES.items() if row.flag])
+def test_the_flags_of_a_variable_exist_and_name_it(variable: str) -> None:
+    helps: dict[str, str] = {}
+    for module, _ in COMMANDS.values():
+        for action in importlib.import_module(module).parser("dyno")._actions:
+            helps |= dict.fromkeys(action.option_strings, str(action.help))
+    flags = re.findall(r"`(--[a-z-]+)`", VARIABLES[variable].flag)
+    assert set(flags) <= set(helps)
+    assert any(variable in helps[flag] for flag in flags)
 
 
 def test_every_family_of_dynamo_is_served_or_has_a_reason() -> None:

@@ -83,17 +83,17 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
     """
     env = _Reader(os.environ if environment is None else environment)
     return Settings(
-        system_host=env.get("DYN_SYSTEM_HOST", text, LOOPBACK),
+        system_host=env.get("DYN_SYSTEM_HOST", str, LOOPBACK),
         system_port=env.get("DYN_SYSTEM_PORT", system_port, None),
         health=_health(env),
-        http_host=env.get("DYN_HTTP_HOST", text, LOOPBACK),
+        http_host=env.get("DYN_HTTP_HOST", str, LOOPBACK),
         http_port=env.get("DYN_HTTP_PORT", port, DEFAULT_HTTP_PORT),
         namespace=env.get("DYN_NAMESPACE", name, None),
         discovery_directory=env.get("DYN_FILE_KV", Path, None),
         log_level=env.get("DYN_LOG", log_level, "info"),
         log_json=env.get("DYN_LOGGING_JSONL", flag, False),
         metrics_prefix=env.get("DYN_METRICS_PREFIX", metric_prefix, None),
-        engine_headers=env.get("DYN_ENGINE_HEADERS", text, ""),
+        engine_headers=env.get("DYN_ENGINE_HEADERS", str, ""),
         bucket_ranges={
             histogram: env.bucket_range(buckets.variable, buckets.default)
             for histogram, buckets in BUCKETS.items()
@@ -169,11 +169,6 @@ class _Reader:
 
 # Each parser returns a typed value, or raises ValueError with the allowed values. Flags use the
 # same parsers as variables.
-
-
-def text(value: str) -> str:
-    """Return any text."""
-    return value
 
 
 def _whole(value: str) -> int | None:
