@@ -63,7 +63,7 @@ def page(endpoint: Endpoint) -> str:
     return endpoint.metrics.render().decode()
 
 
-def test_without_arguments_all_of_it_is_on_the_page(
+def test_without_arguments_the_whole_registry_is_on_the_page(
     endpoint: Endpoint, registry: CollectorRegistry
 ) -> None:
     register_engine_metrics_callback(endpoint, registry)
@@ -79,7 +79,7 @@ def test_several_prefixes_and_exclusion_first(
     assert samples(page(endpoint)).keys() == {"sglang:requests_total", "lmcache:usage"}
 
 
-def test_a_histogram_comes_whole(endpoint: Endpoint, registry: CollectorRegistry) -> None:
+def test_a_histogram_is_never_split(endpoint: Endpoint, registry: CollectorRegistry) -> None:
     register_engine_metrics_callback(endpoint, registry, "sglang:latency_seconds")
     text = page(endpoint)
     lines = text[text.index("# HELP sglang:latency_seconds") :].splitlines()
@@ -122,7 +122,7 @@ def test_injected_labels_never_override(
     assert "sets the label dynamo_namespace to 'prod': 'mine'" in caplog.text
 
 
-def test_without_names_no_label_is_the_runtimes(
+def test_without_names_the_runtime_adds_no_labels(
     endpoint: Endpoint, registry: CollectorRegistry
 ) -> None:
     register_engine_metrics_callback(endpoint, registry, "lmcache:", model_name="tiny")
@@ -198,7 +198,7 @@ def test_names_that_clash_without_the_prefix_too_are_not_its_fault(
     ]
 
 
-def test_a_prefix_costs_one_family_and_not_the_text_of_a_dynamos_endpoint(
+def test_a_prefix_omits_one_family_from_the_text_of_a_dynamo_endpoint(
     twins: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
     endpoint = DynamosEndpoint()
@@ -211,7 +211,7 @@ def test_a_prefix_costs_one_family_and_not_the_text_of_a_dynamos_endpoint(
     assert caplog.text.count("x_b is omitted from the text (overlap)") == 1
 
 
-def test_what_a_prefix_hides_on_the_page_is_counted(
+def test_a_family_that_a_prefix_hides_is_counted(
     endpoint: Endpoint, twins: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
     register_engine_metrics_callback(endpoint, twins, ["vllm:", "lm:"], add_prefix="x_")
@@ -222,7 +222,7 @@ def test_what_a_prefix_hides_on_the_page_is_counted(
 
 
 @pytest.mark.parametrize("prefix", ["x y", "é", "5x", 5, ["x"], b"x"])
-def test_a_prefix_that_begins_no_name_is_refused_at_once(
+def test_an_invalid_prefix_is_refused_at_once(
     endpoint: Endpoint, registry: CollectorRegistry, prefix: str
 ) -> None:
     with pytest.raises(ArgumentError, match="cannot begin a metric's name"):
@@ -343,7 +343,7 @@ class DynamosEndpoint:
         return 0xC6554D44C8D12F4C
 
 
-def test_it_works_with_an_endpoint_that_takes_text_alone(registry: CollectorRegistry) -> None:
+def test_an_endpoint_with_text_callbacks_gets_the_text(registry: CollectorRegistry) -> None:
     endpoint = DynamosEndpoint()
     register_engine_metrics_callback(
         endpoint, registry, ["lmcache:"], namespace_name="dynamo", component_name="backend"
@@ -371,7 +371,7 @@ def test_a_doubled_endpoint_of_dynamos_own_tests_gets_the_text(
 
 
 @pytest.mark.parametrize("connection_id", [None, lambda: 1 / 0, lambda: "abc"])
-def test_an_endpoint_that_does_not_tell_its_number_costs_one_label(
+def test_an_endpoint_without_a_number_omits_one_label(
     registry: CollectorRegistry, caplog: pytest.LogCaptureFixture, connection_id: object
 ) -> None:
     endpoint = DynamosEndpoint()
@@ -386,7 +386,7 @@ def test_an_endpoint_that_does_not_tell_its_number_costs_one_label(
     assert "the label worker_id is omitted" in caplog.text
 
 
-def test_many_who_ask_a_text_callback_at_once_get_the_same_text(
+def test_simultaneous_calls_of_a_text_callback_return_the_same_text(
     registry: CollectorRegistry,
 ) -> None:
     endpoint = DynamosEndpoint()
@@ -456,7 +456,9 @@ class Own:
 
 
 @pytest.mark.parametrize("own", [{"x": None}, ["boom"], 5, print, {"x": 3}, None])
-def test_what_a_users_collector_calls_errors_is_his_own(endpoint: Endpoint, own: object) -> None:
+def test_an_attribute_errors_of_a_users_collector_is_ignored(
+    endpoint: Endpoint, own: object
+) -> None:
     register_engine_metrics_callback(endpoint, Own(own))
     page(endpoint)
     text = page(endpoint)

@@ -50,7 +50,7 @@ def errors(runtime: DistributedRuntime, source: str, reason: str) -> float:
     return series(runtime, "dynamometer_engine_scrape_errors_total")[key]
 
 
-def test_series_have_the_labels_that_their_level_knows(runtime: DistributedRuntime) -> None:
+def test_series_have_the_labels_of_their_level(runtime: DistributedRuntime) -> None:
     namespace = runtime.namespace("dynamo")
     component = namespace.component("backend")
     endpoint = component.endpoint("generate")
@@ -69,7 +69,7 @@ def test_series_have_the_labels_that_their_level_knows(runtime: DistributedRunti
     assert page.count("# TYPE dynamo_component_depth gauge") == 1
 
 
-def test_what_is_created_is_prometheus_clients_own(runtime: DistributedRuntime) -> None:
+def test_created_metrics_are_prometheus_clients_own(runtime: DistributedRuntime) -> None:
     metrics = runtime.namespace("n").component("c").endpoint("e").metrics
     counter = metrics.create_counter("requests", "came", ("kind",))
     gauge = metrics.create_gauge("depth", "of a queue")
@@ -157,7 +157,7 @@ def test_other_buckets_are_another_shape(runtime: DistributedRuntime) -> None:
     assert runtime.metrics.create_histogram("x_seconds", "x", buckets=(1, 2, float("inf"))) is one
 
 
-def test_a_family_of_the_runtimes_own_is_not_taken_over(runtime: DistributedRuntime) -> None:
+def test_the_runtimes_own_family_cannot_be_created_again(runtime: DistributedRuntime) -> None:
     with pytest.raises(ArgumentError, match="a gauge with the labels"):
         runtime.metrics.create_counter("uptime_seconds", "mine")
 
@@ -209,7 +209,7 @@ def test_labels_that_are_not_allowed(
     assert b"component_x" not in runtime.metrics.render()
 
 
-def test_a_histogram_that_cannot_be_leaves_nothing_behind(runtime: DistributedRuntime) -> None:
+def test_an_invalid_histogram_leaves_nothing_behind(runtime: DistributedRuntime) -> None:
     nan = float("nan")
     bad: tuple[Any, ...] = (
         (2.0, 1.0),
@@ -241,7 +241,7 @@ def test_an_invalid_name_is_an_error(runtime: DistributedRuntime, wrong: str) ->
         runtime.metrics.create_counter("x", "came", const_labels=[("a", "b")])  # type: ignore[arg-type]
 
 
-def test_odd_names_and_values_make_a_page_that_can_be_read(runtime: DistributedRuntime) -> None:
+def test_odd_names_and_values_make_a_page_that_can_be_parsed(runtime: DistributedRuntime) -> None:
     runtime.metrics.create_gauge("my-depth", 'a "quoted"\nline', const_labels={"a": "x\ud800"})
     assert series(runtime, "dynamo_component_my_depth") == {frozenset({("a", "x?")}): 0}
     with pytest.raises(ArgumentError, match="letter or a digit"):
@@ -285,7 +285,7 @@ def test_a_callback_is_called_before_each_scrape(runtime: DistributedRuntime) ->
     assert series(runtime, "dynamo_component_depth") == {frozenset(): 2}
 
 
-def test_a_callback_that_raises_or_hangs_costs_nothing_else(
+def test_a_callback_that_raises_or_hangs_affects_only_itself(
     runtime: DistributedRuntime, never: threading.Event
 ) -> None:
     def raises() -> None:
@@ -298,7 +298,7 @@ def test_a_callback_that_raises_or_hangs_costs_nothing_else(
     for function in (raises, hangs, gauge.inc):
         runtime.metrics.register_callback(function)
     assert series(runtime, "dynamo_component_depth") == {frozenset(): 1}
-    source = "callback test_a_callback_that_raises_or_hangs_costs_nothing_else.<locals>."
+    source = "callback test_a_callback_that_raises_or_hangs_affects_only_itself.<locals>."
     assert errors(runtime, f"{source}raises", "failed") == 2
     assert errors(runtime, f"{source}hangs", "timeout") >= 2
 
@@ -330,7 +330,7 @@ def test_text_of_a_callback_is_on_the_page(runtime: DistributedRuntime) -> None:
     assert errors(runtime, source, "invalid") == len(wrong)
 
 
-def test_text_that_cannot_be_read_costs_its_callback_alone(runtime: DistributedRuntime) -> None:
+def test_text_that_cannot_be_parsed_affects_only_its_callback(runtime: DistributedRuntime) -> None:
     def broken() -> str:
         return "# TYPE a gauge\na 1\na{"
 
@@ -348,7 +348,7 @@ def test_text_that_cannot_be_read_costs_its_callback_alone(runtime: DistributedR
     assert series(runtime, "a") == {}
     names = {family.name for family in parse_openmetrics(runtime.metrics.render(True).decode())}
     assert {"b_total", "b_created", "w", "dynamometer_engine_scrape_errors"} <= names
-    source = "callback test_text_that_cannot_be_read_costs_its_callback_alone.<locals>."
+    source = "callback test_text_that_cannot_be_parsed_affects_only_its_callback.<locals>."
     assert errors(runtime, f"{source}broken", "invalid") == 5
     assert errors(runtime, f"{source}whole", "invalid") == 0
 
@@ -396,7 +396,7 @@ def test_render_gives_both_formats(runtime: DistributedRuntime) -> None:
     assert page.endswith(b"# EOF\n")
 
 
-def test_an_instrument_that_fails_costs_only_itself(runtime: DistributedRuntime) -> None:
+def test_an_instrument_that_fails_affects_only_itself(runtime: DistributedRuntime) -> None:
     """Its function raises, unpaired surrogates make two series one, or a collector raises."""
 
     class Broken(Collector):
@@ -430,7 +430,9 @@ def test_an_unpaired_surrogate_in_a_label_becomes_a_question_mark(
     assert errors(runtime, "runtime", "invalid") == 0
 
 
-def test_what_a_registered_collector_calls_errors_is_its_own(runtime: DistributedRuntime) -> None:
+def test_an_attribute_errors_of_a_registered_collector_is_ignored(
+    runtime: DistributedRuntime,
+) -> None:
     class Own(Collector):
         errors = ("boom",)
 
@@ -446,7 +448,7 @@ def test_what_a_registered_collector_calls_errors_is_its_own(runtime: Distribute
 
 
 @pytest.mark.parametrize("documentation", [None, 5])
-def test_a_documentation_is_a_text(runtime: DistributedRuntime, documentation: str) -> None:
+def test_a_documentation_must_be_a_string(runtime: DistributedRuntime, documentation: str) -> None:
     with pytest.raises(ArgumentError, match="the documentation must be a string"):
         runtime.metrics.create_gauge("x", documentation)
     runtime.metrics.create_gauge("x", "half a \ud800").set(1)
@@ -464,10 +466,10 @@ def test_a_callback_may_render_the_page_as_it_last_was(runtime: DistributedRunti
     assert not re.search(rb'reason="timeout".* [1-9]', page)
 
 
-def test_a_callback_whose_coroutine_nobody_awaits_is_an_error(runtime: DistributedRuntime) -> None:
+def test_a_callback_that_returns_a_coroutine_is_an_error(runtime: DistributedRuntime) -> None:
     runtime.metrics.register_callback(lambda: coroutine())
     runtime.metrics.render()
-    source = "callback test_a_callback_whose_coroutine_nobody_awaits_is_an_error.<locals>.<lambda>"
+    source = "callback test_a_callback_that_returns_a_coroutine_is_an_error.<locals>.<lambda>"
     assert errors(runtime, source, "failed") == 2
 
 

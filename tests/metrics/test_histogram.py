@@ -53,7 +53,7 @@ def test_one_observation_is_counted_as_one() -> None:
     assert registry.get_sample_value("latency_seconds_sum", {"model": "m"}) == 0.5
 
 
-def test_a_name_is_taken_once() -> None:
+def test_a_name_is_registered_once() -> None:
     registry = CollectorRegistry()
     ours(registry)
     with pytest.raises(ValueError, match="Duplicated"):
@@ -80,7 +80,7 @@ def test_series_that_are_removed_are_gone() -> None:
     assert b"model=" not in generate_latest(registry)
 
 
-def test_threads_lose_nothing() -> None:
+def test_no_observation_of_several_threads_is_missing() -> None:
     registry = CollectorRegistry()
     histogram = ours(registry)
 

@@ -70,7 +70,7 @@ async def source(engine: Engine) -> AsyncIterator[HttpSource]:
         )
 
 
-async def test_its_families_come_filtered_and_labelled(source: HttpSource) -> None:
+async def test_the_families_are_filtered_and_labelled(source: HttpSource) -> None:
     assert source.families() == ()
     await source.fetch()
     assert render(source.families()).splitlines()[1:] == [
@@ -117,7 +117,7 @@ async def test_a_page_that_is_gone_for_two_intervals_takes_its_families_along(
     assert len(source.families()) == 1
 
 
-async def test_nobody_there_is_counted(source: HttpSource, engine: Engine) -> None:
+async def test_a_refused_connection_is_counted(source: HttpSource, engine: Engine) -> None:
     source.url = f"http://127.0.0.1:{refusing_port()}/metrics"
     await source.fetch()
     assert source.errors == {"unreachable": 1}
@@ -141,7 +141,7 @@ def raw_deflate(page: bytes) -> bytes:
         ("identity", bytes),
     ],
 )
-async def test_a_page_that_is_compressed_unasked_is_decoded(
+async def test_a_page_that_is_compressed_without_request_is_decoded(
     engine: Engine, source: HttpSource, encoding: str, compress: Callable[[bytes], bytes]
 ) -> None:
     engine.page, engine.headers = compress(PAGE), {"Content-Encoding": encoding}
@@ -181,7 +181,7 @@ async def test_errors_that_were_read_do_not_change(engine: Engine, source: HttpS
     assert source.errors == {"status": 1, "timeout": 1}
 
 
-async def test_it_is_fetched_again_and_again(source: HttpSource, engine: Engine) -> None:
+async def test_the_page_is_fetched_at_each_interval(source: HttpSource, engine: Engine) -> None:
     running = asyncio.create_task(source.run())
     await until(source.families)
     engine.page = PAGE.replace(b"} 1", b"} 7")
@@ -270,7 +270,7 @@ def totals_of(counter: int, count: int) -> dict[str, float]:
     }
 
 
-async def test_totals_stay_while_the_engine_is_away_and_go_on_after_it(
+async def test_totals_stay_without_the_engine_and_continue_with_the_next_one(
     server: Server, continued: HttpSource
 ) -> None:
     assert continued.families() == ()
@@ -292,7 +292,7 @@ async def test_totals_stay_while_the_engine_is_away_and_go_on_after_it(
     assert values(continued) == totals_of(6, 3)
 
 
-async def test_a_page_that_tells_when_its_process_began_tells_of_a_restart(
+async def test_a_later_start_time_on_the_page_is_a_restart(
     server: Server, continued: HttpSource
 ) -> None:
     await server.start(5, 3, 1, began=100)
@@ -305,7 +305,7 @@ async def test_a_page_that_tells_when_its_process_began_tells_of_a_restart(
     assert values(continued) == totals_of(11, 7) | began(200) | {'g{m="n"}': 1}
 
 
-async def test_an_engine_whose_page_goes_on_by_itself_is_not_counted_twice(
+async def test_a_page_that_continues_its_counts_is_not_counted_twice(
     server: Server, continued: HttpSource
 ) -> None:
     await server.start(5, 3, 1)
@@ -318,7 +318,7 @@ async def test_an_engine_whose_page_goes_on_by_itself_is_not_counted_twice(
     assert values(continued) == totals_of(5, 4) | {'g{m="n"}': 1}
 
 
-async def test_a_page_that_is_on_its_way_at_a_restart_is_left_out(
+async def test_a_page_that_was_requested_before_a_restart_is_omitted(
     server: Server, continued: HttpSource
 ) -> None:
     await server.start(5, 3, 1)

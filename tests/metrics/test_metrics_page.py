@@ -72,7 +72,7 @@ def test_the_runtimes_families_stand_before_the_engines(instruments: CollectorRe
 
 
 @pytest.mark.parametrize("fault", ["raises", "hangs", "nonsense"])
-def test_a_broken_source_loses_only_its_own_families(
+def test_a_broken_source_affects_only_its_own_families(
     instruments: CollectorRegistry, never: threading.Event, fault: str
 ) -> None:
     def broken() -> Sequence[Family]:
@@ -115,7 +115,7 @@ NOTHING = Family(None, None, None)  # type: ignore[arg-type]
 @pytest.mark.parametrize(
     "nonsense", [None, 5, "text", [1], half_a_generator(), (NOT_UTF8,), (NO_BYTES,), (NOTHING,)]
 )
-def test_nonsense_of_any_kind_is_told_from_families(
+def test_objects_that_are_not_families_are_refused(
     instruments: CollectorRegistry, nonsense: object
 ) -> None:
     page = MetricsPage(instruments)
@@ -126,7 +126,7 @@ def test_nonsense_of_any_kind_is_told_from_families(
     assert errors(found, "broken", "invalid") == 1
 
 
-def test_errors_that_cannot_be_read_or_go_back_harm_nothing(
+def test_error_counts_that_fail_or_fall_affect_nothing_else(
     instruments: CollectorRegistry,
 ) -> None:
     counts = {"truncated": 5}
@@ -140,7 +140,7 @@ def test_errors_that_cannot_be_read_or_go_back_harm_nothing(
     assert found["m"] == 1
 
 
-def test_a_source_that_hung_is_not_waited_for_again(
+def test_a_source_that_hangs_delays_one_refresh_only(
     instruments: CollectorRegistry, never: threading.Event
 ) -> None:
     def hang() -> Sequence[Family]:
@@ -157,7 +157,7 @@ def test_a_source_that_hung_is_not_waited_for_again(
     assert len(set(threading.enumerate()) - before) == 2
 
 
-def test_several_sources_that_hang_are_left_behind_and_come_back(
+def test_several_sources_that_hang_are_abandoned_and_return(
     instruments: CollectorRegistry, never: threading.Event
 ) -> None:
     def hang(name: str) -> Sequence[Family]:
@@ -180,7 +180,7 @@ def test_several_sources_that_hang_are_left_behind_and_come_back(
     raise AssertionError("they have come back, and are not on the page")
 
 
-def test_many_who_refresh_at_once_all_get_a_page(instruments: CollectorRegistry) -> None:
+def test_simultaneous_refreshes_all_end(instruments: CollectorRegistry) -> None:
     page = MetricsPage(instruments)
     page.add(Source("whole", lambda: families("whole 1\n")))
     threads = [threading.Thread(target=page.refresh) for _ in range(20)]
@@ -192,7 +192,7 @@ def test_many_who_refresh_at_once_all_get_a_page(instruments: CollectorRegistry)
     assert samples(page)["whole"] == 1
 
 
-def test_what_a_source_left_out_is_counted(instruments: CollectorRegistry) -> None:
+def test_the_omissions_of_a_source_are_counted(instruments: CollectorRegistry) -> None:
     left_out = {"truncated": 2}
     page = MetricsPage(instruments)
     page.add(Source("files", lambda: families("a 1\n"), errors=left_out))
@@ -202,7 +202,7 @@ def test_what_a_source_left_out_is_counted(instruments: CollectorRegistry) -> No
     assert errors(samples(page), "files", "truncated") == 5
 
 
-def test_of_a_series_that_two_sources_have_the_first_stands(
+def test_of_a_series_in_two_sources_the_first_wins(
     instruments: CollectorRegistry,
 ) -> None:
     page = MetricsPage(instruments)
@@ -214,7 +214,9 @@ def test_of_a_series_that_two_sources_have_the_first_stands(
     assert not any("overlap" in name for name in found)
 
 
-def test_overlap_of_strangers_is_counted(instruments: CollectorRegistry) -> None:
+def test_overlap_of_two_owners_is_counted_in_the_scrape_that_finds_it(
+    instruments: CollectorRegistry,
+) -> None:
     page = MetricsPage(instruments)
     one, other = families("# TYPE a gauge\na 1\n"), families("# TYPE a summary\na_sum 9\n")
     page.add(Source("one", lambda: one, owner="one"))
@@ -227,7 +229,7 @@ def test_overlap_of_strangers_is_counted(instruments: CollectorRegistry) -> None
         assert errors(found, "third", "overlap") == times
 
 
-def test_nothing_is_made_again_where_nothing_changed(instruments: CollectorRegistry) -> None:
+def test_an_unchanged_page_is_not_rendered_again(instruments: CollectorRegistry) -> None:
     source = RegistrySource("runtime", instruments)
     assert source.families() is source.families()
     page = MetricsPage(instruments)
@@ -257,7 +259,7 @@ class Doubled:
         return families(f"# TYPE twice gauge\ntwice {2 * sum(values)}\n")
 
 
-def test_a_conclusion_is_from_what_the_page_shows(instruments: CollectorRegistry) -> None:
+def test_a_derivation_uses_the_families_of_the_same_refresh(instruments: CollectorRegistry) -> None:
     page, doubled, value = MetricsPage(instruments), Doubled(), [1]
     page.derive(doubled)
     page.add(Source("engine", lambda: families(f"a {value[0]}\nb 5\n"), owner="engine"))
@@ -281,7 +283,9 @@ def test_a_series_that_two_sources_have_counts_once(instruments: CollectorRegist
     assert doubled.given[0] is doubled.given[1]  # nothing is done twice
 
 
-def test_a_conclusion_that_fails_costs_its_own_families(instruments: CollectorRegistry) -> None:
+def test_a_derivation_that_fails_affects_only_its_own_families(
+    instruments: CollectorRegistry,
+) -> None:
     page, doubled = MetricsPage(instruments), Doubled()
     page.add(Source("engine", lambda: families("a 1\n"), owner="engine"))
     page.derive(doubled)
@@ -294,7 +298,9 @@ def test_a_conclusion_that_fails_costs_its_own_families(instruments: CollectorRe
     assert samples(page)["twice"] == 2
 
 
-def test_a_source_that_fails_takes_its_conclusions_with_it(instruments: CollectorRegistry) -> None:
+def test_a_source_that_fails_takes_its_derived_families_with_it(
+    instruments: CollectorRegistry,
+) -> None:
     def answer() -> Sequence[Family]:
         if broken:
             raise OSError
@@ -332,7 +338,7 @@ class UnspeakableError(Exception):
         raise ValueError("nor can it be said what is wrong")
 
 
-def test_an_error_that_cannot_be_said_is_one_like_any_other(
+def test_an_error_without_a_repr_is_counted(
     instruments: CollectorRegistry,
 ) -> None:
     def answer() -> Sequence[Family]:
@@ -345,7 +351,7 @@ def test_an_error_that_cannot_be_said_is_one_like_any_other(
 
 
 @pytest.mark.parametrize("odd", [{"x": None}, {"x": "many"}, ["boom"], 5, print])
-def test_errors_that_are_no_counts_are_one_failure_and_stop_nothing(
+def test_error_counts_that_are_not_numbers_are_one_failure(
     instruments: CollectorRegistry, odd: object
 ) -> None:
     page = MetricsPage(instruments)

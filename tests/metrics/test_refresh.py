@@ -96,7 +96,7 @@ def assert_whole(runtime: DistributedRuntime, hang: Hang) -> None:
     )
 
 
-def test_a_refresh_that_nobody_waits_for_blocks_no_other(
+def test_a_refresh_without_a_waiting_caller_blocks_no_other(
     runtime: DistributedRuntime, hang: Hang
 ) -> None:
     runtime.page.submit()
@@ -104,7 +104,7 @@ def test_a_refresh_that_nobody_waits_for_blocks_no_other(
     assert_whole(runtime, hang)
 
 
-def test_many_refreshes_that_nobody_waits_for_block_no_other(
+def test_many_refreshes_without_waiting_callers_block_no_other(
     runtime: DistributedRuntime, hang: Hang
 ) -> None:
     for _ in range(20):
@@ -187,7 +187,7 @@ def test_ctrl_c_during_render_blocks_no_later_one() -> None:
     assert "dynamo_component_fine 3.0" in done.stdout
 
 
-def test_one_thread_is_left_behind_for_each_source_that_hangs(
+def test_one_thread_is_abandoned_for_each_source_that_hangs(
     runtime: DistributedRuntime, hang: Hang
 ) -> None:
     before = set(threading.enumerate())
@@ -290,7 +290,7 @@ def test_waiting_for_several_at_once_costs_one_deadline(
     assert hang.calls == 1
 
 
-def test_a_render_inside_a_source_that_was_left_behind_returns(
+def test_a_render_inside_an_abandoned_source_returns(
     runtime: DistributedRuntime, hang: Hang
 ) -> None:
     rendered: list[bytes] = []
@@ -306,7 +306,7 @@ def test_a_render_inside_a_source_that_was_left_behind_returns(
     eventually(lambda: rendered, within=BOUND_SECONDS, what="the inner page is there")
 
 
-def test_a_refresh_ends_whatever_becomes_of_its_answers(
+def test_a_refresh_ends_although_the_page_fails(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:
@@ -320,7 +320,7 @@ def test_a_refresh_ends_whatever_becomes_of_its_answers(
     assert "the page cannot be merged" in caplog.text
 
 
-def test_refreshes_wanted_at_once_are_one(hang: Hang) -> None:
+def test_simultaneous_refreshes_are_one(hang: Hang) -> None:
     runtime = DistributedRuntime(deadline=60)
     runtime.metrics.register_callback(hang)
     refreshes = [runtime.page.submit(PageRequest()) for _ in range(20)]

@@ -103,7 +103,7 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
         ("APPLICATION/OpenMetrics-Text", OPENMETRICS),
     ],
 )
-async def test_the_format_is_what_the_scraper_likes_best(
+async def test_the_format_is_the_one_that_the_scraper_prefers(
     url: str, session: aiohttp.ClientSession, accept: str | None, content_type: str
 ) -> None:
     headers = {"Accept-Encoding": "identity"} | ({} if accept is None else {"Accept": accept})
@@ -115,7 +115,7 @@ async def test_the_format_is_what_the_scraper_likes_best(
     assert text.endswith("# EOF\n") is (content_type == OPENMETRICS)
 
 
-async def test_gzip_where_it_is_asked_for(
+async def test_gzip_is_used_on_request(
     url: str, session: aiohttp.ClientSession, page: MetricsPage
 ) -> None:
     async with session.get(url, headers={"Accept-Encoding": "gzip"}) as answer:
@@ -139,7 +139,7 @@ async def test_names_choose_whole_families(url: str, session: aiohttp.ClientSess
         assert (answer.status, await answer.read()) == (200, b"")
 
 
-async def test_head_has_the_headers_alone(url: str, session: aiohttp.ClientSession) -> None:
+async def test_head_has_only_the_headers(url: str, session: aiohttp.ClientSession) -> None:
     async with session.head(url, headers={"Accept-Encoding": "identity"}) as answer:
         assert (answer.status, await answer.read()) == (200, b"")
         assert answer.headers["Content-Type"] == TEXT
@@ -152,7 +152,7 @@ async def arrived(arrivals: list[web.Request], count: int) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_scrapers_that_come_at_once_share_one_rendering(
+async def test_simultaneous_scrapers_share_one_rendering(
     url: str, session: aiohttp.ClientSession, page: MetricsPage, arrivals: list[web.Request]
 ) -> None:
     source = Slow()
@@ -172,7 +172,7 @@ async def test_scrapers_that_come_at_once_share_one_rendering(
     assert b"slow 1\n" in scrapes[0].result()
 
 
-async def test_a_scraper_that_goes_away_takes_nothing_from_the_others(
+async def test_a_scraper_that_disconnects_affects_no_other(
     url: str, session: aiohttp.ClientSession, page: MetricsPage, arrivals: list[web.Request]
 ) -> None:
     source = Slow()

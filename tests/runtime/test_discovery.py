@@ -111,7 +111,7 @@ async def test_a_record_is_there_while_it_is_rewritten(discovery: Discovery) -> 
             await update
 
 
-async def test_a_reading_that_shows_nothing_new_is_the_same_object(discovery: Discovery) -> None:
+async def test_an_unchanged_reading_is_the_same_object(discovery: Discovery) -> None:
     async with discovery.register(record()):
         assert await discovery.records() is await discovery.records()
 
@@ -139,7 +139,7 @@ async def test_a_killed_process_is_withdrawn_at_once(
     assert await discovery.records() == {two}
 
 
-async def test_readers_at_the_same_time_do_not_take_each_other_for_owners(
+async def test_simultaneous_readers_are_not_mistaken_for_owners(
     discovery: Discovery, spawn: Callable[[Record], subprocess.Popen[str]]
 ) -> None:
     one = record()
@@ -186,7 +186,7 @@ async def test_a_record_that_cannot_be_written_names_the_place(tmp_path: Path) -
             pass
 
 
-def test_the_directory_is_private_and_no_link(tmp_path: Path) -> None:
+def test_the_directory_is_private_and_not_a_link(tmp_path: Path) -> None:
     made = FileDiscovery(tmp_path / "kv").directory
     assert stat.S_IMODE(made.stat().st_mode) == 0o700
     (tmp_path / "link").symlink_to(tmp_path / "kv")
@@ -202,7 +202,7 @@ def test_the_directory_is_private_and_no_link(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
-def test_somebody_elses_directory_is_refused(tmp_path: Path) -> None:
+def test_a_directory_of_another_user_is_refused(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir(mode=0o700)
     os.chown(tmp_path / "theirs", 1234, 1234)
     with pytest.raises(DiscoveryError, match="belongs to user 1234"):

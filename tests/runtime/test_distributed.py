@@ -199,7 +199,7 @@ def test_a_port_of_minus_one_starts_no_server(
         assert server.url is None
 
 
-def test_a_port_that_is_taken_is_an_error(runtime: DistributedRuntime) -> None:
+def test_a_port_in_use_is_an_error(runtime: DistributedRuntime) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -232,7 +232,9 @@ def test_a_wrong_variable_is_an_error(
         runtime.serve(port=0)
 
 
-def test_a_broken_callback_costs_a_served_page_nothing_else(runtime: DistributedRuntime) -> None:
+def test_a_broken_callback_affects_nothing_else_on_a_served_page(
+    runtime: DistributedRuntime,
+) -> None:
     def broken() -> None:
         raise OSError
 

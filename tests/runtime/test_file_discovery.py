@@ -209,7 +209,7 @@ async def test_a_second_process_with_the_same_id_is_refused(tmp_path: Path) -> N
         assert await FileDiscovery(tmp_path / "kv").records() == {one}
 
 
-async def test_what_a_killed_writer_left_does_not_stop_its_successor(tmp_path: Path) -> None:
+async def test_the_files_of_a_killed_writer_do_not_stop_its_successor(tmp_path: Path) -> None:
     one = record()
     discovery = FileDiscovery(tmp_path / "kv")
     (discovery.directory / f"{one.id:016x}.new").write_text("{")
@@ -217,7 +217,7 @@ async def test_what_a_killed_writer_left_does_not_stop_its_successor(tmp_path: P
         assert await discovery.records() == {one}
 
 
-async def test_a_frozen_holder_of_the_directorys_lock_is_named_and_stops_no_reader(
+async def test_a_frozen_holder_of_the_lock_is_reported_and_stops_no_reader(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(file, "_LOCK_SECONDS", 0.05)
@@ -307,7 +307,7 @@ async def test_a_directory_that_hangs_stops_nothing_else(
          "its id is 8"),
     ],
 )  # fmt: skip
-async def test_a_file_that_is_not_a_record_is_reported_once_and_costs_no_other(
+async def test_a_file_that_is_not_a_record_is_reported_once_and_affects_no_other(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes, why: str
 ) -> None:
     discovery = FileDiscovery(tmp_path / "kv")
@@ -353,7 +353,7 @@ async def test_a_record_above_the_limit_is_not_written(tmp_path: Path) -> None:
             pass
 
 
-async def test_connect_gives_the_file_discovery_of_the_directory(tmp_path: Path) -> None:
+async def test_connect_returns_the_file_discovery_of_the_directory(tmp_path: Path) -> None:
     one = record()
     async with (await connect(tmp_path / "kv")).register(one):
         assert await FileDiscovery(tmp_path / "kv").records() == {one}

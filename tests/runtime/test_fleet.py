@@ -66,7 +66,7 @@ def test_a_card_that_is_not_an_object_is_not_shown(card: Json) -> None:
     assert fleet.models["m"] == {"id": "m", "object": "model"}
 
 
-def test_a_namespace_keeps_the_workers_of_others_out_of_service() -> None:
+def test_a_namespace_does_not_serve_the_workers_of_others() -> None:
     fleet = Fleet(namespace="mine")
     fleet.update([worker(1), worker(2, namespace="mine")])
     assert ids(fleet.ready) == [2]

@@ -28,7 +28,7 @@ def test_a_record_survives_json() -> None:
     assert Record.from_json(RECORD.to_json()) == RECORD
 
 
-def test_fields_of_a_later_version_are_passed_over() -> None:
+def test_unknown_fields_of_a_later_version_are_ignored() -> None:
     content = json.loads(RECORD.to_json()) | {"zone": "a"}
     assert Record.from_json(json.dumps(content).encode()) == RECORD
 
@@ -119,7 +119,7 @@ def test_a_truncated_record_is_refused(text: bytes) -> None:
         Record.from_json(text)
 
 
-def test_a_record_of_an_earlier_version_tells_nothing_of_its_engine() -> None:
+def test_a_record_of_an_earlier_version_has_no_engine() -> None:
     content = json.loads(RECORD.to_json())
     del content["engine_info"]
     assert Record.from_json(json.dumps(content).encode()).engine_info == {}
@@ -149,7 +149,7 @@ def test_nonsense_of_an_engine_is_dropped(nonsense: object) -> None:
     assert record.engine_info == {}
 
 
-def test_of_an_engines_facts_those_that_make_sense_are_taken() -> None:
+def test_valid_properties_of_an_engine_are_kept() -> None:
     facts = {"version": "0.5.23", "context_length": 2048, "total_kv_blocks": {}}
     content = json.loads(RECORD.to_json()) | {"engine_info": facts}
     record = Record.from_json(json.dumps(content).encode())
@@ -171,7 +171,7 @@ def test_a_card_of_any_form_is_kept() -> None:
     assert Record.from_json(record.to_json()) == record
 
 
-def test_numbers_that_json_does_not_have_are_none_in_a_card() -> None:
+def test_numbers_that_json_does_not_allow_are_none_in_a_card() -> None:
     text = RECORD.to_json().replace(b"2048", b"NaN")
     assert Record.from_json(text).model_info == {"a": {"id": "a", "max_model_len": None}}
     text = RECORD.to_json().replace(b"2048", b"1e999")
@@ -183,7 +183,7 @@ def test_a_record_over_the_limit_is_refused() -> None:
         Record.from_json(RECORD.to_json() + b" " * MAX_BYTES)
 
 
-def test_a_field_that_stands_twice_is_refused() -> None:
+def test_a_field_that_occurs_twice_is_refused() -> None:
     text = RECORD.to_json().replace(b'"id": ', b'"id": 7, "id": ', 1)
     with pytest.raises(DiscoveryError, match="occurs twice"):
         Record.from_json(text)
@@ -284,7 +284,7 @@ def test_a_record_that_needs_a_later_reader_is_visible_and_unusable() -> None:
     )
 
 
-def test_a_record_that_needs_a_later_reader_still_says_who_it_is() -> None:
+def test_a_record_that_needs_a_later_reader_needs_an_identity() -> None:
     with pytest.raises(DiscoveryError, match="id must be"):
         later(min_version=VERSION + 1, id="seven")
 
