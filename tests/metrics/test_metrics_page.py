@@ -333,6 +333,20 @@ def test_a_source_whose_errors_cannot_be_read_is_counted(instruments: CollectorR
     assert errors(found, "odd", "failed") == 2
 
 
+def test_errors_are_on_the_page_while_the_runtimes_own_metrics_hang(
+    instruments: CollectorRegistry, never: threading.Event
+) -> None:
+    Gauge("hangs", "a gauge that hangs", registry=instruments).set_function(
+        lambda: float(never.wait())
+    )
+    page = MetricsPage(instruments, deadline=0.2)
+    page.add(Source("whole", lambda: families("whole 1\n")))
+    for times in (1, 2):
+        found = samples(page)
+        assert found["whole"] == 1
+        assert errors(found, "runtime", "timeout") == times
+
+
 class UnspeakableError(Exception):
     def __repr__(self) -> str:
         raise ValueError("nor can it be said what is wrong")

@@ -192,7 +192,7 @@ class MetricsPage:
             unexpected = {part for part in omissions if not self._is_expected(part, by_name)}
             for part in unexpected - self._unexpected:
                 logger.warning(
-                    "%s of %s is not on the page (%s): %s has the family", part.family,
+                    "%s of %s is not on the page (%s): %s has precedence", part.family,
                     part.source, part.clash, part.winner,
                 )  # fmt: skip
             self._unexpected = unexpected
