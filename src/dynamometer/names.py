@@ -236,7 +236,7 @@ class failure_class:  # noqa: N801
 
 
 class failure_reason:  # noqa: N801
-    """Values of `labels.REASON`, the names are NVIDIA Dynamo's; see `frontend.failures`."""
+    """Values of `labels.REASON` of a failure; the names are NVIDIA Dynamo's."""
 
     INVALID: Final = "request.invalid"
     INVALID_ARGUMENT: Final = "request.invalid_argument"

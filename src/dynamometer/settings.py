@@ -58,7 +58,7 @@ class HealthSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The values of the environment variables; None for a variable that is not set."""
+    """The values of the environment variables, with defaults for those that are not set."""
 
     system_host: str = LOOPBACK
     system_port: int | None = None
@@ -83,15 +83,15 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
     """
     env = _Reader(os.environ if environment is None else environment)
     return Settings(
-        system_host=env.get("DYN_SYSTEM_HOST", str, LOOPBACK),
+        system_host=env.get("DYN_SYSTEM_HOST", str, Settings.system_host),
         system_port=env.get("DYN_SYSTEM_PORT", system_port, None),
         health=_health(env),
-        http_host=env.get("DYN_HTTP_HOST", str, LOOPBACK),
-        http_port=env.get("DYN_HTTP_PORT", port, DEFAULT_HTTP_PORT),
+        http_host=env.get("DYN_HTTP_HOST", str, Settings.http_host),
+        http_port=env.get("DYN_HTTP_PORT", port, Settings.http_port),
         namespace=env.get("DYN_NAMESPACE", name, None),
         discovery_directory=env.get("DYN_FILE_KV", Path, None),
-        log_level=env.get("DYN_LOG", log_level, "info"),
-        log_json=env.get("DYN_LOGGING_JSONL", flag, False),
+        log_level=env.get("DYN_LOG", log_level, Settings.log_level),
+        log_json=env.get("DYN_LOGGING_JSONL", flag, Settings.log_json),
         metrics_prefix=env.get("DYN_METRICS_PREFIX", metric_prefix, None),
         engine_headers=env.get("DYN_ENGINE_HEADERS", str, ""),
         bucket_ranges={
