@@ -3,7 +3,7 @@
 The benchmark compares the metrics of a request of 64 streamed tokens, in the frontend and in a
 worker, with 64 calls of prometheus_client's `observe` on a histogram with as many buckets, in the
 same run. Times are processor time, the minimum of several. They cover all work that only metrics
-need: the account, the clock, the families, the end of a stream. The table shows the reading of
+need: the records, the clock, the families, the end of a stream. The table shows the reading of
 events separately, because the relay has to find the usage event in any case.
 """
 
@@ -87,7 +87,7 @@ def observations() -> Callable[[], object]:
 
 
 def frontend(*, read: bool = False) -> Callable[[], object]:
-    """Run a request's account as `frontend.forwarding` does."""
+    """Record one request as `frontend.forwarding` does."""
     metrics = FrontendMetrics(CollectorRegistry())
     record = Record(
         role=Role.WORKER, id=WORKER, namespace="", component="", models=("m",),
@@ -100,30 +100,30 @@ def frontend(*, read: bool = False) -> Callable[[], object]:
     done.feed(USAGE, 0.0)
 
     def work() -> None:
-        account = RequestMetrics(metrics, "chat_completions")
-        account.start("m", stream=True)
-        account.choosing()
-        account.sent(WORKER)
+        request = RequestMetrics(metrics, "chat_completions")
+        request.record_body("m", stream=True)
+        request.start_routing()
+        request.start_dispatch(WORKER)
         reader = StreamReader(Usage.OPENAI, hide_usage=True) if read else done
         if not read:
             reader.content_times = []
         times = reader.content_times
         for _ in repeat(None, TOKENS):
             now = time.perf_counter()
-            if account.waiting:
-                account.answered(now)
+            if request.waiting:
+                request.record_first_bytes(now)
             if read:
                 reader.feed(EVENT, now)
             else:
                 times.append(now)
             if reader.ended:
-                account.ended(reader.error_code)
+                request.record_stream_end(reader.error_code)
         if read:
             reader.feed(USAGE, 0.0)
             reader.feed(DONE, 0.0)
-        account.ended(None)
-        account.streamed(reader)
-        account.end()
+        request.record_stream_end(None)
+        request.record_stream(reader)
+        request.finish()
 
     return work
 

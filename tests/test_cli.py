@@ -70,7 +70,7 @@ def test_dyno_without_a_command_shows_the_help_and_fails() -> None:
         (
             ["frontend"],
             {"DYN_METRICS_PREFIX": "dynamo_request_plane"},
-            "DYN_METRICS_PREFIX='dynamo_request_plane': must not be",
+            "DYN_METRICS_PREFIX='dynamo_request_plane': must not begin with",
         ),
         (["frontend", "--http-host", WRONG], {}, f"--http-host, DYN_HTTP_HOST: {NO_HOST}"),
         (["frontend"], {"DYN_HTTP_HOST": WRONG}, f"--http-host, DYN_HTTP_HOST: {NO_HOST}"),

@@ -27,6 +27,7 @@ CLEAN = {
     "demo",
     "engines",
     "errors",
+    "frontend",
     "http",
     "logs",
     "metrics",

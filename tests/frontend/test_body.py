@@ -8,16 +8,16 @@ import zlib
 import pytest
 
 from dynamometer.engines.requests import BadBodyError
-from dynamometer.frontend.body import SHORT_BYTES, BodyThreads, TooLargeError, decompressed
+from dynamometer.frontend.body import SHORT_BYTES, BodyThreads, TooLargeError, decompress
 
 
 def test_a_compressed_body_is_read_and_a_bomb_is_not() -> None:
     text = b'{"model": "m"}' * 100
-    assert decompressed(gzip.compress(text), "gzip", limit=2000) == text
-    assert decompressed(zlib.compress(text), "deflate", limit=2000) == text
-    assert decompressed(text, "identity", limit=10) == text
+    assert decompress(gzip.compress(text), "gzip", limit=2000) == text
+    assert decompress(zlib.compress(text), "deflate", limit=2000) == text
+    assert decompress(text, "identity", limit=10) == text
     with pytest.raises(TooLargeError):
-        decompressed(gzip.compress(b" " * 2**24), "gzip", limit=2000)
+        decompress(gzip.compress(b" " * 2**24), "gzip", limit=2000)
     for content, encoding in (
         (text, "gzip"),
         (gzip.compress(text)[:-9], "gzip"),
@@ -25,7 +25,7 @@ def test_a_compressed_body_is_read_and_a_bomb_is_not() -> None:
         (text, "br"),
     ):
         with pytest.raises(BadBodyError):
-            decompressed(content, encoding, limit=2000)
+            decompress(content, encoding, limit=2000)
 
 
 async def test_a_cancelled_request_holds_its_thread_until_that_ends() -> None:

@@ -23,7 +23,7 @@ def test_a_delay_is_what_a_sleep_took_too_long() -> None:
     canary = Canary(registry)
     assert value(registry, STALLS) == 0
     for seconds in (0.009, 0.010, 0.0145, 0.016, 0.110):
-        canary.took(seconds)
+        canary.record(seconds)
     assert value(registry, STALLS) == 2
     assert value(registry, f"{DELAY}_count") == 5
     assert value(registry, f"{DELAY}_bucket", le="0.005") == 3
@@ -37,6 +37,6 @@ async def test_a_loop_that_was_held_is_seen_and_nobody_watches_afterwards() -> N
             await asyncio.sleep(0.001)
             time.sleep(0.05)  # noqa: ASYNC251  # what it is to see
         tasks = {task.get_name() for task in asyncio.all_tasks()}
-        assert "event loop canary" in tasks
+        assert "the event loop canary" in tasks
     assert value(registry, f"{DELAY}_sum") > 0.005
-    assert "event loop canary" not in {task.get_name() for task in asyncio.all_tasks()}
+    assert "the event loop canary" not in {task.get_name() for task in asyncio.all_tasks()}

@@ -256,7 +256,7 @@ def test_families_of_the_frontend_have_the_prefix_that_was_asked_for(prefix: str
     ],
 )
 async def test_a_prefix_of_other_families_is_refused(prefix: str, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=f"DYN_METRICS_PREFIX='{prefix}': must not be what"):
+    with pytest.raises(SettingsError, match=f"DYN_METRICS_PREFIX='{prefix}': must not begin with"):
         await serve(options(tmp_path, metrics_prefix=prefix))
 
 
@@ -381,7 +381,7 @@ async def test_the_log_says_why_a_process_gets_no_requests(
     )  # fmt: skip
     discovery.shown = frozenset({prefill, replace(prefill, id=8, engine="unheard-of")})
     await follower.refresh()
-    assert "instance 0000000000000008 gets no requests: its engine 'unheard-of' is unknown" in (
+    assert "instance 0000000000000008 receives no requests: its engine 'unheard-of' is unknown" in (
         caplog.text
     )
-    assert "not serving m: 'm' has only prefill workers" in caplog.text
+    assert "m is not served: 'm' has only prefill workers" in caplog.text

@@ -81,7 +81,7 @@ def router(page: WorkerPage) -> Router:
 
 
 @pytest.fixture
-async def reports(router: Router) -> AsyncIterator[LoadPoller]:
+async def poller(router: Router) -> AsyncIterator[LoadPoller]:
     async with aiohttp.ClientSession(auto_decompress=False) as session:
         yield LoadPoller(router, session, interval=0.01, deadline=0.3, stale=0.0)
 
@@ -91,11 +91,11 @@ def choices(router: Router) -> set[int]:
 
 
 async def test_requests_of_others_count(
-    page: WorkerPage, router: Router, reports: LoadPoller
+    page: WorkerPage, router: Router, poller: LoadPoller
 ) -> None:
     page.running.set(1)
     page.queued.set(2)
-    await reports.ask()
+    await poller.poll()
     assert choices(router) == {IDLE}
     with router.carrying(worker(IDLE, None)), router.carrying(worker(IDLE, None)):
         assert choices(router) == {IDLE}
@@ -106,24 +106,24 @@ async def test_requests_of_others_count(
 
 
 async def test_own_requests_are_not_counted_twice(
-    page: WorkerPage, router: Router, reports: LoadPoller
+    page: WorkerPage, router: Router, poller: LoadPoller
 ) -> None:
     own = worker(BUSY, page.url)
     with router.carrying(own), router.carrying(own):
         page.running.set(3)
-        await reports.ask()
+        await poller.poll()
     # One of the three was somebody else's, and is taken to be there still.
     with router.carrying(worker(IDLE, None)):
         assert choices(router) == {BUSY, IDLE}
 
 
 async def test_fewer_requests_than_own_are_none_of_others(
-    page: WorkerPage, router: Router, reports: LoadPoller
+    page: WorkerPage, router: Router, poller: LoadPoller
 ) -> None:
     own = worker(BUSY, page.url)
     with router.carrying(own), router.carrying(own):
         page.running.set(1)  # the engine has not seen the other one yet
-        await reports.ask()
+        await poller.poll()
     assert choices(router) == {BUSY, IDLE}
 
 
@@ -143,12 +143,12 @@ async def test_fewer_requests_than_own_are_none_of_others(
 async def test_who_does_not_say_is_judged_by_own_requests_alone(
     page: WorkerPage,
     router: Router,
-    reports: LoadPoller,
+    poller: LoadPoller,
     caplog: pytest.LogCaptureFixture,
     fault: web.Response | str,
 ) -> None:
     page.running.set(9)
-    await reports.ask()
+    await poller.poll()
     assert choices(router) == {IDLE}
     caplog.set_level(logging.DEBUG, "dynamometer")
     if isinstance(fault, web.Response):
@@ -156,7 +156,7 @@ async def test_who_does_not_say_is_judged_by_own_requests_alone(
     else:
         page.delay = 5.0
     for _ in range(2):
-        await reports.ask()
+        await poller.poll()
     assert choices(router) == {BUSY, IDLE}
     said = [record for record in caplog.records if f"{BUSY:016x}" in record.getMessage()]
     assert [record.levelno for record in said] == [logging.DEBUG]  # once
@@ -164,22 +164,22 @@ async def test_who_does_not_say_is_judged_by_own_requests_alone(
 
 async def test_a_report_counts_until_it_is_stale(page: WorkerPage, router: Router) -> None:
     async with aiohttp.ClientSession() as session:
-        reports = LoadPoller(router, session, stale=1000.0)
+        poller = LoadPoller(router, session, stale=1000.0)
         page.running.set(9)
-        await reports.ask()
+        await poller.poll()
         page.fault = web.Response(status=500)
-        await reports.ask()
+        await poller.poll()
         assert choices(router) == {IDLE}
 
 
 async def test_it_asks_on_and_ends_with_its_context(
-    page: WorkerPage, router: Router, reports: LoadPoller
+    page: WorkerPage, router: Router, poller: LoadPoller
 ) -> None:
     before = asyncio.all_tasks()
-    async with reports.running():
+    async with poller.running():
         await until(lambda: len(page.asked) >= 3, within=20)
-        assert "load of the workers" in {task.get_name() for task in asyncio.all_tasks() - before}
-    assert not [task for task in asyncio.all_tasks() if task.get_name() == "load of the workers"]
+        assert "load poller" in {task.get_name() for task in asyncio.all_tasks() - before}
+    assert not [task for task in asyncio.all_tasks() if task.get_name() == "load poller"]
 
 
 def test_a_frontend_leaves_a_worker_alone_that_others_keep_busy(tmp_path: Path) -> None:
@@ -208,10 +208,10 @@ def test_a_frontend_leaves_a_worker_alone_that_others_keep_busy(tmp_path: Path) 
             alone = Router(RouterMode.LEAST_LOADED, Fleet())
             workers = [worker(BUSY, busy.system_url), worker(IDLE, idle.system_url)]
             alone.fleet.update(workers)
-            reports = LoadPoller(alone, client)
+            poller = LoadPoller(alone, client)
             async with asyncio.timeout(20):
                 while choices(alone) != {IDLE}:
-                    await reports.ask()
+                    await poller.poll()
             # The frontend asks each second: from some time on it knows too.
             while True:
                 before = answered(busy)

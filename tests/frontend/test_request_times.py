@@ -60,26 +60,26 @@ def test_each_time_is_from_where_it_says_to_where_it_says(monkeypatch: pytest.Mo
         state=State.READY,
     )
     fleet.update([worker])
-    account = RequestMetrics(metrics, "chat_completions")
+    request = RequestMetrics(metrics, "chat_completions")
     clock.passes(1)  # the body is read
-    account.start("m", stream=True)
+    request.record_body("m", stream=True)
     clock.passes(0.5)
-    account.choosing()
+    request.start_routing()
     clock.passes(0.25)
-    account.sent(3)
+    request.start_dispatch(3)
     clock.passes(8)  # and is not answered
-    account.choosing()
+    request.start_routing()
     clock.passes(0.125)
-    account.sent(WORKER)
+    request.start_dispatch(WORKER)
     reader = StreamReader(Usage.OPENAI, hide_usage=True)
-    account.answered(clock.passes(2))
+    request.record_first_bytes(clock.passes(2))
     for gap in (1, 4, 16):
         reader.feed(EVENT, clock.passes(gap))
     reader.feed(USAGE, clock.passes(1))
-    account.ended(None)
-    account.streamed(reader)
+    request.record_stream_end(None)
+    request.record_stream(reader)
     clock.passes(32)
-    account.end()
+    request.finish()
     before_first = 1 + 0.5 + 0.25 + 8 + 0.125 + 2 + 1
     assert sums(registry) == {
         "dynamo_frontend_request_duration_seconds|": before_first + 4 + 16 + 1 + 32,

@@ -1,1 +1,1 @@
-"""OpenAI-compatible HTTP in front of the workers: picks one, forwards, counts."""
+"""The frontend: an OpenAI-compatible HTTP server that forwards requests to workers."""

@@ -1,4 +1,4 @@
-"""`python -m dynamometer.frontend`."""
+"""The entry point of `python -m dynamometer.frontend`."""
 
 from dynamometer.cli import run
 

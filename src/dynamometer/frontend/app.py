@@ -1,4 +1,4 @@
-"""The frontend, put together."""
+"""The composition of a frontend, and its routes about the fleet."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from dynamometer.runtime.record import Record, Role, State
 
 logger = logging.getLogger(__name__)
 
-# Less than the 75 s after which a worker closes an idle connection.
+# Shorter than the 75 s after which a worker closes an idle connection.
 _WORKER_KEEPALIVE_SECONDS: Final = 30.0
 _OTHER_PREFIXES: Final = (
     name_prefix.COMPONENT,
@@ -46,7 +46,7 @@ _OTHER_PREFIXES: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class FrontendOptions:
-    """What a frontend is told, by flags and environment; port 0 is any free one."""
+    """The options of a frontend, from flags and variables. Port 0 is any free port."""
 
     host: str
     port: int
@@ -60,10 +60,10 @@ class FrontendOptions:
 
 
 async def serve(options: FrontendOptions) -> None:
-    """Run a frontend until a signal asks it to end.
+    """Run a frontend until a signal ends it.
 
     Raises:
-        DynamometerError: something that it needs cannot be had; says what.
+        DynamometerError: The frontend cannot start, for example because its port is in use.
     """
     _check_prefix(options.metrics_prefix)
     stop = Stop()
@@ -129,10 +129,10 @@ def _record(options: FrontendOptions, runtime: DistributedRuntime, url: str) -> 
 
 
 def _check_prefix(prefix: str) -> None:
-    """Whether names that begin so are the frontend's own, on its page and on others'.
+    """Check that names with this prefix cannot equal names of other families.
 
     Raises:
-        SettingsError: they are not.
+        SettingsError: Other families have a name that starts with the prefix.
     """
     others = (
         *(f"{other}_" for other in _OTHER_PREFIXES),
@@ -140,21 +140,25 @@ def _check_prefix(prefix: str) -> None:
     )
     if f"{prefix}_".startswith(others):
         raise SettingsError(
-            f"{frontend_service.METRICS_PREFIX_ENV}={prefix!r}: must not be what other families' "
-            f"names begin with: {', '.join(others)}"
+            f"{frontend_service.METRICS_PREFIX_ENV}={prefix!r}: must not begin with the prefix "
+            f"of other families: {', '.join(others)}"
         )
 
 
 class Frontend:
-    """The routes that show the fleet, and what is logged of it."""
+    """The frontend's routes about the fleet, and the log of its changes.
+
+    Attributes:
+        fleet: the workers.
+    """
 
     def __init__(self, *, follower: Follower, metrics: FrontendMetrics, page: MetricsPage) -> None:
         """Show the fleet of `follower` on the frontend's routes, in `metrics` and in the log.
 
         Args:
-            follower: keeps the fleet current.
-            metrics: of the frontend.
-            page: what `/metrics` returns.
+            follower: updates the fleet from discovery.
+            metrics: the families that show the fleet.
+            page: the page of `/metrics`.
         """
         self.fleet = follower.fleet
         self._refresh = follower.refresh
@@ -166,16 +170,16 @@ class Frontend:
         for record in (*change.joined, *change.changed):
             reason = self.fleet.unusable_reason(record)
             if reason is not None:
-                logger.warning("instance %016x gets no requests: %s", record.id, reason)
+                logger.warning("instance %016x receives no requests: %s", record.id, reason)
         for model in sorted(change.served):
             logger.info("serving %s", model)
         for model in sorted(change.unserved):
-            logger.info("no worker serves %s any more", model)
+            logger.info("no worker serves %s any longer", model)
         for model in sorted(change.models - self.fleet.models.keys() - change.unserved):
-            logger.warning("not serving %s: %s", model, self.fleet.missing_reason(model))
+            logger.warning("%s is not served: %s", model, self.fleet.missing_reason(model))
 
     def application(self, forwarder: Forwarder, max_body_size: int) -> web.Application:
-        """All routes; what is not listed is 404."""
+        """Return the application; every other route is answered with 404."""
         app = web.Application(client_max_size=max_body_size, middlewares=[openai_errors.middleware])
         for path in kinds.ROUTES:
             app.router.add_post(path, forwarder.handle)

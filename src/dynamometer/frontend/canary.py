@@ -1,7 +1,7 @@
-"""How late the event loop is: a sleep of 10 ms, again and again, and how much longer it took.
+"""The delay of the event loop, measured by repeated sleeps of 10 ms that take longer.
 
-What holds the loop (a large body, a collection of garbage, a machine that has other things to
-do) delays every stream by as much; nothing else on the page shows that.
+Anything that blocks the loop (a large body, a garbage collection, a busy machine) delays every
+stream, and no other family shows that delay.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _STALL_SECONDS: Final = 0.005
 
 
 class Canary:
-    """The families of the event loop, and what moves them."""
+    """The families of the event loop, and the task that updates them."""
 
     def __init__(self, registry: CollectorRegistry, *, prefix: str = name_prefix.FRONTEND) -> None:
         """Register the families.
 
         Args:
-            registry: where they are collected.
-            prefix: what their names begin with.
+            registry: the registry of the families.
+            prefix: the prefix of their names.
         """
         self._delay = Histogram(
             f"{prefix}_{frontend_perf.EVENT_LOOP_DELAY_SECONDS}",
@@ -46,12 +46,12 @@ class Canary:
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
-        """Watch this event loop while the context is open."""
-        async with restarting(self._watch, name="event loop canary"):
+        """Measure the delay of the running event loop while the context is open."""
+        async with restarting(self._watch, name="the event loop canary"):
             yield
 
-    def took(self, seconds: float) -> None:
-        """A sleep has taken `seconds`; timers in whole milliseconds may come a little early."""
+    def record(self, seconds: float) -> None:
+        """Record a sleep that took `seconds`; a timer may fire up to a millisecond early."""
         delay = max(0.0, seconds - _SLEEP_SECONDS)
         self._delay.observe(delay)
         if delay > _STALL_SECONDS:
@@ -59,6 +59,6 @@ class Canary:
 
     async def _watch(self) -> None:
         while True:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             await asyncio.sleep(_SLEEP_SECONDS)
-            self.took(time.perf_counter() - begun)
+            self.record(time.perf_counter() - started)

@@ -1,4 +1,4 @@
-"""`dyno frontend`, `python -m dynamometer.frontend`: a frontend's command line."""
+"""The command line of a frontend: `dyno frontend` and `python -m dynamometer.frontend`."""
 
 from __future__ import annotations
 
@@ -15,26 +15,25 @@ from dynamometer.variables import DEFAULT_HTTP_PORT, LOOPBACK
 _DESCRIPTION = """\
 Serve all workers of this machine at one OpenAI-compatible address: /v1/chat/completions,
 /v1/completions, /v1/models and the engine's other inference routes; /metrics and /health.
-Workers may come before it or after it, and go.
+Workers may start and end at any time.
 """
 
-_EPILOG = """\
+_EPILOG = f"""\
 examples:
   dyno frontend
   dyno frontend --http-port 9000 --router-mode least-loaded
 
-DYN_LOG=debug says more, DYN_LOGGING_JSONL=1 says it in JSON lines.
-DYN_METRICS_PREFIX replaces dynamo_frontend in the names of its metrics. Where the buckets of its
-histograms lie (seconds, tokens): DYN_METRICS_REQUEST_DURATION_MIN, _MAX and _COUNT, and the same
-with TTFT, ITL, INPUT_SEQUENCE and OUTPUT_SEQUENCE in place of REQUEST_DURATION.
-"""
+DYN_METRICS_PREFIX replaces dynamo_frontend in the names of metrics.
+DYN_METRICS_REQUEST_DURATION_MIN, _MAX and _COUNT set the bucket bounds of request durations; the
+same variables with TTFT, ITL, INPUT_SEQUENCE or OUTPUT_SEQUENCE set those of other histograms.
+{arguments.EPILOG}"""
 
 
 def parser(program: str) -> argparse.ArgumentParser:
-    """The frontend's flags.
+    """Return the parser of the frontend's flags.
 
     Args:
-        program: how the command was called, for its help.
+        program: the name of the command, for its help.
     """
     result = arguments.parser(program, _DESCRIPTION, _EPILOG)
     result.add_argument(
@@ -48,33 +47,28 @@ def parser(program: str) -> argparse.ArgumentParser:
     result.add_argument(
         "--namespace",
         type=arguments.checked(settings.name),
-        help="serve the workers of this namespace alone (DYN_NAMESPACE; all)",
+        help="serve only workers of this namespace (DYN_NAMESPACE; default: all namespaces)",
     )
     result.add_argument(
         "--router-mode",
         type=str,
         choices=[str(mode) for mode in RouterMode],
         default=str(RouterMode.ROUND_ROBIN),
-        help="how a request's worker is chosen; least-loaded: fewest requests, those in flight "
-        "from here, and others' that its engine reports each second (default: round-robin)",
+        help="the choice of a worker for a request; least-loaded: the worker with the fewest "
+        "requests, from this frontend and from others, as its engine reports each second "
+        "(default: round-robin)",
     )
-    result.add_argument(
-        "--drain-timeout",
-        type=arguments.checked(settings.seconds),
-        default=30.0,
-        metavar="SECONDS",
-        help="how long requests in flight may go on after Ctrl-C or SIGTERM (default: 30)",
-    )
+    arguments.add_drain_timeout(result)
     arguments.add_max_body_size(result)
     arguments.add_discovery(result)
     return result
 
 
 def main(argv: Sequence[str], program: str = "dyno frontend") -> int:
-    """Run a frontend until it is asked to end; the exit code.
+    """Run a frontend until a signal ends it, and return the exit code.
 
     Raises:
-        DynamometerError: with the message for the user.
+        DynamometerError: The frontend cannot run; the message is for the user.
     """
     own = parser(program).parse_args(list(argv))
     environment = settings.read()

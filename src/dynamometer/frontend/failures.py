@@ -1,8 +1,8 @@
-"""How a request can fail, and what that is counted as: the one table.
+"""The table of failures: the labels under which failed requests are counted.
 
-Classes and reasons are among NVIDIA Dynamo's. Each request that fails is counted once, as what
-its client was told last; one whose client went away has not failed, it was cancelled. A client that
-closes at an error in its stream was told of it, and has not gone away.
+Classes and reasons are among NVIDIA Dynamo's. Each failed request is counted once, by the last
+error that its client received. A request whose client closed the connection is cancelled and not
+failed, unless the client received an error before that.
 """
 
 from __future__ import annotations
@@ -15,18 +15,24 @@ from dynamometer.names import error_type, failure_class, failure_reason
 
 @dataclass(frozen=True)
 class Failure:
-    """One kind: `class` and `reason` of failures, and the `error_type` of finished requests."""
+    """One kind of failure.
+
+    Attributes:
+        kind: the label `class` of failures.
+        reason: the label `reason` of failures.
+        error: the label `error_type` of finished requests.
+    """
 
     kind: str
     reason: str
     error: str
 
 
-# Nothing could be read in the body.
+# The body cannot be parsed.
 UNREADABLE: Final = Failure(
     failure_class.INVALID_REQUEST, failure_reason.INVALID, error_type.VALIDATION
 )
-# What it says is refused, here or by the engine.
+# The frontend or the engine refuses the content of the request.
 REFUSED: Final = Failure(
     failure_class.INVALID_REQUEST, failure_reason.INVALID_ARGUMENT, error_type.VALIDATION
 )
@@ -46,36 +52,36 @@ UNSUPPORTED_MEDIA: Final = Failure(
 RATE_LIMITED: Final = Failure(
     failure_class.RATE_LIMITED, failure_reason.RATE_LIMITED, error_type.OVERLOAD
 )
-# The engine takes no more for now: its queue is full.
+# The engine accepts no request at the moment: its queue is full.
 OVERLOADED: Final = Failure(
     failure_class.CAPACITY_EXHAUSTED, failure_reason.EXHAUSTED, error_type.OVERLOAD
 )
-# No worker takes it: none is ready, or this frontend is ending.
+# No worker is ready, or this frontend is ending.
 NO_WORKER: Final = Failure(
     failure_class.UNAVAILABLE, failure_reason.WORKER_UNAVAILABLE, error_type.UNAVAILABLE
 )
-# No worker took a connection.
+# No worker accepted a connection.
 NOT_REACHED: Final = Failure(
     failure_class.UNAVAILABLE, failure_reason.CANNOT_CONNECT, error_type.UNAVAILABLE
 )
-# The worker was lost before its answer.
+# The connection to the worker broke before the response.
 WORKER_LOST: Final = Failure(
     failure_class.UNAVAILABLE, failure_reason.DISCONNECTED, error_type.UNAVAILABLE
 )
-# The engine was lost before its answer, says its worker.
+# The worker reports that its engine ended before the response.
 ENGINE_DIED: Final = Failure(
     failure_class.UNAVAILABLE, failure_reason.ENGINE_SHUTDOWN, error_type.UNAVAILABLE
 )
-# Either was lost within it.
+# The connection broke during the response, or the worker reports that its engine ended.
 BROKEN_OFF: Final = Failure(
     failure_class.UNAVAILABLE, failure_reason.STREAM_INCOMPLETE, error_type.UNAVAILABLE
 )
-# The engine answered with a fault of its own.
+# The engine reports a fault of its own.
 ENGINE_FAULT: Final = Failure(failure_class.INTERNAL, failure_reason.UNKNOWN, error_type.INTERNAL)
 NOT_IMPLEMENTED: Final = Failure(
     failure_class.NOT_IMPLEMENTED, failure_reason.NOT_IMPLEMENTED, error_type.NOT_IMPLEMENTED
 )
-# A fault of this frontend's.
+# A fault of this frontend.
 INTERNAL: Final = Failure(failure_class.INTERNAL, failure_reason.INTERNAL, error_type.INTERNAL)
 
 ALL: Final = (
@@ -97,7 +103,7 @@ ALL: Final = (
     NOT_IMPLEMENTED,
     INTERNAL,
 )
-# For want of room, not by a rule or a fault.
+# Failures that are caused by full queues.
 REJECTIONS: Final = frozenset({OVERLOADED})
 _BY_STATUS: Final = {
     401: UNAUTHENTICATED,
@@ -115,13 +121,13 @@ _CLIENT_CLOSED_REQUEST: Final = 499
 
 
 def of_answer(status: int) -> Failure | None:
-    """What an engine's error is.
+    """Return the failure for an error of an engine.
 
     Args:
-        status: its HTTP status, or the code of an error within a stream.
+        status: the HTTP status, or the code of an error in a stream.
 
     Returns:
-        None where the engine says that the request was cancelled.
+        The failure; None if the engine reports that the request was cancelled.
     """
     if status == _CLIENT_CLOSED_REQUEST:
         return None

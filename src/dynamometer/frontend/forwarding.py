@@ -1,4 +1,4 @@
-"""One request's way: read, choose, forward, stream back, count."""
+"""The handler of inference requests: read, choose a worker, forward, and stream the response."""
 
 from __future__ import annotations
 
@@ -29,12 +29,17 @@ from dynamometer.runtime.record import Record
 
 logger = logging.getLogger(__name__)
 
-# The chosen instance, and one other.
+# A request is sent to the chosen instance, and after a failure to one other.
 _ATTEMPTS = 2
 
 
 class Forwarder:
-    """The handler of every inference route."""
+    """The handler of every inference route.
+
+    Attributes:
+        in_flight: the requests that are being forwarded.
+        draining: True when the frontend is ending and answers new requests with 503.
+    """
 
     def __init__(
         self,
@@ -46,15 +51,15 @@ class Forwarder:
         refresh: Callable[[], Awaitable[None]],
         max_body_size: int,
     ) -> None:
-        """Forward to the workers that `router` chooses.
+        """Store the arguments, and prepare the threads that read bodies.
 
         Args:
             routes: the inference routes, by path.
             router: chooses a worker for each request.
-            metrics: where requests are counted.
-            session: to the workers.
-            refresh: brings the router's fleet up to date.
-            max_body_size: the most bytes that a body may have.
+            metrics: the families that count requests.
+            session: the HTTP session for requests to workers.
+            refresh: updates the router's fleet from discovery.
+            max_body_size: the largest accepted body, in bytes.
         """
         self._max_body_size = max_body_size
         self._refresh = refresh
@@ -73,68 +78,68 @@ class Forwarder:
         return self.in_flight.count
 
     def close(self) -> None:
-        """Read no more bodies."""
+        """Stop reading bodies."""
         self._threads.close()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Answer one request; whatever happens, it is counted once."""
+        """Answer one request, and count it once."""
         route = self._routes[request.path]
-        account = RequestMetrics(self._metrics, route.name)
+        metrics = RequestMetrics(self._metrics, route.name)
         try:
-            return await self._answer(request, account)
+            return await self._answer(request, metrics)
         except (asyncio.CancelledError, ConnectionError):
-            account.vanished()
+            metrics.record_disconnect()
             raise
         except web.HTTPException as error:
-            account.failed(failures.of_answer(error.status))
+            metrics.record_failure(failures.of_answer(error.status))
             raise
         except BaseException:
-            account.failed(failures.INTERNAL)
+            metrics.record_failure(failures.INTERNAL)
             raise
         finally:
-            account.end()
+            metrics.finish()
 
-    async def _answer(self, request: web.Request, account: RequestMetrics) -> web.StreamResponse:
+    async def _answer(self, request: web.Request, metrics: RequestMetrics) -> web.StreamResponse:
         try:
             body = await self._read(request)
         except BadBodyError as error:
-            return _refuse(account, failures.UNREADABLE, openai_errors.invalid(str(error)))
-        model = await self._registered(body.model)
-        account.start(model, stream=body.stream)
+            return _refuse(metrics, failures.UNREADABLE, openai_errors.invalid(str(error)))
+        model = await self._resolve(body.model)
+        metrics.record_body(model, stream=body.stream)
         served = self._fleet.models
         if self.draining:
-            answer = _unavailable(account, "this frontend is ending")
+            answer = _unavailable(metrics, "this frontend is ending")
             answer.force_close()
             return answer
         if not served:
-            return _unavailable(account, self._fleet.missing_reason(model))
+            return _unavailable(metrics, self._fleet.missing_reason(model))
         if body.model is None and model is None:
             choice = ", ".join(sorted(served)[:10])
-            message = f"model is missing; served are: {choice}"
-            return _refuse(account, failures.REFUSED, openai_errors.invalid(message, "model"))
+            message = f"model is missing; served models: {choice}"
+            return _refuse(metrics, failures.REFUSED, openai_errors.invalid(message, "model"))
         if model is None:
             answer = openai_errors.unknown_model(body.model or "")
-            return _refuse(account, failures.NOT_FOUND, answer)
+            return _refuse(metrics, failures.NOT_FOUND, answer)
         if model not in served:
-            return _unavailable(account, self._fleet.missing_reason(model))
+            return _unavailable(metrics, self._fleet.missing_reason(model))
         with self.in_flight:
-            return await self._forward(request, account, body, model)
+            return await self._forward(request, metrics, body, model)
 
-    async def _registered(self, asked: str | None) -> str | None:
-        """Return the registered name that a request means; the only one where it names none."""
+    async def _resolve(self, requested: str | None) -> str | None:
+        """Return the registered name of a requested model, or the only one if none is requested."""
         fleet = self._fleet
-        if not fleet.models or (asked and fleet.resolve(asked) not in fleet.models):
-            await self._refresh()  # a worker may have registered it since the last reading
-        if asked is not None:
-            return fleet.resolve(asked)
+        if not fleet.models or (requested and fleet.resolve(requested) not in fleet.models):
+            await self._refresh()  # a worker may have just registered the model
+        if requested is not None:
+            return fleet.resolve(requested)
         return next(iter(fleet.models)) if len(fleet.models) == 1 else None
 
     async def _read(self, request: web.Request) -> RequestBody:
-        """The body, and what is known of it.
+        """Read and parse the body.
 
         Raises:
-            BadBodyError: it cannot be understood.
-            web.HTTPRequestEntityTooLarge: it is larger than allowed.
+            BadBodyError: The body is not valid.
+            web.HTTPRequestEntityTooLarge: The body is larger than allowed.
         """
         limit = self._max_body_size
         if (request.content_length or 0) > limit:
@@ -142,7 +147,7 @@ class Forwarder:
         content = await request.read()
         encoding = request.headers.get("Content-Encoding", "").strip().lower()
         content_type = request.headers.get("Content-Type", "")
-        size = limit if encoding else len(content)  # a short one may unpack to the limit
+        size = limit if encoding else len(content)  # a short body may decompress to the limit
         try:
             return await self._threads.run(
                 lambda: read(content, encoding=encoding, content_type=content_type, limit=limit),
@@ -154,18 +159,18 @@ class Forwarder:
     async def _forward(
         self,
         request: web.Request,
-        account: RequestMetrics,
+        metrics: RequestMetrics,
         body: RequestBody,
         model: str,
     ) -> web.StreamResponse:
-        """Ask an instance, and one other where the first has not taken the request."""
+        """Send the request to an instance, and to one other if the first did not receive it."""
         headers = relay.request_headers(request.headers)
-        headers.popall("Content-Encoding", None)  # it was read
+        headers.popall("Content-Encoding", None)  # the body was decompressed
         tried: set[int] = set()
         refusals: list[_Refusal] = []
         no_route = False
         while len(refusals) < _ATTEMPTS:
-            account.choosing()
+            metrics.start_routing()
             instance = self._router.choose(model, without=tried)
             if instance is None:
                 break
@@ -178,76 +183,76 @@ class Forwarder:
             name = _request_name(instance, model) if body.model == model else body.model
             content = await self._content(sent, route, name)
             url = relay.target(instance.request_url or "", request)
-            account.sent(instance.id)
+            metrics.start_dispatch(instance.id)
             try:
                 with self._router.carrying(instance):
                     async with relay.exchange(self._session, url, content, headers) as reply:
                         if relay.RETRY_HEADER not in reply.headers:
-                            return await self._relay(request, route, account, reply, sent)
+                            return await self._relay(request, route, metrics, reply, sent)
                         refusals.append(_NOT_TAKEN)
             except relay.NotReachedError as error:
                 refusals.append(_NOT_REACHED)
-                _log_lost(instance, error)
+                _log_failure(instance, error)
             except relay.BrokenError as error:
                 refusals.append(_LOST)
-                _log_lost(instance, error)
+                _log_failure(instance, error)
         if not refusals and no_route:
             answer = openai_errors.no_route(request.path, model)
-            return _refuse(account, failures.NOT_FOUND, answer)
+            return _refuse(metrics, failures.NOT_FOUND, answer)
         if not refusals:
-            return _unavailable(account, self._fleet.missing_reason(model))
-        # A worker that may have taken the request outweighs those that did not.
+            return _unavailable(metrics, self._fleet.missing_reason(model))
+        # A worker that may have received the request decides the answer.
         failure, answer_of = _LOST if _LOST in refusals else refusals[-1]
-        return _refuse(account, failure, answer_of())
+        return _refuse(metrics, failure, answer_of())
 
     async def _content(self, body: RequestBody, route: Route, name: str | None) -> bytes:
-        """Return the body as it goes to a worker, which asks its engine for `name`."""
+        """Return the body for a worker: with `name` as the model, and a request for usage."""
 
-        def edited() -> bytes:
+        def edit() -> bytes:
             named = body if name is None or name == body.model else body.for_model(name)
             return named.with_usage() if _adds_usage(body, route) else named.content
 
-        return await self._threads.run(edited, size=len(body.content))
+        return await self._threads.run(edit, size=len(body.content))
 
     async def _relay(
         self,
         request: web.Request,
         route: Route,
-        account: RequestMetrics,
+        metrics: RequestMetrics,
         answer: aiohttp.ClientResponse,
         body: RequestBody,
     ) -> web.StreamResponse:
         if answer.status >= 400:
-            account.failed(failures.of_answer(answer.status))
+            metrics.record_failure(failures.of_answer(answer.status))
         if answer.content_type == "text/event-stream":
-            return await self._relay_stream(request, route, account, answer, body)
+            return await self._relay_stream(request, route, metrics, answer, body)
         length, sent = answer.content_length, 0
         response = await relay.begin(request, answer, length=length)
-        if answer.status >= 400:  # many clients close at that, and read no more
-            account.answered(time.perf_counter())
-            account.told(failures.of_answer(answer.status))
+        if answer.status >= 400:  # many clients close the connection without reading the body
+            metrics.record_first_bytes(time.perf_counter())
+            metrics.record_sent_error(failures.of_answer(answer.status))
         counts = route.counts_tokens and answer.status < 400
         whole = []
         try:
             async for chunk in relay.chunks(answer):
-                if account.waiting:
-                    account.answered(time.perf_counter())
+                if metrics.waiting:
+                    metrics.record_first_bytes(time.perf_counter())
                 if counts:
                     whole.append(chunk)
                 await response.write(chunk)
                 sent += len(chunk)
                 if sent == length:
-                    account.has_all()
-            if account.waiting:  # it has no body
-                account.answered(time.perf_counter())
+                    metrics.record_sent_response()
+            if metrics.waiting:  # the response has no body
+                metrics.record_first_bytes(time.perf_counter())
         except relay.BrokenError:
-            account.failed(failures.BROKEN_OFF)
+            metrics.record_failure(failures.BROKEN_OFF)
             if request.transport is not None:
-                request.transport.abort()  # the length that was promised cannot be kept
+                request.transport.abort()  # the body is shorter than its Content-Length
             return response
         finally:
-            if counts:  # a part of an answer says nothing
-                account.counted(await self._read_answer(b"".join(whole), route, body))
+            if counts:  # an incomplete answer cannot be parsed, and has no tokens
+                metrics.record_answer(await self._read_answer(b"".join(whole), route, body))
         await response.write_eof()
         return response
 
@@ -260,7 +265,7 @@ class Forwarder:
         self,
         request: web.Request,
         route: Route,
-        account: RequestMetrics,
+        metrics: RequestMetrics,
         answer: aiohttp.ClientResponse,
         body: RequestBody,
     ) -> web.StreamResponse:
@@ -272,62 +277,62 @@ class Forwarder:
             try:
                 async for chunk in relay.chunks(answer):
                     now = time.perf_counter()
-                    if account.waiting:
-                        account.answered(now)
+                    if metrics.waiting:
+                        metrics.record_first_bytes(now)
                     if passed := reader.feed(chunk, now):
                         await response.write(passed)
                         if reader.ended:
-                            account.ended(reader.error_code)
+                            metrics.record_stream_end(reader.error_code)
                 if rest := reader.finish(time.perf_counter()):
                     await response.write(rest)
                 if reader.complete:
-                    account.ended(reader.error_code)
+                    metrics.record_stream_end(reader.error_code)
                 elif answer.status < 400:
                     logger.warning("a stream of %s ended before its last event", request.path)
-                    account.told(failures.BROKEN_OFF)
+                    metrics.record_sent_error(failures.BROKEN_OFF)
             except relay.BrokenError as error:
-                logger.warning("a stream broke off: %s", error)
+                logger.warning("the connection to a worker broke during a stream: %s", error)
                 if not (reader.successful and reader.complete):
                     event = openai_errors.event(openai_errors.ENGINE_DIED, "engine_error")
                     await response.write(event)
-                    account.told(failures.BROKEN_OFF)
+                    metrics.record_sent_error(failures.BROKEN_OFF)
             await response.write_eof()
             return response
         finally:
-            account.streamed(reader)
+            metrics.record_stream(reader)
 
 
 def _route_of(instance: Record, path: str) -> Route | None:
-    """Return the route of an instance's engine; None where that engine has no such route."""
+    """Return the route of an instance's engine; None if the engine does not have the route."""
     engine = kinds.find(instance.engine)
     return engine.routes.get(path) if engine else None
 
 
 def _request_name(instance: Record, model: str) -> str:
-    """Return the name by which an instance's engine is asked for a model that it lists."""
+    """Return the name that an instance's engine expects for a model in its list."""
     engine = kinds.find(instance.engine)
     return engine.request_name(model, instance.model_info.get(model)) if engine else model
 
 
 def _adds_usage(body: RequestBody, route: Route) -> bool:
-    """Whether a stream is asked for the usage that its client has not asked for."""
+    """Return whether to request usage for a stream whose client did not request usage."""
     return body.add_usage and route.takes_stream_options
 
 
-def _refuse(account: RequestMetrics, failure: Failure, answer: web.Response) -> web.Response:
-    account.failed(failure)
+def _refuse(metrics: RequestMetrics, failure: Failure, answer: web.Response) -> web.Response:
+    metrics.record_failure(failure)
     return answer
 
 
-def _unavailable(account: RequestMetrics, why: str) -> web.Response:
-    return _refuse(account, failures.NO_WORKER, openai_errors.unavailable(why))
+def _unavailable(metrics: RequestMetrics, reason: str) -> web.Response:
+    return _refuse(metrics, failures.NO_WORKER, openai_errors.unavailable(reason))
 
 
 _Refusal = tuple[Failure, Callable[[], web.Response]]
-# What a request gets that no worker answers, by what happened at the last one.
+# The failure and the answer of a request that no worker answered.
 _NOT_TAKEN: Final[_Refusal] = (
     failures.NO_WORKER,
-    lambda: openai_errors.unavailable("the workers cannot take it now"),
+    lambda: openai_errors.unavailable("no worker can accept the request now"),
 )
 _NOT_REACHED: Final[_Refusal] = (
     failures.NOT_REACHED,
@@ -336,5 +341,10 @@ _NOT_REACHED: Final[_Refusal] = (
 _LOST: Final[_Refusal] = (failures.WORKER_LOST, openai_errors.engine_died)
 
 
-def _log_lost(instance: Record, error: Exception) -> None:
-    logger.warning("instance %016x at %s is lost: %s", instance.id, instance.request_url, error)
+def _log_failure(instance: Record, error: Exception) -> None:
+    logger.warning(
+        "the connection to instance %016x at %s failed: %s",
+        instance.id,
+        instance.request_url,
+        error,
+    )

@@ -1,7 +1,7 @@
-"""What workers say of their load: asked in the background, where requests go to the least loaded.
+"""A background task that reads the load of workers, for the router mode `least-loaded`.
 
-A frontend knows its own requests at once, and those of others (another frontend, a client that asks
-the engine itself) from the worker's page, about once a second.
+The router counts this frontend's own requests itself. Requests of others (another frontend, or a
+client that connects to the engine) are on the worker's page, which is read about once a second.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 INTERVAL_SECONDS: Final = 1.0
 DEADLINE_SECONDS: Final = 1.0
-# Older reports count as none: by then the requests of others may all have ended.
+# An older report is dropped: by then the requests of others may have ended.
 STALE_SECONDS: Final = 5.0
 _LARGEST_PAGE_BYTES: Final = 64 << 10
 _GAUGES: Final = (engine_load.RUNNING_REQUESTS, engine_load.QUEUED_REQUESTS)
@@ -37,7 +37,7 @@ _PLAIN: Final = {"Accept-Encoding": "identity", "Accept": "text/plain;version=0.
 
 
 class LoadPoller:
-    """Asks each ready worker for its load, and reports to a router what is not from here."""
+    """Reads the load of each ready worker, and reports the load from others to a router."""
 
     def __init__(
         self,
@@ -48,14 +48,14 @@ class LoadPoller:
         deadline: float = DEADLINE_SECONDS,
         stale: float = STALE_SECONDS,
     ) -> None:
-        """Ask no worker yet.
+        """Store the arguments; `running` starts the task.
 
         Args:
-            router: has the workers, and takes the reports.
-            session: to ask with.
-            interval: between two questions, seconds.
-            deadline: how long an answer may take, seconds.
-            stale: how long a report counts, seconds.
+            router: the router that has the workers and receives the reports.
+            session: the HTTP session for requests to workers.
+            interval: the time between two polls, in seconds.
+            deadline: the longest time to wait for a page, in seconds.
+            stale: the time after which a report is dropped, in seconds.
         """
         self._router = router
         self._session = session
@@ -63,51 +63,51 @@ class LoadPoller:
         self._deadline = deadline
         self._stale = stale
         self._reported: dict[int, float] = {}
-        self._told: set[int] = set()
+        self._failing: set[int] = set()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Ask again and again while the context is open."""
-        async with restarting(self._run, name="load of the workers", retry=self._interval):
+        """Poll repeatedly while the context is open."""
+        async with restarting(self._run, name="load poller", retry=self._interval):
             yield
 
     async def _run(self) -> None:
         while True:
-            await self.ask()
+            await self.poll()
             await asyncio.sleep(self._interval)
 
-    async def ask(self) -> None:
-        """Ask all workers once, at the same time; a worker that does not answer costs no other."""
+    async def poll(self) -> None:
+        """Read the load of all workers once, at the same time."""
         workers = self._router.fleet.ready
         ready = {worker.id for worker in workers}
-        self._told &= ready
+        self._failing &= ready
         self._reported = {id_: at for id_, at in self._reported.items() if id_ in ready}
         async with asyncio.TaskGroup() as group:
             for worker in workers:
-                group.create_task(self._ask(worker))
+                group.create_task(self._poll_worker(worker))
 
-    async def _ask(self, worker: Record) -> None:
+    async def _poll_worker(self, worker: Record) -> None:
         before = self._router.in_flight(worker.id)
         try:
-            load = await self._load(worker)
+            load = await self._fetch_load(worker)
         except (aiohttp.ClientError, OSError, ValueError, ExpositionError) as error:
-            self._missed(worker, str(error) or type(error).__name__)
+            self._record_error(worker, str(error) or type(error).__name__)
             return
-        # What began or ended meanwhile may be in it: never taken for somebody else's.
+        # Requests that started or ended meanwhile may be in the load: they are not from others.
         own = max(before, self._router.in_flight(worker.id))
         self._router.report(worker.id, max(0.0, load - own))
         self._reported[worker.id] = time.monotonic()
-        self._told.discard(worker.id)
+        self._failing.discard(worker.id)
 
-    async def _load(self, worker: Record) -> float:
-        """How many requests a worker's engine has.
+    async def _fetch_load(self, worker: Record) -> float:
+        """Return the number of running and queued requests of a worker's engine.
 
         Raises:
-            ValueError: it says nothing of it.
-            aiohttp.ClientError, OSError, ExpositionError: it does not answer, or not so.
+            ValueError: The worker's page does not have a valid load.
+            aiohttp.ClientError, OSError, ExpositionError: The page cannot be read.
         """
         if worker.system_url is None:
-            raise ValueError("it has no system server")
+            raise ValueError("the worker has no system server")
         async with asyncio.timeout(self._deadline):
             url = f"{worker.system_url}/metrics?{_QUERY}"
             async with self._session.get(
@@ -115,26 +115,26 @@ class LoadPoller:
             ) as answer:
                 page = await read_body(answer, _LARGEST_PAGE_BYTES)
         if answer.status != 200:
-            raise ValueError(f"it answers {answer.status}")
+            raise ValueError(f"the worker's page has status {answer.status}")
         loads = {
             family.name: sum(float(sample.value) for sample in family.samples)
             for family in parse(page).families
             if family.name in _GAUGES
         }
         if engine_load.RUNNING_REQUESTS not in loads:
-            raise ValueError("its engine says nothing of it")
+            raise ValueError("the worker's page has no load signals")
         load = sum(loads.values())
         if not 0 <= load < float("inf"):
-            raise ValueError(f"its engine says {load}")
+            raise ValueError(f"{load} is not a valid load")
         return load
 
-    def _missed(self, worker: Record, why: str) -> None:
-        """A worker did not say: its last report counts for a while, and then none."""
-        if worker.id not in self._told:
-            self._told.add(worker.id)
+    def _record_error(self, worker: Record, reason: str) -> None:
+        """Log the first error of a worker, and drop its last report when the report is stale."""
+        if worker.id not in self._failing:
+            self._failing.add(worker.id)
             logger.debug(
-                "instance %016x: its load is not known, requests in flight from here alone "
-                "count: %s", worker.id, why,
+                "the load of instance %016x is unknown (%s): only requests from this frontend "
+                "count", worker.id, reason,
             )  # fmt: skip
         if time.monotonic() - self._reported.get(worker.id, float("-inf")) > self._stale:
             self._reported.pop(worker.id, None)

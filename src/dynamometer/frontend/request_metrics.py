@@ -1,7 +1,7 @@
-"""What the frontend counts of one request: gathered while it runs, written at its end.
+"""The metrics of one request, collected while it runs and written at its end.
 
-Gauges move as it goes on, everything else at once when it is over; a chunk of its stream costs
-one reading of the clock, in `forward`.
+Gauges change while the request runs; counters and histograms change at its end. A chunk of a stream
+costs one reading of the clock, in `forwarding`.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ from dynamometer.names import error_type
 
 
 class RequestMetrics:
-    """One request, from the handler's entry to its end.
+    """The metrics of one request, from the start of its handler to the end.
 
-    It is in one stage at a time: its body is read (`preprocess`), an instance is chosen
-    (`route`), it waits for the answer's first bytes (`dispatch`); after that in none.
+    A request is in one stage at a time: its body is read (`preprocess`), an instance is chosen
+    (`route`), or it waits for the first bytes of the response (`dispatch`). After that it is in
+    none.
 
     Attributes:
-        waiting: whether it was sent, and no byte of its answer has come.
+        waiting: True from sending the request to a worker until the first bytes of the response.
     """
 
     __slots__ = (
-        "_begun",
-        "_choosing_since",
+        "_complete",
+        "_end_sent",
         "_error",
         "_failure",
         "_kind",
@@ -44,25 +45,25 @@ class RequestMetrics:
         "_roundtrip",
         "_route",
         "_routing",
+        "_routing_started",
         "_sent",
         "_stage",
+        "_started",
         "_times",
         "_tokens",
-        "_told",
         "_until_sent",
-        "_whole",
         "_worker",
         "waiting",
     )
 
     def __init__(self, metrics: FrontendMetrics, route: str) -> None:
-        """It has come.
+        """Start with the stage `preprocess`.
 
         Args:
-            metrics: where it is counted.
-            route: the name of its route.
+            metrics: the families to write to.
+            route: the name of the request's route.
         """
-        self._begun = time.perf_counter()
+        self._started = time.perf_counter()
         self._metrics = metrics
         self._route = route
         self._model = metrics.model(names.UNKNOWN_MODEL)
@@ -72,110 +73,116 @@ class RequestMetrics:
         self._queued = False
         self._error = error_type.NONE
         self._failure: Failure | None = None
-        self._choosing_since = self._sent = 0.0
+        self._routing_started = self._sent = 0.0
         self._preprocessing: float | None = None
         self._routing: float | None = None
         self._until_sent: float | None = None
         self._roundtrip: float | None = None
         self._worker: int | None = None
-        self._whole = self._told = False
+        # The client received the end of its response, or an error: it may close the connection.
+        self._end_sent = False
+        # The client received the whole stream without an error.
+        self._complete = False
         self._times: list[float] = []
         self._tokens = Tokens()
         self.waiting = False
 
-    def start(self, model: str | None, *, stream: bool) -> None:
-        """What the body said; from here on the request is one of its model's.
+    def record_body(self, model: str | None, *, stream: bool) -> None:
+        """Count the request under its model, which the body names.
 
         Args:
             model: a registered name; None for any other.
-            stream: whether the answer is to come in a stream.
+            stream: True if the client requested a stream.
         """
-        self._preprocessing = time.perf_counter() - self._begun
-        self._belongs(model or names.UNKNOWN_MODEL, stream=stream)
+        self._preprocessing = time.perf_counter() - self._started
+        self._count_start(model or names.UNKNOWN_MODEL, stream=stream)
         self._enter(None)
 
-    def choosing(self) -> None:
-        """An instance is being chosen."""
+    def start_routing(self) -> None:
+        """Enter the stage `route`."""
         self.waiting = False
         self._enter(self._metrics.stages.route)
-        self._choosing_since = time.perf_counter()
+        self._routing_started = time.perf_counter()
 
-    def sent(self, worker: int) -> None:
-        """The instance of this id has been chosen, and the request is on its way there."""
+    def start_dispatch(self, worker: int) -> None:
+        """Enter the stage `dispatch`: the request is sent to the instance with this id."""
         self._sent = time.perf_counter()
         self._worker = worker
-        self._routing = (self._routing or 0.0) + self._sent - self._choosing_since
+        self._routing = (self._routing or 0.0) + self._sent - self._routing_started
         self._enter(self._metrics.stages.dispatch)
         self.waiting = True
         if self._until_sent is None:
-            self._until_sent = self._sent - self._begun
+            self._until_sent = self._sent - self._started
             self._metrics.plane.inflight.inc()
 
-    def answered(self, now: float) -> None:
-        """The first bytes of the answer are there.
+    def record_first_bytes(self, now: float) -> None:
+        """Record the arrival of the first bytes of the response.
 
         Args:
-            now: since when, by `time.perf_counter`.
+            now: the time of the arrival, by `time.perf_counter`.
         """
         self.waiting = False
         self._roundtrip = now - self._sent
         self._enter(None)
         self._leave_queue()
 
-    def failed(self, failure: Failure | None) -> None:
-        """The client is told of an error; None: of one that says that it went away."""
+    def record_failure(self, failure: Failure | None) -> None:
+        """Record the reason for an error; None for an engine's report of a cancelled request."""
         self._failure = failure
         self._error = failure.error if failure else error_type.CANCELLED
 
-    def told(self, failure: Failure | None) -> None:
-        """The client was sent an error in the place of its answer, or of the rest: see `failed`."""
-        self._told = True
-        self.failed(failure)
+    def record_sent_error(self, failure: Failure | None) -> None:
+        """Record an error that the client received; see `record_failure`."""
+        self._end_sent = True
+        self.record_failure(failure)
 
-    def ended(self, error_code: int | None) -> None:
-        """The client was sent the last event of its stream; an error of this code, or none."""
-        if error_code is None:
-            self._told = self._whole = True
-        else:
-            self._whole = False
-            self.told(failures.of_answer(error_code))
+    def record_stream_end(self, error_code: int | None) -> None:
+        """Record that the client received the last event of its stream.
 
-    def has_all(self) -> None:
-        """The client was sent the last byte of an answer whose length it knows."""
-        self._told = True
-
-    def vanished(self) -> None:
-        """The client closed the connection.
-
-        It went away, unless it was told that nothing more comes: OpenAI's own client closes at a
-        stream's last event, before the HTTP answer has ended, and at an error; others read no more
-        of an error than its status.
+        Args:
+            error_code: the status of an error in the stream; None for a stream without errors.
         """
-        if self._told:
+        if error_code is None:
+            self._end_sent = self._complete = True
+        else:
+            self._complete = False
+            self.record_sent_error(failures.of_answer(error_code))
+
+    def record_sent_response(self) -> None:
+        """Record that the client received all bytes of a response of known length."""
+        self._end_sent = True
+
+    def record_disconnect(self) -> None:
+        """Record that the client closed the connection: it cancelled an unfinished request.
+
+        Many clients close the connection at the last event of a stream, before the HTTP response
+        ends, or at the status of an error. Such a request is not cancelled.
+        """
+        if self._end_sent:
             return
-        self.failed(None)
+        self.record_failure(None)
         self._metrics.disconnected.inc()
 
-    def streamed(self, reader: StreamReader) -> None:
-        """The stream has ended, or broken off, and this was read of it."""
+    def record_stream(self, reader: StreamReader) -> None:
+        """Record the tokens and times of a stream that has ended or broken."""
         self._times = times = reader.content_times
         tokens = reader.tokens
-        if times and (tokens.output is None or not (self._whole or reader.successful)):
-            # It ended before its usage came: each event has brought at least one token.
+        if times and (tokens.output is None or not (self._complete or reader.successful)):
+            # The stream ended before its usage: each event contained at least one token.
             tokens = Tokens(tokens.input, max(tokens.output or 0, len(times)), tokens.cached)
-        # An error in the place of an answer has a usage too: of 0 tokens, the prompt's included.
+        # The usage of an error is 0 tokens, also for the prompt: it is not counted.
         self._tokens = tokens if times or reader.error_code is None else Tokens()
 
-    def counted(self, answer: Answer) -> None:
-        """Count what an answer in one piece says of itself."""
+    def record_answer(self, answer: Answer) -> None:
+        """Record the tokens and the error of an answer that is not a stream."""
         self._tokens = answer.tokens
         if answer.error_code is not None and self._failure is None:
-            self.failed(failures.of_answer(answer.error_code))
+            self.record_failure(failures.of_answer(answer.error_code))
 
-    def end(self) -> None:
-        """The request is over, however it ended."""
+    def finish(self) -> None:
+        """Write the metrics of the request."""
         if self._preprocessing is None:
-            self._belongs(names.UNKNOWN_MODEL, stream=False)
+            self._count_start(names.UNKNOWN_MODEL, stream=False)
         self._enter(None)
         self._leave_queue()
         model = self._model
@@ -183,8 +190,8 @@ class RequestMetrics:
         model.inflight.dec()
         if self._until_sent is not None:
             self._metrics.plane.inflight.dec()
-        model.duration.observe(time.perf_counter() - self._begun)
-        self._kind.ended(self._error).inc()
+        model.duration.observe(time.perf_counter() - self._started)
+        self._kind.finished(self._error).inc()
         if self._error == error_type.CANCELLED:
             self._kind.cancelled.inc()
         if self._failure is not None:
@@ -194,7 +201,7 @@ class RequestMetrics:
         self._write_stages()
         self._write_answer()
 
-    def _belongs(self, model: str, *, stream: bool) -> None:
+    def _count_start(self, model: str, *, stream: bool) -> None:
         self._model = self._metrics.model(model)
         self._kind = self._metrics.kind(model, self._route, stream=stream)
         self._kind.started.inc()
@@ -231,7 +238,7 @@ class RequestMetrics:
         times, tokens = self._times, self._tokens
         first_token = inter_token = None
         if times:
-            first_token = times[0] - self._begun
+            first_token = times[0] - self._started
             self._model.answers.first_token.observe(first_token)
             gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
             self._model.answers.inter_token.observe_all(gaps)

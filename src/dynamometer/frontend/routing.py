@@ -1,4 +1,4 @@
-"""The choice of the instance that a request goes to."""
+"""The choice of an instance for a request."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class RouterMode(StrEnum):
 
 
 class Router:
-    """Chooses among the workers of a fleet, and counts the requests that each one has.
+    """Chooses among the workers of a fleet, and tracks the load of each worker.
 
-    A worker's load is the requests in flight from here, known at once, and those of others, as of
-    the worker's last report.
+    The load of a worker is the number of this frontend's requests in flight to it, plus the number
+    of requests from others in the worker's last report.
 
     Attributes:
-        fleet: where the workers are.
+        fleet: the workers.
     """
 
     def __init__(self, mode: RouterMode, fleet: Fleet) -> None:
-        """Choose by `mode` among the workers of `fleet`."""
+        """Store the arguments, and follow the changes of `fleet`."""
         self.fleet = fleet
         self._mode = mode
         self._turns: Counter[str] = Counter()
@@ -48,11 +48,11 @@ class Router:
             self._by_load.pop(model, None)
 
     def report(self, id_: int, others: float) -> None:
-        """Take over how many requests an instance has that are not from here.
+        """Set the number of requests from others that an instance has.
 
         Args:
-            id_: of the instance.
-            others: as of its last report; 0 where there is none.
+            id_: the id of the instance.
+            others: the number in the instance's last report; 0 without a report.
         """
         if others:
             self._others[id_] = others
@@ -61,15 +61,15 @@ class Router:
         self._load_changed(id_)
 
     def in_flight(self, id_: int) -> int:
-        """Return how many requests are in flight from here to an instance."""
+        """Return the number of this frontend's requests in flight to an instance."""
         return self._in_flight[id_]
 
     def choose(self, model: str, *, without: Collection[int] = ()) -> Record | None:
-        """Choose a worker that serves `model`; None where there is none.
+        """Return a worker that serves `model`; None without such a worker.
 
         Args:
             model: a registered name.
-            without: ids of instances that were tried already.
+            without: the ids of instances to skip.
         """
         workers = self.fleet.workers(model)
         if not workers:
@@ -77,7 +77,7 @@ class Router:
         if self._mode is RouterMode.LEAST_LOADED:
             return self._least_loaded(model, workers, without)
         if self._mode is RouterMode.RANDOM:
-            start = random.randrange(len(workers))  # noqa: S311  # no secret
+            start = random.randrange(len(workers))  # noqa: S311  # not a secret
         else:
             start = self._turns[model]
             self._turns[model] += 1
@@ -119,10 +119,10 @@ class Router:
 
 
 class _ByLoad:
-    """The workers of one model in a heap: the least loaded first, of equals the longest unchosen.
+    """The workers of one model in a heap, by load and then by the time since the last choice.
 
-    A worker whose load changes gets another entry; the ones before are dropped when they come up,
-    or when they are more than the workers.
+    A worker whose load changes is pushed again. Its outdated entries are dropped when they reach
+    the top, or all at once when the heap has grown to more than twice the number of workers.
     """
 
     def __init__(
@@ -131,16 +131,16 @@ class _ByLoad:
         """Sort `workers`.
 
         Args:
-            workers: of the model, by id.
-            load: returns the load of a worker by its id.
-            before: the workers until now, whose turns go on.
+            workers: the workers of the model, sorted by id.
+            load: returns the load of a worker, by its id.
+            before: the previous heap of the model, whose turns are kept.
         """
         self.workers = workers
         self._load = load
         self._by_id = {worker.id: worker for worker in workers}
         self._turn: int = before._turn if before else 0
         entries = before._entries if before else {}
-        # By id: load, and the turn in which it was chosen last.
+        # The load of each worker, and the turn in which it was chosen last, by id.
         self._entries: dict[int, tuple[float, int]] = {
             id_: (load(id_), entries[id_][1] if id_ in entries else 0) for id_ in self._by_id
         }
@@ -151,7 +151,7 @@ class _ByLoad:
         heapq.heapify(self._heap)
 
     def load_changed(self, id_: int) -> None:
-        """Sort a worker in again."""
+        """Push a worker with its current load."""
         if id_ in self._entries:
             self._set(id_, self._entries[id_][1])
 
@@ -162,18 +162,18 @@ class _ByLoad:
             self._sort()
 
     def choose(self, without: Collection[int]) -> Record | None:
-        """Choose the first worker that is not in `without`."""
-        passed_over = []
+        """Return the least loaded worker that is not in `without`; None if there is none."""
+        skipped = []
         chosen = None
         while self._heap and chosen is None:
             load, turn, id_ = heapq.heappop(self._heap)
             if self._entries[id_] != (load, turn):
                 continue
             if id_ in without:
-                passed_over.append((load, turn, id_))
+                skipped.append((load, turn, id_))
             else:
                 chosen = self._by_id[id_]
-        for entry in passed_over:
+        for entry in skipped:
             heapq.heappush(self._heap, entry)
         if chosen is not None:
             self._turn += 1

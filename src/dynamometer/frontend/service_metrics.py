@@ -1,7 +1,7 @@
 """The families of the frontend's requests: `dynamo_frontend_*` and `dynamo_request_plane_*`.
 
-A child (the series of one label set) is looked up once and kept: by model, and by model, route
-and request type. Both come from what is registered, never from a request.
+The series of a label set are looked up once and kept: by model, and by model, route and request
+type. Label values are registered names, never text from a request.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _ERROR_TYPES: Final = (
     error_type.INTERNAL,
     error_type.NOT_IMPLEMENTED,
 )
-# Routes whose series are there, at 0, from the moment that a model is.
-_FIRST_ROUTES: Final = (
+# Routes whose series are shown at 0 as soon as a model is registered.
+_INITIAL_ROUTES: Final = (
     "anthropic_messages",
     "chat_completions",
     "completions",
@@ -49,28 +49,36 @@ _FIRST_ROUTES: Final = (
     "generate",
     "responses",
 )
-_USUAL_BUCKETS: Final = FrontendBuckets.of(DEFAULT_BUCKET_RANGES)
+_DEFAULT_BUCKETS: Final = FrontendBuckets.of(DEFAULT_BUCKET_RANGES)
 
 
 class FrontendMetrics:
-    """All of them, in one registry."""
+    """All families of the frontend's requests, in one registry.
+
+    Attributes:
+        stages: the stages of requests.
+        plane: the hop to the workers.
+        workers: models, and the last values of workers.
+        disconnected: clients that closed the connection before the end of their response.
+        failures: the counter of each failure.
+    """
 
     def __init__(
         self,
         registry: CollectorRegistry,
         *,
         prefix: str = name_prefix.FRONTEND,
-        bounds: FrontendBuckets = _USUAL_BUCKETS,
+        bounds: FrontendBuckets = _DEFAULT_BUCKETS,
     ) -> None:
         """Register the families.
 
         Args:
-            registry: where they are collected.
-            prefix: what the names of `dynamo_frontend_*` begin with instead.
-            bounds: the buckets of its histograms.
+            registry: the registry of the families.
+            prefix: replaces `dynamo_frontend` in names.
+            bounds: the bucket bounds of histograms.
 
         Raises:
-            ValueError: the prefix makes a name that is another family's.
+            ValueError: With this prefix, a name equals the name of another family.
         """
         self._families = _ModelFamilies(registry, prefix, bounds)
         self._routes = _RouteFamilies(registry, prefix)
@@ -81,12 +89,13 @@ class FrontendMetrics:
         self.workers = WorkerMetrics(registry, prefix=prefix)
         self.disconnected = Gauge(
             f"{prefix}_{frontend_service.DISCONNECTED_CLIENTS}",
-            "Number of clients that went away before their answer's end; only rises",
+            "Number of clients that closed the connection before the end of their response: only "
+            "rises",
             registry=registry,
         )
         failed = Counter(
             f"{prefix}_{frontend_service.FAILURES_TOTAL}",
-            "Total number of requests that failed, those not counted that were cancelled",
+            "Total number of requests that failed; cancelled requests are not counted",
             (labels.FAILURE_CLASS, labels.REASON),
             registry=registry,
         )
@@ -96,13 +105,13 @@ class FrontendMetrics:
         self.expect([names.UNKNOWN_MODEL])
 
     def follow(self, fleet: Fleet) -> None:
-        """Show the models and the workers of `fleet`, from its next change on."""
+        """Update the families at each change of `fleet`."""
 
-        def changed(change: Change) -> None:
+        def update(change: Change) -> None:
             self.expect(change.models)
             self.workers.update(fleet, change)
 
-        fleet.on_change(changed)
+        fleet.on_change(update)
 
     def expect(self, models: Iterable[str]) -> None:
         """Show the series of `models` at 0, so that the first request is an increase."""
@@ -111,19 +120,19 @@ class FrontendMetrics:
                 series = self.model(model)
                 if model != names.UNKNOWN_MODEL:
                     series.expect_answers()
-                for route in _FIRST_ROUTES:
+                for route in _INITIAL_ROUTES:
                     for stream in (False, True):
                         self.kind(model, route, stream=stream).expect()
 
     def model(self, name: str) -> ModelSeries:
-        """The series of a model: one that is registered, or `UNKNOWN_MODEL`."""
+        """Return the series of a model, which is a registered name or `UNKNOWN_MODEL`."""
         found = self._models.get(name)
         if found is None:
             found = self._models[name] = ModelSeries(self._families, name)
         return found
 
     def kind(self, model: str, route: str, *, stream: bool) -> KindSeries:
-        """The series of a model's requests to one route, streamed or not."""
+        """Return the series of a model's requests to one route, streamed or not."""
         key = (model, route, stream)
         found = self._kinds.get(key)
         if found is None:
@@ -148,20 +157,21 @@ class ModelSeries:
 
     @property
     def answers(self) -> AnswerSeries:
-        """What the model's answers are counted in; shown from the first look on."""
+        """The series of the model's answers; the first use creates them."""
         if self._answers is None:
             self._answers = AnswerSeries(self._families, self._model)
         return self._answers
 
     def expect_answers(self) -> None:
-        """Show those series at 0: the model is one that can answer."""
+        """Show the series of answers at 0."""
         _ = self.answers
 
 
 class AnswerSeries:
-    """The series of one model's answers: those that a name nobody has registered never moves.
+    """The series of one model's answers.
 
-    Shown at 0 for such a name, they would be in every mean over the models.
+    Only a registered model has them: for `UNKNOWN_MODEL` they would stay at 0, and distort each
+    mean over the models.
     """
 
     __slots__ = (
@@ -185,34 +195,38 @@ class AnswerSeries:
 class KindSeries:
     """The series of one model, route and request type."""
 
-    __slots__ = ("_ended", "_families", "_values", "cancelled", "rejected", "started")
+    __slots__ = ("_families", "_finished", "_values", "cancelled", "rejected", "started")
 
     def __init__(self, families: _RouteFamilies, values: tuple[str, str, str]) -> None:
         self._families = families
         self._values = values
-        self._ended: dict[str, Counter] = {}
+        self._finished: dict[str, Counter] = {}
         self.started = families.started.labels(*values)
         self.cancelled = families.cancelled.labels(*values)
         model, route, _ = values
         self.rejected = families.rejected.labels(model, route)
 
-    def ended(self, error: str) -> Counter:
-        """Those that ended with `error`, a value of `error_type`; empty: well."""
-        found = self._ended.get(error)
+    def finished(self, error: str) -> Counter:
+        """Return the counter of requests that finished with `error`.
+
+        Args:
+            error: a value of `error_type`; empty for success.
+        """
+        found = self._finished.get(error)
         if found is None:
             outcome = status.ERROR if error else status.SUCCESS
             found = self._families.finished.labels(*self._values, outcome, error)
-            self._ended[error] = found
+            self._finished[error] = found
         return found
 
     def expect(self) -> None:
-        """Show every way to end, at 0."""
+        """Show the counters of all values of `error_type` at 0."""
         for error in (error_type.NONE, *_ERROR_TYPES):
-            self.ended(error)
+            self.finished(error)
 
 
 class _ModelFamilies:
-    """Families by model."""
+    """The families with the label `model`."""
 
     def __init__(self, registry: CollectorRegistry, prefix: str, bounds: FrontendBuckets) -> None:
         family = frontend_service
@@ -230,8 +244,8 @@ class _ModelFamilies:
         )
         self.active = gauge(
             family.ACTIVE_REQUESTS,
-            "Number of requests currently being handled by the frontend, from when their body was "
-            "read to response completion",
+            "Number of requests currently being handled by the frontend, from the reading of their "
+            "body to response completion",
         )
         self.inflight = gauge(
             family.INFLIGHT_REQUESTS, "Number of inflight requests: the same as active_requests"
@@ -250,7 +264,7 @@ class _ModelFamilies:
             "Time to first token of streamed requests in seconds",
             bounds.time_to_first_token,
         )
-        # Many a request, all given at its end.
+        # A request observes all of its latencies at its end.
         self.inter_token = BatchHistogram(
             f"{prefix}_{family.INTER_TOKEN_LATENCY_SECONDS}",
             "Time between two events with content of a stream in seconds",
@@ -274,7 +288,7 @@ class _ModelFamilies:
 
 
 class _RouteFamilies:
-    """Families by model, route and request type."""
+    """The families with labels for model, route and request type."""
 
     def __init__(self, registry: CollectorRegistry, prefix: str) -> None:
         family = frontend_service
@@ -306,7 +320,7 @@ class _RouteFamilies:
 
 
 class StageFamilies:
-    """How many requests are in a stage, and how long they were."""
+    """The number of requests in each stage, and the time that requests spend in it."""
 
     def __init__(self, registry: CollectorRegistry, prefix: str) -> None:
         family = frontend_perf
@@ -332,7 +346,7 @@ class StageFamilies:
 
 
 class PlaneFamilies:
-    """The hop to the workers."""
+    """The families of the hop to the workers."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def histogram(name: str, text: str, over: tuple[float, ...]) -> Histogram:
@@ -351,6 +365,6 @@ class PlaneFamilies:
         )
         self.inflight = Gauge(
             f"{name_prefix.REQUEST_PLANE}_{request_plane.INFLIGHT_REQUESTS}",
-            "Number of requests that were sent to a worker and are not over",
+            "Number of requests that were sent to a worker and have not finished",
             registry=registry,
         )

@@ -1,8 +1,9 @@
-"""What the frontend shows of the workers: what their models are, and what each did last."""
+"""The families of the frontend that describe models, and the last values of each worker."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Gauge
@@ -20,19 +21,19 @@ from dynamometer.runtime.record import (
     number,
 )
 
-# A request that has begun never moves.
+# A request never moves to another worker after its response started.
 _MIGRATIONS: Final = 0
 
 
 class WorkerMetrics:
-    """The families by model that workers tell of, and those by worker."""
+    """The families with the labels `model` or `worker_id` that describe workers."""
 
     def __init__(self, registry: CollectorRegistry, *, prefix: str = name_prefix.FRONTEND) -> None:
         """Register the families.
 
         Args:
-            registry: where they are collected.
-            prefix: what their names begin with.
+            registry: the registry of the families.
+            prefix: the prefix of their names.
         """
         family = frontend_service
 
@@ -49,9 +50,9 @@ class WorkerMetrics:
         self._workers = by_model(family.MODEL_WORKERS, "Number of workers that serve the model now")
         self._migrations = by_model(
             family.MODEL_MIGRATION_LIMIT,
-            "How often a request that has begun may move to another worker",
+            "How often a request that was started may move to another worker",
         )
-        self._told: Mapping[str, Gauge] = {
+        self._engine_info: Mapping[str, Gauge] = {
             CONTEXT_LENGTH: by_model(
                 family.MODEL_CONTEXT_LENGTH, "Maximum context length in tokens"
             ),
@@ -85,11 +86,11 @@ class WorkerMetrics:
         self._last: dict[int, LastValues] = {}
 
     def update(self, fleet: Fleet, change: Change) -> None:
-        """Show the models whose workers changed, and keep last values of the ready workers alone.
+        """Show the changed models, and remove the last values of workers that are not ready.
 
         Args:
-            fleet: as it is now; of a model's workers the first leads.
-            change: made it so.
+            fleet: the fleet after the change; the first worker of a model is the leading one.
+            change: the change.
         """
         for model in change.models:
             self._show(model, fleet.workers(model))
@@ -101,20 +102,20 @@ class WorkerMetrics:
             self._last[worker] = LastValues(gauges, worker)
 
     def last(self, worker: int) -> LastValues | None:
-        """Where the last values of a worker are kept; None where it is gone."""
+        """Return the last values of a worker; None if the worker is not ready."""
         return self._last.get(worker)
 
     def _show(self, model: str, workers: Sequence[Record]) -> None:
         self._ready.labels(model).set(1 if workers else 0)
         self._workers.labels(model).set(len(workers))
         if not workers:
-            for gauge in (self._migrations, *self._told.values()):
+            for gauge in (self._migrations, *self._engine_info.values()):
                 _remove(gauge, (model,))
             return
         self._migrations.labels(model).set(_MIGRATIONS)
-        told = next((w.engine_info for w in workers if w.engine_info), {})
-        for name, gauge in self._told.items():
-            value = number(told.get(name))
+        info = next((w.engine_info for w in workers if w.engine_info), {})
+        for name, gauge in self._engine_info.items():
+            value = number(info.get(name))
             if name == CONTEXT_LENGTH:
                 value = _context_length(model, workers) or value
             if value is None:
@@ -124,47 +125,45 @@ class WorkerMetrics:
 
 
 class LastValues:
-    """What one worker did last; a series is there once there is a value."""
+    """The last values of one worker; a series is shown after its first value."""
 
     __slots__ = ("_gauges", "_labels", "_series")
 
     def __init__(self, gauges: tuple[Gauge, Gauge, Gauge], worker: int) -> None:
         self._gauges = gauges
-        # In decimal, unlike everywhere else: as the peer has it.
+        # As in NVIDIA Dynamo, these families have a decimal id; all others a hexadecimal one.
         self._labels = (str(worker), names.NO_DP_RANK, worker_type.DECODE)
         self._series: list[Gauge | None] = [None] * len(gauges)
 
     def set(
         self, first_token: float | None, inter_token: float | None, input_tokens: float | None
     ) -> None:
-        """Take over what a request has shown; None: it has not.
+        """Set the values of a finished request; None keeps the previous value.
 
         Args:
-            first_token: seconds until the first event with content of its stream.
-            inter_token: seconds between the last two.
-            input_tokens: tokens of its prompt.
+            first_token: the time to the first event with content, in seconds.
+            inter_token: the time between the last two events with content, in seconds.
+            input_tokens: the tokens of the prompt.
         """
-        for place, value in enumerate((first_token, inter_token, input_tokens)):
+        for index, value in enumerate((first_token, inter_token, input_tokens)):
             if value is not None:
-                series = self._series[place]
+                series = self._series[index]
                 if series is None:
-                    series = self._series[place] = self._gauges[place].labels(*self._labels)
+                    series = self._series[index] = self._gauges[index].labels(*self._labels)
                 series.set(value)
 
     def remove(self) -> None:
-        """Show none of it any more."""
+        """Remove the series."""
         for gauge in self._gauges:
             _remove(gauge, self._labels)
 
 
 def _remove(gauge: Gauge, values: Iterable[str]) -> None:
-    try:
+    with suppress(KeyError):  # the series was not shown
         gauge.remove(*values)
-    except KeyError:
-        return  # it had no such series
 
 
 def _context_length(model: str, workers: Sequence[Record]) -> float | None:
-    """What the leading worker's list of models says of this one: an adapter may have its own."""
+    """Return the context length in the leading worker's list of models; an adapter has its own."""
     card = workers[0].model_info.get(model)
     return number(card.get("max_model_len")) if isinstance(card, dict) else None
