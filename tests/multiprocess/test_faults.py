@@ -358,7 +358,7 @@ def test_zeros_that_are_said_to_be_in_use_are_neither_split_nor_read(
 def test_keys_over_the_ends_of_the_pieces_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dynamometer.multiprocess.metrics_file._PIECE_BYTES", 64)
+    monkeypatch.setattr("dynamometer.multiprocess.file_content._PIECE_BYTES", 64)
     entries = [entry(key(labels={"x": "y" * n}), n) for n in range(1, 90)]
     (tmp_path / "counter_1.db").write_bytes(content(*entries, size=1 << 15))
     ours = MultiprocessDirectory(tmp_path)

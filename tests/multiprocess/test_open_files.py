@@ -51,8 +51,7 @@ def test_a_directory_that_is_dropped_closes_its_files(written: Path) -> None:
 def test_a_directory_that_is_dropped_within_a_reading_closes_its_files(written: Path) -> None:
     directory = MultiprocessDirectory(written)
     steps = directory.refresh_steps(seconds=0)
-    next(steps)
-    next(steps)
+    next(steps, None)
     del directory, steps
     gc.collect()
     assert count_open(written) == 0

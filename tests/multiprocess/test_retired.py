@@ -245,7 +245,7 @@ def test_a_file_that_could_not_be_removed_is_no_fault_once_it_is_gone(
     for _ in range(3):
         assert values(ours.render()) == {"c_total": 2.0}
     assert ours.errors == {"not_removed": 1}
-    assert "no longer left out (not_removed)" in caplog.records[-1].getMessage()
+    assert "no longer has the fault (not_removed)" in caplog.records[-1].getMessage()
 
 
 def test_a_file_that_could_not_be_removed_is_with_the_next_process(

@@ -1,4 +1,4 @@
-"""prometheus_client's multiprocess files: what several processes have counted, as one page."""
+"""prometheus_client's multiprocess files: the metrics of several processes as one page."""
 
 from dynamometer.multiprocess.collector import MultiProcessCollector, generate_latest
 from dynamometer.multiprocess.directory import MultiprocessDirectory

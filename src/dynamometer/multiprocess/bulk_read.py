@@ -1,7 +1,7 @@
-"""All values of all files, gathered into one array.
+"""The values of all files, read into one array.
 
 The used parts of the files are read, a batch at a time, into one buffer that stays in the
-processor's cache, and numpy takes the wanted words out of it. A file costs one system call.
+processor's cache, and numpy gathers the wanted words. A file costs one system call.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Final, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from dynamometer.multiprocess import file_content
 from dynamometer.multiprocess.cells import Cells, Kind
-from dynamometer.multiprocess.faults import FileFault, Reason, of_os_error
+from dynamometer.multiprocess.faults import FileFault, of_os_error
 from dynamometer.multiprocess.file_format import WORD_BYTES
-from dynamometer.multiprocess.kept_counts import since
-from dynamometer.multiprocess.metrics_file import MultiprocessFile
+from dynamometer.multiprocess.metrics_file import MetricsFile
 from dynamometer.process.descriptors import CLOSED
 
 BATCH_WORDS: Final = 64 * 1024
@@ -29,32 +29,32 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 class UnreadableFilesError(Exception):
-    """Files could not be read to where they were known: all of one reading, and why."""
+    """Files could not be read up to their known end; `faults` has all of one reading."""
 
-    def __init__(self, faults: Mapping[MultiprocessFile, FileFault]) -> None:
+    def __init__(self, faults: Mapping[MetricsFile, FileFault]) -> None:
         super().__init__(", ".join(file.path for file in faults))
         self.faults = faults
 
 
 class _Part(NamedTuple):
-    """A stretch of a file, and the stretch of the buffer that it is read into."""
+    """A part of a file, and the part of the buffer that it is read into."""
 
     descriptor: int
     views: tuple[memoryview]
     offset: int
     length: int
-    file: MultiprocessFile
+    file: MetricsFile
 
 
 class _Batch(NamedTuple):
-    """What is in the buffer at one time.
+    """The parts of files that are in the buffer at the same time.
 
     Attributes:
-        parts: the stretches of files.
-        value_words: int64, where in the buffer values are.
-        values: which stretch of all values they are.
-        other_words: int64, where in the buffer marks and timestamps are.
-        others: which stretch of all marks and timestamps they are.
+        parts: the parts of files.
+        value_words: int64, the places of values in the buffer.
+        values: the slice of all values that they fill.
+        other_words: int64, the places of marks and timestamps in the buffer.
+        others: the slice of all marks and timestamps that they fill.
     """
 
     parts: list[_Part]
@@ -65,27 +65,32 @@ class _Batch(NamedTuple):
 
 
 class BulkRead:
-    """How a set of files is read: made anew when one of them came, grew or went.
+    """Reads a fixed set of files again and again; another set, or a longer file, needs another.
 
     Attributes:
-        files: those that hold something, in the order in which their values are added up.
+        files: the files that have entries, in the order in which their values are added up.
         cells: int32, shape (n,): the cell of each value.
-        bits: int64, shape (n,): the values' bits as last read.
+        bits: int64, shape (n,): the bits of the values as last read.
     """
 
-    def __init__(self, files: Sequence[MultiprocessFile], cells: Cells) -> None:
-        """A plan; nothing is read yet."""
-        self.files = [file for file in files if file.used]
+    def __init__(self, files: Sequence[MetricsFile], cells: Cells) -> None:
+        """Prepare the buffer and the places to read.
+
+        Args:
+            files: the files.
+            cells: the cells of their values.
+        """
+        self.files = [file for file in files if file.content.used]
         self.cells: NDArray[np.int32] = _joined([file.cells for file in self.files], np.int32)
         self.bits: NDArray[np.int64] = np.zeros(self.cells.size, np.int64)
         self._last_bits = np.zeros_like(self.bits)
         stamped = cells.kind[self.cells] == Kind.RECENT
         self._stamped = np.flatnonzero(stamped)
         self._buffer = _aligned_words(
-            min(BATCH_WORDS, sum(_padded(file.used // WORD_BYTES) for file in self.files))
+            min(BATCH_WORDS, sum(_padded(_words(file)) for file in self.files))
         )
         plan = _Plan(self._buffer)
-        self._values_of: dict[MultiprocessFile, slice] = {}
+        self._values_of: dict[MetricsFile, slice] = {}
         self._ends = np.cumsum([file.cells.size for file in self.files])
         begin = 0
         for file in self.files:
@@ -96,30 +101,20 @@ class BulkRead:
         self._batches, is_mark = plan.finished()
         self._mark_places = np.flatnonzero(is_mark)
         self._timestamp_places = np.flatnonzero(~is_mark)
-        owners = np.repeat(np.arange(len(self.files)), [file.marks.size for file in self.files])
-        self._mark_owners = owners
-        self._marked = _joined([file.marked for file in self.files], np.int64)
+        mark_counts = [file.content.marks.size for file in self.files]
+        self._mark_owners = np.repeat(np.arange(len(self.files)), mark_counts)
+        self._marked = _joined([file.content.marked for file in self.files], np.int64)
         self._others = np.zeros(is_mark.size, np.int64)
         self._last_others = np.zeros_like(self._others)
-        self._baseline = self._joined_baselines()
-        self._held = np.repeat(
-            np.array([file.held for file in self.files], np.bool_),
-            [file.cells.size for file in self.files],
-        )
-        self._begun = self._compared = False
+        self._was_read = self._compared = False
         self._others_changed = True
         self._found_stale = False
-        self._rewritten: set[MultiprocessFile] = set()
+        self._rewritten: set[MetricsFile] = set()
 
     @property
     def values(self) -> NDArray[np.float64]:
-        """The values as last read, less what they count from."""
-        values = self.bits.view(np.float64)
-        if self._baseline is None:
-            return values
-        counted = since(values, self._baseline)
-        counted[self._held & (counted < 0)] = 0.0
-        return counted
+        """The values as last read."""
+        return self.bits.view(np.float64)
 
     @property
     def timestamps(self) -> NDArray[np.float64]:
@@ -129,15 +124,15 @@ class BulkRead:
         return timestamps
 
     def read(self) -> bool:
-        """Read everything; whether any word is another than the last time.
+        """Read all files; return whether any word differs from the last reading.
 
         Raises:
-            UnreadableFilesError: files are shorter than they were, or gone.
+            UnreadableFilesError: Files are missing, or shorter than at the last reading.
         """
         self.bits, self._last_bits = self._last_bits, self.bits
         self._others, self._last_others = self._last_others, self._others
         buffer, bits, others = self._buffer, self.bits, self._others
-        faults: dict[MultiprocessFile, FileFault] = {}
+        faults: dict[MetricsFile, FileFault] = {}
         self._rewritten.clear()
         for batch in self._batches:
             for descriptor, views, offset, length, file in batch.parts:
@@ -147,7 +142,7 @@ class BulkRead:
                     else:
                         read = os.preadv(descriptor, views, offset)
                     if read != length:
-                        faults[file] = _short()
+                        faults[file] = file_content.too_short()
                 except FileFault as fault:
                     faults[file] = fault
                 except OSError as error:
@@ -156,21 +151,20 @@ class BulkRead:
             np.take(buffer, batch.other_words, out=others[batch.others], mode="clip")
         if faults:
             raise UnreadableFilesError(faults)
-        self._compared = begun = self._begun
-        self._begun = True
-        self._others_changed = not (begun and _equal(others, self._last_others))
+        self._compared, self._was_read = self._was_read, True
+        self._others_changed = not (self._compared and _equal(others, self._last_others))
         return self._others_changed or not _equal(bits, self._last_bits)
 
-    def changed_files(self) -> list[MultiprocessFile]:
-        """The files of which a value changed since the reading before; all after the first one."""
+    def changed_files(self) -> list[MetricsFile]:
+        """Return the files with a value that differs from the last reading; all at the first."""
         if not self._compared:
             return list(self.files)
         places = np.flatnonzero(self.bits != self._last_bits)
         owners = np.unique(np.searchsorted(self._ends, places, side="right"))
         return [self.files[owner] for owner in owners.tolist()]
 
-    def stale_files(self) -> list[MultiprocessFile]:
-        """The files that are not what they were: longer, or with another's content."""
+    def stale_files(self) -> list[MetricsFile]:
+        """Return the files that are longer than known, or have another content."""
         if not (self._others_changed or self._found_stale or self._rewritten):
             return []
         different = self._others[self._mark_places] != self._marked
@@ -179,26 +173,15 @@ class BulkRead:
         self._found_stale = bool(stale)
         return stale
 
-    def values_of(self, file: MultiprocessFile) -> NDArray[np.float64]:
-        """A file's values as last read, in the order of its cells; not less its baseline."""
-        return self.bits[self._values_of[file]].view(np.float64)
+    def values_of(self, file: MetricsFile) -> NDArray[np.float64]:
+        """Return a file's values as last read, in the order of its cells."""
+        return self.values[self._values_of[file]]
 
-    def _read_closed(self, file: MultiprocessFile, views: tuple[memoryview], offset: int) -> int:
+    def _read_closed(self, file: MetricsFile, views: tuple[memoryview], offset: int) -> int:
         with file.opened() as descriptor:
-            if not file.same_keys(descriptor):
+            if not file.has_known_keys(descriptor):
                 self._rewritten.add(file)
             return os.preadv(descriptor, views, offset)
-
-    def _joined_baselines(self) -> NDArray[np.float64] | None:
-        if all(file.baseline is None for file in self.files):
-            return None
-        return _joined(
-            [
-                np.zeros(file.cells.size) if file.baseline is None else file.baseline
-                for file in self.files
-            ],
-            np.float64,
-        )
 
 
 class _Plan:
@@ -215,20 +198,20 @@ class _Plan:
         self._others = 0
         self._is_mark: list[NDArray[np.bool_]] = []
 
-    def add(self, file: MultiprocessFile, stamped: NDArray[np.bool_]) -> None:
-        """Read a file too.
+    def add(self, file: MetricsFile, stamped: NDArray[np.bool_]) -> None:
+        """Add the parts of a file.
 
         Args:
             file: the file.
-            stamped: which of its values need their timestamps.
+            stamped: bool, for each of its values: whether its timestamp is needed.
         """
-        words = file.used // WORD_BYTES
+        words = _words(file)
         stamps = file.values[stamped] + 1
         for begin in range(0, words, BATCH_WORDS):
             end = min(begin + BATCH_WORDS, words)
             if self._full + end - begin > BATCH_WORDS:
                 self._flush()
-            marks = _within(file.marks, begin, end)
+            marks = _within(file.content.marks, begin, end)
             others = np.concatenate([marks, _within(stamps, begin, end)])
             self._is_mark.append(np.arange(others.size) < marks.size)
             shift = self._full - begin
@@ -237,11 +220,11 @@ class _Plan:
             self._add_part(file, begin, end)
 
     def finished(self) -> tuple[list[_Batch], NDArray[np.bool_]]:
-        """All batches, and which of the other words are marks."""
+        """Return all batches and, for each of the other words, whether it is a mark."""
         self._flush()
         return self._batches, _joined(self._is_mark, np.bool_)
 
-    def _add_part(self, file: MultiprocessFile, begin: int, end: int) -> None:
+    def _add_part(self, file: MetricsFile, begin: int, end: int) -> None:
         size = (end - begin) * WORD_BYTES
         start = self._full * WORD_BYTES
         view = self._view[start : start + size]
@@ -268,10 +251,14 @@ class _Plan:
 
 
 def _aligned_words(count: int) -> NDArray[np.int64]:
-    """A buffer that begins at a page."""
+    """Return a buffer that begins at a page of memory."""
     raw = np.empty(count * WORD_BYTES + _PAGE_BYTES, np.uint8)
     begin = -raw.ctypes.data % _PAGE_BYTES
     return raw[begin : begin + count * WORD_BYTES].view(np.int64)
+
+
+def _words(file: MetricsFile) -> int:
+    return file.content.used // WORD_BYTES
 
 
 def _padded(words: int) -> int:
@@ -289,7 +276,3 @@ def _joined(arrays: Sequence[NDArray[_Scalar]], dtype: type[_Scalar]) -> NDArray
 
 def _equal(one: NDArray[np.int64], other: NDArray[np.int64]) -> bool:
     return not (one != other).any()
-
-
-def _short() -> FileFault:
-    return FileFault(Reason.TRUNCATED, "shorter than it was")

@@ -1,8 +1,8 @@
 """The cells of a page, one for each sample line, and the families that own them.
 
-A cell has a number, which indexes the arrays of `Cells`; the number of a removed cell is used
-again. A histogram is a set of groups, one for each label set, because its lines are not what the
-files contain: buckets are accumulated from the lowest bound, and `_count` is the last sum.
+A cell has a number, which indexes arrays; the number of a removed cell is used again. A histogram
+is a set of groups, one for each label set, because its lines are not the entries of the files:
+buckets are accumulated from the lowest bound, and `_count` is the last sum.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import bisect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +22,15 @@ from dynamometer.exposition.series import Series, series_text
 from dynamometer.multiprocess.file_format import Key
 
 NOWHERE: Final = -1
-# The cell of all values that are read and not shown; no family has it.
+# The cell of all values that are read but not shown; it belongs to no family.
 HIDDEN: Final = 0
 _FIRST_CAPACITY: Final = 256
-_Scalar = TypeVar("_Scalar", bound=np.generic)
+# Sort all places again where more than an eighth of them is new, else insert each new one.
+_SORTED_PER_INSERTED: Final = 8
 
 
 class Kind(IntEnum):
-    """How the values of several processes become a cell's."""
+    """The rule that combines the values of several processes in a cell."""
 
     SUM = 0
     LAST = 1
@@ -39,46 +40,34 @@ class Kind(IntEnum):
 
 
 class Cells:
-    """The arrays; each is indexed with a cell's number.
+    """All cells: their numbers, series and families.
 
     Attributes:
-        kind: uint8, a `Kind`.
-        base: float64, what files that are no longer read have added.
-        based: bool, whether the cell stays without a file.
-        derived: bool, whether its value is made of other cells (a histogram's `_count`).
-        values: float64, the value now.
-        shown: int64, the bits of the value that the page's bytes show.
-        absent: bool, whether no process has given a value yet (mostrecent gauges).
-        chunk: int32, in which chunk of the page the cell's line is, or `NOWHERE`.
-        slot: int32, where in the chunk its value is.
-        series: the left part of its line, with the space before the value; None where unused.
-        families: the family it belongs to.
+        kind: uint8, shape (capacity,): the `Kind` of each cell.
+        derived: bool, shape (capacity,): whether the cell's value is computed from other cells
+            (a histogram's `_count`).
+        series: the left part of each cell's line, with the space before the value; None where
+            the number is not used.
+        families: the family of each cell.
     """
 
     def __init__(self) -> None:
-        self.series: list[bytes | None] = [None]
+        self.series: list[bytes | None] = [None]  # the first is HIDDEN
         self.families: list[OpenFamily | None] = [None]
         self._free: list[int] = []
         self.kind: NDArray[np.uint8] = np.zeros(_FIRST_CAPACITY, np.uint8)
-        self.base: NDArray[np.float64] = np.zeros(_FIRST_CAPACITY)
-        self.based: NDArray[np.bool_] = np.zeros(_FIRST_CAPACITY, np.bool_)
         self.derived: NDArray[np.bool_] = np.zeros(_FIRST_CAPACITY, np.bool_)
-        self.values: NDArray[np.float64] = np.zeros(_FIRST_CAPACITY)
-        self.shown: NDArray[np.int64] = np.zeros(_FIRST_CAPACITY, np.int64)
-        self.absent: NDArray[np.bool_] = np.zeros(_FIRST_CAPACITY, np.bool_)
-        self.chunk: NDArray[np.int32] = np.full(_FIRST_CAPACITY, NOWHERE, np.int32)
-        self.slot: NDArray[np.int32] = np.zeros(_FIRST_CAPACITY, np.int32)
 
     @property
     def capacity(self) -> int:
-        """The arrays' length."""
+        """The length of arrays that have an element for each cell."""
         return self.kind.size
 
     def __len__(self) -> int:
         return len(self.series) - len(self._free) - 1
 
     def add(self, series: bytes, family: OpenFamily, kind: Kind) -> int:
-        """A new cell's number."""
+        """Add a cell and return its number."""
         if self._free:
             cell = self._free.pop()
             self.series[cell], self.families[cell] = series, family
@@ -87,55 +76,27 @@ class Cells:
             self.series.append(series)
             self.families.append(family)
             if cell == self.capacity:
-                self._grow()
-        if kind is not Kind.SUM:
-            self.kind[cell] = kind
-            self.absent[cell] = kind is Kind.RECENT
+                self.kind = np.concatenate([self.kind, np.zeros_like(self.kind)])
+                self.derived = np.concatenate([self.derived, np.zeros_like(self.derived)])
+        self.kind[cell] = kind
         return cell
 
     def remove(self, cell: int) -> None:
-        """Free a cell's number; an unused one is as it was at first."""
+        """Remove a cell; its number is free."""
         self.series[cell] = self.families[cell] = None
         self.kind[cell] = Kind.SUM
-        self.base[cell] = self.values[cell] = 0.0
-        self.based[cell] = self.derived[cell] = self.absent[cell] = False
-        self.chunk[cell] = NOWHERE
+        self.derived[cell] = False
         self._free.append(cell)
 
-    def without(self, counts: NDArray[np.int64]) -> list[int]:
-        """The cells that nothing keeps: no raw value, no base, no other cell.
+    def unused(self, used: NDArray[np.bool_]) -> list[int]:
+        """Return the cells that are neither used nor derived.
 
         Args:
-            counts: how many raw values each cell has; shape (capacity,).
+            used: bool, shape (capacity,).
         """
-        kept = (counts > 0) | self.based | self.derived
         size = len(self.series)
-        return [
-            cell for cell in np.flatnonzero(~kept[:size]).tolist() if self.series[cell] is not None
-        ]
-
-    def changed(self) -> NDArray[np.intp]:
-        """The cells on the page whose value is no longer the one shown."""
-        changed = np.flatnonzero(self.values.view(np.int64) != self.shown)
-        shown: NDArray[np.intp] = changed[self.chunk[changed] != NOWHERE]
-        return shown
-
-    def _grow(self) -> None:
-        capacity = self.capacity
-        self.kind = _longer(self.kind)
-        self.base = _longer(self.base)
-        self.based = _longer(self.based)
-        self.derived = _longer(self.derived)
-        self.values = _longer(self.values)
-        self.shown = _longer(self.shown)
-        self.absent = _longer(self.absent)
-        self.chunk = _longer(self.chunk)
-        self.chunk[capacity:] = NOWHERE
-        self.slot = _longer(self.slot)
-
-
-def _longer(array: NDArray[_Scalar]) -> NDArray[_Scalar]:
-    return np.concatenate([array, np.zeros_like(array)])
+        unused = np.flatnonzero(~(used | self.derived)[:size])
+        return [cell for cell in unused.tolist() if self.series[cell] is not None]
 
 
 class Rows(NamedTuple):
@@ -155,10 +116,10 @@ class HistogramGroup:
     """One label set of a histogram.
 
     Attributes:
-        labels: the text of its labels, without `le`.
-        original: a key of the group where a page writes its names in another way, else None.
+        labels: the text of the labels, without `le`.
+        original: a key of the group where a page spells its names differently, else None.
         buckets: the cell of each upper bound.
-        others: the cells of `_sum`, and of `_count` where there is one, by sample name.
+        others: the cells of `_sum` and, where it exists, `_count`, by sample name.
     """
 
     labels: str
@@ -167,7 +128,7 @@ class HistogramGroup:
     others: dict[str, int] = field(default_factory=dict)
 
     def cells(self) -> Iterator[int]:
-        """Yield the cells in prometheus_client's order: sum, buckets by bound, count."""
+        """Return the cells in prometheus_client's order: sum, buckets by bound, count."""
         counts = [name for name in self.others if name.endswith("_count")]
         yield from (cell for name, cell in self.others.items() if name not in counts)
         yield from (self.buckets[bound] for bound in sorted(self.buckets))
@@ -176,15 +137,15 @@ class HistogramGroup:
 
 @dataclass(slots=True, eq=False)
 class OpenFamily:
-    """A family under construction.
+    """A family whose series are added and removed with the files.
 
     Attributes:
-        metadata: name, type and help text, as the first file has them.
-        mode: of a gauge; empty for other types.
-        kind: how its cells' values come about.
-        cell_of: the cell of each series; not used by histograms.
+        metadata: name, type and help text of the first file.
+        mode: the mode of a gauge; empty for other types.
+        kind: the rule that combines its values.
+        cell_of: the cell of each series; empty for histograms.
         groups: a histogram's label sets, by the text of their labels.
-        restructured: whether lines came or went since its bytes were made.
+        restructured: whether lines were added or removed since its bytes were built.
     """
 
     metadata: Metadata
@@ -202,21 +163,21 @@ class OpenFamily:
 
     @property
     def count_name(self) -> str:
-        """What a histogram's number of observations is called."""
+        """The sample name of a histogram's number of observations."""
         return f"{self.metadata.name}_count"
 
     def new_cell(self, cells: Cells, series: bytes) -> int:
-        """Add a series, by the left part of its line, and return its cell."""
+        """Add a series by the left part of its line, and return its cell."""
         cell = self.cell_of[series] = cells.add(series, self, self.kind)
         self._unsorted.append(cell)
         self.restructured = True
         return cell
 
     def new_group(self, labels: str, original: Key | None) -> HistogramGroup:
-        """Add a histogram's group.
+        """Add a label set of a histogram.
 
         Args:
-            labels: the text of its labels, without `le`.
+            labels: the text of the labels, without `le`.
             original: see `HistogramGroup`.
         """
         group = self.groups[labels] = HistogramGroup(labels, original)
@@ -227,14 +188,14 @@ class OpenFamily:
     def bucket_cell(
         self, cells: Cells, group: HistogramGroup, bound: float, labels: str, *, count: bool
     ) -> int:
-        """The cell of a bucket, new or known.
+        """Return the cell of a bucket; add the cell where it is new.
 
         Args:
-            cells: where a new one is made.
-            group: the bucket's.
-            bound: its upper bound.
+            cells: all cells.
+            group: the bucket's label set.
+            bound: the bucket's upper bound.
             labels: the text of its labels, with `le`.
-            count: make a `_count` that is the last bucket's sum.
+            count: whether the label set has a `_count`, the sum of its buckets.
         """
         cell = group.buckets.get(bound)
         if cell is None:
@@ -248,7 +209,7 @@ class OpenFamily:
         return cell
 
     def other_cell(self, cells: Cells, group: HistogramGroup, sample: str) -> int:
-        """The cell of a histogram's `_sum` or `_count`, new or known."""
+        """Return the cell of a histogram's `_sum` or `_count`; add the cell where it is new."""
         cell = group.others.get(sample)
         if cell is None:
             series = series_text(sample, group.labels)
@@ -257,12 +218,11 @@ class OpenFamily:
         return cell
 
     def blocks(self, cells: Cells, size: int) -> list[list[int]]:
-        """The cells of all lines in the order of the page, in blocks that change together.
+        """Return the cells of all lines in the order of the page, in blocks.
 
         Args:
-            cells: where the cells are.
-            size: how many lines a block has where the lines do not say it; a histogram's
-                label set is not divided.
+            cells: all cells.
+            size: the number of lines in a block; a histogram has a block for each label set.
         """
         self._sort(cells)
         if self.metadata.type == "histogram":
@@ -271,7 +231,7 @@ class OpenFamily:
         return [lines[begin : begin + size] for begin in range(0, len(lines), size)]
 
     def rows(self) -> Mapping[int, Rows]:
-        """A histogram's groups, by the number of their buckets."""
+        """Return a histogram's groups by their number of buckets."""
         if self._rows is None:
             lists: dict[int, list[tuple[list[int], int]]] = {}
             for group in self.groups.values():
@@ -287,19 +247,19 @@ class OpenFamily:
             }
         return self._rows
 
-    def drop(self, cells: Cells, gone: set[int], counts: NDArray[np.int64]) -> None:
-        """Remove cells that nothing keeps any more; a histogram's `_count` goes with its buckets.
+    def drop(self, cells: Cells, gone: set[int], used: NDArray[np.bool_]) -> None:
+        """Remove unused cells, and a derived `_count` that has no buckets left.
 
         Args:
-            cells: where they are freed.
-            gone: of this family.
-            counts: how many raw values each cell has.
+            cells: all cells.
+            gone: the unused cells of this family.
+            used: bool, shape (capacity,): whether a cell has values or counts.
         """
         self._sort(cells)
         self.restructured = True
         self._rows = None
         for labels, group in list(self.groups.items()):
-            self._drop_from_group(cells, group, gone, counts)
+            self._drop_from_group(cells, group, gone, used)
             if not group.buckets and not group.others:
                 del self.groups[labels]
         self._sorted = [
@@ -314,13 +274,13 @@ class OpenFamily:
                 cells.remove(cell)
 
     def _drop_from_group(
-        self, cells: Cells, group: HistogramGroup, gone: set[int], counts: NDArray[np.int64]
+        self, cells: Cells, group: HistogramGroup, gone: set[int], used: NDArray[np.bool_]
     ) -> None:
         group.buckets = {bound: cell for bound, cell in group.buckets.items() if cell not in gone}
         count = group.others.get(self.count_name)
         if count is not None and not group.buckets:
             cells.derived[count] = False
-            if not counts[count]:
+            if not used[count]:
                 gone.add(count)
         group.others = {name: cell for name, cell in group.others.items() if cell not in gone}
 
@@ -337,7 +297,7 @@ class OpenFamily:
 
         if not self._sorted and len(self._unsorted) == 1:
             self._sorted.extend(self._unsorted)
-        elif len(self._unsorted) * 8 > len(self._sorted):
+        elif len(self._unsorted) * _SORTED_PER_INSERTED > len(self._sorted):
             self._sorted.extend(self._unsorted)
             self._sorted.sort(key=key)
         else:

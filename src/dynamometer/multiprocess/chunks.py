@@ -1,26 +1,25 @@
-"""The sample lines as bytes, in chunks, of which only those that changed are joined again.
+"""The sample lines as bytes, in chunks, of which only changed ones are joined again.
 
-A chunk is a list of pieces, alternately the left part of a line and its value, so that a
-new value is one assignment; and the bytes that they were last joined to. A chunk is small,
-and does not divide a histogram's label set, whose lines change together.
+A chunk is a list of pieces, alternately the left part of a line and its value, so that a new value
+is one assignment, and the bytes that the pieces were last joined to. A chunk is small, and does
+not divide a histogram's label set, whose lines change together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dynamometer.exposition.families import Family, Metadata
 from dynamometer.exposition.numbers import format_lines
-from dynamometer.multiprocess.cells import NOWHERE, Cells, Kind, OpenFamily
+from dynamometer.multiprocess.aggregation import CellValues
+from dynamometer.multiprocess.cells import NOWHERE, Cells, OpenFamily
 
 LINES_PER_CHUNK: Final = 16
-# A few milliseconds' work: a reading has pauses in between.
-LINES_PER_REBUILD: Final = 256
-LINES_PER_UPDATE: Final = 4096
 
 
 @dataclass(slots=True)
@@ -29,171 +28,184 @@ class _Chunk:
 
     Attributes:
         pieces: the left part of each line, and its value.
-        shown: the family's chunks.
-        place: which of them this one is.
+        shown: the family.
+        place: the chunk's place in the family's `joined`.
     """
 
     pieces: list[bytes]
-    shown: _Shown
+    shown: _ShownFamily
     place: int
 
 
 @dataclass(slots=True, eq=False)
-class _Shown:
-    """A family as it is on the page.
+class _ShownFamily:
+    """A family on the page.
 
     Attributes:
+        metadata: the family's metadata.
+        cells: the cells of its lines.
         joined: the bytes of its chunks.
-        numbers: of its chunks.
+        numbers: the numbers of its chunks.
         sample_names: the names of its samples.
-        family: all that as a value; None where it is no longer current.
+        family: the family as a value; None where the value is outdated.
     """
 
     metadata: Metadata
+    cells: list[int] = field(default_factory=list)
     joined: list[bytes] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
-    sample_names: set[bytes] = field(default_factory=set)
+    sample_names: frozenset[str] = frozenset()
     family: Family | None = None
 
     def current(self) -> Family:
-        """The family's value."""
+        """Return the family's value, the same object while nothing changed."""
         if self.family is None:
-            names = frozenset([name.decode() for name in self.sample_names])
-            self.family = Family(self.metadata, names, tuple(self.joined))
+            self.family = Family(self.metadata, self.sample_names, tuple(self.joined))
         return self.family
-
-    def change(self) -> None:
-        """Take in that a chunk was joined again."""
-        family = self.family
-        if family is not None:
-            self.family = Family(family.metadata, family.sample_names, tuple(self.joined))
 
 
 class Chunks:
-    """The families' bytes, kept current."""
+    """The lines of all families as bytes."""
 
     def __init__(self, cells: Cells) -> None:
-        """An empty page.
+        """Start with an empty page.
 
         Args:
-            cells: the numbers that it shows.
+            cells: the cells of all lines.
         """
         self._cells = cells
         self._chunks: list[_Chunk | None] = []
         self._free: list[int] = []
-        self._shown: dict[OpenFamily, _Shown] = {}
+        self._shown: dict[OpenFamily, _ShownFamily] = {}
+        self._families: tuple[Family, ...] = ()
+        # For each cell: its chunk's number, the place of its value there, the bits of that value.
+        self._chunk_of: NDArray[np.int32] = np.empty(0, np.int32)
+        self._place_of: NDArray[np.int32] = np.empty(0, np.int32)
+        self._bits_of: NDArray[np.int64] = np.empty(0, np.int64)
 
-    def rebuild(self, families: Sequence[OpenFamily]) -> int:
-        """Make families' bytes anew, after lines of them came or went.
+    def update(self, table: Mapping[str, OpenFamily], computed: CellValues) -> tuple[Family, ...]:
+        """Show the present families and values.
+
+        Args:
+            table: the families by name.
+            computed: the values of all cells.
 
         Returns:
-            How many of them, from the first on: as many as have some lines together, so that
-            a first reading has pauses.
+            The families, sorted by name: the same tuple, and the same objects, while nothing
+            changed.
         """
-        parts: list[tuple[_Shown, list[int]]] = []
-        lines = count = 0
-        for family in families:
-            self.remove(family)
-            shown = self._shown[family] = _Shown(family.metadata)
-            for part in self._parts(family):
-                parts.append((shown, part))
-                lines += len(part)
-            family.restructured = False
-            count += 1
-            if lines >= LINES_PER_REBUILD:
-                break
-        self._add_chunks(parts)
-        return count
+        self._grow(computed.values.size)
+        self._mark_appeared(computed)
+        removed = [
+            family for family in self._shown if table.get(family.metadata.name) is not family
+        ]
+        rebuilt = [family for family in table.values() if family.restructured]
+        for family in [*removed, *rebuilt]:  # all before any is added: numbers are used again
+            self._remove(family)
+        self._add(rebuilt, computed)
+        updated = self._update_values(computed.values)
+        if removed or rebuilt or updated:
+            shown = self._shown
+            self._families = tuple([shown[table[name]].current() for name in sorted(table)])
+        return self._families
 
-    def remove(self, family: OpenFamily) -> None:
-        """Take a family off the page."""
+    def _grow(self, capacity: int) -> None:
+        new = capacity - self._chunk_of.size
+        if new > 0:
+            nowhere = np.full(new, NOWHERE, np.int32)
+            self._chunk_of = np.concatenate([self._chunk_of, nowhere])
+            self._place_of = np.concatenate([self._place_of, np.zeros(new, np.int32)])
+            self._bits_of = np.concatenate([self._bits_of, np.zeros(new, np.int64)])
+
+    def _mark_appeared(self, computed: CellValues) -> None:
+        """Mark the families of mostrecent gauges whose values appeared or disappeared."""
+        is_shown = self._chunk_of[computed.recent] != NOWHERE
+        for cell in computed.recent[is_shown == computed.absent].tolist():
+            family = self._cells.families[cell]
+            assert family is not None
+            family.restructured = True
+
+    def _remove(self, family: OpenFamily) -> None:
         shown = self._shown.pop(family, None)
-        for number in shown.numbers if shown else ():
+        if shown is None:
+            return
+        self._chunk_of[shown.cells] = NOWHERE
+        for number in shown.numbers:
             self._chunks[number] = None
             self._free.append(number)
 
-    def update(self) -> int:
-        """Format values that changed, and join their chunks.
-
-        Returns:
-            How many: less than `LINES_PER_UPDATE` when there are no more.
-        """
-        cells = self._cells
-        changed = cells.changed()[:LINES_PER_UPDATE]
-        if not changed.size:
-            return 0
-        values = cells.values[changed]
-        cells.shown[changed] = values.view(np.int64)
-        numbers = cells.chunk[changed].tolist()
-        all_chunks = self._chunks
-        chunks = {number: chunk for number in set(numbers) if (chunk := all_chunks[number])}
-        pieces = {number: chunk.pieces for number, chunk in chunks.items()}
-        slots = cells.slot[changed].tolist()
-        for number, slot, line in zip(numbers, slots, format_lines(values), strict=True):
-            pieces[number][slot] = line
-        touched: dict[_Shown, None] = {}
-        for chunk in chunks.values():
-            shown = chunk.shown
-            shown.joined[chunk.place] = b"".join(chunk.pieces)
-            touched[shown] = None
-        for shown in touched:
-            shown.change()
-        return int(changed.size)
-
-    def families(self, table: Mapping[str, OpenFamily]) -> tuple[Family, ...]:
-        """The families by name, each the same object as before where nothing in it changed."""
-        shown = self._shown
-        return tuple([shown[table[name]].current() for name in sorted(table)])
-
-    def gone(self, table: Iterable[OpenFamily]) -> Sequence[OpenFamily]:
-        """The families on the page that are none of `table`."""
-        return list(self._shown.keys() - set(table))
-
-    def _parts(self, family: OpenFamily) -> Iterator[list[int]]:
-        """The cells of each chunk of a family."""
-        absent = self._cells.absent
-        lines: list[int] = []
-        for block in family.blocks(self._cells, LINES_PER_CHUNK):
-            if family.kind is Kind.RECENT:
-                self._cells.chunk[block] = NOWHERE
-                lines += [cell for cell in block if not absent[cell]]
-            else:
-                lines += block
-            if len(lines) >= LINES_PER_CHUNK:
-                yield lines
-                lines = []
-        if lines:
-            yield lines
-
-    def _add_chunks(self, parts: Sequence[tuple[_Shown, list[int]]]) -> None:
-        cells = self._cells
-        all_series = cells.series
-        every = np.array([cell for _, lines in parts for cell in lines], np.intp)
-        values = cells.values[every]
-        formatted = format_lines(values)
+    def _add(self, families: Sequence[OpenFamily], computed: CellValues) -> None:
+        """Build the chunks of families that are not shown."""
+        hidden = frozenset(computed.recent[computed.absent].tolist())
+        parts: list[tuple[_ShownFamily, list[int]]] = []
+        for family in families:
+            shown = self._shown[family] = _ShownFamily(family.metadata)
+            for part in self._parts(family, hidden):
+                shown.cells += part
+                parts.append((shown, part))
+            family.restructured = False
+        all_cells = np.array([cell for _, part in parts for cell in part], np.intp)
+        values = computed.values[all_cells]
+        lines = format_lines(values)
         numbers: list[int] = []
         begin = 0
-        for shown, lines in parts:
-            end = begin + len(lines)
-            pieces: list[bytes] = [b""] * (2 * len(lines))
-            pieces[0::2] = series = [all_series[cell] or b"" for cell in lines]
-            pieces[1::2] = formatted[begin:end]
-            shown.sample_names.update([text.partition(b"{")[0].rstrip() for text in series])
-            number = self._number(_Chunk(pieces, shown, len(shown.joined)))
-            shown.joined.append(b"".join(pieces))
-            shown.numbers.append(number)
-            numbers.append(number)
+        for shown, part in parts:
+            end = begin + len(part)
+            numbers.append(self._add_chunk(shown, part, lines[begin:end]))
             begin = end
-        lengths = np.array([len(lines) for _, lines in parts], np.intp)
-        begins = np.repeat(np.cumsum(lengths) - lengths, lengths)
-        cells.chunk[every] = np.repeat(np.array(numbers, np.int32), lengths)
-        cells.slot[every] = 2 * (np.arange(every.size) - begins) + 1
-        cells.shown[every] = values.view(np.int64)
+        sizes = np.array([len(part) for _, part in parts], np.intp)
+        begins = np.repeat(np.cumsum(sizes) - sizes, sizes)
+        self._chunk_of[all_cells] = np.repeat(np.array(numbers, np.int32), sizes)
+        self._place_of[all_cells] = 2 * (np.arange(all_cells.size) - begins) + 1
+        self._bits_of[all_cells] = values.view(np.int64)
+        for family in families:
+            shown = self._shown[family]
+            series = [self._cells.series[cell] or b"" for cell in shown.cells]
+            names = {one.partition(b"{")[0].rstrip() for one in series}
+            shown.sample_names = frozenset([name.decode() for name in names])
 
-    def _number(self, chunk: _Chunk) -> int:
+    def _add_chunk(self, shown: _ShownFamily, cells: list[int], lines: Sequence[bytes]) -> int:
+        """Build a chunk at the end of its family, and return its number."""
+        pieces: list[bytes] = [b""] * (2 * len(cells))
+        pieces[0::2] = [self._cells.series[cell] or b"" for cell in cells]
+        pieces[1::2] = lines
+        chunk = _Chunk(pieces, shown, len(shown.joined))
+        shown.joined.append(b"".join(pieces))
         if self._free:
             number = self._free.pop()
             self._chunks[number] = chunk
-            return number
-        self._chunks.append(chunk)
-        return len(self._chunks) - 1
+        else:
+            number = len(self._chunks)
+            self._chunks.append(chunk)
+        shown.numbers.append(number)
+        return number
+
+    def _parts(self, family: OpenFamily, hidden: frozenset[int]) -> Iterator[list[int]]:
+        """Yield the cells of each chunk of a family, without hidden ones."""
+        part: list[int] = []
+        for block in family.blocks(self._cells, LINES_PER_CHUNK):
+            part += [cell for cell in block if cell not in hidden] if hidden else block
+            if len(part) >= LINES_PER_CHUNK:
+                yield part
+                part = []
+        if part:
+            yield part
+
+    def _update_values(self, values: NDArray[np.float64]) -> bool:
+        """Format the values that changed, and join their chunks; return whether any changed."""
+        changed = np.flatnonzero(values.view(np.int64) != self._bits_of)
+        changed = changed[self._chunk_of[changed] != NOWHERE]
+        if not changed.size:
+            return False
+        lines = format_lines(values[changed])
+        self._bits_of[changed] = values[changed].view(np.int64)
+        numbers = self._chunk_of[changed].tolist()
+        places = self._place_of[changed].tolist()
+        chunks = {number: chunk for number in set(numbers) if (chunk := self._chunks[number])}
+        pieces = {number: chunk.pieces for number, chunk in chunks.items()}
+        for number, place, line in zip(numbers, places, lines, strict=True):
+            pieces[number][place] = line
+        for chunk in chunks.values():
+            chunk.shown.joined[chunk.place] = b"".join(chunk.pieces)
+            chunk.shown.family = None
+        return True

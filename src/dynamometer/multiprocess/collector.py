@@ -1,8 +1,8 @@
-"""prometheus_client's `MultiProcessCollector`, with a reader that remembers.
+"""prometheus_client's `MultiProcessCollector`, with an incremental reader.
 
 Services create a registry and a collector for each scrape, as prometheus_client's documentation
-does. So the content of the files belongs to the path, not to the collector: all collectors of a
-path in this process share one directory.
+shows. Therefore all collectors of a path in this process share one directory, which keeps the
+content of the files between scrapes.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class MultiProcessCollector(Collector):
         """Collect from a directory.
 
         Args:
-            registry: where to register the collector; nowhere by default.
+            registry: the registry that gets the collector; none by default.
             path: the directory; PROMETHEUS_MULTIPROC_DIR by default.
 
         Raises:
-            ValueError: the directory does not exist.
+            ValueError: The directory does not exist.
         """
         path = _path_of_environment() if path is None else path
         if not path or not Path(path).is_dir():
@@ -67,13 +67,13 @@ class MultiProcessCollector(Collector):
 
     @property
     def errors(self) -> Mapping[str, int]:
-        """How often a file or a series of one was skipped so far, by reason."""
+        """The number of omissions of a file or of some of its series, by reason."""
         return self.directory.errors
 
     def collect(self) -> Iterable[Metric]:
         """Return the families; their samples are created when they are first used.
 
-        Waits while another thread reads the directory.
+        The call waits while another thread reads the directory.
         """
         return self.directory.collect()
 
@@ -82,21 +82,20 @@ class MultiProcessCollector(Collector):
         """Return the families of some files.
 
         Args:
-            files: the files' paths.
-            accumulate: add up a histogram's buckets, as a page has them; False where the
-                result is written back to such files.
+            files: the paths of the files.
+            accumulate: accumulate a histogram's buckets, as on a page; False where the result is
+                written back to such files.
 
         Raises:
-            FileNotFoundError: a file is missing that `mark_process_dead` does not remove.
+            FileNotFoundError: A file is missing that `mark_process_dead` does not remove.
         """
         paths = [os.fspath(file) for file in files]
         for path in paths:
-            if not os.path.lexists(path) and not _may_go(path):
+            if not os.path.lexists(path) and not _removed_at_end(path):
                 raise FileNotFoundError(path)
         reader = Reader(FileList(paths), {}, max_series=_UNBOUNDED, accumulate=accumulate)
         try:
-            for _ in reader.steps():
-                pass
+            reader.read()
             return [to_metric(family) for family in reader.families]
         finally:
             reader.close()
@@ -105,13 +104,13 @@ class MultiProcessCollector(Collector):
 def generate_latest(registry: Collector = REGISTRY, escaping: str = _UNDERSCORES) -> bytes:
     """Return a registry's page in the text format 0.0.4, as prometheus_client's function does.
 
-    Families of our collector are joined from bytes that it has kept; prometheus_client formats
-    those of other collectors.
+    The families of Dynamometer's collector are joined from kept bytes; prometheus_client formats
+    the families of other collectors.
 
     Args:
         registry: any registry or collector.
-        escaping: how names outside the legacy character set are written. Where it is not the
-            default, prometheus_client formats everything.
+        escaping: the spelling of names outside the legacy character set. With any but the default,
+            prometheus_client formats all families.
     """
     if escaping != _UNDERSCORES:
         return bytes(prometheus_client.generate_latest(registry, escaping))
@@ -138,7 +137,7 @@ class _Collected(Collector):
 
 
 class _State:
-    """What this process has read; a child of `fork` starts with nothing. The lock owns it."""
+    """The directories and pages of this process, owned by the lock; a child of `fork` has none."""
 
     def __init__(self) -> None:
         renew_in_child(self)
@@ -159,7 +158,7 @@ def _directory(path: str) -> MultiprocessDirectory:
         others = list(_state.directories)
     if known is not None:
         return known
-    # Without the lock: a file system that hangs must not stop the collectors of other paths.
+    # Without the lock, so that a hanging file system does not stop the collectors of other paths.
     gone = [other for other in others if not Path(other).is_dir()]
     with _state.lock:
         closing = [_state.directories.pop(other) for other in gone if other in _state.directories]
@@ -183,7 +182,8 @@ def _path_of_environment() -> str | None:
     return os.environ.get(_VARIABLE)
 
 
-def _may_go(path: str) -> bool:
+def _removed_at_end(path: str) -> bool:
+    """Return whether `mark_process_dead` removes the file of a process that ended."""
     with suppress(FileFault):
         return file_format.parse_name(PurePath(path).name).live
     return False

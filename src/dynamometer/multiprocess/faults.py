@@ -1,7 +1,7 @@
-"""What can be wrong with a directory's files, and how it is counted and said.
+"""The faults of files and series, their counts and their messages in the log.
 
-A fault costs the file it is in and nothing else. It is counted at each reading, by its
-reason, and logged when it begins and when it ends.
+A fault affects only the file that has it. Each reading counts it by its reason; the log reports
+when it appears and when it disappears.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ logger = logging.getLogger(__name__)
 
 
 class Reason(StrEnum):
-    """Why a file, or some of its series, is not on the page."""
+    """The reason for which a file, or some of its series, is not on the page."""
 
     NAME = "name"  # an unknown type or mode in the file's name
     NOT_A_FILE = "not_a_file"  # a directory, a FIFO, a socket, a device
     PERMISSION = "permission"
-    VANISHED = "vanished"  # removed between listing and reading
+    VANISHED = "vanished"  # removed after the directory was listed
     UNREADABLE = "unreadable"  # any other error of the operating system
-    EMPTY = "empty"  # as each file is for a moment at its process's start
-    TRUNCATED = "truncated"  # shorter than what it says is used
-    CORRUPT = "corrupt"  # a length that lies
-    KEY = "key"  # an entry's key is no metric
-    TYPE_CONFLICT = "type_conflict"  # another file has the family with another type or mode
-    OVERLAP = "overlap"  # another key is written as the same series
-    MAX_SERIES = "max_series"  # the page has no room for more series
-    NOT_REMOVED = "not_removed"  # an ended process's file could not be unlinked
+    EMPTY = "empty"  # each file is empty for a moment when its process starts
+    TRUNCATED = "truncated"  # shorter than its header declares
+    CORRUPT = "corrupt"  # a length that is not possible
+    KEY = "key"  # an entry's key is not a valid metric
+    TYPE_CONFLICT = "type_conflict"  # a family with another type or mode in another file
+    OVERLAP = "overlap"  # another key has the same names on the page
+    MAX_SERIES = "max_series"  # more series than the page may have
+    NOT_REMOVED = "not_removed"  # the file of an ended process cannot be removed
 
 
-class FileFault(Exception):  # noqa: N818  # never leaves this package: not an error of a user's
-    """A file cannot be read; it costs only itself."""
+class FileFault(Exception):  # noqa: N818  # caught in this package, where it is counted
+    """A file cannot be read."""
 
     def __init__(self, reason: Reason, text: str) -> None:
         super().__init__(text)
@@ -42,7 +42,7 @@ class FileFault(Exception):  # noqa: N818  # never leaves this package: not an e
 
 
 class OmittedError(Exception):
-    """An entry has no place on the page, though its file is good."""
+    """A series of a valid file cannot be on the page."""
 
     def __init__(self, reason: Reason, text: str) -> None:
         super().__init__(text)
@@ -50,16 +50,16 @@ class OmittedError(Exception):
 
 
 def of_os_error(error: OSError) -> FileFault:
-    """The fault that an error of the operating system means."""
+    """Return the fault for an error of the operating system."""
     if isinstance(error, FileNotFoundError):
         return FileFault(Reason.VANISHED, "removed before it was read")
     if isinstance(error, PermissionError):
-        return FileFault(Reason.PERMISSION, "no permission to read it")
+        return FileFault(Reason.PERMISSION, "no permission to read the file")
     return FileFault(Reason.UNREADABLE, str(error))
 
 
 class FaultLog:
-    """Counts faults by reason, and logs each one's beginning and end with the file's name."""
+    """Counts faults by reason, and logs the appearance and the end of each."""
 
     def __init__(self) -> None:
         # Replaced as a whole by the thread that reads; any thread may read it.
@@ -68,14 +68,17 @@ class FaultLog:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """How often a file or a part of it was left out, by reason; a mapping never changes."""
+        """The number of omissions of a file or of some of its series, by reason.
+
+        A reading replaces the mapping and never changes it.
+        """
         return self._counts
 
     def note(self, faults: Iterable[tuple[str, Reason, str]]) -> None:
-        """Take in all faults of one reading.
+        """Count and log all faults of one reading.
 
         Args:
-            faults: the path, the reason, and what exactly is wrong, of each.
+            faults: the path, the reason and the message of each.
         """
         present: dict[tuple[str, Reason], str] = {}
         counts = Counter(self._counts)
@@ -86,9 +89,9 @@ class FaultLog:
             self._counts = MappingProxyType(counts)
         for (path, reason), text in present.items():
             if (path, reason) not in self._known:
-                # Every file is empty for a moment: nothing to wake anybody for.
+                # Each file is empty for a moment: nobody has to react to that.
                 level = logging.INFO if reason is Reason.EMPTY else logging.WARNING
-                logger.log(level, "metrics of %s are left out (%s): %s", path, reason, text)
+                logger.log(level, "metrics file %s has a fault (%s): %s", path, reason, text)
         for path, reason in self._known.keys() - present.keys():
-            logger.info("metrics of %s are no longer left out (%s)", path, reason)
+            logger.info("metrics file %s no longer has the fault (%s)", path, reason)
         self._known = present

@@ -1,211 +1,334 @@
-"""What files that are not read now have added to the totals.
+"""The counts that stay on the page when their files are missing, odd or removed.
 
-A file may be missing, unreadable or odd for one reading, and back at the next: a hung mount, a
-directory without permission for a moment, a copy that replaces the original. What a file had
-counted is remembered by its path when the file goes, and a file that comes back adds only what
-it has above that. Another process that begins in a file of the same path is known by its values:
-most of them are at most half of what they were, in two readings where the file is the same one.
+A file may be missing, unreadable or odd for one reading and as before at the next: a hung mount, a
+directory without permission for a moment, a copy that replaces the original. Its counts are then
+held: each of its series shows the larger of the held count and the file's value, so that a file
+that returns adds only its increase. When another process writes into a file of the same path, the
+held counts are added to the totals for good. Such a file is recognised by its values: most of them
+are at most half of the held ones, in two readings where the file itself is the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dynamometer.multiprocess.cells import Cells
-from dynamometer.multiprocess.metrics_file import MultiprocessFile
+from dynamometer.multiprocess.metrics_file import MetricsFile
 
-_LAST_BITS: Final = 4
-_MOST_REMEMBERED: Final = 1 << 22  # values, of 12 bytes: some 50 MB
-_VALUES_PER_FILE: Final = 64  # what the memory of a file takes besides its values
+_MOST_HELD_VALUES: Final = 1 << 22  # of 12 bytes: some 50 MB
+_VALUES_PER_FILE: Final = 64  # the memory of a file's record, as a number of values
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
-class _Remembered(NamedTuple):
-    """The values of a file that are in the totals and not zero, and their cells."""
+class _Counts(NamedTuple):
+    """Counts by cell.
+
+    Attributes:
+        cells: int32, sorted, each cell once.
+        values: float64, the count of each.
+    """
 
     cells: NDArray[np.int32]
     values: NDArray[np.float64]
 
-    @property
-    def size(self) -> int:
-        return self.cells.size + _VALUES_PER_FILE
+    def raised_to(self, cells: NDArray[np.int32], values: NDArray[np.float64]) -> _Counts:
+        """Return the larger of these counts and others, for the cells of both."""
+        merged, places = np.unique(np.concatenate([self.cells, cells]), return_inverse=True)
+        larger = np.full(merged.size, -np.inf)
+        np.maximum.at(larger, places, np.concatenate([self.values, values]))
+        return _Counts(merged, larger)
+
+    def without(self, cells: NDArray[np.int32]) -> _Counts:
+        """Return the counts of all other cells."""
+        other = ~np.isin(self.cells, cells)
+        return _Counts(self.cells[other], self.values[other])
+
+    def of(self, cells: NDArray[np.int32]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+        """Return which of some cells have a count, and their counts."""
+        if not self.cells.size:
+            return np.empty(0, np.intp), np.empty(0)
+        places = np.searchsorted(self.cells, cells).clip(max=self.cells.size - 1)
+        found = np.flatnonzero(self.cells[places] == cells)
+        return found, self.values[places[found]]
+
+
+_NONE: Final = _Counts(np.empty(0, np.int32), np.empty(0))
+
+
+@dataclass(slots=True)
+class _Record:
+    """The counts of the file at one path.
+
+    Attributes:
+        held: the counts of a former state of the file.
+        last: the values of the last complete reading since, None before the first one.
+        cells: the cells of these values.
+        seen: whether a complete reading had the present file.
+        suspected: whether the last reading had values of another process.
+    """
+
+    held: _Counts = _NONE
+    last: NDArray[np.float64] | None = None
+    cells: NDArray[np.int32] = field(default_factory=lambda: _NONE.cells)
+    seen: bool = False
+    suspected: bool = False
+
+    def hold(self) -> None:
+        """Hold the values of the last complete reading."""
+        if self.last is not None:
+            self.held = self.held.raised_to(self.cells, self.last)
+            self.last = None
 
 
 class KeptCounts:
-    """What files had counted that are gone, by path; the longest gone is forgotten first."""
+    """The records of all kept files, and the counts that no file has any more.
+
+    Attributes:
+        base: float64, shape (capacity of the cells,): the counts that are added to each cell's
+            values: those of replaced and removed files, and held ones whose file is not read.
+        based: bool, same shape: whether a cell has such a count, or a held one.
+        changed: whether counts were held, added or released since `begin_reading`.
+    """
 
     def __init__(self, cells: Cells) -> None:
-        """Remember nothing yet.
+        """Keep nothing yet.
 
         Args:
-            cells: where totals are kept.
+            cells: the cells of all values.
         """
         self._cells = cells
-        self._remembered: dict[str, _Remembered] = {}
-        self._size = 0
+        self._records: dict[str, _Record] = {}
+        self._added: NDArray[np.float64] = np.zeros(cells.capacity)
+        self._has_added: NDArray[np.bool_] = np.zeros(cells.capacity, np.bool_)
+        self.base = self._added
+        self.based = self._has_added
+        self.changed = False
+        self._raised: NDArray[np.intp] = np.empty(0, np.intp)  # places of values with held counts
+        self._held_values: NDArray[np.float64] = np.empty(0)
 
-    def set_aside(self, file: MultiprocessFile, *, removed: bool = False) -> bool:
-        """Fold what a file had counted before it was forgotten into the totals.
+    @property
+    def empty(self) -> bool:
+        """Whether no file is kept."""
+        return not self._records
+
+    def begin_reading(self) -> None:
+        """Reset `changed`."""
+        self.changed = False
+
+    def keep(self, file: MetricsFile) -> None:
+        """Keep the counts of a file from now on."""
+        self._records.setdefault(file.path, _Record())
+
+    def keeps(self, file: MetricsFile) -> bool:
+        """Return whether the counts of a file are kept."""
+        return file.path in self._records
+
+    def record(self, file: MetricsFile, values: NDArray[np.float64]) -> None:
+        """Take the values of a complete reading; zeros alone are odd and change no count."""
+        record = self._records[file.path]
+        if values.any():
+            record.last, record.cells = values.copy(), file.cells
+        record.seen = True
+
+    def last(self, file: MetricsFile) -> NDArray[np.float64] | None:
+        """Return the recorded values of a file; None before the first complete reading."""
+        return self._records[file.path].last
+
+    def hold(self, file: MetricsFile, *, ended: bool = False) -> None:
+        """Hold the counts of a kept file whose content is forgotten.
 
         Args:
             file: the file.
-            removed: the file was removed for good, and another of its path is not the same.
-
-        Returns:
-            Whether the totals have more.
+            ended: whether the directory has no file, or another one, at its path.
         """
-        past = file.take_past()
-        if past is None:
-            return False
-        values = past.counted
-        baseline = None if past.baseline is None else past.baseline[: values.size]
-        if past.held and baseline is not None:
-            values = np.maximum(values, baseline)
-        cells = past.cells[: values.size]
-        fold(values, cells, baseline, self._cells)
-        counted = self._take(file.path)
-        if not removed:
-            counted |= past.known
-            counted |= zip(cells.tolist(), values.tolist(), strict=True)
-            self._remember(file.path, counted)
-        return True
+        record = self._records.pop(file.path, None)
+        if record is None:
+            return
+        if record.last is not None or record.held.cells.size:
+            self.changed = True
+        record.hold()
+        record.suspected = False
+        if ended:
+            record.seen = False
+        if record.held.cells.size or not ended:
+            self._records[file.path] = record  # at the end: the longest held is dropped first
 
-    def _remember(self, path: str, counted: dict[int, float]) -> None:
-        counted = {cell: value for cell, value in counted.items() if value}
-        one = self._remembered[path] = _Remembered(
-            np.array(list(counted), np.int32), np.array(list(counted.values()), np.float64)
-        )
-        self._size += one.size
-        while self._size > _MOST_REMEMBERED and len(self._remembered) > 1:
-            self._take(next(iter(self._remembered)))
+    def add(self, file: MetricsFile) -> None:
+        """Add the counts of a file that was removed for good to the totals."""
+        record = self._records.pop(file.path, None)
+        if record is not None:
+            record.hold()
+            self._add(record.held)
 
-    def _take(self, path: str) -> dict[int, float]:
-        one = self._remembered.pop(path, None)
-        if one is None:
-            return {}
-        self._size -= one.size
-        return dict(zip(one.cells.tolist(), one.values.tolist(), strict=True))
+    def suspected(self, files: Sequence[MetricsFile]) -> set[MetricsFile]:
+        """Return the files whose last reading had values of another process."""
+        return {file for file in files if self.keeps(file) and self._records[file.path].suspected}
 
-    def resume(self, file: MultiprocessFile) -> None:
-        """Let a file that was just parsed count from where a file of its path was."""
-        if file.path in self._remembered:
-            file.resume(self._take(file.path))
-
-    def judge(self, file: MultiprocessFile, now: NDArray[np.float64], *, suspected: bool) -> bool:
-        """Decide how a file goes on whose values fell, or that has come back.
+    def judge(self, file: MetricsFile, now: NDArray[np.float64]) -> bool:
+        """Decide whether counts of a kept file are held, released, or added to the totals.
 
         Args:
             file: the file.
             now: float64, its values as just read.
-            suspected: whether the reading before had values of another process.
 
         Returns:
-            Whether its values count from another place than before.
+            Whether `plan` is needed.
         """
+        record = self._records[file.path]
+        suspected, record.suspected = record.suspected, False
         changed = False
-        if not file.held:
-            before = file.counted
-            if before is None or not self._fallen(file, now[: before.size], before):
-                return False
-            file.stash()
-            changed = self.set_aside(file)
-            self.resume(file)
-        known = file.baseline
-        assert known is not None
-        if not self._fallen(file, now, known):
-            file.held = file.suspected = False
-            return True
-        if not _another_process(now, known):
-            file.suspected = False
-        elif file.seen and not suspected:
-            file.suspected = True  # one odd reading: the next one decides
+        last = record.last
+        if last is not None and self._fallen(file, np.arange(last.size), now[: last.size], last):
+            record.hold()
+            changed = True
+        places, held = record.held.of(file.cells)
+        if not places.size:
+            return changed
+        if not self._fallen(file, places, now[places], held):
+            record.held = record.held.without(file.cells)
+        elif not _of_another_process(now[places], held):
+            return changed
+        elif record.seen and not suspected:
+            record.suspected = True  # one reading may be odd: the next one decides
+            return changed
         else:
-            file.begin_again()
-            return True
-        return changed
+            self._add(record.held)
+            record.held = _NONE
+        self.changed = True
+        return True
+
+    def plan(self, files: Sequence[MetricsFile]) -> None:
+        """Compute `base` and `based`, and the places of values with held counts.
+
+        Args:
+            files: the files that are read, in the order of their values.
+        """
+        self._drop_longest_held(files)
+        capacity = self._cells.capacity
+        self._added = _longer(self._added, capacity)
+        self._has_added = _longer(self._has_added, capacity)
+        missing = {path: one.held for path, one in self._records.items() if one.held.cells.size}
+        places, values = [np.empty(0, np.intp)], [np.empty(0)]
+        self.based = self._has_added.copy()
+        begin = 0
+        for file in files if missing else ():
+            held = missing.get(file.path)
+            if held is not None:
+                found, counts = held.of(file.cells)
+                places.append(begin + found)
+                values.append(counts)
+                self.based[held.cells] = True
+                missing[file.path] = held.without(file.cells)
+            begin += file.cells.size
+        self._raised, self._held_values = np.concatenate(places), np.concatenate(values)
+        self.base = self._added.copy()
+        if missing:
+            cells = np.concatenate([held.cells for held in missing.values()])
+            _add_at(self.base, cells, np.concatenate([held.values for held in missing.values()]))
+            self.based[cells] = True
+
+    def raised(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return all values, each at least its held count.
+
+        Args:
+            values: float64, the values of the files in the order of `plan`.
+        """
+        if not self._raised.size:
+            return values
+        raised = values.copy()
+        raised[self._raised] = np.maximum(values[self._raised], self._held_values)
+        return raised
+
+    def correct(self, before: NDArray[np.float64], now: NDArray[np.float64]) -> bool:
+        """Raise the base of totals that fell, because they were added up in another order.
+
+        For Prometheus, a counter that is smaller by its last bit has been reset.
+
+        Args:
+            before: the cells' values before counts were held or added.
+            now: the cells' values; there may be more cells.
+
+        Returns:
+            Whether the values have to be computed again.
+        """
+        known = before.size
+        short = np.flatnonzero(self.based[:known] & (now[:known] < before))
+        missing = before[short] - now[short]
+        smallest = np.nextafter(self.base[short], np.inf) - self.base[short]
+        self.base[short] += np.maximum(missing, smallest)
+        self._added[short] += np.maximum(missing, smallest)
+        return bool(short.size)
+
+    def _add(self, counts: _Counts) -> None:
+        """Add counts to the totals for good."""
+        self.changed = True
+        self._added = _longer(self._added, self._cells.capacity)
+        self._has_added = _longer(self._has_added, self._cells.capacity)
+        _add_at(self._added, counts.cells, counts.values)
+        self._has_added[counts.cells] = True
+
+    def _drop_longest_held(self, files: Sequence[MetricsFile]) -> None:
+        """Add the counts that have been held for longest, where all of them take much memory."""
+        sizes = {
+            path: record.held.cells.size + _VALUES_PER_FILE
+            for path, record in self._records.items()
+            if record.held.cells.size
+        }
+        total = sum(sizes.values())
+        if total <= _MOST_HELD_VALUES:
+            return
+        read = {file.path for file in files}
+        for path, size in sizes.items():
+            if total > _MOST_HELD_VALUES and path not in read:
+                self._add(self._records.pop(path).held)
+                total -= size
 
     def _fallen(
-        self, file: MultiprocessFile, now: NDArray[np.float64], before: NDArray[np.float64]
+        self,
+        file: MetricsFile,
+        places: NDArray[np.intp],
+        now: NDArray[np.float64],
+        before: NDArray[np.float64],
     ) -> bool:
-        """Whether any value fell but for sums, to which negative amounts may be added."""
-        series = self._cells.series
-        for place in np.flatnonzero(now < before).tolist():
-            line = series[file.cells[place]]
-            assert line is not None
-            is_sum = line.partition(b"{")[0].rstrip().endswith(b"_sum")
-            if file.name.type == "counter" or not is_sum or np.isinf(before[place]):
+        """Return whether any value fell, except sums: a negative amount lowers a sum.
+
+        Args:
+            file: the file.
+            places: the places of the values in the file's cells.
+            now: the values.
+            before: their former values.
+        """
+        for number in np.flatnonzero(now < before).tolist():
+            series = self._cells.series[file.cells[places[number]]]
+            assert series is not None
+            is_sum = series.partition(b"{")[0].rstrip().endswith(b"_sum")
+            if file.name.type == "counter" or not is_sum or np.isinf(before[number]):
                 return True
         return False
 
 
-def _another_process(now: NDArray[np.float64], known: NDArray[np.float64]) -> bool:
-    """Whether values are those of a process that has begun since; not while they are all zero."""
-    counted = known > 0
+def _of_another_process(now: NDArray[np.float64], held: NDArray[np.float64]) -> bool:
+    """Return whether most values are at most half of the held ones, and any is not zero."""
+    counted = held > 0
     values = now[counted]
-    fallen = int(np.count_nonzero(values <= known[counted] / 2))
+    fallen = int(np.count_nonzero(values <= held[counted] / 2))
     return bool(values.any()) and 2 * fallen > values.size
 
 
-def since(values: NDArray[np.float64], baseline: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return what has been counted since a baseline.
-
-    An infinity that was there already adds nothing: subtracted from itself it would be NaN.
-
-    Args:
-        values: shape (n,).
-        baseline: shape (n,).
-    """
-    with np.errstate(invalid="ignore"):
-        counted: NDArray[np.float64] = values - baseline
-    endless = np.flatnonzero(~np.isfinite(baseline))
-    now = values[endless]
-    counted[endless] = np.where(now == baseline[endless], 0.0, now)
-    return counted
-
-
-def fold(
-    values: NDArray[np.float64],
-    places: NDArray[np.int32],
-    baseline: NDArray[np.float64] | None,
-    cells: Cells,
+def _add_at(
+    sums: NDArray[np.float64], cells: NDArray[np.int32], values: NDArray[np.float64]
 ) -> None:
-    """Add a file's values to the base of their cells.
-
-    Args:
-        values: as last read; none of a gauge, which has no past.
-        places: the cell of each.
-        baseline: what each counts from; None for zero.
-        cells: where the base is.
-    """
-    if not values.size:
-        return
-    added = values if baseline is None else since(values, baseline)
     with np.errstate(invalid="ignore"):  # infinities of two signs
-        np.add.at(cells.base, places, added)
-    cells.based[places] = True
+        np.add.at(sums, cells, values)
 
 
-def keep(before: NDArray[np.float64], cells: Cells, apply: Callable[[], None]) -> None:
-    """Added up in another order, a total must not lose its last bit.
-
-    For Prometheus that would be a counter's reset.
-
-    Args:
-        before: the cells' values before files were folded; others may have come since.
-        cells: the cells.
-        apply: computes their values.
-    """
-    apply()
-    known = before.size
-    short = np.flatnonzero(cells.based[:known] & (cells.values[:known] < before))
-    for _ in range(_LAST_BITS):
-        if not short.size:
-            return
-        missing = before[short] - cells.values[short]
-        smallest = np.nextafter(cells.base[short], np.inf) - cells.base[short]
-        cells.base[short] += np.maximum(missing, smallest)
-        apply()
-        short = short[cells.values[short] < before[short]]
+def _longer(array: NDArray[_Scalar], size: int) -> NDArray[_Scalar]:
+    """Return an array of at least some size, filled with zeros."""
+    if array.size >= size:
+        return array
+    return np.concatenate([array, np.zeros(size - array.size, array.dtype)])

@@ -1,4 +1,4 @@
-"""From the keys of the files to cells: which sample line each entry belongs to."""
+"""The cell of each key: the sample line that an entry of a file belongs to."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dynamometer.exposition.series import label_name, label_text, series_text
 from dynamometer.multiprocess.cells import NOWHERE, Cells, HistogramGroup, Kind, OpenFamily
 from dynamometer.multiprocess.faults import FileFault, OmittedError, Reason
 from dynamometer.multiprocess.file_format import FileName, Key, parse_key
-from dynamometer.multiprocess.page_names import Written, written
+from dynamometer.multiprocess.page_names import PageNames, spell
 
 _KINDS: Final = {
     "all": Kind.LAST,
@@ -28,14 +28,14 @@ _BOUND_IN_KEY: Final = f'"{BUCKET_LABEL}": "'.encode()
 
 
 class _Bound(NamedTuple):
-    """A bucket's upper bound, and its label as we write it."""
+    """A bucket's upper bound, and the text of its label."""
 
     value: float
     label: str
 
 
 class _Template(NamedTuple):
-    """Where the buckets of a label set belong, and the labels around the bound."""
+    """A label set of a histogram, and the text of its labels before and behind the bound."""
 
     family: OpenFamily
     group: HistogramGroup
@@ -44,7 +44,7 @@ class _Template(NamedTuple):
 
 
 class KeyTable:
-    """All families, and the way from an entry of a file to its cell.
+    """All families, and the cells of their series.
 
     Attributes:
         families: by name.
@@ -53,13 +53,13 @@ class KeyTable:
     def __init__(
         self, cells: Cells, labels: Mapping[str, str], *, max_series: int, accumulate: bool
     ) -> None:
-        """An empty table.
+        """Start with an empty table.
 
         Args:
-            cells: where new series get their cells.
-            labels: constant ones, added to every series that has not its own.
-            max_series: how many there may be; a histogram that is begun is finished.
-            accumulate: add up a histogram's buckets, and make its `_count` of them.
+            cells: all cells.
+            labels: constant labels, added to each series that does not have them.
+            max_series: the most series; a histogram that has begun is completed.
+            accumulate: accumulate a histogram's buckets, and derive its `_count` from them.
         """
         self.families: dict[str, OpenFamily] = {}
         self._cells = cells
@@ -67,7 +67,7 @@ class KeyTable:
         self._max_series = max_series
         self._accumulate = accumulate
         self._owners: dict[str, OpenFamily] = {}  # of each name on a page
-        # The keys of cells, and of histograms' groups, that a page writes in another way.
+        # The keys of cells whose names a page spells differently; a histogram's group has its own.
         self._original_of: dict[int, Key] = {}
         self._cell_of_key: dict[tuple[str, str, bytes], int] = {}
         self._texts: dict[tuple[str, str], str] = {}
@@ -75,19 +75,19 @@ class KeyTable:
         self._templates: dict[tuple[bytes, bytes], _Template] = {}
 
     def cell(self, file: FileName, key: bytes) -> int:
-        """The cell of an entry.
+        """Return the cell of an entry; add the cell where the series is new.
 
         Args:
             file: the name of the entry's file.
             key: the entry's key.
 
         Raises:
-            FileFault: the key is no metric.
-            OmittedError: the key is one, but its series has no place on the page.
+            FileFault: The key is not valid.
+            OmittedError: The key is valid, but its series cannot be on the page.
         """
         if file.type == "histogram":
             return self._histogram_cell(file, key)
-        # The same key is in the files of many processes; only `all` tells them apart.
+        # The files of many processes have the same key, and one cell except in mode `all`.
         known = (file.type, file.mode, key)
         cell = NOWHERE if file.pid_label else self._cell_of_key.get(known, NOWHERE)
         if cell == NOWHERE:
@@ -97,18 +97,18 @@ class KeyTable:
         return cell
 
     def forget_keys(self) -> None:
-        """Give up what makes reading many files at once fast: it is large."""
+        """Free the memory that makes it fast to read many files at once."""
         self._cell_of_key.clear()
         self._texts.clear()
         self._bounds.clear()
         self._templates.clear()
 
-    def remove(self, gone: list[int], counts: NDArray[np.int64]) -> None:
-        """Remove the cells that nothing keeps, and the families that have none left.
+    def remove(self, gone: list[int], used: NDArray[np.bool_]) -> None:
+        """Remove unused cells, and the families that have no cells left.
 
         Args:
             gone: the cells.
-            counts: how many raw values each cell has.
+            used: bool, shape (capacity,): whether a cell has values or counts.
         """
         by_family: dict[OpenFamily, set[int]] = {}
         for cell in gone:
@@ -116,14 +116,14 @@ class KeyTable:
             if family is not None:
                 by_family.setdefault(family, set()).add(cell)
         for family, cells in by_family.items():
-            family.drop(self._cells, cells, counts)
+            family.drop(self._cells, cells, used)
             self._drop_if_empty(family)
         for cell in gone:
             self._original_of.pop(cell, None)
         self.forget_keys()
 
     def _find(self, file: FileName, key: Key) -> int:
-        found = written(key, file.type)
+        found = spell(key, file.type)
         family = self._family(file, found.family, key)
         own = file.series_labels(found.labels)
         text = self._text({**self._labels, **own} if self._labels else own)
@@ -136,21 +136,21 @@ class KeyTable:
             self._drop_if_empty(family)
             raise self._full()
         cell = family.new_cell(self._cells, series)
-        if not found.regular:
+        if not found.unchanged:
             self._original_of[cell] = key
         return cell
 
     def _drop_if_empty(self, family: OpenFamily) -> None:
-        """Remove a family that has no series; its names are free again."""
+        """Remove a family that has no series; other families may use its names again."""
         if not len(family):
             del self.families[family.metadata.name]
             self._owners = {name: one for name, one in self._owners.items() if one is not family}
 
     def _family(self, file: FileName, name: str, key: Key) -> OpenFamily:
-        """The family of a name, new or known.
+        """Return the family of a name; add the family where it is new.
 
         Raises:
-            OmittedError: a family of another type has the name, or one of its samples' names.
+            OmittedError: A family of another type has the name, or one of its samples' names.
         """
         family = self.families.get(name)
         if family is not None and family.metadata.type == file.type and family.mode == file.mode:
@@ -169,22 +169,22 @@ class KeyTable:
         return family
 
     def _histogram_cell(self, file: FileName, key: bytes) -> int:
-        """The cell of a histogram's entry.
+        """Return the cell of a histogram's entry; add the cell where the series is new.
 
-        The keys of a label set's buckets differ in the bound alone, so that the first one
-        tells what the others say: nothing but a label's name stands in JSON as `"le": "`.
+        The keys of a label set's buckets differ only in the bound, so that one parsed key serves
+        for all of them: in a key's JSON, `"le": "` is always the label.
         """
         before, _, rest = key.partition(_BOUND_IN_KEY)
-        written, _, behind = rest.partition(b'"')
+        bound_text, _, behind = rest.partition(b'"')
         template = self._templates.get((before, behind))
-        bound = self._bounds.get(written)
+        bound = self._bounds.get(bound_text)
         if template is None or bound is None:
             return self._find_in_histogram(file, parse_key(key), (before, behind))
         cell = template.group.buckets.get(bound.value)
         return self._new_bucket(template, bound) if cell is None else cell
 
     def _find_in_histogram(self, file: FileName, key: Key, around: tuple[bytes, bytes]) -> int:
-        found = written(key, file.type)
+        found = spell(key, file.type)
         limit = found.labels.get(BUCKET_LABEL)
         bound = None if limit is None else self._bound(limit)
         family = self._family(file, found.family, key)
@@ -214,7 +214,7 @@ class KeyTable:
             count=self._accumulate,
         )
 
-    def _group(self, family: OpenFamily, labels: str, key: Key, found: Written) -> HistogramGroup:
+    def _group(self, family: OpenFamily, labels: str, key: Key, found: PageNames) -> HistogramGroup:
         group = family.groups.get(labels)
         if group is not None:
             _check_original(key, found, group.original)
@@ -222,13 +222,13 @@ class KeyTable:
         if len(self._cells) >= self._max_series:
             self._drop_if_empty(family)
             raise self._full()
-        return family.new_group(labels, None if found.regular else key)
+        return family.new_group(labels, None if found.unchanged else key)
 
-    def _bound(self, written: str) -> _Bound:
-        key = written.encode()
+    def _bound(self, text: str) -> _Bound:
+        key = text.encode()
         bound = self._bounds.get(key)
         if bound is None:
-            value = _parse_bound(written)
+            value = _parse_bound(text)
             bound = _Bound(value, label_text(BUCKET_LABEL, format_number(value)))
             self._bounds[key] = bound
         return bound
@@ -247,17 +247,17 @@ class KeyTable:
         return OmittedError(Reason.MAX_SERIES, f"more than {self._max_series} series")
 
 
-def _check_original(key: Key, found: Written, original: Key | None) -> None:
-    """Raise `OmittedError` where a series has come from a key of other names.
+def _check_original(key: Key, found: PageNames, original: Key | None) -> None:
+    """Raise `OmittedError` where a known series came from a key with other names.
 
     Args:
         key: the key.
-        found: the key as a page writes it.
-        original: the key of a known series, of any bucket; None where it is written as it is.
+        found: the key's names on a page.
+        original: the key of the known series, of any bucket; None where its names are unchanged.
     """
-    if original is None and found.regular:
+    if original is None and found.unchanged:
         return
-    if original is None or found.regular or _identity(key) != _identity(original):
+    if original is None or found.unchanged or _identity(key) != _identity(original):
         first = Key(found.family, found.sample, found.labels, "") if original is None else original
         raise OmittedError(
             Reason.OVERLAP, f"{_spelled(key)} is written as {_spelled(first)}, which came first"
@@ -265,12 +265,12 @@ def _check_original(key: Key, found: Written, original: Key | None) -> None:
 
 
 def _spelled(key: Key) -> str:
-    """A key's sample and the names of its labels."""
+    """Return a key's sample and the names of its labels, for a message."""
     return f"{key.sample}{{{','.join(key.labels)}}}"
 
 
 def _identity(key: Key) -> tuple[str, dict[str, str]]:
-    """What two keys of one series have in common, whatever their sample or bucket."""
+    """Return the parts of a key that are the same for all samples and buckets of a label set."""
     return key.family, {name: value for name, value in key.labels.items() if name != BUCKET_LABEL}
 
 
@@ -278,7 +278,7 @@ def _parse_bound(text: str) -> float:
     try:
         bound = float(text)
     except ValueError:
-        raise FileFault(Reason.KEY, f"a bucket's bound {text!r} is no number") from None
+        raise FileFault(Reason.KEY, f"a bucket's bound {text!r} is not a number") from None
     if math.isnan(bound):
         raise FileFault(Reason.KEY, "a bucket's bound is NaN")
     return bound

@@ -1,174 +1,145 @@
-"""The files of a directory: which are good, which are bad, which are held open."""
+"""The files of a directory: the valid ones, the invalid ones, and those that are held open."""
 
 from __future__ import annotations
 
 import resource
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from dynamometer.multiprocess import file_format
 from dynamometer.multiprocess.faults import FileFault, Reason
-from dynamometer.multiprocess.metrics_file import MultiprocessFile
+from dynamometer.multiprocess.metrics_file import MetricsFile
 from dynamometer.process.descriptors import CLOSED
 
 _MOST_HELD: Final = 512
-# A file with such a fault is worth parsing again only when its content is another.
-_BY_CONTENT: Final = frozenset({Reason.KEY, Reason.CORRUPT})
 
 
-@dataclass(slots=True)
-class _BadFile:
-    file: MultiprocessFile | None
+@dataclass(frozen=True, slots=True)
+class _Invalid:
+    """A file that cannot be read; `file` is None where its name is not valid."""
+
+    file: MetricsFile | None
     inode: int
     fault: FileFault
-    fingerprint: int | None
 
 
 class OpenFiles:
-    """The files that are read, and those that cannot be."""
+    """All files by path.
+
+    Attributes:
+        valid: the files that are read.
+    """
 
     def __init__(self) -> None:
-        self.good: dict[str, MultiprocessFile] = {}
-        self._bad: dict[str, _BadFile] = {}
+        self.valid: dict[str, MetricsFile] = {}
+        self._invalid: dict[str, _Invalid] = {}
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most_held = min(_MOST_HELD, soft // 4)
         self._held = 0
 
     @property
     def faults(self) -> list[tuple[str, Reason, str]]:
-        """What is wrong with each bad file, and with parts of good ones."""
-        bad = [(path, bad.fault.reason, str(bad.fault)) for path, bad in self._bad.items()]
-        parts = [
+        """The faults of invalid files, and of series of valid ones."""
+        files = [(path, one.fault.reason, str(one.fault)) for path, one in self._invalid.items()]
+        series = [
             (path, reason, f"{count} of its series: {text}")
-            for path, file in self.good.items()
-            if file.left_out
-            for reason, (count, text) in file.left_out.items()
+            for path, file in self.valid.items()
+            if file.omitted
+            for reason, (count, text) in file.omitted.items()
         ]
-        return bad + parts
+        return files + series
 
-    def bad_files(self) -> list[MultiprocessFile]:
-        """The bad files that may have become good, to be tried again."""
-        return [
-            bad.file for bad in self._bad.values() if bad.file is not None and _may_be_good(bad)
-        ]
+    @property
+    def invalid(self) -> list[MetricsFile]:
+        """The invalid files with a valid name, which the next reading tries again."""
+        return [one.file for one in self._invalid.values() if one.file is not None]
 
     @property
     def paths(self) -> set[str]:
-        """The paths of the good files and the bad ones."""
-        return self.good.keys() | self._bad.keys()
+        """The paths of all files."""
+        return self.valid.keys() | self._invalid.keys()
 
     @property
-    def names(self) -> set[str]:
-        """The processes of the good files and the bad ones."""
-        bad = {bad.file.name.process for bad in self._bad.values() if bad.file is not None}
-        return bad | {file.name.process for file in self.good.values()}
+    def process_names(self) -> set[str]:
+        """The identifiers of the processes of all files."""
+        return {file.name.process for file in [*self.valid.values(), *self.invalid]}
 
     @property
-    def processes(self) -> Mapping[str, list[MultiprocessFile]]:
-        """The good files of each process."""
-        found: dict[str, list[MultiprocessFile]] = {}
-        for file in self.good.values():
+    def processes(self) -> Mapping[str, list[MetricsFile]]:
+        """The valid files of each process."""
+        found: dict[str, list[MetricsFile]] = {}
+        for file in self.valid.values():
             found.setdefault(file.name.process, []).append(file)
         return found
 
-    def ended(self, listing: Mapping[str, int]) -> list[MultiprocessFile]:
-        """The good files that went or were replaced, still open; `give_up` is next.
+    def ended(self, listing: Mapping[str, int]) -> list[MetricsFile]:
+        """Return the valid files that were removed or replaced; they are still open.
 
         Args:
             listing: the inode number of each file, by path.
         """
         return [
             file
-            for path, file in self.good.items()
+            for path, file in self.valid.items()
             if path not in listing or file.replaced(listing[path])
         ]
 
-    def follow(self, listing: Mapping[str, int]) -> list[MultiprocessFile]:
-        """The new files; bad ones that went or were replaced are forgotten.
+    def follow(self, listing: Mapping[str, int]) -> list[MetricsFile]:
+        """Return the new files, and forget invalid ones that were removed or replaced.
 
         Args:
             listing: the inode number of each file, by path.
         """
-        self._bad = {path: bad for path, bad in self._bad.items() if listing.get(path) == bad.inode}
+        self._invalid = {
+            path: one for path, one in self._invalid.items() if listing.get(path) == one.inode
+        }
         return [
             file
             for path, inode in listing.items()
-            if path not in self.good
-            and path not in self._bad
+            if path not in self.valid
+            and path not in self._invalid
             and (file := self._named(path, inode)) is not None
         ]
 
-    def accept(self, file: MultiprocessFile) -> None:
-        """A file has been read well; hold it open where there is room.
+    def accept(self, file: MetricsFile) -> None:
+        """Read a file from now on, and hold it open where few enough files are.
 
         Raises:
-            FileFault: it cannot be opened again.
+            FileFault: The file cannot be opened again.
         """
         if file.descriptor == CLOSED and self._held < self._most_held:
             file.keep_open()
             self._held += 1
-        self.good[file.path] = file
-        self._bad.pop(file.path, None)
+        self.valid[file.path] = file
+        self._invalid.pop(file.path, None)
 
-    def reject(self, file: MultiprocessFile, fault: FileFault) -> None:
-        """A file is bad: nothing of it is shown until it is good again."""
-        fingerprint = None
-        if fault.reason in _BY_CONTENT:
-            fingerprint = _fingerprint(file)
-        self.give_up(file)
-        file.forget()
-        self._bad[file.path] = _BadFile(file, file.inode, fault, fingerprint)
+    def reject(self, file: MetricsFile, fault: FileFault) -> None:
+        """Close an invalid file; none of its series is shown until it is valid again."""
+        self.drop(file)
+        self._invalid[file.path] = _Invalid(file, file.inode, fault)
 
-    def give_up(self, file: MultiprocessFile) -> None:
-        """Close a file and read it no more."""
+    def drop(self, file: MetricsFile) -> None:
+        """Close a file and stop reading it."""
         if file.descriptor != CLOSED:
             file.close()
             self._held -= 1
-        self.good.pop(file.path, None)
-        self._bad.pop(file.path, None)
+        self.valid.pop(file.path, None)
+        self._invalid.pop(file.path, None)
 
-    def of_processes(self, processes: frozenset[str]) -> list[MultiprocessFile]:
-        """The files of these processes, the bad ones too."""
-        bad = [bad.file for bad in self._bad.values() if bad.file is not None]
-        return [file for file in [*self.good.values(), *bad] if file.name.process in processes]
+    def of_processes(self, processes: frozenset[str]) -> list[MetricsFile]:
+        """Return the valid and invalid files of some processes."""
+        files = [*self.valid.values(), *self.invalid]
+        return [file for file in files if file.name.process in processes]
 
     def close(self) -> None:
         """Close all files."""
-        for file in list(self.good.values()):
-            self.give_up(file)
+        for file in list(self.valid.values()):
+            self.drop(file)
 
-    def _named(self, path: str, inode: int) -> MultiprocessFile | None:
+    def _named(self, path: str, inode: int) -> MetricsFile | None:
         try:
-            return MultiprocessFile(path, file_format.parse_name(path), inode)
+            return MetricsFile(path, file_format.parse_name(path), inode)
         except FileFault as fault:
-            self._bad[path] = _BadFile(None, inode, fault, None)
+            self._invalid[path] = _Invalid(None, inode, fault)
             return None
-
-
-def _may_be_good(bad: _BadFile) -> bool:
-    assert bad.file is not None
-    return bad.fingerprint is None or _fingerprint(bad.file) != bad.fingerprint
-
-
-def _fingerprint(file: MultiprocessFile) -> int | None:
-    try:
-        return file.fingerprint()
-    except FileFault:
-        return None
-
-
-def unlink(file: MultiprocessFile) -> bool:
-    """Remove a file of an ended process; return False where somebody else had removed it.
-
-    Raises:
-        FileFault: The file is still there.
-    """
-    try:
-        Path(file.path).unlink()
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise FileFault(Reason.NOT_REMOVED, str(error)) from None
-    return True

@@ -1,7 +1,7 @@
-"""A key's names and labels as a page writes them.
+"""The names of a key as a page spells them.
 
-Two keys may differ in their own characters and be the same series on a page: `a.b` and `a_b`,
-a counter with and without `_total`, labels `x:y` and `x_y`.
+A page uses the legacy character set, so that two keys may be the same series on a page: `a.b` and
+`a_b`, a counter with and without `_total`, labels `x:y` and `x_y`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dynamometer.multiprocess.file_format import Key
 
 _TOTAL: Final = "_total"
 _RESERVED: Final = "__name__"
-# What a sample's name has after its family's; a counter's is written with `_total` in any case.
+# The endings of sample names behind the family's name; a counter's sample always ends in `_total`.
 _SUFFIXES: Final = {
     "gauge": ("",),
     "summary": ("", "_count", "_sum"),
@@ -23,32 +23,32 @@ _SUFFIXES: Final = {
 }
 
 
-class Written(NamedTuple):
-    """A key as a page writes it.
+class PageNames(NamedTuple):
+    """The names of a key on a page.
 
     Attributes:
-        family: its name, a counter's without `_total`.
+        family: the family's name, a counter's without `_total`.
         sample: the sample's name.
-        labels: by their written names.
-        regular: whether the key itself has the same names and labels.
+        labels: the values of the labels, by name.
+        unchanged: whether the key itself has the same names.
     """
 
     family: str
     sample: str
     labels: dict[str, str]
-    regular: bool
+    unchanged: bool
 
 
-def written(key: Key, kind: str) -> Written:
-    """Write a key's names in the legacy character set.
+def spell(key: Key, kind: str) -> PageNames:
+    """Return a key's names in the legacy character set.
 
     Args:
         key: the key.
-        kind: the type of its file.
+        kind: the type of the key's file.
 
     Raises:
-        OmittedError: the key's sample does not belong to its family, or two of its labels have
-            one written name.
+        OmittedError: The key's sample does not belong to its family, or two of its labels have
+            the same name on a page.
     """
     family, sample = _names(key.family, key.sample, kind)
     original = tuple(key.labels)
@@ -56,12 +56,13 @@ def written(key: Key, kind: str) -> Written:
     labels = key.labels if names == original else dict(zip(names, key.labels.values(), strict=True))
     if len(labels) < len(names):
         raise OmittedError(
-            Reason.OVERLAP, f"labels of {key.sample} have one name: {', '.join(sorted(original))}"
+            Reason.OVERLAP,
+            f"several labels of {key.sample} have the same name: {', '.join(sorted(original))}",
         )
     if _RESERVED in labels:
         raise OmittedError(Reason.KEY, f"{key.sample} has a label {_RESERVED}")
-    regular = labels is key.labels and family == key.family and sample == key.sample
-    return Written(family, sample, labels, regular)
+    unchanged = labels is key.labels and family == key.family and sample == key.sample
+    return PageNames(family, sample, labels, unchanged)
 
 
 @lru_cache(4096)
@@ -71,10 +72,10 @@ def _label_names(names: tuple[str, ...]) -> tuple[str, ...]:
 
 @lru_cache(4096)
 def _names(family: str, sample: str, kind: str) -> tuple[str, str]:
-    """A family's and its sample's name.
+    """Return the names of a family and its sample.
 
     Raises:
-        OmittedError: the sample does not belong to the family.
+        OmittedError: The sample does not belong to the family.
     """
     original = sample, family
     family, sample = metric_name(family), metric_name(sample)

@@ -1,35 +1,37 @@
-"""Keeps a page current with a set of multiprocess files.
+"""One reading: from the files of a tree to the families of a page.
 
-One reading is a row of small steps: look which files there are, parse the keys that are new,
-gather all values, compute the cells, format what changed. When nothing is new, it is one
-look at each directory, one system call a file, and a comparison.
+`Reader.read` finds the files, parses new keys, reads all values, decides which counts are held,
+computes the cells and formats those that changed. When nothing is new, a reading is one look at
+each directory, one system call a file, and a comparison.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dynamometer.exposition.families import Family
-from dynamometer.multiprocess import kept_counts
-from dynamometer.multiprocess.aggregation import Aggregation
+from dynamometer.multiprocess.aggregation import Aggregation, CellValues
 from dynamometer.multiprocess.bulk_read import BulkRead, UnreadableFilesError
-from dynamometer.multiprocess.cells import Cells
-from dynamometer.multiprocess.chunks import LINES_PER_UPDATE, Chunks
+from dynamometer.multiprocess.cells import HIDDEN, Cells
+from dynamometer.multiprocess.chunks import Chunks
 from dynamometer.multiprocess.faults import FaultLog, FileFault, OmittedError, Reason
+from dynamometer.multiprocess.kept_counts import KeptCounts
 from dynamometer.multiprocess.key_table import KeyTable
-from dynamometer.multiprocess.metrics_file import MultiprocessFile
+from dynamometer.multiprocess.metrics_file import MetricsFile
 from dynamometer.multiprocess.open_files import OpenFiles
 from dynamometer.multiprocess.retired import RetiredProcesses
 from dynamometer.multiprocess.tree import FileSource
 from dynamometer.process.descriptors import CLOSED
 
-KEYS_PER_STEP: Final = 64
-# A file that grows while it is read is followed this often; the rest comes the next time.
+# A file that grows while it is read is parsed this often; the rest is left to the next reading.
 _ROUNDS: Final = 3
+# Raising the base of a total by its last bit may be rounded away; more tries raise it by more.
+_CORRECTIONS: Final = 4
 
 
 class Reader:
@@ -37,7 +39,7 @@ class Reader:
 
     Attributes:
         families: the page's families by name, as of the last reading: the same objects as
-            before where nothing in them changed, and the same tuple where nothing did.
+            before where nothing in them changed, and the same tuple where nothing changed.
     """
 
     def __init__(
@@ -49,39 +51,37 @@ class Reader:
         accumulate: bool = True,
         keep_totals: bool = False,
     ) -> None:
-        """Nothing is read yet.
+        """Prepare to read; no file is read yet.
 
         Args:
-            tree: where the files are.
-            labels: constant ones, added to every series that has not its own.
-            max_series: how many series there may be.
-            keep_totals: what files that are gone had counted stays in the totals, whether or not
-                their processes were retired.
-            accumulate: add up a histogram's buckets, and make its `_count` of them.
+            tree: finds the files.
+            labels: constant labels, added to each series that does not have them.
+            max_series: the most series that are shown.
+            accumulate: accumulate a histogram's buckets, and derive its `_count` from them.
+            keep_totals: keep the counts of all removed files, not only of retired processes.
         """
         self.families: tuple[Family, ...] = ()
         self._tree = tree
         self._accumulate = accumulate
+        self._keep_totals = keep_totals
         self._faults = FaultLog()
         self._files = OpenFiles()
         self._retired = RetiredProcesses()
+        self._resumed: frozenset[str] = frozenset()  # retired processes to show again
         self._cells = Cells()
-        self._keep_totals = keep_totals
-        self._kept = kept_counts.KeptCounts(self._cells)
+        self._kept = KeptCounts(self._cells)
         self._table = KeyTable(self._cells, labels, max_series=max_series, accumulate=accumulate)
-        self._page = Chunks(self._cells)
-        self._again: list[MultiprocessFile] = []
-        self._resumed: frozenset[str] = frozenset()  # retired processes to be read again
-        self._replan = False
-        self._changed = True
-        self._keeping = False  # whether the last values of any file are needed
-        self._before = np.empty(0)  # the cells' values before files ended in this reading
-        self._reading = BulkRead([], self._cells)
-        self._aggregation = Aggregation(self._reading.cells, self._cells)
+        self._chunks = Chunks(self._cells)
+        self._again: list[MetricsFile] = []  # files with omitted series that may have room now
+        self._replan = False  # whether the set of files, or what is known of one, changed
+        self._changed = True  # whether the cells have to be computed
+        self._bulk = BulkRead([], self._cells)
+        self._aggregation = Aggregation(self._bulk.cells, self._cells)
+        self._values = np.empty(0)  # of all cells
 
     @property
     def errors(self) -> Mapping[str, int]:
-        """How often a file, or series of one, was left out, by reason; only grows."""
+        """The number of omissions of a file, or of some of its series, by reason; only grows."""
         return self._faults.counts
 
     @property
@@ -93,56 +93,38 @@ class Reader:
             if process not in self._retired.names
         }
 
-    def steps(self) -> Iterator[None]:
-        """One reading; it is complete when the iterator ends, and in between nothing shows."""
-        self._before = np.empty(0)
-        listed, unread = self._follow_files()
-        yield
-        for left in reversed(range(_ROUNDS)):
-            for file in unread:
-                yield from self._parse(file)
-            if unread:
-                self._replan = True
-            unread = self._gather()
-            if left:  # what is forgotten must be read again
-                again = self._begun_again(looked_at=True) + self._resume_changed()
-                unread = list(dict.fromkeys(unread + again))
-            if not unread:
-                break
+    def read(self) -> None:
+        """Read the files, and bring `families` and `errors` up to date."""
+        self._kept.begin_reading()
+        listed = self._tree.refresh()
+        self._read_values(self._find_unread(listed=listed))
         self._table.forget_keys()
-        self._keep_counted()
+        self._judge_counts()
         if listed:
             self._remove(self._retired.to_remove())
-        if self._before.size:
-            kept_counts.keep(self._before, self._cells, self._apply)
-        yield
-        yield from self._show()
+        self._update_families()
         self._faults.note(self._all_faults())
 
     def retire(self, processes: frozenset[str], *, owned: bool) -> None:
-        """Keep what ended processes have counted, and hide their gauges.
-
-        A reading must have just been made.
+        """Keep the counts of ended processes, and hide their gauges; call `read` just before.
 
         Args:
-            processes: their identifiers, as the files' names have them.
-            owned: remove their files.
+            processes: their identifiers, as in the names of their files.
+            owned: whether to remove their files.
         """
-        self._before = self._cells.values.copy()
+        self._kept.begin_reading()
         files = self._files.of_processes(processes)
-        read = set(self._reading.files)
+        read = set(self._bulk.files)
         for file in files:
-            self._retired.add(file)
+            self._retired.names.add(file.name.process)
+            self._hide_or_keep(file)
             if file in read:
-                file.counted = self._reading.values_of(file).copy()
-                file.seen = True
+                self._record(file)
+        self._replan = True
         if owned:
             self._remove(files + self._retired.to_remove())
-        self._replan = True
-        self._gather()
-        kept_counts.keep(self._before, self._cells, self._apply)
-        for _ in self._show():
-            pass
+        self._read_all()
+        self._update_families()
 
     def resume(self, processes: frozenset[str]) -> None:
         """Show the gauges of these retired processes again, from the next reading on."""
@@ -152,15 +134,16 @@ class Reader:
         """Close all files."""
         self._files.close()
 
-    def _follow_files(self) -> tuple[bool, list[MultiprocessFile]]:
-        """Look which files there are.
+    # The files that have to be parsed.
 
-        Returns:
-            Whether any may have come or gone, and those of which something is to be parsed.
+    def _find_unread(self, *, listed: bool) -> list[MetricsFile]:
+        """Return the files with entries that are not parsed, or that may be valid now.
+
+        Args:
+            listed: whether files may have been added, removed or replaced.
         """
-        new: list[MultiprocessFile] = []
         resumed, self._resumed = self._resumed, frozenset()
-        listed = self._tree.refresh()
+        new: list[MetricsFile] = []
         if listed:
             known = self._files.paths
             for file in self._files.ended(self._tree.files):
@@ -168,36 +151,39 @@ class Reader:
             new = self._files.follow(self._tree.files)
             resumed |= {file.name.process for file in new if file.path not in known}
         shown = self._show_again(resumed)
-        if listed:
-            for file in new:
-                file.kept = self._keep_totals and file.name.type != "gauge"
-                if file.name.process in self._retired.names:
-                    self._retired.add(file)
-            if self._retired.names:
-                there = self._files.names | {file.name.process for file in new}
-                self._retired.keep(there, self._tree.files)
-        unread = self._begun_again(looked_at=False)
-        again = set(unread)
-        unread += [file for file in self._files.good.values() if file.waiting and file not in again]
-        unread += self._files.bad_files()
-        return listed, list(dict.fromkeys(unread + shown + new))
+        for file in new:
+            if self._retired.owns(file):
+                self._hide_or_keep(file)
+            elif self._keep_totals and file.name.type != "gauge":
+                self._kept.keep(file)
+        if listed and self._retired.names:
+            present = self._files.process_names | {file.name.process for file in new}
+            self._retired.forget_missing(present, self._tree.files)
+        unread = self._with_room()
+        unread += [file for file in self._files.valid.values() if file.content.waiting]
+        return list(dict.fromkeys([*unread, *self._files.invalid, *shown, *new]))
 
-    def _resume_changed(self) -> list[MultiprocessFile]:
-        """End the retirement of processes that count again; return their gauges' files."""
-        if not self._retired.names:
-            return []
-        return self._show_again(
-            {
-                file.name.process
-                for file in self._reading.changed_files()
-                if file.name.process in self._retired.names
-                and file.changed(self._reading.values_of(file))
-            }
-        )
+    def _end(self, file: MetricsFile) -> None:
+        """Drop a file that was removed or replaced; hold its counts if they are kept."""
+        self._replan = True
+        if self._kept.keeps(file):
+            self._record_last_state(file)
+        self._forget(file, ended=True)
+        self._files.drop(file)
 
-    def _show_again(self, processes: Set[str]) -> list[MultiprocessFile]:
-        """End the retirement of processes; return their gauges' files, which are to be parsed."""
-        found = self._retired.end(processes)
+    def _record_last_state(self, file: MetricsFile) -> None:
+        """Record the last values of a removed file that is still held open."""
+        if file.descriptor == CLOSED or not self._parse(file):
+            return
+        before = self._kept.last(file)
+        with suppress(FileFault):
+            last = file.last_values()
+            if before is None or bool((last[: before.size] >= before).all()):
+                self._kept.record(file, last)
+
+    def _show_again(self, processes: Set[str]) -> list[MetricsFile]:
+        """End the retirement of some processes; return the files of their gauges, unparsed."""
+        found = self._retired.end_retirement(processes)
         if not found:
             return []
         hidden = [file for file in self._files.of_processes(frozenset(found)) if file.hidden]
@@ -205,166 +191,174 @@ class Reader:
             file.show()
         return hidden
 
-    def _remove(self, files: Sequence[MultiprocessFile]) -> None:
-        """Remove files of ended processes, and fold what they have counted into the totals."""
-        for file in files:
-            removed = self._retired.remove(file)
-            if removed is not None:
-                self._files.give_up(file)
-                file.stash()
-                self._set_aside(file, removed=removed)
+    def _with_room(self) -> list[MetricsFile]:
+        """Return the files whose omitted series may have room now, unparsed."""
+        again = [file for file in self._again if file.path in self._files.valid]
+        self._again = []
+        for file in again:
+            self._forget(file)
+            file.read_again()
+        return again
+
+    def _continued(self) -> list[MetricsFile]:
+        """End the retirement of processes that count again; return their gauges' files."""
+        if not self._retired.names:
+            return []
+        return self._show_again(
+            {
+                file.name.process
+                for file in self._bulk.changed_files()
+                if self._retired.continued(file, self._bulk.values_of(file))
+            }
+        )
+
+    # The values of all files.
+
+    def _read_values(self, unread: Sequence[MetricsFile]) -> None:
+        """Parse files, and read all values until no file has unknown entries."""
+        for remaining in reversed(range(_ROUNDS)):
+            for file in unread:
+                self._parse(file)
+            if unread:
                 self._replan = True
-        if self._replan:
-            self._gather()
+            unread = self._read_all()
+            if remaining:  # a forgotten file must be parsed in this reading
+                unread = list(dict.fromkeys([*unread, *self._with_room(), *self._continued()]))
+            if not unread:
+                break
 
-    def _begun_again(self, *, looked_at: bool) -> list[MultiprocessFile]:
-        """The files whose series were left out and may have a place now, to be read anew.
-
-        Args:
-            looked_at: this reading has looked at them; a half-written key that is seen twice is
-                a fault, so that it waits for the next one.
-        """
-        good = self._files.good
-        again = [file for file in self._again if file.path in good]
-        self._again = [file for file in again if looked_at and file.waiting]
-        begun = [file for file in again if file not in self._again]
-        for file in begun:
-            file.forget()
-            self._set_aside(file)
-        return begun
-
-    def _parse(self, file: MultiprocessFile) -> Iterator[None]:
-        values: list[int] = []
-        cells: list[int] = []
+    def _parse(self, file: MetricsFile) -> bool:
+        """Parse the new entries of a file; return whether its known entries are still valid."""
         try:
-            found = file.new_entries()
-            self._set_aside(file)
-            for number, entry in enumerate(found):
-                if number % KEYS_PER_STEP == KEYS_PER_STEP - 1:
-                    yield
+            found = file.read_new_entries()
+            if found.replaced:
+                self._forget(file)
+            values: list[int] = []
+            cells: list[int] = []
+            for entry in found.entries:
                 try:
-                    cells.append(self._table.cell(file.name, entry.key))
+                    cell = HIDDEN if file.hidden else self._table.cell(file.name, entry.key)
+                except OmittedError as error:
+                    file.omit(error.reason, str(error))
+                else:
                     values.append(entry.value)
-                except OmittedError as reason:
-                    file.leave_out(reason.reason, str(reason))
+                    cells.append(cell)
             self._files.accept(file)
-            file.place(values, cells)
-            self._kept.resume(file)
+            file.extend(found.content, values, cells)
         except FileFault as fault:
             self._reject(file, fault)
+            return False
+        return not found.replaced
 
-    def _reject(self, file: MultiprocessFile, fault: FileFault) -> None:
-        self._replan = True
-        self._files.reject(file, fault)
-        self._set_aside(file)
-
-    def _set_aside(self, file: MultiprocessFile, *, removed: bool = False) -> None:
-        """Keep in the totals what a file had counted before it was forgotten."""
-        if self._kept.set_aside(file, removed=removed):
-            self._replan = True
-            if not self._before.size:
-                self._before = self._cells.values.copy()
-
-    def _keep_counted(self) -> None:
-        """Keep the values as just read, once it is clear what they count from."""
-        suspected = {file for file in self._reading.files if file.suspected}
-        if not (self._keeping and (self._changed or suspected)):
-            return
-        for _ in range(_ROUNDS):
-            changed = dict.fromkeys([*self._reading.changed_files(), *suspected])
-            judged = [
-                self._kept.judge(file, self._reading.values_of(file), suspected=file in suspected)
-                for file in changed
-                if file.kept
-            ]
-            if not any(judged):
-                break
-            if not self._before.size:
-                self._before = self._cells.values.copy()
-            self._replan = True
-            self._gather()
-        for file in self._reading.changed_files():
-            if file.kept or file.hidden:
-                now = self._reading.values_of(file)
-                if now.any():  # zeros alone are an odd reading, or nothing that can be kept
-                    file.counted = now.copy()
-                file.seen = True
-
-    def _gather(self) -> list[MultiprocessFile]:
-        """Read all values, and return the files that have more than is known."""
+    def _read_all(self) -> list[MetricsFile]:
+        """Read all values, and return the files with entries that are not parsed."""
         while True:
             if self._replan:
                 self._plan()
             try:
-                self._changed = self._reading.read() or self._changed
+                self._changed = self._bulk.read() or self._changed
             except UnreadableFilesError as error:
                 for file, fault in error.faults.items():
                     self._reject(file, fault)
             else:
-                return [file for file in self._reading.stale_files() if not file.waiting]
+                return [file for file in self._bulk.stale_files() if not file.content.waiting]
 
     def _plan(self) -> None:
-        """Lay out reading and computing for the files and cells as they are now."""
+        """Prepare to read and compute the present files and cells."""
         self._replan = False
         self._changed = True
-        self._reading = BulkRead(list(self._files.good.values()), self._cells)
-        self._keeping = any(file.kept or file.hidden for file in self._reading.files)
-        self._aggregation = Aggregation(self._reading.cells, self._cells)
-        gone = self._cells.without(self._aggregation.counts)
+        self._bulk = BulkRead(list(self._files.valid.values()), self._cells)
+        self._aggregation = Aggregation(self._bulk.cells, self._cells)
+        self._kept.plan(self._bulk.files)
+        used = self._aggregation.read | self._kept.based
+        gone = self._cells.unused(used)
         if gone:
-            self._table.remove(gone, self._aggregation.counts)
-            # There is room again, or a family's name is free.
-            self._again = [file for file in self._reading.files if file.left_out]
+            self._table.remove(gone, used)
+            self._again = [file for file in self._bulk.files if file.omitted]
         if self._accumulate:
             self._aggregation.accumulate_buckets(self._table.families.values())
-        for family in self._page.gone(self._table.families.values()):
-            self._page.remove(family)
 
-    def _show(self) -> Iterator[None]:
+    def _reject(self, file: MetricsFile, fault: FileFault) -> None:
+        """Close an invalid file; hold its counts if they are kept."""
+        self._replan = True
+        self._files.reject(file, fault)
+        self._forget(file)
+
+    def _forget(self, file: MetricsFile, *, ended: bool = False) -> None:
+        """Forget a file's content, and hold its counts if they are kept."""
+        self._kept.hold(file, ended=ended)
+        self._retired.forget_values(file)
+        file.forget()
+
+    # Kept counts and retired processes.
+
+    def _judge_counts(self) -> None:
+        """Decide which counts are held, and record the values of this reading."""
+        if self._kept.empty and not self._retired.names:
+            return
+        suspected = self._kept.suspected(self._bulk.files)
+        if not self._changed and not suspected:
+            return
+        changed = self._bulk.changed_files()
+        judged = [
+            self._kept.judge(file, self._bulk.values_of(file))
+            for file in dict.fromkeys([*changed, *suspected])
+            if self._kept.keeps(file)
+        ]
+        if any(judged):
+            self._kept.plan(self._bulk.files)
+            self._changed = True
+        for file in changed:
+            self._record(file)
+
+    def _record(self, file: MetricsFile) -> None:
+        """Record the values of a file that is kept, or whose process is retired."""
+        if self._kept.keeps(file):
+            self._kept.record(file, self._bulk.values_of(file))
+        if self._retired.owns(file):
+            self._retired.record(file, self._bulk.values_of(file))
+
+    def _hide_or_keep(self, file: MetricsFile) -> None:
+        """Hide the gauges of a retired process, and keep its other counts."""
+        if file.name.type == "gauge":
+            file.hide()
+        else:
+            self._kept.keep(file)
+
+    def _remove(self, files: Sequence[MetricsFile]) -> None:
+        """Remove files of retired processes, and add their counts to the totals."""
+        for file in files:
+            removed = self._retired.remove(file)
+            if removed is None:
+                continue
+            if removed:
+                self._kept.add(file)
+            self._forget(file, ended=True)
+            self._files.drop(file)
+            self._replan = True
+        if self._replan:
+            self._read_all()
+
+    # The page.
+
+    def _update_families(self) -> None:
+        """Compute the cells and show them, where anything changed."""
         if not self._changed:
             return
-        self._apply()
-        families = list(self._table.families.values())
-        restructured = [family for family in families if family.restructured]
-        done = 0
-        while done < len(restructured):
-            done += self._page.rebuild(restructured[done:])
-            yield
-        updated = False
-        while count := self._page.update():
-            updated = True
-            if count < LINES_PER_UPDATE:
-                break
-            yield
-        if updated or restructured or len(families) != len(self.families):
-            self.families = self._page.families(self._table.families)
+        before = self._values
+        computed = self._compute()
+        if self._kept.changed:
+            for _ in range(_CORRECTIONS):
+                if not self._kept.correct(before, computed.values):
+                    break
+                computed = self._compute()
+        self._values = computed.values
+        self.families = self._chunks.update(self._table.families, computed)
         self._changed = False
 
-    def _apply(self) -> None:
-        self._aggregation.apply(self._reading.values, self._reading.timestamps)
-
-    def _end(self, file: MultiprocessFile) -> None:
-        """Give up a file that went or was replaced, and keep its totals if they are kept."""
-        self._replan = True
-        if file.kept:
-            self._take_last_state(file)
-            file.stash()
-            self._set_aside(file)
-        self._files.give_up(file)
-
-    def _take_last_state(self, file: MultiprocessFile) -> None:
-        """Read the last values of a file that has gone, where it is held open."""
-        if file.descriptor == CLOSED:
-            return
-        before = file.counted
-        for _ in self._parse(file):
-            pass
-        if file.descriptor == CLOSED or file.counted is not before:
-            return  # bad, or another's: what it had counted is set aside
-        with suppress(FileFault):
-            last = file.last_values()
-            if before is None or bool((last[: before.size] >= before).all()):
-                file.counted = last
+    def _compute(self) -> CellValues:
+        values: NDArray[np.float64] = self._kept.raised(self._bulk.values)
+        return self._aggregation.compute(values, self._bulk.timestamps, self._kept.base)
 
     def _all_faults(self) -> list[tuple[str, Reason, str]]:
         directories = [(path, fault.reason, str(fault)) for path, fault in self._tree.faults]

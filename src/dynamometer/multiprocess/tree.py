@@ -1,8 +1,8 @@
-"""Which files there are, without listing a directory in which nothing was added or removed.
+"""The files below some directories; a directory is listed again only when it changed.
 
-A directory's modification time moves when an entry comes, goes or is replaced. Its clock
-ticks coarsely: a directory that changed within its last tick can change again without
-showing it, so such a listing is not trusted and made again.
+A directory's modification time changes when an entry is added, removed or replaced. Its clock is
+coarse: a directory that changed within the last tick can change again at the same time, so that
+its listing is repeated.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from typing import Final, Protocol
 from dynamometer.multiprocess.faults import FileFault, of_os_error
 from dynamometer.multiprocess.file_format import SUFFIX
 
-# A kernel tick is at most 10 ms; file systems of whole seconds show it by their zeros.
+# A kernel tick is at most 10 ms; a file system that stores whole seconds has zeros below them.
 _FINE_TICK_NS: Final = 100_000_000
 _COARSE_TICK_NS: Final = 2_000_000_000
 _SECOND_NS: Final = 1_000_000_000
-# What the reader or the machine lacks, which says nothing about the directory.
-_OURS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+# The process or the machine has no descriptor or memory left; the directory may be valid.
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class FileSource(Protocol):
-    """Where a reader's files are."""
+    """Finds the files of a reader."""
 
     @property
     def files(self) -> Mapping[str, int]:
@@ -39,7 +39,7 @@ class FileSource(Protocol):
         """The directories that could not be listed, by path."""
 
     def refresh(self) -> bool:
-        """Look again; False where nothing can have come, gone or been replaced."""
+        """Look again; return whether files may have been added, removed or replaced."""
 
 
 @dataclass(slots=True)
@@ -53,15 +53,15 @@ class _Directory:
 class FileTree:
     """The files whose name ends with `.db`, in directories and the trees below them.
 
-    Directories are not followed through links; names that begin with a dot are left out. Of one
-    that cannot be listed for want of descriptors or memory, what was known stays.
+    Links to directories and names that begin with a dot are ignored. Where descriptors or memory
+    are exhausted, the known files of a directory stay.
 
     Attributes:
-        paths: the directories; others may be put in their place.
+        paths: the directories, which may be replaced by others.
     """
 
     def __init__(self, *paths: str, recursive: bool = True) -> None:
-        """Nothing is read yet, and no directory need be there yet."""
+        """Prepare to list directories, which may be created later."""
         self.paths: Sequence[str] = paths
         self._recursive = recursive
         self._known: dict[str, _Directory] = {}
@@ -74,7 +74,7 @@ class FileTree:
         return self._files
 
     def refresh(self) -> bool:
-        """Look again; whether any directory was listed."""
+        """Look again; return whether any directory was listed."""
         self.faults = []
         known, self._known = self._known, {}
         listed = False
@@ -99,7 +99,7 @@ class FileTree:
             except OSError as error:
                 self.faults.append((path, of_os_error(error)))
                 before = known.get(path)
-                if before is None or error.errno not in _OURS:
+                if before is None or error.errno not in _EXHAUSTED:
                     continue
                 self._known[path] = directory = before
             yield path
@@ -107,7 +107,7 @@ class FileTree:
                 waiting.extend(directory.directories)
 
     def _look(self, path: str, known: _Directory | None) -> _Directory:
-        status = os.stat(path)  # noqa: PTH116  # each reading does it, and pathlib takes thrice as long
+        status = os.stat(path)  # noqa: PTH116  # once a reading, and pathlib takes three times as long
         identity = (status.st_dev, status.st_ino, status.st_mtime_ns)
         if known is not None and known.settled and known.identity == identity:
             return known
@@ -126,7 +126,7 @@ class FileTree:
 
 
 class FileList:
-    """Files that somebody names, in the order in which he does, and as often."""
+    """A given list of files, in its order; a file that is listed twice counts twice."""
 
     def __init__(self, paths: Iterable[str]) -> None:
         self._paths = _distinct(paths)
@@ -134,7 +134,7 @@ class FileList:
         self.faults: Sequence[tuple[str, FileFault]] = ()
 
     def refresh(self) -> bool:
-        """Look which of them there are; True: any may have been replaced."""
+        """Look for the files; return True, because any may have been replaced."""
         found = {}
         for path in self._paths:
             with suppress(OSError):
@@ -144,7 +144,7 @@ class FileList:
 
 
 def _distinct(paths: Iterable[str]) -> Sequence[str]:
-    """Files are known by their paths: one that comes again is spelled with one more slash."""
+    """Return different paths: a file that is listed again gets one more slash."""
     distinct: dict[str, None] = {}
     for path in paths:
         spelled = path
