@@ -32,6 +32,7 @@ CLEAN = {
     "logs",
     "metrics",
     "mocker",
+    "multiprocess",
     "names",
     "process",
     "public",

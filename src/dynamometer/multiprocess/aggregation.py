@@ -67,7 +67,7 @@ class Aggregation:
         last = np.flatnonzero(kinds == Kind.LAST)
         self._last = _Turn(last, cell_of_value[last].astype(np.intp))
         self._turns = {
-            kind: _turns(np.flatnonzero(kinds == kind), cell_of_value) for kind in _COMPARED
+            kind: _divide(np.flatnonzero(kinds == kind), cell_of_value) for kind in _COMPARED
         }
         self._buckets: Sequence[Rows] = ()
 
@@ -146,7 +146,7 @@ class Aggregation:
         return recent, latest[recent] == 0
 
 
-def _turns(places: NDArray[np.intp], cell_of_value: NDArray[np.int32]) -> list[_Turn]:
+def _divide(places: NDArray[np.intp], cell_of_value: NDArray[np.int32]) -> list[_Turn]:
     """Divide values into turns with at most one value a cell, in the order of the values."""
     cells = cell_of_value[places].astype(np.intp)
     order = np.argsort(cells, kind="stable")

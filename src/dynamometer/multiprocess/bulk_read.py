@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dynamometer.multiprocess import file_content
 from dynamometer.multiprocess.cells import Cells, Kind
-from dynamometer.multiprocess.faults import FileFault, of_os_error
+from dynamometer.multiprocess.faults import FileFault, from_os_error
 from dynamometer.multiprocess.file_format import WORD_BYTES
 from dynamometer.multiprocess.metrics_file import MetricsFile
 from dynamometer.process.descriptors import CLOSED
@@ -98,7 +98,7 @@ class BulkRead:
             plan.add(file, stamped[begin:end])
             self._values_of[file] = slice(begin, end)
             begin = end
-        self._batches, is_mark = plan.finished()
+        self._batches, is_mark = plan.finish()
         self._mark_places = np.flatnonzero(is_mark)
         self._timestamp_places = np.flatnonzero(~is_mark)
         mark_counts = [file.content.marks.size for file in self.files]
@@ -146,7 +146,7 @@ class BulkRead:
                 except FileFault as fault:
                     faults[file] = fault
                 except OSError as error:
-                    faults[file] = of_os_error(error)
+                    faults[file] = from_os_error(error)
             np.take(buffer, batch.value_words, out=bits[batch.values], mode="clip")
             np.take(buffer, batch.other_words, out=others[batch.others], mode="clip")
         if faults:
@@ -219,7 +219,7 @@ class _Plan:
             self._other_words.append(others + shift)
             self._add_part(file, begin, end)
 
-    def finished(self) -> tuple[list[_Batch], NDArray[np.bool_]]:
+    def finish(self) -> tuple[list[_Batch], NDArray[np.bool_]]:
         """Return all batches and, for each of the other words, whether it is a mark."""
         self._flush()
         return self._batches, _joined(self._is_mark, np.bool_)

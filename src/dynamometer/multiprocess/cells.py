@@ -88,7 +88,7 @@ class Cells:
         self.derived[cell] = False
         self._free.append(cell)
 
-    def unused(self, used: NDArray[np.bool_]) -> list[int]:
+    def find_unused(self, used: NDArray[np.bool_]) -> list[int]:
         """Return the cells that are neither used nor derived.
 
         Args:

@@ -83,8 +83,8 @@ class MultiprocessDirectory:
 
     def renew(self) -> None:
         """Forget all files; each child of `fork` starts with this call."""
-        # The lock owns all attributes except `_renderer`, which has its own lock. `_reader.families`
-        # and `_reader.errors` are replaced as a whole, so that any thread may read them.
+        # The lock owns all attributes except `_renderer`, which has its own. `_reader.families` and
+        # `_reader.errors` are replaced as a whole, so that any thread may read them.
         self._lock = threading.Lock()
         self._renderer = Renderer()
         self._tree = FileTree(*self._paths, recursive=self._recursive)

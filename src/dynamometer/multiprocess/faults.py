@@ -49,7 +49,7 @@ class OmittedError(Exception):
         self.reason = reason
 
 
-def of_os_error(error: OSError) -> FileFault:
+def from_os_error(error: OSError) -> FileFault:
     """Return the fault for an error of the operating system."""
     if isinstance(error, FileNotFoundError):
         return FileFault(Reason.VANISHED, "removed before it was read")
@@ -89,7 +89,7 @@ class FaultLog:
             self._counts = MappingProxyType(counts)
         for (path, reason), text in present.items():
             if (path, reason) not in self._known:
-                # Each file is empty for a moment: nobody has to react to that.
+                # Each file is empty for a moment after its creation.
                 level = logging.INFO if reason is Reason.EMPTY else logging.WARNING
                 logger.log(level, "metrics file %s has a fault (%s): %s", path, reason, text)
         for path, reason in self._known.keys() - present.keys():

@@ -17,7 +17,7 @@ from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
 from dynamometer.multiprocess import file_format
-from dynamometer.multiprocess.faults import FileFault, Reason, of_os_error
+from dynamometer.multiprocess.faults import FileFault, Reason, from_os_error
 from dynamometer.multiprocess.file_format import HEADER_BYTES, WORD_BYTES, Entry
 
 _Status: TypeAlias = tuple[int, int]
@@ -35,7 +35,7 @@ class Content:
 
     Attributes:
         used: the number of known bytes; 0 before anything is known.
-        waiting: whether the writer has not begun, or has written the next key in part.
+        waiting: whether the writer has not started, or the next key is partly written.
         keys: a checksum of the known keys, in their order.
         status: the file's change time and size when the keys were last verified.
         marks: int64, the places of the words that differ in another content: the header, and
@@ -57,7 +57,7 @@ class Content:
         last = self.marked[1:].tobytes()
         return os.pread(descriptor, len(last), int(self.marks[1]) * WORD_BYTES) == last
 
-    def verified(self, descriptor: int) -> Content | None:
+    def verify(self, descriptor: int) -> Content | None:
         """Return this content with the file's present status; None where its keys differ.
 
         The keys are read only where the status has changed: it changes when the file is
@@ -83,13 +83,13 @@ class NewEntries(NamedTuple):
         content: the content that is known now.
         entries: the entries behind the known ones; all entries where the content was replaced.
         replaced: whether the file has another content than the known one.
-        half_written: the place of a key that is written in part, in words; 0 for none.
+        partial_key: the place of a partly written key, in words; 0 for none.
     """
 
     content: Content
     entries: list[Entry]
     replaced: bool
-    half_written: int
+    partial_key: int
 
 
 def read_new_entries(descriptor: int, known: Content, *, held_open: bool) -> NewEntries:
@@ -111,30 +111,30 @@ def read_new_entries(descriptor: int, known: Content, *, held_open: bool) -> New
         replaced = (
             used < known.used
             or not known.has_last_key(descriptor)
-            or not (held_open or known.verified(descriptor))
+            or not (held_open or known.verify(descriptor))
         )
         if replaced:
             known = UNKNOWN
         entries = _read_entries(descriptor, known.used or HEADER_BYTES, used)
-        half_written = 0
-        if entries and file_format.half_written(entries[-1].key):
-            half_written = entries.pop().begin
-            used = half_written * WORD_BYTES
+        partial_key = 0
+        if entries and file_format.partly_written(entries[-1].key):
+            partial_key = entries.pop().begin
+            used = partial_key * WORD_BYTES
         places, words = known.marks[1:], known.marked[1:]
         if entries:
             places = np.arange(entries[-1].begin, entries[-1].value)
             words = _read_words(descriptor, entries[-1].begin, places.size)
         content = Content(
             used=used,
-            waiting=bool(half_written) or not used,
+            waiting=bool(partial_key) or not used,
             keys=_checksum(entries, known.keys),
             status=status,
             marks=np.concatenate([[0], places]).astype(np.int64),
             marked=np.concatenate([np.frombuffer(header, np.int64), words]),
         )
     except OSError as error:
-        raise of_os_error(error) from None
-    return NewEntries(content, entries, replaced, half_written)
+        raise from_os_error(error) from None
+    return NewEntries(content, entries, replaced, partial_key)
 
 
 def read_values(descriptor: int, content: Content) -> NDArray[np.float64]:
@@ -146,7 +146,7 @@ def read_values(descriptor: int, content: Content) -> NDArray[np.float64]:
     try:
         return _read_words(descriptor, 0, content.used // WORD_BYTES).view(np.float64)
     except OSError as error:
-        raise of_os_error(error) from None
+        raise from_os_error(error) from None
 
 
 def too_short() -> FileFault:

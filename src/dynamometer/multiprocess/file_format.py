@@ -66,7 +66,7 @@ class FileName:
 
     @property
     def pid_label(self) -> bool:
-        """Whether each process has its own series, with a label `pid`."""
+        """True where each process has its own series, with a label `pid`."""
         return self.mode == "all"
 
     def series_labels(self, labels: Mapping[str, str]) -> Mapping[str, str]:
@@ -140,7 +140,7 @@ def parse_name(path: str) -> FileName:
 
 
 def used_bytes(header: bytes, size: int) -> int:
-    """Return the number of bytes in use, 0 while the writer has not begun.
+    """Return the number of bytes in use, 0 before the writer has started.
 
     Args:
         header: the first bytes of the file.
@@ -200,7 +200,7 @@ def split(data: bytes, begin: int, used: int | None = None) -> list[Entry]:
     return entries
 
 
-def half_written(key: bytes) -> bool:
+def partly_written(key: bytes) -> bool:
     """Return whether bytes of a key are missing: a new part of a file is filled with zeros."""
     return not key or b"\0" in key
 

@@ -4,7 +4,7 @@ A file may be missing, unreadable or odd for one reading and as before at the ne
 directory without permission for a moment, a copy that replaces the original. Its counts are then
 held: each of its series shows the larger of the held count and the file's value, so that a file
 that returns adds only its increase. When another process writes into a file of the same path, the
-held counts are added to the totals for good. Such a file is recognised by its values: most of them
+held counts are added to the totals permanently. Such a file is recognised by its values: most of them
 are at most half of the held ones, in two readings where the file itself is the same.
 """
 
@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from dynamometer.multiprocess.cells import Cells
 from dynamometer.multiprocess.metrics_file import MetricsFile
 
-_MOST_HELD_VALUES: Final = 1 << 22  # of 12 bytes: some 50 MB
-_VALUES_PER_FILE: Final = 64  # the memory of a file's record, as a number of values
+_MOST_MISSING: Final = 10_000  # files whose counts are held, some kilobytes each
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
@@ -48,7 +47,7 @@ class _Counts(NamedTuple):
         other = ~np.isin(self.cells, cells)
         return _Counts(self.cells[other], self.values[other])
 
-    def of(self, cells: NDArray[np.int32]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    def find(self, cells: NDArray[np.int32]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
         """Return which of some cells have a count, and their counts."""
         if not self.cells.size:
             return np.empty(0, np.intp), np.empty(0)
@@ -113,7 +112,7 @@ class KeptCounts:
 
     @property
     def empty(self) -> bool:
-        """Whether no file is kept."""
+        """True while no file is kept."""
         return not self._records
 
     def begin_reading(self) -> None:
@@ -129,14 +128,14 @@ class KeptCounts:
         return file.path in self._records
 
     def record(self, file: MetricsFile, values: NDArray[np.float64]) -> None:
-        """Take the values of a complete reading; zeros alone are odd and change no count."""
+        """Take the values of a complete reading; zeros alone are odd and ignored."""
         record = self._records[file.path]
         if values.any():
             record.last, record.cells = values.copy(), file.cells
         record.seen = True
 
-    def last(self, file: MetricsFile) -> NDArray[np.float64] | None:
-        """Return the recorded values of a file; None before the first complete reading."""
+    def last_values(self, file: MetricsFile) -> NDArray[np.float64] | None:
+        """Return the recorded values of a kept file; None before the first complete reading."""
         return self._records[file.path].last
 
     def hold(self, file: MetricsFile, *, ended: bool = False) -> None:
@@ -156,10 +155,10 @@ class KeptCounts:
         if ended:
             record.seen = False
         if record.held.cells.size or not ended:
-            self._records[file.path] = record  # at the end: the longest held is dropped first
+            self._records[file.path] = record  # as the last one: `plan` drops the first
 
     def add(self, file: MetricsFile) -> None:
-        """Add the counts of a file that was removed for good to the totals."""
+        """Add the counts of a file that `retire` removed to the totals."""
         record = self._records.pop(file.path, None)
         if record is not None:
             record.hold()
@@ -170,7 +169,7 @@ class KeptCounts:
         return {file for file in files if self.keeps(file) and self._records[file.path].suspected}
 
     def judge(self, file: MetricsFile, now: NDArray[np.float64]) -> bool:
-        """Decide whether counts of a kept file are held, released, or added to the totals.
+        """Decide whether the counts of a kept file are held, released, or added to the totals.
 
         Args:
             file: the file.
@@ -186,7 +185,7 @@ class KeptCounts:
         if last is not None and self._fallen(file, np.arange(last.size), now[: last.size], last):
             record.hold()
             changed = True
-        places, held = record.held.of(file.cells)
+        places, held = record.held.find(file.cells)
         if not places.size:
             return changed
         if not self._fallen(file, places, now[places], held):
@@ -205,34 +204,38 @@ class KeptCounts:
     def plan(self, files: Sequence[MetricsFile]) -> None:
         """Compute `base` and `based`, and the places of values with held counts.
 
+        Where very many files are missing, the counts of the first ones are added permanently.
+
         Args:
             files: the files that are read, in the order of their values.
         """
-        self._drop_longest_held(files)
-        capacity = self._cells.capacity
-        self._added = _longer(self._added, capacity)
-        self._has_added = _longer(self._has_added, capacity)
-        missing = {path: one.held for path, one in self._records.items() if one.held.cells.size}
+        held = {path: one.held for path, one in self._records.items() if one.held.cells.size}
+        read = {file.path for file in files}
+        for path in [path for path in held if path not in read][:-_MOST_MISSING]:
+            self._add(held.pop(path))
+            del self._records[path]
+        self._added = _longer(self._added, self._cells.capacity)
+        self._has_added = _longer(self._has_added, self._cells.capacity)
         places, values = [np.empty(0, np.intp)], [np.empty(0)]
         self.based = self._has_added.copy()
         begin = 0
-        for file in files if missing else ():
-            held = missing.get(file.path)
-            if held is not None:
-                found, counts = held.of(file.cells)
+        for file in files if held else ():
+            if file.path in held:
+                counts = held[file.path]
+                found, larger = counts.find(file.cells)
                 places.append(begin + found)
-                values.append(counts)
-                self.based[held.cells] = True
-                missing[file.path] = held.without(file.cells)
+                values.append(larger)
+                self.based[counts.cells] = True
+                held[file.path] = counts.without(file.cells)
             begin += file.cells.size
         self._raised, self._held_values = np.concatenate(places), np.concatenate(values)
         self.base = self._added.copy()
-        if missing:
-            cells = np.concatenate([held.cells for held in missing.values()])
-            _add_at(self.base, cells, np.concatenate([held.values for held in missing.values()]))
+        if held:
+            cells = np.concatenate([counts.cells for counts in held.values()])
+            _add_at(self.base, cells, np.concatenate([counts.values for counts in held.values()]))
             self.based[cells] = True
 
-    def raised(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    def raise_to_held(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return all values, each at least its held count.
 
         Args:
@@ -265,28 +268,12 @@ class KeptCounts:
         return bool(short.size)
 
     def _add(self, counts: _Counts) -> None:
-        """Add counts to the totals for good."""
+        """Add counts to the totals permanently."""
         self.changed = True
         self._added = _longer(self._added, self._cells.capacity)
         self._has_added = _longer(self._has_added, self._cells.capacity)
         _add_at(self._added, counts.cells, counts.values)
         self._has_added[counts.cells] = True
-
-    def _drop_longest_held(self, files: Sequence[MetricsFile]) -> None:
-        """Add the counts that have been held for longest, where all of them take much memory."""
-        sizes = {
-            path: record.held.cells.size + _VALUES_PER_FILE
-            for path, record in self._records.items()
-            if record.held.cells.size
-        }
-        total = sum(sizes.values())
-        if total <= _MOST_HELD_VALUES:
-            return
-        read = {file.path for file in files}
-        for path, size in sizes.items():
-            if total > _MOST_HELD_VALUES and path not in read:
-                self._add(self._records.pop(path).held)
-                total -= size
 
     def _fallen(
         self,

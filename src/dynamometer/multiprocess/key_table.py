@@ -58,7 +58,7 @@ class KeyTable:
         Args:
             cells: all cells.
             labels: constant labels, added to each series that does not have them.
-            max_series: the most series; a histogram that has begun is completed.
+            max_series: the most series; a started histogram is completed.
             accumulate: accumulate a histogram's buckets, and derive its `_count` from them.
         """
         self.families: dict[str, OpenFamily] = {}

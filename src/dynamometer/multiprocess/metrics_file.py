@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dynamometer.multiprocess import file_content
 from dynamometer.multiprocess.cells import HIDDEN
-from dynamometer.multiprocess.faults import FileFault, Reason, of_os_error
+from dynamometer.multiprocess.faults import FileFault, Reason, from_os_error
 from dynamometer.multiprocess.file_content import UNKNOWN, Content, NewEntries
 from dynamometer.multiprocess.file_format import WORD_BYTES, FileName
 from dynamometer.process.descriptors import CLOSED, Descriptor
@@ -48,7 +48,7 @@ class MetricsFile:
         self.inode = inode
         self.hidden = False
         self._descriptor: Descriptor | None = None
-        self._half_written = 0
+        self._partial_key = 0
         self.forget()
 
     def forget(self) -> None:
@@ -59,9 +59,9 @@ class MetricsFile:
         self.omitted: dict[Reason, tuple[int, str]] = {}
 
     def read_again(self) -> None:
-        """Forget the content, and that a key was half written: this reading may see it twice."""
+        """Forget the content and a partly written key, which this reading may read twice."""
         self.forget()
-        self._half_written = 0
+        self._partial_key = 0
 
     def read_new_entries(self) -> NewEntries:
         """Read the entries that are not known yet; `extend` makes them known.
@@ -73,11 +73,11 @@ class MetricsFile:
         with self.opened() as descriptor:
             held_open = self.descriptor != CLOSED
             found = file_content.read_new_entries(descriptor, self.content, held_open=held_open)
-        if found.half_written:
-            if found.half_written == self._half_written:
-                place = found.half_written * WORD_BYTES
+        if found.partial_key:
+            if found.partial_key == self._partial_key:
+                place = found.partial_key * WORD_BYTES
                 raise FileFault(Reason.KEY, f"an incomplete key at byte {place}")
-            self._half_written = found.half_written
+            self._partial_key = found.partial_key
         return found
 
     def extend(self, content: Content, values: list[int], cells: list[int]) -> None:
@@ -111,7 +111,7 @@ class MetricsFile:
         """Return whether an opened file has the known keys; a file held open is the same file."""
         if self.descriptor != CLOSED:
             return True
-        verified = self.content.verified(descriptor)
+        verified = self.content.verify(descriptor)
         if verified is not None:
             self.content = verified
         return verified is not None
@@ -169,7 +169,7 @@ class MetricsFile:
         """
         if inode != self.inode:
             return True
-        # A number is used again once nobody holds the file open: then the marks differ.
+        # The number of a file that is not open may be used again: then the marks differ.
         return self.descriptor != CLOSED and os.fstat(self.descriptor).st_nlink == 0
 
     def unlink(self) -> bool:
@@ -194,7 +194,7 @@ def _open(path: str) -> Descriptor:
         found = Path(path)
         if found.exists() and not found.is_file():
             raise _not_a_file() from None
-        raise of_os_error(error) from None
+        raise from_os_error(error) from None
     if not stat.S_ISREG(os.fstat(descriptor.number).st_mode):
         descriptor.close()
         raise _not_a_file()

@@ -127,7 +127,7 @@ class OpenFiles:
         self.valid.pop(file.path, None)
         self._invalid.pop(file.path, None)
 
-    def of_processes(self, processes: frozenset[str]) -> list[MetricsFile]:
+    def find_by_process(self, processes: frozenset[str]) -> list[MetricsFile]:
         """Return the valid and invalid files of some processes."""
         files = [*self.valid.values(), *self.invalid]
         return [file for file in files if file.name.process in processes]

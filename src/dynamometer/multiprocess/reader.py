@@ -113,7 +113,7 @@ class Reader:
             owned: whether to remove their files.
         """
         self._kept.begin_reading()
-        files = self._files.of_processes(processes)
+        files = self._files.find_by_process(processes)
         read = set(self._bulk.files)
         for file in files:
             self._retired.names.add(file.name.process)
@@ -175,7 +175,7 @@ class Reader:
         """Record the last values of a removed file that is still held open."""
         if file.descriptor == CLOSED or not self._parse(file):
             return
-        before = self._kept.last(file)
+        before = self._kept.last_values(file)
         with suppress(FileFault):
             last = file.last_values()
             if before is None or bool((last[: before.size] >= before).all()):
@@ -186,7 +186,7 @@ class Reader:
         found = self._retired.end_retirement(processes)
         if not found:
             return []
-        hidden = [file for file in self._files.of_processes(frozenset(found)) if file.hidden]
+        hidden = [file for file in self._files.find_by_process(frozenset(found)) if file.hidden]
         for file in hidden:
             file.show()
         return hidden
@@ -271,7 +271,7 @@ class Reader:
         self._aggregation = Aggregation(self._bulk.cells, self._cells)
         self._kept.plan(self._bulk.files)
         used = self._aggregation.read | self._kept.based
-        gone = self._cells.unused(used)
+        gone = self._cells.find_unused(used)
         if gone:
             self._table.remove(gone, used)
             self._again = [file for file in self._bulk.files if file.omitted]
@@ -357,7 +357,7 @@ class Reader:
         self._changed = False
 
     def _compute(self) -> CellValues:
-        values: NDArray[np.float64] = self._kept.raised(self._bulk.values)
+        values: NDArray[np.float64] = self._kept.raise_to_held(self._bulk.values)
         return self._aggregation.compute(values, self._bulk.timestamps, self._kept.base)
 
     def _all_faults(self) -> list[tuple[str, Reason, str]]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
-from dynamometer.multiprocess.faults import FileFault, of_os_error
+from dynamometer.multiprocess.faults import FileFault, from_os_error
 from dynamometer.multiprocess.file_format import SUFFIX
 
 # A kernel tick is at most 10 ms; a file system that stores whole seconds has zeros below them.
@@ -97,7 +97,7 @@ class FileTree:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                self.faults.append((path, of_os_error(error)))
+                self.faults.append((path, from_os_error(error)))
                 before = known.get(path)
                 if before is None or error.errno not in _EXHAUSTED:
                     continue
