@@ -56,8 +56,8 @@ class MultiprocessDirectory:
                 file that is missing or odd for a reading does not count twice: a file that
                 returns adds its increase, unless most of its values are at most half of the
                 former ones, as the values of another process are.
-            max_series: the most series that are shown: the first ones; a histogram that has begun
-                is completed. Other series take the place of removed ones at once.
+            max_series: the most series that are shown: the first ones; a started histogram is
+                completed. Other series take the place of removed ones at once.
             recursive: whether the files of subdirectories count too; SGLang creates a
                 subdirectory.
         """

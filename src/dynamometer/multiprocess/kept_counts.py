@@ -4,8 +4,8 @@ A file may be missing, unreadable or odd for one reading and as before at the ne
 directory without permission for a moment, a copy that replaces the original. Its counts are then
 held: each of its series shows the larger of the held count and the file's value, so that a file
 that returns adds only its increase. When another process writes into a file of the same path, the
-held counts are added to the totals permanently. Such a file is recognised by its values: most of them
-are at most half of the held ones, in two readings where the file itself is the same.
+held counts are added to the totals permanently. Such a file is recognised by its values: most of
+them are at most half of the held ones, in two readings where the file itself is the same.
 """
 
 from __future__ import annotations

@@ -67,8 +67,8 @@ class MetricsFile:
         """Read the entries that are not known yet; `extend` makes them known.
 
         Raises:
-            FileFault: The file cannot be read, its content is not valid, or a key has been half
-                written for two readings.
+            FileFault: The file cannot be read, its content is not valid, or a key is partly
+                written in two readings.
         """
         with self.opened() as descriptor:
             held_open = self.descriptor != CLOSED
