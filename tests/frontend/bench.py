@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -125,3 +126,23 @@ async def fine(request: web.Request) -> web.StreamResponse:
 
 def nobody() -> str:
     return f"http://127.0.0.1:{refusing_port()}"
+
+
+def breaks_off(content: bytes) -> Handler:
+    """Return a worker's handler that sends a part of an answer and then closes the connection."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        stream = b'"stream": true' in await request.read()
+        kind = "text/event-stream" if stream else "application/json"
+        response = web.StreamResponse(headers={"Content-Type": kind})
+        if not stream:
+            response.content_length = len(content) + 1000
+        await response.prepare(request)
+        await response.write(content)
+        # The frontend's client drops what arrives together with the end of the connection.
+        await asyncio.sleep(0.05)
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    return handle

@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from bench import CHAT, Bench, Handler, fine, make_bench, nobody
+from bench import CHAT, Bench, Handler, breaks_off, fine, make_bench, nobody
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
@@ -241,14 +241,7 @@ async def engine_ends(_: web.Request) -> web.StreamResponse:
     return openai_errors.engine_died()
 
 
-async def breaks_off(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-    await response.prepare(request)
-    await response.write(b'data: {"choices":[{"text":"a"}]}\n\n')
-    await asyncio.sleep(0.05)
-    assert request.transport is not None
-    request.transport.abort()
-    return response
+breaks_off_early = breaks_off(b'data: {"choices":[{"text":"a"}]}\n\n')
 
 
 @pytest.mark.parametrize(
@@ -266,7 +259,7 @@ async def breaks_off(request: web.Request) -> web.StreamResponse:
         (["refuses the connection", resets], 502, failures.WORKER_LOST),
         ([resets, refuses_now], 502, failures.WORKER_LOST),
         ([engine_ends, fine], 502, failures.ENGINE_DIED),
-        ([breaks_off, fine], 200, failures.BROKEN_OFF),
+        ([breaks_off_early, fine], 200, failures.BROKEN_OFF),
     ],
 )
 async def test_what_a_client_and_the_page_read_of_a_failure(
@@ -423,17 +416,7 @@ async def test_a_worker_that_is_not_ready_is_tried_elsewhere(bench: Bench) -> No
 
 async def test_a_stream_that_breaks_off_ends_with_an_error_event(bench: Bench) -> None:
     first = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
-
-    async def break_off(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        await response.write(first + b'data: {"half')
-        await asyncio.sleep(0.05)
-        assert request.transport is not None
-        request.transport.abort()
-        return response
-
-    await bench.worker(break_off)
+    await bench.worker(breaks_off(first + b'data: {"half'))
     status, body = await bench.ask(stream=True)
     assert status == 200
     events = body.split(b"\n\n")
@@ -446,33 +429,13 @@ async def test_a_stream_that_breaks_off_ends_with_an_error_event(bench: Bench) -
 
 async def test_a_connection_that_breaks_after_the_last_event_is_not_a_failure(bench: Bench) -> None:
     stream = b'data: {"choices":[{"text":"a","finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
-
-    async def break_off(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        await response.write(stream)
-        await asyncio.sleep(0.05)
-        assert request.transport is not None
-        request.transport.abort()
-        return response
-
-    await bench.worker(break_off)
+    await bench.worker(breaks_off(stream))
     assert await bench.ask(stream=True) == (200, stream)
     assert bench.count("failures_total") == 0
 
 
 async def test_an_answer_that_breaks_off_is_no_whole_answer(bench: Bench) -> None:
-    async def break_off(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "application/json"})
-        response.content_length = 1000
-        await response.prepare(request)
-        await response.write(b'{"half')
-        await asyncio.sleep(0.05)
-        assert request.transport is not None
-        request.transport.abort()
-        return response
-
-    await bench.worker(break_off)
+    await bench.worker(breaks_off(b'{"half'))
     with pytest.raises(aiohttp.ClientError):
         await bench.ask()
     assert bench.count("requests_total", error_type="unavailable") == 1

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
 from aiohttp import web
-from bench import CHAT, Bench, Handler, fine, make_bench, nobody
+from bench import CHAT, Bench, Handler, breaks_off, fine, make_bench, nobody
 from prometheus_client import CollectorRegistry
 
 from dynamometer.frontend import failures
 from dynamometer.frontend.failures import Failure
 from dynamometer.frontend.service_metrics import FrontendMetrics
 from dynamometer.http import openai_errors, relay
+from waiting import until
 
 EVENT = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
 USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":9}}\n\n'
@@ -36,12 +37,6 @@ def gauges(bench: Bench) -> dict[str, float]:
     stages = {stage: bench.count("stage_requests", stage=stage) for stage in
               ("preprocess", "route", "dispatch")}  # fmt: skip
     return {name: value for name, value in (found | stages).items() if value}
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 class Steps:
@@ -182,18 +177,7 @@ async def dying(request: web.Request) -> web.StreamResponse:
     return web.Response()
 
 
-async def breaking_off(request: web.Request) -> web.StreamResponse:
-    stream = b'"stream": true' in await request.read()
-    kind = "text/event-stream" if stream else "application/json"
-    response = web.StreamResponse(headers={"Content-Type": kind})
-    if not stream:
-        response.content_length = 1000
-    await response.prepare(request)
-    await response.write(EVENT)
-    await asyncio.sleep(0.05)
-    assert request.transport is not None
-    request.transport.abort()
-    return response
+breaking_off = breaks_off(EVENT)
 
 
 async def died(_: web.Request) -> web.StreamResponse:
@@ -316,26 +300,21 @@ async def test_an_answer_in_one_piece_is_counted_as_what_its_finish_reason_says(
 ERROR = b'data: {"error":{"message":"x","code":500}}\n\n'
 
 
-def at_an_error(*, more: bool, breaks: bool) -> Handler:
-    """Streams `ERROR`, in the same piece as an event before it, and stays open or breaks off."""
-
-    async def say(request: web.Request) -> web.StreamResponse:
-        await request.read()
+def stays_open_after(content: bytes) -> Handler:
+    async def handle(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        await response.write(EVENT + ERROR + EVENT * more)
-        await asyncio.sleep(0.05 if breaks else 30)
-        assert request.transport is not None
-        request.transport.abort()
+        await response.write(content)
+        await asyncio.sleep(30)
         return response
 
-    return say
+    return handle
 
 
 @pytest.mark.parametrize("more", [False, True])
 async def test_a_client_that_closes_at_an_error_has_been_failed(bench: Bench, more: bool) -> None:
     """As OpenAI's own client does, which raises there."""
-    await bench.worker(at_an_error(more=more, breaks=False))
+    await bench.worker(stays_open_after(EVENT + ERROR + EVENT * more))
     body = {"model": "m", "stream": True}
     async with bench.session.post(bench.url + CHAT, json=body) as answer:
         got = b""
@@ -353,7 +332,7 @@ async def test_a_client_that_closes_at_an_error_has_been_failed(bench: Bench, mo
 async def test_of_two_errors_of_a_stream_the_one_told_last_is_counted(
     bench: Bench, more: bool
 ) -> None:
-    await bench.worker(at_an_error(more=more, breaks=True))
+    await bench.worker(breaks_off(EVENT + ERROR + EVENT * more))
     async with counted(bench, failures.BROKEN_OFF):
         status, body = await bench.ask(stream=True)
     assert (status, body.count(b'"error"')) == (200, 2)
@@ -378,7 +357,7 @@ async def test_an_error_that_could_not_be_sent_has_failed_nobody(
         return response
 
     monkeypatch.setattr(relay, "begin", begin_for_one_who_leaves)
-    await bench.worker(at_an_error(more=False, breaks=False))
+    await bench.worker(stays_open_after(EVENT + ERROR))
     with pytest.raises(aiohttp.ClientError):
         await bench.ask(stream=True)
     assert bench.count("requests_total", error_type="cancelled") == 1
