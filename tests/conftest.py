@@ -20,7 +20,7 @@ from stack import Stack
 ROOT = Path(__file__).parent.parent
 
 
-# No test asserts speed: a slow machine fails no example.
+# Tests do not assert speed: an example may take long on a slow machine.
 hypothesis.settings.register_profile("dynamometer", deadline=None)
 hypothesis.settings.load_profile("dynamometer")
 
@@ -47,7 +47,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """The run's last line in CI, in plain words: pytest's own has a form of its own."""
+    """Write the counts of the run as its last line in CI, in a form independent of pytest."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if os.environ.get("CI") == "true" and reporter:
         counts = {
@@ -72,7 +72,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def stack(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A frontend and a worker, ready; on the documented ports where those are free."""
+    """Start a frontend and a worker, on the documented ports if they are free; wait until ready."""
     directory = tmp_path_factory.mktemp("stack")
     found = Stack(directory, tiny_model, directory / "discovery")
     flags = ("--model", str(tiny_model), "--enable-metrics")

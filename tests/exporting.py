@@ -37,7 +37,7 @@ class Sglang:
 
     @property
     def name(self) -> str:
-        """What an exporter calls it."""
+        """The name of the engine in an exporter."""
         return f"sglang-{self.port}"
 
     def complete(self, count: int = 1, tokens: int = 4) -> None:
@@ -49,7 +49,7 @@ class Sglang:
         return http(f"{self.url}/metrics").body.decode()
 
     def kill(self) -> None:
-        """All of it at once, as the kernel would for want of memory."""
+        """Kill all processes of the engine, as the kernel does when memory runs out."""
         for process in [*self.process.descendants()]:
             with contextlib.suppress(Exception):
                 process.kill()
@@ -63,7 +63,7 @@ class Sglang:
 
 @contextlib.contextmanager
 def sglang(model: Path, log: Path, *, port: int = 0, **environment: str) -> Iterator[Sglang]:
-    """SGLang by its own command line, answering."""
+    """Start SGLang by its own command line, and wait until it answers."""
     port = port or free_port()
     flags = [word for pair in CPU_FLAGS.items() for word in pair if word is not None]
     command = [PYTHON, "-m", "sglang.launch_server", "--model-path", str(model), *flags]
@@ -113,13 +113,13 @@ class Exporter:
 def exporter(
     directory: Path, *flags: str, before: Sequence[str] = (), **environment: str
 ) -> Iterator[Exporter]:
-    """An exporter on a free port.
+    """Start an exporter on a free port.
 
     Args:
-        directory: where its log and its discovery are.
-        flags: of `dyno exporter`.
-        before: words before its command line, such as unshare's.
-        environment: variables.
+        directory: the place of the log and of discovery.
+        flags: flags of `dyno exporter`.
+        before: a command that runs the exporter, such as `unshare`.
+        environment: environment variables.
     """
     log = directory / f"exporter-{len(list(directory.glob('exporter-*.log')))}.log"
     command = [*before, PYTHON, "-m", "dynamometer", "exporter", "--system-port", "0", *flags]
@@ -127,13 +127,13 @@ def exporter(
     with running(command, log, variables) as process:
         url = process.wait_for(r"metrics and health: (\S+)/metrics", within=20)[1]
         yield Exporter(process, url)
-        if before:  # unshare hands no signal on
+        if before:  # unshare does not forward signals
             for inner in process.descendants():
                 inner.terminate()
 
 
 def total(page: str, family: str) -> float:
-    """The sum of all series of a sample name; no series is an error."""
+    """Return the sum of all series of a sample name; fail if there are none."""
     found = [s.value for f in parse(page) for s in f.samples if s.name == family]
     assert found, f"no {family} on the page"
     return sum(found)
@@ -142,7 +142,7 @@ def total(page: str, family: str) -> float:
 def series(
     page: str, prefix: str = "sglang:"
 ) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """All series of the families that begin so, without the runtime's labels."""
+    """Return the series of the families with this prefix, without the labels of the runtime."""
     return {
         (s.name, frozenset((k, v) for k, v in s.labels.items() if k not in RUNTIME_LABELS)): s.value
         for family in parse(page)
@@ -152,7 +152,7 @@ def series(
 
 
 def gauges(page: str, prefix: str = "sglang:") -> set[str]:
-    """Gauges that have a series: a header may be another engine's."""
+    """Return the gauges that have a series; a header alone may belong to another engine."""
     return {
         family.name
         for family in parse(page)
@@ -161,7 +161,7 @@ def gauges(page: str, prefix: str = "sglang:") -> set[str]:
 
 
 def assert_same_samples(ours: str, own: str) -> None:
-    """Less what moves by itself between two looks."""
+    """Compare all samples, except those that change without a request."""
     one, other = series(ours), series(own)
     assert one.keys() == other.keys()
     still = {key for key in other if not MOVING.search(key[0])}
@@ -187,7 +187,7 @@ sys.stdin.readline()
 
 
 class Writer:
-    """A process that has set a gauge and a counter, and idles until `count`."""
+    """A process that has set a gauge and a counter, and waits for `count`."""
 
     def __init__(self, directory: Path, value: float, *, identifier: str = "") -> None:
         self._popen = subprocess.Popen(

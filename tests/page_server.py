@@ -1,4 +1,4 @@
-"""A server of pages that a test makes up, for an exporter or a Prometheus that scrapes them."""
+"""A server of pages that a test writes, for an exporter or a Prometheus that scrapes them."""
 
 from __future__ import annotations
 

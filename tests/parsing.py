@@ -1,4 +1,4 @@
-"""Pages that tests write themselves, read."""
+"""Parsing of the pages that tests write."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
 def parse(page: bytes, *, openmetrics: bool = False) -> tuple[Family, ...]:
-    """Return the families of a page of which every line can be read."""
+    """Return the families of a page without an invalid line."""
     return PageParser(openmetrics=openmetrics).parse(page)
 
 
 class PageParser:
-    """Parses pages of one source of which every line can be read."""
+    """A parser of the pages of one source; an invalid line fails the test."""
 
     def __init__(self, *, openmetrics: bool = False) -> None:
         self._parser = Parser()

@@ -26,9 +26,9 @@ _libc = ctypes.CDLL(None)
 
 @functools.cache
 def refusing_port() -> int:
-    """A loopback port that is bound, by this process, and listened on by nobody.
+    """Return a loopback port that refuses connections: this process binds it and does not listen.
 
-    A port that is merely free may be another process's a moment later.
+    Another process could bind a port that is only free.
     """
     bound = socket.socket()
     atexit.register(bound.close)
@@ -75,7 +75,7 @@ def true_in_fork(check: Callable[[], bool], *, within: float) -> bool:
 
 
 class Process:
-    """A process whose output goes to a file; ended, with all that it started, by `end`."""
+    """A process whose output goes to a file; `end` also ends the processes that it started."""
 
     def __init__(self, command: list[str], log: Path, environment: dict[str, str]) -> None:
         self.log_path = log
@@ -100,7 +100,7 @@ class Process:
         return self._popen.poll() is None
 
     def wait_for(self, pattern: str, *, within: float) -> re.Match[str]:
-        """The first match of `pattern` in the log."""
+        """Wait for `pattern` in the log, and return the first match."""
         deadline = time.monotonic() + within
         while time.monotonic() < deadline:
             if match := re.search(pattern, self.log):
@@ -116,7 +116,7 @@ class Process:
         self._popen.send_signal(number)
 
     def wait(self, *, within: float) -> int:
-        """The exit code."""
+        """Wait for the end of the process, and return its exit code."""
         return self._popen.wait(within)
 
     def descendants(self) -> list[psutil.Process]:

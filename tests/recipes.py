@@ -1,4 +1,4 @@
-"""The files of deploy/, read."""
+"""Readers of the files in deploy/."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def read_all(name: str) -> list[dict[str, Any]]:
 
 
 def exporter_target(flags: Sequence[str]) -> Target:
-    """The one engine that the exporter takes these flags to mean."""
+    """Return the engine that these flags of the exporter name."""
     given = command.parser("dyno exporter").parse_args(list(flags))
     selection = targets.TargetFlags(
         pids=given.pid, directories=given.multiproc_dir, urls=given.engine_url
@@ -40,7 +40,7 @@ def exporter_target(flags: Sequence[str]) -> Target:
 
 
 def sglang_port(words: Sequence[str]) -> int:
-    """Where the engine of a command line listens, for its container's neighbours to reach it."""
+    """Return the port of the engine that a command line starts, reachable from other containers."""
     arguments = sglang_flags.launch_arguments(words)
     assert arguments is not None, f"no SGLang is started by {words}"
     known = sglang_flags.parse(arguments)
@@ -50,7 +50,7 @@ def sglang_port(words: Sequence[str]) -> int:
 
 
 def checked_by(module: str, *arguments: str | Path) -> str:
-    """What a checker says that is a Python package and finds no fault."""
+    """Run a checker, a Python package, and return its output; fail if it finds a fault."""
     done = subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True
     )
@@ -59,7 +59,7 @@ def checked_by(module: str, *arguments: str | Path) -> str:
 
 
 def dockerfile() -> dict[str, list[str]]:
-    """The arguments of each instruction, by its name."""
+    """Return the arguments of each instruction, by the name of the instruction."""
     found: dict[str, list[str]] = {}
     for line in (DEPLOY / "Dockerfile").read_text(encoding="utf-8").splitlines():
         if match := re.fullmatch(r"([A-Z]+) (.+)", line):
@@ -68,7 +68,7 @@ def dockerfile() -> dict[str, list[str]]:
 
 
 def unit_settings() -> dict[str, list[str]]:
-    """Every value of each setting of the systemd unit, in their order."""
+    """Return the values of each setting of the systemd unit, in order."""
     found: dict[str, list[str]] = {}
     for line in UNIT.read_text(encoding="utf-8").splitlines():
         name, equals, value = line.partition("=")
@@ -78,8 +78,9 @@ def unit_settings() -> dict[str, list[str]]:
 
 
 def with_the_units_rights() -> list[str]:
-    """Words before a command that then has the unit's rights, as far as it goes without systemd:
-    root's capabilities bounded as there, and mounts of its own that are read only.
+    """Return a command that runs another command with the rights that the unit leaves.
+
+    Without systemd, these are the bounded capabilities of root and read-only mounts.
     """
     (capabilities,) = unit_settings()["CapabilityBoundingSet"]
     bounding = ",".join(f"+{name.removeprefix('CAP_').lower()}" for name in capabilities.split())
@@ -92,8 +93,9 @@ def with_the_units_rights() -> list[str]:
 
 
 def with_a_containers_rights(directory: str, inside: str) -> list[str]:
-    """Words before a command that then has the rights of the exporter's containers: processes and
-    mounts of its own, no capability, and `directory` as `inside`, read only.
+    """Return a command that runs another command with the rights of the exporter's container.
+
+    It has its own processes and mounts, no capabilities, and reads `directory` at `inside`.
     """
     script = (
         'mkdir -p "$2" && mount --bind "$1" "$2" && mount -o remount,bind,ro "$2" && shift 2 && '

@@ -31,7 +31,7 @@ class Answer:
 
 
 def http(url: str, body: object = None, **headers: str) -> Answer:
-    """GET, or POST of `body`: bytes as they are, anything else as JSON."""
+    """Send GET, or POST if there is a `body`: bytes unchanged, any other value as JSON."""
     data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json", **headers})
     try:
@@ -87,7 +87,7 @@ class Worker:
 
 @dataclass
 class Stack:
-    """Where things are, and how to start more of them."""
+    """The processes of the main job, and functions that start more of them."""
 
     directory: Path
     model: Path
@@ -123,10 +123,10 @@ class Stack:
         """Start a worker.
 
         Args:
-            flags: of the worker and of its engine.
-            system_port: None: the default.
-            before: words before the command line, such as those of `unshare`.
-            environment: more variables.
+            flags: flags of the worker and of its engine.
+            system_port: the system port; None for the default.
+            before: a command that runs the worker, such as `unshare`.
+            environment: environment variables.
         """
         command = [*before, PYTHON, "-m", "dynamometer.sglang", *flags]
         variables = self.environment | environment

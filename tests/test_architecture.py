@@ -94,7 +94,7 @@ def test_only_the_cpu_platform_imports_the_engine(path: Path) -> None:
                 assert path.parts[:2] == ("engines", "sglang_cpu")
 
 
-# Their subject is one engine: what is run by name, the demo, the simulated engine, the tiny model.
+# Rooms whose subject is one engine: entry points, the demo, the simulated engine, the tiny model.
 OF_AN_ENGINE = {"sglang", "cli", "demo", "mocker", "tiny_model", "engines"}
 # NVIDIA Dynamo's own list of name prefixes; the one table of all environment variables.
 NAMES_AN_ENGINE = {"names", "variables"}
@@ -112,7 +112,7 @@ def without_docstrings(tree: ast.Module) -> Iterator[ast.AST]:
 
 
 def names_of(node: ast.AST) -> Iterator[str]:
-    """Identifiers and texts of a node itself."""
+    """Return the identifiers and strings of a node, without those of its children."""
     for _, value in ast.iter_fields(node):
         for part in value if isinstance(value, list) else [value]:
             if isinstance(part, str | bytes):
@@ -135,7 +135,7 @@ def test_what_differs_between_engines_is_in_their_room(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
 def test_a_discovery_is_made_by_its_factory(path: Path) -> None:
-    """Nothing outside of `runtime.discovery` knows which variant it has."""
+    """No module outside `runtime.discovery` depends on a variant."""
     if path.parent != Path("runtime/discovery"):
         own = {name for name in imports(path) if name.startswith("runtime.discovery")}
         assert own <= {f"runtime.discovery{end}" for end in ("", ".interface", ".follower")}

@@ -67,9 +67,9 @@ def test_no_reason_is_left_over() -> None:
     assert reasons == {why for _, why in generate.NOT_SERVED.items()}
 
 
-def test_every_family_of_ours_says_what_moves_it() -> None:
+def test_every_family_of_dynamometer_documents_what_changes_it() -> None:
     ours = {name for name, _ in generate.read() if not name.startswith(("sglang:", "process_"))}
-    # An exporter's alone, and those of accelerators, are said in words.
+    # Families of an exporter and of accelerators are described in sentences.
     elsewhere = {engine_state.UP, build.ACCELERATOR_INFO}
     assert ours == set(generate.MOVES) - elsewhere
 
@@ -111,7 +111,7 @@ def test_prometheus_takes_the_rules_for_older_names(tmp_path: Path) -> None:
 
 @pytest.mark.engine
 def test_live_pages_are_as_documented(stack: Stack) -> None:
-    """Both ways for the runtime's families; of the engine's those that this load has brought."""
+    """Families of the runtime are compared in both directions; of the engine, those on the page."""
     assert stack.worker is not None
     body = {"model": str(stack.model), "messages": [{"role": "user", "content": "hi"}]}
     for stream in (False, True):

@@ -1,4 +1,4 @@
-"""The examples do what they say, run as a newcomer runs them."""
+"""The examples work as documented, run as a new user runs them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 PLACE = {"dynamo_namespace": "examples", "dynamo_component": "jobs", "dynamo_endpoint": "work"}
 
 
-def test_a_process_of_ones_own_on_the_page(tmp_path: Path) -> None:
+def test_metrics_of_a_users_own_process_are_on_the_page(tmp_path: Path) -> None:
     command = [PYTHON, str(EXAMPLES / "own_metrics.py")]
     with running(command, tmp_path / "log", {"DYN_SYSTEM_PORT": "0"}) as process:
         url = process.wait_for(r"metrics: (\S+)/metrics", within=20)[1]
@@ -48,7 +48,7 @@ def test_a_process_of_ones_own_on_the_page(tmp_path: Path) -> None:
         assert "Traceback" not in process.log
 
 
-def test_a_wrong_variable_is_a_clear_word(tmp_path: Path) -> None:
+def test_a_wrong_variable_is_a_clear_message(tmp_path: Path) -> None:
     command = [PYTHON, str(EXAMPLES / "own_metrics.py")]
     with running(command, tmp_path / "log", {"DYN_SYSTEM_PORT": "http"}) as process:
         assert process.wait(within=20) == 2

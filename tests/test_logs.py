@@ -1,4 +1,4 @@
-"""The log on standard error, with readers that are slow or gone."""
+"""The log on standard error, also with a reader that is stuck or has closed it."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "dynamometer"
 OF_NAMES = {"names.py", "sglang_names.py"}
 MODULES = sorted(path for path in SOURCE.rglob("*.py") if path.name not in OF_NAMES)
 OURS = re.compile(r"(sglang:|dynamo_|dynamometer_)[a-zA-Z0-9_]+")
-# Of an answer's usage, spelled as a family is; and the name of a variable.
+# A member of an answer's usage that is spelled like a family, and the name of a variable.
 FIELDS = {"cached_tokens", names.frontend_service.METRICS_PREFIX_ENV}
 # Classes whose constants are names of families; the others hold labels, their values, prefixes.
 FAMILIES = {
@@ -96,11 +96,11 @@ def test_families_have_the_names_of_nvidia_dynamo() -> None:
     ours = {f"{prefix}_{name}" for group, prefix in prefixes.items() for name in constants(group)}
     not_theirs = {
         "dynamo_component_error_type",  # a label's name
-        "dynamo_component_time_to_first_response_seconds",  # another prefix: below
-        "dynamo_component_kv_cache_hit_rate",  # has no series there, but is there
+        "dynamo_component_time_to_first_response_seconds",  # has another prefix: below
+        "dynamo_component_kv_cache_hit_rate",  # has a header without series
         "dynamo_frontend_DYN_METRICS_PREFIX",
-        "dynamo_frontend_model_rejection_total",  # made there when it first counts
-        "dynamo_frontend_model_workers",  # of the peer's earlier releases
+        "dynamo_frontend_model_rejection_total",  # appears when it first counts
+        "dynamo_frontend_model_workers",  # of earlier releases of NVIDIA Dynamo
     }
     stages = {f"dynamo_frontend_{stage}" for stage in ("preprocess", "route", "dispatch")}
     assert ours - theirs - not_theirs == stages | {"dynamo_frontend_transport_roundtrip"}
@@ -135,7 +135,7 @@ def test_a_metric_name_is_made_valid(raw: str, clean: str) -> None:
         ("__test", "test"),
         ("__label__suffix", "label__suffix"),
         ("__1st", "_1st"),
-        # The peer makes __1label and __x of these, which Prometheus has reserved.
+        # NVIDIA Dynamo returns __1label and __x for these, which Prometheus reserves.
         ("___1label", "_1label"),
         ("___x", "x"),
     ],

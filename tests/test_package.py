@@ -1,4 +1,4 @@
-"""The package as users install it: sdist and wheel, in an environment of its own."""
+"""The package as users install it: sdist and wheel, in a fresh environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""deploy/compose.yaml: valid, and at one with itself and with the files that it names."""
+"""deploy/compose.yaml: valid, and consistent with the files that it names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ENGINE, EXPORTER = SERVICES["engine"], SERVICES["exporter"]
 
 
 def mounts(service: dict[str, Any]) -> dict[str, tuple[str, bool]]:
-    """By target: the source, and whether it is read only."""
+    """Return the source of each mount by target, and whether the mount is read-only."""
     found = {}
     for volume in service["volumes"]:
         source, target, *mode = volume.split(":")
@@ -105,7 +105,7 @@ def test_grafana_finds_its_dashboard() -> None:
     assert str(home.parent) == provider["options"]["path"]
 
 
-def test_the_exporters_health_check_tells_whether_it_lives(tmp_path: Path) -> None:
+def test_the_exporters_health_check_succeeds_while_it_runs(tmp_path: Path) -> None:
     kind, _, *words = EXPORTER["healthcheck"]["test"]
     assert kind == "CMD"
     port = free_port()
@@ -114,5 +114,5 @@ def test_the_exporters_health_check_tells_whether_it_lives(tmp_path: Path) -> No
     exporter += ["--multiproc-dir", str(tmp_path), "--discovery-directory", str(tmp_path / "kv")]
     with running(exporter, tmp_path / "log", {}) as process:
         process.wait_for("metrics and health", within=20)
-        assert subprocess.run(check, check=False).returncode == 0  # its engine is not there
+        assert subprocess.run(check, check=False).returncode == 0  # its engine is missing
     assert subprocess.run(check, check=False, stderr=subprocess.DEVNULL).returncode != 0

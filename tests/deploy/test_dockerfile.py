@@ -1,4 +1,4 @@
-"""The exporter's image, as far as that goes without a Docker engine."""
+"""The exporter's image, checked without a Docker engine."""
 
 from __future__ import annotations
 

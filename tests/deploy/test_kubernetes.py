@@ -1,4 +1,4 @@
-"""deploy/kubernetes.yaml: valid, and at one with itself."""
+"""deploy/kubernetes.yaml: valid and consistent."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_exporter_asks_the_engine_where_it_listens() -> None:
     assert (service["targetPort"], service["port"]) == ("http", port)
 
 
-def test_the_page_is_where_prometheus_is_told_it_is() -> None:
+def test_the_scrape_annotations_name_the_page() -> None:
     port = variables(EXPORTER)["DYN_SYSTEM_PORT"]
     assert ports(EXPORTER) == {"metrics": int(port)}
     assert variables(EXPORTER)["DYN_SYSTEM_HOST"] == "0.0.0.0"

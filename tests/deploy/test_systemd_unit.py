@@ -33,7 +33,7 @@ WRITER = """
 
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
-    """It, with a program that is there: systemd looks for it."""
+    """Return the unit with an existing program, because systemd checks the path."""
     copy = tmp_path / UNIT.name
     program = unit_settings()["ExecStart"][0].split()[0]
     text = UNIT.read_text(encoding="utf-8")
@@ -48,8 +48,8 @@ def test_systemd_accepts_it(unit: Path) -> None:
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-def test_systemd_would_say_what_is_wrong(unit: Path) -> None:
-    """It warns of an unknown setting, and the test above would see that."""
+def test_systemd_warns_of_a_setting_that_is_wrong(unit: Path) -> None:
+    """The test above fails for such a warning."""
     unit.write_text(unit.read_text(encoding="utf-8") + "WantedBuy=x\n", encoding="utf-8")
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True
@@ -58,7 +58,7 @@ def test_systemd_would_say_what_is_wrong(unit: Path) -> None:
 
 
 def test_systemd_calls_it_well_hardened(unit: Path) -> None:
-    """Exposure in tenths of what systemd measures; an unhardened service has 96."""
+    """systemd measures the exposure in tenths; a service that is not hardened has 96."""
     done = subprocess.run(
         [
             "systemd-analyze",
@@ -84,7 +84,7 @@ def test_it_starts_an_exporter_and_its_file_of_variables_may_be_missing() -> Non
 
 @pytest.fixture
 def writer(tmp_path: Path) -> Iterator[tuple[Process, Path]]:
-    """A process of another user, and its directory, which is nobody else's to look into."""
+    """A process of another user, with a directory that only this user can read."""
     directory = tmp_path / "multiproc"
     directory.mkdir(mode=0o700)
     command = [PYTHON, "-c", textwrap.dedent(WRITER), str(directory), str(ANOTHER_USER)]

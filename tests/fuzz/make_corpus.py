@@ -1,4 +1,4 @@
-"""Writes the corpus that fuzzing begins with: small, valid, one of each kind."""
+"""Write the corpus with which fuzzing starts: small valid inputs, one of each kind."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OPENMETRICS = (
     b'# TYPE g gaugehistogram\ng_bucket{le="+Inf"} 1\ng_gcount 1\ng_gsum 2\n'
     b'# TYPE s summary\ns{quantile="0.5"} 3\n# EOF\n'
 )
-# Names that clash in OpenMetrics, counters without `_total`, and lines that are only nearly right.
+# Names that clash in OpenMetrics, counters without `_total`, and lines that are almost valid.
 CLASHES = (
     b"# TYPE a gauge\na 1\n# TYPE a_total counter\na_total 2\n# TYPE b counter\nb 3\nb_total 4\n"
     b"# TYPE b_created gauge\nb_created 5\n# TYPE i info\ni_info 1\n# TYPE i gauge\ni 2\n"

@@ -1,8 +1,8 @@
 """`make fuzz`: atheris over files and texts, bounded by count and time.
 
-Each target runs in a process of its own, begins with its corpus in this directory, and ends
-at its bound or at the first input that does what it must not; that input is kept as a file,
-and its path is said. The last line is the number of inputs executed.
+Each target runs in a process of its own, starts with its corpus in this directory, and ends at its
+bound or at the first input that fails; that input is kept as a file, and its path is printed. The
+last line is the number of inputs executed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> int:
 
 
 def run(target: str, runs: int, seconds: int, findings: Path) -> tuple[int, bool]:
-    """Fuzz one target: how many inputs were executed, and whether all went well."""
+    """Fuzz one target; return the number of inputs executed, and True if none failed."""
     place = _FILES_IN if _FILES_IN.is_dir() else None
     with tempfile.TemporaryDirectory(dir=place) as directory:
         corpus, scratch = Path(directory) / "corpus", Path(directory) / "scratch"

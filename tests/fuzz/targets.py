@@ -1,4 +1,4 @@
-"""What is fuzzed: bytes in; nothing but the documented errors out.
+"""The targets of fuzzing: any bytes raise only the documented errors.
 
 Where prometheus_client takes the same input, the results are compared.
 """
@@ -40,7 +40,7 @@ logging.disable(logging.CRITICAL)
 
 
 def multiprocess_file(data: bytes) -> None:
-    """A file of any content, of each type in turn, beside a good one; read twice, then grown."""
+    """Read a file of any content, of each type in turn, beside a valid file: twice, then grown."""
     if not data:
         return
     path = _scratch / _NAMES[data[0] % len(_NAMES)]
@@ -65,7 +65,7 @@ def multiprocess_file(data: bytes) -> None:
 
 
 def multiprocess_entries(data: bytes) -> None:
-    """Keys of any content in a well-formed file."""
+    """Read keys of any content in a well-formed file."""
     keys = data[1:].split(b"\0\n")
     entries = []
     for number, key in enumerate(keys):
@@ -77,23 +77,23 @@ def multiprocess_entries(data: bytes) -> None:
 
 
 def text_page(data: bytes) -> None:
-    """A text page; see `_page`."""
+    """Read a text page; see `_page`."""
     _page(data, "")
 
 
 def openmetrics_page(data: bytes) -> None:
-    """An OpenMetrics page; see `_page`."""
+    """Read an OpenMetrics page; see `_page`."""
     _page(data, _OPENMETRICS)
 
 
 def _page(data: bytes, content_type: str) -> None:
-    """A page, read twice by one parser; our pages of it are read whole and come back."""
+    """Read a page twice with one parser; rendered again, the page has the same families."""
     parser = Parser()
     try:
         parsed = parser.parse(data, content_type)
     except ExpositionError:
         return
-    assert parser.parse(data, content_type) == parsed  # known series make no difference
+    assert parser.parse(data, content_type) == parsed  # known series do not change the result
     families = _merged(parsed.families)
     pages = {"": render(families), _OPENMETRICS: render(families, openmetrics=True)}
     for kind, page in pages.items():
@@ -117,16 +117,16 @@ def _sample_count(page: bytes) -> int:
 
 
 def accept_header(data: bytes) -> None:
-    """Headers of any content."""
+    """Read headers of any content."""
     header = data.decode("latin-1")
     assert choose_format(header) is choose_format(header + ",")
     accepts_gzip(header)
 
 
 def _plain(data: bytes) -> bool:
-    """Whether prometheus_client's parsers read a valid page as the formats' descriptions do.
+    """Return whether prometheus_client's parsers read a valid page as its format is specified.
 
-    They take other white space for spaces, and a comment for a header.
+    They accept other white space as spaces, and read a comment as a header.
     """
     lines = data.split(b"\n")
     return all(32 <= byte < 127 for line in lines for byte in line) and not any(
@@ -139,7 +139,7 @@ def _merged(families: Sequence[Family]) -> Sequence[Family]:
 
 
 def _values(families: Iterable[Metric]) -> set[tuple[object, ...]]:
-    """Names, labels and values; a counter's name is with `_total` where either of us adds it."""
+    """Return names, labels and values; a counter's name has `_total` if either parser adds it."""
     return {
         (name.removesuffix("_total"), tuple(labels), value)  # type: ignore[attr-defined,arg-type]
         for _, _, name, labels, value in _samples(families)

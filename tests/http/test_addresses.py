@@ -1,4 +1,4 @@
-"""What can be listened on, and what is said of what cannot."""
+"""Addresses to listen on, and the messages for those that cannot be used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Both pages as numbers, what a request adds to them, and what a client got of it."""
+"""The numbers of both pages, the requests that change them, and the answers to clients."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from stack import http as fetch
 
 OURS = ("dynamo_", "dynamometer_")
-# The event loop is watched every 10 ms, whatever is sent.
+# The event loop is measured every 10 ms, also without requests.
 BY_ITSELF = ("dynamo_frontend_event_loop_",)
-# What follows from a load in the engine's own families, whatever its prefix cache holds.
+# Families of the engine that a load determines, whatever the prefix cache holds.
 ENGINES = (
     "sglang:num_requests_total",
     "sglang:num_aborted_requests_total",
@@ -40,16 +40,16 @@ GAUGES = (
     "sglang:num_running_reqs",
     "sglang:num_queue_reqs",
 )
-# SGLang takes a stream's request for active until 2 s after its end.
+# SGLang counts the request of a stream as active until 2 s after its end.
 LATE_GAUGES = ("sglang:http_requests_active",)
-# A gauge by its type alone.
+# Has the type gauge, but never falls.
 ONLY_RISES = "dynamo_frontend_disconnected_clients"
-# Those that tell a frontend's series apart; all others are the same on each.
+# Labels that distinguish the series of a frontend; the others are equal on all of them.
 LABELS = ("class", "endpoint", "error_type", "reason", "request_type", "stage", "status")
 
 
 class Range(NamedTuple):
-    """What a counter may have risen by."""
+    """The allowed increase of a counter."""
 
     low: float
     high: float
@@ -73,7 +73,7 @@ def key(name: str, **labels: str) -> str:
 
 @dataclass
 class Counts:
-    """What both pages say at one time: all that only rises, and how many requests are where."""
+    """The counters of both pages at one time, and the gauges of requests in each state."""
 
     rising: dict[str, float] = field(default_factory=dict)
     gauges: dict[str, float] = field(default_factory=dict)
@@ -117,17 +117,17 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A request, and what is to become of it.
+    """A request, and its expected outcome.
 
     Attributes:
-        status: the HTTP status of its answer; 0: there is none, its client went away.
+        status: the HTTP status of the answer; 0 if the client closes the connection before.
         error: `error_type` at the frontend; empty for a success.
-        failure: class and reason; empty where it has not failed.
-        known: whether its model is registered, and its body says so.
-        read: whether its body was read to its end.
-        sent: whether it was sent to the worker, and by that to the engine.
-        choices: how many answers the engine is asked for; 0: it refuses.
-        n: how many for each prompt.
+        failure: class and reason; empty for a request that has not failed.
+        known: True if the body names a registered model.
+        read: True if the body is read to its end.
+        sent: True if the request reaches the worker, and with it the engine.
+        choices: the number of answers requested from the engine; 0 if the engine refuses.
+        n: the number of answers for each prompt.
     """
 
     path: str
@@ -161,7 +161,7 @@ class Request:
 
     @property
     def hides_usage(self) -> bool:
-        """Whether the frontend asks for the usage, and keeps it from the client."""
+        """True if the frontend requests the usage and removes it from the client's stream."""
         openai = self.path in ("/v1/chat/completions", "/v1/completions")
         return openai and self.stream and "stream_options" not in self.option
 
@@ -171,7 +171,7 @@ class Request:
 
 @dataclass
 class Got:
-    """What a client got: the body, as far as it was read, and when it closed the connection."""
+    """The answer that a client received: the body as far as the client read it."""
 
     status: int
     body: bytes
@@ -184,7 +184,7 @@ class Got:
         return sum(map(_has_content, self.events()))
 
     def tokens(self) -> dict[str, int]:
-        """`input`, `output` and, where it is said, `cached`."""
+        """Return the numbers of tokens: `input`, `output` and, if reported, `cached`."""
         said: dict[str, int] = {}
         parts = self.events()
         if not parts and self.body:
@@ -239,7 +239,7 @@ class Client:
         self.got = Got(0, b"")
 
     def read(self) -> Got:
-        """Return the whole answer; what was read before is its beginning."""
+        """Read the answer to its end, and return all of it."""
         self.got.body += self._respond().read()
         self.close()
         return self.got
@@ -275,7 +275,7 @@ class Client:
 
 
 def unexpected(rose: Mapping[str, float], adds: Mapping[str, Range]) -> dict[str, str]:
-    """What rose otherwise than it should, and by how much."""
+    """Return the counters with an increase that is not allowed, with a message for each."""
     found = {}
     for name in {*rose, *adds}:
         allowed, by = adds.get(name, exactly(0)), rose.get(name, 0)

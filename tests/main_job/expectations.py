@@ -1,7 +1,7 @@
-"""What a request is to add to every counter and `_count`: the rules, each written once.
+"""The expected increase of every counter and `_count` for a request: each rule once.
 
-A request that has an answer adds exact numbers. Of one whose client went away, tokens and bytes
-are known as far as the client saw them; how often it is counted is exact all the same.
+A request with an answer adds exact numbers. If the client closes the connection, tokens and bytes
+are at least those that the client received; the number of requests is still exact.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ SPLICE = b',"stream_options":{"include_usage":true}'
 
 
 def of_answered(request: Request, got: Got, usage: Got | None) -> dict[str, Range]:
-    """A request that has its answer.
+    """Return the increases for a request that was answered.
 
     Args:
-        request: it.
+        request: the request.
         got: the answer.
-        usage: the event that the frontend kept from the client, where it asked for it.
+        usage: the event that the frontend requested and removed from the stream, if any.
     """
     adds = of_frontend(request) | of_worker(request)
     if request.sent:
@@ -36,7 +36,7 @@ def of_answered(request: Request, got: Got, usage: Got | None) -> dict[str, Rang
 
 
 def of_vanished(request: Request, got: Got) -> dict[str, Range]:
-    """A request whose client went away: what of the answer it got, if any, is in `got`."""
+    """Return the increases for a request whose client closed the connection after reading `got`."""
     adds = of_frontend(request) | of_worker(request)
     adds[FRONTEND + "disconnected_clients"] = exactly(1)
     adds[FRONTEND + f"model_cancellation_total{kind(request)}"] = exactly(1)
@@ -44,11 +44,11 @@ def of_vanished(request: Request, got: Got) -> dict[str, Range]:
         return adds
     adds[WORKER + "cancellation_total"] = exactly(1)
     adds[WORKER + "response_bytes_total"] = at_least(len(got.body))
-    # An abort that the engine was told is counted by it once, in whatever phase.
+    # The engine counts an abort that it received once, in every phase.
     adds["sglang:num_aborted_requests_total"] = exactly(1)
     seen = got.content_events()
     if seen:
-        # At least one token an event, as far as events came; some streams say what came so far.
+        # At least one token for each event; some streams report the tokens so far.
         said = got.tokens()
         before = {name: said[name] for name in said if name != "output"}
         adds |= of_first_bytes() | of_tokens(before)
@@ -59,14 +59,14 @@ def of_vanished(request: Request, got: Got) -> dict[str, Range]:
 
 
 def of_aborted_run(*, certain: bool = True, stream: bool = True) -> dict[str, Range]:
-    """What SGLang adds besides for a request that was aborted while it ran.
+    """Return what SGLang adds for a request that was aborted while it ran.
 
-    Measured: it is one of `num_requests_total` then, with the tokens that there were, while one
-    that was still queued is not. An answer in one piece has its first token looked at after 50.
+    Measured: `num_requests_total` includes the request, with its tokens; a request that was still
+    queued is not included. SGLang observes the first token of a unary answer after 50 tokens.
 
     Args:
-        certain: whether it ran for certain.
-        stream: whether its answer came in a stream.
+        certain: True if the request ran; False if it may have been queued.
+        stream: True if the answer is streamed.
     """
     once = exactly(1) if certain else Range(0, 1)
     return {
@@ -150,11 +150,11 @@ def of_tokens(tokens: dict[str, int], *, least: bool = False) -> dict[str, Range
 
 
 def of_engine(request: Request, tokens: dict[str, int]) -> dict[str, Range]:
-    """What SGLang adds for a request that it has answered.
+    """Return what SGLang adds for a request that it has answered.
 
-    Measured: for n answers to a prompt it runs the prompt once more before, without an answer, and
-    counts that as a request with its prompt's tokens. It observes latencies between tokens of
-    streams (and of answers in one piece every 50 tokens: none here is so long).
+    Measured: for n answers to a prompt, SGLang first runs the prompt once without an answer, and
+    counts a request with the tokens of the prompt. SGLang observes latencies between tokens of
+    streams, and every 50 tokens of a unary answer, which is longer than any answer here.
     """
     runs = request.choices + (request.choices // request.n if request.n > 1 else 0)
     prompts = request.n + 1 if request.n > 1 else 1

@@ -24,7 +24,7 @@ def worker(stack: Stack) -> Worker:
 
 
 def reader(url: str) -> Callable[..., float]:
-    """Sums over the series of a name with the labels given, since the call of this."""
+    """Return a function that sums the series of a name with the given labels."""
 
     def total(name: str, **labels: str) -> float:
         return sum(

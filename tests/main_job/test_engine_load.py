@@ -1,4 +1,4 @@
-"""What the page says of the load is what the real engine has."""
+"""The load signals on the page equal the load of the real engine."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def values(worker: Worker, name: str, **own: str) -> list[float]:
 
 
 def load(worker: Worker, name: str) -> float:
-    """Of which there is one series."""
+    """Return the value of a family that has one series."""
     (value,) = values(worker, f"dynamometer_engine_{name}")
     return value
 
 
 def serve(stack: Stack, url: str, model: str) -> int:
-    """Requests at once; the tokens that they had."""
+    """Send requests at the same time, and return the number of tokens of the answers."""
 
     def one(_: int) -> int:
         body = {"model": model, "prompt": "on and on", "max_tokens": TOKENS, "ignore_eos": True}
@@ -45,7 +45,7 @@ def serve(stack: Stack, url: str, model: str) -> int:
 
 
 class Watched:
-    """The highest that a load was while the context was open."""
+    """The maximum of a load signal while the context is open."""
 
     def __init__(self, worker: Worker, name: str) -> None:
         self._worker, self._name = worker, name
@@ -87,7 +87,7 @@ def test_the_load_is_the_engines(stack: Stack) -> None:
     )
 
 
-def test_the_kv_cache_is_shown_as_the_peer_does(stack: Stack) -> None:
+def test_the_kv_cache_is_shown_as_nvidia_dynamo_does(stack: Stack) -> None:
     worker = stack.worker
     assert worker is not None
     own = {"dp_rank": "0", "dynamo_component": "backend", "model": str(stack.model)}
@@ -102,7 +102,7 @@ def test_the_kv_cache_is_shown_as_the_peer_does(stack: Stack) -> None:
 
 @pytest.mark.slow
 def test_two_data_parallel_ranks_are_one_worker(stack: Stack) -> None:
-    """With real ranks, each of which reports; one has requests of its own too."""
+    """Both ranks are real and report their load; one of them has requests of its own."""
     flags = ("--model", str(stack.model), "--enable-metrics", "--dp-size", "2")
     with stack.run_worker(*flags, SGLANG_CPU_OMP_THREADS_BIND="0|1") as worker:
         worker.wait_until_ready()

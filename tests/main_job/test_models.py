@@ -1,4 +1,4 @@
-"""What the frontend shows of a model is what its real engine says."""
+"""The frontend shows the facts about a model that the real engine reports."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from stack import http as fetch
 
 pytestmark = pytest.mark.engine
 
-# Of the tiny model, and of the flags that a CPU's engine gets; what a real NVIDIA Dynamo 1.6.1
-# shows around the same engine.
+# The values of a real NVIDIA Dynamo 1.6.1 with the tiny model and the same flags.
 EXPECTED = {
     "dynamo_frontend_model_context_length": 2048,
     "dynamo_frontend_model_total_kv_blocks": 8192,
@@ -24,7 +23,7 @@ EXPECTED = {
 }
 
 
-def test_a_models_gauges_are_what_its_engine_says(stack: Stack) -> None:
+def test_a_models_gauges_are_those_that_its_engine_reports(stack: Stack) -> None:
     def shown() -> dict[str, float]:
         return {
             sample.name: sample.value
@@ -37,7 +36,7 @@ def test_a_models_gauges_are_what_its_engine_says(stack: Stack) -> None:
 
 
 def test_a_request_for_an_adapter_is_answered_as_the_engine_answers_it(stack: Stack) -> None:
-    """The tiny model has no adapters: what matters is that the request reaches its workers."""
+    """The tiny model has no adapters; the request reaches a worker."""
     assert stack.worker is not None
     body = {"model": f"{stack.model}:adapter", "prompt": "hi", "max_tokens": 2, "temperature": 0}
     directly = fetch(f"{stack.worker.request_url}/v1/completions", body)

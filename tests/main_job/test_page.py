@@ -1,4 +1,4 @@
-"""The worker's page, against the engine's own and against promtool."""
+"""The worker's page, compared with the engine's own page and checked by promtool."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ pytestmark = pytest.mark.engine
 RUNTIME_LABELS = {"dynamo_namespace", "dynamo_component", "dynamo_endpoint", "model", "worker_id"}
 Series = tuple[str, frozenset[tuple[str, str]]]
 
-# All that promtool's lint says of SGLang's names, which are not ours to change. Of other names it
-# must say nothing, and a parse error has another form.
+# The messages of promtool's lint about SGLang's names, which this project does not choose. Messages
+# about other names, and parse errors, fail the test.
 LINT_OF_SGLANG = (
     "metric names should not contain ':'",
     "metric names should not contain abbreviated units",
@@ -60,8 +60,8 @@ def test_at_least_79_families_after_the_first_requests(worker: Worker) -> None:
 
 
 def test_the_samples_are_the_engines_own(worker: Worker) -> None:
-    """Less what moves by itself between the two looks: times of the CPU, and of the looks."""
-    http(f"{worker.engine_url}/metrics")  # the first look makes a series of its own
+    """Families that change without a request are excluded: CPU times, and times of scrapes."""
+    http(f"{worker.engine_url}/metrics")  # the first scrape creates a series of its own
     own = series(http(f"{worker.engine_url}/metrics").body.decode())
     ours = series(worker.page(), without=RUNTIME_LABELS)
     assert ours.keys() == own.keys()
@@ -90,12 +90,12 @@ def test_each_family_has_help_and_type_once(worker: Worker, stack: Stack) -> Non
             assert len(names) == len(set(names)) > 10
 
 
-def test_no_series_of_creation_times(worker: Worker, stack: Stack) -> None:
+def test_the_page_has_no_created_series(worker: Worker, stack: Stack) -> None:
     assert "_created" not in worker.page()
     assert "_created" not in http(f"{stack.frontend_url}/metrics").body.decode()
 
 
-def test_promtool_finds_no_fault_of_ours(worker: Worker, stack: Stack) -> None:
+def test_promtool_finds_no_fault_in_families_of_dynamometer(worker: Worker, stack: Stack) -> None:
     for page in (worker.page(), http(f"{stack.frontend_url}/metrics").body.decode()):
         done = subprocess.run(
             ["promtool", "check", "metrics"],
@@ -110,7 +110,7 @@ def test_promtool_finds_no_fault_of_ours(worker: Worker, stack: Stack) -> None:
             assert message in LINT_OF_SGLANG, line
 
 
-def test_openmetrics_where_it_is_asked_for(worker: Worker) -> None:
+def test_openmetrics_is_sent_where_it_is_requested(worker: Worker) -> None:
     answer = http(
         f"{worker.system_url}/metrics", Accept="application/openmetrics-text;version=1.0.0"
     )

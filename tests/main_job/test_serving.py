@@ -32,7 +32,7 @@ def chat(stack: Stack, **options: object) -> dict[str, object]:
 
 
 def without_identity(body: bytes) -> bytes:
-    """An answer less what differs from one request to the next."""
+    """Return an answer without the members that differ between equal requests."""
     return re.sub(rb'"id":"[^"]*"|"created":\d+', b"", body)
 
 
@@ -55,8 +55,9 @@ def test_the_commands_of_the_readme_work_word_for_word(stack: Stack, worker: Wor
 
 
 def events(body: bytes) -> tuple[list[bytes], str]:
-    """The events of a stream less their text, and all text: how many tokens an event brings is
-    a matter of the engine's timing.
+    """Return the events of a stream without text, and the whole text.
+
+    The number of tokens in an event depends on the timing of the engine.
     """
     text = re.compile(rb'"(?:content|text)":"((?:[^"\\\\]|\\\\.)*)"')
     found = b"".join(text.findall(body)).decode()
@@ -91,9 +92,7 @@ def test_the_engines_native_route_streams_too(stack: Stack) -> None:
         assert b'"completion_tokens":12' in answer.body
 
 
-def test_usage_comes_in_the_stream_where_the_client_asked_for_it(
-    stack: Stack, worker: Worker
-) -> None:
+def test_a_stream_has_the_usage_where_the_client_requested_it(stack: Stack, worker: Worker) -> None:
     body = chat(stack, stream=True, stream_options={"include_usage": True})
     direct = http(f"{worker.engine_url}/v1/chat/completions", body)
     through = http(f"{stack.frontend_url}/v1/chat/completions", body)
@@ -152,7 +151,7 @@ def test_the_workers_own_address_serves_without_a_frontend(stack: Stack, worker:
     assert http(f"{worker.request_url}/v1/models").status == 200
 
 
-def test_health_and_live_have_the_peers_form(stack: Stack, worker: Worker) -> None:
+def test_health_and_live_have_the_form_of_nvidia_dynamo(stack: Stack, worker: Worker) -> None:
     health = http(f"{worker.system_url}/health")
     assert health.status == 200
     body = health.json()

@@ -1,7 +1,7 @@
 """After a known load every counter and `_count` of both pages equals what was sent.
 
-The comparison is total: whatever of ours rose without being expected fails the row, and what moves
-late, between two rows, fails the next. What a request is to add is in expectations.py.
+All counters are compared: an increase that is not expected fails the row, and a late increase,
+between two rows, fails the next row. expectations.py has the expected increases.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ pytestmark = pytest.mark.engine
 
 CHAT, TEXT, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
 TOKENS = 8
-# Longer than any test waits for it, and within the model's context.
+# Longer than any test waits, and within the context of the model.
 LONG = 1800
 INVALID = ("InvalidRequest", "request.invalid")
-# SGLang looks every 4 s whether the client of a request without an answer is still there.
+# SGLang checks every 4 s whether the client of a request without an answer is connected.
 ABORTED = "sglang:num_aborted_requests_total"
 REFUSED = ("InvalidRequest", "request.invalid_argument")
 
@@ -53,7 +53,7 @@ def _options(options: Mapping[str, object]) -> Mapping[str, object]:
 
 
 def refused(path: str, body: object, *, status: int = 400) -> Request:
-    """The engine refuses it: that is an error, though the worker has done its work."""
+    """Return a request that the engine refuses: an error, although the worker did its work."""
     return Request(
         path=path, body=body, status=status, error="validation", failure=REFUSED, choices=0
     )
@@ -125,7 +125,7 @@ ANSWERED = {
     ),
     "one token": Request(path=TEXT, body=text(max_tokens=1)),
     "one token, streamed": Request(path=TEXT, body=text(max_tokens=1, stream=True)),
-    # SGLang takes it for chats, and refuses it for completions.
+    # SGLang accepts it for chats, and refuses it for completions.
     "no token of a chat": Request(path=CHAT, body=chat(max_tokens=0)),
     "no token of a chat, streamed": Request(path=CHAT, body=chat(max_tokens=0, stream=True)),
     "no token of a text": refused(TEXT, text(max_tokens=0)),
@@ -142,7 +142,7 @@ ANSWERED = {
     "no object": unread(b"[1]"),
     "no body": unread(b""),
 }
-# The line with which the last event begins.
+# The beginning of the last event.
 LAST = {
     "chat, streamed": (b"data: [DONE]",),
     "text, streamed with its usage": (b"data: [DONE]",),
@@ -154,7 +154,7 @@ LAST = {
 
 @pytest.fixture(scope="module")
 def usages(stack: Stack) -> dict[str, Got | None]:
-    """What the frontend will hide, by the name of its row."""
+    """Return the usage events that the frontend removes, by the name of the row."""
     truth = Truth(stack)
     return {name: truth.usage(truth.of(request)) for name, request in ANSWERED.items()}
 
@@ -184,7 +184,7 @@ def test_a_request_with_an_answer(
 def test_clients_that_close_a_stream_at_its_last_event_have_not_vanished(
     truth: Truth, usages: Mapping[str, Got | None], name: str
 ) -> None:
-    """OpenAI's own client does so, before the HTTP answer has ended; which wins is chance."""
+    """OpenAI's own client does so before the HTTP answer ends; either may be first."""
     request, adds = truth.of(ANSWERED[name]), []
     for _ in range(5):
         client = truth.client(request)
@@ -195,7 +195,7 @@ def test_clients_that_close_a_stream_at_its_last_event_have_not_vanished(
 
 
 def test_many_at_once(truth: Truth, usages: Mapping[str, Got | None]) -> None:
-    """More than run at once: the queue is empty again, and nothing is counted twice."""
+    """More requests than the engine runs at once: the queue empties, and each counts once."""
     names = ["chat", "chat, streamed", "text, streamed", "three prompts, streamed"] * 5
     clients = [(name, truth.client(truth.of(ANSWERED[name]))) for name in names]
     truth.expect(
@@ -207,7 +207,7 @@ def test_many_at_once(truth: Truth, usages: Mapping[str, Got | None]) -> None:
 
 
 def test_a_body_that_is_too_large(truth: Truth) -> None:
-    """By its header alone: nobody reads it."""
+    """The header alone decides: the body is not read."""
     request = unread(b"").but(status=413, failure=("PayloadTooLarge", "request.payload_too_large"))
     head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {10**12}\r\n\r\n"
     with truth.raw(head.encode()) as connection:
@@ -230,7 +230,7 @@ def test_what_is_no_inference_request_is_counted_nowhere(
     truth.expect({})
 
 
-# Clients that go away, by what became of their request until then.
+# Clients that close their connection, by the state of their request.
 
 
 def cancelled(path: str, body: object, truth: Truth, **changes: object) -> Request:
@@ -247,8 +247,8 @@ def test_a_client_that_goes_away_while_it_sends(truth: Truth) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_goes_away_before_the_first_token(truth: Truth, stream: bool) -> None:
-    """The engine stands still meanwhile. In its own families the request may be one that ran: what
-    it does first afterwards, begin or abort, is its own affair.
+    """The engine is suspended meanwhile. Its own families may count the request as one that ran:
+    the resumed engine may begin it before it aborts it.
     """
     request = cancelled(TEXT, text(max_tokens=LONG, stream=stream), truth)
     with truth.frozen():
@@ -306,8 +306,8 @@ def test_a_client_that_goes_away_while_its_answer_is_made(truth: Truth) -> None:
 
 
 def test_clients_that_go_away_while_they_are_queued(truth: Truth) -> None:
-    """Eight run, as many as may; two more wait, and go. SGLang counts these as aborted, and as no
-    requests.
+    """Eight requests run, the limit; two more wait, and their clients go away. SGLang counts these
+    as aborted, and not as requests.
     """
     long = cancelled(TEXT, text(prompt="hi", stream=True, max_tokens=1000), truth)
     queued = [cancelled(TEXT, text(max_tokens=4, stream=stream), truth) for stream in (True, False)]
@@ -340,8 +340,8 @@ def test_clients_that_go_away_while_they_are_queued(truth: Truth) -> None:
     )
 
 
-def test_every_gauge_that_is_looked_at_is_there(truth: Truth) -> None:
-    """So that none of them is 0 because its name has changed."""
+def test_every_checked_gauge_is_on_the_page(truth: Truth) -> None:
+    """A gauge whose name has changed would otherwise be read as 0."""
     assert truth.now().gauges == dict.fromkeys(GAUGES, 0)
     eventually(
         lambda: truth.now().late_gauges == dict.fromkeys(LATE_GAUGES, 0),

@@ -1,7 +1,6 @@
-"""Errors that an engine has when it is crowded, dies, or is not there: each is counted once.
+"""Errors of an engine that is full, dies, or is missing: each is counted once.
 
-What is counted of other requests is in test_truth.py; here the engine has place for one that runs
-and one that waits.
+test_truth.py has the counts of other requests; here the engine runs one request, and one waits.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ pytestmark = pytest.mark.engine
 MODEL = "crowded"
 CHAT, TEXT, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
 EXHAUSTED = ("CapacityExhausted", "capacity.exhausted")
-# Longer than a test takes, on a fast machine too.
+# Lasts longer than a test, also on a fast machine.
 CONTEXT, TOKENS = 8192, 8000
 LONG = {"model": MODEL, "prompt": "hi", "max_tokens": TOKENS, "stream": True, "ignore_eos": True}
 CHATS = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
@@ -69,7 +68,7 @@ def crowd(worker: Worker, frontend: str) -> Iterator[Crowd]:
     eventually(
         lambda: not any(Counts.of(frontend, worker.system_url).gauges.values()),
         within=15,
-        what="nobody is left of the crowd before",
+        what="the requests of the crowd before have ended",
     )
     request = Request(path=TEXT, body=LONG)
     running = Client(frontend, request)
@@ -84,11 +83,13 @@ def crowd(worker: Worker, frontend: str) -> Iterator[Crowd]:
         yield Crowd(frontend, worker, running, waiting)
         running.close()
         if not waiting.got.status:
-            waiting.read_events(1)  # it runs now: SGLang sees at once that its client goes
+            waiting.read_events(
+                1
+            )  # the request runs: SGLang detects at once that its client has gone
 
 
 def expect(before: Counts, adds: Mapping[str, Range], *urls: str) -> None:
-    """Wait until pages have risen by that; of the engine's own what is said of it alone."""
+    """Wait until the pages have increased by `adds`; check those families of the engine only."""
     left: Mapping[str, str] = {}
 
     def equal() -> bool:
@@ -123,7 +124,7 @@ def test_without_a_worker(frontend: str, stream: bool) -> None:
     expect(before, of_answered(request, got, None), frontend)
 
 
-# In a stream SGLang says so after its answer has begun, by 200.
+# In a stream SGLang reports the error after the status 200.
 REFUSED = {
     "text": (503, TEXT, TEXTS),
     "text, streamed": (200, TEXT, TEXTS | {"stream": True}),
@@ -146,7 +147,7 @@ def test_an_engine_that_is_full(crowd: Crowd, name: str) -> None:
     got = Client(crowd.frontend, request).read()
     assert got.status == status, got.body
     adds = of_answered(request, got, None)
-    if status == 503:  # what is inside a stream the worker does not read
+    if status == 503:  # the worker does not read the events of a stream
         adds[WORKER + "errors_total error_type=generate"] = exactly(1)
     if request.hides_usage:
         adds[WORKER + "response_bytes_total"] = at_least(len(got.body))
@@ -154,7 +155,7 @@ def test_an_engine_that_is_full(crowd: Crowd, name: str) -> None:
 
 
 def test_an_engine_that_dies(crowd: Crowd) -> None:
-    """The stream that runs breaks off; the one that waits is told by 502. Then nobody is there."""
+    """The running stream breaks off, the waiting request gets 502, and then no worker is left."""
     before, kind = Counts.of(crowd.frontend), Request(path=TEXT, body=LONG, error="unavailable")
     crowd.worker.engine.kill()
     crowd.running.read_until((b'data: {"error"',))
@@ -166,7 +167,7 @@ def test_an_engine_that_dies(crowd: Crowd) -> None:
         for name, amount in (of_frontend(request) | of_first_bytes()).items():
             adds[name] = adds.get(name, exactly(0)) + amount
     adds = {name: amount for name, amount in adds.items() if "work_handler" not in name}
-    # It began before.
+    # The request started before.
     del adds[FRONTEND + "requests_started_total endpoint=completions request_type=stream"]
     adds[FRONTEND + "time_to_first_token_seconds_count"] = exactly(1)
     adds[FRONTEND + "inter_token_latency_seconds_count"] = exactly(seen - 1)

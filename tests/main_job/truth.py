@@ -1,4 +1,4 @@
-"""The stack, and how its pages are held to what was sent."""
+"""Comparison of the pages of the stack with the requests that were sent."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from counting import Client, Counts, Got, Range, Request, unexpected
 
 from stack import Stack, Worker, eventually
 
-MODEL = "the model of the stack"  # put in when it is known
+MODEL = "the model of the stack"  # replaced by the path of the model
 USAGE = {"include_usage": True}
 
 
 class Truth:
-    """The stack, and what its pages said after the row before."""
+    """The stack, and the counts on its pages after the previous row."""
 
     def __init__(self, stack: Stack) -> None:
         assert stack.worker is not None
@@ -26,13 +26,15 @@ class Truth:
         self.worker: Worker = stack.worker
         self.before = Counts()
         self._last: Counts | None = None
-        self._usages: dict[str, Got] = {}
 
     def now(self) -> Counts:
         return Counts.of(self.stack.frontend_url, self.worker.system_url)
 
     def ready(self) -> None:
-        """Before a row: idle, and at rest where the row before did not say how it ends."""
+        """Start a row: take the counts that the previous row ended with.
+
+        After a row without an expectation, wait until the stack is idle and no counter changes.
+        """
         before, self._last = self._last, None
         while before is None:
             first = self.now()
@@ -42,7 +44,7 @@ class Truth:
         self.before = before
 
     def expect(self, adds: Mapping[str, Range]) -> dict[str, float]:
-        """Wait until the pages have risen by that, and by nothing else; what they rose by."""
+        """Wait until the pages have increased by exactly `adds`, and return the increases."""
         left: Mapping[str, object] = {}
 
         def equal() -> bool:
@@ -64,13 +66,13 @@ class Truth:
         return Client(self.stack.frontend_url, request)
 
     def of(self, request: Request) -> Request:
-        """With the model of this stack."""
+        """Return the request with the model of this stack."""
         named = request.option.get("model") == MODEL
         body = {**request.option, "model": str(self.stack.model)} if named else request.body
         return request.but(body=body)
 
     def usage(self, request: Request) -> Got | None:
-        """The event with the usage that the frontend hides: asked of the engine itself."""
+        """Return the usage event that the frontend removes, requested from the engine itself."""
         if not request.hides_usage or not request.choices or not request.sent:
             return None
         asked = request.but(body={**request.option, "stream_options": USAGE})
@@ -81,7 +83,7 @@ class Truth:
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
-        """While the context is open, the engine's scheduler stands still."""
+        """Suspend the engine's scheduler while the context is open."""
         (scheduler,) = [
             process
             for process in self.worker.engine.children(recursive=True)
@@ -95,7 +97,7 @@ class Truth:
         assert scheduler.status() != psutil.STATUS_STOPPED
 
     def wait(self, what: str, **gauges: float) -> None:
-        """Until gauges, named without their prefix, are such."""
+        """Wait until gauges, named without their prefix, have these values."""
 
         def such() -> bool:
             now = self.now().gauges
@@ -107,7 +109,7 @@ class Truth:
         eventually(such, within=15, what=what)
 
     def wait_for(self, name: str, number: int) -> None:
-        """Until a counter has risen by so much."""
+        """Wait until a counter has increased by `number`."""
         eventually(
             lambda: self.now().since(self.before).get(name) == number,
             within=15,
@@ -116,7 +118,7 @@ class Truth:
 
     @contextlib.contextmanager
     def raw(self, content: bytes) -> Iterator[socket.socket]:
-        """A connection over which such bytes were sent."""
+        """Open a connection, and send `content`."""
         address = urllib.parse.urlsplit(self.stack.frontend_url)
         where = address.hostname, address.port
         with socket.create_connection(where, timeout=30) as connection:

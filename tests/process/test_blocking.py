@@ -1,4 +1,4 @@
-"""Calls that hang are left behind: none keeps its caller, or its process."""
+"""Calls that hang are abandoned: they delay neither the caller nor the end of the process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A child of `fork` keeps no descriptor of its parent's."""
+"""A child of `fork` closes the descriptors of its parent."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def is_open(number: int) -> bool:
 
 
 def in_child(check: Callable[[], bool]) -> bool:
-    """The answer of `check` in a child of `fork`."""
+    """Return the result of `check` in a child of `fork`."""
     pid = os.fork()
     if pid == 0:
         status = 2
@@ -47,7 +47,7 @@ def test_a_child_closes_it_and_its_parent_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_number_that_the_child_uses_again_is_not_closed(tmp_path: Path) -> None:
-    """The parent's object goes after the child has opened a file under its number."""
+    """The parent's object is deleted after the child has opened a file with the same number."""
     held = [opened(tmp_path / "one")]
     number = held[0].number
 
@@ -85,7 +85,7 @@ def test_the_parents_lock_does_not_outlive_it_in_a_child(tmp_path: Path) -> None
     pid = os.fork()
     if pid == 0:
         os.close(writing)
-        os.read(reading, 1)  # lives until its parent has looked
+        os.read(reading, 1)  # lives until the parent has checked
         os._exit(0)
     os.close(reading)
     try:
@@ -93,7 +93,7 @@ def test_the_parents_lock_does_not_outlive_it_in_a_child(tmp_path: Path) -> None
         # The child closes its copy right after the fork; the lock itself stays its parent's.
         one.close()
         other = opened(tmp_path / "lock")
-        fcntl.flock(other.number, fcntl.LOCK_EX)  # waits for the child's copy at most
+        fcntl.flock(other.number, fcntl.LOCK_EX)  # waits at most until the child closes its copy
         other.close()
     finally:
         os.close(writing)

@@ -1,4 +1,4 @@
-"""A process's event loop, from its start."""
+"""The start of a process's event loop."""
 
 from __future__ import annotations
 
