@@ -27,7 +27,7 @@ from dynamometer.exporter.targets import Target, TargetFlags, check_directories,
 from dynamometer.http import addresses, relay
 from dynamometer.http.servers import serving
 from dynamometer.names import engine_state, labels
-from dynamometer.process import tasks
+from dynamometer.process import children, tasks
 from dynamometer.process.blocking import BlockingCalls, HangError
 from dynamometer.process.signals import Stop
 from dynamometer.process.tasks import restarting
@@ -73,6 +73,8 @@ async def serve(options: ExporterOptions) -> None:
     Raises:
         DynamometerError: A flag is wrong, or an address or directory cannot be used.
     """
+    if not options.selection:
+        children.require_proc()
     stop = Stop()
     async with AsyncExitStack() as stack:
         selecting: BlockingCalls[list[Target]] = BlockingCalls("--pid")

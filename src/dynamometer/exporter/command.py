@@ -27,7 +27,7 @@ Without a flag that selects engines, the exporter finds the {_ENGINE.title} engi
 (for root: of all users) by their processes, ports and files, also after a restart.
 """
 
-_EPILOG = """\
+_EPILOG = f"""\
 examples:
   dyno exporter
   dyno exporter --engine-url http://127.0.0.1:30000
@@ -40,8 +40,7 @@ examples:
 engine's files, without any work for the engine. If it may not read the files, or if the engine's
 own page has more families, it fetches that page in the background.
 DYN_SYSTEM_HEALTH_PATH and similar variables configure /health: docs/configuration.md.
-DYN_LOG=debug logs more, DYN_LOGGING_JSONL=1 logs JSON lines.
-"""
+{arguments.EPILOG}"""
 
 
 def parser(program: str) -> argparse.ArgumentParser:
