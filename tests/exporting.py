@@ -82,6 +82,54 @@ def sglang(model: Path, log: Path, *, port: int = 0, **environment: str) -> Iter
         yield found
 
 
+# A server that is launched by SGLang's command line. The status of /health is in the file `status`.
+IMITATION = """
+import http.server, pathlib, sys
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        status = pathlib.Path(__file__).parent.parent / "status"
+        self.send_response(int(status.read_text()) if self.path == "/health" else 200)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+port = int(sys.argv[sys.argv.index("--port") + 1])
+http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
+class Imitation:
+    """A process with SGLang's command line that answers /health, and has no files."""
+
+    def __init__(self, process: Process, directory: Path, port: int) -> None:
+        self.process = process
+        self.pid = process.pid
+        self.port = port
+        self.name = f"sglang-{port}"
+        self._directory = directory
+
+    def set_status(self, status: int) -> None:
+        (self._directory / "status").write_text(str(status))
+
+
+@contextlib.contextmanager
+def imitation(directory: Path, *, status: int = 200) -> Iterator[Imitation]:
+    """An imitation of SGLang, whose /health answers `status`."""
+    package = directory / "imitation" / "sglang"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "launch_server.py").write_text(IMITATION)
+    port = free_port()
+    command = [PYTHON, "-m", "sglang.launch_server", "--model", "m", "--port", str(port)]
+    log = directory / "imitation.log"
+    with running(command, log, {"PYTHONPATH": str(package.parent)}) as process:
+        found = Imitation(process, package.parent, port)
+        found.set_status(status)
+        yield found
+
+
 @dataclass
 class Exporter:
     process: Process

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from exporting import (
     gauges,
     sglang,
 )
-from processes import PYTHON
 from stack import eventually, http
 
 pytestmark = pytest.mark.engine
@@ -183,27 +181,3 @@ def opened_to_write(pid: int, directory: Path) -> list[str]:
             if int(flags[1], 8) & os.O_ACCMODE != os.O_RDONLY:
                 found.append(os.readlink(descriptor))
     return found
-
-
-@pytest.mark.parametrize(
-    ("flags", "word"),
-    [
-        (["--pid", "999999999"], "--pid 999999999"),
-        (["--pid", "x"], "--pid x"),
-        (["--engine-url", "ftp://x"], "--engine-url ftp://x"),
-        (["--engine-url", "http://"], "--engine-url http://"),
-        (["--engine-url", "a:1", "--engine-url", "b:1"], "--engine-url one=a:1"),
-        (["--health-interval", "soon"], "--health-interval"),
-    ],
-)
-def test_wrong_flags_are_named(flags: list[str], word: str) -> None:
-    done = subprocess.run(
-        [PYTHON, "-m", "dynamometer", "exporter", "--system-port", "0", *flags],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert word in done.stderr
-    assert "Traceback" not in done.stderr

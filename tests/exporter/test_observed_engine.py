@@ -1,0 +1,142 @@
+"""One engine and its checks: it is lost and returns, and each event is logged once."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from dynamometer.exporter.observed_engine import EngineOptions, ObservedEngine
+from dynamometer.exporter.targets import Target
+from dynamometer.http.addresses import free_port
+from dynamometer.metrics.instruments import InstrumentRegistry
+from dynamometer.metrics.page import MetricsPage
+from dynamometer.runtime.record import State
+from exporting import Exporter, Page, exporter, imitation
+from stack import eventually
+
+PAGE = "# TYPE sglang:running gauge\nsglang:running 1\n"
+
+
+def warnings(found: Exporter) -> Sequence[str]:
+    """The lines of the log that are warnings, or worse."""
+    return [line for line in found.log.splitlines() if "warning: " in line or "error: " in line]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+@pytest.mark.parametrize("interval", ["10", "0.1"])
+def test_the_end_of_an_engine_with_a_url_is_one_warning(
+    host: str, interval: str, tmp_path: Path
+) -> None:
+    port = free_port()
+    url = f"http://{host}:{port}"
+    server = Page(port, PAGE, paths=("/health", "/metrics"))
+    with exporter(tmp_path, "--engine-url", url, "--health-interval", interval) as found:
+        for ends in (1, 2):
+            found.wait_until_ready("engine")
+            eventually(lambda: "sglang:running" in found.page(), within=8, what="the page")
+            server.end()
+            eventually(lambda: "sglang:running" not in found.page(), within=8, what="ended")
+            reason = f"{url}: no process listens there"
+            assert found.health()[1]["reasons"] == {"engine": reason}
+            assert warnings(found) == [f"[exporter] warning: engine: {reason}"] * ends
+            server = Page(port, PAGE, paths=("/health", "/metrics"))
+    server.end()
+
+
+def test_the_end_of_an_engine_with_a_process_is_one_warning(tmp_path: Path) -> None:
+    with imitation(tmp_path) as engine:
+        flags = ("--pid", f"a={engine.pid}", "--health-interval", "0.1")
+        with exporter(tmp_path, *flags) as found:
+            found.wait_until_ready("a").process.wait_for("have no multiprocess files", within=10)
+            before = warnings(found)
+            engine.process.signal(9)
+            engine.process.wait(within=10)
+            eventually(lambda: not found.ready("a"), within=5, what=found.log)
+            reason = f"process {engine.pid} (SGLang) has ended"
+            eventually(lambda: reason in found.log, within=5, what=found.log)
+            assert warnings(found)[len(before) :] == [f"[exporter] warning: a: {reason}"]
+
+
+def test_missing_files_are_reported_once_the_engine_is_ready(tmp_path: Path) -> None:
+    """A loading engine has not created its files yet."""
+    missing = "have no multiprocess files"
+    with imitation(tmp_path, status=503) as engine, exporter(tmp_path) as found:
+        found.process.wait_for(rf"sglang-{engine.port}: process {engine.pid} ", within=10)
+        eventually(
+            lambda: "answers 503" in found.health()[1].get("reasons", {}).get(engine.name, ""),
+            within=10,
+            what=f"the files are searched, and the engine loads\n{found.log}",
+        )
+        assert missing not in found.log
+        engine.set_status(200)
+        found.process.wait_for(f"process {engine.pid} .*{missing}", within=10)
+        assert found.log.count(missing) == 1
+
+
+def test_a_fault_of_the_page_is_one_warning(tmp_path: Path) -> None:
+    server = Page(0, "", paths=("/health",))
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    with exporter(tmp_path, "--engine-url", url) as found:
+        eventually(
+            lambda: "answers 404" in str(found.health()),
+            within=10,
+            what=found.log,
+        )
+        (warning,) = warnings(found)
+        assert f"{url}/metrics: answers 404 Not Found" in warning
+    server.end()
+
+
+async def test_an_engine_whose_name_goes_with_it_has_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As a container's does. Its gauges leave, and come back with it."""
+    port = free_port()
+    server = Page(
+        port,
+        PAGE.replace("sglang", "vllm")
+        + "# TYPE vllm:requests_total counter\nvllm:requests_total 7\n",
+    )
+    real = asyncio.open_connection
+    known = True
+
+    async def open_connection(host: str, port: int) -> object:
+        if not known:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return await real(host, port)
+
+    monkeypatch.setattr(asyncio, "open_connection", open_connection)
+    page = MetricsPage(InstrumentRegistry())
+    options = EngineOptions(
+        prefixes=("vllm:",), max_series=100, health_path="", health_interval=1, health_deadline=1
+    )
+
+    def shown() -> bytes:
+        page.refresh()
+        return page.render()
+
+    async def until(condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(15):
+            while not condition():
+                await asyncio.sleep(0.1)
+
+    async with aiohttp.ClientSession() as session:
+        target = Target(name="e", url=f"http://127.0.0.1:{port}")
+        engine = ObservedEngine(target, options, page, session)
+        watching = asyncio.create_task(engine.observe())
+        await until(lambda: b"vllm:running" in shown())
+        known = False
+        await until(lambda: b"vllm:running" not in shown())
+        assert engine.state is State.FAILED
+        assert "not known" in engine.reason
+        assert b"vllm:requests_total 7" in shown()
+        known = True
+        await until(lambda: b"vllm:running" in shown())
+        assert b"vllm:requests_total 7" in shown()
+        watching.cancel()
+    server.end()
