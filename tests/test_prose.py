@@ -27,6 +27,7 @@ CLEAN = {
     "demo",
     "engines",
     "errors",
+    "exporter",
     "frontend",
     "http",
     "logs",

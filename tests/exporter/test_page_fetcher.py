@@ -59,11 +59,10 @@ async def test_a_page_is_shown_if_it_is_needed_or_has_more_families(
         url = f"http://127.0.0.1:{server.server_address[1]}/metrics"
         page = MetricsPage(InstrumentRegistry())
         fetcher = PageFetcher(HttpSource("e_http", url, session=session), page)
-        assert not fetcher.fetched
-        assert fetcher.due(needed)
+        states = [(fetcher.fetched, fetcher.due(needed))]
         await fetcher.fetch(needed, files)
-        assert fetcher.fetched
-        assert not fetcher.due(needed)
+        states.append((fetcher.fetched, fetcher.due(needed)))
+        assert states == [(False, True), (True, False)]
         page.refresh()
         assert (b"app_" in page.render()) == shown
         server.shutdown()

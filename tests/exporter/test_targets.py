@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -39,8 +40,8 @@ def select(flags: Sequence[str]) -> list[Target]:
     )
 
 
-def url(base: str, page: str = "") -> dict[str, str]:
-    return {"url": base, "page_url": page or f"{base}/metrics"}
+def at(target: Target, base: str, page: str = "") -> Target:
+    return replace(target, url=base, page_url=page or f"{base}/metrics")
 
 
 # Flags, and the engines that they select.
@@ -48,27 +49,27 @@ SELECTED: dict[str, tuple[list[str], list[Target]]] = {
     "nothing": ([], []),
     "a host and port": (
         ["--engine-url=10.0.0.7:30000"],
-        [Target(name="engine", **url("http://10.0.0.7:30000"))],
+        [at(Target(name="engine"), "http://10.0.0.7:30000")],
     ),
     "a URL with a slash": (
         ["--engine-url=https://h/"],
-        [Target(name="engine", **url("https://h"))],
+        [at(Target(name="engine"), "https://h")],
     ),
     "the URL of a page": (
         ["--engine-url=http://h:1/stats?format=text"],
-        [Target(name="engine", **url("http://h:1", "http://h:1/stats?format=text"))],
+        [at(Target(name="engine"), "http://h:1", "http://h:1/stats?format=text")],
     ),
     "a query without a path": (
         ["--engine-url=http://h:1?a=b"],
-        [Target(name="engine", **url("http://h:1", "http://h:1/metrics?a=b"))],
+        [at(Target(name="engine"), "http://h:1", "http://h:1/metrics?a=b")],
     ),
     "an IPv6 address": (
         ["--engine-url=http://[::1]:1"],
-        [Target(name="engine", **url("http://[::1]:1"))],
+        [at(Target(name="engine"), "http://[::1]:1")],
     ),
     "a name": (
         ["--engine-url=a=http://h:1"],
-        [Target(name="a", named=True, **url("http://h:1"))],
+        [at(Target(name="a", named=True), "http://h:1")],
     ),
     "a relative directory": (
         ["--multiproc-dir=files"],
@@ -84,13 +85,13 @@ SELECTED: dict[str, tuple[list[str], list[Target]]] = {
     ),
     "a directory and a URL of one engine": (
         ["--multiproc-dir=/a", "--engine-url=h:1"],
-        [Target(name="engine", directories=("/a",), **url("http://h:1"))],
+        [at(Target(name="engine", directories=("/a",)), "http://h:1")],
     ),
     "flags of two engines, joined by name": (
         ["--engine-url=a=h:1", "--engine-url=b=h:2", "--multiproc-dir=b=/b"],
         [
-            Target(name="b", named=True, directories=("/b",), **url("http://h:2")),
-            Target(name="a", named=True, **url("http://h:1")),
+            at(Target(name="b", named=True, directories=("/b",)), "http://h:2"),
+            at(Target(name="a", named=True), "http://h:1"),
         ],
     ),
     "a process, which names the engine": (
@@ -99,7 +100,7 @@ SELECTED: dict[str, tuple[list[str], list[Target]]] = {
     ),
     "a process with a name and a URL": (
         ["--pid=a=7", "--engine-url=a=h:1"],
-        [Target(name="a", named=True, first=FIRST, **url("http://h:1"))],
+        [at(Target(name="a", named=True, first=FIRST), "http://h:1")],
     ),
 }
 
@@ -150,7 +151,7 @@ def test_a_target_describes_its_process_directories_and_address() -> None:
     assert target.description == (
         "process 7 (SGLang) of me serving m, /a, /b, http://127.0.0.1:30000"
     )
-    assert Target(name="a", **url("http://h:1")).description == "http://h:1"
+    assert at(Target(name="a"), "http://h:1").description == "http://h:1"
 
 
 def test_a_directory_may_be_missing_but_not_be_a_file(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""The page alone, beside an engine that somebody else started."""
+"""The exporter: the page alone, beside engines that already run."""

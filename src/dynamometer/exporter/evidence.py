@@ -33,7 +33,7 @@ class Evidence:
         first_ended: the known first process has ended.
         end_reason: the reason why the engine counts as ended; empty for an engine that lives.
         searched: the files of the present first process were searched for.
-        missing_reason: the reason why there are no values from files.
+        missing_reason: the reason why the files have not shown a value.
         faults: the faults of checks without a result, by the name of the check.
         page_fault: the fault of the engine's own page, if the values depend on the page.
         ever_ready: the engine was ready at some time.
