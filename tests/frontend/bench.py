@@ -1,4 +1,4 @@
-"""A frontend's forwarder over workers that a test writes."""
+"""A forwarder with simulated workers that a test provides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The frontend's way with faults, against workers made to have them."""
+"""Forwarding to workers that have faults."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ async def test_a_worker_that_takes_no_connection_is_passed_over_once(bench: Benc
     assert bench.count("requests_total", status="success") == 4
 
 
-async def test_nobody_who_takes_a_connection_is_503(bench: Bench) -> None:
+async def test_workers_that_accept_no_connection_are_answered_with_503(bench: Bench) -> None:
     for _ in range(3):
         bench.register(nobody())
     async with bench.session.post(bench.url + CHAT, json={"model": "m"}) as answer:

@@ -1,4 +1,4 @@
-"""A whole frontend's page: the peer's families as the peer has them, no series of a client's."""
+"""A frontend's page: NVIDIA Dynamo's families, and no label value from a client."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ ANSWER = b"".join(
         },
     )
 )
-# Of the peer's, but not of requests' way here: see docs/metrics.md.
+# Families of NVIDIA Dynamo that do not apply here: see docs/metrics.md.
 PREFIXES = ("dynamo_frontend_", "dynamo_request_plane_")
 
 
@@ -169,7 +169,7 @@ async def test_a_family_of_the_peers_is_as_the_peer_has_it(site: Site) -> None:
         assert label_names(family) == {label for label in row["labels"].split(",") if label}, name
         assert bounds(family) == [float(bound) for bound in row["buckets"].split()], name
     mine = {name for name in ours if name.startswith(PREFIXES)}
-    # Of the peer's earlier releases, and one that it makes when it first counts in it.
+    # Families of earlier releases of NVIDIA Dynamo, and one that it creates at the first count.
     made_late = "dynamo_frontend_model_rejection"
     assert mine - compared == {"dynamo_frontend_model_workers", made_late}
 
@@ -284,7 +284,7 @@ def options(directory: Path, *, metrics_prefix: str, host: str = "127.0.0.1") ->
 
 
 class Stumbling(FileDiscovery):
-    """With a fault, at the first look, that nobody has thought of."""
+    """A discovery whose first reading raises an unexpected exception."""
 
     stumbled = False
 

@@ -1,4 +1,4 @@
-"""What workers' pages say of their load, and what a frontend makes of it."""
+"""The load on workers' pages, and the choices of a router that reads it."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ async def test_own_requests_are_not_counted_twice(
     with router.carrying(own), router.carrying(own):
         page.running.set(3)
         await poller.poll()
-    # One of the three was somebody else's, and is taken to be there still.
+    # One of the three requests was from another client, and still counts.
     with router.carrying(worker(IDLE, None)):
         assert choices(router) == {BUSY, IDLE}
 

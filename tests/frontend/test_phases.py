@@ -1,4 +1,4 @@
-"""A worker that dies, and a client that errs, at each phase: one request, counted once."""
+"""A worker that dies, and a client that makes an error, at each phase: one request is counted."""
 
 from __future__ import annotations
 

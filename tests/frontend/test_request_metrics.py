@@ -1,4 +1,4 @@
-"""What the frontend's families say of requests, however they go."""
+"""The frontend's families after requests of every outcome."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ async def test_each_stage_of_a_request_is_timed_once(bench: Bench) -> None:
     assert bench.count("dynamo_request_plane_roundtrip_ttft_seconds_count") == 4
     plane = bench.count("dynamo_request_plane_roundtrip_ttft_seconds_sum")
     assert plane == bench.count("stage_duration_seconds_sum", stage="transport_roundtrip") > 0
-    assert bench.count("failures_total") == 0 + 1  # the one for a model that nobody serves
+    assert bench.count("failures_total") == 0 + 1  # the one for a model without a worker
 
 
 async def test_a_stream_has_one_gap_less_than_events_with_content(bench: Bench) -> None:
@@ -339,7 +339,7 @@ async def test_of_two_errors_of_a_stream_the_one_told_last_is_counted(
     assert bench.count("requests_total") == 1
 
 
-async def test_an_error_that_could_not_be_sent_has_failed_nobody(
+async def test_an_error_that_could_not_be_sent_is_not_counted_as_a_failure(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its client is found gone as it is written."""
@@ -443,8 +443,8 @@ async def test_a_request_for_which_the_engine_has_no_room_is_a_rejection(bench: 
     assert bench.count("model_rejection_total") == 2
 
 
-def test_a_name_that_nobody_has_registered_has_no_answers() -> None:
-    """At 0 for ever, they would be in every mean over the models."""
+def test_a_name_that_is_not_registered_has_no_answers() -> None:
+    """Series that stay at 0 would distort each mean over the models."""
     registry = CollectorRegistry()
     FrontendMetrics(registry).expect(["m"])
     models: dict[str, set[str]] = {}

@@ -1,4 +1,4 @@
-"""What the frontend measures of a request, by a clock that the test sets."""
+"""The times of a request, by a clock that the test sets."""
 
 from __future__ import annotations
 

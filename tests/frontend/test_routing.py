@@ -128,7 +128,7 @@ def test_a_choice_without_all_but_one_finds_that_one(mode: RouterMode) -> None:
 
 
 def test_least_loaded_is_exact_among_many() -> None:
-    """Against a plain search, over requests that begin and end, and reports."""
+    """Compare with a plain search, over requests that start and end, and reports."""
     chance = random.Random(7)
     table = Router(RouterMode.LEAST_LOADED, Fleet())
     workers = [worker(number) for number in range(1, 41)]

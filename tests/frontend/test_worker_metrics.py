@@ -1,4 +1,4 @@
-"""What the frontend shows of models, from what their workers tell."""
+"""The families of models, from the records of their workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker counts of each request, with an engine that has every fault."""
+"""The metrics of requests to an endpoint whose engine has faults."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ async def test_a_worker_is_ready_whatever_its_engine_says_of_itself(
 
 
 class Broken(EngineClient):
-    """With a fault that nobody has thought of."""
+    """A client that raises an unexpected exception."""
 
     async def check_health(self) -> bool:
         raise KeyError("data")
@@ -138,7 +138,7 @@ async def test_a_fault_after_the_start_ends_no_worker_that_serves(
 async def test_a_worker_that_cannot_watch_its_engine_ends_and_says_why(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """It would be `starting` for ever."""
+    """Without an end, the worker would stay `starting`."""
     engine = Scripted("answers")
     session = relay.client(keepalive_seconds=3)
     with run_directory(new_id()) as directory:

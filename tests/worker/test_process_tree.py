@@ -1,4 +1,4 @@
-"""Ending a tree of processes, with programs that do not want to end."""
+"""The end of a tree of processes that ignore signals or end late."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def start(program: str) -> EngineProcess:
 
 @pytest.fixture
 async def deaf_tree() -> AsyncIterator[EngineProcess]:
-    """A process that ends when asked, and a child of its that does not."""
+    """A process that ends at SIGTERM, with a child that does not."""
     handler = "lambda *_: sys.exit(3)"
     process = await start(TREE.format(handler=handler, child=DEAF))
     await until(lambda: len(process.members()) == 2)
@@ -120,7 +120,7 @@ async def test_a_process_that_does_not_die_is_reported_and_not_waited_for(
     assert left == [child.pid]
 
 
-async def test_a_look_that_hangs_delays_no_end(
+async def test_a_check_that_hangs_does_not_delay_the_end(
     deaf_tree: EngineProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """/proc hangs where it shows the memory of a process that is stuck."""
@@ -139,7 +139,7 @@ async def test_a_look_that_hangs_delays_no_end(
     assert len(looks) == 1
 
 
-async def test_waiting_for_the_exit_wakes_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_waiting_for_the_exit_needs_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
     process = await start("import time; time.sleep(60)")
     waiting = asyncio.create_task(process.wait())
     loop = asyncio.get_running_loop()

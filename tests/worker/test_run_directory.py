@@ -1,4 +1,4 @@
-"""What a worker keeps on tmpfs, and what it clears after others."""
+"""The directories of a worker, and their removal after killed workers."""
 
 from __future__ import annotations
 

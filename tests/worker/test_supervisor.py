@@ -1,4 +1,4 @@
-"""The engine's life, with engines that do not end."""
+"""The life of engines that do not end."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ logs.flush()
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 def test_a_worker_names_the_processes_that_do_not_die_and_ends(loop: str) -> None:
-    """A process that nobody kills stands for one in uninterruptible sleep."""
+    """The test replaces a process in uninterruptible sleep by one that is not killed."""
     small = ", small=True" if loop == "asyncio" else ""
     script = UNDEAD.replace("main(directory))", f"main(directory){small})")
     done = subprocess.run(
