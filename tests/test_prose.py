@@ -109,13 +109,14 @@ BANNED_BEGINNINGS = {
 ROOT_PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
 # Generated pages contain the help texts of SGLang and of `src/`, which other checks cover.
 GENERATED = ("metrics.md", "configuration.md")
-# Other files with prose for users.
+# Other files with prose for users and developers.
 OTHERS = [
     ROOT / "Makefile",
     ROOT / ".ci" / "run",
     *(path for path in sorted((ROOT / "deploy").rglob("*")) if path.is_file()),
     *sorted((ROOT / "examples").glob("*.py")),
     *sorted((ROOT / "benchmarks").glob("*.py")),
+    *(path for path in sorted((ROOT / "tests").rglob("*.py")) if path != Path(__file__)),
 ]
 DOCS = [
     *(ROOT / name for name in ROOT_PAGES),

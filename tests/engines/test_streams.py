@@ -94,7 +94,7 @@ def test_tool_calls_and_texts_are_content_and_a_role_is_not() -> None:
         ({"error": {"message": "x", "code": "insufficient_quota", "type": "bad"}}, 429),
         ({"error": "x"}, 500),
         ({"object": "error", "message": "x", "code": 503}, 503),
-        # Statuses as text, and numbers that are no statuses.
+        # Statuses as text, and numbers that are not statuses.
         ({"error": {"message": "x", "code": "429"}}, 429),
         ({"object": "error", "message": "x", "code": "503"}, 503),
         ({"error": {"message": "x", "code": True}}, 500),

@@ -117,7 +117,7 @@ def vllm_page(running: int) -> str:
 def test_engines_whose_series_have_a_label_engine_are_told_apart_by_worker_id(
     labels: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """As vLLM's have: `dynamometer_engine_up * on (worker_id) group_right ...` joins."""
+    """vLLM has this label; `dynamometer_engine_up * on (worker_id) group_right ...` joins."""
     servers = [Page(0, vllm_page(running)) for running in (3, 4)]
     flags = [
         word
@@ -128,7 +128,7 @@ def test_engines_whose_series_have_a_label_engine_are_told_apart_by_worker_id(
         found.wait_until_ready("a").wait_until_ready("b")
 
         def joined() -> dict[str, float]:
-            """What each engine has running, by the name that its `up` has."""
+            """Return the running requests by the engine's name in `dynamometer_engine_up`."""
             samples = [sample for family in parse(found.page()) for sample in family.samples]
             up = {
                 sample.labels["worker_id"]: sample.labels["engine"]

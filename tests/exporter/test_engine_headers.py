@@ -1,4 +1,4 @@
-"""`--engine-header`: engines whose pages need a key, which nobody else sees."""
+"""`--engine-header`: engines whose pages need a key, and only these receive the key."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def test_engines_of_one_address_have_the_same_headers() -> None:
         sent("a=X: y", to=same)
 
 
-def test_a_header_shows_its_value_to_nobody() -> None:
+def test_a_header_does_not_show_its_value() -> None:
     (header,) = engine_headers.read("", [], [AUTHORIZATION])
     assert KEY not in repr(header)
     assert URL(ENGINES[0].url or "").origin() not in by_origin([], []).headers

@@ -177,7 +177,7 @@ URL = {
 }
 # An engine of which only a directory is known.
 DIRECTORY = {
-    "starts while there are no values": Case(
+    "starts without values": Case(
         [files(changed=0.0)], STARTING, "has not finished", Liveness.UNKNOWN
     ),
     "is ready with a visible writer": Case([files("a")], READY, "", Liveness.UNKNOWN),

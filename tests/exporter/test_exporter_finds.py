@@ -28,7 +28,7 @@ NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where others may look in."""
+    """A directory that other users can read."""
     path = tmp_path_factory.mktemp("exporter")
     for directory in (path, *path.parents[:2]):
         directory.chmod(0o755)
@@ -58,7 +58,7 @@ def files_of(engine: Sglang) -> Path:
 
 
 def own_series(found: Exporter, engine: Sglang) -> str:
-    """What the exporter shows of this engine: others may run on this machine."""
+    """Return the series of this engine; others may run on this machine."""
     wanted = re.search(rf'_up{{engine="{engine.name}",worker_id="(\w+)"', found.page())
     assert wanted
     lines = found.page().splitlines()

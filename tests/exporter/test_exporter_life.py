@@ -27,7 +27,7 @@ ELSEWHERE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
 
 
 class Exporters:
-    """By processes; by the page; by the directory; by the directory in another pid namespace."""
+    """An exporter by processes, page or directory; by directory also in another pid namespace."""
 
     def __init__(self, place: Path, port: int, directory: Path | None = None) -> None:
         self._stack = contextlib.ExitStack()
@@ -52,7 +52,7 @@ class Exporters:
         return iter(self.all.items())
 
     def page(self, kind: str) -> str:
-        """Its page, without what else runs on this machine."""
+        """Return the page without the series of other engines on this machine."""
         page = self.all[kind].page()
         keys = [line.split(" ")[0] for line in page.splitlines() if not line.startswith("#")]
         assert len(keys) == len(set(keys)), "a series twice"

@@ -28,7 +28,7 @@ def looks_like_an_engine(tmp_path: Path) -> Path:
 
 
 def test_a_process_that_has_no_environment_yet_is_no_engine_yet(looks_like_an_engine: Path) -> None:
-    """It may be a worker's, or have the Rust server: what says so comes a moment later."""
+    """A worker's engine, and one with the Rust server, can be recognised only a moment later."""
     with subprocess.Popen(
         [sys.executable, "-m", "sglang.launch_server", "--model", "m", "--port", "1"],
         cwd=looks_like_an_engine,
@@ -79,7 +79,7 @@ def test_a_process_that_started_one_engine_leads_to_the_engine(tmp_path: Path) -
 
 
 def test_a_process_that_started_several_engines_is_refused_with_their_pids(tmp_path: Path) -> None:
-    """As the first process of a machine or a container has."""
+    """The first process of a machine or a container is such a process."""
     with shell(tmp_path, 40001, 40002) as (parent, engines):
         with pytest.raises(SettingsError) as raised:
             finder.engine_of(parent.pid)

@@ -1,4 +1,4 @@
-"""Which names of SGLang's a real Prometheus stores, and the documented way to the other kind."""
+"""The names of SGLang that a real Prometheus stores, and the documented rules for older names."""
 
 from __future__ import annotations
 

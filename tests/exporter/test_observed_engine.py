@@ -95,7 +95,7 @@ def test_a_fault_of_the_page_is_one_warning(tmp_path: Path) -> None:
 async def test_an_engine_whose_name_goes_with_it_has_ended(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """As a container's does. Its gauges leave, and come back with it."""
+    """The name of a container ends with it. The gauges disappear, and reappear after a restart."""
     port = free_port()
     server = Page(
         port,

@@ -25,7 +25,7 @@ def page(a: str = A1 + A2, b: str = "b_total 7\n", began: str = BEGAN) -> str:
 
 WHOLE = page()
 SAME = (100.0, 40.0, 7.0)
-# What each engine's page is, one fetch after the other, the last one for good; and its totals.
+# The pages of each engine, in order of the fetches, the last one repeated; and the totals.
 ENGINES = {
     "same": ([WHOLE], SAME),
     "missing": ([WHOLE, page(A1), WHOLE], SAME),
@@ -87,7 +87,7 @@ def pages() -> Iterator[Pages]:
 
 
 def totals(found: Exporter) -> Mapping[str, tuple[float, ...]]:
-    """What the exporter shows of each engine's counters."""
+    """Return the counters of each engine on the exporter's page."""
     shown: dict[str, tuple[float, ...]] = {}
     for family in parse(found.page()):
         for sample in family.samples:

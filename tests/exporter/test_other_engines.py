@@ -166,7 +166,7 @@ def test_a_text_page_of_other_names_goes_on_over_a_restart(path: str, tmp_path: 
 
 
 def test_an_engine_that_counted_little_before_its_restart_goes_on(tmp_path: Path) -> None:
-    """As SGLang does: its first page has few counters, and later values are hardly lower."""
+    """SGLang's first page after a restart has few counters, and later values are hardly lower."""
     port = free_port()
     starts = "# TYPE vllm:starts_total counter\nvllm:starts_total 1\n"
     server = Page(port, starts + page_of(3))

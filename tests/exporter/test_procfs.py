@@ -1,4 +1,4 @@
-"""What /proc shows of a process: its user, its files, its name."""
+"""The user, files and name of a process in /proc."""
 
 from __future__ import annotations
 

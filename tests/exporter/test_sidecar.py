@@ -29,7 +29,7 @@ def files(tmp_path: Path) -> Path:
 
 
 class Engine:
-    """The URL of an engine, which can go and come back."""
+    """The URL of an engine that can be stopped and restarted."""
 
     def __init__(self) -> None:
         self.port = free_port()

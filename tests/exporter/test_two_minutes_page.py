@@ -50,7 +50,7 @@ EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in pan
 
 @dataclass(frozen=True)
 class Shell:
-    """Where the page's commands are run, and what is put in the place of what."""
+    """The place where the page's commands run, and the replacements in them."""
 
     home: Path
     checkout: Path
@@ -119,7 +119,7 @@ class Shell:
 
 @pytest.fixture(scope="module")
 def engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sglang]:
-    """It was there before, started by its own command line."""
+    """Start an engine by its own command line."""
     directory = tmp_path_factory.mktemp("engine")
     with sglang(tiny_model, directory / "engine.log") as found:
         yield found
@@ -154,7 +154,7 @@ def exporter(installed: Shell, engine: Sglang) -> Iterator[Exporter]:
 
 @pytest.fixture(scope="module")
 def prometheus(installed: Shell, exporter: Exporter, engine: Sglang) -> Iterator[str]:
-    """Its URL; it has scraped, some requests were made, and it has scraped again."""
+    """Yield the URL of a Prometheus that has scraped before and after some requests."""
     configuration = installed.substituted(CONFIGURATION)
     (installed.checkout / "prometheus.yml").write_text(configuration, encoding="utf-8")
     url = f"http://127.0.0.1:{installed.prometheus_port}"
@@ -172,7 +172,7 @@ def prometheus(installed: Shell, exporter: Exporter, engine: Sglang) -> Iterator
 
 
 def query(url: str, expression: str) -> list[dict[str, Any]]:
-    """What Prometheus answers to an instant query: series with their values."""
+    """Return the series and values that answer an instant query."""
     answer = http(f"{url}/api/v1/query?{urllib.parse.urlencode({'query': expression})}").json()
     assert answer["status"] == "success", answer
     data = answer["data"]

@@ -92,7 +92,7 @@ def mapped(tmp_path: Path) -> Iterator[Path]:
 
 
 def alive(name: str, path: Path, members: Sequence[psutil.Process] = ()) -> bool:
-    """Whether a visible process counts as the writer `name` of the file."""
+    """A visible process counts as the writer `name` of the file, or does not."""
     writers = Writers()
     writers.update({name: [str(path)]}, lambda: members, UNKNOWN)
     return name in writers.alive

@@ -88,7 +88,7 @@ COUNTER = (
 
 
 def test_a_gauge_and_a_counter_of_one_name_are_on_both_pages() -> None:
-    """As on the page of every Go process; OpenMetrics has the counter without its type."""
+    """The page of every Go process has both; OpenMetrics shows the counter without its type."""
     for text in (GAUGE + COUNTER, COUNTER + GAUGE):
         page = Page()
         families = parse(text)

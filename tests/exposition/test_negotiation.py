@@ -1,4 +1,4 @@
-"""Which format and encoding a scraper is given."""
+"""The format and encoding that a scraper receives."""
 
 from __future__ import annotations
 

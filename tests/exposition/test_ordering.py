@@ -74,7 +74,7 @@ def test_what_is_in_order_stays_the_same_object() -> None:
     made = ordering.apply(first)
     assert [a is b for a, b in zip(first, made, strict=True)] == [False, True, True, True]
     assert ordering.apply(first) is made
-    # A value has changed in a family that is in order: the one out of order stays what it was.
+    # A value has changed in an ordered family: the reordered family stays the same object.
     changed = rest.replace(b'x1{tp_rank="0"} 1', b'x1{tp_rank="0"} 2')
     second = parser.parse(gauge([(0, 0, 1, ""), (0, 0, 0, "")]) + changed)
     again = ordering.apply(second)

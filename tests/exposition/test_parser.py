@@ -101,7 +101,7 @@ VALID_TEXT = {
         ),
         b"# HELP a_total h\n# TYPE a_total counter\na_total 1\n",
     ),
-    "somebody's gauge that is called as a created series": (
+    "a gauge with the name of a created series": (
         (
             b"# HELP a_total h\n# TYPE a_total counter\na_total 1\n"
             b"# HELP a_created mine\n# TYPE a_created gauge\na_created 5\n"
@@ -347,9 +347,9 @@ UNREADABLE = {
     "name of a digit": b"1b 1",
     "name with a dot": b"b.c 1",
     "no UTF-8": b"b\xff 2",
-    "label that is no UTF-8": b'b{x="\xff"} 2',
-    "comment that is no UTF-8": b"# \xff",
-    "HELP that is no UTF-8": b"# HELP b \xff",
+    "label that is not UTF-8": b'b{x="\xff"} 2',
+    "comment that is not UTF-8": b"# \xff",
+    "HELP that is not UTF-8": b"# HELP b \xff",
     "a NUL": b"b\0 1",
     "a byte order mark": b"\xef\xbb\xbfb 1",
     "words": b"an error has occurred",
@@ -496,7 +496,7 @@ HISTOGRAMS = {
 
 @pytest.mark.parametrize("case", HISTOGRAMS)
 def test_a_histogram_is_shown_as_it_is(case: str) -> None:
-    """Its buckets are for Prometheus to judge, which takes any."""
+    """Prometheus accepts any buckets, and so does the parser."""
     header = b"# HELP h \n# TYPE h histogram\n"
     assert render(parse(header + HISTOGRAMS[case])) == header + HISTOGRAMS[case]
 

@@ -95,7 +95,7 @@ Stored = set[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Scraped:
-    """What Prometheus has of one target."""
+    """The series that Prometheus has stored for one target."""
 
     error: str
     series: Stored
@@ -150,7 +150,7 @@ def _scrape(address: str, count: int, place: Path) -> Sequence[Scraped]:
 
 @pytest.fixture(scope="module")
 def scraped(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Sequence[Scraped]]:
-    """Of each page: itself, our text page and our OpenMetrics page, as Prometheus reads them."""
+    """Prometheus' reading of each page, and of the text and OpenMetrics pages rendered from it."""
     pages: list[tuple[str, bytes]] = []
     for content_type, page in PAGES.values():
         families = Merger().merge([Source("page", Parser().parse(page, content_type).families)])

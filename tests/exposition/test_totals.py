@@ -141,7 +141,7 @@ CASES = [
     Case("all but one missing, and that one is lower", [{M2: 39}, SEEN], [100, 40, 7]),
     Case("all but one missing, and that one is zero", [{M2: 0}, SEEN], [100, 40, 7]),
     Case("one a little lower", [SEEN | {M2: 39}], [100, 40, 7]),
-    Case("one a little lower for good", [SEEN | {M2: 39}] * 3, [100, 40, 7]),
+    Case("one a little lower permanently", [SEEN | {M2: 39}] * 3, [100, 40, 7]),
     Case("all a little lower", [{M1: 99, M2: 39, B: 6}] * 2, [100, 40, 7]),
     Case("one goes up and down", [SEEN | {M2: v} for v in (39, 41, 38, 40, 39)], [100, 41, 7]),
     Case("one is zero once", [SEEN | {M2: 0}, SEEN], [100, 40, 7]),
@@ -202,7 +202,7 @@ def counters(samples: dict[str, float]) -> bytes:
 
 
 def test_a_missing_collector_doubles_nothing(pages: Pages) -> None:
-    """As on node_exporter's page, which has hundreds of counters."""
+    """The page of node_exporter has hundreds of counters."""
     names = [f"c{number}_total" for number in range(100)]
     whole = [counter(number + 1, name=name) for number, name in enumerate(names)]
     before = pages.fetch(*whole)
@@ -567,7 +567,7 @@ ODD_PAGES = st.lists(
 def test_no_page_makes_a_total_that_prometheus_would_not_count(
     sequence: list[dict[str, float]],
 ) -> None:
-    """Its `increase()` of the raw page, from zero; and no total falls, whatever the pages are."""
+    """Totals equal `increase()` of the raw pages from zero, and never fall."""
     totals, parser = Totals(), PageParser()
     last: dict[str, float] = {}
     increase: dict[str, float] = {}
@@ -715,7 +715,7 @@ def test_a_counter_that_is_not_back_yet_stays_beside_a_gauge_of_its_name() -> No
 
 
 def check(families: Sequence[Family], whole: Engine, gauge: int | None) -> None:
-    """That families have the totals of `whole`, and are a valid page of both formats."""
+    """Check that families have the totals of `whole`, and are a valid page of both formats."""
     expected = whole.samples() | ({} if gauge is None else {"g": float(gauge)})
     assert written(families) == expected
     page = render(families, openmetrics=True)

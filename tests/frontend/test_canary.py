@@ -35,7 +35,7 @@ async def test_a_loop_that_was_held_is_seen_and_nobody_watches_afterwards() -> N
     async with Canary(registry).watching(), asyncio.timeout(10):
         while not value(registry, STALLS):
             await asyncio.sleep(0.001)
-            time.sleep(0.05)  # noqa: ASYNC251  # what it is to see
+            time.sleep(0.05)  # noqa: ASYNC251  # blocks the loop
         tasks = {task.get_name() for task in asyncio.all_tasks()}
         assert "the event loop canary" in tasks
     assert value(registry, f"{DELAY}_sum") > 0.005

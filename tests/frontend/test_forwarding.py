@@ -548,7 +548,7 @@ async def test_a_client_that_vanishes_closes_the_way_to_the_engine(bench: Bench)
 async def test_a_client_that_closes_a_stream_at_its_last_event_has_not_vanished(
     bench: Bench, whole: bool
 ) -> None:
-    """As OpenAI's own client does: before the HTTP answer has ended."""
+    """OpenAI's own client does so before the HTTP answer ends."""
 
     async def say(request: web.Request) -> web.StreamResponse:
         answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"})

@@ -174,9 +174,10 @@ async def test_a_family_of_the_peers_is_as_the_peer_has_it(site: Site) -> None:
     assert mine - compared == {"dynamo_frontend_model_workers", made_late}
 
 
-async def test_every_family_of_the_peers_that_means_something_is_there(site: Site) -> None:
-    """What is missing is about tokenizers, images, sound and video, which pass unread here, and
-    about the time of a send that is none of its own over HTTP."""
+async def test_every_family_of_nvidia_dynamo_that_applies_is_on_the_page(site: Site) -> None:
+    """Families of tokenizers, images, sound and video are excluded, because the frontend does not
+    read these, and the time of a send, which is not separate over HTTP.
+    """
     assert await site.chat() == 200
     ours = await site.families()
     wanted = {row["name"] for row in theirs() if row["name"].startswith(PREFIXES)}

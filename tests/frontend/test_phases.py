@@ -71,7 +71,7 @@ class Well:
 
 
 async def over(bench: Bench) -> None:
-    """No request is left, in any gauge."""
+    """Wait until no gauge counts a request; check the counters."""
     await until(lambda: not any(bench.count(name) for name in (*GAUGES, PLANE)))
     assert bench.count("requests_total") == bench.count("requests_started_total")
     assert bench.count("request_duration_seconds_count") == bench.count("requests_total")

@@ -32,7 +32,7 @@ async def bench() -> AsyncIterator[Bench]:
 
 
 def gauges(bench: Bench) -> dict[str, float]:
-    """Those that are not 0."""
+    """Return the gauges that are not 0."""
     found = {name: bench.count(name) for name in (*GAUGES, PLANE)}
     stages = {stage: bench.count("stage_requests", stage=stage) for stage in
               ("preprocess", "route", "dispatch")}  # fmt: skip
@@ -313,7 +313,7 @@ def stays_open_after(content: bytes) -> Handler:
 
 @pytest.mark.parametrize("more", [False, True])
 async def test_a_client_that_closes_at_an_error_has_been_failed(bench: Bench, more: bool) -> None:
-    """As OpenAI's own client does, which raises there."""
+    """OpenAI's own client does so, and raises there."""
     await bench.worker(stays_open_after(EVENT + ERROR + EVENT * more))
     body = {"model": "m", "stream": True}
     async with bench.session.post(bench.url + CHAT, json=body) as answer:
@@ -342,7 +342,7 @@ async def test_of_two_errors_of_a_stream_the_one_told_last_is_counted(
 async def test_an_error_that_could_not_be_sent_is_not_counted_as_a_failure(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its client is found gone as it is written."""
+    """The write finds that the client has gone."""
     begin = relay.begin
 
     async def begin_for_one_who_leaves(

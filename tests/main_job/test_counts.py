@@ -1,4 +1,4 @@
-"""What the pages count equals what was sent."""
+"""The counts on the pages equal the requests that were sent."""
 
 from __future__ import annotations
 

@@ -422,7 +422,7 @@ def test_unchanged_families_are_not_rendered_again(endpoint: Endpoint, files: Pa
     MultiProcessCollector(registry, str(files))
     labels = {"lora": "a"}
     one = get_prometheus_expfmt(registry, "sglang:", inject_custom_labels=labels)
-    again = CollectorRegistry()  # made anew for each scrape, as prometheus_client's docs do
+    again = CollectorRegistry()  # created for each scrape, as in prometheus_client's docs
     MultiProcessCollector(again, str(files))
     assert get_prometheus_expfmt(again, "sglang:", inject_custom_labels=labels) == one
     assert all('lora="a"' in line for line in one.splitlines() if not line.startswith("#"))

@@ -397,7 +397,7 @@ def test_render_gives_both_formats(runtime: DistributedRuntime) -> None:
 
 
 def test_an_instrument_that_fails_affects_only_itself(runtime: DistributedRuntime) -> None:
-    """Its function raises, unpaired surrogates make two series one, or a collector raises."""
+    """A function raises, unpaired surrogates make two series one, or a collector raises."""
 
     class Broken(Collector):
         def collect(self) -> Iterator[Metric]:

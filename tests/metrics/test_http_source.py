@@ -201,7 +201,7 @@ class Server:
         self._running = AsyncExitStack()
 
     async def start(self, counter: int, count: int, gauge: int, *, began: int = 0) -> None:
-        """With an engine that has counted so far."""
+        """Start an engine with these counts."""
         self.count(counter, count, gauge, began=began)
         app = web.Application()
         app.router.add_get("/metrics", self._handle)

@@ -99,7 +99,7 @@ def test_a_broken_source_affects_only_its_own_families(
             if "late" in samples(page):
                 return
             threading.Event().wait(0.02)
-        raise AssertionError("it has come back, and is not on the page")
+        raise AssertionError("the source has recovered, and is not on the page")
 
 
 def half_a_generator() -> Iterator[Family]:
@@ -177,7 +177,7 @@ def test_several_sources_that_hang_are_abandoned_and_return(
         if samples(page).keys() >= {"a", "b", "whole"}:
             return
         threading.Event().wait(0.02)
-    raise AssertionError("they have come back, and are not on the page")
+    raise AssertionError("the sources have recovered, and are not on the page")
 
 
 def test_simultaneous_refreshes_all_end(instruments: CollectorRegistry) -> None:

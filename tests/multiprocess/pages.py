@@ -1,4 +1,4 @@
-"""What prometheus_client makes of a directory, and pages compared."""
+"""The page of prometheus_client for a directory, and comparisons of pages."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ def test_a_constant_pid_yields_to_a_series_own(tmp_path: Path, written: Opener) 
     written(tmp_path / "counter_9.db").set("c_total", 1.0, pid="own")
     for mode in ("all", "min", "livesum", "mostrecent"):
         written(tmp_path / f"gauge_{mode}_9.db").set(mode, 2.0, 5.0, pid="own")
-    # What prometheus_client makes of them: a process, or none, in the place of a gauge's own.
+    # prometheus_client replaces the `pid` of a gauge by the process, or removes the label.
     plain = {'c_total{pid="own"}': 1.0, 'all{pid="9"}': 2.0}
     assert values(peer_page(tmp_path)) == plain | dict.fromkeys(("min", "livesum", "mostrecent"), 2)
     assert_same_lines(MultiprocessDirectory(tmp_path).render(), peer_page(tmp_path))

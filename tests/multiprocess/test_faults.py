@@ -215,7 +215,7 @@ def test_truncated_while_held_open(tmp_path: Path) -> None:
     write_process(tmp_path, GOOD)
     expected = peer_page(tmp_path)
     held = tmp_path / "counter_1.db"
-    same = key(labels={"x": "a"}, text="What it is.")
+    same = key(labels={"x": "a"}, text="A text.")
     held.write_bytes(content(FIRST, entry(same, 5.0)))
     ours = MultiprocessDirectory(tmp_path)
     assert values(ours.render())["other_total"] == 1.0

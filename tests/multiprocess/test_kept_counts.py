@@ -1,4 +1,4 @@
-"""With `keep_totals`, what was counted stays when files go: a total never falls."""
+"""`keep_totals` keeps the counts of removed files: a total never falls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""With `keep_totals`, one odd reading makes no total that was not counted, and loses none.
+"""`keep_totals` survives an odd reading: a total gains and loses no counts.
 
 Each case is a state of the files that lasts for a reading, and what is there afterwards.
 """

@@ -30,7 +30,7 @@ def written(tmp_path: Path) -> Path:
 
 
 def count_open(directory: Path) -> int:
-    """How many descriptors of this process are files of a directory."""
+    """Return the number of descriptors of this process that are files of a directory."""
     count = 0
     for link in Path("/proc/self/fd").iterdir():
         try:
@@ -123,7 +123,7 @@ def test_a_child_of_fork_has_no_file_of_its_parents_collector(written: Path) -> 
 def test_children_that_are_forked_within_a_reading_have_no_file_open(
     written: Path,
 ) -> None:
-    """By another thread, which has its lock for most of the time."""
+    """Another thread forks, and holds the lock for most of the time."""
     directory = MultiprocessDirectory(written)
     directory.render()
     ending = threading.Event()

@@ -144,7 +144,7 @@ def test_counters_of_two_processes(name: str, tmp_path: Path) -> None:
         (tmp_path / f"counter_{number}.db").write_bytes(file(one))
     with MultiprocessDirectory(tmp_path) as ours:
         assert values(ours.render()) == expected
-        # A reading counts each file that something is left out of.
+        # A reading counts each file of which it omits a part.
         assert ours.errors.keys() == errors.keys()
         assert_readable(ours)
 

@@ -1,4 +1,4 @@
-"""What ended processes have counted stays; what they were gauging goes."""
+"""Counts of ended processes stay, and their gauges disappear."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_a_retired_file_that_somebody_removes_still_counts(tmp_path: Path) -> No
             {"c_total": 120.0, "cc_total": 150.0},
             id="other place: the file was written again",
         ),
-        pytest.param([], {"c_total": 100.0}, id="not begun"),
+        pytest.param([], {"c_total": 100.0}, id="not started"),
     ],
 )
 def test_other_content_of_a_retired_file_counts_once_it_is_certain_whose_it_is(

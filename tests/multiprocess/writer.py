@@ -25,7 +25,7 @@ class Written:
 
     type: str
     name: str
-    documentation: str = "What it is."
+    documentation: str = "A text."
     mode: str = "all"
     labels: Sequence[str] = ()
     actions: Sequence[tuple[Sequence[str], str, float]] = field(default_factory=list)

@@ -20,9 +20,9 @@ import asyncio, threading
 from dynamometer.process.background import BackgroundThread
 
 async def main():
-    begun = threading.Event()
-    BackgroundThread("hanging").submit(lambda: (begun.set(), threading.Event().wait()))
-    await asyncio.to_thread(begun.wait)
+    started = threading.Event()
+    BackgroundThread("hanging").submit(lambda: (started.set(), threading.Event().wait()))
+    await asyncio.to_thread(started.wait)
 
 asyncio.run(main())
 """

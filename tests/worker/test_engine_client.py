@@ -138,7 +138,7 @@ async def test_a_fault_after_the_start_ends_no_worker_that_serves(
 async def test_a_worker_that_cannot_watch_its_engine_ends_and_says_why(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Without an end, the worker would stay `starting`."""
+    """The worker would otherwise stay `starting`."""
     engine = Scripted("answers")
     session = relay.client(keepalive_seconds=3)
     with run_directory(new_id()) as directory:

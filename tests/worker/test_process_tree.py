@@ -89,7 +89,7 @@ async def test_an_orphan_that_ends_at_the_moment_of_a_look_is_no_zombie_either(
 async def test_children_of_a_first_process_whose_threads_end_late_are_no_zombies(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its main thread has ended, so it looks like a zombie, and its children are not ours yet."""
+    """The main thread has ended, so the process looks like a zombie, and still has its children."""
     process = await start(LATE_THREADS)
     async with asyncio.timeout(10):
         while not (family := process.members())[1:]:
@@ -212,7 +212,7 @@ time.sleep(60)
 
 async def test_what_a_killed_owner_left_is_found_by_its_mark() -> None:
     process = await EngineProcess.start([sys.executable, "-c", DEAF], {}, owner="some-other")
-    assert end_owned("nobody's") == 0
+    assert end_owned("unknown") == 0
     assert end_owned("some-other") == 1
     assert await process.wait() == -signal.SIGKILL
 
