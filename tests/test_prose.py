@@ -27,6 +27,7 @@ CLEAN = {
     "demo",
     "engines",
     "errors",
+    "exposition",
     "exporter",
     "frontend",
     "http",

@@ -7,11 +7,9 @@ import subprocess
 
 import pytest
 
-from dynamometer.exposition.families import Family, Metadata
+from dynamometer.exposition.families import Family
 from dynamometer.exposition.filters import EVERYTHING, Selection
 from dynamometer.exposition.rendering import Renderer, render
-from dynamometer.exposition.samples import Sample
-from dynamometer.exposition.series import Series
 from parsing import parse
 
 
@@ -53,18 +51,3 @@ def test_selections_have_pages_of_their_own() -> None:
         only_b = Selection.of(names=["b", f"absent{number}"])
         assert renderer.render(families, only_b) == render(families[1:])
     assert renderer.render(families, EVERYTHING) == render(families)
-
-
-def test_lines_and_samples_of_a_family_are_the_same() -> None:
-    lines = b'a_total{x="} 1",y="\\\\\\"\\n"} 1.0\na_total 2.0\n'
-    metadata = Metadata("a", "counter")
-    given = Family(metadata, frozenset({"a_total"}), (lines[:20], lines[20:]))
-    assert given.samples == (
-        Sample(Series.of("a_total", {"y": '\\"\n', "x": "} 1"}), "1.0"),
-        Sample(Series.of("a_total", {}), "2.0"),
-    )
-    assert given.samples[0].series.labels == {"x": "} 1", "y": '\\"\n'}
-    assert given.samples[0].series.name == "a_total"
-    again = Family.of_samples(metadata, given.samples)
-    assert (again.lines, again.sample_names) == (lines, given.sample_names)
-    assert render([again], openmetrics=True) == render([given], openmetrics=True)

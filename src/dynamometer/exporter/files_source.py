@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,8 +20,7 @@ from dynamometer.names import labels
 logger = logging.getLogger(__name__)
 
 # The label of SGLang and of vLLM with the value of the runtime's `model`.
-_MODEL_NAME: Final = re.compile(rb'[{,]model_name="((?:[^"\\]|\\.)+)"')
-_ESCAPED: Final = re.compile(r'\\([\\"n])')
+_MODEL_NAME: Final = f'{labels.MODEL_NAME}="'.encode()
 _LISTED_FAMILIES: Final = 3
 # Seconds between two readings that look for changes, if nothing but changes shows that the
 # engine lives.
@@ -220,8 +218,8 @@ class FilesSource:
 
 def _model_name(families: Sequence[Family]) -> str:
     for family in families:
-        for chunk in family.chunks:
-            if found := _MODEL_NAME.search(chunk):
-                text = found[1].decode("utf-8", "replace")
-                return _ESCAPED.sub(lambda m: "\n" if m[1] == "n" else m[1], text)
+        if any(_MODEL_NAME in chunk for chunk in family.chunks):
+            for sample in family.samples:
+                if model := sample.series.labels.get(labels.MODEL_NAME):
+                    return model
     return ""

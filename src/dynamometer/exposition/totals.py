@@ -1,25 +1,25 @@
 """Totals of a page that continue over restarts of the process behind the page.
 
-A restarted process counts from zero again; its totals are what it counted before, added to what its
-page shows now. The page is the only witness, and one page can be wrong: a collector failed, a value
-was corrected, the body was cut. A total that was never counted would stay wrong for good, so the
-rule prefers a total that is too low. It judges each label set (one counter, or all series of one
-histogram or summary) by its count:
+A restarted process counts from zero again; its totals are the counts before the restart, added to
+the values of its page. The page is the only evidence, and a page can be wrong: a collector failed,
+a value was corrected, the body was truncated. A total that is too high would stay too high, so the
+rule prefers a total that is too low. The rule judges each label set (one counter, or all series of
+one histogram or summary) by its count:
 
-- A fall to half or less, on two pages in a row: the label set began again, and its former value is
-  added from now on. Until then the total stays where it is.
-- A smaller fall is a correction: the total stays where it is until the value exceeds it.
-- A label set that is missing stays at its total, and continues when it is back.
-- All label sets began again, missing ones included, when the start time of the process moved
+- A fall to half or less, on two pages in succession: the label set started again, and its former
+  value is added from then on. Until then the total does not change.
+- A smaller fall is a correction: the total does not change until the value exceeds it.
+- The total of a missing label set does not change, and continues when the label set returns.
+- All label sets started again, missing ones included, when the start time of the process moved
   forward by more than `CLEAR_MOVE_SECONDS` from one page to the next, or when nearly all of them
-  fell and at least one of them to half or less. Every family has the same weight in that, however
-  many series it has, and a missing label set has not fallen. Where the process was seen to end,
-  its next page with any such series decides: small falls suffice, a missing label set counts as
-  fallen, because a new process has few at first, and more than half are enough.
-- A label set that is back with other series (a histogram with other bounds) starts from its page,
-  because its former values do not fit the new series. Where it only misses some series, the others
-  continue, and no fall is judged.
-- A value that is not finite is shown, and the last finite one counts.
+  fell and at least one of them to half or less. Each family has the same weight, for any number of
+  series, and a missing label set has not fallen. After an observed end of the process, the next
+  page with any such series decides: small falls are enough, a missing label set counts as fallen,
+  because a new process has few at first, and more than half are enough.
+- A label set that returns with other series (a histogram with other bounds) starts from its page,
+  because its former values do not fit the new series. If only some series are missing, the others
+  continue, and a fall is not judged.
+- A value that is not finite is shown, and the last finite value counts.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from dynamometer.exposition.cumulative import (
 from dynamometer.exposition.families import Family
 from dynamometer.exposition.reuse import FamilyMap, UnchangedFamilies
 
-# Start times are computed from clocks, which are adjusted by less.
+# Adjustments of the clock, from which start times are computed, are smaller.
 CLEAR_MOVE_SECONDS: Final = 5.0
-# Of families, and of the label sets of one family.
+# Shares of the families, and of the label sets of one family.
 _NEARLY_ALL: Final = 0.9
 _MOST: Final = 0.5
 
@@ -52,18 +52,18 @@ class _LabelSet:
     """The totals of one label set.
 
     Attributes:
-        level: its highest count since it began.
-        waiting: the last page showed a clear fall, and the next one decides.
+        level: the highest count since its start.
+        waiting: True if the last page showed a clear fall: the next page decides.
     """
 
     __slots__ = ("_offsets", "_since", "level", "waiting")
 
     def __init__(self, now: Reading) -> None:
-        self._offsets: Values = {}  # what was counted before it began
+        self._offsets: Values = {}  # the totals at the last restart
         self._start(now)
 
     def _start(self, now: Reading) -> None:
-        """Begin with the values of a page."""
+        """Replace the values by those of a page."""
         self._since = Reading(dict(now.counts), {s: _finite(v) for s, v in now.sums.items()})
         self.level = now.level
         self.waiting = False
@@ -76,28 +76,28 @@ class _LabelSet:
         """Return whether the count fell to half or less."""
         return now.level < self.level and now.level <= self.level / 2
 
-    def take(self, now: Reading) -> None:
-        """Take the values of a page of the same process."""
+    def update(self, now: Reading) -> None:
+        """Continue with a page of the same process."""
         if not self.has_series_of(now):
-            self._take_other_series(now)
+            self._update_other_series(now)
         elif not self.fell_clearly(now):
             self._raise(now)
         elif self.waiting:
-            self.begin_again()
+            self.restart()
             self._start(now)
         else:
             self.waiting = True
 
-    def take_of_next_process(self, now: Reading) -> None:
-        """Take the values of the first page of another process."""
+    def update_restarted(self, now: Reading) -> None:
+        """Continue with the first page of another process."""
         if self.has_series_of(now):
-            self.begin_again()
+            self.restart()
         else:
             self._offsets = {}
         self._start(now)
 
-    def begin_again(self) -> None:
-        """Add what was counted to everything that will be counted."""
+    def restart(self) -> None:
+        """Keep the totals as offsets, and count from zero."""
         for series, total in self.totals():
             if math.isfinite(total):
                 self._offsets[series] = total
@@ -113,18 +113,18 @@ class _LabelSet:
         if self.has_series_of(now):
             yield from self.totals()
             return
-        since = dict(self._since.items())  # of more series, since the last page that had them all
+        since = dict(self._since.items())  # of all series, also of those that the page misses
         for series, value in now.items():
             if series in since:
                 yield series, max(value, since[series]) + self._offsets.get(series, 0.0)
 
-    def _take_other_series(self, now: Reading) -> None:
+    def _update_other_series(self, now: Reading) -> None:
         if not (now.part_of(self._since) and any(self._offsets.values())):
             self._offsets = {}
             self._start(now)
 
     def _raise(self, now: Reading) -> None:
-        """Raise the counts to those of the page, unless they fell a little; the sum moves along."""
+        """Raise the counts and replace the sums, unless the counts fell a little."""
         self.waiting = False
         if now.level < self.level:
             return
@@ -138,17 +138,17 @@ class _LabelSet:
 
 
 @dataclass(slots=True)
-class _Counted:
+class _CumulativeFamily:
     """A family with cumulative samples.
 
     Attributes:
-        page: as on the last page; without samples where it is missing there.
+        page: the family as on the last page; without samples if it is missing there.
         readings: the samples of `page`, by label set.
         sets: the totals, by label set.
-        label_sets: those of known series.
-        waiting: the next page decides on one of `sets`.
-        replaced: a family of another type has the name; this one is hidden until it is back.
-        shown: the family with its totals; None until it is asked for.
+        label_sets: the label sets of known series.
+        waiting: True if the next page decides about one of `sets`.
+        replaced: True if the page has a family of another type with the name: this one is hidden.
+        shown: the family with its totals; None if it must be made again.
     """
 
     page: Family
@@ -163,8 +163,8 @@ class _Counted:
         """Return the readings of the family of a page."""
         return self.readings if self.page is family else readings_of(family, self.label_sets)
 
-    def take(self, family: Family, readings: Mapping[str, Reading], *, restarted: bool) -> None:
-        """Take the family of a page with its readings."""
+    def update(self, family: Family, readings: Mapping[str, Reading], *, restarted: bool) -> None:
+        """Continue with the family of a page and its readings."""
         if self.page is family and not restarted and not self.waiting:
             return
         self.page, self.readings, self.shown = family, readings, None
@@ -175,17 +175,17 @@ class _Counted:
             if known is None:
                 self.sets[labels] = _LabelSet(now)
             elif restarted:
-                known.take_of_next_process(now)
+                known.update_restarted(now)
             else:
-                known.take(now)
+                known.update(now)
         if restarted:
             for labels, known in self.sets.items():
                 if labels not in readings or not readings[labels].finite:
-                    known.begin_again()
+                    known.restart()
         self.waiting = any(known.waiting for known in self.sets.values())
 
     def show(self) -> Family:
-        """Return the page's family with its totals, and those of missing label sets behind."""
+        """Return the page's family with its totals, followed by missing label sets."""
         if self.shown is None:
             totals: Values = {}
             missing: Values = {}
@@ -204,20 +204,20 @@ class _Counted:
         return self.shown
 
 
-_Found: TypeAlias = tuple[_Counted, Family, Mapping[str, Reading]]
+_Found: TypeAlias = tuple[_CumulativeFamily, Family, Mapping[str, Reading]]
 
 
 class Totals:
     """Keeps the totals of one page over restarts of its process, by the rule of this module.
 
-    Counters, histograms and the counts and sums of summaries continue; everything else is the
-    page's. One thread at a time may use an object.
+    Counters, histograms and the counts and sums of summaries continue; all other samples are as on
+    the page. One thread at a time may use an object.
     """
 
     def __init__(self) -> None:
-        self._given: tuple[Family, ...] = ()
+        self._page: tuple[Family, ...] = ()
         self._shown: tuple[Family, ...] = ()
-        self._counted: dict[tuple[str, str], _Counted] = {}
+        self._counted: dict[tuple[str, str], _CumulativeFamily] = {}
         self._began: float | None = None
         self._ended = False
         self._unchanged = UnchangedFamilies()
@@ -226,64 +226,64 @@ class Totals:
     def update(
         self, families: Sequence[Family], *, began: float | None = None, ended: bool = False
     ) -> tuple[Family, ...]:
-        """Return the families of a page with their totals: the same objects where nothing changed.
+        """Return the families of a page with their totals: the same objects if nothing changed.
 
         Args:
-            families: of the whole page, each name and type once, as parsers give them.
-            began: start time of the page's process, seconds since the epoch; None if unknown.
-            ended: the process of the page before was seen to end. Another one may continue its
+            families: the families of the whole page, each name and type once, as from a parser.
+            began: the start time of the page's process, seconds since the epoch; None if unknown.
+            ended: True if the process of the last page ended. Another process may continue the
                 counts by itself, from files that both share.
         """
-        given = tuple(families)
+        page = tuple(families)
         moved = _moved(self._began, began)
         self._began = began
         self._ended |= ended
         waiting = any(counted.waiting for counted in self._counted.values())
-        if given == self._given and not moved and not waiting:
+        if page == self._page and not moved and not waiting:
             return self._shown  # families are equal to themselves only
-        self._given = given
+        self._page = page
         found = [
-            (counted, family, counted.read(family)) for counted, family in self._counted_of(given)
+            (counted, family, counted.read(family))
+            for counted, family in self._cumulative_families(page)
         ]
         restarted = self._nearly_all_fell(found) or moved
         self._ended = self._ended and not restarted
         for counted, family, readings in found:
-            counted.take(family, readings, restarted=restarted)
-        shown = self._unchanged.reuse(self._continued(given))
-        if shown == given:
-            shown = given
-        if shown != self._shown:
-            self._shown = shown
+            counted.update(family, readings, restarted=restarted)
+        shown = self._unchanged.reuse(self._with_totals(page))
+        self._shown = page if shown == page else shown
         return self._shown
 
     def kept(self) -> tuple[Family, ...]:
-        """Return what stays without the process: the cumulative samples as they were last shown.
+        """Return the cumulative samples as they were last shown: all that stays after an end.
 
-        Gauges, summaries' quantiles and everything else that was true only then are dropped.
+        Gauges, summaries' quantiles and all other samples describe a running process.
         """
         return self._cumulative_parts.apply(
             [family for family in self._shown if is_cumulative(family.metadata)]
         )
 
-    def _counted_of(self, given: Sequence[Family]) -> Sequence[tuple[_Counted, Family]]:
+    def _cumulative_families(
+        self, page: Sequence[Family]
+    ) -> Sequence[tuple[_CumulativeFamily, Family]]:
         """Return all families with totals, each as on the page: missing ones without samples."""
-        page = {_key(family): family for family in given}
-        taken = frozenset().union(*[family.metadata.text_names for family in given])
-        for key, family in page.items():
+        by_key = {_key(family): family for family in page}
+        taken = frozenset().union(*[family.metadata.text_names for family in page])
+        for key, family in by_key.items():
             if is_cumulative(family.metadata) and key not in self._counted:
-                self._counted[key] = _Counted(without_samples(family))
+                self._counted[key] = _CumulativeFamily(without_samples(family))
         for key, counted in self._counted.items():
-            if key in page:
+            if key in by_key:
                 counted.replaced = False
             elif not taken.isdisjoint(counted.page.metadata.text_names):
                 counted.replaced = True
         return [
-            (counted, page.get(key) or without_samples(counted.page))
+            (counted, by_key.get(key) or without_samples(counted.page))
             for key, counted in self._counted.items()
         ]
 
     def _nearly_all_fell(self, found: Iterable[_Found]) -> bool:
-        """Return whether the page shows that its process is another one; see the module."""
+        """Return whether the page shows that its process restarted; see the module's rule."""
         ended = self._ended and any(readings for _, _, readings in found)
         parts: list[float] = []
         clearly = False
@@ -307,19 +307,19 @@ class Totals:
             return sum(parts) > _MOST * len(parts)
         return clearly and sum(parts) >= _NEARLY_ALL * len(parts)
 
-    def _continued(self, given: Sequence[Family]) -> Sequence[Family]:
-        """The page's families with their totals, and behind them those that are missing."""
-        present = {_key(family) for family in given}
+    def _with_totals(self, page: Sequence[Family]) -> Sequence[Family]:
+        """Return the page's families with their totals, followed by the missing families."""
+        present = {_key(family) for family in page}
         missing = [
             counted.show()
             for key, counted in self._counted.items()
             if key not in present and not counted.replaced
         ]
-        return [*[self._continue(family) for family in given], *missing]
-
-    def _continue(self, family: Family) -> Family:
-        counted = self._counted.get(_key(family))
-        return family if counted is None else counted.show()
+        shown = [
+            family if (counted := self._counted.get(_key(family))) is None else counted.show()
+            for family in page
+        ]
+        return [*shown, *missing]
 
 
 def _key(family: Family) -> tuple[str, str]:
@@ -331,5 +331,5 @@ def _finite(value: float) -> float:
 
 
 def _moved(before: float | None, now: float | None) -> bool:
-    """Whether a start time is that of another process."""
+    """Return whether a start time belongs to another process."""
     return before is not None and now is not None and now - before > CLEAR_MOVE_SECONDS
