@@ -130,9 +130,9 @@ def test_every_gauge_mode(mode: str, tmp_path: Path) -> None:
 def test_a_mostrecent_gauge_that_nobody_has_set_has_no_sample(tmp_path: Path) -> None:
     ours = MultiprocessDirectory(tmp_path)
     write_process(tmp_path, [Written("gauge", "g", mode="mostrecent")])
-    assert ours.render() == b"# HELP g What it is.\n# TYPE g gauge\n"
+    assert ours.render() == b"# HELP g A text.\n# TYPE g gauge\n"
     write_process(tmp_path, [Written("gauge", "g", mode="mostrecent", actions=[((), "=", 4.0)])])
-    assert ours.render() == b"# HELP g What it is.\n# TYPE g gauge\ng 4.0\n"
+    assert ours.render() == b"# HELP g A text.\n# TYPE g gauge\ng 4.0\n"
 
 
 def test_a_service_of_all_types(tmp_path: Path) -> None:
