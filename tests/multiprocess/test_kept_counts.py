@@ -128,3 +128,15 @@ def test_without_it_files_that_go_take_their_totals_as_prometheus_client_has_it(
     shown(ours)
     shutil.rmtree(first)
     assert shown(ours) == {}
+
+
+def test_a_sum_falls_by_a_negative_amount_also_when_another_file_is_removed(first: Path) -> None:
+    ours = MultiprocessDirectory(first, keep_totals=True)
+    paths = [first / "summary_7.db", first / "summary_8.db"]
+    for path in paths:
+        path.write_bytes(content(entry(key("s", "s_count"), 2.0), entry(key("s", "s_sum"), 6.0)))
+    assert shown(ours) == {"s_count": 4.0, "s_sum": 12.0}
+    paths[0].write_bytes(content(entry(key("s", "s_count"), 3.0), entry(key("s", "s_sum"), 1.0)))
+    paths[1].unlink()
+    assert shown(ours) == {"s_count": 5.0, "s_sum": 7.0}
+    assert shown(ours) == {"s_count": 5.0, "s_sum": 7.0}

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from dynamometer.multiprocess.cells import Cells
 from dynamometer.multiprocess.metrics_file import MetricsFile
 
+# The most by which the order of an addition changes a total, relative to the total.
+_ROUNDING: Final = 1e-9
 _MOST_MISSING: Final = 10_000  # files whose counts are held, some kilobytes each
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -181,10 +183,12 @@ class KeptCounts:
         record = self._records[file.path]
         suspected, record.suspected = record.suspected, False
         changed = False
-        last = record.last
-        if last is not None and self._fallen(file, np.arange(last.size), now[: last.size], last):
-            record.hold()
-            changed = True
+        if record.last is not None:
+            free = np.flatnonzero(~np.isin(record.cells, record.held.cells))
+            last = record.last[free]
+            if self._fallen(file, free, now[free], last):
+                record.held = record.held.raised_to(record.cells[free], last)
+                self.changed = changed = True
         places, held = record.held.find(file.cells)
         if not places.size:
             return changed
@@ -248,7 +252,7 @@ class KeptCounts:
         return raised
 
     def correct(self, before: NDArray[np.float64], now: NDArray[np.float64]) -> bool:
-        """Raise the base of totals that fell, because they were added up in another order.
+        """Raise the base of totals that fell only because they were added up in another order.
 
         For Prometheus, a counter that is smaller by its last bit has been reset.
 
@@ -260,8 +264,11 @@ class KeptCounts:
             Whether the values have to be computed again.
         """
         known = before.size
-        short = np.flatnonzero(self.based[:known] & (now[:known] < before))
-        missing = before[short] - now[short]
+        with np.errstate(invalid="ignore"):  # two infinities
+            missing = before - now[:known]
+        rounded = (missing > 0) & (missing < _ROUNDING * np.abs(before))
+        short = np.flatnonzero(self.based[:known] & rounded)
+        missing = missing[short]
         smallest = np.nextafter(self.base[short], np.inf) - self.base[short]
         self.base[short] += np.maximum(missing, smallest)
         self._added[short] += np.maximum(missing, smallest)
