@@ -1,4 +1,4 @@
-"""The bytes of multiprocess files, good ones and bad ones."""
+"""The bytes of multiprocess files, valid and invalid ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import struct
 
 
 def entry(key: bytes, value: float = 1.0, *, length: int | None = None) -> bytes:
-    """An entry as the writer makes it; `length` may lie."""
+    """Return the bytes of an entry; `length` may be wrong."""
     padded = key + b" " * (8 - (len(key) + 4) % 8)
     return (
         struct.pack("=i", len(key) if length is None else length)
@@ -17,12 +17,12 @@ def entry(key: bytes, value: float = 1.0, *, length: int | None = None) -> bytes
 
 
 def content(*entries: bytes, used: int | None = None, size: int = 1 << 12) -> bytes:
-    """A file's bytes; `used` may lie."""
+    """Return the bytes of a file; `used` may be wrong."""
     body = b"".join(entries)
     header = struct.pack("=ii", 8 + len(body) if used is None else used, 0)
     return (header + body).ljust(size, b"\0")
 
 
 def key(name: str = "c", sample: str = "c_total", labels: object = None, text: str = "h") -> bytes:
-    """A key as the writer makes it."""
+    """Return the bytes of a key."""
     return json.dumps([name, sample, labels or {}, text]).encode()

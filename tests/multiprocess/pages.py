@@ -1,4 +1,4 @@
-"""The page of prometheus_client for a directory, and comparisons of pages."""
+"""prometheus_client's page of a directory, and comparisons of pages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dynamometer.multiprocess import MultiprocessDirectory
 
 
 class Merged(Collector):
-    """prometheus_client's merge of some files."""
+    """Return prometheus_client's merge of some files."""
 
     def __init__(self, files: list[Path]) -> None:
         self._files = [str(file) for file in files]
@@ -29,14 +29,14 @@ class Merged(Collector):
 
 
 def peer_page(directory: Path) -> bytes:
-    """prometheus_client's page of all files in a tree."""
+    """Return prometheus_client's page of all files in a tree."""
     registry = CollectorRegistry()
     registry.register(Merged(sorted(directory.rglob("*.db"))))
     return generate_latest(registry)
 
 
 def assert_same_lines(ours: bytes, theirs: bytes) -> None:
-    """Equal as sorted lines; a sum to the last bit or one beside it."""
+    """Assert that sorted lines are equal; sums may differ in their last bit."""
     mine, other = sorted(ours.splitlines()), sorted(theirs.splitlines())
     if mine == other:
         return
@@ -51,13 +51,13 @@ def assert_same_lines(ours: bytes, theirs: bytes) -> None:
 
 
 def assert_parsers_accept(directory: MultiprocessDirectory) -> None:
-    """Both of prometheus_client's parsers take both pages."""
+    """Assert that prometheus_client's parsers accept the page in both formats."""
     list(parse_text(directory.render().decode()))
     list(parse_openmetrics(directory.render(openmetrics=True).decode()))
 
 
 def values(page: bytes) -> dict[str, float]:
-    """The value of each series of a page."""
+    """Return the value of each series of a page."""
     return {
         series: float(value)
         for line in page.decode().splitlines()

@@ -150,7 +150,7 @@ def test_merge_of_a_missing_file(tmp_path: Path) -> None:
         MultiProcessCollector.merge([other])
 
 
-def test_what_a_caller_does_to_its_metrics_is_his_alone(tmp_path: Path) -> None:
+def test_a_caller_that_changes_its_metrics_changes_no_others(tmp_path: Path) -> None:
     write_some(tmp_path)
     collector = MultiProcessCollector(None, str(tmp_path))
     for _ in range(3):
@@ -191,7 +191,7 @@ def test_others_families_are_as_prometheus_client_formats_them(
 
 
 def test_a_forked_child_reads_for_itself(tmp_path: Path) -> None:
-    """Whatever threads of the parent have locked."""
+    """A lock that a thread of the parent holds does not stop the child."""
     write_some(tmp_path)
     collector = MultiProcessCollector(None, str(tmp_path))
     directory = collector.directory
@@ -218,7 +218,7 @@ def test_directories_that_are_gone_are_let_go(tmp_path: Path) -> None:
 def test_a_directory_that_hangs_does_not_stop_the_collectors_of_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While its path is looked at, others are read."""
+    """The collectors of other paths read meanwhile."""
     for name in ("hangs", "new", "other"):
         (tmp_path / name).mkdir()
         write_some(tmp_path / name)
@@ -244,7 +244,7 @@ def test_a_directory_that_hangs_does_not_stop_the_collectors_of_others(
 
 
 def test_errors_that_are_looked_at_do_not_change(tmp_path: Path) -> None:
-    """A thread may count them while another one reads."""
+    """A thread may read the counts while another one reads files."""
     collector = MultiProcessCollector(None, str(tmp_path))
     (tmp_path / "counter_1.db").write_bytes(b"\x08")
     list(collector.collect())

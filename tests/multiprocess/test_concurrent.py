@@ -1,4 +1,4 @@
-"""A page is whole at any time, whatever other processes are doing to the files."""
+"""A page is complete at any time, while other processes change the files."""
 
 from __future__ import annotations
 

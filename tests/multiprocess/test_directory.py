@@ -1,4 +1,4 @@
-"""The page is kept current, at the cost of what changed."""
+"""A reading costs as much as the changes since the last one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Opener: TypeAlias = Callable[[Path], File]
 
 @pytest.fixture
 def written() -> Iterator[Opener]:
-    """Opens files to write; they are closed at the end."""
+    """Opens files for writing, and closes them at the end."""
     with ExitStack() as stack:
 
         def opened(path: Path) -> File:
@@ -162,7 +162,7 @@ def test_a_constant_pid_yields_to_a_series_own(tmp_path: Path, written: Opener) 
     written(tmp_path / "counter_9.db").set("c_total", 1.0, pid="own")
     for mode in ("all", "min", "livesum", "mostrecent"):
         written(tmp_path / f"gauge_{mode}_9.db").set(mode, 2.0, 5.0, pid="own")
-    # prometheus_client replaces the `pid` of a gauge by the process, or removes the label.
+    # prometheus_client replaces the pid of a gauge by its process, or removes the pid.
     plain = {'c_total{pid="own"}': 1.0, 'all{pid="9"}': 2.0}
     assert values(peer_page(tmp_path)) == plain | dict.fromkeys(("min", "livesum", "mostrecent"), 2)
     assert_same_lines(MultiprocessDirectory(tmp_path).render(), peer_page(tmp_path))

@@ -1,4 +1,4 @@
-"""One bad file costs only itself."""
+"""A bad file affects only its own series."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ def test_truncated_while_held_open(tmp_path: Path) -> None:
     assert ours.errors == {"truncated": 1}
 
 
-def test_truncated_and_written_anew_between_two_calls(tmp_path: Path) -> None:
+def test_truncated_and_written_again_between_two_calls(tmp_path: Path) -> None:
     path = tmp_path / "counter_1.db"
     path.write_bytes(content(FIRST, entry(key(labels={"x": "a"}), 5.0)))
     ours = MultiprocessDirectory(tmp_path)
@@ -431,7 +431,7 @@ def test_a_directory_that_comes_and_goes(tmp_path: Path) -> None:
 
 @contextmanager
 def no_descriptors() -> Iterator[None]:
-    """This process may open nothing more."""
+    """Let this process open no further file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
     try:

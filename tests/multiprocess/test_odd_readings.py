@@ -1,4 +1,4 @@
-"""`keep_totals` survives an odd reading: a total gains and loses no counts.
+"""`keep_totals` protects totals from one odd reading: no total rises or falls by it.
 
 Each case is a state of the files that lasts for a reading, and what is there afterwards.
 """
@@ -26,7 +26,7 @@ Glitch = Callable[[Path], Iterator[None]]
 
 
 def counted(c: float, *, used: int | None = None) -> bytes:
-    """The bytes of a counter file: three series, of which the last has counted nothing."""
+    """Return the bytes of a counter file with three series, of which the last is zero."""
     first = entry(key("c", "c_total", {}), c)
     more = entry(key("d", "d_total", {"k": "1"}), c / 2), entry(key("d", "d_total", {"k": "2"}), 0)
     return content(first, *more, used=used, size=SIZE)
@@ -52,7 +52,7 @@ def replace(path: Path, data: bytes) -> None:
 
 
 def failing(name: str, code: int) -> Glitch:
-    """A function of `os` that fails for paths in the directory, and for descriptors of them."""
+    """Make a function of `os` fail for paths in the directory, and for descriptors of them."""
 
     @contextmanager
     def glitch(directory: Path) -> Iterator[None]:
@@ -74,7 +74,7 @@ def failing(name: str, code: int) -> Glitch:
 def bytes_once(
     change: Callable[[bytes], bytes], write: Callable[[Path, bytes], None] = in_place
 ) -> Glitch:
-    """Other bytes in the files, and then the former ones again."""
+    """Write other bytes into the files, and then the former bytes again."""
 
     @contextmanager
     def glitch(directory: Path) -> Iterator[None]:
@@ -218,7 +218,7 @@ def test_odd_readings_in_a_row(name: str, ours: MultiprocessDirectory, directory
 def test_another_process_in_another_file_adds_to_the_totals(
     ours: MultiprocessDirectory, directory: Path
 ) -> None:
-    """Nearly all of what had been counted is less than half."""
+    """Nearly all values are less than half of the former ones."""
     ours.render()
     replace(directory / "counter_7.db", counted(2))
     replace(directory / "histogram_7.db", histogram(2))
@@ -307,7 +307,7 @@ def test_without_keep_totals_the_page_is_what_can_be_read(name: str, directory: 
 
 
 class Processes:
-    """Processes that count into files of a directory, and the totals of all of them."""
+    """Processes that count into the files of a directory, and their totals."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory

@@ -123,7 +123,7 @@ def test_a_child_of_fork_has_no_file_of_its_parents_collector(written: Path) -> 
 def test_children_that_are_forked_within_a_reading_have_no_file_open(
     written: Path,
 ) -> None:
-    """Another thread forks, and holds the lock for most of the time."""
+    """Another thread reads all the time, and holds the lock of the directory."""
     directory = MultiprocessDirectory(written)
     directory.render()
     ending = threading.Event()

@@ -1,4 +1,4 @@
-"""Keys that are one series once they are written: the first stands, the others are counted."""
+"""Keys with the same names on a page are one series: the first is shown, others are counted."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def file(*keys: tuple[bytes, float]) -> bytes:
 
 
 def assert_readable(ours: MultiprocessDirectory) -> None:
-    """promtool and prometheus_client's parsers take the page, which has no series twice."""
+    """Assert that promtool and prometheus_client's parsers accept the page, without duplicates."""
     page = ours.render()
     checked = subprocess.run(
         ["promtool", "check", "metrics"], input=page, capture_output=True, check=False
@@ -144,7 +144,7 @@ def test_counters_of_two_processes(name: str, tmp_path: Path) -> None:
         (tmp_path / f"counter_{number}.db").write_bytes(file(one))
     with MultiprocessDirectory(tmp_path) as ours:
         assert values(ours.render()) == expected
-        # A reading counts each file of which it omits a part.
+        # A reading counts each file with an omitted series.
         assert ours.errors.keys() == errors.keys()
         assert_readable(ours)
 

@@ -1,4 +1,4 @@
-"""Counts of ended processes stay, and their gauges disappear."""
+"""The counts of ended processes stay; their gauges disappear."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODES = ("all", "liveall", "min", "max", "sum", "livesum", "mostrecent")
 
 
 def everything(amount: float) -> list[Written]:
-    """Some of each type, and a gauge of each mode."""
+    """Return metrics of each type, and a gauge of each mode."""
     return [
         Written("counter", "c", actions=[((), "+", amount)]),
         Written("histogram", "h", actions=[((), "o", amount)], buckets=[1.0, 5.0]),
@@ -29,7 +29,7 @@ def everything(amount: float) -> list[Written]:
 
 
 def counters(*found: tuple[str, dict[str, str], float]) -> bytes:
-    """A counter file of these: name, labels, value."""
+    """Return the bytes of a counter file with these series: name, labels, value."""
     entries = [entry(key(name, f"{name}_total", labels), value) for name, labels, value in found]
     return content(*entries)
 
@@ -154,7 +154,7 @@ def test_other_content_of_a_retired_file_counts_once_it_is_certain_whose_it_is(
     assert values(ours.render()) == total
 
 
-def test_a_new_file_of_a_retired_process_awakens_its_old_ones_at_once(tmp_path: Path) -> None:
+def test_a_new_file_of_a_retired_process_shows_its_gauges_at_once(tmp_path: Path) -> None:
     ours = MultiprocessDirectory(tmp_path)
     old = range(100, 200)
     for pid in old:
@@ -203,7 +203,7 @@ def test_a_file_that_cannot_be_removed_counts_once(
 
 
 class Unlinking:
-    """Path.unlink, refused as in a directory that is not writable for a while."""
+    """Path.unlink, which fails as in a directory that is not writable for a while."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.allowed = False
@@ -225,7 +225,7 @@ def unlinking(monkeypatch: pytest.MonkeyPatch) -> Unlinking:
 
 
 def settle(path: Path) -> None:
-    """Let a directory look as if nothing had changed in it for long."""
+    """Give a directory an old modification time."""
     os.utime(path, ns=(1, 1_600_000_000_000_000_001))
 
 

@@ -1,4 +1,4 @@
-"""Whatever prometheus_client writes, the page is the one that it would make."""
+"""The page of files that prometheus_client wrote is prometheus_client's own page."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ DOCUMENTATION = st.text(st.sampled_from('ab "\\\né#'), max_size=8)
 
 @st.composite
 def metrics(draw: st.DrawFn) -> list[Written]:
-    """The metrics that the processes of one service have: the same in each, but for values."""
+    """Return the metrics of the processes of a service, which differ in their values only."""
     found = []
     kinds = st.sampled_from(["counter", "gauge", "gauge", "histogram", "summary"])
     for number, kind in enumerate(draw(st.lists(kinds, min_size=1, max_size=5))):

@@ -73,11 +73,11 @@ class Reader:
         self._table = KeyTable(self._cells, labels, max_series=max_series, accumulate=accumulate)
         self._chunks = Chunks(self._cells)
         self._again: list[MetricsFile] = []  # files with omitted series that may have room now
-        self._replan = False  # whether the set of files, or what is known of one, changed
+        self._replan = False  # whether files, or the known content of a file, changed
         self._changed = True  # whether the cells have to be computed
         self._bulk = BulkRead([], self._cells)
         self._aggregation = Aggregation(self._bulk.cells, self._cells)
-        self._values = np.empty(0)  # of all cells
+        self._values = np.empty(0)  # the shown values of all cells
 
     @property
     def errors(self) -> Mapping[str, int]:
