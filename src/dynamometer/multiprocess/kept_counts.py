@@ -67,7 +67,7 @@ class _Record:
 
     Attributes:
         held: the counts of a former state of the file.
-        last: the values of the last complete reading since, None before the first one.
+        last: the values of the last complete reading of the present state; None before it.
         cells: the cells of these values.
         seen: whether a complete reading had the present file.
         suspected: whether the last reading had values of another process.

@@ -97,7 +97,7 @@ class Reader:
         """Read the files, and bring `families` and `errors` up to date."""
         self._kept.begin_reading()
         listed = self._tree.refresh()
-        self._read_values(self._find_unread(listed=listed))
+        self._read_values(self._follow_files(listed=listed))
         self._table.forget_keys()
         self._judge_counts()
         if listed:
@@ -136,8 +136,8 @@ class Reader:
 
     # The files that have to be parsed.
 
-    def _find_unread(self, *, listed: bool) -> list[MetricsFile]:
-        """Return the files with entries that are not parsed, or that may be valid now.
+    def _follow_files(self, *, listed: bool) -> list[MetricsFile]:
+        """Follow added, removed and replaced files; return the files that have to be parsed.
 
         Args:
             listed: whether files may have been added, removed or replaced.
