@@ -112,6 +112,7 @@ ROOT_PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
 GENERATED = ("metrics.md", "configuration.md")
 # Other files with prose for users and developers.
 OTHERS = [
+    ROOT / "pyproject.toml",
     ROOT / "Makefile",
     ROOT / ".ci" / "run",
     *(path for path in sorted((ROOT / "deploy").rglob("*")) if path.is_file()),
