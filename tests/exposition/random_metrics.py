@@ -1,4 +1,4 @@
-"""Families of prometheus_client's, of every type, at random."""
+"""Random families of prometheus_client, of every type."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXEMPLARS = st.none() | st.builds(
 
 
 class Fixed(Collector):
-    """A collector of families that there are."""
+    """A collector that returns the given families."""
 
     def __init__(self, metrics: list[Metric]) -> None:
         self._metrics = metrics
@@ -39,7 +39,7 @@ def registry_of(metrics: list[Metric]) -> CollectorRegistry:
 
 @st.composite
 def metric(draw: st.DrawFn, name: str, *, openmetrics: bool) -> Metric:
-    """One family; for OpenMetrics with timestamps and exemplars, and valid there."""
+    """Return one family; for OpenMetrics, a valid one with timestamps and exemplars."""
     kinds = ["counter", "gauge", "histogram", "summary", "unknown"]
     if openmetrics:
         kinds += ["info", "stateset", "gaugehistogram"]
@@ -90,6 +90,6 @@ def _add(
 
 @st.composite
 def metrics(draw: st.DrawFn, *, openmetrics: bool = False) -> list[Metric]:
-    """A page's families."""
+    """Return the families of a page."""
     count = draw(st.integers(0, 4))
     return [draw(metric(f"m{number}x", openmetrics=openmetrics)) for number in range(count)]

@@ -160,7 +160,7 @@ def test_an_info_and_a_gauge_of_one_name_are_on_both_pages() -> None:
 
 
 def test_exemplars_stay_with_their_type() -> None:
-    """OpenMetrics has no place for them at a sample of type unknown."""
+    """OpenMetrics does not allow exemplars at a sample of type unknown."""
     counter = b'# TYPE a counter\na_total 1 1.5 # {t="x"} 1\n# EOF\n'
     page = Page()
     page.update([Source("counter", parse(counter, openmetrics=True))])
@@ -172,7 +172,7 @@ def test_exemplars_stay_with_their_type() -> None:
 
 
 def samples(page: bytes) -> dict[str, float]:
-    """The samples of a page of either format, which a strict parser takes if it is OpenMetrics."""
+    """Return the samples of a page; a strict parser must accept an OpenMetrics page."""
     if page.endswith(b"# EOF\n"):
         list(peer_parse(page.decode()))
     lines = [line for line in page.decode().splitlines() if not line.startswith("#")]

@@ -1,4 +1,4 @@
-"""A fetched page's series stand in the order of ours."""
+"""The series of a fetched page are in the same order as those of files."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def test_a_real_page_comes_back(path: Path) -> None:
 
 
 def test_a_page_scraped_while_a_histogram_is_made_comes_back(tmp_path: Path) -> None:
-    """A process writes one key after the other: the last buckets are still missing."""
+    """While a process writes its keys one after the other, the last buckets are missing."""
     file = MmapedDict(str(tmp_path / "histogram_1.db"))
     for label, bounds in (("old", ["1.0", "2.0", "+Inf"]), ("new", ["1.0"])):
         file.write_value(mmap_key("h", "h_sum", ["x"], [label], "help"), 3.0, 0.0)

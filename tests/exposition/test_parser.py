@@ -1,4 +1,4 @@
-"""Prometheus' leniency: valid pages are read whole, and an unreadable line costs itself."""
+"""Pages are parsed as leniently as by Prometheus: only an invalid line is dropped."""
 
 from __future__ import annotations
 
@@ -452,7 +452,7 @@ def test_a_page_of_which_nothing_can_be_used_is_an_error(case: str) -> None:
 
 
 def test_a_time_before_1970_is_on_the_openmetrics_page_alone() -> None:
-    """Prometheus refuses a text page that has one."""
+    """Prometheus refuses a text page with such a timestamp."""
     for page, openmetrics in ((b"decoy -1 -2\n", False), (b"decoy -1 -0.002\n# EOF\n", True)):
         families = parse(page, openmetrics=openmetrics)
         assert render(families).endswith(b"\ndecoy -1\n")
@@ -502,7 +502,7 @@ def test_a_histogram_is_shown_as_it_is(case: str) -> None:
 
 
 def spoiled(draw: st.DrawFn, page: bytes) -> tuple[bytes, int]:
-    """A page with odd white space and with lines that cannot be read; and how many those are."""
+    """Return a page with odd white space and invalid lines, and the number of these lines."""
     lines, dropped = [], 0
     for line in page.split(b"\n")[:-1]:
         for _ in range(draw(st.integers(0, 1))):

@@ -1,4 +1,4 @@
-"""A real Prometheus stores of our pages what it stores of the pages that we read."""
+"""A real Prometheus stores the same series from a parsed page and from the page rendered again."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ Stored = set[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Scraped:
-    """The series that Prometheus has stored for one target."""
+    """Return the series that Prometheus has stored for one target."""
 
     error: str
     series: Stored

@@ -1,4 +1,4 @@
-"""Labels and prefixes are added without touching what a series has of its own."""
+"""Relabelling adds labels and prefixes, and keeps a series' own labels."""
 
 from __future__ import annotations
 

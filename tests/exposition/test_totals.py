@@ -1,4 +1,4 @@
-"""An engine's totals go on over its restarts, when its page is all there is."""
+"""Totals continue over restarts of an engine of which only the page is visible."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def gauge(value: object, name: str = "g") -> str:
 
 
 def histogram(bounds: dict[str, int], total: object = 0) -> str:
-    """One of label x="1", with a bucket for each bound."""
+    """Return a histogram of label x="1", with a bucket for each bound."""
     buckets = "".join(f'h_bucket{{le="{le}",x="1"}} {count}\n' for le, count in bounds.items())
     count = bounds["+Inf"]
     return f'# TYPE h histogram\n{buckets}h_count{{x="1"}} {count}\nh_sum{{x="1"}} {total}\n'
 
 
 class Pages:
-    """The pages of one engine, as they are fetched one after the other."""
+    """The pages of one engine, fetched one after the other."""
 
     def __init__(self, *, openmetrics: bool = False) -> None:
         self.totals = Totals()
@@ -50,9 +50,9 @@ class Pages:
         """Return the sample lines that are shown after a page of these parts.
 
         Args:
-            parts: of the page, without its start time.
-            restarted: its start time is a minute later than that of the page before.
-            ended: the process of the page before was seen to end.
+            parts: the parts of the page, without its start time.
+            restarted: True if the start time is a minute later than on the last page.
+            ended: True if the process of the last page ended.
         """
         page = "".join(parts) + ("# EOF\n" if self._openmetrics else "")
         self._began += 60 if restarted else 0
@@ -326,8 +326,8 @@ def test_of_a_summary_the_quantiles_are_those_of_now(pages: Pages) -> None:
     assert pages.fetch() == ["s_count 5.0", "s_sum 3.0"]
 
 
-def test_a_summary_that_comes_back_without_its_count_begins_anew(pages: Pages) -> None:
-    """A count of before among quantiles of now would be behind another label set's."""
+def test_a_summary_that_comes_back_without_its_count_starts_again(pages: Pages) -> None:
+    """An old count among new quantiles would follow the quantile of another label set."""
     begin = "# TYPE s summary\n"
     of = 's{{quantile="0.5",x="{0}"}} 1\n'.format
     pages.fetch(begin + of(1) + 's_count{x="1"} 2\ns_sum{x="1"} 2\n')
@@ -338,7 +338,7 @@ def test_a_summary_that_comes_back_without_its_count_begins_anew(pages: Pages) -
     assert pages.fetch() == ['s_count{x="3"} 4.0', 's_sum{x="3"} 4.0']  # without quantiles of then
 
 
-def test_a_histogram_with_other_bounds_begins_anew(pages: Pages) -> None:
+def test_a_histogram_with_other_bounds_starts_again(pages: Pages) -> None:
     pages.fetch(counter(1), histogram({"1.0": 3, "+Inf": 9}))
     new = histogram({"2.0": 1, "+Inf": 2})
     shown = ["a_total 1.0", *lines(parse(new.encode()))]
@@ -513,7 +513,7 @@ SERIES = [f'{{x="{x}"}}' for x in "12}"]
 
 @dataclass
 class Engine:
-    """Counts, and says so on a page; what was never counted is not on it."""
+    """An engine that counts; series without a count are not on its page."""
 
     counters: dict[str, float] = field(default_factory=dict)
     histograms: dict[str, list[float]] = field(default_factory=dict)
@@ -525,7 +525,7 @@ class Engine:
         self.histograms.setdefault(labels, []).append(value)
 
     def samples(self) -> dict[str, float]:
-        """The cumulative ones."""
+        """Return the cumulative samples."""
         found = {f"a_total{labels}": value for labels, value in self.counters.items()}
         for labels, values in self.histograms.items():
             for bound in BOUNDS:
@@ -552,7 +552,7 @@ QUARTERS = st.integers(0, 2**20).map(lambda number: number / 4)
 EVENTS = st.lists(
     st.tuples(st.just("count"), st.sampled_from(SERIES), QUARTERS)
     | st.tuples(st.just("observe"), st.sampled_from(SERIES), QUARTERS | st.just(0.25))
-    | st.tuples(st.sampled_from(["fetch", "restart", "told"]), st.just(""), st.just(0.0)),
+    | st.tuples(st.sampled_from(["fetch", "restart", "announced"]), st.just(""), st.just(0.0)),
     max_size=40,
 )
 
@@ -642,7 +642,7 @@ def test_totals_are_the_true_sums_since_the_beginning(
     totals, parser = Totals(), PageParser(openmetrics=openmetrics)
     whole, engine = Engine(), Engine()
     last: dict[str, float] = {}
-    told = restarted = False
+    announced = restarted = False
     began = 0.0
     for event, labels, amount in [*events, ("fetch", "", 0.0)]:
         if event == "count":
@@ -653,16 +653,16 @@ def test_totals_are_the_true_sums_since_the_beginning(
             engine.observe(labels, amount)
         else:
             now = engine.samples()
-            told |= restarted and not visible(last, now)
-            began += 60 if told else 0
+            announced |= restarted and not visible(last, now)
+            began += 60 if announced else 0
             families = totals.update(
                 parser.parse(engine.page(openmetrics=openmetrics)), began=began
             )
-            last, told, restarted = now, False, False
+            last, announced, restarted = now, False, False
             check(families, whole, len(engine.counters))
             check(totals.kept(), whole, None)
             if event != "fetch":
-                engine, restarted, told = Engine(), True, event == "told"
+                engine, restarted, announced = Engine(), True, event == "announced"
 
 
 @st.composite

@@ -46,7 +46,7 @@ class FamilyMap(Generic[Result]):
                 for family in families
             }
             self._families = families
-            results = tuple(self._results.values())
+            results = tuple([self._results[family] for family in families])
             if results != self._last:
                 self._last = results
         return self._last
