@@ -166,14 +166,14 @@ class OpenFamily:
         """The sample name of a histogram's number of observations."""
         return f"{self.metadata.name}_count"
 
-    def new_cell(self, cells: Cells, series: bytes) -> int:
+    def add_cell(self, cells: Cells, series: bytes) -> int:
         """Add a series by the left part of its line, and return its cell."""
         cell = self.cell_of[series] = cells.add(series, self, self.kind)
         self._unsorted.append(cell)
         self.restructured = True
         return cell
 
-    def new_group(self, labels: str, original: Key | None) -> HistogramGroup:
+    def add_group(self, labels: str, original: Key | None) -> HistogramGroup:
         """Add a label set of a histogram.
 
         Args:
@@ -185,7 +185,7 @@ class OpenFamily:
         self.restructured = True
         return group
 
-    def bucket_cell(
+    def find_bucket(
         self, cells: Cells, group: HistogramGroup, bound: float, labels: str, *, count: bool
     ) -> int:
         """Return the cell of a bucket; add the cell where it is new.
@@ -204,11 +204,11 @@ class OpenFamily:
             self.restructured = True
             self._rows = None
             if count:
-                derived = self.other_cell(cells, group, self.count_name)
+                derived = self.find_other(cells, group, self.count_name)
                 cells.derived[derived] = True
         return cell
 
-    def other_cell(self, cells: Cells, group: HistogramGroup, sample: str) -> int:
+    def find_other(self, cells: Cells, group: HistogramGroup, sample: str) -> int:
         """Return the cell of a histogram's `_sum` or `_count`; add the cell where it is new."""
         cell = group.others.get(sample)
         if cell is None:
@@ -217,7 +217,7 @@ class OpenFamily:
             self.restructured = True
         return cell
 
-    def blocks(self, cells: Cells, size: int) -> list[list[int]]:
+    def divide(self, cells: Cells, size: int) -> list[list[int]]:
         """Return the cells of all lines in the order of the page, in blocks.
 
         Args:

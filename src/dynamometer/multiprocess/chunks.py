@@ -140,7 +140,7 @@ class Chunks:
         parts: list[tuple[_ShownFamily, list[int]]] = []
         for family in families:
             shown = self._shown[family] = _ShownFamily(family.metadata)
-            for part in self._parts(family, hidden):
+            for part in self._divide(family, hidden):
                 shown.cells += part
                 parts.append((shown, part))
             family.restructured = False
@@ -180,10 +180,10 @@ class Chunks:
         shown.numbers.append(number)
         return number
 
-    def _parts(self, family: OpenFamily, hidden: frozenset[int]) -> Iterator[list[int]]:
+    def _divide(self, family: OpenFamily, hidden: frozenset[int]) -> Iterator[list[int]]:
         """Yield the cells of each chunk of a family, without hidden ones."""
         part: list[int] = []
-        for block in family.blocks(self._cells, LINES_PER_CHUNK):
+        for block in family.divide(self._cells, LINES_PER_CHUNK):
             part += [cell for cell in block if cell not in hidden] if hidden else block
             if len(part) >= LINES_PER_CHUNK:
                 yield part

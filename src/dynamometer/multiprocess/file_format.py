@@ -69,7 +69,7 @@ class FileName:
         """True where each process has its own series, with a label `pid`."""
         return self.mode == "all"
 
-    def series_labels(self, labels: Mapping[str, str]) -> Mapping[str, str]:
+    def adjust_labels(self, labels: Mapping[str, str]) -> Mapping[str, str]:
         """Return the labels of a series, with the label `pid` as prometheus_client writes it.
 
         A gauge of mode `all` has the `pid` of its file, other gauges have none; other types

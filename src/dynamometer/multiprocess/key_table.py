@@ -47,7 +47,7 @@ class KeyTable:
     """All families, and the cells of their series.
 
     Attributes:
-        families: by name.
+        families: the families by name.
     """
 
     def __init__(
@@ -69,12 +69,13 @@ class KeyTable:
         self._owners: dict[str, OpenFamily] = {}  # of each name on a page
         # The keys of cells whose names a page spells differently; a histogram's group has its own.
         self._original_of: dict[int, Key] = {}
+        # Caches of the keys of one reading; see `forget_keys`.
         self._cell_of_key: dict[tuple[str, str, bytes], int] = {}
         self._texts: dict[tuple[str, str], str] = {}
         self._bounds: dict[bytes, _Bound] = {}
         self._templates: dict[tuple[bytes, bytes], _Template] = {}
 
-    def cell(self, file: FileName, key: bytes) -> int:
+    def find_cell(self, file: FileName, key: bytes) -> int:
         """Return the cell of an entry; add the cell where the series is new.
 
         Args:
@@ -86,12 +87,12 @@ class KeyTable:
             OmittedError: The key is valid, but its series cannot be on the page.
         """
         if file.type == "histogram":
-            return self._histogram_cell(file, key)
+            return self._find_histogram_cell(file, key)
         # The files of many processes have the same key, and one cell except in mode `all`.
         known = (file.type, file.mode, key)
         cell = NOWHERE if file.pid_label else self._cell_of_key.get(known, NOWHERE)
         if cell == NOWHERE:
-            cell = self._find(file, parse_key(key))
+            cell = self._find_plain_cell(file, parse_key(key))
             if not file.pid_label:
                 self._cell_of_key[known] = cell
         return cell
@@ -122,11 +123,11 @@ class KeyTable:
             self._original_of.pop(cell, None)
         self.forget_keys()
 
-    def _find(self, file: FileName, key: Key) -> int:
+    def _find_plain_cell(self, file: FileName, key: Key) -> int:
         found = spell(key, file.type)
-        family = self._family(file, found.family, key)
-        own = file.series_labels(found.labels)
-        text = self._text({**self._labels, **own} if self._labels else own)
+        family = self._find_family(file, found.family, key)
+        own = file.adjust_labels(found.labels)
+        text = self._join_labels({**self._labels, **own} if self._labels else own)
         series = f"{series_text(found.sample, text)} ".encode()
         cell = family.cell_of.get(series)
         if cell is not None:
@@ -135,7 +136,7 @@ class KeyTable:
         if len(self._cells) >= self._max_series:
             self._drop_if_empty(family)
             raise self._full()
-        cell = family.new_cell(self._cells, series)
+        cell = family.add_cell(self._cells, series)
         if not found.unchanged:
             self._original_of[cell] = key
         return cell
@@ -146,7 +147,7 @@ class KeyTable:
             del self.families[family.metadata.name]
             self._owners = {name: one for name, one in self._owners.items() if one is not family}
 
-    def _family(self, file: FileName, name: str, key: Key) -> OpenFamily:
+    def _find_family(self, file: FileName, name: str, key: Key) -> OpenFamily:
         """Return the family of a name; add the family where it is new.
 
         Raises:
@@ -161,14 +162,15 @@ class KeyTable:
         if owner is not None:
             raise OmittedError(
                 Reason.TYPE_CONFLICT,
-                f"{owner.metadata.name} is {_described(owner.metadata.type, owner.mode)} elsewhere",
+                f"the family {owner.metadata.name} is already "
+                f"{_describe(owner.metadata.type, owner.mode)}",
             )
         kind = _KINDS[file.mode] if file.type == "gauge" else Kind.SUM
         family = self.families[name] = OpenFamily(metadata, file.mode, kind)
         self._owners.update(dict.fromkeys(names, family))
         return family
 
-    def _histogram_cell(self, file: FileName, key: bytes) -> int:
+    def _find_histogram_cell(self, file: FileName, key: bytes) -> int:
         """Return the cell of a histogram's entry; add the cell where the series is new.
 
         The keys of a label set's buckets differ only in the bound, so that one parsed key serves
@@ -179,22 +181,24 @@ class KeyTable:
         template = self._templates.get((before, behind))
         bound = self._bounds.get(bound_text)
         if template is None or bound is None:
-            return self._find_in_histogram(file, parse_key(key), (before, behind))
+            return self._parse_histogram_key(file, parse_key(key), (before, behind))
         cell = template.group.buckets.get(bound.value)
-        return self._new_bucket(template, bound) if cell is None else cell
+        return self._find_bucket(template, bound) if cell is None else cell
 
-    def _find_in_histogram(self, file: FileName, key: Key, around: tuple[bytes, bytes]) -> int:
+    def _parse_histogram_key(self, file: FileName, key: Key, around: tuple[bytes, bytes]) -> int:
         found = spell(key, file.type)
         limit = found.labels.get(BUCKET_LABEL)
-        bound = None if limit is None else self._bound(limit)
-        family = self._family(file, found.family, key)
+        bound = None if limit is None else self._find_bound(limit)
+        family = self._find_family(file, found.family, key)
         texts = self._texts
         labels = sorted({**self._labels, **found.labels, BUCKET_LABEL: ""}.items())
-        parts = [texts.get(item) or self._new_text(item) for item in labels]
+        parts = [texts.get(item) or self._add_text(item) for item in labels]
         place = parts.index(texts[BUCKET_LABEL, ""])
-        group = self._group(family, ",".join([*parts[:place], *parts[place + 1 :]]), key, found)
+        group = self._find_group(
+            family, ",".join([*parts[:place], *parts[place + 1 :]]), key, found
+        )
         if bound is None:
-            return family.other_cell(self._cells, group, found.sample)
+            return family.find_other(self._cells, group, found.sample)
         template = _Template(
             family,
             group,
@@ -203,10 +207,10 @@ class KeyTable:
         )
         self._templates[around] = template
         cell = group.buckets.get(bound.value)
-        return self._new_bucket(template, bound) if cell is None else cell
+        return self._find_bucket(template, bound) if cell is None else cell
 
-    def _new_bucket(self, template: _Template, bound: _Bound) -> int:
-        return template.family.bucket_cell(
+    def _find_bucket(self, template: _Template, bound: _Bound) -> int:
+        return template.family.find_bucket(
             self._cells,
             template.group,
             bound.value,
@@ -214,7 +218,9 @@ class KeyTable:
             count=self._accumulate,
         )
 
-    def _group(self, family: OpenFamily, labels: str, key: Key, found: PageNames) -> HistogramGroup:
+    def _find_group(
+        self, family: OpenFamily, labels: str, key: Key, found: PageNames
+    ) -> HistogramGroup:
         group = family.groups.get(labels)
         if group is not None:
             _check_original(key, found, group.original)
@@ -222,9 +228,9 @@ class KeyTable:
         if len(self._cells) >= self._max_series:
             self._drop_if_empty(family)
             raise self._full()
-        return family.new_group(labels, None if found.unchanged else key)
+        return family.add_group(labels, None if found.unchanged else key)
 
-    def _bound(self, text: str) -> _Bound:
+    def _find_bound(self, text: str) -> _Bound:
         key = text.encode()
         bound = self._bounds.get(key)
         if bound is None:
@@ -233,18 +239,19 @@ class KeyTable:
             self._bounds[key] = bound
         return bound
 
-    def _text(self, labels: Mapping[str, str]) -> str:
+    def _join_labels(self, labels: Mapping[str, str]) -> str:
         texts = self._texts
         return ",".join(
-            [texts.get(item) or self._new_text(item) for item in sorted(labels.items())]
+            [texts.get(item) or self._add_text(item) for item in sorted(labels.items())]
         )
 
-    def _new_text(self, item: tuple[str, str]) -> str:
+    def _add_text(self, item: tuple[str, str]) -> str:
         text = self._texts[item] = label_text(*item)
         return text
 
     def _full(self) -> OmittedError:
-        return OmittedError(Reason.MAX_SERIES, f"more than {self._max_series} series")
+        text = f"more than {self._max_series} series; a larger max_series shows more"
+        return OmittedError(Reason.MAX_SERIES, text)
 
 
 def _check_original(key: Key, found: PageNames, original: Key | None) -> None:
@@ -257,19 +264,20 @@ def _check_original(key: Key, found: PageNames, original: Key | None) -> None:
     """
     if original is None and found.unchanged:
         return
-    if original is None or found.unchanged or _identity(key) != _identity(original):
+    if original is None or found.unchanged or _label_set(key) != _label_set(original):
         first = Key(found.family, found.sample, found.labels, "") if original is None else original
         raise OmittedError(
-            Reason.OVERLAP, f"{_spelled(key)} is written as {_spelled(first)}, which came first"
+            Reason.OVERLAP,
+            f"{_describe_key(key)} is written as {_describe_key(first)}, which came first",
         )
 
 
-def _spelled(key: Key) -> str:
+def _describe_key(key: Key) -> str:
     """Return a key's sample and the names of its labels, for a message."""
     return f"{key.sample}{{{','.join(key.labels)}}}"
 
 
-def _identity(key: Key) -> tuple[str, dict[str, str]]:
+def _label_set(key: Key) -> tuple[str, dict[str, str]]:
     """Return the parts of a key that are the same for all samples and buckets of a label set."""
     return key.family, {name: value for name, value in key.labels.items() if name != BUCKET_LABEL}
 
@@ -284,5 +292,5 @@ def _parse_bound(text: str) -> float:
     return bound
 
 
-def _described(kind: str, mode: str) -> str:
+def _describe(kind: str, mode: str) -> str:
     return f"a {kind} of mode {mode}" if mode else f"a {kind}"

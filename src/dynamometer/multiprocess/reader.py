@@ -237,7 +237,7 @@ class Reader:
             cells: list[int] = []
             for entry in found.entries:
                 try:
-                    cell = HIDDEN if file.hidden else self._table.cell(file.name, entry.key)
+                    cell = HIDDEN if file.hidden else self._table.find_cell(file.name, entry.key)
                 except OmittedError as error:
                     file.omit(error.reason, str(error))
                 else:
