@@ -163,6 +163,7 @@ SGLANG = ("sglang", "--model", "x", "--engine-python", "/bin/false")
         ("mount -t tmpfs tmpfs /proc; ", SGLANG, "error: /proc does not show this process"),
         ("unshare --pid --fork ", SGLANG, "error: /proc does not show this process"),
         ("mount -t tmpfs tmpfs /proc; ", ("exporter",), "error: /proc does not show this"),
+        ("mount -t tmpfs tmpfs /proc; ", ("exporter", "--pid", "1"), "error: /proc does not show"),
         (GONE, SGLANG, NO_CURRENT),
         (GONE, ("mocker",), NO_CURRENT),
         (GONE, ("tiny-model", "x"), NO_CURRENT),

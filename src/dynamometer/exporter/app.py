@@ -73,7 +73,7 @@ async def serve(options: ExporterOptions) -> None:
     Raises:
         DynamometerError: A flag is wrong, or an address or directory cannot be used.
     """
-    if not options.selection:
+    if options.selection.pids or not options.selection:
         children.require_proc()
     stop = Stop()
     async with AsyncExitStack() as stack:

@@ -19,6 +19,7 @@ import aiohttp
 from dynamometer.errors import ExpositionError
 from dynamometer.exposition.parser import parse
 from dynamometer.frontend.routing import Router
+from dynamometer.metrics.http_source import connection_fault
 from dynamometer.metrics.response_body import read_body
 from dynamometer.names import engine_load
 from dynamometer.process.tasks import restarting
@@ -91,7 +92,7 @@ class LoadPoller:
         try:
             load = await self._fetch_load(worker)
         except (aiohttp.ClientError, OSError, ValueError, ExpositionError) as error:
-            self._record_error(worker, str(error) or type(error).__name__)
+            self._record_error(worker, connection_fault(error))
             return
         # Requests that started or ended meanwhile may be in the load: they are not from others.
         own = max(before, self._router.in_flight(worker.id))

@@ -14,6 +14,8 @@ from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
+from dynamometer.metrics.http_source import connection_fault
+
 # A worker sets this header on a response when its engine did not receive the request: the frontend
 # may send the request to another worker. The header is removed from all other responses.
 RETRY_HEADER: Final = "X-Dynamometer-Retry"
@@ -116,9 +118,9 @@ async def exchange(
     try:
         answer = await session.post(url, data=body, headers=headers, allow_redirects=False)
     except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-        raise NotReachedError(str(error)) from error
+        raise NotReachedError(connection_fault(error)) from error
     except (aiohttp.ClientError, OSError) as error:
-        raise BrokenError(repr(error)) from error
+        raise BrokenError(connection_fault(error)) from error
     try:
         yield answer
     finally:
@@ -135,7 +137,7 @@ async def chunks(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         try:
             chunk = await answer.content.readany()
         except (aiohttp.ClientError, OSError) as error:
-            raise BrokenError(repr(error)) from error
+            raise BrokenError(connection_fault(error)) from error
         if not chunk:
             return
         yield chunk
