@@ -73,7 +73,7 @@ def test_an_engine_that_starts_is_called_what_the_environment_says(
 
 
 def assert_join_of_the_docs(page: str, expected: dict[str, float], directory: Path) -> None:
-    """Prometheus gives each series the name of its engine, by docs/two-minutes.md's expression."""
+    """Check that the expression of docs/two-minutes.md adds the engine's name to each series."""
     text = (ROOT / "docs/two-minutes.md").read_text(encoding="utf-8")
     (expression,) = re.findall(r"^vllm:.* on \(worker_id\) .*$", text, re.MULTILINE)
     lines = [line.rpartition(" ") for line in page.splitlines() if not line.startswith("#")]

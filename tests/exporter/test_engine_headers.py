@@ -27,7 +27,7 @@ ENGINES = [Target(name="a", url="http://a:1"), Target(name="b", url="http://b:2"
 
 
 class Engine(ThreadingHTTPServer):
-    """An engine of which each route needs the key; its page takes a while."""
+    """An engine whose routes need a key, and whose page takes `page_seconds`."""
 
     daemon_threads = True
 
@@ -140,7 +140,7 @@ def test_a_redirect_takes_the_key_along_to_its_own_host_alone(tmp_path: Path) ->
 def sent(
     *flags: str, variable: str = "", files: Sequence[Path] = (), to: Sequence[Target] = ENGINES
 ) -> dict[str, dict[str, str]]:
-    """The headers that engines get, by their URLs."""
+    """Return the headers that engines receive, by URL."""
     found = by_origin(read(variable, files, flags), to)
     return {str(origin): dict(headers) for origin, headers in found.headers.items()}
 

@@ -76,7 +76,7 @@ DISCONNECTED = health(Health(False, "connection reset", disconnected=True))
 
 @dataclass(frozen=True)
 class Case:
-    """Events, and the state, a part of the reason, and the liveness of invisible writers after."""
+    """Events, then the state, a part of the reason, and the liveness of invisible writers."""
 
     events: Sequence[Event]
     state: State

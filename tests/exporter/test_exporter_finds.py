@@ -50,7 +50,7 @@ def found(engine: Sglang, place: Path) -> Iterator[Exporter]:
 
 
 def files_of(engine: Sglang) -> Path:
-    """The directory with a random name that SGLang has made for its files."""
+    """Return the directory, with a random name, that SGLang created for its files."""
     for mapped in Path(f"/proc/{engine.process.pid}/maps").read_text().splitlines():
         if mapped.endswith(".db"):
             return Path(mapped.split(maxsplit=5)[5]).parent
@@ -160,7 +160,7 @@ def test_with_rights_to_read_alone_nothing_is_changed(engine: Sglang, place: Pat
 
 
 def state(directory: Path) -> dict[str, tuple[int, ...]]:
-    """Everything about the files that only a writer changes: names, owners, modes, sizes, times."""
+    """Return what only a writer changes: names, owners, modes, sizes and times of the files."""
     found: dict[str, tuple[int, ...]] = {}
     for path in (directory, *directory.iterdir()):
         status = path.stat()

@@ -1,4 +1,4 @@
-"""True over the engine's life: killed, started again, ended; by files and by its page alike."""
+"""Totals and gauges over an engine's life: killed, restarted, ended; from files and its page."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class Exporters:
 
 
 def loads(page: str) -> set[str]:
-    """The gauges of the load that are there."""
+    """Return the gauges of the load signals on the page."""
     return gauges(page, "dynamometer_engine_") - {"dynamometer_engine_up"}
 
 

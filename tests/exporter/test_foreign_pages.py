@@ -1,4 +1,4 @@
-"""Pages of other programs beside `dyno exporter`: names stay, and a bad line costs itself."""
+"""Pages of other programs beside `dyno exporter`: names stay, and only a bad line is dropped."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEXT = "text/plain; version=0.0.4"
 def exported(
     page: bytes, place: Path, *, content_type: str = TEXT, shown: bytes
 ) -> Iterator[tuple[bytes, bytes, str]]:
-    """Export a page; yield the text page and the OpenMetrics page once `shown` is there."""
+    """Export a page; yield the text page and the OpenMetrics page once `shown` is on them."""
     flags = ("--prefix", "", "--no-runtime-labels")
     with (
         serving(lambda *_: (content_type, page)) as address,

@@ -1,4 +1,4 @@
-"""File systems that hang, and a want of descriptors: the page and the other engines go on."""
+"""Hanging file systems and a lack of descriptors: the page and the other engines continue."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def hanging(tmp_path: Path) -> Hanging:
 
 @pytest.fixture
 def good(tmp_path: Path) -> Iterator[Path]:
-    """The files of an engine that is well."""
+    """The files of a healthy engine."""
     files = tmp_path / "good"
     files.mkdir()
     with Writer(files, 2.0):
@@ -104,7 +104,7 @@ def busy(found: Exporter) -> dict[str, float]:
 
 
 def assert_answers(found: Exporter) -> None:
-    """/live and /health at once; the page once the source that hangs is given up."""
+    """Check that /live and /health answer at once, and the page after the source's deadline."""
     for path, seconds in (("live", 1.0), ("health", 1.0), ("metrics", 8.0)):
         begun = time.monotonic()
         assert http(f"{found.url}/{path}").status in (200, 503)
@@ -150,7 +150,7 @@ def test_a_file_system_that_hangs_from_the_start_keeps_no_process_alive(
 def test_gauges_leave_with_the_engine_although_its_files_hang(
     hanging: Hanging, tmp_path: Path
 ) -> None:
-    """The URL tells its life where its writers can no longer be looked at."""
+    """The URL shows the end of the engine while its writers cannot be checked."""
     server = Page(free_port(), "", paths=("/health",))
     url = f"http://127.0.0.1:{server.server_address[1]}"
     flags = ("--multiproc-dir", f"a={hanging.files}", "--engine-url", f"a={url}")

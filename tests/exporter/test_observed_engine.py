@@ -23,7 +23,7 @@ PAGE = "# TYPE sglang:running gauge\nsglang:running 1\n"
 
 
 def warnings(found: Exporter) -> Sequence[str]:
-    """The lines of the log that are warnings, or worse."""
+    """Return the warnings and errors in the log."""
     return [line for line in found.log.splitlines() if "warning: " in line or "error: " in line]
 
 
@@ -92,7 +92,7 @@ def test_a_fault_of_the_page_is_one_warning(tmp_path: Path) -> None:
     server.end()
 
 
-async def test_an_engine_whose_name_goes_with_it_has_ended(
+async def test_an_engine_whose_host_name_disappears_has_ended(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The name of a container ends with it. The gauges disappear, and reappear after a restart."""

@@ -1,4 +1,4 @@
-"""`dyno exporter --engine-url` beside engines whose pages are odd now and then."""
+"""`dyno exporter --engine-url` beside engines some of whose pages are odd."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def app(environ, start_response):
 
 @pytest.fixture
 def gunicorn(tmp_path: Path) -> Iterator[tuple[Process, str]]:
-    """A service of two workers, which write their files into `files`."""
+    """A service of two workers that write their files into `files`."""
     (tmp_path / "shop.py").write_text(SERVICE)
     (tmp_path / "files").mkdir()
     port = free_port()
@@ -45,7 +45,7 @@ def gunicorn(tmp_path: Path) -> Iterator[tuple[Process, str]]:
 
 
 def ask(url: str, times: int) -> set[int]:
-    """The pids that answered."""
+    """Send requests; return the pids that answered."""
     return {int(http(url).body) for _ in range(times)}
 
 

@@ -1,4 +1,4 @@
-"""Files whose writers cannot be seen: in a container beside the engine, or of another user."""
+"""Files of invisible writers: in a container beside the engine, or of another user."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_gauges_of_another_users_idle_writer_stand_while_its_url_answers(
 def test_a_dead_writer_beside_one_that_is_seen_has_no_gauges(
     files: Path, engine: Engine, tmp_path: Path
 ) -> None:
-    """Numbers of processes mean something here: what has such a number and is not there is dead."""
+    """A visible writer shows that pids in file names are pids here: a missing pid has ended."""
     with Writer(files, 5.0):
         pass
     with Writer(files, 3.0), exporter(tmp_path, *flags(files, engine)) as found:

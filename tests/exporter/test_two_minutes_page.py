@@ -84,7 +84,7 @@ class Shell:
         }
 
     def run(self, text: str) -> str:
-        """The output of commands that end by themselves, all of which succeed."""
+        """Run commands that end by themselves and succeed; return their output."""
         done = subprocess.run(
             ["bash", "-e", "-o", "pipefail", "-c", self.substituted(text)],
             cwd=self.checkout,
@@ -99,7 +99,7 @@ class Shell:
 
     @contextlib.contextmanager
     def start(self, text: str, before: Sequence[str] = ()) -> Iterator[Process]:
-        """A command that stays up; `before` are words such as unshare's."""
+        """Run a command until the context ends; `before` is a prefix such as unshare's words."""
         words = f"cd {self.checkout} && exec {self.substituted(text)}"
         number = len(list(self.home.glob("*.log")))
         log = self.home / f"{number}.log"
@@ -183,13 +183,13 @@ def query(url: str, expression: str) -> list[dict[str, Any]]:
 
 
 def worker(exporter: Exporter, engine: Sglang) -> str:
-    """A selector of the engine's own series: others may run on this machine."""
+    """Return a selector of this engine's series: other engines may run on this machine."""
     (up,) = re.findall(rf'_up{{engine="{engine.name}",(worker_id="\w+")}}', exporter.page())
     return f"{{{up}}}"
 
 
 def stream(engine: Sglang) -> None:
-    """A streamed request: what is between tokens is measured for those alone."""
+    """Send a streamed request: only these have a time between tokens."""
     body = {"model": "tiny", "prompt": "hi", "max_tokens": 16, "ignore_eos": True, "stream": True}
     assert http(f"{engine.url}/v1/completions", body).status == 200
 
@@ -207,7 +207,7 @@ def test_a_command_of_the_page_answers(installed: Shell, prometheus: str, questi
 
 
 def test_the_whole_page_has_been_taken_apart() -> None:
-    """A command of a kind that no test here runs would be seen by its first word."""
+    """A command that no test here runs is noticed by its first word."""
     words = [command.split()[0] for command in QUESTIONS]
     assert words == ["curl", "promtool", "promtool"]
     assert len(OTHER_EXPORTERS) == 4

@@ -126,7 +126,7 @@ def test_an_odd_name_has_no_visible_writer(name: str, mapped: Path) -> None:
 def test_a_process_whose_maps_may_not_be_read_does_not_count_as_the_writer(
     mapped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not even if it has the file's owner, and started a moment before the file was created."""
+    """The owner of the file and the start of the process are not evidence."""
 
     def deny(_: psutil.Process) -> Mapping[procfs.FileId, str]:
         raise PermissionError(13, "Permission denied")

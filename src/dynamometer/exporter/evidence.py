@@ -2,7 +2,7 @@
 
     starting ──▶ ready ◀──▶ failed: the engine has ended, or does not answer
 
-Without I/O and without a clock: `observed_engine` runs the checks and reports each result here. In
+Without I/O and without a clock: `observed_engine` runs the checks, and records each result here. In
 the order of trust, the evidence for life is: the engine's processes, if they are visible; its URL;
 without both, changes in its files.
 """
@@ -94,18 +94,18 @@ class Evidence:
         return Liveness.UNREACHABLE if self.end_reason else Liveness.ALIVE
 
     def note_first_ended(self, description: str) -> None:
-        """Report that the first process has ended."""
+        """Record that the first process has ended."""
         self.first_ended = True
         self._end(f"process {description} has ended")
 
     def note_restart(self, *, has_url: bool) -> None:
-        """Report that the engine was found again, with another first process."""
+        """Record that the engine was found again, with another first process."""
         self.has_url = has_url
         self.first_ended = self.searched = False
         self._return()
 
     def note_files(self, status: FilesStatus, directories: str) -> None:
-        """Report the state of the files in `directories`, and of their writers."""
+        """Record the state of the files in `directories`, and of their writers."""
         self._files = status
         if status.ended and (status.engine_ends_with_any or not status.alive):
             verb = "process {} has" if len(status.ended) == 1 else "processes {} have"
@@ -125,7 +125,7 @@ class Evidence:
             )
 
     def note_port(self, result: Health) -> None:
-        """Report a check of the port."""
+        """Record a check of the port."""
         self._port = result
         self._failures = 0 if result.healthy else self._failures + 1
         self._closed = self._closed or not result.healthy
@@ -138,7 +138,7 @@ class Evidence:
             self._closed = True
 
     def note_health(self, result: Health) -> None:
-        """Report a check of the health route.
+        """Record a check of the health route.
 
         A connection of a healthy engine that fails counts from the second check: meanwhile the
         check of processes or of the port finds the reason, which is then logged once.
@@ -149,7 +149,7 @@ class Evidence:
             self._health = result
 
     def conclude(self) -> tuple[State, str]:
-        """Return the engine's state, and the reason for any state but ready."""
+        """Return the engine's state and its reason; for a ready engine, the check that has failed."""
         state, reason = self._conclusion()
         if state is State.READY:
             self._ready_since_start = self.ever_ready = True
