@@ -149,7 +149,7 @@ class Evidence:
             self._health = result
 
     def conclude(self) -> tuple[State, str]:
-        """Return the engine's state and its reason; for a ready engine, the check that has failed."""
+        """Return the engine's state and its reason; a ready engine may have a failed check."""
         state, reason = self._conclusion()
         if state is State.READY:
             self._ready_since_start = self.ever_ready = True
