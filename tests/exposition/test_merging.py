@@ -215,6 +215,28 @@ def test_a_source_that_goes_takes_its_families_along() -> None:
     assert page.render() == render(FILES)
 
 
+def test_a_gauge_histogram_of_two_sources_has_each_header_once() -> None:
+    page = (
+        '# TYPE g gaugehistogram\ng_bucket{{le="+Inf",x="{0}"}} 2\n'
+        'g_gcount{{x="{0}"}} 2\ng_gsum{{x="{0}"}} 3\n# EOF\n'
+    )
+    sources = [Source(x, parse(page.format(x).encode(), openmetrics=True)) for x in ("1", "2")]
+    assert render(Merger().merge(sources)) == (
+        b"# HELP g \n# TYPE g histogram\n"
+        b'g_bucket{le="+Inf",x="1"} 2\ng_bucket{le="+Inf",x="2"} 2\n'
+        b'# HELP g_gcount \n# TYPE g_gcount gauge\ng_gcount{x="1"} 2\ng_gcount{x="2"} 2\n'
+        b'# HELP g_gsum \n# TYPE g_gsum gauge\ng_gsum{x="1"} 3\ng_gsum{x="2"} 3\n'
+    )
+
+
+def test_an_omission_names_the_present_source() -> None:
+    families = parse(b"# TYPE a counter\na 1\n# TYPE a_total gauge\na_total 5\n")
+    merger = Merger()
+    for name in ("first", "second"):
+        merger.merge([Source("other", parse(b"# TYPE a gauge\na 1\n")), Source(name, families)])
+        assert Omission(name, "other", "a", Clash.TYPE_CONFLICT) in merger.omissions
+
+
 def test_timestamps_of_one_source_stay_in_both_formats() -> None:
     stamped = parse(b'# TYPE a_total counter\na_total{x="9"} 1 1700000000000\n')
     merger = Merger()
