@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from itertools import groupby
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Final
 
 import prometheus_client
@@ -185,5 +185,5 @@ def _path_of_environment() -> str | None:
 def _removed_at_end(path: str) -> bool:
     """Return whether `mark_process_dead` removes the file of a process that ended."""
     with suppress(FileFault):
-        return file_format.parse_name(PurePath(path).name).live
+        return file_format.parse_name(path).live
     return False
