@@ -8,7 +8,7 @@ same objects again, so that results made from a family can be kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -109,7 +109,8 @@ class Metadata:
     @cached_property
     def text_header(self) -> bytes:
         """The `# HELP` and `# TYPE` lines of the text format 0.0.4."""
-        return self._text_header(self.text_name, _TEXT_TYPES.get(self.type, self.type))
+        text_type = _TEXT_TYPES.get(self.type, self.type)
+        return _text_header(self.text_name, text_type, self.documentation)
 
     @cached_property
     def openmetrics_header(self) -> bytes:
@@ -126,37 +127,11 @@ class Metadata:
             return series.text
         return labels_text({name: value for name, value in series.labels.items() if name != inner})
 
-    def text_lines(self, samples: Sequence[Sample]) -> bytes:
-        """Render samples of the family in the text format 0.0.4."""
-        samples = self.samples_in_text(samples)
-        if self.type != "gaugehistogram":
-            return text_lines(samples)
-        others: list[Sample] = []
-        gauges: dict[str, list[Sample]] = {}
-        for sample in samples:
-            name = sample.series.name
-            own = gauges.setdefault(name, []) if name.endswith(_GAUGE_SUFFIXES) else others
-            own.append(sample)
-        lines = [text_lines(others)]
-        for name in sorted(gauges):
-            lines += [self._text_header(name, "gauge"), text_lines(gauges[name])]
-        return b"".join(lines)
 
-    def samples_in_text(self, samples: Sequence[Sample]) -> Sequence[Sample]:
-        """Return samples with their names in the text format, which differ for a bare counter."""
-        if not self.bare:
-            return samples
-        return [
-            sample._replace(series=sample.series.renamed(self.text_name))
-            if sample.series.name == self.sample_name
-            else sample
-            for sample in samples
-        ]
-
-    def _text_header(self, name: str, text_type: str) -> bytes:
-        name = metric_name(name)
-        documentation = _escape_documentation(self.documentation)
-        return f"# HELP {name} {documentation}\n# TYPE {name} {text_type}\n".encode()
+def _text_header(name: str, text_type: str, documentation: str) -> bytes:
+    name = metric_name(name)
+    documentation = _escape_documentation(documentation)
+    return f"# HELP {name} {documentation}\n# TYPE {name} {text_type}\n".encode()
 
 
 def _escape_documentation(documentation: str) -> str:
@@ -187,7 +162,7 @@ class Family:
         """
         self.metadata = metadata
         self.sample_names = sample_names
-        # Threads may make the same value twice.
+        # Any thread may set a missing value; two threads set equal values.
         self._samples: tuple[Sample, ...] | None = None
         self._lines: tuple[bytes, ...] | None = chunks
         self._openmetrics_lines: tuple[bytes, ...] | None = chunks
@@ -219,6 +194,19 @@ class Family:
         return self._samples
 
     @property
+    def text_samples(self) -> Sequence[Sample]:
+        """The samples with their names in the text format, which differ for a bare counter."""
+        metadata = self.metadata
+        if not metadata.bare:
+            return self.samples
+        return [
+            sample._replace(series=sample.series.renamed(metadata.text_name))
+            if sample.series.name == metadata.sample_name
+            else sample
+            for sample in self.samples
+        ]
+
+    @property
     def lines(self) -> bytes:
         """The sample lines in the text format 0.0.4."""
         return b"".join(self.chunks)
@@ -227,7 +215,7 @@ class Family:
     def chunks(self) -> tuple[bytes, ...]:
         """The sample lines in the text format 0.0.4, in pieces; rendered on first use."""
         if self._lines is None:
-            self._lines = (self.metadata.text_lines(self.samples),)
+            self._lines = tuple(self._text_chunks())
         return self._lines
 
     @property
@@ -245,6 +233,17 @@ class Family:
     def render_lines(self) -> None:
         """Render the sample lines of both formats now, not when the first page is rendered."""
         _ = self.chunks, self.openmetrics_chunks
+
+    def _text_chunks(self) -> Iterator[bytes]:
+        """Render the samples; those of a gauge histogram that are gauges in text come last."""
+        if self.metadata.type != "gaugehistogram":
+            yield text_lines(self.text_samples)
+            return
+        gauges = sorted(name for name in self.sample_names if name.endswith(_GAUGE_SUFFIXES))
+        yield text_lines([one for one in self.samples if one.series.name not in gauges])
+        for name in gauges:
+            yield _text_header(name, "gauge", self.metadata.documentation)
+            yield text_lines([one for one in self.samples if one.series.name == name])
 
     def looks_like(self, other: Family) -> bool:
         """Return whether another family looks the same on every page."""

@@ -80,7 +80,7 @@ def _split(family: Family) -> Sequence[Family]:
     exemplar.
     """
     metadata = family.metadata
-    samples = metadata.samples_in_text(family.samples)
+    samples = family.text_samples
     return [
         Family.of_samples(
             Metadata(name, "unknown", metadata.documentation),
