@@ -217,6 +217,22 @@ async def test_what_a_killed_owner_left_is_found_by_its_mark() -> None:
     assert await process.wait() == -signal.SIGKILL
 
 
+async def test_a_process_that_overwrote_its_environment_is_found_by_its_session() -> None:
+    """An engine that is killed while it starts leaves such a process: a title hides the mark."""
+    program = f"""
+import os, subprocess, sys
+subprocess.Popen([sys.executable, "-c", {DEAF!r}], env={{}})
+os.execv(sys.executable, [sys.executable, "-c", {DEAF!r}])
+"""
+    process = await start(program)
+    await until(lambda: len(process.members()) == 2)
+    (child,) = [member for member in process.members() if member.pid != process.pid]
+    assert end_owned("test") == 2
+    assert await process.wait() == -signal.SIGKILL
+    await until(lambda: not alive(child))
+    await process.end(grace=0, hurry=lambda: True, check=lambda: None)
+
+
 async def test_only_the_process_that_was_marked_is_ended(deaf_tree: EngineProcess) -> None:
     (child,) = [m for m in deaf_tree.members() if m.pid != deaf_tree.pid]
     (mark,) = marks([child])

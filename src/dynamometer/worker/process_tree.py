@@ -238,15 +238,19 @@ class EngineProcess:
 def end_owned(owner: str) -> int:
     """Kill all processes of this user that `EngineProcess.start` marked with `owner`.
 
+    The title of an engine's process can overwrite the mark: all processes in the session of a
+    marked process are killed, too.
+
     Returns:
         The number of killed processes.
     """
-    ended = 0
-    for process in psutil.process_iter():
-        if (WORKER_MARK, owner) in environment(process):
-            kill(process)
-            ended += 1
-    return ended
+    processes = list(psutil.process_iter())
+    marked = {p.pid for p in processes if (WORKER_MARK, owner) in environment(p)}
+    sessions = {session(pid) for pid in marked} - {-1, session(os.getpid())}
+    owned = [p for p in processes if p.pid in marked or session(p.pid) in sessions]
+    for process in owned:
+        kill(process)
+    return len(owned)
 
 
 def _die_with_parent() -> None:

@@ -119,7 +119,8 @@ def _clear_leftovers(base: Path) -> None:
             continue
         with contextlib.suppress(BlockingIOError, DirectoryError), _locked(path, wait=False):
             processes, held, temporary = _read_record(path)
-            ended = end_marked(processes) + end_owned(path.name)
+            # First: recorded processes may be the only ones that show the engine's session.
+            ended = end_owned(path.name) + end_marked(processes)
             removed = remove_unheld(held)
             if temporary is not None:
                 shutil.rmtree(temporary, ignore_errors=True)
