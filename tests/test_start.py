@@ -1,0 +1,94 @@
+"""A command imports only the modules that it needs: imports are most of the time of its start."""
+
+from __future__ import annotations
+
+import re
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from processes import PYTHON, running
+
+# The most modules that a command may import until it serves, Python's own included. A command
+# that needs a few more gets a higher number here; a new library, or another room, gets a reason.
+MOST_OF_HELP, MOST_OF_PROCESS = 150, 650
+# The libraries of a server of pages, with the libraries that they import.
+SERVER = {
+    "aiohappyeyeballs", "aiohttp", "aiosignal", "attr", "attrs", "brotli", "frozenlist", "idna",
+    "isal", "multidict", "numpy", "orjson", "prometheus_client", "propcache", "typing_extensions",
+    "yarl",
+}  # fmt: skip
+RELAY = SERVER | {"httptools", "msgspec", "uvloop"}
+MOCKER = ("--engine", "mocker", "--model", "mock", "--enable-metrics")
+SERVERS = [
+    ("frontend", ("frontend", "--http-port", "0"), "OpenAI-compatible at", RELAY),
+    (
+        "worker",
+        ("sglang", *MOCKER, "--system-port", "0"),
+        "metrics and health:",
+        RELAY | {"psutil"},
+    ),
+    ("exporter", ("exporter", "--system-port", "0"), "/metrics, /health", SERVER | {"psutil"}),
+]
+# The rooms that each process never needs.
+OTHER_ROOMS = {
+    "frontend": {"worker", "exporter", "mocker", "demo", "tiny_model"},
+    "worker": {"frontend", "exporter", "mocker", "demo", "tiny_model"},
+    "exporter": {"frontend", "worker", "mocker", "demo", "tiny_model"},
+}
+
+
+def imported(log: str) -> list[str]:
+    """Return the names of the modules that `python -X importtime` has reported."""
+    return re.findall(r"^import time:[ \d]+\|[ \d]+\| *([\w.]+)$", log, re.MULTILINE)
+
+
+def libraries(modules: list[str]) -> set[str]:
+    """Return the installed libraries among modules; Python also reports imports that failed.
+
+    Modules with an underscore are parts of other libraries, or hooks of an installation.
+    """
+    names = {module.split(".")[0] for module in modules}
+    own = {*sys.stdlib_module_names, "dynamometer", "sitecustomize", "usercustomize"}
+    return {name for name in names - own if not name.startswith("_") and find_spec(name)}
+
+
+@pytest.mark.parametrize("words", [("--help",), ("--version",), ("nonsense",)], ids=str)
+def test_dyno_without_a_command_imports_no_library(tmp_path: Path, words: tuple[str, ...]) -> None:
+    command = [PYTHON, "-X", "importtime", "-m", "dynamometer", *words]
+    with running(command, tmp_path / "log", {}) as process:
+        process.wait(within=30)
+        modules = imported(process.log)
+    assert "dynamometer.cli" in modules
+    assert libraries(modules) == set()
+    assert "asyncio" not in modules
+    assert len(modules) <= MOST_OF_HELP
+
+
+@pytest.mark.parametrize(("name", "words", "text", "needed"), SERVERS, ids=[s[0] for s in SERVERS])
+def test_a_process_imports_what_it_needs_until_it_serves(
+    tmp_path: Path, name: str, words: tuple[str, ...], text: str, needed: set[str]
+) -> None:
+    command = [PYTHON, "-X", "importtime", "-m", "dynamometer", *words]
+    with running(command, tmp_path / "log", {"DYN_FILE_KV": str(tmp_path / "kv")}) as process:
+        log = process.wait_for(f"(?s).*{re.escape(text)}", within=30)[0]
+    modules = imported(log)
+    assert libraries(modules) - needed == set()
+    rooms = {module.split(".")[1] for module in modules if module.startswith("dynamometer.")}
+    assert not rooms & OTHER_ROOMS[name]
+    assert len(modules) <= MOST_OF_PROCESS
+
+
+def test_imports_and_libraries_are_found() -> None:
+    log = (
+        "import time:       274 |        274 |   posix\n"
+        "[frontend] a line of the log\n"
+        "import time:     39 |   39 |       numpy._core._multiarray_umath\n"
+        "import time: self [us] | cumulative | imported package\n"
+        "import time:       974 |       2675 | dynamometer.cli\n"
+    )
+    modules = imported(log)
+    assert modules == ["posix", "numpy._core._multiarray_umath", "dynamometer.cli"]
+    assert libraries(modules) == {"numpy"}
