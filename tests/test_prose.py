@@ -18,34 +18,6 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "dynamometer"
 
-# Rooms whose prose is clean. The set grows until it holds all rooms, and is then removed.
-CLEAN = {
-    "__init__",
-    "__main__",
-    "arguments",
-    "cli",
-    "demo",
-    "engines",
-    "errors",
-    "exposition",
-    "exporter",
-    "frontend",
-    "http",
-    "logs",
-    "metrics",
-    "mocker",
-    "multiprocess",
-    "names",
-    "process",
-    "public",
-    "runtime",
-    "settings",
-    "sglang",
-    "tiny_model",
-    "variables",
-    "worker",
-}
-
 # A regular expression, case-insensitive, and the better wording.
 BANNED = {
     r"\b(?:is|are|was|were|be) no\b(?! (?:longer|more than))": "is not a, are not, does not",
@@ -128,11 +100,6 @@ DOCS = [
 ]
 
 
-def room(path: Path) -> str:
-    """`src/dynamometer/frontend/app.py` is in the room `frontend`."""
-    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
-
-
 def wordings(text: str) -> Iterator[str]:
     """Return each banned wording in a text, with the better wording."""
     joined = " ".join(text.split())
@@ -188,11 +155,11 @@ def test_docs_use_plain_wordings(path: Path) -> None:
     assert not faults(path)
 
 
-@pytest.mark.parametrize("name", sorted(CLEAN))
-def test_a_clean_room_stays_clean(name: str) -> None:
-    paths = [path for path in SOURCE.rglob("*.py") if room(path) == name]
-    assert paths, f"CLEAN names {name}, which does not exist"
-    assert {path.name: found for path in paths if (found := faults(path))} == {}
+@pytest.mark.parametrize(
+    "path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE))
+)
+def test_source_uses_plain_wordings(path: Path) -> None:
+    assert not faults(path)
 
 
 def test_banned_wordings_are_found() -> None:
