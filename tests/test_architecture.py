@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parent.parent / "src" / "dynamometer"
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "dynamometer"
 
 # From the top; a room may import from itself and from the floors below it.
 FLOORS = (
@@ -73,6 +74,18 @@ def imports(path: Path, source: Path = SOURCE) -> set[str]:
         for name in found
         if name.split(".")[0] == "dynamometer"
     }
+
+
+def test_the_map_names_every_module() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    lists = dict(re.findall(r"^### `(\w+)/`:.*?\n(.*?)(?=^##)", text, re.MULTILINE | re.DOTALL))
+    named = {name: set(re.findall(r"`(\w+)`", listed)) for name, listed in lists.items()}
+    modules: dict[str, set[str]] = {name: set() for name in named}
+    for path in MODULES:
+        if len(path.parts) > 1 and not path.stem.startswith("__"):
+            modules.setdefault(path.parts[0], set()).add(path.stem)
+    missing = {name: found - named.get(name, set()) for name, found in modules.items()}
+    assert not {name: found for name, found in missing.items() if found}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
