@@ -23,7 +23,7 @@ async def main():
     except TimeoutError:
         print("left behind", await asyncio.to_thread(lambda: "and on"), flush=True)
 
-event_loop.run(main(){small})
+event_loop.run(main(), use_uvloop={use_uvloop})
 """
 
 
@@ -34,10 +34,10 @@ def never() -> Iterator[threading.Event]:
     event.set()
 
 
-@pytest.mark.parametrize("small", ["", ", small=True"])
-def test_a_thread_that_hangs_does_not_keep_its_process(small: str) -> None:
+@pytest.mark.parametrize("use_uvloop", [True, False])
+def test_a_thread_that_hangs_does_not_keep_its_process(use_uvloop: bool) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", HANGS.format(small=small)],
+        [sys.executable, "-c", HANGS.format(use_uvloop=use_uvloop)],
         capture_output=True,
         text=True,
         timeout=20,

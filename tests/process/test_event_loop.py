@@ -22,5 +22,5 @@ def test_ctrl_c_before_the_first_step_leaves_no_coroutine_behind(
     monkeypatch.setattr(asyncio.Runner, "run", interrupt)
     coroutine = main()
     with pytest.raises(KeyboardInterrupt):
-        event_loop.run(coroutine, small=True)
+        event_loop.run(coroutine, use_uvloop=False)
     assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED

@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from dynamometer.errors import EngineError
-from dynamometer.process.children import ProcessMark, alive, end_marked, marks
-from dynamometer.worker.process_tree import EngineProcess, end_owned
+from dynamometer.process.children import ProcessIdentity, alive, identities, kill_identified
+from dynamometer.worker.process_tree import EngineProcess, kill_owned
 from waiting import run_ready_tasks, until
 
 TREE = """
@@ -212,8 +212,8 @@ time.sleep(60)
 
 async def test_what_a_killed_owner_left_is_found_by_its_mark() -> None:
     process = await EngineProcess.start([sys.executable, "-c", DEAF], {}, owner="some-other")
-    assert end_owned("unknown") == 0
-    assert end_owned("some-other") == 1
+    assert kill_owned("unknown") == 0
+    assert kill_owned("some-other") == 1
     assert await process.wait() == -signal.SIGKILL
 
 
@@ -227,7 +227,7 @@ os.execv(sys.executable, [sys.executable, "-c", {DEAF!r}])
     process = await start(program)
     await until(lambda: len(process.members()) == 2)
     (child,) = [member for member in process.members() if member.pid != process.pid]
-    assert end_owned("test") == 2
+    assert kill_owned("test") == 2
     assert await process.wait() == -signal.SIGKILL
     await until(lambda: not alive(child))
     await process.end(grace=0, hurry=lambda: True, check=lambda: None)
@@ -235,8 +235,8 @@ os.execv(sys.executable, [sys.executable, "-c", {DEAF!r}])
 
 async def test_only_the_process_that_was_marked_is_ended(deaf_tree: EngineProcess) -> None:
     (child,) = [m for m in deaf_tree.members() if m.pid != deaf_tree.pid]
-    (mark,) = marks([child])
-    assert end_marked([ProcessMark(mark.pid, mark.started - 100)]) == 0
+    (identity,) = identities([child])
+    assert kill_identified([ProcessIdentity(identity.pid, identity.started - 100)]) == 0
     assert child.is_running()
-    assert end_marked([mark]) == 1
-    assert end_marked([ProcessMark(2**22 + 1, 0.0)]) == 0
+    assert kill_identified([identity]) == 1
+    assert kill_identified([ProcessIdentity(2**22 + 1, 0.0)]) == 0

@@ -19,14 +19,14 @@ import os, signal, subprocess, sys
 from pathlib import Path
 from dynamometer.process import private_directories
 private_directories.create_memory = lambda: private_directories.create(Path(sys.argv[1]))
-from dynamometer.process.children import ProcessMark
+from dynamometer.process.children import ProcessIdentity
 from dynamometer.worker.run_directory import run_directory
 import psutil
 with run_directory(7) as directory:
     # With a pipe of ours it would be waited for, until it ends by itself.
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     child = subprocess.Popen(["sleep", "60"], start_new_session=True, **quiet)
-    mark = ProcessMark(child.pid, psutil.Process(child.pid).create_time())
+    mark = ProcessIdentity(child.pid, psutil.Process(child.pid).create_time())
     directory.record(frozenset({mark}), frozenset())
     print(child.pid, directory.temporary, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -50,8 +50,7 @@ logs.flush()
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 def test_a_worker_names_the_processes_that_do_not_die_and_ends(loop: str) -> None:
     """The test replaces a process in uninterruptible sleep by one that is not killed."""
-    small = ", small=True" if loop == "asyncio" else ""
-    script = UNDEAD.replace("main(directory))", f"main(directory){small})")
+    script = UNDEAD.replace("main(directory))", f"main(directory), use_uvloop={loop == 'uvloop'})")
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False
     )

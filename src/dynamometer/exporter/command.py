@@ -209,5 +209,5 @@ def main(argv: Sequence[str], program: str = "dyno exporter") -> int:
         forget_after=own.forget_after,
         discovery_directory=own.discovery or environment.discovery_directory,
     )
-    event_loop.run(serve(options), small=True)
+    event_loop.run(serve(options), use_uvloop=False)
     return 0

@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 
 
 class HangError(DynamometerError):
-    """A call did not return before its deadline; the call continues in its thread."""
+    """A call that did not return before its deadline; the call continues in its thread."""
 
 
 class DaemonThreads(ThreadPoolExecutor):
@@ -48,7 +48,7 @@ class DaemonThreads(ThreadPoolExecutor):
                 return
             try:
                 result = fn(*args, **kwargs)
-            except BaseException as error:  # noqa: BLE001, RUF100  # raised where it is awaited
+            except BaseException as error:  # noqa: BLE001, RUF100  # the future raises the error
                 future.set_exception(error)
             else:
                 future.set_result(result)
@@ -57,45 +57,46 @@ class DaemonThreads(ThreadPoolExecutor):
         return future
 
 
-# Not the loop's default executor: in a user's own process that one may wait for its threads.
+# The default executor of a user's own event loop may wait for its threads; this one does not.
 _threads: Final = DaemonThreads()
 
 
 class BlockingCalls(Generic[Result]):
     """Blocking calls for one purpose, at most one at a time.
 
-    Used by one task of one event loop. A call that exceeds its deadline is not repeated: the next
-    `run` waits for the same call, so that a hanging file system occupies one thread.
+    One task of one event loop uses an object of this class. While a call that exceeded its deadline
+    still runs, `run` waits for that call and starts no other: a hanging file system occupies one
+    thread.
     """
 
-    def __init__(self, what: str, *, deadline: float = DEADLINE_SECONDS) -> None:
+    def __init__(self, purpose: str, *, deadline: float = DEADLINE_SECONDS) -> None:
         """Store the arguments; `run` starts a call.
 
         Args:
-            what: the purpose of the calls, for the error message.
+            purpose: the purpose of the calls, for the error message.
             deadline: the longest time that a call may take, in seconds.
         """
-        self._what = what
+        self._purpose = purpose
         self._deadline = deadline
         self._started = 0.0
         self._running: asyncio.Future[Result] | None = None
 
     async def run(self, function: Callable[[], Result]) -> Result:
-        """Call `function` in a thread, or wait for the previous call if that one still runs.
+        """Call `function` in a thread; if the previous call still runs, wait for that call instead.
 
         Raises:
-            HangError: The call exceeds the deadline.
+            HangError: The call exceeded the deadline.
         """
         loop = asyncio.get_running_loop()
         if self._running is None:
             self._started = loop.time()
             self._running = loop.run_in_executor(_threads, function)
-            self._running.add_done_callback(note_seen)
+            self._running.add_done_callback(retrieve_exception)
         running = self._running
-        left = max(0.0, self._started + self._deadline - loop.time())
-        await asyncio.wait({running}, timeout=left)
+        remaining = max(0.0, self._started + self._deadline - loop.time())
+        await asyncio.wait({running}, timeout=remaining)
         if not running.done():
-            raise HangError(f"{self._what}: no answer within {self._deadline:g} s")
+            raise HangError(f"{self._purpose}: no answer within {self._deadline:g} s")
         if self._running is running:
             self._running = None
         return running.result()
@@ -110,7 +111,7 @@ async def entered(
     Args:
         context: the context manager.
         name: the name of the context, for messages.
-        within: the longest time for entering, and for leaving, in seconds. A call that takes
+        within: the longest time to wait for each of the two calls, in seconds. A call that takes
             longer continues in its thread.
 
     Raises:
@@ -128,7 +129,7 @@ async def entered(
             logger.warning("%s; the clean-up is abandoned", error)
 
 
-def note_seen(future: asyncio.Future[Result]) -> None:
-    """Retrieve the exception of a call that was abandoned, so that asyncio does not log it."""
+def retrieve_exception(future: asyncio.Future[Result]) -> None:
+    """Retrieve the exception of an abandoned call, so that asyncio does not log the exception."""
     if not future.cancelled():
         future.exception()

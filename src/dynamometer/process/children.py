@@ -1,4 +1,4 @@
-"""Other processes: their state, children and identity, and how to kill them."""
+"""Functions for other processes: read their state, find their children, kill them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import psutil
 from dynamometer.errors import DirectoryError
 
 
-class ProcessMark(NamedTuple):
-    """The identity of a process: a later process may have the same pid, but not the same start."""
+class ProcessIdentity(NamedTuple):
+    """The identity of a process: its pid and its start time, because the kernel reuses pids."""
 
     pid: int
     started: float
 
 
 def require_proc() -> None:
-    """Check that /proc shows this process, as psutil needs it.
+    """Check that /proc shows this process; psutil reads /proc.
 
     Raises:
         DirectoryError: /proc is empty, or belongs to another pid namespace.
@@ -38,7 +38,7 @@ def require_proc() -> None:
 
 
 def alive(process: psutil.Process) -> bool:
-    """Return whether this very process still runs, not a later process with the same pid."""
+    """Return whether the process still runs; False if its pid now belongs to a later process."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
@@ -54,7 +54,7 @@ def descendants(process: psutil.Process) -> list[psutil.Process]:
 
 
 def session(pid: int) -> int:
-    """Return the session of a process; -1 if the process has ended."""
+    """Return the session id of a process; -1 if the process has ended."""
     try:
         return os.getsid(pid)
     except OSError:
@@ -62,7 +62,7 @@ def session(pid: int) -> int:
 
 
 def environment(process: psutil.Process) -> Set[tuple[str, str]]:
-    """Return the variables that a process started with; none if they cannot be read."""
+    """Return the initial environment of a process; empty if it cannot be read."""
     try:
         return process.environ().items()
     except (psutil.Error, OSError):
@@ -75,22 +75,22 @@ def kill(process: psutil.Process) -> None:
         process.kill()
 
 
-def marks(members: Iterable[psutil.Process]) -> frozenset[ProcessMark]:
-    """Return the marks of `members`, by which a later worker recognises the processes."""
+def identities(processes: Iterable[psutil.Process]) -> frozenset[ProcessIdentity]:
+    """Return the identities of those `processes` that have not ended."""
     found = set()
-    for member in members:
+    for process in processes:
         with contextlib.suppress(psutil.Error):
-            found.add(ProcessMark(member.pid, member.create_time()))
+            found.add(ProcessIdentity(process.pid, process.create_time()))
     return frozenset(found)
 
 
-def end_marked(processes: Iterable[ProcessMark]) -> int:
-    """Kill those of `processes` that still run, and return how many were killed."""
-    ended = 0
-    for mark in processes:
+def kill_identified(identified: Iterable[ProcessIdentity]) -> int:
+    """Kill those processes that still run, and return the number of killed processes."""
+    killed = 0
+    for identity in identified:
         with contextlib.suppress(psutil.Error, ValueError):
-            process = psutil.Process(mark.pid)
-            if process.create_time() == mark.started and alive(process):
+            process = psutil.Process(identity.pid)
+            if process.create_time() == identity.started and alive(process):
                 process.kill()
-                ended += 1
-    return ended
+                killed += 1
+    return killed

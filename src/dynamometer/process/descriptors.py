@@ -2,9 +2,10 @@
 
 `O_CLOEXEC` closes a descriptor at `exec`, but a child of `fork` that does not call `exec`
 (Python's multiprocessing) inherits all descriptors. An inherited lock keeps a dead process
-registered in discovery, and an inherited socket keeps the port of a dead process in use. A
-descriptor that another thread opens during the fork stays open: with a lock around each `open`, a
-fork would wait for a file system that hangs.
+registered in discovery, and an inherited socket keeps the port of a dead process in use.
+
+A descriptor that another thread opens during the fork stays open in the child. A lock around each
+`open` would prevent that, but then a fork would wait for an `open` on a file system that hangs.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 from contextlib import suppress
 from typing import Final, Protocol, TypeVar
 
-from dynamometer.process.forks import in_child
+from dynamometer.process.forks import call_in_child
 
 CLOSED: Final = -1
 
@@ -26,7 +27,7 @@ class Closable(Protocol):
 
 
 class Descriptor:
-    """A descriptor that is closed with its object, and in a child of `fork`.
+    """A descriptor that is closed when its object is deleted, and in each child of `fork`.
 
     Attributes:
         number: the descriptor; `CLOSED` once it is closed.
@@ -50,12 +51,12 @@ _Owner = TypeVar("_Owner", bound=Closable)
 
 
 def close_in_child(owner: _Owner) -> _Owner:
-    """Call `owner.close` in each child of `fork`, whose copies would stay open otherwise.
+    """Call `owner.close` in each child of `fork`, so that the child keeps no copies open.
 
     Returns:
         The same `owner`.
     """
-    in_child(owner, _close)
+    call_in_child(owner, _close)
     return owner
 
 

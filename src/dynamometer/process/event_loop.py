@@ -18,43 +18,42 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-# Python's default is 5 ms, for which a thread that renders a page could block the loop.
+# A thread that renders a page can delay the event loop for this time; Python's default is 5 ms.
 SWITCH_SECONDS: Final = 0.0005
 _SHORTAGE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
-# With fewer open files, uvloop fails during its start with tracebacks.
+# With a lower limit of open files, uvloop fails at its start and prints tracebacks.
 LEAST_OPEN_FILES: Final = 32
 
 
-def run(main: Coroutine[object, object, Result], *, small: bool = False) -> Result:
+def run(main: Coroutine[object, object, Result], *, use_uvloop: bool = True) -> Result:
     """Run `main` on an event loop, and return its result.
 
-    A call in the loop's default executor (`asyncio.to_thread`) that hangs does not keep the process
-    alive.
+    A call of `asyncio.to_thread` that hangs does not keep the process alive.
 
     Args:
         main: the coroutine to run.
-        small: use asyncio's own loop, which takes two megabytes less than uvloop: for a process
-            that relays no streams.
+        use_uvloop: run on uvloop, which relays streams faster; asyncio's own event loop needs two
+            megabytes less memory.
 
     Raises:
         SettingsError: The limit of open files is too low to start.
     """
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if allowed < LEAST_OPEN_FILES and not small:
+    if allowed < LEAST_OPEN_FILES and use_uvloop:
         main.close()
         raise SettingsError(
             f"the limit of open files is {allowed}, and this process needs {LEAST_OPEN_FILES} to "
             "start: raise the limit (ulimit -n, LimitNOFILE=)"
         )
     sys.setswitchinterval(SWITCH_SECONDS)
-    factory = None if small else importlib.import_module("uvloop").new_event_loop
+    factory = importlib.import_module("uvloop").new_event_loop if use_uvloop else None
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.get_loop().set_default_executor(DaemonThreads())
         runner.get_loop().set_exception_handler(_report)
         try:
             return runner.run(main)
         finally:
-            main.close()  # Ctrl-C may come before the first step
+            main.close()  # Ctrl-C may end `run` before the coroutine starts
 
 
 def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

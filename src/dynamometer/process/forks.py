@@ -1,7 +1,7 @@
-"""Actions of a child of `fork` on the objects of its parent.
+"""Functions that run in a child of `fork`, for objects that the parent created.
 
-Only the thread that forked exists in the child. A lock that another thread held stays locked, and
-the state that the lock guards may be partly changed.
+Only the thread that called `fork` exists in the child. A lock that another thread held stays locked
+in the child, and the state that the lock guards may be partly changed.
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ _Owner = TypeVar("_Owner")
 
 
 class Renewable(Protocol):
-    """An object that can start with fresh state."""
+    """An object that can replace its state by a new one."""
 
     def renew(self) -> None:
         """Replace all state that a thread may have used."""
 
 
-# Any thread adds entries, under the interpreter's lock; only a child with one thread reads them.
+# Any thread adds entries, under the interpreter's lock; only a child of `fork` reads the entries,
+# and it has one thread.
 _actions: Final[weakref.WeakKeyDictionary[object, Callable[[Any], None]]] = (
     weakref.WeakKeyDictionary()
 )
 
 
-def in_child(owner: _Owner, action: Callable[[_Owner], None]) -> None:
+def call_in_child(owner: _Owner, action: Callable[[_Owner], None]) -> None:
     """Call `action` with `owner` in each child of `fork` for as long as `owner` exists.
 
     Args:
-        owner: the object; a second call replaces the action of the object.
+        owner: the object; a second call with the same object replaces its action.
         action: the function; it must not hold a reference to `owner`.
     """
     _actions[owner] = action
@@ -40,16 +41,16 @@ def in_child(owner: _Owner, action: Callable[[_Owner], None]) -> None:
 def renew_in_child(owner: Renewable) -> None:
     """Call `owner.renew` now, and in each child of `fork`."""
     owner.renew()
-    in_child(owner, _renew)
+    call_in_child(owner, _renew)
 
 
 def _renew(owner: Renewable) -> None:
     owner.renew()
 
 
-def _act() -> None:
+def _run_actions() -> None:
     for owner, action in list(_actions.items()):
         action(owner)
 
 
-os.register_at_fork(after_in_child=_act)
+os.register_at_fork(after_in_child=_run_actions)

@@ -51,7 +51,7 @@ def create_memory() -> Path:
     """Create this user's directory on tmpfs, where an engine writes its metrics at each token."""
     shared = Path("/dev/shm")  # noqa: S108  # checked by create()
     if shared.is_dir() and os.access(shared, os.W_OK):
-        # Another user may own a directory of that name.
+        # Another user may own a directory with this name.
         with contextlib.suppress(DirectoryError):
             return create(shared / f"dynamometer-{os.geteuid()}")
     return create(create_runtime() / "memory")
@@ -65,7 +65,7 @@ def create_temporary(prefix: str) -> Path:
     """
     try:
         return Path(tempfile.mkdtemp(prefix=prefix))
-    except FileNotFoundError as error:  # a full file system raises it as well
+    except FileNotFoundError as error:  # a full file system raises this error, too
         raise DirectoryError(
             f"{error.strerror}: free some space, or set TMPDIR to a writable directory"
         ) from None
@@ -77,7 +77,7 @@ def create_temporary(prefix: str) -> Path:
 
 
 def require_current() -> None:
-    """Check that the current directory exists: child processes cannot start without it.
+    """Check that the current directory exists; otherwise child processes cannot start.
 
     Raises:
         DirectoryError: The current directory was removed.

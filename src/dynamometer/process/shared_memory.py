@@ -1,4 +1,4 @@
-"""The files in /dev/shm that processes map, and their removal after the processes ended."""
+"""Find the files in /dev/shm that processes map, and remove the files after the processes ended."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ class SharedFile(NamedTuple):
     name: str
 
 
-def held_by(pids: Iterable[int]) -> frozenset[SharedFile]:
+def mapped_by(pids: Iterable[int]) -> frozenset[SharedFile]:
     """Return the files of this user in /dev/shm that one of the processes maps."""
-    inodes = set().union(*(_mapped(pid) for pid in pids))
-    return frozenset(file for file in _present() if file.inode in inodes)
+    inodes = set().union(*(_mapped_inodes(pid) for pid in pids))
+    return frozenset(file for file in _list_files() if file.inode in inodes)
 
 
-def remove_unheld(files: Iterable[SharedFile]) -> int:
+def remove_unmapped(files: Iterable[SharedFile]) -> int:
     """Remove those of `files` that still exist and that no living process maps.
 
     Returns:
         The number of removed files.
     """
-    left = set(files) & set(_present())
-    if not left:
+    existing = set(files) & set(_list_files())
+    if not existing:
         return 0
     pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]  # noqa: PTH208
-    held = set().union(*(_mapped(pid) for pid in pids))
+    mapped = set().union(*(_mapped_inodes(pid) for pid in pids))
     removed = 0
-    for file in left:
-        if file.inode not in held:
+    for file in existing:
+        if file.inode not in mapped:
             with contextlib.suppress(OSError):
                 (DIRECTORY / Path(file.name).name).unlink()
                 removed += 1
     return removed
 
 
-def _mapped(pid: int) -> set[int]:
+def _mapped_inodes(pid: int) -> set[int]:
     try:
         maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -56,7 +56,8 @@ def _mapped(pid: int) -> set[int]:
     return {int(match["inode"]) for match in _MAPPING.finditer(maps)}
 
 
-def _present() -> list[SharedFile]:
+def _list_files() -> list[SharedFile]:
+    """Return the files of this user in /dev/shm."""
     files = []
     with contextlib.suppress(OSError), os.scandir(DIRECTORY) as entries:
         for entry in entries:

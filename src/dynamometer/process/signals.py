@@ -1,4 +1,4 @@
-"""The end of a process: the first signal waits for requests in flight, a second one does not."""
+"""Signals that end a process: the first lets requests in flight finish, the second does not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class Stop:
-    """The end that SIGINT, SIGTERM or SIGHUP (a closed terminal) requests.
+    """The request to end the process, by SIGINT, SIGTERM or SIGHUP (a closed terminal).
 
     Attributes:
         requested: set by the first signal.
@@ -37,24 +37,24 @@ class Stop:
 
 
 class InFlight:
-    """The number of requests in flight; each request enters this context manager."""
+    """The number of requests in flight; each request runs inside this context manager."""
 
     def __init__(self) -> None:
         self.count = 0
-        self._none = asyncio.Event()
-        self._none.set()
+        self._all_finished = asyncio.Event()
+        self._all_finished.set()
 
     def __enter__(self) -> None:
         self.count += 1
-        self._none.clear()
+        self._all_finished.clear()
 
     def __exit__(self, *_: object) -> None:
         self.count -= 1
         if not self.count:
-            self._none.set()
+            self._all_finished.set()
 
     async def drain(self, stop: Stop, timeout: float) -> None:
-        """Wait until no request is in flight, but not longer than `timeout` or a second signal.
+        """Wait until no request is in flight, `timeout` has passed, or a second signal arrives.
 
         Args:
             stop: the signals.
@@ -67,7 +67,7 @@ class InFlight:
             self.count,
             timeout,
         )
-        finished = asyncio.create_task(self._none.wait())
+        finished = asyncio.create_task(self._all_finished.wait())
         try:
             async with asyncio.timeout(timeout):
                 await tasks.first_of(stop.immediate, finished)

@@ -1,4 +1,4 @@
-"""Background tasks: each has an owner that awaits its end."""
+"""Background tasks; the owner of a task waits until the task has ended."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 Work = Callable[[], Awaitable[None]]
 RETRY_SECONDS: Final = 1.0
-# After work has run for this time, its next fault is logged again.
+# After `work` has run for this time, its next exception is logged in any case.
 STABLE_SECONDS: Final = 60.0
 
 
@@ -23,12 +23,13 @@ STABLE_SECONDS: Final = 60.0
 async def restarting(work: Work, *, name: str, retry: float = RETRY_SECONDS) -> AsyncIterator[None]:
     """Run `work` in a task while the context is open, and restart it when it raises.
 
-    An exception from `work` is a fault of this program. It is logged with its traceback, and again
-    only if it comes from another place or after `STABLE_SECONDS` without a fault.
+    An exception from `work` is a fault of this program, and is logged with its traceback. An
+    exception from the same line as the previous one is logged again only after `STABLE_SECONDS`
+    without an exception.
 
     Args:
-        work: the function; the task ends when the function returns.
-        name: the name of the task, also for messages.
+        work: the function to run; the task ends when the function returns.
+        name: the name of the task, for messages and for asyncio.
         retry: the time before a restart, in seconds.
     """
     task = asyncio.create_task(_restart(work, name, retry), name=name)
@@ -57,12 +58,13 @@ async def _restart(work: Work, name: str, retry: float) -> None:
 
 
 def _cancelled() -> bool:
-    """Return whether this task is cancelled itself, not only a future that it waited for."""
+    """Return whether this task was cancelled; False if only an awaited future was cancelled."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
 def _place(error: BaseException) -> tuple[str, int | None]:
+    """Return the file and the line that raised `error`."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return last.filename, last.lineno
 

@@ -235,7 +235,7 @@ class EngineProcess:
                 os.waitpid(pid, os.WNOHANG)
 
 
-def end_owned(owner: str) -> int:
+def kill_owned(owner: str) -> int:
     """Kill all processes of this user that `EngineProcess.start` marked with `owner`.
 
     The title of an engine's process can overwrite the mark: all processes in the session of a

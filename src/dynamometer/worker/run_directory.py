@@ -24,11 +24,11 @@ from pathlib import Path
 
 from dynamometer.errors import DirectoryError
 from dynamometer.process import private_directories
-from dynamometer.process.children import ProcessMark, end_marked
+from dynamometer.process.children import ProcessIdentity, kill_identified
 from dynamometer.process.descriptors import Descriptor
-from dynamometer.process.shared_memory import SharedFile, remove_unheld
+from dynamometer.process.shared_memory import SharedFile, remove_unmapped
 from dynamometer.runtime.identity import hexadecimal
-from dynamometer.worker.process_tree import end_owned
+from dynamometer.worker.process_tree import kill_owned
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class RunDirectory:
         self.temporary = temporary
         self.record(frozenset(), frozenset())
 
-    def record(self, processes: frozenset[ProcessMark], held: frozenset[SharedFile]) -> None:
+    def record(self, processes: frozenset[ProcessIdentity], held: frozenset[SharedFile]) -> None:
         """Write the processes and files that the next worker removes if this one is killed."""
         content = {
             "processes": sorted(processes),
@@ -120,8 +120,8 @@ def _clear_leftovers(base: Path) -> None:
         with contextlib.suppress(BlockingIOError, DirectoryError), _locked(path, wait=False):
             processes, held, temporary = _read_record(path)
             # First: recorded processes may be the only ones that show the engine's session.
-            ended = end_owned(path.name) + end_marked(processes)
-            removed = remove_unheld(held)
+            ended = kill_owned(path.name) + kill_identified(processes)
+            removed = remove_unmapped(held)
             if temporary is not None:
                 shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(path, ignore_errors=True)
@@ -133,11 +133,11 @@ def _clear_leftovers(base: Path) -> None:
             )
 
 
-def _read_record(path: Path) -> tuple[list[ProcessMark], list[SharedFile], Path | None]:
+def _read_record(path: Path) -> tuple[list[ProcessIdentity], list[SharedFile], Path | None]:
     try:
         content = json.loads((path / "engine.json").read_bytes())
         return (
-            [ProcessMark(int(pid), float(since)) for pid, since in content["processes"]],
+            [ProcessIdentity(int(pid), float(since)) for pid, since in content["processes"]],
             [SharedFile(int(inode), str(name)) for inode, name in content["shared_memory"]],
             Path(content["temporary"]),
         )

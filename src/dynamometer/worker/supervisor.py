@@ -22,8 +22,8 @@ from dynamometer.engines.interface import Launch, ModelCards, StartableEngine
 from dynamometer.errors import EngineError
 from dynamometer.process import tasks
 from dynamometer.process.blocking import BlockingCalls, HangError
-from dynamometer.process.children import ProcessMark, marks
-from dynamometer.process.shared_memory import SharedFile, held_by, remove_unheld
+from dynamometer.process.children import ProcessIdentity, identities
+from dynamometer.process.shared_memory import SharedFile, mapped_by, remove_unmapped
 from dynamometer.runtime.record import Json, State
 from dynamometer.worker.engine_client import EngineClient
 from dynamometer.worker.process_tree import CHECK_SECONDS, EngineProcess
@@ -66,7 +66,7 @@ class Supervisor:
         # Threads write these fields and the directory's record while they hold the lock.
         self._recording = threading.Lock()
         self._held: frozenset[SharedFile] = frozenset()
-        self._marks: frozenset[ProcessMark] = frozenset()
+        self._processes: frozenset[ProcessIdentity] = frozenset()
         self.state = State.STARTING
         self.ready = asyncio.Event()
         self.since = time.time()
@@ -122,7 +122,7 @@ class Supervisor:
             logger.info("all processes of the engine have ended")
         removing: BlockingCalls[int] = BlockingCalls("shared memory", deadline=CHECK_SECONDS)
         with suppress(HangError):
-            if removed := await removing.run(lambda: remove_unheld(self._held)):
+            if removed := await removing.run(lambda: remove_unmapped(self._held)):
                 logger.debug("removed %d files of the engine from /dev/shm", removed)
 
     def drain(self) -> None:
@@ -231,12 +231,12 @@ class Supervisor:
         """Record the engine's processes, and the shared memory that they map. Blocks."""
         members = process.members()
         with self._recording:
-            self._marks |= marks(members)
-            self._directory.record(self._marks, self._held)
-        held = held_by(member.pid for member in members)
+            self._processes |= identities(members)
+            self._directory.record(self._processes, self._held)
+        held = mapped_by(member.pid for member in members)
         with self._recording:
             self._held |= held
-            self._directory.record(self._marks, self._held)
+            self._directory.record(self._processes, self._held)
 
     def _enter(self, state: State) -> None:
         self.state = state
