@@ -108,9 +108,9 @@ def test_its_load_is_derived_from_its_own_page(engine: Engine) -> None:
         "dynamometer_engine_kv_usage_ratio",
         "dynamometer_engine_generation_tokens_total",
     } <= found
-    assert load.shown_by(())
-    assert load.shown_by(engine.metric_prefixes)
-    assert not load.shown_by(("another_engine_",))
+    assert load.derivable_from(())
+    assert load.derivable_from(engine.metric_prefixes)
+    assert not load.derivable_from(("another_engine_",))
 
 
 @EVERY

@@ -284,9 +284,9 @@ def test_a_total_is_0_only_if_all_sources_are_known() -> None:
 
 def test_name_prefixes_that_hide_a_family_hide_the_load() -> None:
     engine = EngineLoad("sglang", dict)
-    assert engine.shown_by(())
-    assert engine.shown_by(("vllm:", "sglang:"))
-    assert not engine.shown_by(("sglang:num_",))
+    assert engine.derivable_from(())
+    assert engine.derivable_from(("vllm:", "sglang:"))
+    assert not engine.derivable_from(("sglang:num_",))
 
 
 names = st.sampled_from(["num_running_reqs", "num_queue_reqs", "token_usage", "num_pages"])

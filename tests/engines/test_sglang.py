@@ -9,7 +9,7 @@ import pytest
 
 from dynamometer.engines import accelerators
 from dynamometer.engines.interface import MetricSources
-from dynamometer.engines.sglang import CPU_FLAGS, SGLang, describe_exit
+from dynamometer.engines.sglang import CPU_FLAGS, SGLang, exit_reason
 from dynamometer.engines.sglang_cpu import SWITCH
 from dynamometer.errors import SettingsError
 
@@ -177,7 +177,7 @@ LOGS = {
 @pytest.mark.parametrize("case", LOGS)
 def test_the_reason_of_an_end_is_the_engines_own(case: str) -> None:
     log, exit_code, expected = LOGS[case]
-    assert describe_exit(log, exit_code) == expected
+    assert exit_reason(log, exit_code) == expected
 
 
 def test_a_missing_model_is_in_the_message(

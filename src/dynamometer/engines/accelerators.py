@@ -17,7 +17,7 @@ _DISCRETE: Final = re.compile(r"[0-9a-f]{4}:(?!00:)[0-9a-f]{2}:[0-9a-f]{2}\.[0-9
 
 
 def find(root: Path = Path("/"), environment: Mapping[str, str] | None = None) -> str | None:
-    """Return the kind of the accelerator (`NVIDIA`, `AMD`, `Intel`, `Ascend`); None without one.
+    """Return the kind of the accelerator (`NVIDIA`, `AMD`, `Intel`, `Ascend`), or None.
 
     Args:
         root: the parent of `dev`, `proc` and `sys`.
@@ -90,7 +90,7 @@ def _nvidia(root: Path) -> bool:
 
 
 def _amd(root: Path) -> bool:
-    """Return whether a compute node has SIMDs; processors are nodes without SIMDs."""
+    """Return whether a compute node has SIMD units; a CPU is a node without SIMD units."""
     if not (root / "dev/kfd").exists():
         return False
     nodes = root.glob("sys/class/kfd/kfd/topology/nodes/*/properties")

@@ -68,7 +68,7 @@ def read_answer(body: bytes, usage: Usage, *, samples: int = 1) -> Answer:
     Args:
         body: the body of the answer.
         usage: the dialect of the route's answers.
-        samples: the number of answers to each prompt, by SGLang's own route.
+        samples: the number of answers to each prompt; above 1 only on SGLang's own route.
     """
     if usage is Usage.NONE:
         return Answer()
@@ -89,7 +89,7 @@ def read_answer(body: bytes, usage: Usage, *, samples: int = 1) -> Answer:
 
 
 def _error_status(answer: _Answer) -> int | None:
-    """Return the HTTP status of an error in place of an answer."""
+    """Return the HTTP status of an error sent instead of an answer, or None."""
     if answer.status == "cancelled":
         return CANCELLED
     failed = answer.status == "failed" or answer.type == "error" or answer.kind == "error"

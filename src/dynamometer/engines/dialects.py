@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+# A parsed JSON object: an event of a stream, or an object in an answer.
 Event = Mapping[str, object]
 # The token counts in Anthropic's usage: three parts of the prompt, and the answer.
 MESSAGES_PARTS: Final = (
@@ -23,7 +24,8 @@ MESSAGES_PARTS: Final = (
 # The status of a request that the client or an operator cancelled (nginx: client closed request).
 CANCELLED: Final = 499
 _FAILED: Final = 500
-# Servers put an HTTP status into `code`, as a number or as text; other numbers are their own.
+# Servers put an HTTP status into `code`, as a number or as text. Other numbers have a meaning that
+# only the server knows.
 _ERROR_STATUS: Final = re.compile(r"[45][0-9]{2}")
 # Types and codes of errors that are not numbers: Anthropic's, then OpenAI's.
 _STATUS_OF_CODE: Final = {
@@ -57,16 +59,16 @@ class Tokens:
 
 def messages_tokens(usage: Event) -> Tokens:
     """Return the counts of Anthropic's usage, which reports the prompt in up to three parts."""
-    fresh, created, cached, output = (integer(usage.get(part), None) for part in MESSAGES_PARTS)
+    uncached, created, cached, output = (integer(usage.get(part), None) for part in MESSAGES_PARTS)
     return Tokens(
-        input=None if fresh is None else fresh + (created or 0) + (cached or 0),
+        input=None if uncached is None else uncached + (created or 0) + (cached or 0),
         output=output,
         cached=cached,
     )
 
 
 def openai_tokens(usage: Event) -> Tokens:
-    """Return the counts of OpenAI's usage, in the names of completions or of responses."""
+    """Return the counts of OpenAI's usage; completions and responses have different names."""
     details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else None
     return Tokens(
@@ -77,7 +79,7 @@ def openai_tokens(usage: Event) -> Tokens:
 
 
 def generated_tokens(metas: Mapping[int, Event], samples: int) -> Tokens:
-    """Return the counts of SGLang's answers; all samples of a prompt report the same prompt.
+    """Return the counts of SGLang's answers; the tokens of a prompt count once for all its samples.
 
     Args:
         metas: `meta_info` of each answer, by the answer's index; the samples of a prompt have
@@ -85,24 +87,24 @@ def generated_tokens(metas: Mapping[int, Event], samples: int) -> Tokens:
         samples: the number of answers to each prompt.
     """
 
-    def total(key: str, *, group: int) -> int | None:
-        """Sum the first value of each `group` of consecutive indexes."""
+    def total(key: str, *, group_size: int) -> int | None:
+        """Return the sum of the first value of each group of consecutive indexes."""
         values: dict[int, int] = {}
         for index, meta in metas.items():
             value = integer(meta.get(key), None)
             if value is not None:
-                values.setdefault(index // group, value)
+                values.setdefault(index // group_size, value)
         return sum(values.values()) if values else None
 
     return Tokens(
-        input=total("prompt_tokens", group=samples),
-        output=total("completion_tokens", group=1),
-        cached=total("cached_tokens", group=samples),
+        input=total("prompt_tokens", group_size=samples),
+        output=total("completion_tokens", group_size=1),
+        cached=total("cached_tokens", group_size=samples),
     )
 
 
 def error_status(content: Event) -> int:
-    """Return the HTTP status of an error: of an object's member `error`, or of the object."""
+    """Return the HTTP status of an error: the member `error` of `content`, or `content` itself."""
     error = content.get("error")
     described = error if isinstance(error, dict) else content
     code = described.get("code")

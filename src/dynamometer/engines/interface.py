@@ -24,12 +24,15 @@ DECODE: Final = "decode"
 
 
 class Usage(Enum):
-    """The dialect of a route's answers, by the place of their token counts.
+    """The dialect of a route's answers: the place of their token counts.
 
-    NONE: the answers have no token counts. OPENAI: a `usage` object; in a stream, in the last chunk
-    if the request has `stream_options.include_usage`. RESPONSES: `response.usage` of the final
-    event. MESSAGES: Anthropic's `message_start` and `message_delta`. GENERATE: SGLang's `meta_info`
-    in each event, cumulative.
+    Attributes:
+        NONE: the answers have no token counts.
+        OPENAI: the member `usage`; in a stream, of the last chunk, and only if the request has
+            `stream_options.include_usage`.
+        RESPONSES: `response.usage` of the final event.
+        MESSAGES: Anthropic's events `message_start` and `message_delta`.
+        GENERATE: SGLang's `meta_info`; in a stream, the counts so far in each event.
     """
 
     NONE = "none"
@@ -79,11 +82,12 @@ class Launch:
         command: the command line.
         environment: the complete environment.
         url: the base URL of the engine.
-        model: the served name by the command line; `read_models` later returns the engine's list.
+        model: the served name that the flags contain; the engine's own list of models, see
+            `Engine.read_models`, is available only when the engine serves.
         model_path: the model as the command line names it.
         sources: the sources of the engine's families.
-        mode: see `Record.mode`: all of the work, or only its prefill or decode phase.
-        stream_usage: see `Record.stream_usage`: every stream ends with its usage.
+        mode: all of the work, or only its prefill or decode phase; see `Record.mode`.
+        stream_usage: True if every stream ends with its usage; see `Record.stream_usage`.
         api_key: the bearer token that the engine's routes require.
         notes: messages for the user about flags that were added to the command line.
     """
@@ -138,8 +142,11 @@ class CommandFacts:
 class LoadSignals(Derivation, Protocol):
     """Load signals of one engine, derived from its families at each refresh of the page."""
 
-    def shown_by(self, prefixes: Sequence[str]) -> bool:
-        """Return whether families with these name prefixes suffice; no prefixes: all families."""
+    def derivable_from(self, prefixes: Sequence[str]) -> bool:
+        """Return whether the signals need only families with these name prefixes.
+
+        Without prefixes, all families are available, and the result is True.
+        """
 
 
 class Engine(Protocol):
@@ -178,12 +185,12 @@ class Engine(Protocol):
         """
 
     def read_info(self, answer: Json, models: ModelCards) -> Mapping[str, Json]:
-        """Return `Record.engine_info` from an answer of `info_path`, without unknown members."""
+        """Return `Record.engine_info`: the values that an answer of `info_path` contains."""
 
     def load_signals(
         self,
         owner: str,
-        constant: Callable[[], Mapping[str, str]],
+        constant_labels: Callable[[], Mapping[str, str]],
         *,
         component: bool = False,
         complete: Callable[[], bool] = lambda: True,
@@ -192,10 +199,10 @@ class Engine(Protocol):
 
         Args:
             owner: the owner of the sources that read the engine.
-            constant: returns the labels of the series, at each refresh.
+            constant_labels: returns the labels of all series; called at each refresh.
             component: add the KV cache families of a worker's component.
-            complete: returns whether all sources of the engine are known, so that a counter that
-                is missing in all of them is 0.
+            complete: returns whether all sources of the engine are known. Then a counter that is
+                missing in all of them is 0.
         """
 
     def launch_arguments(self, command: Sequence[str]) -> Sequence[str] | None:
@@ -218,11 +225,11 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class CommandHelp:
-    """The parts of `dyno NAME --help` that are about the engine.
+    """The parts of a worker's `--help` that are about the engine.
 
     Attributes:
-        description: the effect of the command.
-        examples: command lines.
+        description: the purpose of the command, at the start of the help.
+        examples: command lines, at the end of the help.
         component: the default of `--component`.
     """
 

@@ -1,4 +1,9 @@
-"""All kinds of engines, and the routes and prefixes of all of them together."""
+"""All kinds of engines, and the routes and prefixes of all of them together.
+
+To add an engine, write one module beside `sglang` with a class that implements `Engine`, and add
+the class to `ENGINES`. Only an engine whose answers have a new format also needs a member of
+`Usage` and functions in `dialects` that read the format.
+"""
 
 from __future__ import annotations
 

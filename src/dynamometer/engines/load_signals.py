@@ -1,7 +1,7 @@
-"""The load of an engine in one number per worker, whatever its ranks, priorities and queues.
+"""The load of an engine: one value per signal, whatever the number of ranks and queues.
 
-A router, an autoscaler or a dashboard can use these numbers without knowledge of the engine. They
-are derived from the engine's own families of the same page.
+A router, an autoscaler or a dashboard can use these values without knowledge of the engine. The
+values are derived from the engine's own families of the same page.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class EngineLoad:
     def __init__(
         self,
         owner: str,
-        constant: Callable[[], Mapping[str, str]],
+        constant_labels: Callable[[], Mapping[str, str]],
         *,
         component: bool = False,
         complete: Callable[[], bool] = lambda: True,
@@ -95,35 +95,38 @@ class EngineLoad:
 
         Args:
             owner: the owner of the sources that read the engine.
-            constant: returns the labels of the series, at each refresh.
+            constant_labels: returns the labels of all series; called at each refresh.
             component: add the KV cache families of a worker's component, with one series for each
                 data-parallel rank.
-            complete: returns whether all sources of the engine are known, so that a counter that
-                is missing in all of them is 0.
+            complete: returns whether all sources of the engine are known. Then a counter that is
+                missing in all of them is 0.
         """
         self.name = f"{owner}_load"
         self.owner = owner
-        self._constant = constant
+        self._constant_labels = constant_labels
         self._component = component
         self._complete = complete
         self._readers = {name: LeadingSeries(totals_by_priority=True) for name in _GAUGES}
         # In a counter, the series with an empty priority counts the requests without a priority.
         self._counter = LeadingSeries(totals_by_priority=False)
-        self._counted = False
+        self._counter_seen = False
         self._last: tuple[Sequence[Family] | None, Mapping[str, str], bool] = (None, {}, False)
         self._derived: tuple[Family, ...] = ()
         self._unchanged = UnchangedFamilies()
 
-    def shown_by(self, prefixes: Sequence[str]) -> bool:
-        """See `LoadSignals.shown_by`: a signal would be wrong without one of its families."""
+    def derivable_from(self, prefixes: Sequence[str]) -> bool:
+        """See `LoadSignals.derivable_from`; a sum without one of its families would be wrong."""
         return not prefixes or all(name.startswith(tuple(prefixes)) for name in self.names)
 
     def families(self, families: Sequence[Family]) -> Sequence[Family]:
         """See `Derivation.families`."""
-        constant, complete = self._constant(), self._complete()
-        before, constant_before, complete_before = self._last
-        same = before is families and complete == complete_before and constant == constant_before
-        if not same:
+        constant, complete = self._constant_labels(), self._complete()
+        last_families, last_constant, last_complete = self._last
+        unchanged = families is last_families and (constant, complete) == (
+            last_constant,
+            last_complete,
+        )
+        if not unchanged:
             self._last = (families, dict(constant), complete)
             self._derived = self._unchanged.reuse(self._derive(families, constant, complete))
         return self._derived
@@ -133,7 +136,7 @@ class EngineLoad:
     ) -> list[Family]:
         by_name = {family.metadata.sample_name: family for family in families}
         found = {name: reader.read(by_name.get(name)) for name, reader in self._readers.items()}
-        alive = any(found.values())
+        reporting = any(found.values())
         derived = []
         # A missing value is omitted: a load of 0 would attract all requests.
         if running := found[sglang.NUM_RUNNING_REQS]:
@@ -143,11 +146,11 @@ class EngineLoad:
         if usage := found[sglang.TOKEN_USAGE]:
             derived.append(_single(_USAGE, constant, _mean(usage)))
         counted = self._counter.read(by_name.get(_COUNTER))
-        # A counter starts at 0, so that rate() includes its first increase. A counter that goes
+        # A counter starts at 0, so that rate() includes its first increase. A counter that is
         # missing later is omitted, because a fall to 0 would look like a restart.
-        if counted or (alive and complete and not self._counted):
+        if counted or (reporting and complete and not self._counter_seen):
             derived.append(_single(_GENERATED, constant, _sum(counted)))
-            self._counted = self._counted or bool(counted)
+            self._counter_seen = self._counter_seen or bool(counted)
         if self._component:
             derived += _component_families(found, constant)
         return derived

@@ -23,7 +23,7 @@ from dynamometer.variables import LOOPBACK
 
 
 class Mocker:
-    """See `interface.StartableEngine`: HTTP routes and metrics files are SGLang's."""
+    """See `interface.StartableEngine`; the routes and the metrics files are those of SGLang."""
 
     name = "mocker"
     title = "the mocker"
@@ -58,14 +58,14 @@ class Mocker:
 
     def plan(self, arguments: Sequence[str], *, directory: Path, python: str) -> Launch:
         """See `interface.StartableEngine.plan`."""
-        known = sglang_flags.parse(arguments)
-        if known.model is None:
+        flags = sglang_flags.parse(arguments)
+        if flags.model is None:
             raise SettingsError("--model is missing: any name is valid for the mocker")
         port = free_port()
         metrics = directory / "metrics"
         metrics.mkdir(mode=0o700)
         notes = ["the engine is a simulation: --engine mocker"]
-        if not known.enable_metrics:
+        if not flags.enable_metrics:
             notes.append(sglang.WITHOUT_METRICS)
         return Launch(
             command=[
@@ -74,17 +74,17 @@ class Mocker:
             ],
             environment=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(metrics)},
             url=f"http://{LOOPBACK}:{port}",
-            model=label_value(known.served_model_name or known.model),
-            model_path=known.model,
-            sources=MetricSources(directory=metrics if known.enable_metrics else None),
-            mode=sglang_flags.mode(known),
-            stream_usage=known.stream_usage,
+            model=label_value(flags.served_model_name or flags.model),
+            model_path=flags.model,
+            sources=MetricSources(directory=metrics if flags.enable_metrics else None),
+            mode=sglang_flags.mode(flags),
+            stream_usage=flags.stream_usage,
             notes=tuple(notes),
         )
 
     def describe_exit(self, log: Sequence[str], exit_code: int, launch: Launch) -> str:  # noqa: ARG002  # the contract's parameter
         """See `interface.StartableEngine.describe_exit`."""
-        return sglang.describe_exit(log, exit_code)
+        return sglang.exit_reason(log, exit_code)
 
     def describe_progress(self, log: Sequence[str]) -> str:
         """See `interface.StartableEngine.describe_progress`."""

@@ -1,9 +1,9 @@
-"""Choose the series that count in a family of an engine with several ranks.
+"""Select the series of a family that have no duplicate of another rank's values.
 
-Data-parallel ranks serve different requests: their values add up. Ranks of any other parallelism
-(tensor, pipeline, expert, context) work on the same requests and report the same values: of series
-that differ only in these ranks, the one with the lowest ranks counts. With data-parallel attention,
-each data-parallel rank reports from its own tensor rank.
+Data-parallel ranks serve different requests, so each of them has values of its own. Ranks of any
+other parallelism (tensor, pipeline, expert, context) work on the same requests and report the same
+values: of the series that differ only in these ranks, the one with the lowest ranks is selected.
+With data-parallel attention, each data-parallel rank reports from its own tensor rank.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class RankValue:
 
 
 class LeadingSeries:
-    """Read one family repeatedly, and choose again which series count if the series change."""
+    """A reader of one family, which selects the series again only if the series have changed."""
 
     def __init__(self, *, totals_by_priority: bool) -> None:
         """Create a reader.
@@ -49,10 +49,10 @@ class LeadingSeries:
         self._family: Family | None = None
         self._values: Sequence[RankValue] = ()
         self._series: Sequence[Series] = ()
-        self._chosen: Sequence[tuple[int, str]] = ()
+        self._selected: Sequence[tuple[int, str]] = ()
 
     def read(self, family: Family | None) -> Sequence[RankValue]:
-        """Return the values that count; none if the family is missing or has no valid value.
+        """Return the values of the selected series; none if the family is missing or not valid.
 
         Args:
             family: the current family; the same object if no value has changed.
@@ -69,12 +69,12 @@ class LeadingSeries:
         series = [sample.series for sample in samples]
         if series != self._series:
             self._series = series
-            self._chosen = self._choose(family.metadata.sample_name, series)
-        values = [RankValue(rank, _number(samples[index].value)) for index, rank in self._chosen]
+            self._selected = self._select(family.metadata.sample_name, series)
+        values = [RankValue(rank, _number(samples[index].value)) for index, rank in self._selected]
         return tuple([one for one in values if math.isfinite(one.value) and one.value >= 0])
 
-    def _choose(self, name: str, all_series: Sequence[Series]) -> Sequence[tuple[int, str]]:
-        """Return the indexes of the series that count, with their data-parallel ranks."""
+    def _select(self, name: str, all_series: Sequence[Series]) -> Sequence[tuple[int, str]]:
+        """Return the indexes of the selected series, each with its data-parallel rank."""
         leading: dict[tuple[tuple[str, str], ...], tuple[SortKey, int, dict[str, str]]] = {}
         for index, series in enumerate(all_series):
             if series.name != name:

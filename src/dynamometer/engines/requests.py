@@ -1,10 +1,11 @@
 """Read the members of a request's body that routing and metrics need, and add usage if needed.
 
 `model`, `stream`, `stream_options` and `sampling_params` are read from the top level of the body,
-by the engine's rules. The engine alone checks the request; all other bytes are forwarded unchanged.
+by the engine's rules. Another member that the frontend must read gets a field in `_Request` and in
+`RequestBody`. The engine alone checks the request; all other bytes are forwarded unchanged.
 
 A body may be large and hostile: msgspec checks JSON without creating objects for members that are
-not read (3 to 10 ms for 16 MiB, at most 30), and a form is searched for two short fields.
+not read (3 to 10 ms for 16 MiB, at most 30 ms). A form is only searched for two short fields.
 """
 
 from __future__ import annotations
@@ -66,8 +67,9 @@ class RequestBody:
         content: the client's bytes.
         model: the requested model; None if the body names none.
         stream: True if the client requests a stream.
-        add_usage: True if the stream reports no token counts unless usage is requested.
-        samples: the number of answers to each prompt, by SGLang's own route.
+        add_usage: True if the client requests a stream without its usage, so that the frontend must
+            request the usage (`with_usage`) to know the token counts.
+        samples: the number of answers to each prompt; above 1 only on SGLang's own route.
     """
 
     content: bytes
@@ -77,7 +79,7 @@ class RequestBody:
     samples: int = 1
 
     def for_model(self, name: str) -> RequestBody:
-        """Return the same request for another model; a form keeps its model."""
+        """Return the same request for another model; a form stays unchanged."""
         if not self.content[:_LONGEST_FIELD].lstrip().startswith(b"{"):
             return self
         content = set_member(self.content, ("model",), msgspec.json.encode(name))
@@ -138,7 +140,7 @@ def _is_true(value: msgspec.Raw) -> bool:
 
 
 def _can_add_usage(options: msgspec.Raw) -> bool:
-    """Return whether usage is not requested yet; the engine rejects options of another type."""
+    """Return True for options that do not request usage yet, False for options of a wrong type."""
     try:
         read = msgspec.json.decode(options, type=_StreamOptions | None)
     except msgspec.ValidationError:
@@ -166,7 +168,7 @@ def _samples(parameters: bytes) -> int:
 
 
 def _parse_form(content: bytes, content_type: str) -> RequestBody:
-    """Parse `model` and `stream` of a form; the last one counts if a field occurs twice."""
+    """Parse `model` and `stream` of a form; the last field of a name is used."""
     header = Message()
     header["Content-Type"] = content_type
     boundary = header.get_boundary()

@@ -1,4 +1,4 @@
-"""SGLang: its routes, the command that starts it, and the reasons of its end.
+"""SGLang: the routes, the command that starts it, and the reason why it ended.
 
 A worker starts SGLang unmodified, by `python -m sglang.launch_server`. Only the list of routes and
 the CPU flags depend on the version, 0.5.23.
@@ -31,7 +31,7 @@ from dynamometer.errors import SettingsError
 from dynamometer.http.addresses import free_port
 from dynamometer.variables import LOOPBACK
 
-# The beginning of its processes' titles, such as "sglang::scheduler".
+# The beginning of the titles of SGLang's processes, such as "sglang::scheduler".
 TITLE: Final = "sglang::"
 WITHOUT_METRICS: Final = (
     "--enable-metrics is missing: the page will have no sglang: families, only the runtime's own"
@@ -126,27 +126,27 @@ class SGLang:
     ) -> CommandFacts:
         """See `interface.Engine.command_facts`."""
         try:
-            known = sglang_flags.parse(sglang_flags.with_config_file(arguments, directory))
+            flags = sglang_flags.parse(sglang_flags.with_config_file(arguments, directory))
         except SettingsError:  # SGLang itself reports the fault
-            known = sglang_flags.parse(())
+            flags = sglang_flags.parse(())
         return CommandFacts(
-            model=names.label_value(known.served_model_name or known.model or ""),
-            host=known.host or "",
-            port=sglang_flags.port(known),
+            model=names.label_value(flags.served_model_name or flags.model or ""),
+            host=flags.host or "",
+            port=sglang_flags.port(flags),
             page_has_more=page_has_more(environment) if environment else None,
         )
 
     def plan(self, arguments: Sequence[str], *, directory: Path, python: str) -> Launch:
         """See `interface.StartableEngine.plan`."""
-        given = sglang_flags.with_config_file(arguments)
-        known = sglang_flags.parse(given)
-        if known.model is None:
+        all_arguments = sglang_flags.with_config_file(arguments)
+        flags = sglang_flags.parse(all_arguments)
+        if flags.model is None:
             raise SettingsError("--model is missing: give a directory, or a name on a model hub")
         engine_port = free_port()
         command = [python, "-m", sglang_flags.MODULE_NAME, *arguments]
         command += ["--host", LOOPBACK, "--port", str(engine_port)]
         # Each data-parallel rank needs a port of its own, which SGLang chooses itself.
-        if known.nccl_port is None and known.dp_size in (None, "1"):
+        if flags.nccl_port is None and flags.dp_size in (None, "1"):
             command += ["--nccl-port", str(free_port())]
         environment = dict(os.environ)
         environment["PYTHONUNBUFFERED"] = "1"
@@ -154,16 +154,16 @@ class SGLang:
         cache = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
         environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
         notes: list[str] = []
-        if _on_cpu(known.device):
-            added = sglang_flags.missing(CPU_FLAGS, given)
+        if _on_cpu(flags.device):
+            added = sglang_flags.missing(CPU_FLAGS, all_arguments)
             command += added
             overlay.enable(environment, directory / "plugin")
-            reason = "--device cpu was given" if known.device else "no accelerator was found"
-            flags = " ".join(added) or "none"
-            notes.append(f"{reason}: SGLang runs on the CPU, with these flags added: {flags}")
+            reason = "--device cpu was given" if flags.device else "no accelerator was found"
+            shown = " ".join(added) or "none"
+            notes.append(f"{reason}: SGLang runs on the CPU, with these flags added: {shown}")
         url = f"http://{LOOPBACK}:{engine_port}"
         sources = MetricSources()
-        if known.enable_metrics:
+        if flags.enable_metrics:
             metrics = directory / "metrics"
             metrics.mkdir(mode=0o700)
             environment["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
@@ -175,27 +175,27 @@ class SGLang:
             command=command,
             environment=environment,
             url=url,
-            model=names.label_value(known.served_model_name or known.model),
-            model_path=known.model,
+            model=names.label_value(flags.served_model_name or flags.model),
+            model_path=flags.model,
             sources=sources,
-            mode=sglang_flags.mode(known),
-            stream_usage=known.stream_usage,
-            api_key=known.api_key,
+            mode=sglang_flags.mode(flags),
+            stream_usage=flags.stream_usage,
+            api_key=flags.api_key,
             notes=tuple(notes),
         )
 
     def describe_exit(self, log: Sequence[str], exit_code: int, launch: Launch) -> str:
         """See `interface.StartableEngine.describe_exit`."""
-        return describe_exit(log, exit_code) + _hint(launch)
+        return exit_reason(log, exit_code) + _hint(launch)
 
     def describe_progress(self, log: Sequence[str]) -> str:
-        """See `interface.StartableEngine.describe_progress`; warnings have no time stamp."""
-        own = (line for line in reversed(log) if _STAMP.match(line))
-        return _STAMP.sub("", next(own, ""))
+        """See `interface.StartableEngine.describe_progress`; SGLang stamps only its own lines."""
+        stamped = (line for line in reversed(log) if _STAMP.match(line))
+        return _STAMP.sub("", next(stamped, ""))
 
 
 def page_has_more(environment: Mapping[str, str]) -> bool:
-    """Return whether SGLang uses its Rust server: only its own page has request metrics then."""
+    """Return whether SGLang uses its Rust server, whose own page alone has request metrics."""
     return environment.get("SGLANG_RUST_SERVER", "0").lower() in ("1", "true", "yes")
 
 
@@ -225,7 +225,7 @@ def _hint(launch: Launch) -> str:
     return ""
 
 
-def describe_exit(log: Sequence[str], exit_code: int) -> str:
+def exit_reason(log: Sequence[str], exit_code: int) -> str:
     """Return the last exception or usage error in `log`, or its last line, with the exit code.
 
     SGLang logs the exception of a child process before the message that a child has failed; the

@@ -1,4 +1,4 @@
-"""SGLang's command line: which commands start SGLang, and the flags that are read here.
+"""Recognise a command line that starts SGLang (`launch_arguments`), and read some of its flags.
 
 SGLang itself receives and checks all flags. A worker and an exporter read only the few flags that
 they need: the model, the address, and what the engine reports.
@@ -25,23 +25,23 @@ _LARGEST_FILE_BYTES: Final = 1 << 20
 def launch_arguments(command: Sequence[str]) -> Sequence[str] | None:
     """Return the flags of a command line that starts SGLang; None for any other command line.
 
-    A command that only has such words among its arguments (a shell's `-c`, an editor, sudo) does
-    not start SGLang itself.
+    A command that only contains such a command line (a shell's `-c`, an editor, sudo) does not
+    start SGLang itself.
     """
     program = PurePath(command[0]).name if command else ""
     if (program, *command[1:2]) == _SERVE:
         return command[2:]
     if not program.startswith("python"):
         return None
-    number = 1
-    while number < len(command) and command[number].startswith("-") and command[number] != "-m":
-        number += 2 if command[number] in ("-X", "-W") else 1
-    first, second = (*command[number : number + 2], "", "")[:2]
-    if "-c" in command[1:number]:
+    index = 1
+    while index < len(command) and command[index].startswith("-") and command[index] != "-m":
+        index += 2 if command[index] in ("-X", "-W") else 1
+    first, second = (*command[index : index + 2], "", "")[:2]
+    if "-c" in command[1:index]:
         return None
     if (first, second) == ("-m", MODULE_NAME) or (PurePath(first).name, second) == _SERVE:
-        return command[number + 2 :]
-    return command[number + 1 :] if first.endswith("/sglang/launch_server.py") else None
+        return command[index + 2 :]
+    return command[index + 1 :] if first.endswith("/sglang/launch_server.py") else None
 
 
 def with_config_file(arguments: Sequence[str], directory: Path | None = None) -> list[str]:
@@ -123,6 +123,6 @@ def port(flags: argparse.Namespace) -> int:
 
 def missing(flags: Mapping[str, str | None], arguments: Sequence[str]) -> list[str]:
     """Return the part of `flags` that `arguments` does not contain, as command line words."""
-    given = {word.split("=", 1)[0].replace("_", "-") for word in arguments}
-    added = ((flag, value) for flag, value in flags.items() if flag not in given)
+    present = {word.split("=", 1)[0].replace("_", "-") for word in arguments}
+    added = ((flag, value) for flag, value in flags.items() if flag not in present)
     return [word for pair in added for word in pair if word is not None]

@@ -44,22 +44,22 @@ def engine_info(answer: Json, models: ModelCards) -> dict[str, Json]:
         return {}
     states = answer.get("internal_states")
     ranks = [rank for rank in states if isinstance(rank, dict)] if isinstance(states, list) else []
-    block = _count(answer.get("page_size"))
+    block = _positive(answer.get("page_size"))
     tokens = _sum(_member(rank.get("memory_usage"), "token_capacity") for rank in ranks)
     if tokens is None:
-        of_one = _count(answer.get("max_total_num_tokens"))
-        tokens = of_one and of_one * (_count(answer.get("dp_size")) or 1)
+        of_one_rank = _positive(answer.get("max_total_num_tokens"))
+        tokens = of_one_rank and of_one_rank * (_positive(answer.get("dp_size")) or 1)
     sequences = _sum(rank.get("effective_max_running_requests_per_dp") for rank in ranks)
     card = next(iter(models.cards.values()), None)
-    length = _count(answer.get("context_length")) or _count(_member(card, "max_model_len"))
+    length = _positive(answer.get("context_length")) or _positive(_member(card, "max_model_len"))
     version = answer.get("version")
     found: Mapping[str, Json] = {
         ENGINE_VERSION: label_value(version) if isinstance(version, str) else None,
         CONTEXT_LENGTH: length,
         TOTAL_KV_BLOCKS: tokens // block if tokens and block else None,
         KV_BLOCK_SIZE: block,
-        MAX_SEQUENCES: sequences or _count(answer.get("max_running_requests")),
-        MAX_BATCHED_TOKENS: _count(answer.get("max_prefill_tokens")),
+        MAX_SEQUENCES: sequences or _positive(answer.get("max_running_requests")),
+        MAX_BATCHED_TOKENS: _positive(answer.get("max_prefill_tokens")),
     }
     return {name: value for name, value in found.items() if value is not None}
 
@@ -84,7 +84,7 @@ def _member(content: Json, name: str) -> Json:
     return content.get(name) if isinstance(content, dict) else None
 
 
-def _count(value: Json) -> int | None:
+def _positive(value: Json) -> int | None:
     """Return `value` if it is a whole number above 0, else None."""
     found = number(value)
     return int(found) if found and found == int(found) else None
@@ -92,9 +92,9 @@ def _count(value: Json) -> int | None:
 
 def _sum(values: Iterable[Json]) -> int | None:
     """Return the sum over all ranks; None if a rank has no valid value."""
-    found = [_count(value) for value in values]
-    counted = [count for count in found if count is not None]
-    return sum(counted) if counted and len(counted) == len(found) else None
+    found = [_positive(value) for value in values]
+    valid = [value for value in found if value is not None]
+    return sum(valid) if valid and len(valid) == len(found) else None
 
 
 def request_name(model: str, card: Json) -> str:

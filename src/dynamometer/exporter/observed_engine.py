@@ -109,7 +109,7 @@ class ObservedEngine:
         self._reading: BlockingCalls[FilesStatus] = BlockingCalls("files")
         kind = kinds.find(target.first.kind if target.first else "") or kinds.DEFAULT
         self._load = kind.load_signals(self.name, self._load_labels, complete=self._sources_known)
-        if self._load.shown_by(options.prefixes):
+        if self._load.derivable_from(options.prefixes):
             page.derive(self._load)
         self._ended = False
         self._logged_warnings: set[str] = set()

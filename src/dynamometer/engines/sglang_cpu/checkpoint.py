@@ -1,8 +1,8 @@
 """Write the files of a tiny random Llama and its tokenizer, in a second.
 
-For demos and tests on machines without access to a model hub. `dyno tiny-model DIR` runs this file
-with the engine's interpreter: it imports `tokenizers`, `safetensors` and numpy, which are installed
-with SGLang, but neither torch nor transformers.
+The model is for demos and tests on machines without access to a model hub. `dyno tiny-model DIR`
+runs this file with the engine's interpreter, because the file imports `tokenizers`, `safetensors`
+and numpy, which are installed with SGLang. The file imports neither torch nor transformers.
 """
 
 from __future__ import annotations

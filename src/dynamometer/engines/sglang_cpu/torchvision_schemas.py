@@ -1,8 +1,8 @@
 """Declare the operators that torchvision needs for its import with a CPU build of torch.
 
 torchvision 0.28 registers meta kernels for `torchvision::nms` and `torchvision::qnms` when it is
-imported, and fails if its compiled library has not declared them. Text models never call them, so
-that their schemas suffice.
+imported, and fails if its compiled library has not declared them. Text models never call these
+operators, so their schemas suffice.
 """
 
 from __future__ import annotations
