@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as peer_parse
 
-from dynamometer.exposition.merging import Clash, Merger, Omission, Source
+from dynamometer.exposition.merging import Merger, Omission, OmissionReason, Source
 from dynamometer.exposition.rendering import Renderer, render
 from parsing import parse
 
@@ -64,9 +64,9 @@ def test_omissions_are_reported() -> None:
     merger = Merger()
     merger.merge(SOURCES)
     assert set(merger.omissions) == {
-        Omission("page", "files", "a", Clash.OVERLAP),
-        Omission("page", "files", "h", Clash.OVERLAP),
-        Omission("page", "files", "g", Clash.TYPE_CONFLICT),
+        Omission("page", "files", "a", OmissionReason.OVERLAP),
+        Omission("page", "files", "h", OmissionReason.OVERLAP),
+        Omission("page", "files", "g", OmissionReason.TYPE_CONFLICT),
     }
 
 
@@ -75,7 +75,7 @@ def test_names_that_clash_in_the_text_format_are_a_conflict() -> None:
     first = Source("one", parse(b"# TYPE a_total counter\na_total 1\n"))
     other = Source("two", parse(b"# TYPE a_total gauge\na_total 1\n# TYPE b gauge\nb 1\n"))
     assert [family.name for family in merger.merge([first, other])] == ["a", "b"]
-    assert [part.clash for part in merger.omissions] == [Clash.TYPE_CONFLICT]
+    assert [part.reason for part in merger.omissions] == [OmissionReason.TYPE_CONFLICT]
     assert [family.name for family in merger.merge([other, first])] == ["a_total", "b"]
     assert merger.omissions[0].source == "one"
 
@@ -186,7 +186,7 @@ def test_of_two_sources_each_family_of_one_name_is_joined_with_its_own() -> None
     merger = Merger()
     families = merger.merge([Source("one", parse(GAUGE + COUNTER)), Source("two", parse(other))])
     assert render(families) == GAUGE + b'go_alloc_bytes{x="1"} 3\n' + COUNTER
-    assert [part.clash for part in merger.omissions] == [Clash.OVERLAP]
+    assert [part.reason for part in merger.omissions] == [OmissionReason.OVERLAP]
 
 
 def test_nothing_new_is_nothing_done() -> None:
@@ -234,7 +234,7 @@ def test_an_omission_names_the_present_source() -> None:
     merger = Merger()
     for name in ("first", "second"):
         merger.merge([Source("other", parse(b"# TYPE a gauge\na 1\n")), Source(name, families)])
-        assert Omission(name, "other", "a", Clash.TYPE_CONFLICT) in merger.omissions
+        assert Omission(name, "other", "a", OmissionReason.TYPE_CONFLICT) in merger.omissions
 
 
 def test_timestamps_of_one_source_stay_in_both_formats() -> None:

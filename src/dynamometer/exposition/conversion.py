@@ -1,4 +1,4 @@
-"""prometheus_client's families to ours, and back."""
+"""Convert `Metric` objects of prometheus_client to families, and back."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class FamilyMetric(Metric):
 
     @property
     def untouched(self) -> bool:
-        """True if the metric is as it was created, and its samples were never used."""
+        """True if no attribute has changed since the creation, and the samples were never used."""
         metadata = self.family.metadata
         now = (self.name, self.documentation, self.type, self.unit)
         created = (metadata.name, metadata.documentation, metadata.type, metadata.unit)
@@ -67,8 +67,8 @@ def from_metric(metric: Metric, before: Metadata | None = None) -> Family:
     An unpaired surrogate in a label's value, which a page cannot contain, becomes `?`.
 
     Args:
-        metric: the metric; of an untouched `FamilyMetric`, the family itself is returned.
-        before: the metadata of the last time, used again if nothing in them changed.
+        metric: the metric. If it is an untouched `FamilyMetric`, its family is returned.
+        before: the metadata of the previous call, used again if they are equal to the new ones.
 
     Raises:
         UnicodeEncodeError: Without unpaired surrogates, two series would be the same, or a name
@@ -91,7 +91,7 @@ def from_metric(metric: Metric, before: Metadata | None = None) -> Family:
 def _family(metadata: Metadata, samples: Iterable[prometheus_client.samples.Sample]) -> Family:
     family = Family.of_samples(
         metadata,
-        # A native histogram belongs to OpenMetrics 2.0.
+        # OpenMetrics 1.0.0 and the text format have no native histograms.
         [_sample(sample) for sample in samples if sample.native_histogram is None],
     )
     # Raise an error now, not when the page is rendered.

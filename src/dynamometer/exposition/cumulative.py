@@ -1,7 +1,7 @@
 """Cumulative samples: those that count from the start of a process.
 
-They are a counter's `_total`, a histogram's buckets, count and sum, and a summary's count and sum;
-not a summary's quantiles, and no sample of another type.
+They are a counter's `_total`, a histogram's buckets, count and sum, and a summary's count and sum.
+A summary's quantiles and the samples of all other types are not cumulative.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dynamometer.exposition.series import Series, metric_name
 Values: TypeAlias = dict[str, float]
 """The values of samples, by the text of their series."""
 
-# The suffixes of counts, and of sums.
+# For each type: the suffixes of its counts, and the suffixes of its sums.
 _SUFFIXES: Final = {
     "counter": (("_total",), ()),
     "histogram": (("_bucket", "_count"), ("_sum",)),
@@ -74,8 +74,8 @@ def readings_of(family: Family, label_sets: dict[str, str]) -> Mapping[str, Read
     A label set without such samples (a summary's quantiles alone) has an empty reading.
 
     Args:
-        family: with cumulative samples (`is_cumulative`).
-        label_sets: the label sets of known series; the function adds new ones.
+        family: a family with cumulative samples (see `is_cumulative`).
+        label_sets: the label set of each known series; the function adds new series.
     """
     counts, sums = _sample_names(family.metadata)
     found: dict[str, Reading] = {}
@@ -94,13 +94,13 @@ def readings_of(family: Family, label_sets: dict[str, str]) -> Mapping[str, Read
     return found
 
 
-def continued(family: Family, totals: Values, missing: Values) -> Family:
-    """Return a family with other values, and with samples that are missing from its page.
+def with_totals(family: Family, totals: Values, missing: Values) -> Family:
+    """Return a family with its totals as values, and with the series that its page does not have.
 
     Args:
         family: as on its page; its timestamps and exemplars stay.
-        totals: the values to show; all other samples stay as they are.
-        missing: the values of series that the page does not have.
+        totals: the totals of series on the page; all other samples stay as they are.
+        missing: the totals of series that the page does not have.
     """
     samples = [
         sample._replace(value=format_number(totals[sample.series.text]))
@@ -118,7 +118,7 @@ def without_samples(family: Family) -> Family:
 
 
 def cumulative_part(family: Family) -> Family:
-    """Return a family without the samples that are not cumulative; itself if all are."""
+    """Return a family without its other samples; the same object if all samples are cumulative."""
     counts, sums = _sample_names(family.metadata)
     names = counts | sums
     if family.sample_names <= names:

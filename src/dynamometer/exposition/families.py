@@ -3,7 +3,7 @@
 A family has its samples, its sample lines, or both: each is made from the other on first use. The
 reader of files makes lines, which both formats share; parsers and transformations make samples,
 whose timestamps and exemplars the formats write differently. A source without changes returns the
-same objects again, so that results made from a family can be kept.
+same objects again, so that results computed from a family can be reused.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _TEXT_TYPES: Final = {
     "unknown": "untyped",
 }
 _SAMPLE_SUFFIXES: Final = {"counter": "_total", "info": "_info"}
-# Samples that the text format does not know: there they are gauges of their own.
+# The text format does not have these samples of a gauge histogram: they are separate gauges there.
 _GAUGE_SUFFIXES: Final = ("_gcount", "_gsum")
 
 
@@ -64,8 +64,8 @@ class Metadata:
         type: one of `TYPES`.
         documentation: the help text, not escaped.
         unit: OpenMetrics' unit; empty for none.
-        bare: the text format writes a counter as `name`, without `_total`, because the counter's
-            own page does. OpenMetrics, and the samples, always have `_total`.
+        bare: True for a counter whose source writes its name without `_total`. The text format
+            does the same; OpenMetrics, and the samples, always have `_total`.
     """
 
     name: str
@@ -121,7 +121,10 @@ class Metadata:
         return f"# HELP {name} {documentation}\n# TYPE {name} {self.type}\n{unit}".encode()
 
     def label_set(self, series: Series) -> str:
-        """Return what all samples of one counter, histogram or summary share, as a text."""
+        """Return a text that is the same for all samples of one counter, histogram or summary.
+
+        It is the text of the labels without `le` or `quantile`; of other types, the series' text.
+        """
         inner = INNER_LABELS.get(self.type)
         if inner is None:
             return series.text
@@ -139,7 +142,7 @@ def _escape_documentation(documentation: str) -> str:
 
 
 class Family:
-    """One family with its samples; immutable, and equal only to itself.
+    """One family with its samples; immutable, and compared by identity.
 
     Attributes:
         metadata: the name, type and help text.
@@ -235,7 +238,7 @@ class Family:
         _ = self.chunks, self.openmetrics_chunks
 
     def _text_chunks(self) -> Iterator[bytes]:
-        """Render the samples; those of a gauge histogram that are gauges in text come last."""
+        """Render the samples; `_gcount` and `_gsum` of a gauge histogram come last, as gauges."""
         if self.metadata.type != "gaugehistogram":
             yield text_lines(self.text_samples)
             return

@@ -14,8 +14,8 @@ class Selection:
 
     Attributes:
         prefixes: select families whose name begins with one of the prefixes; all if empty.
-        names: of these, select families that have one of the names, or a sample with one of the
-            names; all if empty.
+        names: of the families that `prefixes` selects, keep those that have one of the names, or
+            a sample with one of the names; all if empty.
         exclude_prefixes: omit families whose name begins with one of the prefixes.
     """
 
@@ -53,7 +53,7 @@ class Selection:
         if self == EVERYTHING:
             return families
         names = self.names
-        if names:  # first, because few families remain
+        if names:  # first, because then few families remain for the prefixes
             families = [
                 family
                 for family in families

@@ -23,7 +23,7 @@ _NUMBER: Final = re.compile(
     re.ASCII | re.IGNORECASE,
 )
 _SPACE: Final = r"[ \t]*"
-# Like Prometheus, accept a value without white space before: `a-1` is -1.
+# Like Prometheus, accept a value directly after the name: `a-1` is the series `a` with -1.
 _SERIES: Final = re.compile(rf"({NAME})(?:{_SPACE}({BRACES}))?|({BRACES})", re.ASCII)
 # Like Prometheus, accept labels without a comma between them.
 _LABEL: Final = re.compile(
@@ -34,7 +34,7 @@ _METRIC_NAME_LABEL: Final = "__name__"
 _INTEGER: Final = re.compile(r"-?[0-9]{1,19}", re.ASCII)
 _MILLISECONDS: Final = 1000
 _LARGEST_INTEGER: Final = 2**63
-_LARGEST_EXEMPLAR_CHARACTERS: Final = 128
+_MAX_EXEMPLAR_CHARACTERS: Final = 128
 
 
 class GrammarError(ValueError):
@@ -45,8 +45,8 @@ class SeriesParser:
     """Parses the series of lines, and remembers the series of the last page."""
 
     def __init__(self) -> None:
-        self._known: dict[str, Series] = {}
-        self._used: dict[str, Series] = {}
+        self._known: dict[str, Series] = {}  # of the last page
+        self._used: dict[str, Series] = {}  # of this page
 
     def begin_page(self) -> None:
         """Forget the series that are not on the last page."""
@@ -58,8 +58,8 @@ class SeriesParser:
         Raises:
             GrammarError: The line does not begin with a series.
         """
-        # The text of a known series ends at the closing brace or, without braces, at a space:
-        # a line without both, such as "a1", must not match the series "a".
+        # The text of a known series ends at the closing brace or, without braces, at a space.
+        # A line without a brace or a space, such as "a1", must not match the series "a".
         end = line.rfind("}") + 1 or max(line.find(" "), 0)
         found = self._known.get(line[:end])
         if found is None:
@@ -111,7 +111,7 @@ def _parse_labels(braces: str, labels: dict[str, str]) -> str | None:
 
 
 def _add_label(labels: dict[str, str], name: str, value: str) -> None:
-    name = label_name(name)  # two names may become one
+    name = label_name(name)  # two different names may become equal here
     if not name or name == _METRIC_NAME_LABEL:
         raise GrammarError(f"not a label name: {name!r}")
     if name in labels:
@@ -125,7 +125,7 @@ def unquote(text: str) -> str:
 
 
 def parse_number(text: str) -> str:
-    """Return a number in the form of our pages: as it is, or `NaN`, `+Inf`, `-Inf`.
+    """Return the text of a number as our pages write it: unchanged, or `NaN`, `+Inf`, `-Inf`.
 
     Raises:
         GrammarError: The text is not a number, or the number is too large.
@@ -179,7 +179,7 @@ def exemplar_text(braces: str, value: str, timestamp: str | None) -> str:
         raise GrammarError(f"an exemplar with a metric name: {braces[:80]!r}")
     value = parse_number(value)
     stamp = f" {openmetrics_timestamp(timestamp)[0]}" if timestamp else ""
-    if sum(len(name) + len(text) for name, text in labels.items()) > _LARGEST_EXEMPLAR_CHARACTERS:
+    if sum(len(name) + len(text) for name, text in labels.items()) > _MAX_EXEMPLAR_CHARACTERS:
         return ""
     return f"{{{labels_text(labels)}}} {value}{stamp}"
 

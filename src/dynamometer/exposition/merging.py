@@ -1,7 +1,7 @@
 """Merge the families of several sources into those of one page.
 
-Every family is on a page once, and every series once: the first source wins, and the whole
-histogram or summary of a label set comes from one source. `Merger.omissions` lists the rest.
+Each family and each series is on the page once. If two sources have the same series, the first
+wins. A histogram or summary is never mixed from two sources. `Merger.omissions` lists the rest.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dynamometer.exposition.families import Family
 from dynamometer.exposition.samples import Sample
 
 
-class Clash(StrEnum):
+class OmissionReason(StrEnum):
     """The reason for an omission."""
 
     OVERLAP = "overlap"  # an earlier source has the same series
@@ -24,19 +24,19 @@ class Clash(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Omission:
-    """A part of a source that is not on the page.
+    """Series, or a family, that were omitted because another source has them.
 
     Attributes:
         source: the name of the source.
         winner: the name of the source whose series, or family, is on the page instead.
         family: the family's name.
-        clash: the reason.
+        reason: the reason.
     """
 
     source: str
     winner: str
     family: str
-    clash: Clash
+    reason: OmissionReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Merger:
 
     Attributes:
         families: the families of the page.
-        omissions: the parts of the sources that are not on the page.
+        omissions: the series and families of the sources that are not on the page.
     """
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class Merger:
         one name and type are joined again only if one of them changed.
 
         Args:
-            sources: in the order in which they win.
+            sources: in order of priority, highest first.
         """
         if self._unchanged(sources):
             return self.families
@@ -99,7 +99,7 @@ class Merger:
                 family, overlaps = self._joined[key]
                 omissions += overlaps
             families.append(family)
-        if tuple(families) != self.families:  # families are equal to themselves only
+        if tuple(families) != self.families:  # families compare by identity
             self.families = tuple(families)
         if tuple(omissions) != self.omissions:
             self.omissions = tuple(omissions)
@@ -115,9 +115,9 @@ class Merger:
 def _parts_by_name(
     sources: Sequence[Source],
 ) -> tuple[dict[str, list[_Part]], list[Omission]]:
-    """Return the parts of each family of the page by text name, and the type conflicts."""
+    """Group the families of all sources by text name; return the groups and the type conflicts."""
     found: dict[str, list[_Part]] = {}
-    owners: dict[str, str] = {}  # the text name of the family that has a name
+    owners: dict[str, str] = {}  # maps each reserved name to the family that reserves it
     conflicts: list[Omission] = []
     for source in sources:
         for family in source.families:
@@ -133,27 +133,27 @@ def _parts_by_name(
                 found[name].append(part)
             else:
                 conflicts.append(
-                    Omission(source.name, first.source, family.name, Clash.TYPE_CONFLICT)
+                    Omission(source.name, first.source, family.name, OmissionReason.TYPE_CONFLICT)
                 )
     return found, conflicts
 
 
 def _join(parts: Sequence[_Part]) -> _Joined:
-    """Join families of one name and type: each label set comes from the first that has it."""
+    """Join families of one name and type; take each label set from the first source that has it."""
     metadata = parts[0].family.metadata
-    owners: dict[str, str] = {}  # the source of each label set
+    source_of_label_set: dict[str, str] = {}
     samples: list[Sample] = []
     omissions: dict[Omission, None] = {}
     for source, family in parts:
-        own: dict[str, str] = {}
+        added: dict[str, str] = {}
         for sample in family.samples:
             label_set = metadata.label_set(sample.series)
-            if winner := owners.get(label_set):
-                omissions[Omission(source, winner, family.name, Clash.OVERLAP)] = None
+            if winner := source_of_label_set.get(label_set):
+                omissions[Omission(source, winner, family.name, OmissionReason.OVERLAP)] = None
             else:
-                own[label_set] = source
+                added[label_set] = source
                 samples.append(sample)
-        owners |= own
+        source_of_label_set |= added
     first = parts[0].family
     joined = first if len(samples) == len(first.samples) else Family.of_samples(metadata, samples)
     return joined, tuple(omissions)

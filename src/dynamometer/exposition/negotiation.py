@@ -35,7 +35,9 @@ class Format(Enum):
 
 
 class _Preference(NamedTuple):
-    word: str
+    """One item of a header; its name, in lower case, is a media type or an encoding."""
+
+    name: str
     parameters: dict[str, str]
     weight: float
 
@@ -60,31 +62,31 @@ def accepts_gzip(accept_encoding: str | None) -> bool:
     Args:
         accept_encoding: the request's Accept-Encoding header; None if missing.
     """
-    weights = {one.word: one.weight for one in _preferences(accept_encoding or "")}
-    explicit = [weights[word] for word in ("gzip", "x-gzip") if word in weights]
+    weights = {one.name: one.weight for one in _preferences(accept_encoding or "")}
+    explicit = [weights[name] for name in ("gzip", "x-gzip") if name in weights]
     gzip = max(explicit) if explicit else weights.get("*", 0.0)
     return gzip > 0 and gzip >= weights.get("identity", 0.0)
 
 
 def _format(preference: _Preference) -> Format | None:
-    if preference.parameters.get("version", "") not in _VERSIONS.get(preference.word, ("",)):
+    if preference.parameters.get("version", "") not in _VERSIONS.get(preference.name, ("",)):
         return None
-    if preference.word == _OPENMETRICS:
+    if preference.name == _OPENMETRICS:
         return Format.OPENMETRICS
-    return Format.TEXT if preference.word in _TEXT else None
+    return Format.TEXT if preference.name in _TEXT else None
 
 
 def _preferences(header: str) -> Iterable[_Preference]:
     """Return the preferences in a header, in order; invalid ones are skipped."""
     for part in header.split(","):
-        word, *rest = (piece.strip() for piece in part.split(";"))
+        name, *rest = (piece.strip() for piece in part.split(";"))
         parameters = {}
         for piece in rest:
-            name, _, value = piece.partition("=")
-            parameters[name.strip().lower()] = value.strip().strip('"')
+            key, _, value = piece.partition("=")
+            parameters[key.strip().lower()] = value.strip().strip('"')
         weight = _weight(parameters.pop("q", "1"))
-        if word and weight is not None:
-            yield _Preference(word.lower(), parameters, weight)
+        if name and weight is not None:
+            yield _Preference(name.lower(), parameters, weight)
 
 
 def _weight(text: str) -> float | None:

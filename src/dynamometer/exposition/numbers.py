@@ -1,6 +1,6 @@
-"""Numbers in the form of Go, in which prometheus_client writes the values of samples.
+"""Format numbers as Go does; prometheus_client writes the values of samples in the same form.
 
-This is Python's shortest form, except that positive numbers from 1e6 to 1e16 have an exponent, and
+The form is Python's `repr`, except that positive numbers from 1e6 to 1e16 have an exponent, and
 that the special values are `NaN`, `+Inf` and `-Inf`.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-# Between these bounds orjson writes Python's form, ten times faster.
+# Between these bounds orjson writes the same text as `repr`, ten times faster.
 _SMALLEST_PLAIN: Final = 1e-4
 _SMALLEST_EXPONENT: Final = 1e6
 _DIGITS_BEFORE_EXPONENT: Final = 6

@@ -14,7 +14,7 @@ from dynamometer.exposition.families import INNER_LABELS, Family
 from dynamometer.exposition.reuse import FamilyMap
 from dynamometer.exposition.series import Series
 
-_MANY_DIGITS: Final = 18
+_MAX_DIGITS: Final = 18
 SortKey: TypeAlias = tuple[tuple[tuple[int, str], ...], tuple[tuple[str, int, str], ...], str]
 
 
@@ -37,7 +37,7 @@ class Ordering:
     def _ordered(self, family: Family) -> Family:
         samples = family.samples
         if any(sample.seconds for sample in samples):
-            return family  # the order of one series' samples is the order of their times
+            return family  # samples of one series with timestamps stay in the order of time
         shape = hash(tuple([sample.series.text for sample in samples]))
         known, order = self._orders.get(family.name, (None, None))
         if known != shape:
@@ -78,6 +78,6 @@ def _natural(value: str) -> tuple[int, str]:
     """Return the sort key of a label's value: empty values (totals) first, then numbers by size."""
     if not value:
         return -1, ""
-    if value.isdecimal() and value.isascii() and len(value) <= _MANY_DIGITS:
+    if value.isdecimal() and value.isascii() and len(value) <= _MAX_DIGITS:
         return int(value), value
-    return 10**_MANY_DIGITS, value
+    return 10**_MAX_DIGITS, value

@@ -100,20 +100,20 @@ class Parser:
 
 
 def parse(page: bytes, content_type: str = "") -> Parsed:
-    """Parse one page; see `Parser.parse`. For the next page of the source, keep a `Parser`."""
+    """Parse one page; see `Parser.parse`. For several pages of one source, use a `Parser`."""
     return Parser().parse(page, content_type)
 
 
 @dataclass(slots=True, eq=False)
-class _OpenFamily:
-    """A family and its samples so far."""
+class _FamilyBuilder:
+    """A family whose samples are still being parsed."""
 
     metadata: Metadata
     samples: list[Sample] = field(default_factory=list)
 
 
 class _Page:
-    """The lines of a page so far."""
+    """A page that is parsed line by line."""
 
     def __init__(self, series: SeriesParser, *, openmetrics: bool) -> None:
         self.dropped = 0
@@ -121,20 +121,20 @@ class _Page:
         self._series = series
         self._openmetrics = openmetrics
         self._timestamp = openmetrics_timestamp if openmetrics else text_timestamp
-        self._number = 0
-        self._samples = 0
-        self._unreadable = ""
+        self._line_number = 0
+        self._sample_count = 0
+        self._sample_fault = ""
         self._ended = False
         self._documentation: dict[str, str] = {}
         self._units: dict[str, str] = {}
         self._types: dict[str, str] = {}
-        self._families: dict[Metadata, _OpenFamily] = {}
+        self._families: dict[Metadata, _FamilyBuilder] = {}
         self._declared: set[Metadata] = set()
-        self._owners: dict[str, _OpenFamily] = {}  # by the names of samples
+        self._owners: dict[str, _FamilyBuilder] = {}  # the family of each sample name
 
     def add_line(self, line: bytes) -> None:
         """Parse one line; a line that cannot be parsed is dropped and counted."""
-        self._number += 1
+        self._line_number += 1
         try:
             text = line.decode().strip(" \t\r")
             if not text:
@@ -145,7 +145,7 @@ class _Page:
                 self._add_comment(text)
             else:
                 self._add_sample(text)
-                self._samples += 1
+                self._sample_count += 1
         except UnicodeDecodeError as error:
             self._drop(line, f"not UTF-8: {error.object[error.start : error.end]!r}")
         except GrammarError as error:
@@ -153,11 +153,11 @@ class _Page:
 
     def _drop(self, line: bytes, reason: str) -> None:
         page = "OpenMetrics" if self._openmetrics else "text"
-        fault = f"line {self._number} of the {page} page: {reason}"
+        fault = f"line {self._line_number} of the {page} page: {reason}"
         self.dropped += 1
         self.fault = self.fault or fault
         if not line.lstrip().startswith(b"#"):
-            self._unreadable = self._unreadable or fault
+            self._sample_fault = self._sample_fault or fault
 
     def check(self) -> None:
         """Raise an error if the page as a whole cannot be used.
@@ -165,8 +165,8 @@ class _Page:
         Raises:
             ExpositionError: See `Parser.parse`.
         """
-        if self._unreadable and not self._samples:
-            raise ExpositionError(self._unreadable)
+        if self._sample_fault and not self._sample_count:
+            raise ExpositionError(self._sample_fault)
         if self._openmetrics and not self._ended:
             raise ExpositionError("the OpenMetrics page does not end with # EOF: it is incomplete")
 
@@ -231,7 +231,7 @@ class _Page:
             self._documentation[name] = escape.sub(lambda found: _ESCAPES[found[0]], rest)
 
     def _declare(self, name: str, kind: str) -> None:
-        """Assign the following samples of a family's names to the family."""
+        """Assign the following samples with one of the family's names to the family."""
         kind = self._types.setdefault(name, kind)
         suffix = _TYPE_SUFFIXES.get(kind, "")
         base = name.removesuffix(suffix)
@@ -247,15 +247,15 @@ class _Page:
             self._declared.add(metadata)
         self._owners.update(dict.fromkeys(names, self._family(metadata)))
 
-    def _declare_untyped(self, name: str) -> _OpenFamily:
+    def _declare_untyped(self, name: str) -> _FamilyBuilder:
         """Return the family of samples without a TYPE."""
         self._types.setdefault(name, "unknown")
         self._owners[name] = family = self._family(Metadata(name, "unknown"))
         return family
 
-    def _family(self, metadata: Metadata) -> _OpenFamily:
+    def _family(self, metadata: Metadata) -> _FamilyBuilder:
         if metadata not in self._families:
-            self._families[metadata] = _OpenFamily(metadata)
+            self._families[metadata] = _FamilyBuilder(metadata)
         return self._families[metadata]
 
     def _add_sample(self, line: str) -> None:

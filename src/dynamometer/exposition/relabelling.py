@@ -1,4 +1,4 @@
-"""Other names, and additional labels, for all series of a source."""
+"""Rename the series of a source, and add labels to them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dynamometer.exposition.reuse import FamilyMap
 from dynamometer.exposition.samples import Sample
 from dynamometer.exposition.series import Series, label_name
 
-_MOST_SERIES: Final = 500_000
+_MAX_SERIES: Final = 500_000
 
 
 class Relabelling:
     """Adds constant labels and a prefix; a label that a series already has stays.
 
-    Remembers the new text of each series, and each new family while its family is present.
+    Remembers the new text of each series, and the result for each family that is still present.
     """
 
     def __init__(
@@ -31,8 +31,9 @@ class Relabelling:
 
         Args:
             labels: constant labels.
-            add_prefix: the beginning of all new names; names that have it stay as they are.
-            replaced_prefixes: of these, the first that a name begins with is replaced.
+            add_prefix: the prefix of all new names; a name that already has it does not change.
+            replaced_prefixes: prefixes that `add_prefix` replaces instead of being put in front
+                of them; the first one that matches a name applies.
         """
         self._labels = {label_name(name): value for name, value in (labels or {}).items()}
         self._add_prefix = add_prefix
@@ -67,7 +68,7 @@ class Relabelling:
         )
 
     def _new_series(self, series: Series) -> Series:
-        if len(self._series) >= _MOST_SERIES:
+        if len(self._series) >= _MAX_SERIES:
             self._series.clear()
         labels = {**self._labels, **series.labels}
         found = self._series[series.text] = Series.of(self.rename(series.name), labels)

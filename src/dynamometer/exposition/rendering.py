@@ -1,4 +1,4 @@
-"""Families to a page: the headers and the lines of the families, joined."""
+"""Render a page: join the headers and the sample lines of its families."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from dynamometer.exposition.untyped import UntypedFamilies, clashing_in_openmetr
 _END_OF_OPENMETRICS: Final = b"# EOF\n"
 # isal's level 1 takes 1 ms for 1.9 MB and is a tenth larger than zlib's level 6, which takes 18 ms.
 _GZIP_LEVEL: Final = 1
-_GZIP_WINDOW: Final = 31  # 2**15 bytes, with the header of gzip
-_MOST_BODIES: Final = 16
+_GZIP_WINDOW: Final = 31  # a window of 2**15 bytes, and the header of gzip
+_MAX_BODIES: Final = 16
 
 
 def render(families: Iterable[Family], *, openmetrics: bool = False) -> bytes:
     """Return the page of families.
 
     Args:
-        families: with different names; `render` does not check them. If the type of one family
-            reserves a name of another in OpenMetrics, the type is `unknown` there.
+        families: the families; `render` does not check that their names differ. If the type of one
+            family reserves a name of another in OpenMetrics, the type is `unknown` there.
         openmetrics: OpenMetrics 1.0.0, with `# EOF`, instead of the text format 0.0.4.
     """
     shown = list(families)
@@ -36,8 +36,8 @@ def render(families: Iterable[Family], *, openmetrics: bool = False) -> bytes:
 class Renderer:
     """Renders a page again and again; safe to use from several threads.
 
-    The bodies are kept as long as all families are the same objects: several scrapers of one
-    refresh, and a directory in which nothing changed, share them.
+    A rendered page is used again while all families are the same objects: for several scrapers
+    between two refreshes, and for a directory in which nothing changed.
     """
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class Renderer:
         """
         key = (selection, openmetrics, gzip)
         with self._lock:
-            if tuple(families) != self._families or len(self._bodies) >= _MOST_BODIES:
+            if tuple(families) != self._families or len(self._bodies) >= _MAX_BODIES:
                 self._families, self._bodies = tuple(families), {}
             if key not in self._bodies:
                 shown = self._untyped.apply(families) if openmetrics else families

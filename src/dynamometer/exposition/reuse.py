@@ -1,4 +1,4 @@
-"""Reuse of families, and of results made from them, so that unchanged families cost nothing."""
+"""Reuse families, and results computed from them, so that unchanged families cost nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Result = TypeVar("Result")
 
 
 class UnchangedFamilies:
-    """Replaces the families of a source by the objects of the last call where they are the same."""
+    """Replaces each family that looks the same as at the last call by the object of that call."""
 
     def __init__(self) -> None:
         self._last: tuple[Family, ...] = ()
@@ -23,7 +23,7 @@ class UnchangedFamilies:
         for family in families:
             before = last.get((family.metadata.text_name, family.metadata.type))
             reused.append(before if before is not None and before.looks_like(family) else family)
-        if tuple(reused) != self._last:  # families are equal to themselves only
+        if tuple(reused) != self._last:  # families compare by identity
             self._last = tuple(reused)
         return self._last
 

@@ -1,8 +1,8 @@
-"""The left part of a sample line: a metric's name and its labels, in the one form that we write.
+"""The left part of a sample line: a metric's name and its labels, in the form that we write.
 
 Labels are sorted by name and escaped as prometheus_client 0.26 does. In names, underscores replace
 the characters outside the legacy character set (`escaping=underscores`, the default of a scraper).
-In this form two series are the same exactly when their texts are.
+Therefore two series are the same if and only if their texts are equal.
 """
 
 from __future__ import annotations

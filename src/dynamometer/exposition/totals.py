@@ -10,16 +10,17 @@ one histogram or summary) by its count:
   value is added from then on. Until then the total does not change.
 - A smaller fall is a correction: the total does not change until the value exceeds it.
 - The total of a missing label set does not change, and continues when the label set returns.
-- All label sets started again, missing ones included, when the start time of the process moved
-  forward by more than `CLEAR_MOVE_SECONDS` from one page to the next, or when nearly all of them
-  fell and at least one of them to half or less. Each family has the same weight, for any number of
-  series, and a missing label set has not fallen. After an observed end of the process, the next
-  page with any such series decides: small falls are enough, a missing label set counts as fallen,
-  because a new process has few at first, and more than half are enough.
+- All label sets started again, missing ones included, in one of two cases. Either the start time
+  of the process moved forward by more than `CLEAR_MOVE_SECONDS` from one page to the next. Or
+  nearly all label sets fell, and at least one of them fell to half or less. Each family has the
+  same weight, whatever the number of its series. A missing label set has not fallen.
+- After an observed end of the process, the next page with any such series decides. All label sets
+  started again if more than half of them fell, by any amount and with the same weights. A missing
+  label set has fallen in this case, because a new process has few label sets at first.
 - A label set that returns with other series (a histogram with other bounds) starts from its page,
   because its former values do not fit the new series. If only some series are missing, the others
   continue, and a fall is not judged.
-- A value that is not finite is shown, and the last finite value counts.
+- A value that is not finite is shown as it is; the rule uses the last finite value.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ from typing import Final, TypeAlias
 from dynamometer.exposition.cumulative import (
     Reading,
     Values,
-    continued,
     cumulative_part,
     is_cumulative,
     readings_of,
+    with_totals,
     without_samples,
 )
 from dynamometer.exposition.families import Family
@@ -45,7 +46,7 @@ from dynamometer.exposition.reuse import FamilyMap, UnchangedFamilies
 CLEAR_MOVE_SECONDS: Final = 5.0
 # Shares of the families, and of the label sets of one family.
 _NEARLY_ALL: Final = 0.9
-_MOST: Final = 0.5
+_MAJORITY: Final = 0.5
 
 
 class _LabelSet:
@@ -60,7 +61,7 @@ class _LabelSet:
 
     def __init__(self, now: Reading) -> None:
         self._offsets: Values = {}  # the totals at the last restart
-        self._start(now)
+        self._start(now)  # sets `_since`, the values since that restart
 
     def _start(self, now: Reading) -> None:
         """Replace the values by those of a page."""
@@ -113,7 +114,7 @@ class _LabelSet:
         if self.has_series_of(now):
             yield from self.totals()
             return
-        since = dict(self._since.items())  # of all series, also of those that the page misses
+        since = dict(self._since.items())  # of all series, missing ones included
         for series, value in now.items():
             if series in since:
                 yield series, max(value, since[series]) + self._offsets.get(series, 0.0)
@@ -147,8 +148,8 @@ class _CumulativeFamily:
         sets: the totals, by label set.
         label_sets: the label sets of known series.
         waiting: True if the next page decides about one of `sets`.
-        replaced: True if the page has a family of another type with the name: this one is hidden.
-        shown: the family with its totals; None if it must be made again.
+        replaced: True if the page has another family with one of the names, which hides this one.
+        shown: the family with its totals; None if outdated.
     """
 
     page: Family
@@ -200,7 +201,7 @@ class _CumulativeFamily:
                         for series, total in known.totals_on(now)
                         if math.isfinite(value := values.get(series, math.nan)) and total != value
                     )
-            self.shown = continued(self.page, totals, missing) if totals or missing else self.page
+            self.shown = with_totals(self.page, totals, missing) if totals or missing else self.page
         return self.shown
 
 
@@ -240,7 +241,7 @@ class Totals:
         self._ended |= ended
         waiting = any(counted.waiting for counted in self._counted.values())
         if page == self._page and not moved and not waiting:
-            return self._shown  # families are equal to themselves only
+            return self._shown  # families compare by identity
         self._page = page
         found = [
             (counted, family, counted.read(family))
@@ -255,7 +256,7 @@ class Totals:
         return self._shown
 
     def kept(self) -> tuple[Family, ...]:
-        """Return the cumulative samples as they were last shown: all that stays after an end.
+        """Return the cumulative samples as last shown, which stay after the end of the process.
 
         Gauges, summaries' quantiles and all other samples describe a running process.
         """
@@ -285,8 +286,8 @@ class Totals:
     def _nearly_all_fell(self, found: Iterable[_Found]) -> bool:
         """Return whether the page shows that its process restarted; see the module's rule."""
         ended = self._ended and any(readings for _, _, readings in found)
-        parts: list[float] = []
-        clearly = False
+        shares: list[float] = []
+        any_clearly = False
         for counted, _, readings in found:
             judged = fallen = 0
             for labels, known in counted.sets.items():
@@ -299,13 +300,13 @@ class Totals:
                 elif now.finite and known.has_series_of(now):
                     judged += 1
                     fallen += now.level < known.level
-                    clearly = clearly or known.fell_clearly(now)
+                    any_clearly = any_clearly or known.fell_clearly(now)
             if judged:
-                parts.append(fallen / judged)
+                shares.append(fallen / judged)
         if ended:
             self._ended = False
-            return sum(parts) > _MOST * len(parts)
-        return clearly and sum(parts) >= _NEARLY_ALL * len(parts)
+            return sum(shares) > _MAJORITY * len(shares)
+        return any_clearly and sum(shares) >= _NEARLY_ALL * len(shares)
 
     def _with_totals(self, page: Sequence[Family]) -> Sequence[Family]:
         """Return the page's families with their totals, followed by the missing families."""

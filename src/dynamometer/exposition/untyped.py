@@ -1,7 +1,7 @@
 """Families whose names clash on one page, split into untyped families by sample name.
 
-Prometheus stores the samples of such a page and ignores the types. So a counter `q_count` beside a
-histogram `q` is shown as untyped `q_count`, `q_sum` and `q_bucket`.
+Prometheus stores the samples of such a page and ignores the types. For example, a
+counter `q_count` beside a histogram `q` is shown as untyped `q_count`, `q_sum` and `q_bucket`.
 
 OpenMetrics reserves more names than the text format: a gauge `a` and a counter `a_total` are both
 `a` there, and `a_created` belongs to the counter. In OpenMetrics, a family whose type reserves a
@@ -50,22 +50,23 @@ class UntypedFamilies:
 
 def clashing_in_text(page: Sequence[Metadata]) -> frozenset[str]:
     """Return the text names of the families that share a name in the text format."""
-    owners = Counter(name for metadata in page for name in metadata.text_names)
+    uses = Counter(name for metadata in page for name in metadata.text_names)
     return frozenset(
         metadata.text_name
         for metadata in page
-        if any(owners[name] > 1 for name in metadata.text_names)
+        if any(uses[name] > 1 for name in metadata.text_names)
     )
 
 
 def clashing_in_openmetrics(page: Sequence[Metadata]) -> frozenset[str]:
     """Return the text names of the families whose type OpenMetrics cannot show on this page."""
-    owners = Counter(name for metadata in page for name in metadata.text_names)
+    uses = Counter(name for metadata in page for name in metadata.text_names)
     reserved: set[str] = set()
     found: set[str] = set()
     for metadata in page:
         own, wanted = metadata.text_names, metadata.reserved_names
-        taken = any(owners[name] > (name in own) for name in wanted)
+        # A name that the family itself uses is taken if another family uses the name too.
+        taken = any(uses[name] > (name in own) for name in wanted)
         if taken or not reserved.isdisjoint(wanted):
             found.add(metadata.text_name)
         else:

@@ -266,12 +266,12 @@ class _CachedText:
             shown = self._transform.apply(families)
             page = self._merger.merge([Source(_DEFAULT_SOURCE, shown)])
             for part in self._merger.omissions:
-                if (part.family, part.clash) not in self._logged:
-                    self._logged.add((part.family, part.clash))
+                if (part.family, part.reason) not in self._logged:
+                    self._logged.add((part.family, part.reason))
                     logger.warning(
                         "%s is omitted from the text (%s): another family has the name",
                         part.family,
-                        part.clash,
+                        part.reason,
                     )
             return self._renderer.render(page).decode()
 

@@ -11,7 +11,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry
 
 from dynamometer.exposition.filters import EVERYTHING, Selection
-from dynamometer.exposition.merging import Clash, Merger, Omission, Source
+from dynamometer.exposition.merging import Merger, Omission, OmissionReason, Source
 from dynamometer.exposition.rendering import Renderer
 from dynamometer.metrics.derivation import Derivation, DerivedSource
 from dynamometer.metrics.error_counts import ErrorCounts
@@ -193,11 +193,11 @@ class MetricsPage:
             for part in unexpected - self._unexpected:
                 logger.warning(
                     "%s of %s is not on the page (%s): %s has precedence", part.family,
-                    part.source, part.clash, part.winner,
+                    part.source, part.reason, part.winner,
                 )  # fmt: skip
             self._unexpected = unexpected
         for part in self._unexpected:
-            self._errors.add(part.source, str(part.clash))
+            self._errors.add(part.source, str(part.reason))
         return bool(self._unexpected)
 
     def _is_expected(self, part: Omission, by_name: Mapping[str, GuardedSource]) -> bool:
@@ -207,7 +207,7 @@ class MetricsPage:
         may have made one name of two.
         """
         source, winner = by_name.get(part.source), by_name.get(part.winner)
-        if part.clash is not Clash.OVERLAP:
+        if part.reason is not OmissionReason.OVERLAP:
             return False
         if source is None or winner is None:  # removed during this refresh
             return True
