@@ -129,7 +129,7 @@ async def test_a_fault_after_the_start_ends_no_worker_that_serves(
 
         async with session, asyncio.timeout(30), supervisor.running(changed, lambda: True) as ended:
             await told.wait()
-            await until(lambda: "the facts about the engine cannot be read" in caplog.text)
+            await until(lambda: "cannot request facts about the engine" in caplog.text)
             await run_ready_tasks()
             assert not ended.done()
             assert supervisor.state is State.READY

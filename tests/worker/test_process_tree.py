@@ -55,14 +55,14 @@ async def deaf_tree() -> AsyncIterator[EngineProcess]:
     process = await start(TREE.format(handler=handler, child=DEAF))
     await until(lambda: len(process.members()) == 2)
     yield process
-    await process.end(grace=0, hurry=lambda: True, check=lambda: None)
+    await process.end(grace=0, kill_now=lambda: True, check=lambda: None)
 
 
 async def test_all_processes_end_orphans_too_and_none_is_left_as_a_zombie(
     deaf_tree: EngineProcess,
 ) -> None:
     family = [psutil.Process(member.pid) for member in deaf_tree.members()]
-    await deaf_tree.end(grace=1, hurry=lambda: False, check=lambda: None)
+    await deaf_tree.end(grace=1, kill_now=lambda: False, check=lambda: None)
     assert await deaf_tree.wait() == 3
     assert not [process for process in family if process.is_running()]
 
@@ -82,7 +82,7 @@ async def test_an_orphan_that_ends_at_the_moment_of_a_look_is_no_zombie_either(
 
     monkeypatch.setattr("dynamometer.worker.process_tree.alive", ends_now)
     monkeypatch.setattr(psutil.Process, "is_running", lambda _: True)
-    await deaf_tree.end(grace=0, hurry=lambda: True, check=lambda: None)
+    await deaf_tree.end(grace=0, kill_now=lambda: True, check=lambda: None)
     assert not psutil.pid_exists(orphan.pid)
 
 
@@ -96,7 +96,7 @@ async def test_children_of_a_first_process_whose_threads_end_late_are_no_zombies
             await asyncio.sleep(0.01)
     monkeypatch.setattr(os, "killpg", lambda *_: None)
     monkeypatch.setattr("dynamometer.worker.process_tree.kill", lambda _: None)
-    await process.end(grace=10, hurry=lambda: False, check=lambda: None)
+    await process.end(grace=10, kill_now=lambda: False, check=lambda: None)
     assert [member.pid for member in family if psutil.pid_exists(member.pid)] == []
 
 
@@ -116,7 +116,7 @@ async def test_a_process_that_does_not_die_is_reported_and_not_waited_for(
         patch.setattr(psutil.Process, "kill", spare)
         patch.setattr(os, "killpg", lambda *_: None)
         async with asyncio.timeout(5):
-            left = await deaf_tree.end(grace=60, hurry=lambda: True, check=lambda: None)
+            left = await deaf_tree.end(grace=60, kill_now=lambda: True, check=lambda: None)
     assert left == [child.pid]
 
 
@@ -133,7 +133,7 @@ async def test_a_check_that_hangs_does_not_delay_the_end(
 
     monkeypatch.setattr("dynamometer.worker.process_tree.CHECK_SECONDS", 0.1)
     async with asyncio.timeout(5):
-        left = await deaf_tree.end(grace=60, hurry=lambda: False, check=look)
+        left = await deaf_tree.end(grace=60, kill_now=lambda: False, check=look)
     released.set()
     assert left == []
     assert len(looks) == 1
@@ -157,9 +157,9 @@ async def test_waiting_for_the_exit_needs_no_timer(monkeypatch: pytest.MonkeyPat
     assert await asyncio.wait_for(waiting, 10) == -signal.SIGKILL
 
 
-async def test_hurry_kills_at_once(deaf_tree: EngineProcess) -> None:
+async def test_kill_now_kills_without_waiting(deaf_tree: EngineProcess) -> None:
     async with asyncio.timeout(5):
-        await deaf_tree.end(grace=60, hurry=lambda: True, check=lambda: None)
+        await deaf_tree.end(grace=60, kill_now=lambda: True, check=lambda: None)
     assert deaf_tree.members() == []
 
 
@@ -206,7 +206,7 @@ time.sleep(60)
     psutil.Process(process.pid).kill()
     await process.wait()
     (orphan,) = process.members()
-    await process.end(grace=0, hurry=lambda: True, check=lambda: None)
+    await process.end(grace=0, kill_now=lambda: True, check=lambda: None)
     assert not orphan.is_running()
 
 
@@ -230,7 +230,7 @@ os.execv(sys.executable, [sys.executable, "-c", {DEAF!r}])
     assert kill_owned("test") == 2
     assert await process.wait() == -signal.SIGKILL
     await until(lambda: not alive(child))
-    await process.end(grace=0, hurry=lambda: True, check=lambda: None)
+    await process.end(grace=0, kill_now=lambda: True, check=lambda: None)
 
 
 async def test_only_the_process_that_was_marked_is_ended(deaf_tree: EngineProcess) -> None:

@@ -57,4 +57,4 @@ def test_a_worker_names_the_processes_that_do_not_die_and_ends(loop: str) -> Non
     assert "Traceback" not in done.stderr
     assert done.returncode == 0, done.stderr
     pid = done.stdout.strip()
-    assert f"processes of the engine do not die, and are left behind: {pid}" in done.stderr
+    assert f"processes of the engine did not end and keep running: {pid}" in done.stderr

@@ -21,7 +21,7 @@ class BuildMetrics:
         """Register the families whose values are known before the engine runs.
 
         Args:
-            component: creates families with the label `dynamo_component` alone, as in NVIDIA
+            component: creates families whose only level label is `dynamo_component`, as in NVIDIA
                 Dynamo.
             registry: the registry of the other families.
             engine: the name of the engine.
@@ -30,11 +30,11 @@ class BuildMetrics:
         self._engine = engine
         self._info = Gauge(
             build.INFO,
-            "What runs: versions of this project, of the engine (once it answers) and of Python",
+            "Versions of this project, of the engine (empty until it answers) and of Python",
             (labels.VERSION, labels.ENGINE, labels.ENGINE_VERSION, labels.PYTHON_VERSION),
             registry=registry,
         )
-        self._show("")
+        self._set_engine_version("")
         self._component = component
         self._model = model
         _show_accelerators(registry)
@@ -53,9 +53,9 @@ class BuildMetrics:
         ).set(load_seconds)
         if engine_version:
             self._info.clear()
-            self._show(engine_version)
+            self._set_engine_version(engine_version)
 
-    def _show(self, engine_version: str) -> None:
+    def _set_engine_version(self, engine_version: str) -> None:
         self._info.labels(__version__, self._engine, engine_version, platform.python_version()).set(
             1
         )
@@ -64,12 +64,12 @@ class BuildMetrics:
 def _show_accelerators(registry: CollectorRegistry) -> None:
     devices = accelerators.devices()
     if not devices:
-        return  # a family without series is not shown
-    found = Gauge(
+        return  # the page shows no family without series
+    gauge = Gauge(
         build.ACCELERATOR_INFO,
         "The accelerators of this machine",
         (labels.KIND, labels.INDEX, labels.UUID),
         registry=registry,
     )
     for device in devices:
-        found.labels(device.kind, str(device.index), device.uuid).set(1)
+        gauge.labels(device.kind, str(device.index), device.uuid).set(1)

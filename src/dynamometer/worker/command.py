@@ -20,7 +20,7 @@ Variables configure /health, for example DYN_SYSTEM_HEALTH_PATH: see docs/config
 
 
 def parser(program: str, engines: Sequence[StartableEngine]) -> argparse.ArgumentParser:
-    """Return the parser of the worker's own flags; other flags are the engine's.
+    """Return the parser of the worker's own flags; the worker gives all other flags to its engine.
 
     Args:
         program: the name of the command, for its help.
@@ -40,16 +40,16 @@ def parser(program: str, engines: Sequence[StartableEngine]) -> argparse.Argumen
     )
     arguments.add_engine_python(engine, default.title)
     arguments.add_drain_timeout(engine)
-    own = result.add_argument_group("the worker's own OpenAI-compatible address")
-    own.add_argument("--host", default=LOOPBACK, help=f"default: {LOOPBACK}")
-    own.add_argument(
+    address = result.add_argument_group("the worker's own OpenAI-compatible address")
+    address.add_argument("--host", default=LOOPBACK, help=f"default: {LOOPBACK}")
+    address.add_argument(
         "--port",
         type=arguments.checked(settings.port),
         default=0,
-        help="default: any free port; the engine itself listens on another loopback port",
+        help="default: any free port; the engine listens on another port, on loopback only",
     )
-    arguments.add_max_body_size(own)
-    page = result.add_argument_group("the page")
+    arguments.add_max_body_size(address)
+    page = result.add_argument_group("the page /metrics")
     arguments.add_system_address(page)
     page.add_argument(
         "--no-runtime-labels",
@@ -58,9 +58,9 @@ def parser(program: str, engines: Sequence[StartableEngine]) -> argparse.Argumen
         "worker_id to the engine's series",
     )
     arguments.add_max_series(page, DEFAULT_MAX_SERIES)
-    place = result.add_argument_group("labels and discovery")
-    arguments.add_runtime_labels(place, component=default.help.component)
-    arguments.add_discovery(place)
+    discovery = result.add_argument_group("labels and discovery")
+    arguments.add_runtime_labels(discovery, component=default.help.component)
+    arguments.add_discovery(discovery)
     return result
 
 
@@ -75,26 +75,26 @@ def main(argv: Sequence[str], program: str, engines: Sequence[StartableEngine]) 
     Raises:
         DynamometerError: The worker cannot run; the message is for the user.
     """
-    own, rest = parser(program, engines).parse_known_args(list(argv))
+    flags, engine_flags = parser(program, engines).parse_known_args(list(argv))
     environment = settings.read()
     logs.set_up("worker", level=environment.log_level, as_json=environment.log_json)
     options = WorkerOptions(
-        arguments=rest,
-        engine_python=own.engine_python,
-        host=own.host,
-        port=own.port,
-        system_host=own.system_host or environment.system_host,
-        system_port=environment.system_port if own.system_port is None else own.system_port,
+        arguments=engine_flags,
+        engine_python=flags.engine_python,
+        host=flags.host,
+        port=flags.port,
+        system_host=flags.system_host or environment.system_host,
+        system_port=environment.system_port if flags.system_port is None else flags.system_port,
         health=environment.health,
-        namespace=own.namespace or environment.namespace or DEFAULT_NAMESPACE,
-        component=own.component or "",
-        endpoint=own.endpoint,
-        runtime_labels=not own.no_runtime_labels,
-        drain_timeout=own.drain_timeout,
-        max_body_size=own.max_body_size,
-        max_series=own.max_series,
-        discovery_directory=own.discovery or environment.discovery_directory,
+        namespace=flags.namespace or environment.namespace or DEFAULT_NAMESPACE,
+        component=flags.component or "",
+        endpoint=flags.endpoint,
+        runtime_labels=not flags.no_runtime_labels,
+        drain_timeout=flags.drain_timeout,
+        max_body_size=flags.max_body_size,
+        max_series=flags.max_series,
+        discovery_directory=flags.discovery or environment.discovery_directory,
     )
-    chosen = next(engine for engine in engines if engine.name == own.engine)
+    chosen = next(engine for engine in engines if engine.name == flags.engine)
     event_loop.run(serve(options, chosen))
     return 0

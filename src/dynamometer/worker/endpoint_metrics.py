@@ -1,4 +1,4 @@
-"""The metrics of the requests to a worker's endpoint."""
+"""The metrics of a worker's endpoint: its requests, their sizes and durations."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from dynamometer.names import component_error_type, labels, name_prefix, work_ha
 
 
 class EndpointMetrics:
-    """The families of one endpoint; each has one label set."""
+    """The metric families of one endpoint; each family has one series."""
 
     def __init__(
-        self, metrics: Metrics, registry: CollectorRegistry, constant: Mapping[str, str]
+        self, metrics: Metrics, registry: CollectorRegistry, constant_labels: Mapping[str, str]
     ) -> None:
         """Register the families.
 
         Args:
             metrics: creates the `dynamo_component_*` families, with the labels of the endpoint.
             registry: the registry of the other families.
-            constant: further constant labels of the `dynamo_component_*` families.
+            constant_labels: further constant labels of the `dynamo_component_*` families.
         """
         self._metrics = metrics
-        self._constant = constant
+        self._constant_labels = constant_labels
         self.inflight = metrics.create_gauge(
             work_handler.INFLIGHT_REQUESTS,
             "Number of requests currently being processed by work handler",
-            const_labels=constant,
+            const_labels=constant_labels,
         )
         self._requests = self._counter(
             work_handler.REQUESTS_TOTAL, "Total number of requests processed by work handler"
@@ -52,25 +52,25 @@ class EndpointMetrics:
             work_handler.ERRORS_TOTAL,
             "Total number of errors in work handler processing",
             (labels.ERROR_TYPE,),
-            const_labels=constant,
+            const_labels=constant_labels,
         )
-        self._failed = errors.labels(component_error_type.GENERATE)
+        self._errors = errors.labels(component_error_type.GENERATE)
         self._duration = metrics.create_histogram(
             work_handler.REQUEST_DURATION_SECONDS,
             "Time spent processing requests by work handler",
             buckets=COMPONENT_DURATION_BUCKETS,
-            const_labels=constant,
+            const_labels=constant_labels,
         )
         self._first_response = Histogram(
             f"{name_prefix.WORK_HANDLER}_{work_handler.TIME_TO_FIRST_RESPONSE_SECONDS}",
-            "Seconds from a request's arrival at the worker until its answer's first bytes",
+            "Seconds from a request's arrival at the worker until the first bytes of its response",
             buckets=FIRST_RESPONSE_BUCKETS,
             registry=registry,
         )
 
     @contextmanager
     def request(self) -> Iterator[RequestCount]:
-        """Count one request, which lasts as long as the context is open."""
+        """Count one request; the context is open from its arrival to its end."""
         started = time.perf_counter()
         count = RequestCount()
         self.inflight.inc()
@@ -87,10 +87,10 @@ class EndpointMetrics:
             if count.cancelled:
                 self._cancellations.inc()
             if count.failed:
-                self._failed.inc()
+                self._errors.inc()
 
     def _counter(self, name: str, text: str) -> Counter:
-        return self._metrics.create_counter(name, text, const_labels=self._constant)
+        return self._metrics.create_counter(name, text, const_labels=self._constant_labels)
 
 
 class RequestCount:
@@ -99,10 +99,10 @@ class RequestCount:
     Attributes:
         bytes_in: the length of the request body.
         bytes_out: the length of the response body so far.
-        cancelled: the client closed its connection before the end of the response.
-        complete: the client received the whole response, or the status of an error.
-        end: the end of the stream that the client received.
-        failed: the engine failed, or answered with a status of 500 or more.
+        cancelled: True if the client closed its connection before the end of the response.
+        complete: True if the client received the whole response, or the status of an error.
+        end: the end of the stream; `end.reached` is True if the client received the last event.
+        failed: True if the engine failed, or answered with a status of 500 or more.
         first_response: the time of the first bytes of the response, by `time.perf_counter`.
     """
 
@@ -134,7 +134,7 @@ class RequestCount:
         self.failed = status >= 500
 
     def add_chunk(self, chunk: bytes) -> None:
-        """Record a chunk of the response body; an empty one if the response has no body."""
+        """Record a chunk of the response body; an empty chunk if the response has no body."""
         if self.first_response is None:
             self.first_response = time.perf_counter()
         self.bytes_out += len(chunk)

@@ -16,7 +16,7 @@ _ERRORS: Final = (aiohttp.ClientError, TimeoutError, OSError)
 
 
 class EngineClient:
-    """A client of the routes that an engine describes itself with."""
+    """A client for the routes on which an engine reports its health, its models and facts."""
 
     def __init__(self, session: aiohttp.ClientSession, engine: Engine, launch: Launch) -> None:
         self._session = session
@@ -25,7 +25,10 @@ class EngineClient:
         self._headers = {"Authorization": f"Bearer {launch.api_key}"} if launch.api_key else {}
 
     async def check_health(self) -> bool:
-        """Return whether a forward pass succeeds; a healthy engine answers within a second."""
+        """Return whether the engine is healthy.
+
+        The health route runs a forward pass; a healthy engine answers within a second.
+        """
         try:
             async with asyncio.timeout(_TIMEOUT_SECONDS):
                 async with self._session.get(
@@ -36,13 +39,13 @@ class EngineClient:
             return False
 
     async def fetch_models(self) -> ModelCards:
-        """Return the models that the engine serves, with LoRA adapters; none after an error."""
+        """Return the models and LoRA adapters that the engine serves; empty after an error."""
         return self._engine.read_models(await self._get(self._engine.models_path, _TIMEOUT_SECONDS))
 
     async def fetch_info(
         self, models: ModelCards, *, timeout: float = _TIMEOUT_SECONDS
     ) -> Mapping[str, Json]:
-        """Return facts about the engine for its record in discovery; none after an error.
+        """Return facts about the engine for the worker's record; empty after an error.
 
         Args:
             models: the models that the engine serves.

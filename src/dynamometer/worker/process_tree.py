@@ -42,7 +42,7 @@ class EngineProcess:
     """The processes of a running engine.
 
     Attributes:
-        pid: the pid of the first process, which is also the number of the session.
+        pid: the pid of the first process, which is also the id of the session.
         log: the last lines of the output.
     """
 
@@ -59,9 +59,9 @@ class EngineProcess:
         self._pipe = pipe
         self.pid = process.pid
         self.log: deque[str] = deque(maxlen=LOG_LINES_KEPT)
-        # All processes that `end` has seen. Each thread of `end` replaces the set by a larger one;
-        # a thread that checks may hang while another kills.
-        self._seen: frozenset[psutil.Process] = frozenset()
+        # All processes that `end` has found. The threads of `end` only add processes. They hold no
+        # lock, because a thread that checks may hang while another thread kills.
+        self._found: frozenset[psutil.Process] = frozenset()
 
     @classmethod
     async def start(
@@ -79,8 +79,8 @@ class EngineProcess:
         """
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         try:
-            # asyncio's `wait` also waits until the pipes that asyncio created are closed, and an
-            # orphan may keep them open: so the pipe is created here.
+            # asyncio's `wait` waits until all pipes that asyncio created are closed, and an orphan
+            # may keep a pipe open. asyncio does not wait for a pipe that is created here.
             reading, writing = os.pipe()
             pipe = os.fdopen(reading, "rb", buffering=0)
             try:
@@ -116,7 +116,7 @@ class EngineProcess:
             show(line)
 
     async def _lines(self) -> AsyncIterator[str]:
-        """Yield lines without colours; each state of a progress bar is a line."""
+        """Yield the lines of the output without colours; each state of a progress bar is a line."""
         rest = b""
         while chunk := await self._output.read(65536):
             *lines, rest = re.split(rb"[\r\n]+", rest + chunk)
@@ -125,18 +125,19 @@ class EngineProcess:
                 rest = b""
             for line in lines:
                 if line.strip():
-                    yield _text(line)
+                    yield _decode(line)
         if rest.strip():
-            yield _text(rest)
+            yield _decode(rest)
 
     async def wait(self) -> int:
-        """Wait until the first process ends, and return its exit code; negative for a signal."""
+        """Wait until the first process ends, and return its exit code; -N if signal N killed it."""
         return await self._process.wait()
 
     def members(self) -> list[psutil.Process]:
         """Return the living processes of the engine: its session, and all descendants.
 
-        Blocks: reads /proc of every process, and waits if a process of the engine is stuck.
+        This call blocks, because it reads /proc; run it in a thread. If a process of the engine is
+        stuck, the call may hang.
         """
         found = {}
         for child in psutil.Process().children():
@@ -146,91 +147,94 @@ class EngineProcess:
         return [p for p in found.values() if alive(p)]
 
     def _belongs_to_engine(self, child: psutil.Process) -> bool:
-        """Return whether a child of this process, perhaps adopted, belongs to the engine.
+        """Return whether a child of this process, own or adopted, belongs to the engine.
 
-        A process that created a session of its own is recognised by its environment.
+        A child belongs to the engine if it is in the session of the engine, or if its environment
+        has the mark of the engine.
         """
         return session(child.pid) == self.pid or self._mark in environment(child)
 
     async def end(
-        self, *, grace: float, hurry: Callable[[], bool], check: Callable[[], None]
+        self, *, grace: float, kill_now: Callable[[], bool], check: Callable[[], None]
     ) -> Sequence[int]:
-        """End all processes: first with SIGTERM, after `grace` seconds or on `hurry` with SIGKILL.
+        """Send SIGTERM to the first process, and later SIGKILL to all processes that still live.
 
         Args:
-            grace: the time between the two signals, in seconds.
-            hurry: returns True when the processes must be killed without waiting.
-            check: called repeatedly in a thread while processes live.
+            grace: the longest time between the two signals, in seconds.
+            kill_now: returns True when the processes must be killed without waiting.
+            check: called repeatedly in a thread between the two signals, while processes live.
 
         Returns:
-            The pids of the processes that did not die within `KILL_SECONDS`: a process in
-            uninterruptible sleep ends only after its system call.
+            The pids of the processes that did not end within `KILL_SECONDS` after SIGKILL. A
+            process in uninterruptible sleep ends only after its system call.
         """
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
-        time = asyncio.get_running_loop().time
-        deadline = time() + grace
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + grace
         checking: BlockingCalls[Sequence[int]] = BlockingCalls("checking", deadline=CHECK_SECONDS)
         with contextlib.suppress(HangError):
             while (
                 await checking.run(lambda: self._find_living(check))
-                and time() < deadline
-                and not hurry()
+                and clock() < deadline
+                and not kill_now()
             ):
                 await asyncio.sleep(0.1)
         if self._process.returncode is None:
             with contextlib.suppress(OSError):
-                os.killpg(self.pid, signal.SIGKILL)  # works even if the check hangs
-        deadline = time() + KILL_SECONDS
+                os.killpg(self.pid, signal.SIGKILL)  # a check that hangs does not delay this call
+        deadline = clock() + KILL_SECONDS
         killing: BlockingCalls[Sequence[int]] = BlockingCalls("killing", deadline=CHECK_SECONDS)
         try:
-            while (left := await killing.run(self._kill_all)) and time() < deadline:
+            while (remaining := await killing.run(self._kill_all)) and clock() < deadline:
                 await asyncio.sleep(0.02)
         except HangError:
-            left = [self.pid]
-        if not left:
+            remaining = [self.pid]
+        if not remaining:
             await self.wait()
-            # A zombie with threads keeps its children until now; this process must reap them.
+            # A zombie with threads keeps its children until it is reaped; this process adopts them
+            # only then, and reaps them here.
             with contextlib.suppress(HangError):
                 await killing.run(self._kill_all)
         self._pipe.close()
-        return left
+        return remaining
 
     def _find_living(self, check: Callable[[], None]) -> Sequence[int]:
-        """Add the living processes to those seen, and return the pids of all that still live."""
-        self._seen |= frozenset(self.members())
+        """Find the living processes, call `check`, and return the pids of all that still live."""
+        self._found |= frozenset(self.members())
         check()
-        return self._reap_ended()
+        return self._reap_and_list_living()
 
     def _kill_all(self) -> Sequence[int]:
         """Kill all processes, and return the pids of those that still live."""
-        for member in self._seen:
+        for member in self._found:
             kill(member)
-        self._seen |= frozenset(self.members())
-        for member in self._seen:
+        self._found |= frozenset(self.members())
+        for member in self._found:
             kill(member)
-        return self._reap_ended()
+        return self._reap_and_list_living()
 
-    def _reap_ended(self) -> Sequence[int]:
-        """Reap the seen processes that ended, and return the pids of the others."""
-        seen = self._seen
-        living = [member.pid for member in seen if alive(member)]
+    def _reap_and_list_living(self) -> Sequence[int]:
+        """Reap the found processes that have ended, and return the pids of the others."""
+        found = self._found
+        living = [member.pid for member in found if alive(member)]
         # A process that ends after this check is reaped at the next call.
-        self._reap({member.pid for member in seen}.difference(living))
+        self._reap({member.pid for member in found}.difference(living))
         return living
 
     def _reap(self, ended: Set[int]) -> None:
         """Reap ended processes that this process adopted; asyncio reaps the first process.
 
         Args:
-            ended: the pids of ended processes that were seen alive. Others may have ended unseen.
+            ended: the pids of found processes that have ended.
         """
-        unseen = {
+        # These processes started and ended between two checks.
+        missed = {
             child.pid
             for child in psutil.Process().children()
             if session(child.pid) == self.pid and not alive(child)
         }
-        for pid in (ended | unseen) - {self.pid}:
+        for pid in (ended | missed) - {self.pid}:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
 
@@ -238,8 +242,8 @@ class EngineProcess:
 def kill_owned(owner: str) -> int:
     """Kill all processes of this user that `EngineProcess.start` marked with `owner`.
 
-    The title of an engine's process can overwrite the mark: all processes in the session of a
-    marked process are killed, too.
+    A process that sets its title can overwrite the mark in its environment. Therefore all
+    processes in the session of a marked process are killed, too.
 
     Returns:
         The number of killed processes.
@@ -257,5 +261,5 @@ def _die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def _text(line: bytes) -> str:
+def _decode(line: bytes) -> str:
     return _ANSI.sub("", line.decode("utf-8", "replace")).rstrip()

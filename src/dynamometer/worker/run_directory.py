@@ -1,9 +1,9 @@
 """The directories of a worker, and their removal after a worker was killed.
 
     <memory>/<id>/engine.json   the engine's processes, the shared memory that they map, and the
-                                directory of its temporary files
+                                path of the directory for temporary files
                   metrics/      the engine's multiprocess files
-                  plugin/       the CPU platform, if it is used
+                  plugin/       the plugin with the CPU platform, if the engine needs it
 
 A worker locks its directory (flock). A worker that starts and finds a directory without a lock
 kills the processes that `engine.json` lists, and removes their shared memory and the directory.
@@ -47,25 +47,32 @@ class RunDirectory:
         self.temporary = temporary
         self.record(frozenset(), frozenset())
 
-    def record(self, processes: frozenset[ProcessIdentity], held: frozenset[SharedFile]) -> None:
-        """Write the processes and files that the next worker removes if this one is killed."""
+    def record(
+        self, processes: frozenset[ProcessIdentity], shared_files: frozenset[SharedFile]
+    ) -> None:
+        """Record what the next worker must kill and remove if this worker is killed.
+
+        Args:
+            processes: the processes of the engine.
+            shared_files: the files in /dev/shm that the processes map.
+        """
         content = {
             "processes": sorted(processes),
-            "shared_memory": sorted(held),
+            "shared_memory": sorted(shared_files),
             "temporary": str(self.temporary),
         }
-        fresh = self.path / "engine.json.new"
-        # A full tmpfs must not end a worker: the file keeps its previous content.
+        new_file = self.path / "engine.json.new"
+        # If the tmpfs is full, the worker continues and the file keeps its previous content.
         with contextlib.suppress(OSError):
-            fresh.write_text(json.dumps(content), encoding="utf-8")
-            fresh.replace(self.path / "engine.json")
+            new_file.write_text(json.dumps(content), encoding="utf-8")
+            new_file.replace(self.path / "engine.json")
 
 
 @contextmanager
 def run_directory(instance_id: int) -> Iterator[RunDirectory]:
-    """Create the directories of this worker, and remove them at the end of the context.
+    """Remove the leftovers of killed workers, then keep the directories of this worker.
 
-    The directories, processes and files of killed workers are removed first.
+    The directories exist until the context ends.
 
     Raises:
         DirectoryError: A directory cannot be created.
@@ -74,7 +81,8 @@ def run_directory(instance_id: int) -> Iterator[RunDirectory]:
     path = base / hexadecimal(instance_id)
     with ExitStack() as stack:
         try:
-            # A new directory has no lock of its own yet, so one worker at a time creates one.
+            # A new directory is not locked yet, and another worker would remove it: one worker at a
+            # time creates a directory.
             with _locked(base, wait=True):
                 _clear_leftovers(base)
                 stack.callback(_remove_if_empty, base)
@@ -98,7 +106,7 @@ def _locked(path: Path, *, wait: bool) -> Iterator[None]:
     """Hold the lock of the directory `path`, which is created if it is missing.
 
     Raises:
-        BlockingIOError: Another process holds the lock, and `wait` is false.
+        BlockingIOError: Another process has locked the directory, and `wait` is false.
     """
     while True:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -118,17 +126,17 @@ def _clear_leftovers(base: Path) -> None:
         if not re.fullmatch("[0-9a-f]{16}", path.name):
             continue
         with contextlib.suppress(BlockingIOError, DirectoryError), _locked(path, wait=False):
-            processes, held, temporary = _read_record(path)
-            # First: recorded processes may be the only ones that show the engine's session.
-            ended = kill_owned(path.name) + kill_identified(processes)
-            removed = remove_unmapped(held)
+            processes, shared_files, temporary = _read_record(path)
+            # `kill_owned` is first: it finds sessions by processes that `kill_identified` may kill.
+            killed = kill_owned(path.name) + kill_identified(processes)
+            removed = remove_unmapped(shared_files)
             if temporary is not None:
                 shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(path, ignore_errors=True)
             logger.info(
                 "removed after the killed worker %s: its directory%s%s",
                 path.name,
-                f", {ended} processes" if ended else "",
+                f", {killed} processes" if killed else "",
                 f", {removed} files in /dev/shm" if removed else "",
             )
 

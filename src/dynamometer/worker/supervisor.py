@@ -1,9 +1,9 @@
-"""The life of an engine: start, wait until it is ready, watch, end.
+"""The life of an engine: start it, wait until it is ready, watch it, end it.
 
     starting ──▶ ready ──▶ draining ──▶ (ended)
         └───────────┴────▶ failed: the engine ended by itself
 
-An engine that ended by itself is not restarted: its worker ends as well.
+A worker does not restart an engine that ended by itself: the worker ends as well.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ from dynamometer.worker.run_directory import RunDirectory
 logger = logging.getLogger(__name__)
 engine_log = logging.getLogger(logs.ENGINE_LOGGER)
 
-# SGLang drains for some seconds after SIGTERM; all of its processes must end within 15 s.
+# SGLang drains for some seconds after SIGTERM. All processes of an engine must end within 15 s, the
+# limit of this project: these 8 s, then 5 s after SIGKILL (KILL_SECONDS), and 2 s if a check of the
+# processes hangs (CHECK_SECONDS).
 END_GRACE_SECONDS: Final = 8.0
 _POLL_SECONDS: Final = 0.5
 _PROGRESS_SECONDS: Final = 5.0
-# An engine reports facts about itself in milliseconds. If the first request fails, the worker
-# becomes ready without the facts, and requests them again later.
+# An engine answers a request for facts about itself in milliseconds. If the first request fails,
+# the worker becomes ready without the facts, and repeats the request later.
 _INFO_SECONDS: Final = 1.0
 _INFO_ATTEMPTS: Final = 5
 
@@ -51,9 +53,10 @@ class Supervisor:
         state: the state of the worker.
         ready: set when the worker becomes ready.
         since: the time of the last change of the state, Unix time in seconds.
-        models: the models that the engine serves, once it is ready.
+        models: the models that the engine serves; empty until the engine answers.
         load_seconds: the time from the engine's start until its model answered.
-        info: facts about the engine, some time after it is ready; see `runtime/record`.
+        info: facts about the engine, filled when the engine is ready or some seconds later; empty
+            until then. `runtime/record` describes the facts.
     """
 
     def __init__(
@@ -63,9 +66,9 @@ class Supervisor:
         self._launch = launch
         self._client = client
         self._directory = directory
-        # Threads write these fields and the directory's record while they hold the lock.
-        self._recording = threading.Lock()
-        self._held: frozenset[SharedFile] = frozenset()
+        # Threads hold the lock while they change the two sets and call `RunDirectory.record`.
+        self._record_lock = threading.Lock()
+        self._shared_files: frozenset[SharedFile] = frozenset()
         self._processes: frozenset[ProcessIdentity] = frozenset()
         self.state = State.STARTING
         self.ready = asyncio.Event()
@@ -76,17 +79,17 @@ class Supervisor:
 
     @asynccontextmanager
     async def running(
-        self, on_change: OnChange, hurry: Callable[[], bool]
+        self, on_change: OnChange, kill_now: Callable[[], bool]
     ) -> AsyncIterator[asyncio.Task[EngineError]]:
         """Run the engine while the context is open, and end all of its processes afterwards.
 
         Args:
-            on_change: called after each change of `state`, `models` or `info`.
-            hurry: returns True when the engine must be killed without waiting.
+            on_change: called and awaited after the engine became ready, and after `info` changed.
+            kill_now: returns True when the engine must be killed without waiting.
 
         Yields:
-            A task that returns an error when the engine ends by itself, or when this worker
-            cannot watch the engine.
+            A task that finishes, with the error as its result, when the engine ends by itself or
+            when this worker cannot watch the engine any longer.
 
         Raises:
             EngineError: The engine cannot be started.
@@ -101,32 +104,34 @@ class Supervisor:
             yield watching
         finally:
             self.drain()
-            await self._end(process, hurry)
+            await self._end_engine(process, kill_now)
             await tasks.end(watching)
 
-    async def _end(self, process: EngineProcess, hurry: Callable[[], bool]) -> None:
+    async def _end_engine(self, process: EngineProcess, kill_now: Callable[[], bool]) -> None:
         failed = self.state is State.FAILED
         if not failed:
-            logger.info("ending the engine: up to %.0f s; Ctrl-C again kills it", END_GRACE_SECONDS)
-        left = await process.end(
+            logger.info(
+                "ending the engine, for up to %.0f s; Ctrl-C again kills it", END_GRACE_SECONDS
+            )
+        remaining = await process.end(
             grace=0 if failed else END_GRACE_SECONDS,
-            hurry=hurry,
+            kill_now=kill_now,
             check=lambda: self._record_processes(process),
         )
-        if left:
+        if remaining:
             logger.error(
-                "processes of the engine do not die, and are left behind: %s",
-                ", ".join(map(str, left)),
+                "processes of the engine did not end and keep running: %s",
+                ", ".join(map(str, remaining)),
             )
         else:
             logger.info("all processes of the engine have ended")
         removing: BlockingCalls[int] = BlockingCalls("shared memory", deadline=CHECK_SECONDS)
         with suppress(HangError):
-            if removed := await removing.run(lambda: remove_unmapped(self._held)):
+            if removed := await removing.run(lambda: remove_unmapped(self._shared_files)):
                 logger.debug("removed %d files of the engine from /dev/shm", removed)
 
     def drain(self) -> None:
-        """Stop accepting requests."""
+        """Enter the state `draining`, unless the engine has failed; accept no further requests."""
         if self.state in (State.STARTING, State.READY):
             self._enter(State.DRAINING)
 
@@ -137,13 +142,13 @@ class Supervisor:
     async def _watch(self, process: EngineProcess, on_change: OnChange) -> EngineError:
         """Watch the engine until it ends, and return the reason as an error.
 
-        A fault of this worker ends the engine as well: a worker that cannot see the start of its
-        engine would stay `starting`, and one that does not read the log would block the engine.
+        A fault of this worker ends the engine as well. Otherwise the worker would stay `starting`
+        forever, or the pipe of the log, which the worker no longer reads, would block the engine.
         """
         exit_code: int | None = None
         try:
             async with asyncio.TaskGroup() as group:
-                log = group.create_task(process.read_log(self._show), name="engine log")
+                log = group.create_task(process.read_log(self._log_line), name="engine log")
                 start = group.create_task(
                     self._wait_until_ready(process, on_change), name="engine start"
                 )
@@ -160,9 +165,9 @@ class Supervisor:
                 fault = faults.exceptions[0]
                 return EngineError(f"a fault of this worker ended its engine: {fault!r}")
         reason = self._engine.describe_exit(process.log, exit_code, self._launch)
-        full = "; is a file system that the engine maps, such as /dev/shm, full?"
+        disk_full_hint = "; is a file system that the engine maps, such as /dev/shm, full?"
         return EngineError(
-            f"the engine ended: {reason}{full if exit_code == -signal.SIGBUS else ''}"
+            f"the engine ended: {reason}{disk_full_hint if exit_code == -signal.SIGBUS else ''}"
         )
 
     async def _wait_until_ready(self, process: EngineProcess, on_change: OnChange) -> None:
@@ -170,7 +175,7 @@ class Supervisor:
         models = await self._wait_for_models(process, started)
         if models is None:
             return
-        process.log.clear()  # earlier lines are not the reason for a later end
+        process.log.clear()  # if the engine ends later, the reason is not in these lines
         self.models = models
         self.load_seconds = time.monotonic() - started
         self.info = await self._client.fetch_info(models, timeout=_INFO_SECONDS)
@@ -182,11 +187,11 @@ class Supervisor:
         try:
             await self._fetch_missing_info(on_change)
         except Exception:
-            # The engine serves requests without the facts.
-            logger.exception("the facts about the engine cannot be read")
+            # The worker needs no facts to serve requests.
+            logger.exception("cannot request facts about the engine")
 
     async def _wait_for_models(self, process: EngineProcess, started: float) -> ModelCards | None:
-        """Return the models when the engine answers; None if the worker ends before that."""
+        """Return the models once the engine answers; None if the worker ends before that."""
         logged = started
         checking: BlockingCalls[None] = BlockingCalls("processes", deadline=CHECK_SECONDS)
         while True:
@@ -219,7 +224,7 @@ class Supervisor:
                 await on_change()
         if not self.info:
             logger.info(
-                "the engine does not report its version and limits: %s gives no answer",
+                "the version and limits of the engine are unknown: no usable answer from %s",
                 self._engine.info_path,
             )
 
@@ -228,15 +233,19 @@ class Supervisor:
         return f"; its last line: {line[:100]}" if line else ""
 
     def _record_processes(self, process: EngineProcess) -> None:
-        """Record the engine's processes, and the shared memory that they map. Blocks."""
+        """Record the engine's processes, and the shared memory that they map.
+
+        This call blocks; run it in a thread.
+        """
         members = process.members()
-        with self._recording:
+        # The processes are recorded first, because `mapped_by` hangs if one of them is stuck.
+        with self._record_lock:
             self._processes |= identities(members)
-            self._directory.record(self._processes, self._held)
-        held = mapped_by(member.pid for member in members)
-        with self._recording:
-            self._held |= held
-            self._directory.record(self._processes, self._held)
+            self._directory.record(self._processes, self._shared_files)
+        shared_files = mapped_by(member.pid for member in members)
+        with self._record_lock:
+            self._shared_files |= shared_files
+            self._directory.record(self._processes, self._shared_files)
 
     def _enter(self, state: State) -> None:
         self.state = state
@@ -244,6 +253,6 @@ class Supervisor:
         if state is State.READY:
             self.ready.set()
 
-    def _show(self, line: str) -> None:
+    def _log_line(self, line: str) -> None:
         key = self._launch.api_key
         engine_log.info("%s", line.replace(key, "***") if key else line)
