@@ -51,16 +51,16 @@ def files(
     alive: str = "",
     ended: Sequence[str] = (),
     *,
-    growing: bool = False,
-    ends_with_any: bool = False,
+    still_writing: bool = False,
+    essential: bool = False,
     changed: float = 1.0,
 ) -> Event:
     status = FilesStatus(
-        changed=changed,
+        changed_at=changed,
         alive=frozenset(alive),
         ended=tuple(ended),
-        growing=growing,
-        engine_ends_with_any=ends_with_any,
+        still_writing=still_writing,
+        writers_are_essential=essential,
     )
     return lambda evidence: evidence.note_files(status, "/files")
 
@@ -102,13 +102,13 @@ PROCESS = {
         [HEALTHY, process_ends], FAILED, "process 7 (SGLang) has ended", Liveness.ENDED
     ),
     "ends with one of its processes": Case(
-        [HEALTHY, files("b", ["8 (scheduler)"], ends_with_any=True)],
+        [HEALTHY, files("b", ["8 (scheduler)"], essential=True)],
         FAILED,
         "process 8 (scheduler) has ended",
         Liveness.ENDED,
     ),
     "the first reason of an end is its cause": Case(
-        [HEALTHY, files("b", ["8 (scheduler)"], ends_with_any=True), process_ends],
+        [HEALTHY, files("b", ["8 (scheduler)"], essential=True), process_ends],
         FAILED,
         "process 8 (scheduler) has ended",
         Liveness.ENDED,
@@ -182,13 +182,13 @@ DIRECTORY = {
     ),
     "is ready with a visible writer": Case([files("a")], READY, "", Liveness.UNKNOWN),
     "is ready while files of invisible writers change": Case(
-        [files(growing=True)], READY, "", Liveness.UNKNOWN
+        [files(still_writing=True)], READY, "", Liveness.UNKNOWN
     ),
     "fails when such files do not change": Case(
         [files()], FAILED, "--engine-url", Liveness.UNKNOWN
     ),
     "returns when they change again": Case(
-        [files(), files(growing=True)], READY, "", Liveness.UNKNOWN
+        [files(), files(still_writing=True)], READY, "", Liveness.UNKNOWN
     ),
     "ends with its last visible writer": Case(
         [files("ab"), files("", ["8", "9"])],
@@ -197,13 +197,13 @@ DIRECTORY = {
         Liveness.UNKNOWN,
     ),
     "survivors of an end do not return it": Case(
-        [files("ab"), files("b", ["8"], ends_with_any=True), files("b", ends_with_any=True)],
+        [files("ab"), files("b", ["8"], essential=True), files("b", essential=True)],
         FAILED,
         "process 8 has ended",
         Liveness.UNKNOWN,
     ),
     "returns with a new visible writer": Case(
-        [files("ab"), files("b", ["8"], ends_with_any=True), files("bc")],
+        [files("ab"), files("b", ["8"], essential=True), files("bc")],
         READY,
         "",
         Liveness.UNKNOWN,

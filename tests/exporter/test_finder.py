@@ -36,7 +36,7 @@ def test_a_process_that_has_no_environment_yet_is_no_engine_yet(looks_like_an_en
         stdin=subprocess.PIPE,
     ) as process:
 
-        def found() -> list[finder.EngineProcess]:
+        def found() -> list[finder.FoundEngine]:
             return [one for one in finder.find()[0] if one.process.pid == process.pid]
 
         assert found() == []

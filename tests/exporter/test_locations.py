@@ -12,10 +12,10 @@ import pytest
 from prometheus_client.mmap_dict import MmapedDict
 
 from dynamometer.exporter import locations, procfs
-from dynamometer.exporter.finder import EngineProcess
+from dynamometer.exporter.finder import FoundEngine
 from dynamometer.exporter.targets import Target
 
-OWN = EngineProcess(process=psutil.Process(), description="7 (SGLang)", user="me")
+OWN = FoundEngine(process=psutil.Process(), description="7 (SGLang)", user="me")
 URL = "http://127.0.0.1:1"
 
 

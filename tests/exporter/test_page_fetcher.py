@@ -59,9 +59,9 @@ async def test_a_page_is_shown_if_it_is_needed_or_has_more_families(
         url = f"http://127.0.0.1:{server.server_address[1]}/metrics"
         page = MetricsPage(InstrumentRegistry())
         fetcher = PageFetcher(HttpSource("e_http", url, session=session), page)
-        states = [(fetcher.fetched, fetcher.due(needed))]
+        states = [(fetcher.fetched, fetcher.is_due(needed))]
         await fetcher.fetch(needed, files)
-        states.append((fetcher.fetched, fetcher.due(needed)))
+        states.append((fetcher.fetched, fetcher.is_due(needed)))
         assert states == [(False, True), (True, False)]
         page.refresh()
         assert (b"app_" in page.render()) == shown

@@ -12,11 +12,11 @@ import pytest
 
 from dynamometer.errors import SettingsError
 from dynamometer.exporter import finder, targets
-from dynamometer.exporter.finder import EngineProcess
+from dynamometer.exporter.finder import FoundEngine
 from dynamometer.exporter.targets import NamedValue, Target, TargetFlags
 
 PROCESS = psutil.Process()
-FIRST = EngineProcess(
+FIRST = FoundEngine(
     process=PROCESS,
     description="7 (SGLang)",
     user="me",

@@ -137,7 +137,7 @@ def test_a_process_whose_maps_may_not_be_read_does_not_count_as_the_writer(
     files = {str(os.getpid()): [str(mapped)]}
     assert writers.update(files, list, UNKNOWN).retire == files.keys()
     assert writers.update(files, list, UNKNOWN).retire == set()
-    assert writers.growing == files.keys()
+    assert writers.still_writing == files.keys()
 
 
 def test_a_writer_that_cannot_be_checked_for_want_of_descriptors_is_decided_later(

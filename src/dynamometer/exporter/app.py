@@ -21,7 +21,7 @@ from dynamometer.engines import kinds
 from dynamometer.errors import DiscoveryError
 from dynamometer.exporter import engine_headers, finder, procfs
 from dynamometer.exporter.engine_headers import Header
-from dynamometer.exporter.finder import EngineProcess
+from dynamometer.exporter.finder import FoundEngine
 from dynamometer.exporter.observed_engine import EngineOptions, ObservedEngine
 from dynamometer.exporter.targets import Target, TargetFlags, check_directories, select
 from dynamometer.http import addresses, relay
@@ -124,7 +124,7 @@ class _Exporter:
         self._searching: BlockingCalls[finder.Search] = BlockingCalls("processes of this machine")
         self._last_search = finder.Search()
         self._search_fault = ""
-        self._nothing_logged = False
+        self._no_engine_logged = False
         self._up_labels: dict[str, tuple[str, str]] = {}
         id_ = new_id()
         runtime = DistributedRuntime(instance_id=id_)
@@ -232,7 +232,9 @@ class _Exporter:
         """Search at once, often while an engine is lost, and now and then for new engines."""
         searched = float("-inf")
         while True:
-            lost = not self._engines or any(engine.lost for engine in self._engines.values())
+            lost = not self._engines or any(
+                engine.needs_search for engine in self._engines.values()
+            )
             due = self._finds_new and time.monotonic() - searched >= _SEARCH_SECONDS
             if lost or due:
                 searched = time.monotonic()
@@ -243,7 +245,7 @@ class _Exporter:
         """Search for lost engines and, without a selection by flags, for new engines."""
         await self._forget()
         engines = self._engines.values()
-        if not self._finds_new and not any(engine.lost for engine in engines):
+        if not self._finds_new and not any(engine.needs_search for engine in engines):
             return
         known = frozenset(engine.process for engine in engines if engine.process is not None)
         try:
@@ -257,16 +259,16 @@ class _Exporter:
         self._search_fault = ""
         for first in self._last_search.engines:
             self._adopt_or_add(first)
-        if not self._engines and not self._nothing_logged:
-            self._nothing_logged = True
+        if not self._engines and not self._no_engine_logged:
+            self._no_engine_logged = True
             self._log_no_engine()
 
-    def _adopt_or_add(self, first: EngineProcess) -> None:
+    def _adopt_or_add(self, first: FoundEngine) -> None:
         """Continue with the lost engine that was restarted, or add a new engine."""
         engines = self._engines.values()
         if any(engine.process == first.process for engine in engines):
             return
-        lost = [one for one in engines if one.lost and one.found_name == first.name]
+        lost = [one for one in engines if one.needs_search and one.found_name == first.name]
         if lost:
             lost[0].adopt(first)
         elif self._finds_new:
@@ -280,7 +282,7 @@ class _Exporter:
     async def _forget(self) -> None:
         """Remove engines that the exporter found, and that have ended long ago."""
         for name, engine in list(self._engines.items()):
-            if self._finds_new and engine.forgettable(self._options.forget_after):
+            if self._finds_new and engine.can_be_forgotten(self._options.forget_after):
                 logger.info("%s: forgotten", name)
                 self._observing.pop(name).cancel()
                 del self._engines[name]

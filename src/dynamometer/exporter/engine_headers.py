@@ -73,7 +73,7 @@ def read(variable: str, files: Sequence[Path], flags: Sequence[str]) -> Sequence
         SettingsError: A header is malformed, or a file cannot be read. The message names the flag,
             the file and the line, and omits the value.
     """
-    texts = [(VARIABLE, variable), *[(f"{FILE_FLAG} {path}", _content(path)) for path in files]]
+    texts = [(VARIABLE, variable), *[(f"{FILE_FLAG} {path}", _read_file(path)) for path in files]]
     lines = [
         (f"{location}: line {number}", line.strip())
         for location, text in texts
@@ -81,7 +81,8 @@ def read(variable: str, files: Sequence[Path], flags: Sequence[str]) -> Sequence
         if line.strip() and not line.lstrip().startswith("#")
     ]
     return [
-        _header(location, line) for location, line in [*lines, *[(FLAG, flag) for flag in flags]]
+        _parse_header(location, line)
+        for location, line in [*lines, *[(FLAG, flag) for flag in flags]]
     ]
 
 
@@ -120,7 +121,7 @@ def by_origin(headers: Iterable[Header], targets: Iterable[Target]) -> HeadersBy
     return HeadersByOrigin(result)
 
 
-def _header(location: str, text: str) -> Header:
+def _parse_header(location: str, text: str) -> Header:
     engine, line = split_name(text)
     name, colon, value = line.partition(":")
     value = value.strip(" \t")
@@ -135,7 +136,7 @@ def _header(location: str, text: str) -> Header:
     return Header(location, engine, name, value)
 
 
-def _content(path: Path) -> str:
+def _read_file(path: Path) -> str:
     try:
         with path.open("rb") as file:
             content = file.read(_LARGEST_FILE_BYTES + 1)

@@ -38,15 +38,15 @@ class FilesStatus:
         changed: the monotonic time in seconds at which values last differed; 0 before that.
         alive: the visible writers that live.
         ended: descriptions of the visible writers that have ended since the last check.
-        growing: files of invisible writers change.
-        engine_ends_with_any: the engine has ended as soon as any visible writer has.
+        still_writing: files of invisible writers change.
+        writers_are_essential: the engine has ended as soon as any visible writer has.
     """
 
-    changed: float = 0.0
+    changed_at: float = 0.0
     alive: frozenset[str] = frozenset()
     ended: tuple[str, ...] = ()
-    growing: bool = False
-    engine_ends_with_any: bool = False
+    still_writing: bool = False
+    writers_are_essential: bool = False
 
 
 class FilesSource:
@@ -88,18 +88,18 @@ class FilesSource:
         self.names: frozenset[str] = frozenset()
         self.errors: Mapping[str, int] = {}
         self._writers = Writers()
-        self._changed = 0.0
+        self._changed_at = 0.0
         self._read_at = float("-inf")
-        self._applied = Liveness.UNKNOWN
+        self._applied_liveness = Liveness.UNKNOWN
         self._constant = dict(constant)
-        self._model_settled = labels.MODEL in constant or not model_label
+        self._model_label_done = labels.MODEL in constant or not model_label
         self._prefixes = tuple(prefixes)
         self._filter = FamilyFilter(Selection.of(prefixes=prefixes))
         self._max_series = max_series
         self._members = members
         self._directory: MultiprocessDirectory | None = None
         self._families: Sequence[Family] = ()
-        self._count = 0
+        self._family_count = 0
         self._empty_logged = False
         self._lock = threading.Lock()
 
@@ -124,27 +124,29 @@ class FilesSource:
             elif tuple(paths) != tuple(self._directory.paths):
                 self._directory.follow(*paths)
             due = time.monotonic() - self._read_at >= _READ_SECONDS
-            if self.liveness is not self._applied or (due and (read or not self._changed)):
+            if self.liveness is not self._applied_liveness or (
+                due and (read or not self._changed_at)
+            ):
                 self._read()
             ended = self._writers.take_ended()
             if ended:
                 self._directory.retire(ended)
             self._retire_idle(self._directory)
             return FilesStatus(
-                changed=self._changed,
+                changed_at=self._changed_at,
                 alive=frozenset(self._writers.alive),
                 ended=tuple(sorted(writer.description for writer in ended.values())),
-                growing=bool(self._writers.growing),
-                engine_ends_with_any=self._writers.engine_ends_with_any,
+                still_writing=bool(self._writers.still_writing),
+                writers_are_essential=self._writers.writers_are_essential,
             )
 
     def _retire_idle(self, directory: MultiprocessDirectory) -> None:
         """Retire invisible writers that have not changed their files for a while."""
-        idle = time.monotonic() - self._changed
+        idle = time.monotonic() - self._changed_at
         known = self.liveness is not Liveness.UNKNOWN or self._writers.alive
-        if known or idle < _IDLE_SECONDS or not self._writers.growing:
+        if known or idle < _IDLE_SECONDS or not self._writers.still_writing:
             return
-        names = frozenset(self._writers.growing)
+        names = frozenset(self._writers.still_writing)
         self._writers.retire(names)
         directory.retire(names)
 
@@ -166,14 +168,14 @@ class FilesSource:
             return ()
         self._read_at = time.monotonic()
         families: Sequence[Family] = self._directory.families()
-        if len(families) != self._count:
-            self._count = len(families)
+        if len(families) != self._family_count:
+            self._family_count = len(families)
             self.names |= {family.metadata.sample_name for family in families}
-            if not self._model_settled and self._writers.none_ended:
-                families = self._settle_model(families)
+            if not self._model_label_done and self._writers.none_ended:
+                families = self._add_model_label(families)
         liveness = self.liveness
         change = self._writers.update(self._directory.processes, self._members, liveness)
-        self._applied = liveness
+        self._applied_liveness = liveness
         if change.resume:
             self._directory.resume(change.resume)
         if change.retire:
@@ -182,18 +184,18 @@ class FilesSource:
             families = self._directory.families()
         self.errors = dict(self._directory.errors)
         if families is not self._families:
-            self._changed = self._read_at
+            self._changed_at = self._read_at
             self._families = families
             self._log_empty_selection(families)
         return families
 
-    def _settle_model(self, families: Sequence[Family]) -> Sequence[Family]:
+    def _add_model_label(self, families: Sequence[Family]) -> Sequence[Family]:
         """Add the label `model` as soon as a series shows the engine's own name of the model."""
         assert self._directory is not None
         model = _model_name(families)
         if not model:
             return families
-        self._model_settled = True
+        self._model_label_done = True
         self._constant[labels.MODEL] = self.model = model
         paths, before = self._directory.paths, self._directory
         self._directory = self._open(paths)

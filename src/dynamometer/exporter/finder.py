@@ -31,7 +31,7 @@ _START_SECONDS: Final = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineProcess:
+class FoundEngine:
     """The first process of an engine, with the facts that its command line and /proc contain.
 
     Attributes:
@@ -93,7 +93,7 @@ class Search(NamedTuple):
         own_user: the user of this process.
     """
 
-    engines: tuple[EngineProcess, ...] = ()
+    engines: tuple[FoundEngine, ...] = ()
     other_users: frozenset[str] = frozenset()
     own_user: str = ""
 
@@ -124,11 +124,11 @@ def find(known: Set[psutil.Process] = frozenset()) -> Search:
         elif WORKER_MARK in environment:
             logger.debug("process %d is the engine of a worker: skipped", process.pid)
         else:
-            engines.append(_engine_process(process, launch, environment))
+            engines.append(_found_engine(process, launch, environment))
     return Search(engines=tuple(engines), other_users=frozenset(others), own_user=procfs.own_user())
 
 
-def engine_of(pid: int) -> EngineProcess:
+def engine_of(pid: int) -> FoundEngine:
     """Return the engine to which the process `pid` belongs; may block.
 
     The process may be one of an engine's own, or one that started an engine (a shell, a container's
@@ -158,9 +158,9 @@ def engine_of(pid: int) -> EngineProcess:
             f"--pid {pid}: this process has started several engines: give the pid of one: {found}"
         )
     if engines:
-        return _engine_process(engines[0], launches[engines[0]], _environment(engines[0]))
+        return _found_engine(engines[0], launches[engines[0]], _environment(engines[0]))
     addresses = procfs.listening_addresses(process)
-    return EngineProcess(
+    return FoundEngine(
         process=process,
         description=procfs.describe(process),
         user=procfs.user_of(process),
@@ -169,7 +169,7 @@ def engine_of(pid: int) -> EngineProcess:
     )
 
 
-def ends_with_any(process: psutil.Process) -> bool:
+def is_essential(process: psutil.Process) -> bool:
     """Return whether a process belongs to an engine that ends when any of its processes ends."""
     try:
         command = process.cmdline()
@@ -227,9 +227,9 @@ def _launches() -> Mapping[psutil.Process, _Launch]:
     return launches
 
 
-def _engine_process(
+def _found_engine(
     process: psutil.Process, launch: _Launch, environment: Mapping[str, str]
-) -> EngineProcess:
+) -> FoundEngine:
     engine = launch.engine
     facts = engine.command_facts(
         launch.flags, environment=environment, directory=Path(f"/proc/{process.pid}/cwd")
@@ -239,7 +239,7 @@ def _engine_process(
     if ports and port not in ports:  # set by a file, or by a default of the engine
         port = ports[0]
     reachable = procfs.shares_network(process)
-    return EngineProcess(
+    return FoundEngine(
         process=process,
         description=f"{process.pid} ({engine.title})",
         user=procfs.user_of(process),

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from dynamometer.exporter import finder, procfs
-from dynamometer.exporter.finder import EngineProcess
+from dynamometer.exporter.finder import FoundEngine
 from dynamometer.exporter.targets import Target
 from dynamometer.process.children import alive, descendants
 
@@ -27,14 +27,14 @@ class FileLocations:
         warnings: faults that the user can mend.
     """
 
-    first: EngineProcess | None = None
+    first: FoundEngine | None = None
     directories: tuple[str, ...] = ()
     readable: tuple[str, ...] = ()
     missing_reason: str = "the search for its files has not finished yet"
     warnings: tuple[str, ...] = ()
 
 
-def locate(target: Target, first: EngineProcess | None) -> FileLocations:
+def locate(target: Target, first: FoundEngine | None) -> FileLocations:
     """Search for the directories of an engine's files; may block.
 
     Args:
@@ -84,7 +84,7 @@ def locate(target: Target, first: EngineProcess | None) -> FileLocations:
     )
 
 
-def members(first: EngineProcess | None) -> Sequence[psutil.Process]:
+def members(first: FoundEngine | None) -> Sequence[psutil.Process]:
     """Return the processes of an engine, none of an engine that has ended; may block.
 
     Raises:

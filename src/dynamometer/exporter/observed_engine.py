@@ -18,7 +18,7 @@ from dynamometer.engines import kinds
 from dynamometer.exporter import locations, procfs
 from dynamometer.exporter.evidence import Evidence
 from dynamometer.exporter.files_source import FilesSource, FilesStatus
-from dynamometer.exporter.finder import EngineProcess
+from dynamometer.exporter.finder import FoundEngine
 from dynamometer.exporter.health import HealthCheck
 from dynamometer.exporter.locations import FileLocations
 from dynamometer.exporter.page_fetcher import PageFetcher
@@ -70,7 +70,7 @@ class ObservedEngine:
     """An engine that another program started; see `observe`.
 
     The event loop owns all state. Threads of `BlockingCalls` return values to the loop; other
-    threads call `_load_labels`, `_sources_known` and `_members`, which only read.
+    threads call `_load_signal_labels`, `_sources_known` and `_members`, which only read.
     """
 
     def __init__(
@@ -104,29 +104,31 @@ class ObservedEngine:
         self._files: FilesSource | None = None
         self._fetcher: PageFetcher | None = None
         self._health_checked = float("-inf")
-        self._living: BlockingCalls[bool] = BlockingCalls("processes")
+        self._checking_process: BlockingCalls[bool] = BlockingCalls("processes")
         self._locating: BlockingCalls[FileLocations] = BlockingCalls("directories of the files")
         self._reading: BlockingCalls[FilesStatus] = BlockingCalls("files")
         kind = kinds.find(target.first.kind if target.first else "") or kinds.DEFAULT
-        self._load = kind.load_signals(self.name, self._load_labels, complete=self._sources_known)
-        if self._load.derivable_from(options.prefixes):
-            page.derive(self._load)
-        self._ended = False
+        self._load_signals = kind.load_signals(
+            self.name, self._load_signal_labels, complete=self._sources_known
+        )
+        if self._load_signals.derivable_from(options.prefixes):
+            page.derive(self._load_signals)
+        self._end_applied = False
         self._logged_warnings: set[str] = set()
         self._logged_reason = ""
         self.state = State.STARTING
         self.reason = ""
-        self._since = time.time()
+        self._state_since = time.time()
 
     @property
-    def lost(self) -> bool:
+    def needs_search(self) -> bool:
         """True if the engine was found by its processes, and its first process has ended."""
         return self._target.first is not None and self._evidence.first_ended
 
-    def forgettable(self, seconds: float) -> bool:
+    def can_be_forgotten(self, seconds: float) -> bool:
         """Return whether the engine was lost so long ago, or before it was ever ready."""
-        waited = time.time() - self._since > seconds
-        return self.lost and (waited or not self._evidence.ever_ready)
+        waited = time.time() - self._state_since > seconds
+        return self.needs_search and (waited or not self._evidence.ever_ready)
 
     @property
     def found_name(self) -> str:
@@ -153,18 +155,18 @@ class ObservedEngine:
                 await stack.enter_async_context(restarting(work, name=f"{self.name}: {name}"))
             await asyncio.Event().wait()
 
-    def adopt(self, first: EngineProcess) -> None:
+    def adopt(self, first: FoundEngine) -> None:
         """Continue with an engine that was restarted with another first process."""
         self._first = first
         self._located = False
         self._check = self._new_check()
         self._evidence.note_restart(has_url=self._check is not None)
-        self._ended = False
+        self._end_applied = False
         logger.info("%s: restarted as process %s", self.name, first.description)
 
     async def close(self) -> None:
         """Remove the engine from the page; files that hang stay open until this process ends."""
-        self._page.remove(self._load)
+        self._page.remove(self._load_signals)
         if self._fetcher is not None:
             self._page.remove(self._fetcher.source)
         if self._files is not None:
@@ -212,11 +214,11 @@ class ObservedEngine:
         """Apply the state that the evidence implies, and log each change of it once."""
         evidence = self._evidence
         ended = bool(evidence.end_reason)
-        if ended and not self._ended and self._fetcher is not None:
+        if ended and not self._end_applied and self._fetcher is not None:
             self._fetcher.source.note_end()
-        elif self._ended and not ended:
+        elif self._end_applied and not ended:
             logger.info("%s: the engine is back", self.name)
-        self._ended = ended
+        self._end_applied = ended
         if self._files is not None:
             self._files.liveness = evidence.liveness
         if self._fetcher is not None:
@@ -224,7 +226,7 @@ class ObservedEngine:
         before = self.state
         self.state, self.reason = evidence.conclude()
         if self.state is not before:
-            self._since = time.time()
+            self._state_since = time.time()
         if self.state is State.READY and before is not State.READY:
             logger.info("%s: ready", self.name)
             self._logged_reason = ""
@@ -247,7 +249,7 @@ class ObservedEngine:
         first = self._first
         if first is None or self._evidence.first_ended:
             return
-        lives = await self._living.run(partial(alive, first.process))
+        lives = await self._checking_process.run(partial(alive, first.process))
         if not lives and first is self._first:
             self._evidence.note_first_ended(first.description)
 
@@ -257,7 +259,7 @@ class ObservedEngine:
             await self._locate_files()
         if self._files is not None:
             paths = self._locations.directories
-            read = self._first is None and (bool(evidence.end_reason) or evidence.only_files)
+            read = self._first is None and (bool(evidence.end_reason) or evidence.has_only_files)
             status = await self._reading.run(partial(self._files.check, paths, read=read))
             evidence.note_files(status, ", ".join(paths))
         evidence.searched = self._locations.first is self._first
@@ -304,7 +306,7 @@ class ObservedEngine:
 
     async def _check_port(self) -> None:
         check, evidence = self._check, self._evidence
-        known = self.state is State.READY and evidence.visible and not evidence.faults
+        known = self.state is State.READY and evidence.has_visible_process and not evidence.faults
         if check is None or known:
             return
         result = await check.check_port()
@@ -326,17 +328,17 @@ class ObservedEngine:
 
     async def _check_page(self) -> None:
         needed = self._needs_page()
-        if self._check is None or needed is False or not self._evidence.answers:
+        if self._check is None or needed is False or not self._evidence.is_answering:
             return
         self._fetcher = self._fetcher or await self._new_fetcher(self._check)
         # A closed port is the engine's end, which the other checks report.
-        if self._fetcher.due(needed) and (await self._check.check_port()).healthy:
+        if self._fetcher.is_due(needed) and (await self._check.check_port()).healthy:
             await self._fetcher.fetch(needed, self._files)
 
     def _needs_page(self) -> bool | None:
         """Return whether the files are not enough; None if only the page itself can show that."""
         located = self._located or self._first is None
-        if self._files is None or not self._locations.readable or not self._evidence.files_changed:
+        if self._files is None or not self._locations.readable or not self._evidence.has_values:
             return located  # files may still appear
         return self._first.page_has_more if self._first is not None else None
 
@@ -362,7 +364,7 @@ class ObservedEngine:
             return {**constant, labels.MODEL: self._model}
         return constant
 
-    def _load_labels(self) -> Mapping[str, str]:
+    def _load_signal_labels(self) -> Mapping[str, str]:
         """Return the labels of the load signals: always some that distinguish engines."""
         own = {**(self._labels() or {labels.ENGINE: self.name})}
         if self._options.identity:

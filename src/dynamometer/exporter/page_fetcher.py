@@ -35,7 +35,7 @@ class PageFetcher:
         self.source = source
         self._page = page
         self._shown = False
-        self._fetched = float("-inf")
+        self._fetched_at = float("-inf")
         self._reading: BlockingCalls[Sequence[Family]] = BlockingCalls(
             f"the files of {source.owner}"
         )
@@ -43,12 +43,12 @@ class PageFetcher:
     @property
     def fetched(self) -> bool:
         """True if the engine's page was fetched at least once, with or without success."""
-        return self._fetched > float("-inf")
+        return self._fetched_at > float("-inf")
 
-    def due(self, needed: bool | None) -> bool:
+    def is_due(self, needed: bool | None) -> bool:
         """Return whether it is time for the next fetch; see `fetch`."""
         interval = INTERVAL_SECONDS if needed or self._shown else _COMPARISON_SECONDS
-        return time.monotonic() - self._fetched >= interval
+        return time.monotonic() - self._fetched_at >= interval
 
     async def fetch(self, needed: bool | None, files: FilesSource | None) -> None:
         """Fetch the page.
@@ -61,7 +61,7 @@ class PageFetcher:
         Raises:
             HangError: The files cannot be read before the deadline.
         """
-        self._fetched = time.monotonic()
+        self._fetched_at = time.monotonic()
         await self.source.fetch()
         if needed is None and files is not None:
             await self._reading.run(files.families)

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from dynamometer.errors import SettingsError
 from dynamometer.exporter import finder
-from dynamometer.exporter.finder import EngineProcess
+from dynamometer.exporter.finder import FoundEngine
 
 UNNAMED: Final = "engine"
 _HOST: Final = re.compile(r"[A-Za-z0-9._:%-]+")
@@ -33,7 +33,7 @@ class Target:
 
     name: str
     named: bool = False
-    first: EngineProcess | None = None
+    first: FoundEngine | None = None
     directories: tuple[str, ...] = ()
     url: str | None = None
     page_url: str | None = None
@@ -92,8 +92,8 @@ def select(flags: TargetFlags) -> list[Target]:
 
 
 def _target(name: str, flags: TargetFlags) -> Target:
-    pid = _only("--pid", name, flags.pids)
-    url = _only("--engine-url", name, flags.urls)
+    pid = _single_value("--pid", name, flags.pids)
+    url = _single_value("--engine-url", name, flags.urls)
     first = finder.engine_of(_parse_pid(pid)) if pid is not None else None
     address = _parse_url(url) if url is not None else None
     return Target(
@@ -133,7 +133,7 @@ def _not_a_directory(text: str) -> SettingsError:
     return SettingsError(f"--multiproc-dir {text}: must be a directory")
 
 
-def _only(flag: str, name: str, values: Sequence[NamedValue]) -> str | None:
+def _single_value(flag: str, name: str, values: Sequence[NamedValue]) -> str | None:
     found = [one.value for one in values if one.name == name]
     if len(found) > 1:
         raise SettingsError(

@@ -44,7 +44,7 @@ class Liveness(Enum):
     UNREACHABLE = "unreachable"
 
     @property
-    def over(self) -> bool:
+    def engine_ended(self) -> bool:
         """True if invisible writers have ended."""
         return self in (Liveness.ENDED, Liveness.UNREACHABLE)
 
@@ -77,19 +77,19 @@ class Writers:
 
     Attributes:
         alive: visible writers that had not ended at the last check.
-        growing: invisible writers whose files have changed since the writers were retired.
-        engine_ends_with_any: the engine has ended as soon as any visible writer has.
+        still_writing: invisible writers whose files have changed since the writers were retired.
+        writers_are_essential: the engine has ended as soon as any visible writer has.
     """
 
     def __init__(self) -> None:
         self.alive: dict[str, Writer] = {}
-        self.growing: set[str] = set()
-        self.engine_ends_with_any = False
+        self.still_writing: set[str] = set()
+        self.writers_are_essential = False
         self._liveness = Liveness.UNKNOWN
         self._retired: set[str] = set()
         # The paths of the files of each writer that is not retired.
         self._files: dict[str, frozenset[str]] = {}
-        self._ever: set[str] = set()
+        self._known: set[str] = set()
         # While the engine is over: the writers that were invisible at the end, and those that
         # have written since, with former and with new identifiers.
         self._invisible_at_end: set[str] = set()
@@ -115,18 +115,18 @@ class Writers:
         paths = {name: frozenset(files[name]) for name in files}
         changed = [name for name in files if not paths[name] <= self._files.get(name, frozenset())]
         self._retired |= self._files.keys() - paths.keys()  # their files were removed
-        undecided = self._find_processes(changed, files, members)
-        self._files = {name: paths[name] for name in paths.keys() - undecided}
-        new = self._files.keys() - self._ever
-        self._ever |= new
-        self.growing |= self._retired & self._files.keys()
-        if liveness.over:
+        unchecked = self._find_processes(changed, files, members)
+        self._files = {name: paths[name] for name in paths.keys() - unchecked}
+        new = self._files.keys() - self._known
+        self._known |= new
+        self.still_writing |= self._retired & self._files.keys()
+        if liveness.engine_ended:
             names = frozenset(self._files) if liveness is Liveness.ENDED else self._invisible()
-            change = Change(retire=self._note_end(names, new))
+            change = Change(retire=self._retire_after_end(names, new))
         elif liveness is Liveness.ALIVE:
-            change = self._note_life(new)
+            change = self._retire_while_alive(new)
         else:
-            change = Change(retire=self._invisible() - self.growing)
+            change = Change(retire=self._invisible() - self.still_writing)
         self._liveness = liveness
         self._retired |= change.retire
         self._retired -= change.resume
@@ -154,12 +154,12 @@ class Writers:
         """Treat these writers as ended until their files change."""
         for name in names:
             self.alive.pop(name, None)
-            self.growing.discard(name)
+            self.still_writing.discard(name)
             self._retired.add(name)
 
-    def _note_end(self, names: frozenset[str], new: Set[str]) -> frozenset[str]:
+    def _retire_after_end(self, names: frozenset[str], new: Set[str]) -> frozenset[str]:
         """Retire the writers of an engine that is over, again whenever one of them still writes."""
-        if not self._liveness.over:
+        if not self._liveness.engine_ended:
             self._invisible_at_end = set(self._invisible())
             self._written_since_end, self._new_since_end = set(), set()
         else:
@@ -169,18 +169,18 @@ class Writers:
         self.retire(names)
         return names
 
-    def _note_life(self, new: Set[str]) -> Change:
-        if self._liveness.over:
-            return self._note_return(new)
+    def _retire_while_alive(self, new: Set[str]) -> Change:
+        if self._liveness.engine_ended:
+            return self._resume_after_return(new)
         retire: set[str] = set()
         if self.alive:  # a visible writer: pids in the names of files are pids here
-            retire = {name for name in self._invisible() - self.growing if _has_ended(name)}
+            retire = {name for name in self._invisible() - self.still_writing if _has_ended(name)}
         if new and time.monotonic() - self._resumed_at < _NEW_FILES_SECONDS:
             retire |= self._resumed & self._files.keys()  # another engine has started
             self._resumed = set()
         return Change(retire=frozenset(retire))
 
-    def _note_return(self, new: Set[str]) -> Change:
+    def _resume_after_return(self, new: Set[str]) -> Change:
         """Distinguish another engine, which has new files, from one that was unreachable.
 
         Former files that changed since the end belong to the former engine if there are new files,
@@ -201,7 +201,7 @@ class Writers:
         """Find the processes of these writers; return the writers that could not be checked."""
         if not names:
             return set()
-        undecided: set[str] = set()
+        unchecked: set[str] = set()
         try:
             by_own_pid = {procfs.own_pid(member): member for member in members()}
         except OSError:
@@ -211,14 +211,14 @@ class Writers:
                 process = by_own_pid.get(name) or _writer(name, files[name], by_own_pid.values())
             except OSError as error:
                 if error.errno not in _ENDED:
-                    undecided.add(name)  # such as too many open files: the next check decides
+                    unchecked.add(name)  # such as too many open files: the next check decides
                 continue
             if process is not None:
-                self.engine_ends_with_any = self.engine_ends_with_any or finder.ends_with_any(
+                self.writers_are_essential = self.writers_are_essential or finder.is_essential(
                     process
                 )
                 self.alive[name] = Writer(process, procfs.describe(process))
-        return undecided
+        return unchecked
 
 
 def _writer(
