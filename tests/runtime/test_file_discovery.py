@@ -139,18 +139,18 @@ async def test_a_successor_of_a_dead_process_is_not_removed_with_it(
     dead = reader.directory / f"{one.id:016x}.json"
     dead.write_bytes(one.to_json())
     registered = successor.register(replace(one, since=2.0))
-    named = locks.named
+    original = locks.same_file
     entering: list[asyncio.Future[object]] = []
     loop = asyncio.get_running_loop()
 
     def taken_over(path: str | Path, fd: int) -> bool:
-        answer = named(path, fd)
+        answer = original(path, fd)
         if not entering:
             entering.append(asyncio.run_coroutine_threadsafe(registered.__aenter__(), loop))  # type: ignore[arg-type]
             entering[0].result(5)  # type: ignore[call-arg]
         return answer
 
-    monkeypatch.setattr(file, "named", taken_over)
+    monkeypatch.setattr(file, "same_file", taken_over)
     await reader.records()
     assert await reader.records() == {replace(one, since=2.0)}
     await registered.__aexit__(None, None, None)

@@ -1,4 +1,4 @@
-"""The public runtime API: the levels of a process, and the server of its page and health."""
+"""The public runtime API: a process, its namespaces, components and endpoints, and its server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The levels of a process in a distributed system, each with metrics.
+"""The hierarchy of a process in a distributed system: runtime, namespace, component, endpoint.
 
     runtime = DistributedRuntime()
     endpoint = runtime.namespace("dynamo").component("backend").endpoint("generate")
@@ -6,8 +6,8 @@
     with runtime.serve() as server:
         ...
 
-Metrics that are created at a level have the labels of the level. `runtime.metrics.render()` returns
-the page, and `runtime.serve()` serves the page.
+Each level creates metrics that have the labels of the level. `runtime.metrics.render()` returns the
+page with all metrics, and `runtime.serve()` serves the page.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class DistributedRuntime:
 
     Attributes:
         instance_id: the number of the process, 64 bits; `worker_id` on pages, in hexadecimal.
-        metrics: creates metrics without labels of a level.
+        metrics: creates metrics that have no level labels.
     """
 
     def __init__(
@@ -49,8 +49,9 @@ class DistributedRuntime:
 
         Args:
             instance_id: the number of the process; random by default.
-            deadline: the seconds of a scrape after which the running callback or engine is skipped;
-                after that, each further callback or engine may take one second.
+            deadline: the time that the callbacks and engines of one scrape may take, in seconds. A
+                callback or engine that still runs at the deadline is skipped; after that, each
+                further callback or engine may take one second.
 
         Raises:
             SettingsError: PROMETHEUS_MULTIPROC_DIR was set when prometheus_client was imported.
@@ -58,8 +59,8 @@ class DistributedRuntime:
         self.instance_id = new_id() if instance_id is None else instance_id
         self._hierarchy = Hierarchy(deadline=deadline)
         self.metrics = self._hierarchy.level(NO_LABELS)
-        # Any thread adds an endpoint (`setdefault`, under the interpreter's lock), and no thread
-        # removes one; the server's thread iterates over a copy.
+        # Any thread adds endpoints (`setdefault`, under the interpreter's lock); no thread removes
+        # endpoints. The thread of the server iterates over a copy.
         self._endpoints: dict[tuple[str, str, str], Endpoint] = {}
         _register_process_metrics(
             self._hierarchy.registry, self.metrics, hexadecimal(self.instance_id)
@@ -93,7 +94,7 @@ class DistributedRuntime:
         return self._endpoints.setdefault(key, Endpoint(self, *key))
 
     def serve(self, *, host: str | None = None, port: int | None = None) -> SystemServer:
-        """Serve `/metrics`, `/health` and `/live` in a thread of their own.
+        """Serve `/metrics`, `/health` and `/live` from a new thread.
 
         The caller needs no event loop. DYN_SYSTEM_PORT, DYN_SYSTEM_HOST and the variables of
         `/health` apply as in a worker. Messages go to Python's logger `dynamometer`.
@@ -112,11 +113,11 @@ class DistributedRuntime:
             AddressError: The port is not available.
         """
         environment = settings.read()
-        for variable, meant in settings.unknown():
-            logger.warning("%s has no effect: did you mean %s?", variable, meant)
+        for variable, suggestion in settings.unknown():
+            logger.warning("%s has no effect: did you mean %s?", variable, suggestion)
         if port is not None:
             _check_port(port)
-        self._state()  # note the endpoints that are ready when the server starts
+        self._state()  # record which endpoints are ready when the server starts
         status = system.SystemStatus(self._state, self._endpoint_states, health=environment.health)
         try:
             listener = system.listen(
@@ -129,11 +130,11 @@ class DistributedRuntime:
         return SystemServer(system.application(self.page, status), listener)
 
     def _state(self) -> State:
-        """Return the state of the process, which is ready while no endpoint exists."""
+        """Return the worst state of all endpoints; ready while no endpoint exists."""
         return _worst([endpoint.observe_state() for endpoint in list(self._endpoints.values())])
 
     def _endpoint_states(self) -> Mapping[str, State]:
-        """Return the state of each endpoint name, the worst one if components share the name."""
+        """Return the state for each endpoint name; if components share a name, the worst state."""
         states: dict[str, State] = {}
         for (_, _, name), endpoint in list(self._endpoints.items()):
             states[name] = _worst([states.get(name, State.READY), endpoint.observe_state()])
@@ -226,7 +227,7 @@ class Endpoint:
 
     @property
     def ready(self) -> bool:
-        """True if the endpoint accepts requests, as `/health` reports; true until it is set."""
+        """True if the endpoint accepts requests; initially True. `/health` reports the value."""
         return self._ready
 
     @ready.setter
@@ -235,7 +236,11 @@ class Endpoint:
         self._was_ready = self._was_ready or ready
 
     def observe_state(self) -> State:
-        """Return the state for `/health`: starting until the endpoint was set or observed ready."""
+        """Return the state for `/health`.
+
+        An endpoint that is not ready is `failed` if this function or the setter of `ready` saw it
+        ready before, else `starting`.
+        """
         self._was_ready = self._was_ready or self._ready
         if self._ready:
             return State.READY
@@ -252,7 +257,7 @@ class Endpoint:
 
 
 def _worst(states: Collection[State]) -> State:
-    """Return failed if any state is failed, else starting if any is starting, else ready."""
+    """Return `failed` if any state is failed, else `starting` if any is starting, else `ready`."""
     return next((s for s in (State.FAILED, State.STARTING) if s in states), State.READY)
 
 

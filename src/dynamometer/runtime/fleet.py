@@ -1,7 +1,7 @@
 """The fleet: all processes that discovery shows, indexed.
 
-A fleet turns sets of records into indexes and changes. It neither reads nor waits; one event loop
-owns a fleet, and `discovery.follower` keeps the fleet current.
+A fleet compares each new set of records with the previous set, indexes it, and reports the changes.
+A fleet does no input or output. One event loop owns a fleet; `discovery.follower` updates it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _Workers = dict[str, dict[str, tuple[Record, ...]]]
 
 
 class Fleet:
-    """The processes, by id; the ready workers, by model and mode."""
+    """All processes, indexed by id, and the ready workers, indexed by model and mode."""
 
     def __init__(
         self, *, namespace: str | None = None, engines: Collection[str] | None = None
@@ -48,8 +48,8 @@ class Fleet:
 
         Args:
             namespace: the namespace whose workers get requests; None for all namespaces.
-            engines: the kinds of engines that this process can serve; None for all kinds. A worker
-                without a kind is always served.
+            engines: the kinds of engines whose workers get requests; None for all kinds. A worker
+                whose record names no kind always gets requests.
         """
         self._namespace = namespace
         self._engines = engines
@@ -57,7 +57,7 @@ class Fleet:
         self._ready: tuple[Record, ...] = ()
         self._workers: _Workers = {}
         self._models: dict[str, Json] = {}
-        self._known: set[str] = set()
+        self._registered: set[str] = set()
         self._listeners: list[Listener] = []
 
     def on_change(self, listener: Listener) -> None:
@@ -99,10 +99,11 @@ class Fleet:
         changed = set()
         for model in before.keys() | self._workers.keys():
             if before.get(model) == self._workers.get(model):
-                self._workers[model] = before[model]  # `workers` returns the same object
+                # `workers` returns the same object as before.
+                self._workers[model] = before[model]
             else:
                 changed.add(model)
-        self._known |= self._workers.keys()
+        self._registered |= self._workers.keys()
         self._models = {
             model: _card(modes[AGGREGATED][-1], model)
             for model, modes in self._workers.items()
@@ -111,7 +112,7 @@ class Fleet:
         return frozenset(changed)
 
     def _serves(self, record: Record) -> bool:
-        """Return whether the process gets requests once its state is ready."""
+        """Return whether the process is a worker that gets requests once its state is ready."""
         return (
             record.role is Role.WORKER
             and self.unusable_reason(record) is None
@@ -154,14 +155,14 @@ class Fleet:
     def resolve(self, model: str) -> str | None:
         """Return the registered name for the `model` of a request.
 
-        As in SGLang, `NAME:ADAPTER` stands for `NAME`. A registered name may contain colons: the
-        longest registered name wins.
+        As in SGLang, `NAME:ADAPTER` stands for `NAME`. A registered name may contain colons, too:
+        the longest registered name that matches is returned.
 
         Returns:
             A name that workers register now or registered earlier; None if no name matches.
         """
         name = model
-        while name not in self._known:
+        while name not in self._registered:
             name, colon, _ = name.rpartition(":")
             if not colon:
                 return None
@@ -185,7 +186,7 @@ class Fleet:
 
 
 def _card(record: Record, model: str) -> Json:
-    """Return a model's entry in `/v1/models`; a minimal entry if the record has no valid one."""
+    """Return a model's entry in `/v1/models`; a minimal entry if the record has no valid entry."""
     card = record.model_info.get(model)
     return card if isinstance(card, dict) else {"id": model, "object": "model"}
 

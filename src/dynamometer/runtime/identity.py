@@ -1,4 +1,4 @@
-"""The instance number of a process, and its forms."""
+"""The instance number of a process, and its text form."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import secrets
 import socket
 from typing import Final
 
-# The environment variable that marks the processes of a worker's engine with the worker's number.
+# The environment variable that marks all processes of an engine with the number of their worker.
 WORKER_MARK: Final = "DYNAMOMETER_WORKER"
 
 
 def new_id() -> int:
-    """Return a random 64-bit number that is not 0; a worker keeps it when its engine restarts."""
+    """Return a random 64-bit number that is not 0."""
     return secrets.randbits(64) or 1
 
 
 def hexadecimal(instance_id: int) -> str:
-    """Return the form on pages (`worker_id`), in file names and in logs: 16 digits."""
+    """Return the 16 hexadecimal digits for pages (`worker_id`), file names and logs."""
     return f"{instance_id:016x}"
 
 
 def stable_id(name: str) -> int:
     """Return a 64-bit number that depends only on `name` and the name of this machine.
 
-    An exporter numbers engines that it did not start.
+    An exporter uses the number for an engine that was started by another program.
     """
-    place = f"{socket.gethostname()}/{name}".encode()
-    return int.from_bytes(hashlib.blake2b(place, digest_size=8).digest(), "big")
+    key = f"{socket.gethostname()}/{name}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")

@@ -1,20 +1,20 @@
 """The record that a process keeps in discovery, and its format.
 
-A record is one JSON object of at most 1 MiB. The list gives the type, the default and the meaning
+A record is one JSON object of at most 1 MiB. This list gives the type, the default and the meaning
 of each field; a field without a default is required.
 
-- `version`: integer, 1; version of the format that the writer knows. This list is version 2.
-- `min_version`: integer, 1; lowest version that a reader must know to use the record.
+- `version`: integer, 1; version of the format that the writer used. This list is version 2.
+- `min_version`: integer, 1; lowest version that a reader must support to use the record.
 - `role`: `worker`, `frontend` or `exporter`; kind of the process.
-- `id`: integer from 1 to 2^64-1; number of the process's instance.
-- `namespace`, `component`, and `endpoint` (`""`): strings; place in the hierarchy.
+- `id`: integer from 1 to 2^64-1; instance number of the process.
+- `namespace`, `component`: strings; `endpoint`: string, `""`; position in the hierarchy.
 - `models`: array of strings, `[]`; names that a request may give as its `model`.
 - `mode`: string, `aggregated`; or `prefill` or `decode`, which cannot answer a request alone.
 - `engine`: string, `""`; kind of the engine.
 - `stream_usage`: boolean, false; the engine ends every stream with a usage chunk, requested or not.
 - `request_url`, `system_url`: http(s) URL, null; address of inference requests, and of `/metrics`.
 - `bootstrap`: string, null; bootstrap address of a prefill worker.
-- `model_info`: object, `{}`; by model, its entry in the engine's `/v1/models`.
+- `model_info`: object, `{}`; maps each model to its entry in the engine's `/v1/models`.
 - `engine_info`: object, `{}`; properties of the engine: strings, and numbers from 0 to 2^63; other
   values are dropped.
 - `state`: `starting` (default), `ready`, `draining` or `failed`; only ready processes get requests.
@@ -22,8 +22,8 @@ of each field; a field without a default is required.
 
 Rules for changes of the format:
 
-- A reader ignores unknown fields, and uses the default of a missing field. A new field with a
-  default needs no further change.
+- A reader ignores unknown fields, and uses the default of a missing field. A new field that has a
+  default therefore needs no other change of the format.
 - A record of a later version may have an unknown `role`, `state`, `mode` or `engine`: readers that
   do not know the value show the process and send no requests there.
 - A change that older readers would misread raises `min_version`: older readers keep only the fields
@@ -71,8 +71,8 @@ class State(StrEnum):
 
 AGGREGATED: Final = "aggregated"
 
-# Names in `Record.engine_info`. The numbers are those of the whole worker: a number that
-# each data-parallel rank of the engine has is summed over the ranks.
+# Names in `Record.engine_info`. The numbers describe the whole worker: if each data-parallel rank
+# of the engine has its own number, the record has the sum.
 ENGINE_VERSION: Final = "version"
 CONTEXT_LENGTH: Final = "context_length"
 TOTAL_KV_BLOCKS: Final = "total_kv_blocks"
@@ -89,7 +89,7 @@ _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """A process in discovery, from its start to its clean end, with or without a running engine.
+    """A process that is registered in discovery, with or without a running engine.
 
     The module's docstring describes the fields. `role` and `state` are members of `Role` and
     `State` if this version knows the value, and plain strings in records of later versions.
@@ -120,7 +120,7 @@ class Record:
 
     @property
     def unusable_reason(self) -> str | None:
-        """The reason why this version cannot use a record of any state; None if it can."""
+        """The reason why this version cannot use the record, in any state; None if it can."""
         if self.min_version > VERSION:
             return f"its record needs a reader of version {self.min_version}, not {VERSION}"
         if not isinstance(self.role, Role):
@@ -144,23 +144,23 @@ class Record:
         """
         try:
             content = _parse(text)
-            later = _version(content.get("version", 1)) > VERSION
-            unreadable = _version(content.get("min_version", 1)) > VERSION
+            newer = _version(content.get("version", 1)) > VERSION
+            too_new = _version(content.get("min_version", 1)) > VERSION
             values: dict[str, object] = {"version": 1}
-            for own in fields(cls):
-                if own.name not in content:
-                    if own.default is MISSING and own.default_factory is MISSING:
-                        raise _FieldError(f"{own.name} is missing")
+            for known in fields(cls):
+                if known.name not in content:
+                    if known.default is MISSING and known.default_factory is MISSING:
+                        raise _FieldError(f"{known.name} is missing")
                     continue
                 try:
-                    values[own.name] = _FIELDS[own.name](content[own.name])
+                    values[known.name] = _FIELDS[known.name](content[known.name])
                 except _FieldError as error:
-                    if unreadable and own.name not in _IDENTITY:
+                    if too_new and known.name not in _IDENTITY:
                         continue
-                    raise _FieldError(f"{own.name} {error}") from None
+                    raise _FieldError(f"{known.name} {error}") from None
             for name, kind in (("role", Role), ("state", State)):
                 if name in values:
-                    values[name] = _member(kind, name, str(values[name]), open_set=later)
+                    values[name] = _member(kind, name, str(values[name]), allow_unknown=newer)
         except (_FieldError, ValueError, RecursionError) as error:
             raise DiscoveryError(f"is not a valid record: {error}") from None
         return cls(**values)  # type: ignore[arg-type]  # checked by _FIELDS
@@ -168,16 +168,16 @@ class Record:
 
 def number(value: object) -> float | None:
     """Return `value` as a float if it is a number from 0 to 2^63; else None."""
-    counted = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if counted and 0 <= value < _LARGEST else None  # type: ignore[arg-type,operator]  # `counted` checks the type
+    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if numeric and 0 <= value < _LARGEST else None  # type: ignore[arg-type,operator]  # `numeric` checks the type
 
 
 class _FieldError(Exception):
-    """The value of a field is not allowed; the message follows the field's name."""
+    """A value that is not allowed; the name of the field precedes the message."""
 
 
 def _parse(text: bytes) -> dict[str, Json]:
-    """Parse the object; numbers that JSON does not allow (NaN, 1e999) become None."""
+    """Parse the object; numbers that JSON cannot represent (NaN, 1e999) become None."""
     if len(text) > MAX_BYTES:
         raise _FieldError(f"it is larger than {MAX_BYTES} bytes")
     content = json.loads(
@@ -204,12 +204,12 @@ def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     return content
 
 
-def _member(kind: type[StrEnum], name: str, value: str, *, open_set: bool) -> str:
-    """Return the member of `kind`, or `value` if the record's version may have added the value."""
+def _member(kind: type[StrEnum], name: str, value: str, *, allow_unknown: bool) -> str:
+    """Return the member of `kind` for `value`; an unknown `value` itself if it is allowed."""
     try:
         return kind(value)
     except ValueError:
-        if open_set:
+        if allow_unknown:
             return value
         known = ", ".join(kind)
         raise _FieldError(f"{name} must be one of {known}, not {_shown(value)}") from None
@@ -299,7 +299,7 @@ def _cards(value: Json) -> Mapping[str, Json]:
 
 
 def _check_card(card: Json, levels: int) -> None:
-    """Check an entry that the frontend's `/v1/models` returns to clients.
+    """Check a part of an entry that the frontend's `/v1/models` returns to clients.
 
     Raises:
         _FieldError: The entry is too deeply nested, or has an unpaired surrogate.
@@ -318,7 +318,7 @@ def _check_card(card: Json, levels: int) -> None:
 
 
 def _facts(value: Json) -> Mapping[str, Json]:
-    """Return the strings and numbers of an `engine_info` that a page can show."""
+    """Return those entries of `engine_info` that a page can show: strings and numbers."""
     if not isinstance(value, dict):
         return {}
     return {
@@ -338,7 +338,7 @@ def _encodable(text: str) -> bool:
 
 
 def _shown(value: object) -> str:
-    """Return a value for a message: short, and in ASCII."""
+    """Return a short form of a value, in ASCII, for a message."""
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else "an array"
     try:
@@ -368,5 +368,5 @@ _FIELDS: Final[Mapping[str, Callable[[Json], object]]] = {
     "version": _version,
     "min_version": _version,
 }
-# The fields that a reader needs in any record, even in one that it cannot use.
+# The fields that a reader needs to show a record, even a record that the reader cannot use.
 _IDENTITY: Final = frozenset({"role", "id", "namespace", "component"})

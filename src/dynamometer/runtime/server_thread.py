@@ -1,4 +1,4 @@
-"""The system server of a user's own process, in a thread."""
+"""The system server of a user's own process, which runs in a thread."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ DEFAULT_HEALTH: Final = HealthSettings()
 
 
 class SystemStatus:
-    """The state behind the answers of `/health` and `/live`."""
+    """The state that `/health` and `/live` report."""
 
     def __init__(
         self,
@@ -39,12 +39,12 @@ class SystemStatus:
         reasons: Callable[[], Mapping[str, str]] = dict,
         health: HealthSettings = DEFAULT_HEALTH,
     ) -> None:
-        """Start the uptime.
+        """Store the arguments, and start to measure the uptime.
 
         Args:
             state: returns the state of the process.
-            endpoints: returns the state of each endpoint, or engine, by name.
-            reasons: returns the reasons, by name, why endpoints are not ready, as far as known.
+            endpoints: returns the state of each endpoint or engine, by name.
+            reasons: returns the known reasons why endpoints are not ready, by name of the endpoint.
             health: the settings of `/health` and `/live`.
         """
         self.health = health
@@ -55,11 +55,12 @@ class SystemStatus:
 
     @property
     def ready(self) -> bool:
-        """True if `/health` answers 200.
+        """True if `/health` responds with status 200.
 
-        With required endpoints (DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS), each of them must be
-        shown as ready. Otherwise the process must be ready, or starting with
-        DYN_SYSTEM_STARTING_HEALTH_STATUS=ready. A draining process is not ready.
+        If DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS names required endpoints, all of them must have the
+        status `ready`. Otherwise the process itself must be ready; a process that is starting
+        is treated as ready if DYN_SYSTEM_STARTING_HEALTH_STATUS=ready. A draining process is
+        never ready.
         """
         state = self._state()
         if self.health.endpoints and state is not State.DRAINING:
@@ -72,8 +73,9 @@ class SystemStatus:
     def _statuses(self) -> dict[str, str]:
         """Return the status of each endpoint, as NVIDIA Dynamo does.
 
-        An endpoint that was not yet ready is omitted; if it is required, it has the status of
-        DYN_SYSTEM_STARTING_HEALTH_STATUS, or `notready` if another endpoint has failed.
+        An endpoint that is still starting is omitted, unless it is required. A required endpoint
+        that is starting or missing has the status in DYN_SYSTEM_STARTING_HEALTH_STATUS, but
+        `notready` if the process has failed.
         """
         starts_ready = self.health.ready_at_start and self._state() is not State.FAILED
         at_start = _READY if starts_ready else _NOT_READY
@@ -84,7 +86,7 @@ class SystemStatus:
         }
 
     def body(self, status: str) -> Mapping[str, object]:
-        """Return the JSON body: the members of NVIDIA Dynamo's answer, and `reasons`."""
+        """Return the JSON body: the fields of NVIDIA Dynamo's response, and `reasons`."""
         secs, nanos = divmod(time.monotonic_ns() - self._started_at_ns, 10**9)
         endpoints = self._statuses()
         missing = {name for name in self.health.endpoints if endpoints[name] != _READY}
@@ -122,13 +124,13 @@ def listen(
     *,
     settings: tuple[str, str] = _FLAGS,
 ) -> socket.socket | None:
-    """Return the listening socket of the system server; None for no server.
+    """Return the listening socket of the system server; None if `port` disables the server.
 
     Args:
         host: the address to listen on.
-        port: the port; 0 selects any free port, -1 no server. None (no port was requested) selects
-            8081, or any free port if 8081 is in use.
-        settings: the names of the settings of host and port, for messages.
+        port: the port; 0 selects any free port, -1 disables the server. None (the user set no
+            port) selects 8081, or any free port if 8081 is in use.
+        settings: the names of the flags and variables for host and port, for messages.
 
     Raises:
         SettingsError: The host is not an address of this machine.

@@ -1,7 +1,8 @@
 """Instance discovery.
 
-A process registers itself and disappears from discovery when it ends, however it ends; a frontend
-watches the set of live processes. `interface` is the contract. Variants: `file` (one machine).
+A process registers itself, and disappears from discovery when it ends, even if it is killed. A
+frontend watches the set of live processes. `interface` defines the contract; the only variant is
+`file`, for one machine.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _CONNECT_SECONDS: Final = 5.0
 
 
 async def connect(directory: Path | None) -> Discovery:
-    """Open the discovery that this process was configured with.
+    """Open the discovery that the flags and variables of this process select.
 
     Args:
         directory: the directory of the file discovery; None for the default of this user.

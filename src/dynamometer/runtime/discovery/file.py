@@ -1,10 +1,11 @@
 """Discovery on one machine: one locked file per process.
 
 A process is alive while it holds the `flock` of its file. The kernel releases the lock when the
-process ends, so a killed worker disappears at once, and the next reader removes its file. A process
-writes and locks its record under a name that readers skip, then renames the file: no reader sees a
-partial record, or a record without its lock. The directory must be on a local file system, because
-`flock` over NFS has other rules.
+process ends, so a killed worker disappears at once, and the next reader removes its file.
+
+A process writes and locks its record under a temporary name that readers ignore, then renames the
+file: no reader sees a partial record, or a record that is not locked yet. The directory must be on
+a local file system, because `flock` has other rules over NFS.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from dynamometer.process import private_directories
 from dynamometer.process.background import BackgroundThread
 from dynamometer.process.descriptors import close_in_child
 from dynamometer.process.tasks import restarting
-from dynamometer.runtime.discovery.locks import directory_lock, locked, named, write_locked
+from dynamometer.runtime.discovery.locks import directory_lock, locked, same_file, write_locked
 from dynamometer.runtime.identity import hexadecimal
 from dynamometer.runtime.record import MAX_BYTES, Record
 
 logger = logging.getLogger(__name__)
 
-# The kernel reports no event when a lock is released, so readers poll. Checking a file takes about
-# 10 µs; the pause grows with the duration of a reading, so that polling takes at most 5% of a core.
+# The kernel sends no event when a lock is released, so readers poll. To check one file takes about
+# 10 µs. A longer reading is followed by a longer pause: polling takes at most 5% of a core.
 POLL_SECONDS: Final = 0.1
 _PAUSE_FACTOR: Final = 20
 _LONGEST_PAUSE_SECONDS: Final = 0.5
@@ -49,16 +50,16 @@ _Stamp = tuple[int, int, int]
 
 
 class FileDiscovery:
-    """The processes registered in a directory."""
+    """The file discovery, whose registry is a directory."""
 
     def __init__(self, directory: Path | None = None) -> None:
-        """Create the directory if it is missing; may block, so call it through `connect`.
+        """Create the directory if it is missing; `connect` runs this blocking call in a thread.
 
         Args:
             directory: the directory of the registry; None for the default of this user.
 
         Raises:
-            DiscoveryError: The directory cannot be used; the message says why.
+            DiscoveryError: The directory cannot be used; the message gives the reason.
         """
         try:
             root = directory or private_directories.create_runtime() / "discovery"
@@ -67,16 +68,16 @@ class FileDiscovery:
             )
         except DirectoryError as error:
             raise DiscoveryError(f"discovery: {error} (DYN_FILE_KV)") from None
-        # All file-system calls run in this thread: a directory may hang.
+        # All file-system calls run in this thread, because a call may hang.
         self._thread = BackgroundThread("discovery")
-        # That thread owns these attributes.
+        # The thread owns these attributes.
         self._parsed: dict[str, tuple[_Stamp, Record | None]] = {}
         self._faults: dict[str, str] = {}
-        self._found: dict[str, Record | None] = {}
+        self._current: dict[str, Record | None] = {}
         self._last: frozenset[Record] = frozenset()
         # The event loop owns these attributes.
         self._reading: _Reading | None = None
-        self._hung: _Reading | None = None
+        self._hanging: _Reading | None = None
 
     @asynccontextmanager
     async def register(self, record: Record) -> AsyncIterator[FileRegistration]:
@@ -93,13 +94,13 @@ class FileDiscovery:
         """See `Discovery.watch`."""
         last: frozenset[Record] | None = None
         while True:
-            begun, pause = time.monotonic(), POLL_SECONDS
+            started, pause = time.monotonic(), POLL_SECONDS
             try:
                 now = await self.records()
             except DiscoveryError:
                 pass  # `records` has logged the error
             else:
-                pause = max(POLL_SECONDS, _PAUSE_FACTOR * (time.monotonic() - begun))
+                pause = max(POLL_SECONDS, _PAUSE_FACTOR * (time.monotonic() - started))
                 if now is not last:
                     last = now
                     yield now
@@ -107,25 +108,25 @@ class FileDiscovery:
 
     async def records(self) -> frozenset[Record]:
         """See `Discovery.records`."""
-        if self._hung is not None and not self._hung.future.done():
+        if self._hanging is not None and not self._hanging.future.done():
             raise DiscoveryError(f"discovery: {self.directory} does not answer")
         reading = self._reading
-        # A reading that has started may have missed a record that was written since.
-        if reading is None or reading.begun or reading.future.done():
+        # A reading that has started may miss a record that was written after the start.
+        if reading is None or reading.started or reading.future.done():
             reading = self._reading = _Reading()
-            reading.future = self._thread.submit(partial(self._begin, reading))
+            reading.future = self._thread.submit(partial(self._start, reading))
         await asyncio.wait({reading.future}, timeout=READ_SECONDS)
         if not reading.future.done():
-            if self._hung is None or self._hung.future.done():
-                self._hung = reading
+            if self._hanging is None or self._hanging.future.done():
+                self._hanging = reading
                 logger.warning(
                     "discovery: %s does not answer: the last known records are used", self.directory
                 )
             raise DiscoveryError(f"discovery: {self.directory} does not answer")
         return reading.future.result()
 
-    def _begin(self, reading: _Reading) -> frozenset[Record]:
-        reading.begun = True
+    def _start(self, reading: _Reading) -> frozenset[Record]:
+        reading.started = True
         return self._read_all()
 
     def _read_all(self) -> frozenset[Record]:
@@ -135,12 +136,12 @@ class FileDiscovery:
             self._report("", f"{self.directory}: {error.strerror}")
             raise DiscoveryError(f"discovery: {self.directory}: {error.strerror}") from None
         self._faults.pop("", None)
-        # A listing may miss a file that is being replaced, so known names are read too.
+        # A listing may omit a file that is just replaced, so all known names are read, too.
         found = {name: self._read(name) for name in listed | self._parsed.keys()}
         for name in self._faults.keys() - listed:
             del self._faults[name]
-        if found != self._found:
-            self._found = found
+        if found != self._current:
+            self._current = found
             self._last = frozenset(record for record in found.values() if record is not None)
         return self._last
 
@@ -156,25 +157,25 @@ class FileDiscovery:
                         raise DiscoveryError("is not a regular file")
                     if locked(fd):
                         return self._parse(name, fd, status)
-                    if named(path, fd):
+                    if same_file(path, fd):
                         self._remove(path, fd)
                         break
                 finally:
                     os.close(fd)
         except FileNotFoundError:
-            pass  # withdrawn since the listing
+            pass  # the process withdrew its record after the listing
         except DiscoveryError as error:
             self._report(name, f"{path} {error}")
         except OSError as error:
-            # A fault of this process, such as too many open files: keep the known record.
+            # The fault may be in this process, such as too many open files: keep the known record.
             self._report(name, f"{path}: {error.strerror}")
             return self._parsed[name][1] if name in self._parsed else None
         self._parsed.pop(name, None)
         return None
 
     def _parse(self, name: str, fd: int, status: os.stat_result) -> Record | None:
-        """Parse the file of `fd`, or return the known record if the file is the same as before."""
-        # Files are never changed in place, but inode numbers are reused.
+        """Return the record in the file of `fd`, which is parsed once; None if it is invalid."""
+        # A file never changes, but a new file may have the inode number of a removed file.
         stamp = (status.st_ino, status.st_ctime_ns, status.st_size)
         known = self._parsed.get(name)
         if known is not None and known[0] == stamp:
@@ -191,26 +192,26 @@ class FileDiscovery:
     def _remove(self, path: str, fd: int) -> None:
         """Remove the file of a dead process, unless a new process is replacing the file."""
         with contextlib.suppress(OSError), directory_lock(self.directory, seconds=0):
-            if named(path, fd):
+            if same_file(path, fd):
                 os.unlink(path)  # noqa: PTH108
 
     def _report(self, name: str, message: str) -> None:
-        """Log a fault once, and again when the message changes."""
+        """Log a fault, unless the last message about this file was the same."""
         if self._faults.get(name) != message:
             self._faults[name] = message
             logger.warning("discovery: %s", message)
 
 
 class _Reading:
-    """A reading of the directory, shared by all callers that arrive before it begins."""
+    """A reading of the directory, which all callers share that request it before it starts."""
 
     future: asyncio.Future[frozenset[Record]]
-    # The discovery's thread writes this flag, the event loop reads it.
-    begun = False
+    # The discovery's thread sets this flag, the event loop reads it.
+    started = False
 
 
 class FileRegistration:
-    """The locked file of this process's record."""
+    """The record of this process, in its locked file."""
 
     def __init__(self, path: Path, thread: BackgroundThread) -> None:
         """Store the arguments; `update` writes the file.
@@ -221,17 +222,18 @@ class FileRegistration:
         """
         self._path = path
         self._thread = thread
-        # That thread owns these attributes.
+        # The thread owns these attributes.
         self._fd: int | None = None
         self._record: Record | None = None
-        self._missing = False
-        close_in_child(self)  # an open descriptor in a child would keep the parent's record alive
+        self._restore_failed = False
+        # An open descriptor in a child of `fork` would keep the file of a dead parent locked.
+        close_in_child(self)
 
     async def update(self, record: Record) -> None:
         """See `Registration.update`."""
 
         def write() -> None:
-            self._record = record  # `keep` retries a failed write
+            self._record = record  # `keep` repeats a write that fails
             self._write(record)
 
         writing = self._thread.submit(write)
@@ -241,29 +243,29 @@ class FileRegistration:
         writing.result()
 
     async def keep(self) -> None:
-        """Write the record again whenever its file or the whole directory was removed."""
+        """Write the record again each time that its file or the whole directory was removed."""
         while True:
             await asyncio.sleep(KEEP_SECONDS)
-            await self._thread.submit(self._put_back)
+            await self._thread.submit(self._restore)
 
     async def withdraw(self) -> None:
-        """Remove the file, then release the lock; stop waiting if the directory hangs."""
+        """Remove the file and release its lock; wait for at most `READ_SECONDS`."""
         await asyncio.wait({self._thread.submit(self._remove)}, timeout=READ_SECONDS)
 
-    def _put_back(self) -> None:
+    def _restore(self) -> None:
         try:
-            if self._record is None or (self._fd is not None and named(self._path, self._fd)):
+            if self._record is None or (self._fd is not None and same_file(self._path, self._fd)):
                 return
             private_directories.create(self._path.parent.parent)
             private_directories.create(self._path.parent)
             self._write(self._record)
         except (DirectoryError, DiscoveryError, OSError) as error:
-            if not self._missing:
+            if not self._restore_failed:
                 logger.warning("discovery: other processes cannot find this process: %s", error)
-            self._missing = True
+            self._restore_failed = True
         else:
-            self._missing = False
-            logger.warning("discovery: %s was removed: written again", self._path)
+            self._restore_failed = False
+            logger.warning("discovery: %s was removed, and has been written again", self._path)
 
     def _write(self, record: Record) -> None:
         content = record.to_json()
@@ -273,7 +275,7 @@ class FileRegistration:
             )
         try:
             with directory_lock(self._path.parent, seconds=_LOCK_SECONDS):
-                self._check_vacant()
+                self._check_unused()
                 fd = write_locked(self._path, content)
         except OSError as error:
             raise DiscoveryError(
@@ -282,7 +284,7 @@ class FileRegistration:
         self._close()
         self._fd = fd
 
-    def _check_vacant(self) -> None:
+    def _check_unused(self) -> None:
         """Check that no other live process uses the path.
 
         Raises:
@@ -305,7 +307,7 @@ class FileRegistration:
     def _remove(self) -> None:
         if self._fd is not None:
             with contextlib.suppress(OSError):
-                if named(self._path, self._fd):
+                if same_file(self._path, self._fd):
                     self._path.unlink()
         self.close()
 

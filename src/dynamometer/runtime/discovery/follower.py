@@ -1,4 +1,4 @@
-"""The follower: updates a fleet from discovery."""
+"""The follower: a task that updates a fleet from discovery."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dynamometer.runtime.fleet import Fleet
 
 logger = logging.getLogger(__name__)
 
-# Limits the readings of discovery when many requests name unknown models.
+# A limit for the readings of discovery: each request for an unknown model calls `refresh`.
 _REFRESH_SECONDS: Final = 0.005
 
 
 class Follower:
-    """The owner of a discovery's watch.
+    """Watches a discovery, and updates a fleet.
 
     Attributes:
         fleet: the processes that discovery shows.
@@ -44,13 +44,13 @@ class Follower:
 
     async def refresh(self) -> None:
         """Read discovery and update the fleet now; keep the fleet if discovery cannot be read."""
-        begun = time.monotonic()
-        if begun - self._read_at < _REFRESH_SECONDS:
+        started = time.monotonic()
+        if started - self._read_at < _REFRESH_SECONDS:
             return
         try:
             records = await self._discovery.records()
         except DiscoveryError as error:
             logger.debug("%s", error)  # the discovery logs the error once
         else:
-            self._read_at = begun
+            self._read_at = started
             self.fleet.update(records)

@@ -10,7 +10,7 @@ from dynamometer.runtime.record import Record
 
 
 class Registration(Protocol):
-    """The record of this process while it is registered."""
+    """The registration of this process, which holds its record."""
 
     async def update(self, record: Record) -> None:
         """Replace the record by `record`; readers see either the old or the new record.
@@ -31,7 +31,7 @@ class Discovery(Protocol):
         """
 
     def watch(self) -> AsyncIterator[frozenset[Record]]:
-        """Yield the records of all live processes: first at once, then after each change.
+        """Yield the records of all live processes: once at the start, then after each change.
 
         While the registry cannot be read, the iterator waits.
         """

@@ -2,12 +2,13 @@
 
 Three rules coordinate readers and writers:
 
-- A file belongs to a dead process if no process locks the file and the path still names the file: a
-  process that rewrites its record unlocks the old file only after the new file has replaced it.
-- Processes write records, and remove records of dead processes, under a lock of the directory: no
-  reader removes the file of a new process that has the number of a dead process.
-- Readers lock a record's file only for a moment and only with shared locks: a reader never blocks
-  the process that owns the file.
+- A file belongs to a dead process if no process has locked the file and the file is still at its
+  path. A process that rewrites its record unlocks the old file only after the new file has replaced
+  it at the path.
+- A process locks the directory while it writes a record or removes the record of a dead process: no
+  reader removes the file of a new process that has the id of a dead process.
+- A reader locks a file only for a moment and only with a shared lock, so that it never blocks the
+  process that owns the file.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ _RETRY_SECONDS: Final = 0.01
 
 
 def locked(fd: int) -> bool:
-    """Return whether the owner of the file holds its exclusive lock; readers use shared locks."""
+    """Return whether the owner of the file has an exclusive lock on it.
+
+    If not, `fd` has a shared lock until it is closed.
+    """
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -32,8 +36,8 @@ def locked(fd: int) -> bool:
     return False
 
 
-def named(path: str | Path, fd: int) -> bool:
-    """Return whether `path` names the file of `fd`, not a newer file."""
+def same_file(path: str | Path, fd: int) -> bool:
+    """Return whether the file at `path` is the file of `fd`, not a newer file."""
     try:
         return os.path.samestat(os.lstat(path), os.fstat(fd))
     except FileNotFoundError:
@@ -46,27 +50,27 @@ def write_locked(path: Path, content: bytes) -> int:
     Raises:
         OSError: The file cannot be written.
     """
-    fresh = path.with_suffix(".new")
-    fresh.unlink(missing_ok=True)  # from a process that was killed while it wrote the file
-    fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    new_file = path.with_suffix(".new")
+    new_file.unlink(missing_ok=True)  # left by a process that was killed while it wrote the file
+    fd = os.open(new_file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with open(fd, "wb", closefd=False) as file:
             file.write(content)
-        fresh.replace(path)
+        new_file.replace(path)
     except OSError:
         os.close(fd)
-        fresh.unlink(missing_ok=True)
+        new_file.unlink(missing_ok=True)
         raise
     return fd
 
 
 @contextmanager
 def directory_lock(directory: Path, *, seconds: float) -> Iterator[None]:
-    """Hold the lock that protects the replacement and removal of other processes' files.
+    """Lock `directory` while its files are replaced or removed.
 
     Raises:
-        OSError: The directory cannot be opened, or another process held the lock for `seconds`.
+        OSError: The directory cannot be opened, or was locked by another process for `seconds`.
     """
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
