@@ -66,7 +66,7 @@ def test_a_traceback_follows_its_message() -> None:
 def test_dropped_lines_are_counted() -> None:
     lines = logged(STUCK).splitlines()
     assert len(lines) == 10_002
-    assert lines[-1] == ("[worker] warning: 5 log lines were dropped: standard error was full")
+    assert lines[-1] == ("[worker] warning: 5 log lines were dropped: standard error was not read")
     message = json.loads(logged(STUCK, as_json=True).splitlines()[-1])["message"]
     assert message.startswith("5 log lines were dropped")
 

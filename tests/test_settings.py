@@ -75,7 +75,9 @@ def test_a_whole_number_has_only_ascii_digits(parse: Callable[[str], int], value
 
 
 @pytest.mark.parametrize("value", [*(odd for odd in ODD if odd != "9" * 5000), "-1", "1e", "."])
-@pytest.mark.parametrize("parse", [settings.seconds, settings.rate, settings.part, settings.bound])
+@pytest.mark.parametrize(
+    "parse", [settings.seconds, settings.rate, settings.fraction, settings.bucket_bound]
+)
 def test_a_number_is_ascii_decimal_and_has_no_sign(
     parse: Callable[[str], float], value: str
 ) -> None:
@@ -115,7 +117,7 @@ def test_health_and_live_have_two_paths() -> None:
     ],
 )
 def test_an_error_names_only_variables_that_are_set(variable: str, value: str, other: str) -> None:
-    with pytest.raises(SettingsError, match=f"^{variable}='{value}': .* two paths") as raised:
+    with pytest.raises(SettingsError, match=f"^{variable}='{value}': .* two different paths") as raised:
         settings.read({variable: value})
     assert other not in str(raised.value)
 
@@ -154,7 +156,7 @@ def test_an_invalid_size_is_refused(text: str) -> None:
 
 def test_a_misspelled_variable_is_distinguished_from_one_of_nvidia_dynamo() -> None:
     environment = {"DYN_SYSTEM_PROT": "1", "DYN_HTTP_PORT": "1", "DYN_TCP_RPC_HOST": "x"}
-    assert settings.unknown(environment) == [("DYN_SYSTEM_PROT", "DYN_SYSTEM_PORT")]
+    assert settings.misspelled(environment) == [("DYN_SYSTEM_PROT", "DYN_SYSTEM_PORT")]
 
 
 def test_buckets_and_prefix_are_read() -> None:

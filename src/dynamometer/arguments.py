@@ -23,7 +23,7 @@ DYN_LOG=debug logs more; DYN_LOGGING_JSONL=1 logs JSON lines.
 def parser(
     program: str, description: str, epilog: str, *, usage: str | None = None
 ) -> argparse.ArgumentParser:
-    """Create a parser whose help keeps line breaks; abbreviated flags are rejected."""
+    """Create a parser whose help keeps line breaks, and which rejects abbreviated flags."""
     result = argparse.ArgumentParser(
         prog=program,
         description=description,
@@ -37,7 +37,7 @@ def parser(
 
 
 def checked(parse: Callable[[str], Value]) -> Callable[[str], Value]:
-    """Turn a parser of `settings` into an argparse `type`: its errors include the given value."""
+    """Return a parser of `settings` as an argparse `type`, whose errors contain the wrong value."""
 
     def convert(value: str) -> Value:
         try:
@@ -102,7 +102,7 @@ def add_max_series(group: argparse._ActionsContainer, default: int) -> None:
 
     Args:
         group: the parser, or a group of its help.
-        default: the value without the flag.
+        default: the limit if the flag is missing.
     """
     group.add_argument(
         "--max-series",

@@ -18,12 +18,12 @@ from dynamometer.logs import printable
 COMMANDS = {
     "frontend": ("dynamometer.frontend.command", "OpenAI-compatible HTTP in front of all workers"),
     "sglang": ("dynamometer.sglang", "a worker: SGLang, with its endpoint and its /metrics"),
-    "exporter": ("dynamometer.exporter.command", "only the page, for an engine that already runs"),
+    "exporter": ("dynamometer.exporter.command", "only /metrics, for an engine that already runs"),
     "mocker": ("dynamometer.mocker.command", "a simulated engine, for tests and dashboards"),
     "tiny-model": ("dynamometer.tiny_model", "create a tiny random model, for demos and tests"),
     "demo": (
         "dynamometer.demo",
-        "run frontend, worker and engine once, and show a part of their pages",
+        "start frontend, worker and engine, and show a part of their pages",
     ),
 }
 
@@ -41,7 +41,7 @@ def main() -> NoReturn:
 
 
 def run(command: str, argv: Sequence[str] | None = None, *, program: str | None = None) -> NoReturn:
-    """Run a subcommand and exit; an error becomes one line and an exit code.
+    """Run a subcommand, and exit; print an error as one line.
 
     Args:
         command: a key of `COMMANDS`.
@@ -54,13 +54,13 @@ def run(command: str, argv: Sequence[str] | None = None, *, program: str | None 
             known = ", ".join(COMMANDS)
             raise SettingsError(f"{command!r} is not a command of dyno: use one of {known}")
         if command != "mocker":
-            # A variable for an engine, perhaps of the whole shell: prometheus_client would read it
-            # when it is imported, and write our own counts into that engine's files.
+            # The variable is meant for an engine, but may be set in the whole shell. If
+            # prometheus_client found it, this process's metrics would go into the engine's files.
             for variable in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
                 os.environ.pop(variable, None)
         module = importlib.import_module(COMMANDS[command][0])
-        for variable, meant in settings.unknown():
-            print(f"{variable} has no effect: did you mean {meant}?", file=sys.stderr)
+        for variable, suggestion in settings.misspelled():
+            print(f"{variable} has no effect: did you mean {suggestion}?", file=sys.stderr)
         arguments = sys.argv[1:] if argv is None else argv
         code = module.main(arguments, program or f"dyno {command}")
     except DynamometerError as error:
@@ -71,7 +71,7 @@ def run(command: str, argv: Sequence[str] | None = None, *, program: str | None 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:
-        # A limit or a file system of this machine; the debug log shows the call.
+        # The cause is a limit or a file system of this machine; the debug log shows the call.
         logging.getLogger("dynamometer").debug("failed", exc_info=True)
         code = _error(_system_error(error), 1)
     logs.flush()
@@ -81,7 +81,8 @@ def run(command: str, argv: Sequence[str] | None = None, *, program: str | None 
 def _open_standard_streams() -> None:
     """Open /dev/null as each standard stream that is closed.
 
-    Otherwise a socket or a pipe gets the stream's number, and libuv aborts when it is closed.
+    Otherwise a socket or a pipe gets the stream's number, and libuv aborts the process when it
+    closes that number.
     """
     for number in range(3):
         try:
@@ -98,7 +99,7 @@ def _error(message: str, exit_code: int) -> int:
 
 
 def _system_error(error: OSError) -> str:
-    """Return the system's reason, with the file if there is one."""
+    """Return the operating system's message, after the name of the file if the error has one."""
     reason = error.strerror or str(error)
     file = f"{error.filename}: " if error.filename else ""
     return f"{file}{reason} (DYN_LOG=debug shows where)"

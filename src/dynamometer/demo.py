@@ -37,7 +37,7 @@ QUESTION: Final = (
     "Explain why Roger Federer is considered one of the greatest tennis players of all time"
 )
 STREAMS, TOKENS = 8, 64
-_START_SECONDS: Final = 180
+_START_TIMEOUT_SECONDS: Final = 180
 
 
 def parser(program: str) -> argparse.ArgumentParser:
@@ -73,8 +73,8 @@ async def _demo(directory: Path, engine_python: str) -> None:
     if not (model / "config.json").exists():
         _say(f"creating a tiny model in {model}")
         tiny_model.create(model, engine_python=engine_python)
-    frontend = f"http://{LOOPBACK}:{_port(DEFAULT_HTTP_PORT)}"
-    worker = f"http://{LOOPBACK}:{_port(DEFAULT_SYSTEM_PORT)}"
+    frontend = f"http://{LOOPBACK}:{_choose_port(DEFAULT_HTTP_PORT)}"
+    worker = f"http://{LOOPBACK}:{_choose_port(DEFAULT_SYSTEM_PORT)}"
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
         "DYN_FILE_KV": str((directory / "discovery").resolve()),
@@ -94,10 +94,10 @@ async def _demo(directory: Path, engine_python: str) -> None:
             ),
         ):
             _say(f"$ {' '.join(('dyno', name, *flags))}   (log: {directory / name}.log)")
-            process = await _start(directory / f"{name}.log", environment, name, *flags)
-            stack.push_async_callback(_end, process, name)
+            process = await _start_command(directory / f"{name}.log", environment, name, *flags)
+            stack.push_async_callback(_stop_command, process, name)
         steps = asyncio.create_task(
-            _steps(session, frontend, worker, str(model), process, directory)
+            _run_steps(session, frontend, worker, str(model), process, directory)
         )
         await tasks.first_of(stopped, steps)
         if not steps.done():
@@ -109,15 +109,15 @@ async def _demo(directory: Path, engine_python: str) -> None:
             await stopped.wait()
 
 
-async def _steps(
+async def _run_steps(
     session: aiohttp.ClientSession,
     frontend: str,
     worker: str,
     model: str,
-    process: asyncio.subprocess.Process,
+    worker_process: asyncio.subprocess.Process,
     directory: Path,
 ) -> None:
-    await _ready(session, frontend, worker, model, process, directory)
+    await _wait_until_ready(session, frontend, worker, model, worker_process, directory)
     _say("the request of the README:")
     content = {
         "model": model,
@@ -134,15 +134,15 @@ async def _steps(
     print(f"  usage: {usage['prompt_tokens']} + {usage['completion_tokens']} tokens")
     _say(f"{STREAMS} streams of {TOKENS} tokens at once")
     start = time.perf_counter()
-    await asyncio.gather(*(_stream(session, frontend, model, i) for i in range(STREAMS)))
+    await asyncio.gather(*(_request_stream(session, frontend, model, i) for i in range(STREAMS)))
     seconds = time.perf_counter() - start
     print(f"  {STREAMS * TOKENS} tokens in {seconds:.2f} s")
     _say(f"a part of {worker}/metrics:")
-    page = await _families(session, f"{worker}/metrics")
+    page = await _fetch_families(session, f"{worker}/metrics")
     _show_engine(page)
     _show_own("dynamo_component_*, the worker", page, names.name_prefix.COMPONENT)
     _say(f"a part of {frontend}/metrics:")
-    page = await _families(session, f"{frontend}/metrics")
+    page = await _fetch_families(session, f"{frontend}/metrics")
     _show_own("dynamo_frontend_*", page, names.name_prefix.FRONTEND)
     if not _on_terminal():
         _say("not on a terminal: ending now; on a terminal, all processes run until Ctrl-C")
@@ -166,18 +166,18 @@ def _coloured() -> bool:
     return sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 
-def _port(wanted: int) -> int:
-    """Return `wanted`, or any free port if that one is in use."""
+def _choose_port(preferred: int) -> int:
+    """Return `preferred`, or any free port if the preferred one is in use."""
     try:
-        addresses.listen(LOOPBACK, wanted, setting="").close()
+        addresses.listen(LOOPBACK, preferred, setting="").close()
     except AddressError:
         port = addresses.free_port()
-        _say(f"port {wanted} is in use: using {port} instead")
+        _say(f"port {preferred} is in use: using {port} instead")
         return port
-    return wanted
+    return preferred
 
 
-async def _start(
+async def _start_command(
     log: Path, environment: dict[str, str], command: str, *flags: str
 ) -> asyncio.subprocess.Process:
     with log.open("wb") as output:
@@ -191,7 +191,7 @@ async def _start(
         )
 
 
-async def _end(process: asyncio.subprocess.Process, name: str) -> None:
+async def _stop_command(process: asyncio.subprocess.Process, name: str) -> None:
     if process.returncode is None:
         _say(f"ending dyno {name}")
         process.terminate()
@@ -201,18 +201,18 @@ async def _end(process: asyncio.subprocess.Process, name: str) -> None:
     await process.wait()
 
 
-async def _ready(
+async def _wait_until_ready(
     session: aiohttp.ClientSession,
     frontend: str,
     worker: str,
     model: str,
-    process: asyncio.subprocess.Process,
+    worker_process: asyncio.subprocess.Process,
     directory: Path,
 ) -> None:
     """Wait until the frontend serves the model, and report the progress."""
     start = reported = time.monotonic()
-    while time.monotonic() - start < _START_SECONDS:
-        if process.returncode is not None:
+    while time.monotonic() - start < _START_TIMEOUT_SECONDS:
+        if worker_process.returncode is not None:
             last = (directory / "sglang.log").read_text(errors="replace").strip().splitlines()
             raise EngineError(f"the worker ended: {last[-1] if last else 'its log is empty'}")
         try:
@@ -228,11 +228,13 @@ async def _ready(
             sys.stdout.flush()
         await asyncio.sleep(0.25)
     raise DynamometerError(
-        f"the model was not ready after {_START_SECONDS} s: see {directory}/sglang.log"
+        f"the model was not ready after {_START_TIMEOUT_SECONDS} s: see {directory}/sglang.log"
     )
 
 
-async def _stream(session: aiohttp.ClientSession, frontend: str, model: str, index: int) -> None:
+async def _request_stream(
+    session: aiohttp.ClientSession, frontend: str, model: str, index: int
+) -> None:
     content = {
         "model": model,
         "stream": True,
@@ -246,7 +248,7 @@ async def _stream(session: aiohttp.ClientSession, frontend: str, model: str, ind
             pass
 
 
-async def _families(session: aiohttp.ClientSession, url: str) -> list[Metric]:
+async def _fetch_families(session: aiohttp.ClientSession, url: str) -> list[Metric]:
     async with session.get(url) as answer:
         return list(prometheus_client.parser.text_string_to_metric_families(await answer.text()))
 
@@ -275,7 +277,7 @@ def _show(title: str, metrics: list[Metric]) -> None:
 
 
 def _value(metric: Metric) -> str:
-    """Return one figure for a family: the sum of its series, the mean of a histogram."""
+    """Return the sum of a family's series; of a histogram, the mean and the number of values."""
 
     def total(suffix: str) -> float:
         return sum(s.value for s in metric.samples if s.name == metric.name + suffix)

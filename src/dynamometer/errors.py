@@ -49,8 +49,8 @@ class DiscoveryError(DynamometerError):
 
 
 class EngineError(DynamometerError):
-    """The engine did not start, or ended by itself; the message has its own reason."""
+    """The engine did not start, or ended by itself; the message has the engine's own reason."""
 
 
 class ExpositionError(DynamometerError):
-    """A page cannot be parsed; the message has the reason."""
+    """A page cannot be parsed; the message names the fault."""

@@ -19,7 +19,7 @@ from typing import Final, TextIO
 
 from dynamometer.settings import LOG_LEVELS
 
-# The logger of the lines that the engine prints; they get the prefix `[engine]`.
+# The logger of the engine's output; each line of the output gets the prefix `[engine]`.
 ENGINE_LOGGER: Final = "dynamometer.engine"
 
 _MOST_LINES: Final = 10_000
@@ -35,7 +35,8 @@ def set_up(process: str, *, level: str, as_json: bool) -> None:
         level: a key of `settings.LOG_LEVELS`.
         as_json: write one JSON object per line instead of text.
     """
-    stream = sys.stderr if sys.stderr is not None else io.StringIO()  # closed: `2>&-`
+    # Standard error may be closed (`2>&-`).
+    stream = sys.stderr if sys.stderr is not None else io.StringIO()
     records: queue.Queue[logging.LogRecord] = queue.Queue(_MOST_LINES)
     handler = _Handler(records)
     colour = stream.isatty() and "NO_COLOR" not in os.environ
@@ -47,10 +48,10 @@ def set_up(process: str, *, level: str, as_json: bool) -> None:
     logger.setLevel(LOG_LEVELS[level])
     logging.getLogger(ENGINE_LOGGER).setLevel(LOG_LEVELS[level])
     # aiohttp logs a traceback for each malformed request; the client gets a 400 anyway.
-    access = logging.getLogger("aiohttp")
-    access.handlers[:] = [handler]
-    access.propagate = False
-    access.setLevel(logging.DEBUG if level in ("debug", "trace") else logging.CRITICAL)
+    aiohttp_logger = logging.getLogger("aiohttp")
+    aiohttp_logger.handlers[:] = [handler]
+    aiohttp_logger.propagate = False
+    aiohttp_logger.setLevel(logging.DEBUG if level in ("debug", "trace") else logging.CRITICAL)
 
 
 def flush() -> None:
@@ -60,7 +61,7 @@ def flush() -> None:
 
 
 class _Handler(logging.handlers.QueueHandler):
-    """Format records in the thread that logs, and queue them; count those that do not fit.
+    """Format and queue each record in the thread that logs; count records that do not fit.
 
     The reader of standard error may be stuck, so neither `emit` nor `flush` waits without a limit.
     """
@@ -88,7 +89,7 @@ class _Handler(logging.handlers.QueueHandler):
     def _report_dropped(self) -> None:
         if self._dropped:
             values = {"levelno": logging.WARNING, "levelname": "WARNING", "name": __name__}
-            values["msg"] = f"{self._dropped} log lines were dropped: standard error was full"
+            values["msg"] = f"{self._dropped} log lines were dropped: standard error was not read"
             self.queue.put_nowait(self.prepare(logging.makeLogRecord(values)))
             self._dropped = 0
 
@@ -133,8 +134,8 @@ class _TextFormatter(logging.Formatter):
             message = f"{record.levelname.lower()}: {message}"
         if not self._colour:
             return f"{prefix} {message}"
-        tint = "2" if engine else _COLOURS.get(record.levelno, "")
-        body = f"\x1b[{tint}m{message}\x1b[0m" if tint else message
+        colour = "2" if engine else _COLOURS.get(record.levelno, "")
+        body = f"\x1b[{colour}m{message}\x1b[0m" if colour else message
         return f"\x1b[36m{prefix}\x1b[0m {body}"
 
 

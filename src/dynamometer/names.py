@@ -2,7 +2,7 @@
 
 The `dynamo_*` names and the labels are those of NVIDIA Dynamo 1.6.1, so that its dashboards and
 alerts keep working; the classes are grouped as in its `prometheus_names`. The project's additional
-families start with `dynamometer_`. A test finds names that another module spells out.
+families start with `dynamometer_`. A test fails if another module contains one of these names.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class labels:  # noqa: N801
     WORKER_TYPE: Final = "worker_type"
     DP_RANK: Final = "dp_rank"
     ERROR_TYPE: Final = "error_type"
-    # Of the frontend's families: the route, streamed or not, and the result.
+    # Labels of the frontend's families: the route, streamed or not, the result, the stage.
     ROUTE: Final = "endpoint"
     REQUEST_TYPE: Final = "request_type"
     STATUS: Final = "status"
@@ -47,15 +47,15 @@ class labels:  # noqa: N801
     REASON: Final = "reason"
     STAGE: Final = "stage"
     PHASE: Final = "phase"
-    # The name of an engine on an exporter's page, given by the user or generated.
+    # The name of an engine on an exporter's page: the user's, or a generated one.
     ENGINE: Final = "engine"
     SOURCE: Final = "source"
-    # Of SGLang's families.
+    # Labels of SGLang's families.
     ENGINE_TYPE: Final = "engine_type"
     IS_STREAMING: Final = "is_streaming"
     PRIORITY: Final = "priority"
     TP_RANK: Final = "tp_rank"
-    # Of the information families.
+    # Labels of the families that describe software and hardware.
     VERSION: Final = "version"
     ENGINE_VERSION: Final = "engine_version"
     PYTHON_VERSION: Final = "python_version"
@@ -92,7 +92,7 @@ class frontend_service:  # noqa: N801
     MODEL_MAX_NUM_BATCHED_TOKENS: Final = "model_max_num_batched_tokens"
     MODEL_MIGRATION_LIMIT: Final = "model_migration_limit"
     MODEL_READY: Final = "model_ready"
-    # Of earlier releases of NVIDIA Dynamo; dashboards still read it.
+    # A family of earlier releases of NVIDIA Dynamo; dashboards still read it.
     MODEL_WORKERS: Final = "model_workers"
     WORKER_LAST_TIME_TO_FIRST_TOKEN_SECONDS: Final = "worker_last_time_to_first_token_seconds"
     WORKER_LAST_INTER_TOKEN_LATENCY_SECONDS: Final = "worker_last_inter_token_latency_seconds"
@@ -114,7 +114,7 @@ class frontend_perf:  # noqa: N801
 
 
 class request_plane:  # noqa: N801
-    """Families of the hop to the workers: suffixes to `name_prefix.REQUEST_PLANE` and `_`."""
+    """Families of the requests to the workers: suffixes to `name_prefix.REQUEST_PLANE` and `_`."""
 
     QUEUE_SECONDS: Final = "queue_seconds"
     ROUNDTRIP_TTFT_SECONDS: Final = "roundtrip_ttft_seconds"
@@ -302,10 +302,10 @@ def sanitize_prometheus_name(name: str) -> str:
 
 
 def sanitize_prometheus_label(name: str) -> str:
-    """Return `name` as a label name: as a metric name, without colons and without a leading `__`.
+    """Return `name` as a label name, by the rules of metric names, but without colons.
 
-    NVIDIA Dynamo removes a leading `__` too, but leaves a reserved name of a longer one
-    (`___name`); here all leading underscores are removed.
+    A name that begins with `__` is reserved: all leading underscores are removed, of which NVIDIA
+    Dynamo keeps some.
 
     Raises:
         ArgumentError: `name` has no character that is valid in a label name.

@@ -58,7 +58,7 @@ class HealthSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The values of the environment variables, with defaults for those that are not set."""
+    """The values of the environment variables; a variable that is not set has its default."""
 
     system_host: str = LOOPBACK
     system_port: int | None = None
@@ -70,7 +70,7 @@ class Settings:
     log_level: str = "info"
     log_json: bool = False
     metrics_prefix: str | None = None
-    engine_headers: str = field(default="", repr=False)  # secret keys: never in a message
+    engine_headers: str = field(default="", repr=False)  # may contain keys
     bucket_ranges: Mapping[str, BucketRange] = field(default_factory=lambda: DEFAULT_BUCKET_RANGES)
 
 
@@ -91,7 +91,7 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
         namespace=env.get("DYN_NAMESPACE", name, None),
         discovery_directory=env.get("DYN_FILE_KV", Path, None),
         log_level=env.get("DYN_LOG", log_level, Settings.log_level),
-        log_json=env.get("DYN_LOGGING_JSONL", flag, Settings.log_json),
+        log_json=env.get("DYN_LOGGING_JSONL", boolean, Settings.log_json),
         metrics_prefix=env.get("DYN_METRICS_PREFIX", metric_prefix, None),
         engine_headers=env.get("DYN_ENGINE_HEADERS", str, ""),
         bucket_ranges={
@@ -101,10 +101,10 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
     )
 
 
-def unknown(environment: Mapping[str, str] | None = None) -> list[tuple[str, str]]:
-    """Return variables that look misspelled, each with the variable that it resembles.
+def misspelled(environment: Mapping[str, str] | None = None) -> list[tuple[str, str]]:
+    """Return variables that look misspelled, each with the name that was probably meant.
 
-    Other variables of NVIDIA Dynamo are ignored.
+    NVIDIA Dynamo's variables that have no effect here are ignored.
     """
     names = os.environ if environment is None else environment
     found = []
@@ -123,9 +123,10 @@ def _health(env: _Reader) -> HealthSettings:
         live_path=env.get("DYN_SYSTEM_LIVE_PATH", path, HealthSettings.live_path),
     )
     if health.path == health.live_path:
+        given = env.given("DYN_SYSTEM_HEALTH_PATH", "DYN_SYSTEM_LIVE_PATH")
         raise SettingsError(
-            f"{env.given('DYN_SYSTEM_HEALTH_PATH', 'DYN_SYSTEM_LIVE_PATH')}: health and live need "
-            f"two paths; the defaults are {HealthSettings.path} and {HealthSettings.live_path}"
+            f"{given}: /health and /live need two different paths; the defaults are "
+            f"{HealthSettings.path} and {HealthSettings.live_path}"
         )
     return health
 
@@ -138,7 +139,7 @@ class _Reader:
         return self._environment.get(variable, "").strip()
 
     def given(self, *variables: str) -> str:
-        """Return those of `variables` that are set, with their values, for a message."""
+        """Return the variables of this list that are set, with their values, for a message."""
         return " and ".join(
             f"{name}={self._text(name)!r}" for name in variables if self._text(name)
         )
@@ -153,10 +154,10 @@ class _Reader:
             raise SettingsError(f"{variable}={value!r}: {error}") from None
 
     def bucket_range(self, name: str, default: BucketRange) -> BucketRange:
-        """Return `default` with the values of `name`_MIN, _MAX and _COUNT that are set."""
+        """Return the values of `name`_MIN, _MAX and _COUNT, by default those of `default`."""
         found = BucketRange(
-            self.get(f"{name}_MIN", bound, default.least),
-            self.get(f"{name}_MAX", bound, default.greatest),
+            self.get(f"{name}_MIN", bucket_bound, default.least),
+            self.get(f"{name}_MAX", bucket_bound, default.greatest),
             self.get(f"{name}_COUNT", bucket_count, default.count),
         )
         if found.least >= found.greatest:
@@ -214,7 +215,7 @@ def rate(value: str) -> float:
     return number
 
 
-def part(value: str) -> float:
+def fraction(value: str) -> float:
     """Parse a fraction, 0 to 1."""
     number = _real(value)
     if not 0 <= number <= 1:
@@ -242,7 +243,7 @@ def size(value: str) -> int:
     return number * factor
 
 
-def bound(value: str) -> float:
+def bucket_bound(value: str) -> float:
     """Parse a bucket bound of a histogram, above 0."""
     number = _real(value)
     if not _LEAST_BOUND <= number <= _GREATEST_BOUND:
@@ -284,13 +285,13 @@ def starting_status(value: str) -> bool:
 
 def endpoint_names(value: str) -> tuple[str, ...]:
     """Parse a JSON list of endpoint names, such as `["generate"]`."""
-    wrong = ValueError('must be a JSON list of endpoint names, such as ["generate"]')
+    error = ValueError('must be a JSON list of endpoint names, such as ["generate"]')
     try:
         names = json.loads(value)
     except (ValueError, RecursionError):
-        raise wrong from None
+        raise error from None
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise wrong
+        raise error
     return tuple(dict.fromkeys(names))
 
 
@@ -304,7 +305,7 @@ def path(value: str) -> str:
     return value
 
 
-def flag(value: str) -> bool:
+def boolean(value: str) -> bool:
     """Parse a boolean: 1, true, yes, on, or 0, false, no, off."""
     lowered = value.lower()
     if lowered in ("1", "true", "yes", "on"):

@@ -74,7 +74,7 @@ def create(directory: Path, *, engine_python: str = sys.executable) -> None:
         raise EngineError(f"cannot run {engine_python}: {error.strerror}") from None
     if done.returncode:
         shutil.rmtree(directory, ignore_errors=True)
-        reason = done.stderr.strip().splitlines() or ["it printed no error"]
+        reason = done.stderr.strip().splitlines() or ["the interpreter printed no error"]
         raise EngineError(
             f"{engine_python} cannot create the model: {reason[-1]} (SGLang must be installed for "
             "this interpreter: choose another one with --engine-python)"

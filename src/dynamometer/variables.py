@@ -1,4 +1,9 @@
-"""The environment variables: meanings, defaults and flags; `settings` reads the values."""
+"""The environment variables: meanings, defaults and flags; `settings` reads the values.
+
+A new variable needs a row in `VARIABLES`, a field of `settings.Settings`, and a line in
+`settings.read`. `BUCKETS` has the histograms whose bucket bounds users can set, with the defaults;
+fixed bounds are in `metrics.buckets`.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +37,10 @@ class BucketRange:
     """The range of a histogram's bucket bounds; see `metrics.buckets.spread`.
 
     Attributes:
-        least: the start of the bounds, in the histogram's unit (seconds or tokens); the lowest
-            bound is 0 in place of this value.
+        least: the start of the bounds, in the histogram's unit (seconds or tokens); the first
+            bound is 0 instead of this value.
         greatest: the last bound, in the same unit.
-        count: the number of bounds including 0; bounds that rounding makes equal are one.
+        count: the number of bounds including 0, before bounds that are equal are merged.
     """
 
     least: float
@@ -44,34 +49,34 @@ class BucketRange:
 
 
 @dataclass(frozen=True)
-class Buckets:
-    """The variables of one histogram's buckets, and NVIDIA Dynamo's defaults.
+class BucketVariables:
+    """The three variables of one histogram's buckets, and NVIDIA Dynamo's defaults.
 
     Attributes:
         variable: the common part of the three names, before `_MIN`, `_MAX` and `_COUNT`.
-        of: the quantity that is measured, with its unit.
+        quantity: the measured quantity, with its unit.
         default: the range without variables.
     """
 
     variable: str
-    of: str
+    quantity: str
     default: BucketRange
 
 
-BUCKETS: Final[Mapping[str, Buckets]] = {
-    "request_duration": Buckets(
+BUCKETS: Final[Mapping[str, BucketVariables]] = {
+    "request_duration": BucketVariables(
         "DYN_METRICS_REQUEST_DURATION", "request durations, seconds", BucketRange(1.0, 512.0, 10)
     ),
-    "time_to_first_token": Buckets(
+    "time_to_first_token": BucketVariables(
         "DYN_METRICS_TTFT", "time to first token, seconds", BucketRange(0.001, 480.0, 18)
     ),
-    "inter_token_latency": Buckets(
+    "inter_token_latency": BucketVariables(
         "DYN_METRICS_ITL", "inter-token latency, seconds", BucketRange(0.001, 80.0, 20)
     ),
-    "input_sequence": Buckets(
+    "input_sequence": BucketVariables(
         "DYN_METRICS_INPUT_SEQUENCE", "input and cached tokens", BucketRange(50.0, 128000.0, 12)
     ),
-    "output_sequence": Buckets(
+    "output_sequence": BucketVariables(
         "DYN_METRICS_OUTPUT_SEQUENCE", "output tokens", BucketRange(50.0, 32000.0, 10)
     ),
 }
@@ -82,12 +87,12 @@ def _bucket_variables() -> Mapping[str, Variable]:
     found = {}
     for buckets in BUCKETS.values():
         found[f"{buckets.variable}_MIN"] = Variable(
-            f"start of the bucket bounds of {buckets.of}: above 0. Each bound is larger than the "
-            "one before by the same ratio, and is rounded to two digits; 0 replaces the start",
+            f"start of the bucket bounds of {buckets.quantity}: above 0. Each bound is larger than "
+            "the one before by the same ratio, and is rounded to two digits; 0 replaces the start",
             f"{buckets.default.least:g}",
         )
         found[f"{buckets.variable}_MAX"] = Variable(
-            f"last bucket bound, rounded likewise: above `{buckets.variable}_MIN`",
+            f"last bucket bound, rounded in the same way: above `{buckets.variable}_MIN`",
             f"{buckets.default.greatest:g}",
         )
         found[f"{buckets.variable}_COUNT"] = Variable(
@@ -174,10 +179,10 @@ OTHERS: Final[Mapping[str, str]] = {
     "ROCR_VISIBLE_DEVICES": "empty or -1: a worker ignores AMD devices",
     "ASCEND_RT_VISIBLE_DEVICES": "empty or -1: a worker ignores Ascend devices",
     "TORCHINDUCTOR_CACHE_DIR": "compile cache of the engine; a worker keeps torch's default "
-    "directory, although it gives the engine a temporary directory of its own",
+    "directory, although the engine gets a temporary directory of its own",
     "XDG_RUNTIME_DIR": "parent of the directories of this user's processes",
     "NO_COLOR": "set: do not colour the output on a terminal",
     "DYNAMOMETER_SGLANG_CPU": "set by a worker for its engine: enables the CPU platform",
     "DYNAMOMETER_WORKER": "set by a worker for its engine: identifies the worker",
 }
-"""Variables of other programs that are read or set, and variables between our processes."""
+"""Variables of other programs that are read or set, and variables that a worker sets."""

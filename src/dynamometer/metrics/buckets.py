@@ -1,4 +1,8 @@
-"""Upper bounds of histogram buckets, without +Inf, as in NVIDIA Dynamo 1.6.1."""
+"""Upper bounds of histogram buckets, without +Inf, as in NVIDIA Dynamo 1.6.1.
+
+Bounds that users can set have their defaults in `variables.BUCKETS`; `settings.read` reads the
+users' values. The other bounds are constants here.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The HTTP routes of the simulated engine: chats and completions at a given rate, and the rest."""
+"""The HTTP routes of the simulated engine: chats and completions, health, models, metrics."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Options:
         first_token_seconds: the time before the first token of an answer.
         stream_usage: end every stream with its usage, requested or not.
         context_length: the largest number of tokens in an answer.
-        max_running_requests: as reported by `/server_info`; not enforced.
+        max_running_requests: the limit that `/server_info` reports; not enforced.
         kv_tokens: the capacity of the simulated KV cache, tokens.
         page_size: the tokens in one block of the cache.
     """
@@ -43,7 +43,7 @@ class Options:
     page_size: int = 1
 
 
-class Mocker:
+class SimulatedEngine:
     """The handlers of the simulated engine's routes."""
 
     def __init__(self, options: Options, metrics: SimulatedMetrics) -> None:
@@ -74,8 +74,8 @@ class Mocker:
     async def _answer(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
         try:
             body = json.loads(await request.read())
-            limit = body.get("max_completion_tokens", body.get("max_tokens"))
-            count = 16 if limit is None else int(limit)
+            requested = body.get("max_completion_tokens", body.get("max_tokens"))
+            count = 16 if requested is None else int(requested)
             usage = (body.get("stream_options") or {}).get("include_usage") is True
             usage = usage or self._options.stream_usage
             if not 1 <= count <= self._options.context_length:
@@ -94,7 +94,7 @@ class Mocker:
             else:
                 async for _ in self._tokens(count, answer):
                     pass
-                response = web.json_response(answer.whole())
+                response = web.json_response(answer.body())
             aborted = False
             return response
         finally:
@@ -197,7 +197,7 @@ class _Answer:
             "total_tokens": total,
         }
 
-    def whole(self) -> Mapping[str, object]:
+    def body(self) -> Mapping[str, object]:
         text = _WORD * self.generated
         message = {"role": "assistant", "content": text}
         content = {"message": message} if self._chat else {"text": text}

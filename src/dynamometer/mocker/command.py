@@ -12,26 +12,26 @@ from contextlib import ExitStack
 from dynamometer import arguments, logs, settings
 from dynamometer.http import addresses
 from dynamometer.http.servers import serving
-from dynamometer.mocker.app import Mocker, Options
-from dynamometer.mocker.simulated_processes import Load, writing
+from dynamometer.mocker.app import Options, SimulatedEngine
+from dynamometer.mocker.simulated_processes import SimulatedSeries, writing
 from dynamometer.process import event_loop, private_directories
 from dynamometer.process.signals import Stop
 from dynamometer.variables import LOOPBACK
 
 logger = logging.getLogger(__name__)
-_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+_DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 _DESCRIPTION = """\
 Run a simulated engine: it answers chats and completions with dummy text at a given rate, and
-writes multiprocess files of a given size and rate of change, as SGLang's processes do. For tests
-of scale and for work on dashboards. All its output is marked as simulated.
+writes multiprocess files of a given size and rate of change, as SGLang's processes do. Use the
+simulated engine to test at scale or to work on dashboards. All its output is marked as simulated.
 """
 
 _EPILOG = """\
 examples:
   dyno mocker --port 30000
   dyno mocker --processes 8 --series 16000 --change 0.1 --interval 0.1
-  dyno sglang --engine mocker --model mock --enable-metrics     # a worker that starts one
+  dyno sglang --engine mocker --model mock --enable-metrics     # a worker around a simulated engine
 """
 
 
@@ -76,7 +76,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--change",
-        type=arguments.checked(settings.part),
+        type=arguments.checked(settings.fraction),
         default=0.1,
         metavar="FRACTION",
         help="fraction of the series that changes at each interval, 0 to 1 (default: 0.1)",
@@ -122,25 +122,25 @@ def main(argv: Sequence[str], program: str = "dyno mocker") -> int:
         first_token_seconds=flags.first_token_seconds,
         stream_usage=flags.stream_response_default_include_usage,
     )
-    load = Load(
+    series = SimulatedSeries(
         model=options.model,
         processes=flags.processes,
-        series=flags.series,
+        lines=flags.series,
         change=flags.change,
         interval=flags.interval,
     )
     private_directories.require_current()
     with ExitStack() as stack:
-        if _DIRECTORY not in os.environ:
+        if _DIRECTORY_VARIABLE not in os.environ:
             directory = private_directories.create_temporary("mocker-")
-            os.environ[_DIRECTORY] = str(directory)
+            os.environ[_DIRECTORY_VARIABLE] = str(directory)
             stack.callback(shutil.rmtree, directory, ignore_errors=True)
-        stack.enter_context(writing(load))
-        event_loop.run(_serve(options, load, host=flags.host, port=flags.port))
+        stack.enter_context(writing(series))
+        event_loop.run(_serve(options, series, host=flags.host, port=flags.port))
     return 0
 
 
-async def _serve(options: Options, load: Load, *, host: str, port: int) -> None:
+async def _serve(options: Options, series: SimulatedSeries, *, host: str, port: int) -> None:
     from dynamometer.mocker.simulated_metrics import SimulatedMetrics
 
     stop = Stop()
@@ -148,14 +148,14 @@ async def _serve(options: Options, load: Load, *, host: str, port: int) -> None:
     metrics = SimulatedMetrics(
         options.model, kv_tokens=options.kv_tokens, page_size=options.page_size
     )
-    app = Mocker(options, metrics).application()
+    app = SimulatedEngine(options, metrics).application()
     async with serving(app, listener):
         logger.info(
             "serving %s at %s; %d processes write %d series to %s",
             options.model,
             addresses.url(listener),
-            load.processes,
-            load.series,
-            os.environ[_DIRECTORY],
+            series.processes,
+            series.lines,
+            os.environ[_DIRECTORY_VARIABLE],
         )
         await stop.requested.wait()

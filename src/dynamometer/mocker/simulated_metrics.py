@@ -1,4 +1,4 @@
-"""The simulated engine's own metrics of its requests, in multiprocess files.
+"""The metrics of the simulated engine's requests, in multiprocess files.
 
 Import this module only after `PROMETHEUS_MULTIPROC_DIR` is set: prometheus_client chooses the
 storage of values when it is imported.
@@ -54,11 +54,11 @@ class SimulatedMetrics:
         gauge(sglang.PAGE_SIZE, "tokens in a block of the KV cache.").set(page_size)
 
     def begin(self) -> None:
-        """Count a request that begins."""
+        """Count a request as running."""
         self._running.inc()
 
     def first_token(self, seconds: float) -> None:
-        """Observe the time from a request's begin to its first token."""
+        """Observe the time from a request's start to its first token."""
         self._first.observe(seconds)
 
     def end(self, *, prompt: int, generated: int, seconds: float, aborted: bool) -> None:

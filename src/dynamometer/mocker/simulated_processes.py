@@ -24,31 +24,31 @@ _PR_SET_PDEATHSIG: Final = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load:
+class SimulatedSeries:
     """The number and the rate of change of the series that the simulated processes write.
 
     Attributes:
         model: the label `model_name`.
         processes: the number of processes.
-        series: the number of sample lines of all processes together.
+        lines: the number of sample lines of all processes together.
         change: the fraction of the series that changes at each interval, 0 to 1.
         interval: seconds between two changes.
     """
 
     model: str
     processes: int
-    series: int
+    lines: int
     change: float
     interval: float
 
 
 @contextlib.contextmanager
-def writing(load: Load) -> Iterator[None]:
-    """Run the processes of `load` while the context is open."""
+def writing(series: SimulatedSeries) -> Iterator[None]:
+    """Run the processes that write the series while the context is open."""
     context = multiprocessing.get_context("spawn")
     processes: list[BaseProcess] = [
-        context.Process(target=write, args=(load, rank), name=f"mocker-rank-{rank}", daemon=True)
-        for rank in range(load.processes)
+        context.Process(target=write, args=(series, rank), name=f"mocker-rank-{rank}", daemon=True)
+        for rank in range(series.processes)
     ]
     for process in processes:
         process.start()
@@ -61,7 +61,7 @@ def writing(load: Load) -> Iterator[None]:
             process.join(5)
 
 
-def write(load: Load, rank: int) -> None:
+def write(series: SimulatedSeries, rank: int) -> None:
     """Write one rank's part of the series, then change a fraction of them at each interval.
 
     Runs until the process is killed; requires `PROMETHEUS_MULTIPROC_DIR`.
@@ -70,14 +70,14 @@ def write(load: Load, rank: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # at Ctrl-C, the server ends its processes
     if os.getppid() == 1:
         return
-    # Imported late: prometheus_client reads the environment when it is imported.
+    # Not imported at the top: prometheus_client reads the variable when it is imported.
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
     registry = CollectorRegistry()
     names = (labels.MODEL_NAME, labels.ENGINE_TYPE, labels.TP_RANK, labels.STAGE)
-    constant = (load.model, "mocker", str(rank))
-    share = load.series // max(load.processes, 1)
-    sets = max(share // (_HISTOGRAM_LINES + 2), 1)
+    constant = (series.model, "mocker", str(rank))
+    lines = series.lines // max(series.processes, 1)
+    label_sets = max(lines // (_HISTOGRAM_LINES + 2), 1)
     latency = Histogram(
         sglang.PER_STAGE_REQ_LATENCY_SECONDS,
         "Simulated: the latency of each stage of a request.",
@@ -97,16 +97,16 @@ def write(load: Load, rank: int) -> None:
 
     used = gauge(sglang.NUM_USED_TOKENS, "tokens in the KV cache, of each stage.", names)
     usage = gauge(sglang.TOKEN_USAGE, "the token usage.", names[:-1]).labels(*constant)
-    series = []
-    for number in range(sets):
+    instruments = []
+    for number in range(label_sets):
         values = (*constant, f"stage_{number}")
-        series.append((latency.labels(*values), tokens.labels(*values), used.labels(*values)))
-    chance = random.Random(rank)  # noqa: S311  # not a secret
+        instruments.append((latency.labels(*values), tokens.labels(*values), used.labels(*values)))
+    randomness = random.Random(rank)  # noqa: S311  # not a secret
     while True:
-        usage.set(chance.random())
-        changed = chance.sample(series, round(len(series) * load.change))
+        usage.set(randomness.random())
+        changed = randomness.sample(instruments, round(len(instruments) * series.change))
         for histogram, counter, tokens_used in changed:
-            histogram.observe(chance.expovariate(100))
-            counter.inc(chance.randrange(1, 100))
-            tokens_used.set(chance.randrange(1000))
-        time.sleep(load.interval)
+            histogram.observe(randomness.expovariate(100))
+            counter.inc(randomness.randrange(1, 100))
+            tokens_used.set(randomness.randrange(1000))
+        time.sleep(series.interval)

@@ -113,7 +113,7 @@ class DistributedRuntime:
             AddressError: The port is not available.
         """
         environment = settings.read()
-        for variable, suggestion in settings.unknown():
+        for variable, suggestion in settings.misspelled():
             logger.warning("%s has no effect: did you mean %s?", variable, suggestion)
         if port is not None:
             _check_port(port)
