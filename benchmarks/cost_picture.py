@@ -1,4 +1,4 @@
-"""A picture of costs against series, as SVG: both axes logarithmic, one line a curve."""
+"""Draw the cost of a page against the number of its lines, as SVG with logarithmic axes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _COLOURS: Final = ("#c0392b", "#8e44ad", "#d68910", "#2471a3", "#1e8449")
 
 
 def draw(curves: Mapping[str, Curve]) -> str:
-    """The picture.
+    """Return the picture, with a labelled curve for each name.
 
     Args:
-        curves: for each name, pairs of series and seconds.
+        curves: pairs of a number of lines and a time in seconds, by name.
     """
     series = [x for curve in curves.values() for x, _ in curve]
     seconds = [y for curve in curves.values() for _, y in curve]

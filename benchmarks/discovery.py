@@ -1,8 +1,9 @@
 """Measure the cost of discovery and routing: `python benchmarks/discovery.py [WORKERS ...]`.
 
 The figures for each number of workers are medians of several rounds: one reading of the directory
-(a frontend reads it ten times a second), the same with every record parsed again, one update of
-the fleet, and one choice in each router mode beside a linear search over all workers.
+(a frontend reads the directory ten times a second), the same reading with every record parsed
+again, one update of the `Fleet`, and one choice in each router mode. A linear search over all
+workers is measured for comparison.
 """
 
 from __future__ import annotations
@@ -49,18 +50,18 @@ def median_us(work: Callable[[], object], *, repeat: int, rounds: int = 7) -> fl
     """Return the median time of one call, microseconds."""
     times = []
     for _ in range(rounds):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(repeat):
             work()
-        times.append((time.perf_counter() - begun) / repeat)
+        times.append((time.perf_counter() - start) / repeat)
     return statistics.median(times) * 1e6
 
 
 def search(router: Router, workers: list[Record]) -> Record:
-    """Choose the least loaded by looking at all of them."""
-    able = [w for w in workers if w.state is State.READY and "model" in w.models]
-    loads = [router.in_flight(worker.id) for worker in able]
-    return able[loads.index(min(loads))]
+    """Return the ready worker of the model with the fewest requests, found by a linear search."""
+    ready = [w for w in workers if w.state is State.READY and "model" in w.models]
+    loads = [router.in_flight(worker.id) for worker in ready]
+    return ready[loads.index(min(loads))]
 
 
 def choose_and_carry(router: Router) -> None:
@@ -96,12 +97,12 @@ def choices(count: int) -> None:
 
 async def readings(count: int, directory: Path) -> None:
     discovery = FileDiscovery(directory / str(count))
-    held = []
+    locked = []
     for number in range(1, count + 1):
         path = discovery.directory / f"{number:016x}.json"
         path.write_bytes(record(number).to_json())
-        held.append(os.open(path, os.O_RDONLY))
-        fcntl.flock(held[-1], fcntl.LOCK_EX)
+        locked.append(os.open(path, os.O_RDONLY))
+        fcntl.flock(locked[-1], fcntl.LOCK_EX)
     try:
         cold = median_us(
             lambda: FileDiscovery(directory / str(count))._read_all(), repeat=1, rounds=5
@@ -115,7 +116,7 @@ async def readings(count: int, directory: Path) -> None:
             f"{core:.1%} of a core"
         )
     finally:
-        for fd in held:
+        for fd in locked:
             os.close(fd)
 
 

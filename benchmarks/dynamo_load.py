@@ -1,6 +1,6 @@
-"""A load for `make bench-dynamo`, in a process of its own; prints requests per second.
+"""Send requests to a frontend for `make bench-dynamo`, and print the requests per second.
 
-The load alternates between streamed chats and completions without streaming. The temperature is
+Requests alternate between streamed chats and completions without streaming. The temperature is
 0, so that the same requests generate the same tokens.
 """
 
@@ -23,12 +23,12 @@ def main() -> None:
     parser.add_argument("--requests", type=int, required=True)
     parser.add_argument("--clients", type=int, default=4)
     options = parser.parse_args()
-    begun = time.perf_counter()
+    start = time.perf_counter()
     try:
         asyncio.run(serve(options.url, options.model, options.requests, options.clients))
     except (RuntimeError, OSError, aiohttp.ClientError) as error:
         sys.exit(str(error))
-    print(options.requests / (time.perf_counter() - begun))
+    print(options.requests / (time.perf_counter() - start))
 
 
 async def serve(url: str, model: str, requests: int, clients: int) -> None:

@@ -1,4 +1,4 @@
-"""Compare pages of NVIDIA Dynamo's worker."""
+"""Compare pages of NVIDIA Dynamo's worker with each other, and with NVIDIA Dynamo's functions."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from dynamometer.multiprocess import MultiProcessCollector
 from dynamometer.names import labels
 
 PREFIX = "sglang:"
-# Labels that differ at every start; `pid` is prometheus_client's, in gauges of the mode `all`.
-OF_ONE_START = frozenset({labels.WORKER_ID, "pid"})
+# Labels whose values differ at every start; gauges of the mode `all` have `pid`.
+CHANGING_LABELS = frozenset({labels.WORKER_ID, "pid"})
 Series = tuple[str, frozenset[tuple[str, str]]]
 
 
 def differences(page: bytes, other: bytes) -> list[str]:
-    """Return the differences between two pages: families, types, texts, series."""
+    """Return the differences between two pages in families, types, help texts and series."""
     one, two = _families(page), _families(other)
     found = [f"family {name} is missing" for name in one.keys() - two.keys()]
     found += [f"family {name} is new" for name in two.keys() - one.keys()]
@@ -39,7 +39,7 @@ def differences_of_values(files: Path, page: Callable[[], bytes]) -> list[str]:
 
     Args:
         files: the directory of the worker's files.
-        page: returns the page; called before and after, and series that have changed are omitted.
+        page: returns the page. A series whose value changes during the comparison is skipped.
     """
     before = _values(page())
     injected = _injected(before)
@@ -49,10 +49,10 @@ def differences_of_values(files: Path, page: Callable[[], bytes]) -> list[str]:
     text = get_prometheus_expfmt(theirs, [PREFIX], None, injected)
     typed = [get_prometheus_typed(given, [PREFIX], None, injected) for given in (theirs, ours)]
     after = _values(page())
-    still = {key for key, value in before.items() if after.get(key) == value}
-    found = _unequal(_values(text.encode()), after, still)
+    unchanged = {key for key, value in before.items() if after.get(key) == value}
+    found = _unequal(_values(text.encode()), after, unchanged)
     one, two = (_typed_values(families) for families in typed)
-    return found + [f"typed: {fault}" for fault in _unequal(one, two, still)]
+    return found + [f"typed: {fault}" for fault in _unequal(one, two, unchanged)]
 
 
 def _families(page: bytes) -> dict[str, tuple[tuple[str, str], frozenset[Series]]]:
@@ -63,7 +63,7 @@ def _families(page: bytes) -> dict[str, tuple[tuple[str, str], frozenset[Series]
             (
                 sample.series.name,
                 frozenset(
-                    pair for pair in sample.series.labels.items() if pair[0] not in OF_ONE_START
+                    pair for pair in sample.series.labels.items() if pair[0] not in CHANGING_LABELS
                 ),
             )
             for sample in family.samples
@@ -98,11 +98,11 @@ def _injected(values: Mapping[Series, float]) -> dict[str, str]:
 
 
 def _unequal(
-    one: Mapping[Series, float], two: Mapping[Series, float], still: set[Series]
+    one: Mapping[Series, float], two: Mapping[Series, float], unchanged: set[Series]
 ) -> list[str]:
     found = [f"missing: {_text(key)}" for key in one.keys() - two.keys()]
     found += [f"new: {_text(key)}" for key in two.keys() - one.keys()]
-    for key in one.keys() & two.keys() & still:  # sums are equal but for their last bits
+    for key in one.keys() & two.keys() & unchanged:  # sums may differ in their last bits
         if not math.isclose(one[key], two[key], rel_tol=1e-12) and one[key] == one[key]:
             found.append(f"{_text(key)} is {two[key]}, not {one[key]}")
     return sorted(found)

@@ -2,7 +2,7 @@
 
 NVIDIA Dynamo opens two sockets on all interfaces and starts many processes, and SGLang leaves
 files in /dev/shm. The namespaces have a network with only `lo`, a private /dev/shm, and processes
-that all end with the first one, also when a signal kills the first one.
+that the kernel ends when the first one ends, also after SIGKILL.
 """
 
 from __future__ import annotations
@@ -29,29 +29,32 @@ from dynamometer.engines.sglang_cpu import SWITCH
 from exporter import answers
 
 MODEL = "tiny"
-# No other program runs there. (Dynamo takes a system port for a signed 16-bit number.)
+# In these namespaces, every port is free. The system port must be below 32768, because NVIDIA
+# Dynamo reads a signed 16-bit number.
 PORT, SYSTEM_PORT, ENGINE_PORT, NCCL_PORT = 8000, 8081, 30000, 30001
 URL = f"http://127.0.0.1:{PORT}"
 STARTS_WITHIN, ENDS_WITHIN = 150, 20  # seconds
 _PLANES = ("--discovery-backend", "file", "--request-plane", "tcp", "--event-plane", "zmq")
 _HOSTS = ("DYN_SYSTEM_HOST", "DYN_TCP_RPC_HOST", "DYN_TCP_RESPONSE_STREAM_HOST",
           "DYN_EVENT_PLANE_HOST")  # fmt: skip
-_MADE_SO = 'ip link set lo up && mount -t tmpfs tmpfs /dev/shm && exec "$@"'
+_SET_UP = 'ip link set lo up && mount -t tmpfs tmpfs /dev/shm && exec "$@"'
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Attributes:
-    worker: the process that serves the page, and starts the engine's others.
-    files: the directory of its metrics' files.
+    """A running frontend and worker.
+
+    Attributes:
+        worker: the process that serves the page, and starts the engine's other processes.
+        files: the directory of the worker's multiprocess files.
     """
 
     worker: psutil.Process
     files: Path
 
 
-def again_in_namespaces(script: str, arguments: Sequence[str]) -> int:
-    """Run a script with `--inside DIRECTORY` to its end, and return its exit code."""
+def run_in_namespaces(script: str, arguments: Sequence[str]) -> int:
+    """Run a script with `--inside DIRECTORY` in new namespaces, and return its exit code."""
     for program in ("unshare", "setpriv", "ip"):
         if shutil.which(program) is None:
             sys.exit(f"{program} is missing: Debian's util-linux and iproute2 have it")
@@ -60,7 +63,7 @@ def again_in_namespaces(script: str, arguments: Sequence[str]) -> int:
         unshare.append("--map-root-user")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="bench-dynamo-") as place:
-        command = ["setpriv", "--pdeathsig", "KILL", *unshare, "sh", "-c", _MADE_SO, "sh"]
+        command = ["setpriv", "--pdeathsig", "KILL", *unshare, "sh", "-c", _SET_UP, "sh"]
         command += [sys.executable, script, "--inside", place, *arguments]
         process = subprocess.Popen(command)
         try:
@@ -70,7 +73,7 @@ def again_in_namespaces(script: str, arguments: Sequence[str]) -> int:
         finally:
             with contextlib.suppress(psutil.Error):
                 for first in psutil.Process(process.pid).children():
-                    first.kill()  # the kernel ends all others, and then lets unshare know
+                    first.kill()  # then the kernel ends all other processes of the namespace
             process.wait()
 
 
@@ -81,7 +84,7 @@ def stack(place: Path, model: Path, worker: Sequence[str]) -> Iterator[Stack]:
     Args:
         place: a directory for their files and logs.
         model: the model's directory.
-        worker: the words that start the worker, without its flags.
+        worker: the worker's command line, without flags.
     """
     temporary = place / "tmp"
     temporary.mkdir(parents=True)
@@ -94,10 +97,10 @@ def stack(place: Path, model: Path, worker: Sequence[str]) -> Iterator[Stack]:
     command = [*worker, *_PLANES, "--model-path", str(model), "--served-model-name", MODEL]
     command += ["--port", str(ENGINE_PORT), "--nccl-port", str(NCCL_PORT), *engine]
     command += ["--enable-metrics"]
-    only_the_workers = {SWITCH: "1", "DYN_SYSTEM_PORT": str(SYSTEM_PORT)}
+    worker_variables = {SWITCH: "1", "DYN_SYSTEM_PORT": str(SYSTEM_PORT)}
     with (
         _started(frontend, place / "frontend.log", variables),
-        _started(command, place / "worker.log", variables | only_the_workers) as process,
+        _started(command, place / "worker.log", variables | worker_variables) as process,
     ):
         deadline = time.monotonic() + STARTS_WITHIN
         while not (answers(SYSTEM_PORT) and _is_served()):
@@ -125,10 +128,10 @@ def _is_served() -> bool:
 
 
 def _files(place: Path) -> Path:
-    """Return the one directory below which a process has opened such files."""
+    """Return the only directory in which the worker has created multiprocess files."""
     found = {file.parent for file in (place / "tmp").rglob("counter_*.db")}
     if len(found) != 1:
-        sys.exit(f"one directory of metrics was to be found in {place}, not {len(found)}")
+        sys.exit(f"{len(found)} directories in {place} have metrics files: expected one")
     return found.pop()
 
 
@@ -136,7 +139,7 @@ def _files(place: Path) -> Path:
 def _started(
     command: Sequence[str], log: Path, variables: dict[str, str]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process and its children; end all of them with the context."""
+    """Run a process while the context is open; end it and its children after that."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=output, env=os.environ | variables,
@@ -157,7 +160,7 @@ def _started(
         process.wait()
 
 
-def end_what_is_left() -> None:
+def end_other_processes() -> None:
     """End every other process of the namespace; this process is its first one."""
     left = [process for process in psutil.process_iter() if process.pid != os.getpid()]
     titles = [process.name() for process in left if process.status() != psutil.STATUS_ZOMBIE]

@@ -49,7 +49,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
-        say("making a tiny model, starting SGLang (about half a minute)")
+        say("creating a tiny model, starting SGLang (about half a minute)")
         with engine(place) as (server, engine_port), exporter(place, server.pid) as found:
             ours, our_port = found
             url = f"http://127.0.0.1:{engine_port}"
@@ -80,9 +80,9 @@ def print_scrapes(servers: list[tuple[str, psutil.Process, int]], scrapes: int) 
             scrape()
         before, times = cpu(process), []
         for _ in range(scrapes):
-            begun = time.perf_counter()
+            start = time.perf_counter()
             scrape()
-            times.append(time.perf_counter() - begun)
+            times.append(time.perf_counter() - start)
             time.sleep(0.005)
         costs.append((cpu(process) - before) / scrapes * 1e3)
         p50, p99 = statistics.median(times) * 1e3, sorted(times)[int(0.99 * scrapes)] * 1e3
@@ -125,9 +125,9 @@ async def serve(url: str, requests: int) -> float:
                     pass
 
     async with aiohttp.ClientSession() as session:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         await asyncio.gather(*(client(session) for _ in range(STREAMS)))
-        return requests / (time.perf_counter() - begun)
+        return requests / (time.perf_counter() - start)
 
 
 @contextlib.contextmanager

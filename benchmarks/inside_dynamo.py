@@ -27,8 +27,8 @@ from dynamo_stack import (
     SYSTEM_PORT,
     URL,
     Stack,
-    again_in_namespaces,
-    end_what_is_left,
+    end_other_processes,
+    run_in_namespaces,
     stack,
 )
 from starting import say
@@ -43,10 +43,12 @@ IDLE, SERVED, SERVING = "before the first request", "after the requests", "while
 
 @dataclass(frozen=True)
 class Cost:
-    """Attributes:
-    lines: of the page.
-    cpu: seconds of processor time a scrape.
-    times: seconds to the answer, of each scrape.
+    """The cost of a worker's page in one state of the worker.
+
+    Attributes:
+        lines: the number of lines on the page.
+        cpu: processor time per scrape, seconds.
+        times: the time to the answer of each scrape, seconds.
     """
 
     lines: int
@@ -56,11 +58,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Found:
-    """Attributes:
-    pages: before the first request, and after them.
-    costs: by state of the worker.
-    rates: requests a second, without scrapes and with scrapes.
-    faults: what differs from what Dynamo makes of the same files.
+    """The measurements of one kind of worker.
+
+    Attributes:
+        pages: the page before the first request, and the page after the requests.
+        costs: the costs of the page, by state of the worker.
+        rates: requests per second, without scrapes and with scrapes.
+        faults: the differences from the values of NVIDIA Dynamo's own functions.
     """
 
     pages: tuple[bytes, bytes]
@@ -77,8 +81,8 @@ def main() -> int:
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inside is None:
-        return again_in_namespaces(__file__, sys.argv[1:])
-    say("making a tiny model")
+        return run_in_namespaces(__file__, sys.argv[1:])
+    say("creating a tiny model")
     model = options.inside / "tiny"
     command = [sys.executable, "-m", "dynamometer", "tiny-model", str(model)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -86,8 +90,8 @@ def main() -> int:
     for number, (name, worker) in enumerate(variants(options.inside).items()):
         say(f"Dynamo's worker {name}: starting (about 20 s)")
         with stack(options.inside / str(number), model, worker) as running:
-            found[name] = measured(running, options)
-        end_what_is_left()
+            found[name] = measure(running, options)
+        end_other_processes()
     print_costs(found)
     return print_faults(found)
 
@@ -111,38 +115,38 @@ def variants(place: Path) -> dict[str, list[str]]:
     return commands
 
 
-def measured(running: Stack, options: argparse.Namespace) -> Found:
+def measure(running: Stack, options: argparse.Namespace) -> Found:
     say(f"{options.scrapes} scrapes, {options.requests} requests, {options.scrapes} scrapes")
-    costs = {IDLE: quiet(running, options.scrapes)}
-    idle = plain(SYSTEM_PORT)  # some of its gauges come seconds after it is ready
+    costs = {IDLE: scrape_idle(running, options.scrapes)}
+    idle = plain(SYSTEM_PORT)  # some gauges appear only seconds after the worker is ready
     rate(requests(options.requests))
-    time.sleep(2)  # gauges of the last second
+    time.sleep(2)  # SGLang updates some gauges once a second
     pages = idle, plain(SYSTEM_PORT)
     faults = differences_of_values(running.files, lambda: plain(SYSTEM_PORT))
-    costs[SERVED] = quiet(running, options.scrapes)
+    costs[SERVED] = scrape_idle(running, options.scrapes)
     say(f"{ROUNDS} rounds of {options.serving} requests, unscraped and scraped")
-    costs[SERVING], rates = serving(running, options.serving)
+    costs[SERVING], rates = scrape_serving(running, options.serving)
     return Found(pages, costs, rates, faults)
 
 
-def quiet(running: Stack, scrapes: int) -> Cost:
-    """Scrape an idle worker."""
+def scrape_idle(running: Stack, scrapes: int) -> Cost:
+    """Measure the page of an idle worker."""
     scrape = scraper(SYSTEM_PORT)
     for _ in range(20):
         scrape()
     before = cpu(running.worker)
     time.sleep(2)
     idle = (cpu(running.worker) - before) / 2
-    before, begun, times = cpu(running.worker), time.perf_counter(), []
+    before, start, times = cpu(running.worker), time.perf_counter(), []
     for _ in range(scrapes):
         times.append(timed(scrape))
         time.sleep(0.005)
-    taken = cpu(running.worker) - before - idle * (time.perf_counter() - begun)
+    taken = cpu(running.worker) - before - idle * (time.perf_counter() - start)
     return Cost(plain(SYSTEM_PORT).count(b"\n"), taken / scrapes, times)
 
 
-def serving(running: Stack, count: int) -> tuple[Cost, tuple[float, float]]:
-    """Scrape a serving worker, alternating with the same load without scrapes; return medians."""
+def scrape_serving(running: Stack, count: int) -> tuple[Cost, tuple[float, float]]:
+    """Measure the page of a serving worker, and the median rates without and with scrapes."""
     scrape, times = scraper(SYSTEM_PORT), []
     unscraped, scraped, taken = [], [], 0.0
     for _ in range(ROUNDS):
@@ -163,9 +167,9 @@ def serving(running: Stack, count: int) -> tuple[Cost, tuple[float, float]]:
 
 
 def timed(scrape: Scrape) -> float:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     scrape()
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def requests(count: int) -> subprocess.Popen[str]:
@@ -176,10 +180,10 @@ def requests(count: int) -> subprocess.Popen[str]:
 
 def rate(load: subprocess.Popen[str]) -> float:
     """Return the requests per second of a load after its end."""
-    said = load.communicate(timeout=LOAD_WITHIN)[0]
+    output = load.communicate(timeout=LOAD_WITHIN)[0]
     if load.returncode != 0:
         sys.exit("the load failed")
-    return float(said)
+    return float(output)
 
 
 def print_costs(found: dict[str, Found]) -> None:
@@ -190,10 +194,10 @@ def print_costs(found: dict[str, Found]) -> None:
         for name, variant in found.items():
             cost = variant.costs[state]
             p50, p99 = middle(cost), sorted(cost.times)[int(0.99 * len(cost.times))]
-            less = f"{base.cpu / cost.cpu:.1f}×, {middle(base) / p50:.1f}×"
+            ratios = f"{base.cpu / cost.cpu:.1f}×, {middle(base) / p50:.1f}×"
             print(
                 f"| {state} | {name} | {cost.lines} | {cost.cpu * 1e3:.2f} ms | {p50 * 1e3:.2f} ms"
-                f" | {p99 * 1e3:.2f} ms | {less} |"
+                f" | {p99 * 1e3:.2f} ms | {ratios} |"
             )
     print(f"\nrequests/s with {SCRAPES_A_SECOND} scrapes per second, relative to no scrapes:")
     for name, variant in found.items():

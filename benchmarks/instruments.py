@@ -2,9 +2,9 @@
 
 The benchmark compares the metrics of a request of 64 streamed tokens, in the frontend and in a
 worker, with 64 calls of prometheus_client's `observe` on a histogram with as many buckets, in the
-same run. Times are processor time, the minimum of several. They cover all work that only metrics
-need: the records, the clock, the families, the end of a stream. The table shows the reading of
-events separately, because the relay has to find the usage event in any case.
+same run. Times are processor time, the minimum of several. The times cover all work that is done
+only for metrics: the records, the clock, the families, the end of a stream. The table shows the
+reading of events separately, because the relay has to find the usage event in any case.
 """
 
 from __future__ import annotations
@@ -51,30 +51,30 @@ def main() -> None:
         "--requests", type=int, default=500, help="requests in each of 15 repetitions"
     )
     requests = parser.parse_args().requests
-    peer, *ours = least(
+    reference, *ours = minimum_times(
         [observations(), frontend(), worker(), frontend(read=True)], requests=requests
     )
     names = ("frontend", "worker", "frontend, reading the events too")
     print(f"\nInstruments of a request of {TOKENS} streamed tokens, µs of processor time")
-    print(f"  {TOKENS} x prometheus_client's observe: {peer * 1e6:.1f}")
+    print(f"  {TOKENS} x prometheus_client's observe: {reference * 1e6:.1f}")
     for name, found in zip(names, ours, strict=True):
-        print(f"  {name}: {found * 1e6:.1f} ({found / peer:.2f} of prometheus_client's)")
+        print(f"  {name}: {found * 1e6:.1f} ({found / reference:.2f} of prometheus_client's)")
 
 
-def least(works: Sequence[Callable[[], object]], *, requests: int) -> list[float]:
-    """Return the minimum processor time of one call of each, in seconds; the calls alternate."""
+def minimum_times(works: Sequence[Callable[[], object]], *, requests: int) -> list[float]:
+    """Return the minimum processor time of a call of each function, seconds; calls alternate."""
     found: list[list[float]] = [[] for _ in works]
     for _ in range(15):
         for times, work in zip(found, works, strict=True):
-            begun = time.process_time()
+            start = time.process_time()
             for _ in repeat(None, requests):
                 work()
-            times.append((time.process_time() - begun) / requests)
+            times.append((time.process_time() - start) / requests)
     return [min(times) for times in found]
 
 
 def observations() -> Callable[[], object]:
-    """Call `observe` for each token."""
+    """Return a function that calls prometheus_client's `observe` for each token."""
     bounds = FrontendBuckets.of(DEFAULT_BUCKET_RANGES).inter_token_latency
     family = TheirHistogram("itl", "", ("model",), buckets=bounds, registry=CollectorRegistry())
     observe = family.labels("m").observe
@@ -87,7 +87,7 @@ def observations() -> Callable[[], object]:
 
 
 def frontend(*, read: bool = False) -> Callable[[], object]:
-    """Record one request as `frontend.forwarding` does."""
+    """Return a function that records one request as `frontend.forwarding` does."""
     metrics = FrontendMetrics(CollectorRegistry())
     record = Record(
         role=Role.WORKER, id=WORKER, namespace="", component="", models=("m",),
@@ -129,7 +129,7 @@ def frontend(*, read: bool = False) -> Callable[[], object]:
 
 
 def worker() -> Callable[[], object]:
-    """Run a request's count as `worker.endpoint` does."""
+    """Return a function that records one request as `worker.endpoint` does."""
     runtime = DistributedRuntime()
     endpoint = runtime.endpoint("dynamo", "backend", "generate")
     metrics = EndpointMetrics(endpoint.metrics, runtime.registry, {labels.MODEL: "m"})

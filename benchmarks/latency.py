@@ -65,21 +65,21 @@ def main() -> None:
         within = True
         for number in range(1, options.rounds + 1):
             say(f"round {number}: {options.requests} streams of {options.tokens} tokens")
-            within &= one_round(frontend, worker, options)
+            within &= measure_round(frontend, worker, options)
     sys.exit(0 if within else 1)
 
 
-def one_round(frontend: str, worker: str, options: argparse.Namespace) -> bool:
-    """Return True if the frontend's means agree with the client's."""
+def measure_round(frontend: str, worker: str, options: argparse.Namespace) -> bool:
+    """Print one round, and return True if the frontend's means agree with the clients'."""
     families = {
         "the frontend's": (frontend, "dynamo_frontend_"),
         "SGLang's own": (worker, "sglang:"),
     }
     before = {who: read(*place) for who, place in families.items()}
-    begun = time.perf_counter()
+    start = time.perf_counter()
     clock = asyncio.run(clients(frontend, options.requests, options.at_once, options.tokens))
-    seconds = time.perf_counter() - begun
-    settle(frontend, before["the frontend's"], options.requests)
+    seconds = time.perf_counter() - start
+    wait_until_counted(frontend, before["the frontend's"], options.requests)
     after = {who: read(*place) for who, place in families.items()}
     print(f"\n{options.requests} streams, {options.at_once} at once, in {seconds:.1f} s")
     print("\n| mean of | source | count | mean | minus the client's | within 5 ms |")
@@ -92,18 +92,18 @@ def one_round(frontend: str, worker: str, options: argparse.Namespace) -> bool:
         own = Mean(sum(seen), len(seen))
         print(f"| {title} | the client's clock | {own.count} | {own.milliseconds:.3f} ms | | |")
         for who in families:
-            rose = Mean(
+            increase = Mean(
                 after[who][name].sum - before[who][name].sum,
                 after[who][name].count - before[who][name].count,
             )
-            difference = rose.milliseconds - own.milliseconds
+            difference = increase.milliseconds - own.milliseconds
             near = abs(difference) <= ALLOWED_MS
             words = "yes" if near else "NO"
             if who == "the frontend's":
-                within &= near and rose.count == own.count
-                words += "" if rose.count == own.count else ", but THE COUNTS DIFFER"
+                within &= near and increase.count == own.count
+                words += "" if increase.count == own.count else ", but THE COUNTS DIFFER"
             print(
-                f"| | {who} | {rose.count:.0f} | {rose.milliseconds:.3f} ms "
+                f"| | {who} | {increase.count:.0f} | {increase.milliseconds:.3f} ms "
                 f"| {difference:+.3f} ms | {words} |"
             )
     return within
@@ -152,8 +152,8 @@ def read(url: str, prefix: str) -> dict[str, Mean]:
     }
 
 
-def settle(url: str, before: dict[str, Mean], requests: int) -> None:
-    """Wait until the last stream is counted; its client may see the end earlier."""
+def wait_until_counted(url: str, before: dict[str, Mean], requests: int) -> None:
+    """Wait until the frontend has counted every stream, which may be after its client's end."""
     deadline = time.monotonic() + 5
     while read(url, "dynamo_frontend_")[FIRST].count < before[FIRST].count + requests:
         if time.monotonic() > deadline:
@@ -169,7 +169,7 @@ async def _page(url: str) -> str:
 @contextlib.contextmanager
 def serving(place: Path) -> Iterator[tuple[str, str]]:
     """Run a frontend and a worker around SGLang; yield the URLs of their pages."""
-    say("making a tiny model, starting frontend, worker and SGLang (about half a minute)")
+    say("creating a tiny model, starting frontend, worker and SGLang (about half a minute)")
     model, dyno = place / "tiny", [sys.executable, "-m", "dynamometer"]
     subprocess.run([*dyno, "tiny-model", str(model)], check=True, stdout=subprocess.DEVNULL)
     variables = {"DYN_FILE_KV": str(place / "discovery"), "HF_HUB_OFFLINE": "1"}

@@ -1,6 +1,6 @@
 """Compare the cost of a page with prometheus_client's, in one run: `make bench-metrics`.
 
-Both render the same files of several processes, with counters, gauges and histograms (see
+Both libraries render the same files of several processes, with counters, gauges and histograms (see
 `multiprocess_load`). Times are processor time, the minimum of several, because other load on the
 machine only adds to a time. Pages are compared as sorted lines. `--svg` draws the picture.
 """
@@ -41,10 +41,18 @@ _FILES_IN = Path("/dev/shm")
 
 @dataclass(frozen=True)
 class Costs:
-    """Processor seconds for a page with this number of lines."""
+    """Processor times of one page, seconds.
+
+    Attributes:
+        lines: the number of lines on the page.
+        reference: the time of prometheus_client.
+        first: the time of a new directory's first page.
+        steady: the time of later pages, by the share of series that changed.
+        selection: the time to render five families after a reading.
+    """
 
     lines: int
-    peer: float
+    reference: float
     first: float
     steady: dict[str, float]
     selection: float
@@ -65,10 +73,10 @@ def main() -> None:
         default=100_000,
         help="renders of the memory test; 0: skip the test",
     )
-    parser.add_argument("--held-by", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.held_by:
-        print_held(options.held_by)
+    if options.memory_of:
+        print_own_memory(options.memory_of)
         return
     sizes = QUICK_SIZES if options.quick else SIZES
     found = [measure(*size, quick=options.quick) for size in sizes]
@@ -80,7 +88,7 @@ def main() -> None:
         options.svg.write_text(
             draw(
                 {
-                    "prometheus_client": [(c.lines, c.peer) for c in found],
+                    "prometheus_client": [(c.lines, c.reference) for c in found],
                     "first reading": [(c.lines, c.first) for c in found],
                     **{
                         f"{share} changed": [(c.lines, c.steady[share]) for c in found]
@@ -93,22 +101,22 @@ def main() -> None:
 
 
 def measure(processes: int, label_sets: int, *, quick: bool) -> Costs:
-    """Measure one size."""
-    with _load(processes, label_sets) as (path, load):
+    """Measure the page of some processes, each with some label sets."""
+    with _TemporaryLoad(processes, label_sets) as (path, load):
         registry = CollectorRegistry()
         MultiProcessCollector(registry, str(path))
 
-        def peer() -> bytes:
+        def reference() -> bytes:
             return generate_latest(registry)
 
         directory = MultiprocessDirectory(path)
-        _same(peer(), directory.render())
-        peers, firsts = [], []
+        _same(reference(), directory.render())
+        references, firsts = [], []
         for _ in range(2 if quick else 3):
             gc.collect()
-            peers.append(timed(peer))
+            references.append(timed(reference))
             firsts.append(timed(MultiprocessDirectory(path).render))
-        for _ in range(5):  # until numbers are as long as they are in service
+        for _ in range(5):  # until the numbers have as many digits as after a long run
             load.change(1.0)
             directory.render()
         steady: dict[str, list[float]] = {share: [] for share in SHARES}
@@ -118,11 +126,11 @@ def measure(processes: int, label_sets: int, *, quick: bool) -> Costs:
                 load.change(SHARES[share])
                 steady[share].append(timed(directory.render))
                 selections.append(_selection(directory))
-        _same(peer(), directory.render())
-        peers.append(timed(peer))
+        _same(reference(), directory.render())
+        references.append(timed(reference))
         return Costs(
             load.lines,
-            min(peers),
+            min(references),
             min(firsts),
             {share: min(times) for share, times in steady.items()},
             min(selections),
@@ -143,7 +151,7 @@ def timed(work: Callable[[], object]) -> float:
     return time.process_time() - begin
 
 
-class _load:  # noqa: N801  # a context
+class _TemporaryLoad:
     def __init__(self, processes: int, label_sets: int) -> None:
         place = _FILES_IN if _FILES_IN.is_dir() else None
         self._path = Path(tempfile.mkdtemp(dir=place))
@@ -168,9 +176,9 @@ def print_table(found: list[Costs]) -> None:
     print("| " + " | ".join([*head, "five families", "µs per changed line (10 %, all)"]) + " |")
     print("| " + " | ".join(["---"] * (len(head) + 2)) + " |")
     for costs in found:
-        cells = [f"{costs.lines:,}", _ms(costs.peer)]
-        cells.append(f"{_ms(costs.first)} ({costs.first / costs.peer:.2f} of it)")
-        cells += [f"{_ms(t)} ({costs.peer / t:,.0f}x)" for t in costs.steady.values()]
+        cells = [f"{costs.lines:,}", _ms(costs.reference)]
+        cells.append(f"{_ms(costs.first)} ({costs.first / costs.reference:.2f} of it)")
+        cells += [f"{_ms(t)} ({costs.reference / t:,.0f}x)" for t in costs.steady.values()]
         cells.append(_ms(costs.selection))
         cells.append(", ".join(f"{costs.per_changed(s) * 1e6:.2f}" for s in ("10 %", "all")))
         print("| " + " | ".join(cells) + " |")
@@ -182,13 +190,13 @@ def _ms(seconds: float) -> str:
 
 def print_memory(processes: int, label_sets: int, *, renders: int) -> None:
     """Print the memory per series, and the memory growth after many renders."""
-    with _load(processes, label_sets) as (path, load):
+    with _TemporaryLoad(processes, label_sets) as (path, load):
         found = subprocess.run(
-            [sys.executable, __file__, "--held-by", str(path)], stdout=subprocess.PIPE, check=True
+            [sys.executable, __file__, "--memory-of", str(path)], stdout=subprocess.PIPE, check=True
         )
-        held = int(found.stdout)
-        print(f"\nmemory: {held / load.lines:.0f} bytes per series at {load.lines:,} series")
-    with _load(1, 1) as (path, load):
+        used = int(found.stdout)
+        print(f"\nmemory: {used / load.lines:.0f} bytes per series at {load.lines:,} series")
+    with _TemporaryLoad(1, 1) as (path, load):
         directory = MultiprocessDirectory(path)
         for _ in range(100):
             load.change(1.0)
@@ -203,8 +211,8 @@ def print_memory(processes: int, label_sets: int, *, renders: int) -> None:
         print(f"after {renders:,} renders: {_resident() - resident:+,} bytes resident")
 
 
-def print_held(path: Path) -> None:
-    """Print the memory of a directory and its page, in bytes; runs in a separate process."""
+def print_own_memory(path: Path) -> None:
+    """Print the memory that a directory and its page use, in bytes; runs in a separate process."""
     with tempfile.TemporaryDirectory() as empty:
         MultiprocessDirectory(empty).render()
     gc.collect()
@@ -217,14 +225,16 @@ def print_held(path: Path) -> None:
 
 def print_drop_in(processes: int, label_sets: int) -> None:
     """Print the cost for a service that changes only its imports."""
-    with _load(processes, label_sets) as (path, load):
+    with _TemporaryLoad(processes, label_sets) as (path, load):
         theirs, ours = CollectorRegistry(), CollectorRegistry()
         MultiProcessCollector(theirs, str(path))
         OurCollector(ours, str(path))
         ours_twice = our_generate_latest(ours)
         _same(generate_latest(theirs), ours_twice)
-        peer = min(timed(lambda: generate_latest(theirs)) for _ in range(3))
-        print(f"\ndrop-in, {load.lines:,} lines, 10 % changed (prometheus_client: {_ms(peer)} ms)")
+        reference = min(timed(lambda: generate_latest(theirs)) for _ in range(3))
+        print(
+            f"\ndrop-in, {load.lines:,} lines, 10 % changed (prometheus_client: {_ms(reference)} ms)"
+        )
         for name, render_page in {
             "MultiProcessCollector replaced": generate_latest,
             "generate_latest replaced too": our_generate_latest,
@@ -233,7 +243,7 @@ def print_drop_in(processes: int, label_sets: int) -> None:
             for _ in range(7):
                 load.change(0.1)
                 times.append(timed(partial(render_page, ours)))
-            print(f"  {name}: {_ms(min(times))} ms ({peer / min(times):,.1f}x)")
+            print(f"  {name}: {_ms(min(times))} ms ({reference / min(times):,.1f}x)")
 
 
 def _resident() -> int:

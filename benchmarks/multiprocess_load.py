@@ -1,4 +1,4 @@
-"""A multiprocess directory like an engine's, of a set size and rate of change."""
+"""Write a multiprocess directory like an engine's, of a given size and rate of change."""
 
 from __future__ import annotations
 
@@ -22,7 +22,13 @@ _HELP: Final = "What an engine counts, at some length."
 
 @dataclass(frozen=True, slots=True)
 class _Child:
-    """One instrument of one label set: where its values are in a file."""
+    """One instrument of one label set.
+
+    Attributes:
+        file: the file of its values.
+        words: the positions of the values, in units of 8 bytes.
+        floats: True if the values are fractions, False if whole numbers.
+    """
 
     file: MmapedDict
     words: Sequence[int]
@@ -30,10 +36,10 @@ class _Child:
 
 
 class Load:
-    """Files of several processes, each with series of its own ranks.
+    """The files of several processes, each of which has the series of a rank.
 
-    Each label set has 330 lines: 30 counters, 40 gauges, and 10 histograms of 24 buckets; some
-    230 bytes of file a line, as the files of SGLang 0.5.23 in tests/samples have.
+    Each label set has 330 lines: 30 counters, 40 gauges, and 10 histograms of 24 buckets. A line
+    takes about 230 bytes in a file, as in the files of SGLang 0.5.23 in tests/samples.
     """
 
     def __init__(self, path: Path, *, processes: int, label_sets: int) -> None:
@@ -45,7 +51,7 @@ class Load:
             self._write_process(path, process, label_sets)
 
     def change(self, share: float) -> None:
-        """Move a share of all instruments, chosen at random; a histogram moves in all its lines."""
+        """Change a share of all instruments, chosen at random; all lines of a histogram change."""
         count = round(share * len(self._children))
         for child in self._random.sample(self._children, count):
             step = self._random.random() if child.floats else 1.0

@@ -1,9 +1,9 @@
 """Compare whole scrapes over HTTP: `make bench-metrics`, second part.
 
-Two servers serve the same directory of 16,000 lines, 10 % of which change before each scrape, to
-requests with Prometheus' own headers: Dynamometer's page as in a worker, and an aiohttp handler
-over prometheus_client with gzip. The table has the processor time of the servers, and the longest
-time for which an event loop was blocked during a scrape.
+Two servers serve the same directory of 16,000 lines, 10 % of which change before each scrape:
+Dynamometer's page as in a worker, and an aiohttp handler that calls prometheus_client and gzip.
+Requests have Prometheus' own headers. The table has the processor time of the servers, and the
+longest time for which an event loop was blocked during a scrape.
 """
 
 from __future__ import annotations
@@ -67,30 +67,29 @@ class LoopWatch:
 
     async def _watch(self) -> None:
         while True:
-            begun = time.perf_counter()
+            start = time.perf_counter()
             await asyncio.sleep(0.0005)
-            self._longest = max(self._longest, time.perf_counter() - begun - 0.0005)
+            self._longest = max(self._longest, time.perf_counter() - start - 0.0005)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer scrapes")
-    parser.add_argument("--serve", choices=["ours", "peer"], help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=list(APPLICATIONS), help=argparse.SUPPRESS)
     parser.add_argument("directory", nargs="?", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        app = {"ours": ours, "peer": peer}[options.serve](options.directory)
-        event_loop.run(serve(app))
+        event_loop.run(serve(APPLICATIONS[options.serve](options.directory)))
         return
     rounds = 3 if options.quick else 12
     path = Path(tempfile.mkdtemp(dir=_FILES_IN))
     try:
         load = Load(path, processes=PROCESSES, label_sets=LABEL_SETS)
-        with server("ours", path) as one, server("peer", path) as other:
-            measured = [Measured("ours", *one, scrapes=10), Measured("peer", *other, scrapes=1)]
-            for _ in range(rounds):  # in turn: a machine is now fast and now slow
+        with server(OURS, path) as one, server(REFERENCE, path) as other:
+            measured = [Measured(OURS, *one, scrapes=10), Measured(REFERENCE, *other, scrapes=1)]
+            for _ in range(rounds):  # alternating, because the speed of a machine varies
                 for each in measured:
-                    each.round(load)
+                    each.measure_round(load)
         load.close()
     finally:
         shutil.rmtree(path)
@@ -105,18 +104,18 @@ def main() -> None:
         cells = [f"{second * 1e3:.2f} ms" for second in seconds]
         print(f"| {each.name} | {' | '.join(cells)} | {each.size:,} |")
     print()
-    ours_cpu, peer_cpu = (each.cpu for each in measured)
-    print(f"{peer_cpu / ours_cpu:.0f} times less CPU than prometheus_client's")
+    ours_cpu, reference_cpu = (each.cpu for each in measured)
+    print(f"{reference_cpu / ours_cpu:.0f} times less CPU than prometheus_client's")
 
 
 class Measured:
     """The measurements of one server.
 
     Attributes:
-        cpu: processor seconds a scrape.
-        first: seconds for which its loop was held at the first scrape.
-        later: at the worst of the later ones.
-        size: bytes of the answer.
+        cpu: processor time per scrape, seconds.
+        first: the longest time for which the first scrape blocked the event loop, seconds.
+        later: the longest time for which a later scrape blocked the event loop, seconds.
+        size: the size of the answer, bytes.
     """
 
     def __init__(self, name: str, process: psutil.Process, port: int, *, scrapes: int) -> None:
@@ -135,8 +134,8 @@ class Measured:
     def cpu(self) -> float:
         return self._used / self._count
 
-    def round(self, load: Load) -> None:
-        """Measure the cost of some scrapes, and the event loop during others."""
+    def measure_round(self, load: Load) -> None:
+        """Measure the processor time of some scrapes, and the event loop during some others."""
         self._scrape(1, load)
         before = sum(self._process.cpu_times()[:2])
         self._scrape(self._scrapes, load)
@@ -184,7 +183,7 @@ async def serve(app: web.Application) -> None:
         await asyncio.Event().wait()
 
 
-def ours(path: Path) -> web.Application:
+def dynamometer_application(path: Path) -> web.Application:
     runtime = DistributedRuntime()
     endpoint = runtime.namespace("dynamo").component("backend").endpoint("generate")
     register_engine_metrics_callback(endpoint, MultiprocessDirectory(path), "sglang:")
@@ -193,7 +192,7 @@ def ours(path: Path) -> web.Application:
     return app
 
 
-def peer(path: Path) -> web.Application:
+def reference_application(path: Path) -> web.Application:
     metrics = CollectorRegistry()
     MultiProcessCollector(metrics, str(path))
 
@@ -206,6 +205,10 @@ def peer(path: Path) -> web.Application:
     app = web.Application()
     app.router.add_get("/metrics", handler)
     return app
+
+
+OURS, REFERENCE = "dynamometer", "prometheus_client"
+APPLICATIONS = {OURS: dynamometer_application, REFERENCE: reference_application}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import psutil
 def started(
     command: list[str], log: Path, variables: dict[str, str]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process and its children; end all of them with the context."""
+    """Run a process while the context is open; end it and its children after that."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,

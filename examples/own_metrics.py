@@ -33,9 +33,9 @@ def main() -> None:
     outcomes = {outcome: jobs.labels(outcome) for outcome in ("done", "failed")}
 
     # Set a value that is cheap to compute in a callback before each scrape.
-    begun = time.time()
+    started = time.time()
     age = metrics.create_gauge("example_age_seconds", "Time since the start of this example")
-    metrics.register_callback(lambda: age.set(time.time() - begun))
+    metrics.register_callback(lambda: age.set(time.time() - started))
 
     with runtime.serve() as server:
         where = f"{server.url}/metrics" if server.url else "not served (DYN_SYSTEM_PORT=-1)"
