@@ -446,7 +446,7 @@ async def test_a_request_for_which_the_engine_has_no_room_is_a_rejection(bench: 
 def test_a_name_that_is_not_registered_has_no_answers() -> None:
     """Series that stay at 0 would distort each mean over the models."""
     registry = CollectorRegistry()
-    FrontendMetrics(registry).expect(["m"])
+    FrontendMetrics(registry).show_zeros(["m"])
     models: dict[str, set[str]] = {}
     for family in registry.collect():
         for sample in family.samples:

@@ -54,9 +54,9 @@ def parser(program: str) -> argparse.ArgumentParser:
         type=str,
         choices=[str(mode) for mode in RouterMode],
         default=str(RouterMode.ROUND_ROBIN),
-        help="the choice of a worker for a request; least-loaded: the worker with the fewest "
-        "requests, from this frontend and from others, as its engine reports each second "
-        "(default: round-robin)",
+        help="way to choose the worker for a request. least-loaded chooses the worker with the "
+        "fewest requests; the count includes requests from other clients of its engine, which "
+        "the engine reports each second (default: round-robin)",
     )
     arguments.add_drain_timeout(result)
     arguments.add_max_body_size(result)

@@ -1,8 +1,8 @@
 """The table of failures: the labels under which failed requests are counted.
 
-Classes and reasons are among NVIDIA Dynamo's. Each failed request is counted once, by the last
-error that its client received. A request whose client closed the connection is cancelled and not
-failed, unless the client received an error before that.
+The values of classes and reasons are values of NVIDIA Dynamo. Each failed request is counted once,
+under the last error that its client received. If the client closes the connection before it
+received an error, the request is counted as cancelled and not as failed.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class Failure:
     """One kind of failure.
 
     Attributes:
-        kind: the label `class` of failures.
-        reason: the label `reason` of failures.
-        error: the label `error_type` of finished requests.
+        kind: the value of the label `class` of the family of failures.
+        reason: the value of the label `reason` of the family of failures.
+        error: the value of the label `error_type` of the family of finished requests.
     """
 
     kind: str
@@ -52,7 +52,7 @@ UNSUPPORTED_MEDIA: Final = Failure(
 RATE_LIMITED: Final = Failure(
     failure_class.RATE_LIMITED, failure_reason.RATE_LIMITED, error_type.OVERLOAD
 )
-# The engine accepts no request at the moment: its queue is full.
+# The engine accepts no request now, because its queue is full.
 OVERLOADED: Final = Failure(
     failure_class.CAPACITY_EXHAUSTED, failure_reason.EXHAUSTED, error_type.OVERLOAD
 )
@@ -72,7 +72,8 @@ WORKER_LOST: Final = Failure(
 ENGINE_DIED: Final = Failure(
     failure_class.UNAVAILABLE, failure_reason.ENGINE_SHUTDOWN, error_type.UNAVAILABLE
 )
-# The connection broke during the response, or the worker reports that its engine ended.
+# The connection to the worker broke during the response, or the worker reported during the response
+# that its engine ended.
 BROKEN_OFF: Final = Failure(
     failure_class.UNAVAILABLE, failure_reason.STREAM_INCOMPLETE, error_type.UNAVAILABLE
 )
@@ -121,7 +122,7 @@ _CLIENT_CLOSED_REQUEST: Final = 499
 
 
 def of_answer(status: int) -> Failure | None:
-    """Return the failure for an error of an engine.
+    """Return the failure for an error that an engine reports.
 
     Args:
         status: the HTTP status, or the code of an error in a stream.

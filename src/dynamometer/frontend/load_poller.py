@@ -1,7 +1,7 @@
 """A background task that reads the load of workers, for the router mode `least-loaded`.
 
-The router counts this frontend's own requests itself. Requests of others (another frontend, or a
-client that connects to the engine) are on the worker's page, which is read about once a second.
+The router counts the requests of its own frontend. The requests of others (another frontend, or a
+client of the engine itself) are part of the load on the worker's page, which is read once a second.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ logger = logging.getLogger(__name__)
 
 INTERVAL_SECONDS: Final = 1.0
 DEADLINE_SECONDS: Final = 1.0
-# An older report is dropped: by then the requests of others may have ended.
+# An older report is dropped, because the requests of others may have ended since.
 STALE_SECONDS: Final = 5.0
 _LARGEST_PAGE_BYTES: Final = 64 << 10
 _GAUGES: Final = (engine_load.RUNNING_REQUESTS, engine_load.QUEUED_REQUESTS)
 _QUERY: Final = urlencode([("name[]", name) for name in _GAUGES])
-_PLAIN: Final = {"Accept-Encoding": "identity", "Accept": "text/plain;version=0.0.4"}
+_HEADERS: Final = {"Accept-Encoding": "identity", "Accept": "text/plain;version=0.0.4"}
 
 
 class LoadPoller:
-    """Reads the load of each ready worker, and reports the load from others to a router."""
+    """Reads the load of each ready worker, and reports the requests of others to a router."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class LoadPoller:
             await asyncio.sleep(self._interval)
 
     async def poll(self) -> None:
-        """Read the load of all workers once, at the same time."""
+        """Read the load of each ready worker once; all workers are read at the same time."""
         workers = self._router.fleet.ready
         ready = {worker.id for worker in workers}
         self._failing &= ready
@@ -94,7 +94,8 @@ class LoadPoller:
         except (aiohttp.ClientError, OSError, ValueError, ExpositionError) as error:
             self._record_error(worker, connection_fault(error))
             return
-        # Requests that started or ended meanwhile may be in the load: they are not from others.
+        # Own requests that started or ended during the poll may be part of the load, so the larger
+        # count is subtracted.
         own = max(before, self._router.in_flight(worker.id))
         self._router.report(worker.id, max(0.0, load - own))
         self._reported[worker.id] = time.monotonic()
@@ -112,7 +113,7 @@ class LoadPoller:
         async with asyncio.timeout(self._deadline):
             url = f"{worker.system_url}/metrics?{_QUERY}"
             async with self._session.get(
-                url, headers=_PLAIN, allow_redirects=False, auto_decompress=False
+                url, headers=_HEADERS, allow_redirects=False, auto_decompress=False
             ) as answer:
                 page = await read_body(answer, _LARGEST_PAGE_BYTES)
         if answer.status != 200:
@@ -135,7 +136,7 @@ class LoadPoller:
             self._failing.add(worker.id)
             logger.debug(
                 "the load of instance %016x is unknown (%s): only requests from this frontend "
-                "count", worker.id, reason,
+                "are counted", worker.id, reason,
             )  # fmt: skip
         if time.monotonic() - self._reported.get(worker.id, float("-inf")) > self._stale:
             self._reported.pop(worker.id, None)

@@ -1,7 +1,7 @@
 """The metrics of one request, collected while it runs and written at its end.
 
-Gauges change while the request runs; counters and histograms change at its end. A chunk of a stream
-costs one reading of the clock, in `forwarding`.
+Gauges change while the request runs; counters and histograms change at its end. For each chunk of a
+stream, `forwarding` reads the clock once.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from dynamometer.names import error_type
 class RequestMetrics:
     """The metrics of one request, from the start of its handler to the end.
 
-    A request is in one stage at a time: its body is read (`preprocess`), an instance is chosen
-    (`route`), or it waits for the first bytes of the response (`dispatch`). After that it is in
-    none.
+    A request is in one stage at a time. Its body is read (`preprocess`), then a worker is chosen
+    (`route`), then the frontend waits for the first bytes of the response (`dispatch`). After
+    these bytes, the request is not in a stage.
 
     Attributes:
         waiting: True from sending the request to a worker until the first bytes of the response.
@@ -67,7 +67,7 @@ class RequestMetrics:
         self._metrics = metrics
         self._route = route
         self._model = metrics.model(names.UNKNOWN_MODEL)
-        self._kind = metrics.kind(names.UNKNOWN_MODEL, route, stream=False)
+        self._kind = metrics.route(names.UNKNOWN_MODEL, route, stream=False)
         self._stage: Gauge | None = metrics.stages.preprocess
         self._stage.inc()
         self._queued = False
@@ -79,7 +79,7 @@ class RequestMetrics:
         self._until_sent: float | None = None
         self._roundtrip: float | None = None
         self._worker: int | None = None
-        # The client received the end of its response, or an error: it may close the connection.
+        # The client received the last event, all bytes, or an error; it may close the connection.
         self._end_sent = False
         # The client received the whole stream without an error.
         self._complete = False
@@ -88,10 +88,10 @@ class RequestMetrics:
         self.waiting = False
 
     def record_body(self, model: str | None, *, stream: bool) -> None:
-        """Count the request under its model, which the body names.
+        """Record that the body was read; from now on, count the request under its model.
 
         Args:
-            model: a registered name; None for any other.
+            model: the registered name in the body; None if the name is not registered.
             stream: True if the client requested a stream.
         """
         self._preprocessing = time.perf_counter() - self._started
@@ -105,7 +105,7 @@ class RequestMetrics:
         self._routing_started = time.perf_counter()
 
     def start_dispatch(self, worker: int) -> None:
-        """Enter the stage `dispatch`: the request is sent to the instance with this id."""
+        """Enter the stage `dispatch`: the request is sent to the worker with this instance id."""
         self._sent = time.perf_counter()
         self._worker = worker
         self._routing = (self._routing or 0.0) + self._sent - self._routing_started
@@ -127,7 +127,7 @@ class RequestMetrics:
         self._leave_queue()
 
     def record_failure(self, failure: Failure | None) -> None:
-        """Record the reason for an error; None for an engine's report of a cancelled request."""
+        """Record the failure of the request; None if the request was cancelled."""
         self._failure = failure
         self._error = failure.error if failure else error_type.CANCELLED
 
@@ -153,10 +153,10 @@ class RequestMetrics:
         self._end_sent = True
 
     def record_disconnect(self) -> None:
-        """Record that the client closed the connection: it cancelled an unfinished request.
+        """Record that the client closed the connection; an unfinished request is cancelled.
 
-        Many clients close the connection at the last event of a stream, before the HTTP response
-        ends, or at the status of an error. Such a request is not cancelled.
+        Many clients close the connection as soon as they receive the last event of a stream or the
+        status of an error, before the HTTP response ends. Such a request is not cancelled.
         """
         if self._end_sent:
             return
@@ -170,7 +170,7 @@ class RequestMetrics:
         if times and (tokens.output is None or not (self._complete or reader.successful)):
             # The stream ended before its usage: each event contained at least one token.
             tokens = Tokens(tokens.input, max(tokens.output or 0, len(times)), tokens.cached)
-        # The usage of an error is 0 tokens, also for the prompt: it is not counted.
+        # After an error, the engine reports 0 tokens, also for the prompt: do not observe them.
         self._tokens = tokens if times or reader.error_code is None else Tokens()
 
     def record_answer(self, answer: Answer) -> None:
@@ -203,7 +203,7 @@ class RequestMetrics:
 
     def _count_start(self, model: str, *, stream: bool) -> None:
         self._model = self._metrics.model(model)
-        self._kind = self._metrics.kind(model, self._route, stream=stream)
+        self._kind = self._metrics.route(model, self._route, stream=stream)
         self._kind.started.inc()
         self._model.active.inc()
         self._model.inflight.inc()
@@ -250,6 +250,6 @@ class RequestMetrics:
             self._model.answers.output_tokens.inc(tokens.output)
         if tokens.cached is not None:
             self._model.answers.cached.observe(tokens.cached)
-        worker = None if self._worker is None else self._metrics.workers.last(self._worker)
+        worker = None if self._worker is None else self._metrics.workers.last_values(self._worker)
         if worker is not None:
             worker.set(first_token, inter_token, tokens.input)

@@ -1,4 +1,4 @@
-"""The choice of an instance for a request."""
+"""The router, which chooses a worker for each request."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dynamometer.runtime.record import Record
 
 
 class RouterMode(StrEnum):
-    """Ways to choose among the workers of a model."""
+    """Ways to choose one of the workers that serve a model."""
 
     ROUND_ROBIN = "round-robin"
     RANDOM = "random"
@@ -69,7 +69,7 @@ class Router:
 
         Args:
             model: a registered name.
-            without: the ids of instances to skip.
+            without: the ids of workers that must not be chosen.
         """
         workers = self.fleet.workers(model)
         if not workers:
@@ -119,10 +119,10 @@ class Router:
 
 
 class _ByLoad:
-    """The workers of one model in a heap, by load and then by the time since the last choice.
+    """The workers of one model in a heap, ordered by load and then by the turn of the last choice.
 
-    A worker whose load changes is pushed again. Its outdated entries are dropped when they reach
-    the top, or all at once when the heap has grown to more than twice the number of workers.
+    When the load of a worker changes, a new entry is pushed. The outdated entries are dropped when
+    they reach the top, or all at once when the heap has more than twice as many entries as workers.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class _ByLoad:
         Args:
             workers: the workers of the model, sorted by id.
             load: returns the load of a worker, by its id.
-            before: the previous heap of the model, whose turns are kept.
+            before: the previous heap of the model, from which the turns are copied; None at first.
         """
         self.workers = workers
         self._load = load

@@ -1,7 +1,7 @@
 """The families of the frontend's requests: `dynamo_frontend_*` and `dynamo_request_plane_*`.
 
-The series of a label set are looked up once and kept: by model, and by model, route and request
-type. Label values are registered names, never text from a request.
+Series are looked up once and kept in objects: one object per model, and one per model, route and
+request type. The values of labels are registered names, never text from a request.
 """
 
 from __future__ import annotations
@@ -56,10 +56,11 @@ class FrontendMetrics:
     """All families of the frontend's requests, in one registry.
 
     Attributes:
-        stages: the stages of requests.
-        plane: the hop to the workers.
-        workers: models, and the last values of workers.
-        disconnected: clients that closed the connection before the end of their response.
+        stages: the families of the stages of requests.
+        plane: the families of the request plane: requests on their way to a worker and back.
+        workers: the families that describe models and workers.
+        disconnected: the number of clients that closed the connection before the end of their
+            response.
         failures: the counter of each failure.
     """
 
@@ -74,16 +75,16 @@ class FrontendMetrics:
 
         Args:
             registry: the registry of the families.
-            prefix: replaces `dynamo_frontend` in names.
+            prefix: replaces `dynamo_frontend` in the names of families.
             bounds: the bucket bounds of histograms.
 
         Raises:
-            ValueError: With this prefix, a name equals the name of another family.
+            ValueError: `prefix` makes two families have the same name.
         """
-        self._families = _ModelFamilies(registry, prefix, bounds)
-        self._routes = _RouteFamilies(registry, prefix)
-        self._models: dict[str, ModelSeries] = {}
-        self._kinds: dict[tuple[str, str, bool], KindSeries] = {}
+        self._model_families = _ModelFamilies(registry, prefix, bounds)
+        self._route_families = _RouteFamilies(registry, prefix)
+        self._model_series: dict[str, ModelSeries] = {}
+        self._route_series: dict[tuple[str, str, bool], RouteSeries] = {}
         self.stages = StageFamilies(registry, prefix)
         self.plane = PlaneFamilies(registry)
         self.workers = WorkerMetrics(registry, prefix=prefix)
@@ -102,43 +103,44 @@ class FrontendMetrics:
         self.failures = {
             failure: failed.labels(failure.kind, failure.reason) for failure in failures.ALL
         }
-        self.expect([names.UNKNOWN_MODEL])
+        self.show_zeros([names.UNKNOWN_MODEL])
 
     def follow(self, fleet: Fleet) -> None:
         """Update the families at each change of `fleet`."""
 
         def update(change: Change) -> None:
-            self.expect(change.models)
+            self.show_zeros(change.models)
             self.workers.update(fleet, change)
 
         fleet.on_change(update)
 
-    def expect(self, models: Iterable[str]) -> None:
+    def show_zeros(self, models: Iterable[str]) -> None:
         """Show the series of `models` at 0, so that the first request is an increase."""
         for model in models:
-            if model not in self._models:
+            if model not in self._model_series:
                 series = self.model(model)
                 if model != names.UNKNOWN_MODEL:
-                    series.expect_answers()
+                    series.show_answer_zeros()
                 for route in _INITIAL_ROUTES:
                     for stream in (False, True):
-                        self.kind(model, route, stream=stream).expect()
+                        self.route(model, route, stream=stream).show_zeros()
 
     def model(self, name: str) -> ModelSeries:
         """Return the series of a model, which is a registered name or `UNKNOWN_MODEL`."""
-        found = self._models.get(name)
-        if found is None:
-            found = self._models[name] = ModelSeries(self._families, name)
-        return found
+        series = self._model_series.get(name)
+        if series is None:
+            series = self._model_series[name] = ModelSeries(self._model_families, name)
+        return series
 
-    def kind(self, model: str, route: str, *, stream: bool) -> KindSeries:
+    def route(self, model: str, route: str, *, stream: bool) -> RouteSeries:
         """Return the series of a model's requests to one route, streamed or not."""
         key = (model, route, stream)
-        found = self._kinds.get(key)
-        if found is None:
-            kind = request_types.STREAM if stream else request_types.UNARY
-            found = self._kinds[key] = KindSeries(self._routes, (model, route, kind))
-        return found
+        series = self._route_series.get(key)
+        if series is None:
+            request_type = request_types.STREAM if stream else request_types.UNARY
+            label_values = (model, route, request_type)
+            series = self._route_series[key] = RouteSeries(self._route_families, label_values)
+        return series
 
 
 class ModelSeries:
@@ -157,21 +159,21 @@ class ModelSeries:
 
     @property
     def answers(self) -> AnswerSeries:
-        """The series of the model's answers; the first use creates them."""
+        """The series of the model's answers; the first use creates these series."""
         if self._answers is None:
             self._answers = AnswerSeries(self._families, self._model)
         return self._answers
 
-    def expect_answers(self) -> None:
+    def show_answer_zeros(self) -> None:
         """Show the series of answers at 0."""
-        _ = self.answers
+        _ = self.answers  # the first use creates the series
 
 
 class AnswerSeries:
     """The series of one model's answers.
 
-    Only a registered model has them: for `UNKNOWN_MODEL` they would stay at 0, and distort each
-    mean over the models.
+    Only a registered model has these series. For `UNKNOWN_MODEL`, the series would stay at 0, and
+    distort each mean over the models.
     """
 
     __slots__ = (
@@ -192,7 +194,7 @@ class AnswerSeries:
         self.cached = families.cached.labels(model)
 
 
-class KindSeries:
+class RouteSeries:
     """The series of one model, route and request type."""
 
     __slots__ = ("_families", "_finished", "_values", "cancelled", "rejected", "started")
@@ -212,15 +214,15 @@ class KindSeries:
         Args:
             error: a value of `error_type`; empty for success.
         """
-        found = self._finished.get(error)
-        if found is None:
+        counter = self._finished.get(error)
+        if counter is None:
             outcome = status.ERROR if error else status.SUCCESS
-            found = self._families.finished.labels(*self._values, outcome, error)
-            self._finished[error] = found
-        return found
+            counter = self._families.finished.labels(*self._values, outcome, error)
+            self._finished[error] = counter
+        return counter
 
-    def expect(self) -> None:
-        """Show the counters of all values of `error_type` at 0."""
+    def show_zeros(self) -> None:
+        """Show the counters of finished requests at 0, one for each value of `error_type`."""
         for error in (error_type.NONE, *_ERROR_TYPES):
             self.finished(error)
 
@@ -234,9 +236,9 @@ class _ModelFamilies:
         def gauge(name: str, text: str) -> Gauge:
             return Gauge(f"{prefix}_{name}", text, (labels.MODEL,), registry=registry)
 
-        def histogram(name: str, text: str, over: tuple[float, ...]) -> Histogram:
+        def histogram(name: str, text: str, upper_bounds: tuple[float, ...]) -> Histogram:
             return Histogram(
-                f"{prefix}_{name}", text, (labels.MODEL,), buckets=over, registry=registry
+                f"{prefix}_{name}", text, (labels.MODEL,), buckets=upper_bounds, registry=registry
             )
 
         self.queued = gauge(
@@ -264,7 +266,7 @@ class _ModelFamilies:
             "Time to first token of streamed requests in seconds",
             bounds.time_to_first_token,
         )
-        # A request observes all of its latencies at its end.
+        # At the end of a request, all of its latencies are observed in one call.
         self.inter_token = BatchHistogram(
             f"{prefix}_{family.INTER_TOKEN_LATENCY_SECONDS}",
             "Time between two events with content of a stream in seconds",
@@ -320,7 +322,7 @@ class _RouteFamilies:
 
 
 class StageFamilies:
-    """The number of requests in each stage, and the time that requests spend in it."""
+    """The families of the stages of requests: the number of requests, and the time in a stage."""
 
     def __init__(self, registry: CollectorRegistry, prefix: str) -> None:
         family = frontend_perf
@@ -331,7 +333,7 @@ class StageFamilies:
             buckets=buckets.STAGE_DURATION_BUCKETS,
             registry=registry,
         )
-        inside = Gauge(
+        requests = Gauge(
             f"{prefix}_{family.STAGE_REQUESTS}",
             "Number of requests currently in a stage",
             (labels.STAGE, labels.PHASE),
@@ -340,18 +342,18 @@ class StageFamilies:
         self.preprocess_seconds = duration.labels(family.STAGE_PREPROCESS)
         self.route_seconds = duration.labels(family.STAGE_ROUTE)
         self.roundtrip_seconds = duration.labels(family.STAGE_TRANSPORT_ROUNDTRIP)
-        self.preprocess = inside.labels(family.STAGE_PREPROCESS, phase.NONE)
-        self.route = inside.labels(family.STAGE_ROUTE, phase.AGGREGATED)
-        self.dispatch = inside.labels(family.STAGE_DISPATCH, phase.AGGREGATED)
+        self.preprocess = requests.labels(family.STAGE_PREPROCESS, phase.NONE)
+        self.route = requests.labels(family.STAGE_ROUTE, phase.AGGREGATED)
+        self.dispatch = requests.labels(family.STAGE_DISPATCH, phase.AGGREGATED)
 
 
 class PlaneFamilies:
-    """The families of the hop to the workers."""
+    """The families of the request plane: requests on their way to a worker and back."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        def histogram(name: str, text: str, over: tuple[float, ...]) -> Histogram:
-            full = f"{name_prefix.REQUEST_PLANE}_{name}"
-            return Histogram(full, text, buckets=over, registry=registry)
+        def histogram(name: str, text: str, upper_bounds: tuple[float, ...]) -> Histogram:
+            full_name = f"{name_prefix.REQUEST_PLANE}_{name}"
+            return Histogram(full_name, text, buckets=upper_bounds, registry=registry)
 
         self.queue = histogram(
             request_plane.QUEUE_SECONDS,

@@ -1,4 +1,4 @@
-"""The families of the frontend that describe models, and the last values of each worker."""
+"""The families of the frontend that describe models and workers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class WorkerMetrics:
 
         Args:
             registry: the registry of the families.
-            prefix: the prefix of their names.
+            prefix: replaces `dynamo_frontend` in the names of families.
         """
         family = frontend_service
 
@@ -89,8 +89,8 @@ class WorkerMetrics:
         """Show the changed models, and remove the last values of workers that are not ready.
 
         Args:
-            fleet: the fleet after the change; the first worker of a model is the leading one.
-            change: the change.
+            fleet: the fleet after the change.
+            change: the difference from the fleet before the change.
         """
         for model in change.models:
             self._show(model, fleet.workers(model))
@@ -101,7 +101,7 @@ class WorkerMetrics:
             gauges = (self._first_token, self._inter_token, self._input)
             self._last[worker] = LastValues(gauges, worker)
 
-    def last(self, worker: int) -> LastValues | None:
+    def last_values(self, worker: int) -> LastValues | None:
         """Return the last values of a worker; None if the worker is not ready."""
         return self._last.get(worker)
 
@@ -125,13 +125,16 @@ class WorkerMetrics:
 
 
 class LastValues:
-    """The last values of one worker; a series is shown after its first value."""
+    """The series of one worker that show the values of its last request.
+
+    A series is shown once it has a value.
+    """
 
     __slots__ = ("_gauges", "_labels", "_series")
 
     def __init__(self, gauges: tuple[Gauge, Gauge, Gauge], worker: int) -> None:
         self._gauges = gauges
-        # As in NVIDIA Dynamo, these families have a decimal id; all others a hexadecimal one.
+        # As in NVIDIA Dynamo, the id is decimal in these families; it is hexadecimal in all others.
         self._labels = (str(worker), names.NO_DP_RANK, worker_type.DECODE)
         self._series: list[Gauge | None] = [None] * len(gauges)
 
@@ -153,7 +156,7 @@ class LastValues:
                 series.set(value)
 
     def remove(self) -> None:
-        """Remove the series."""
+        """Remove the series of this worker."""
         for gauge in self._gauges:
             _remove(gauge, self._labels)
 
@@ -164,6 +167,6 @@ def _remove(gauge: Gauge, values: Iterable[str]) -> None:
 
 
 def _context_length(model: str, workers: Sequence[Record]) -> float | None:
-    """Return the context length in the leading worker's list of models; an adapter has its own."""
+    """Return the context length of a model or adapter, as its first worker reports it."""
     card = workers[0].model_info.get(model)
     return number(card.get("max_model_len")) if isinstance(card, dict) else None
