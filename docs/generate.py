@@ -35,11 +35,11 @@ from dynamometer.variables import OTHERS, VARIABLES
 CONFIGURATION, METRICS = HERE / "configuration.md", HERE / "metrics.md"
 DYNAMO_FAMILIES = HERE.parent / "tests" / "samples" / "dynamo-metrics.tsv"
 COLUMNS = "| family | type | labels | unit | changes | buckets |\n" + 6 * "| --- " + "|"
-WORDS = tomllib.loads((HERE / "families.toml").read_text(encoding="utf-8"))
-MOVES: Mapping[str, str] = WORDS["moves"]
-FAILURES: Mapping[str, str] = WORDS["failures"]
-NOT_SERVED: Mapping[str, str] = WORDS["not_served"]
-CREATED_LATE: Sequence[str] = WORDS["dynamo_creates_late"]
+DESCRIPTIONS = tomllib.loads((HERE / "families.toml").read_text(encoding="utf-8"))
+CHANGES: Mapping[str, str] = DESCRIPTIONS["changes"]
+FAILURES: Mapping[str, str] = DESCRIPTIONS["failures"]
+NOT_SERVED: Mapping[str, str] = DESCRIPTIONS["not_served"]
+CREATED_LATE: Sequence[str] = DESCRIPTIONS["dynamo_creates_late"]
 _ENGINE = "sglang:"
 _PROCESS = "process_"
 # Labels of every series of an engine; the page names them once.
@@ -91,9 +91,9 @@ class Documented:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "what", nargs="*", default=["configuration", "metrics"], help="configuration, metrics"
+        "pages", nargs="*", default=["configuration", "metrics"], help="configuration, metrics"
     )
-    wanted = parser.parse_args().what
+    wanted = parser.parse_args().pages
     if "configuration" in wanted:
         CONFIGURATION.write_text(configuration(), encoding="utf-8")
         print(f"wrote {CONFIGURATION.name}")
@@ -158,10 +158,10 @@ def live_pages() -> tuple[str, str]:
     from stack import http as fetch
 
     with tempfile.TemporaryDirectory() as directory:
-        place = Path(directory)
-        model = place / "tiny"
+        temporary = Path(directory)
+        model = temporary / "tiny"
         tiny_model.create(model, engine_python=sys.executable)
-        stack = Stack(place, model, place / "discovery")
+        stack = Stack(temporary, model, temporary / "discovery")
         with (
             stack.run_frontend() as (_, url),
             stack.run_worker("--model", str(model), "--enable-metrics", system_port=0) as worker,
@@ -248,13 +248,13 @@ def _table(families: Mapping[str, Metric], wanted: Callable[[str], bool]) -> str
 
 def _row(name: str, family: Metric) -> str:
     shown = documented(family)
-    moves = MOVES.get(name)
-    if moves is None:
+    changes = CHANGES.get(name)
+    if changes is None:
         assert name.startswith((_ENGINE, _PROCESS)), f"docs/families.toml does not describe {name}"
-        moves = family.documentation.replace("|", "\\|").replace("\n", " ")
-    of = " ".join(f"`{label}`" for label in sorted(shown.labels))
+        changes = family.documentation.replace("|", "\\|").replace("\n", " ")
+    label_names = " ".join(f"`{label}`" for label in sorted(shown.labels))
     bounds = " ".join(f"{bound:g}" for bound in shown.buckets)
-    return f"| `{name}` | {shown.type} | {of} | {unit(name)} | {moves} | {bounds} |"
+    return f"| `{name}` | {shown.type} | {label_names} | {unit(name)} | {changes} | {bounds} |"
 
 
 def _failures() -> str:

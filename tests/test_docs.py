@@ -71,7 +71,7 @@ def test_every_family_of_dynamometer_documents_what_changes_it() -> None:
     ours = {name for name, _ in generate.read() if not name.startswith(("sglang:", "process_"))}
     # Families of an exporter and of accelerators are described in sentences.
     elsewhere = {engine_state.UP, build.ACCELERATOR_INFO}
-    assert ours == set(generate.MOVES) - elsewhere
+    assert ours == set(generate.CHANGES) - elsewhere
 
 
 @pytest.mark.parametrize(
