@@ -262,7 +262,7 @@ def test_other_keys_of_the_same_lengths_in_the_same_file_are_noticed(tmp_path: P
 def test_other_earlier_keys_are_noticed_in_a_file_not_held_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dynamometer.multiprocess.open_files._MOST_HELD", 0)
+    monkeypatch.setattr("dynamometer.multiprocess.open_files._MAX_HELD_OPEN", 0)
     path = tmp_path / "counter_1.db"
     ours = MultiprocessDirectory(tmp_path)
     for change, first in enumerate("axx", 1):
@@ -464,7 +464,7 @@ def test_without_descriptors_to_list_a_directory_its_known_files_go_on(tmp_path:
 
 
 def test_more_files_than_may_be_held_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dynamometer.multiprocess.open_files._MOST_HELD", 5)
+    monkeypatch.setattr("dynamometer.multiprocess.open_files._MAX_HELD_OPEN", 5)
     for number in range(20):
         (tmp_path / f"counter_{number}.db").write_bytes(content(entry(key(), 2.0)))
     ours = MultiprocessDirectory(tmp_path)

@@ -26,7 +26,7 @@ def ours(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> MultiprocessDirectory:
     if request.param != "held open":
-        monkeypatch.setattr("dynamometer.multiprocess.open_files._MOST_HELD", 0)
+        monkeypatch.setattr("dynamometer.multiprocess.open_files._MAX_HELD_OPEN", 0)
     return MultiprocessDirectory(tmp_path / "first", keep_totals=True)
 
 

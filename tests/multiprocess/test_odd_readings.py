@@ -173,7 +173,7 @@ def ours(
     request: pytest.FixtureRequest, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[MultiprocessDirectory]:
     if request.param != "held open":
-        monkeypatch.setattr("dynamometer.multiprocess.open_files._MOST_HELD", 0)
+        monkeypatch.setattr("dynamometer.multiprocess.open_files._MAX_HELD_OPEN", 0)
     with MultiprocessDirectory(directory, keep_totals=True) as made:
         yield made
 
@@ -358,7 +358,7 @@ def test_whatever_happens_totals_are_what_was_counted(
     steps: list[tuple[int, dict[str, float]] | int | str], held: int
 ) -> None:
     with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dynamometer.multiprocess.open_files._MOST_HELD", held)
+        patch.setattr("dynamometer.multiprocess.open_files._MAX_HELD_OPEN", held)
         processes = Processes(Path(place) / "files")
         processes.directory.mkdir()
         ended = 0
@@ -383,7 +383,7 @@ def test_one_odd_reading_of_a_retired_file(
     name: str, held: str, keep_totals: bool, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if held != "held open":
-        monkeypatch.setattr("dynamometer.multiprocess.open_files._MOST_HELD", 0)
+        monkeypatch.setattr("dynamometer.multiprocess.open_files._MAX_HELD_OPEN", 0)
     gauge = content(entry(key("g", "g"), 5.0), size=SIZE)
     (directory / "gauge_sum_7.db").write_bytes(gauge)
     with MultiprocessDirectory(directory, keep_totals=keep_totals) as ours:

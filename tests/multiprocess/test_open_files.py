@@ -89,7 +89,7 @@ def test_a_child_of_fork_has_no_file_of_its_parents_open_and_reads_for_itself(
     held: str, written: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if held == "not held open":
-        monkeypatch.setattr("dynamometer.multiprocess.open_files._MOST_HELD", 0)
+        monkeypatch.setattr("dynamometer.multiprocess.open_files._MAX_HELD_OPEN", 0)
     directory = MultiprocessDirectory(written)
     directory.render()
     others = 20 if held == "held open" else 0

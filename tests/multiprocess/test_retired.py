@@ -352,7 +352,7 @@ def test_an_old_file_that_goes_on_and_turns_bad_for_a_while_counts_nothing_twice
 def test_an_old_file_that_cannot_be_opened_again_for_a_while_counts_nothing_twice(
     fails: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dynamometer.multiprocess.open_files._MOST_HELD", 0)
+    monkeypatch.setattr("dynamometer.multiprocess.open_files._MAX_HELD_OPEN", 0)
     path = tmp_path / "counter_7.db"
     path.write_bytes(counters(("c", {}, 100.0)))
     ours = MultiprocessDirectory(tmp_path)

@@ -1,8 +1,8 @@
-"""The rules that combine the values of several processes in one value a cell.
+"""The rules that combine the values of several processes in one value per cell.
 
-The rules are those of prometheus_client 0.26's `MultiProcessCollector`, including which of two
-equal values stays and how a NaN counts: a rule is applied to one value of each cell at a time,
-in the order of the files, for all cells at once.
+The rules are those of prometheus_client 0.26's `MultiProcessCollector`, including the choice
+between two equal values and the treatment of NaN. Therefore a rule takes the values of a cell one
+after the other, in the order of the files. Each step does so for all cells at once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dynamometer.multiprocess.cells import Cells, Kind, OpenFamily, Rows
+from dynamometer.multiprocess.cells import Cells, Kind, MutableFamily, Rows
 
 _COMPARED: Final = (Kind.MIN, Kind.MAX, Kind.RECENT)
 
@@ -24,7 +24,7 @@ class CellValues(NamedTuple):
     Attributes:
         values: float64, shape (capacity,).
         recent: intp, the cells of mostrecent gauges.
-        absent: bool, for each of these: whether no process has set a value yet.
+        absent: bool, for each cell in `recent`: whether no process has set a value yet.
     """
 
     values: NDArray[np.float64]
@@ -32,23 +32,23 @@ class CellValues(NamedTuple):
     absent: NDArray[np.bool_]
 
 
-class _Turn(NamedTuple):
-    """Values of different cells: the first of each cell, or the second, and so on.
+class _Step(NamedTuple):
+    """At most one value of each cell: the first value of each in the first step, and so on.
 
     Attributes:
-        values: intp, the places in all values.
-        cells: intp, the cell of each.
+        places: intp, the places of the values in the array of all values.
+        cells: intp, the cell of each value.
     """
 
-    values: NDArray[np.intp]
+    places: NDArray[np.intp]
     cells: NDArray[np.intp]
 
 
 class Aggregation:
-    """The rules, laid out for a fixed set of values and their cells.
+    """The rules, prepared for a fixed set of values and their cells.
 
     Attributes:
-        read: bool, shape (capacity,): whether a cell has a value in any file.
+        has_values: bool, shape (capacity,): whether a cell has a value in any file.
     """
 
     def __init__(self, cell_of_value: NDArray[np.int32], cells: Cells) -> None:
@@ -59,20 +59,22 @@ class Aggregation:
             cells: all cells.
         """
         self._capacity = cells.capacity
-        self.read: NDArray[np.bool_] = np.bincount(cell_of_value, minlength=self._capacity) > 0
+        counts = np.bincount(cell_of_value, minlength=self._capacity)
+        self.has_values: NDArray[np.bool_] = counts > 0
         kinds = cells.kind[cell_of_value]
         self._sums = np.flatnonzero(kinds == Kind.SUM)
         self._sum_cells = cell_of_value[self._sums].astype(np.intp)
         self._all_sums = self._sums.size == cell_of_value.size
         last = np.flatnonzero(kinds == Kind.LAST)
-        self._last = _Turn(last, cell_of_value[last].astype(np.intp))
-        self._turns = {
-            kind: _divide(np.flatnonzero(kinds == kind), cell_of_value) for kind in _COMPARED
+        self._last = _Step(last, cell_of_value[last].astype(np.intp))
+        self._steps = {
+            kind: _divide_into_steps(np.flatnonzero(kinds == kind), cell_of_value)
+            for kind in _COMPARED
         }
         self._buckets: Sequence[Rows] = ()
 
-    def accumulate_buckets(self, families: Iterable[OpenFamily]) -> None:
-        """Accumulate the buckets of histograms from the lowest bound, and compute `_count`."""
+    def accumulate_buckets(self, families: Iterable[MutableFamily]) -> None:
+        """Let `compute` accumulate buckets from the lowest bound, and derive `_count` from them."""
         by_size: dict[int, list[Rows]] = {}
         for family in families:
             for size, rows in family.rows().items():
@@ -100,7 +102,7 @@ class Aggregation:
         """
         with np.errstate(all="ignore"):  # infinities and NaN are ordinary values
             out = self._add_up(values, base)
-            out[self._last.cells] = values[self._last.values]
+            out[self._last.cells] = values[self._last.places]
             self._compare(out, values)
             recent, absent = self._take_most_recent(out, values, timestamps)
         return CellValues(out, recent, absent)
@@ -120,7 +122,7 @@ class Aggregation:
 
     def _compare(self, out: NDArray[np.float64], values: NDArray[np.float64]) -> None:
         for kind, replaces in ((Kind.MIN, np.less), (Kind.MAX, np.greater)):
-            for number, (places, cells) in enumerate(self._turns[kind]):
+            for number, (places, cells) in enumerate(self._steps[kind]):
                 candidates = values[places]
                 if number:
                     current = out[cells]
@@ -133,29 +135,29 @@ class Aggregation:
         values: NDArray[np.float64],
         timestamps: NDArray[np.float64],
     ) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-        turns = self._turns[Kind.RECENT]
-        if not turns:
+        steps = self._steps[Kind.RECENT]
+        if not steps:
             return np.empty(0, np.intp), np.empty(0, np.bool_)
         latest = np.zeros(out.size)
-        for places, cells in turns:
+        for places, cells in steps:
             later = latest[cells] < timestamps[places]
             chosen = cells[later]
             out[chosen] = values[places][later]
             latest[chosen] = timestamps[places][later]
-        recent = turns[0].cells
+        recent = steps[0].cells
         return recent, latest[recent] == 0
 
 
-def _divide(places: NDArray[np.intp], cell_of_value: NDArray[np.int32]) -> list[_Turn]:
-    """Divide values into turns with at most one value a cell, in the order of the values."""
+def _divide_into_steps(places: NDArray[np.intp], cell_of_value: NDArray[np.int32]) -> list[_Step]:
+    """Divide values into steps with at most one value of each cell, in the order of the values."""
     cells = cell_of_value[places].astype(np.intp)
     order = np.argsort(cells, kind="stable")
     grouped = cells[order]
     begins = np.flatnonzero(np.diff(grouped, prepend=-1))
     lengths = np.diff(begins, append=grouped.size)
-    turn = np.arange(grouped.size) - np.repeat(begins, lengths)
-    turns = []
-    for number in range(int(turn.max()) + 1 if turn.size else 0):
-        chosen = order[turn == number]
-        turns.append(_Turn(places[chosen], cells[chosen]))
-    return turns
+    step = np.arange(grouped.size) - np.repeat(begins, lengths)
+    steps = []
+    for number in range(int(step.max()) + 1 if step.size else 0):
+        chosen = order[step == number]
+        steps.append(_Step(places[chosen], cells[chosen]))
+    return steps

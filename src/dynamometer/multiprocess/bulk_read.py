@@ -1,7 +1,7 @@
 """The values of all files, read into one array.
 
-The used parts of the files are read, a batch at a time, into one buffer that stays in the
-processor's cache, and numpy gathers the wanted words. A file costs one system call.
+The used parts of the files are read in batches into one buffer, which stays in the processor's
+cache, and numpy gathers the wanted words. The cost is one system call per file.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from dynamometer.process.descriptors import CLOSED
 
 BATCH_WORDS: Final = 64 * 1024
 _PAGE_BYTES: Final = 4096
-# The kernel copies five times slower to an address 8 to 24 bytes behind its source's, modulo
-# a page (measured on AMD Zen); sources begin at pages, so parts begin at cache lines.
+# A copy is five times slower if its target is 8 to 24 bytes behind its source, modulo a page
+# (measured on AMD Zen). Sources begin at a page, so each part of the buffer begins at a cache line.
 _LINE_WORDS: Final = 8
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 class UnreadableFilesError(Exception):
-    """Files could not be read up to their known end; `faults` has all of one reading."""
+    """Files could not be read up to their known end; `faults` has their faults."""
 
     def __init__(self, faults: Mapping[MetricsFile, FileFault]) -> None:
         super().__init__(", ".join(file.path for file in faults))
@@ -52,9 +52,9 @@ class _Batch(NamedTuple):
     Attributes:
         parts: the parts of files.
         value_words: int64, the places of values in the buffer.
-        values: the slice of all values that they fill.
+        values: the slice of the array of all values that receives these values.
         other_words: int64, the places of marks and timestamps in the buffer.
-        others: the slice of all marks and timestamps that they fill.
+        others: the slice of the array of all marks and timestamps that receives these words.
     """
 
     parts: list[_Part]
@@ -65,7 +65,7 @@ class _Batch(NamedTuple):
 
 
 class BulkRead:
-    """Reads a fixed set of files again and again; another set, or a longer file, needs another.
+    """Reads a fixed set of files again and again; for other or longer files, create another.
 
     Attributes:
         files: the files that have entries, in the order in which their values are added up.
@@ -102,14 +102,15 @@ class BulkRead:
         self._mark_places = np.flatnonzero(is_mark)
         self._timestamp_places = np.flatnonzero(~is_mark)
         mark_counts = [file.content.marks.size for file in self.files]
-        self._mark_owners = np.repeat(np.arange(len(self.files)), mark_counts)
-        self._marked = _joined([file.content.marked for file in self.files], np.int64)
+        self._file_of_mark = np.repeat(np.arange(len(self.files)), mark_counts)
+        self._mark_words = _joined([file.content.mark_words for file in self.files], np.int64)
         self._others = np.zeros(is_mark.size, np.int64)
         self._last_others = np.zeros_like(self._others)
-        self._was_read = self._compared = False
+        self._was_read = False
+        self._compared = False  # whether there is an earlier reading to compare with
         self._others_changed = True
         self._found_stale = False
-        self._rewritten: set[MetricsFile] = set()
+        self._rewritten: set[MetricsFile] = set()  # closed files whose keys differ
 
     @property
     def values(self) -> NDArray[np.float64]:
@@ -138,10 +139,10 @@ class BulkRead:
             for descriptor, views, offset, length, file in batch.parts:
                 try:
                     if descriptor == CLOSED:
-                        read = self._read_closed(file, views, offset)
+                        read_bytes = self._read_closed(file, views, offset)
                     else:
-                        read = os.preadv(descriptor, views, offset)
-                    if read != length:
+                        read_bytes = os.preadv(descriptor, views, offset)
+                    if read_bytes != length:
                         faults[file] = file_content.too_short()
                 except FileFault as fault:
                     faults[file] = fault
@@ -156,19 +157,19 @@ class BulkRead:
         return self._others_changed or not _equal(bits, self._last_bits)
 
     def changed_files(self) -> list[MetricsFile]:
-        """Return the files with a value that differs from the last reading; all at the first."""
+        """Return the files with a value that differs from the last reading; at first, all files."""
         if not self._compared:
             return list(self.files)
         places = np.flatnonzero(self.bits != self._last_bits)
-        owners = np.unique(np.searchsorted(self._ends, places, side="right"))
-        return [self.files[owner] for owner in owners.tolist()]
+        indices = np.unique(np.searchsorted(self._ends, places, side="right"))
+        return [self.files[index] for index in indices.tolist()]
 
     def stale_files(self) -> list[MetricsFile]:
-        """Return the files that are longer than known, or have another content."""
+        """Return the files that are longer than their known content, or have another content."""
         if not (self._others_changed or self._found_stale or self._rewritten):
             return []
-        different = self._others[self._mark_places] != self._marked
-        stale = [self.files[owner] for owner in np.unique(self._mark_owners[different]).tolist()]
+        different = self._others[self._mark_places] != self._mark_words
+        stale = [self.files[index] for index in np.unique(self._file_of_mark[different]).tolist()]
         stale += self._rewritten.difference(stale)
         self._found_stale = bool(stale)
         return stale
@@ -193,9 +194,9 @@ class _Plan:
         self._parts: list[_Part] = []
         self._value_words: list[NDArray[np.int64]] = []
         self._other_words: list[NDArray[np.int64]] = []
-        self._full = 0
-        self._values = 0
-        self._others = 0
+        self._used_words = 0
+        self._value_count = 0
+        self._other_count = 0
         self._is_mark: list[NDArray[np.bool_]] = []
 
     def add(self, file: MetricsFile, stamped: NDArray[np.bool_]) -> None:
@@ -206,16 +207,16 @@ class _Plan:
             stamped: bool, for each of its values: whether its timestamp is needed.
         """
         words = _words(file)
-        stamps = file.values[stamped] + 1
+        stamps = file.value_places[stamped] + 1
         for begin in range(0, words, BATCH_WORDS):
             end = min(begin + BATCH_WORDS, words)
-            if self._full + end - begin > BATCH_WORDS:
+            if self._used_words + end - begin > BATCH_WORDS:
                 self._flush()
             marks = _within(file.content.marks, begin, end)
             others = np.concatenate([marks, _within(stamps, begin, end)])
             self._is_mark.append(np.arange(others.size) < marks.size)
-            shift = self._full - begin
-            self._value_words.append(_within(file.values, begin, end) + shift)
+            shift = self._used_words - begin
+            self._value_words.append(_within(file.value_places, begin, end) + shift)
             self._other_words.append(others + shift)
             self._add_part(file, begin, end)
 
@@ -226,10 +227,10 @@ class _Plan:
 
     def _add_part(self, file: MetricsFile, begin: int, end: int) -> None:
         size = (end - begin) * WORD_BYTES
-        start = self._full * WORD_BYTES
+        start = self._used_words * WORD_BYTES
         view = self._view[start : start + size]
         self._parts.append(_Part(file.descriptor, (view,), begin * WORD_BYTES, size, file))
-        self._full += _padded(end - begin)
+        self._used_words += _padded(end - begin)
 
     def _flush(self) -> None:
         if not self._parts:
@@ -240,14 +241,14 @@ class _Plan:
             _Batch(
                 self._parts,
                 values,
-                slice(self._values, self._values + values.size),
+                slice(self._value_count, self._value_count + values.size),
                 others,
-                slice(self._others, self._others + others.size),
+                slice(self._other_count, self._other_count + others.size),
             )
         )
-        self._values += values.size
-        self._others += others.size
-        self._parts, self._value_words, self._other_words, self._full = [], [], [], 0
+        self._value_count += values.size
+        self._other_count += others.size
+        self._parts, self._value_words, self._other_words, self._used_words = [], [], [], 0
 
 
 def _aligned_words(count: int) -> NDArray[np.int64]:

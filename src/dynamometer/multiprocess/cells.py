@@ -1,8 +1,9 @@
 """The cells of a page, one for each sample line, and the families that own them.
 
-A cell has a number, which indexes arrays; the number of a removed cell is used again. A histogram
-is a set of groups, one for each label set, because its lines are not the entries of the files:
-buckets are accumulated from the lowest bound, and `_count` is the last sum.
+A cell has a number, which is its index in arrays; the number of a removed cell is used again.
+
+A histogram is a set of groups, one for each label set, because its lines differ from the entries of
+the files: buckets are accumulated from the lowest bound, and `_count` is the last of these sums.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from dynamometer.exposition.ordering import SortKey, sort_key
 from dynamometer.exposition.series import Series, series_text
 from dynamometer.multiprocess.file_format import Key
 
+# The number of a missing cell, or of a missing chunk.
 NOWHERE: Final = -1
 # The cell of all values that are read but not shown; it belongs to no family.
 HIDDEN: Final = 0
 _FIRST_CAPACITY: Final = 256
-# Sort all places again where more than an eighth of them is new, else insert each new one.
+# Sort all lines again if more than an eighth of them is new, else insert each new line.
 _SORTED_PER_INSERTED: Final = 8
 
 
@@ -53,7 +55,7 @@ class Cells:
 
     def __init__(self) -> None:
         self.series: list[bytes | None] = [None]  # the first is HIDDEN
-        self.families: list[OpenFamily | None] = [None]
+        self.families: list[MutableFamily | None] = [None]
         self._free: list[int] = []
         self.kind: NDArray[np.uint8] = np.zeros(_FIRST_CAPACITY, np.uint8)
         self.derived: NDArray[np.bool_] = np.zeros(_FIRST_CAPACITY, np.bool_)
@@ -66,7 +68,7 @@ class Cells:
     def __len__(self) -> int:
         return len(self.series) - len(self._free) - 1
 
-    def add(self, series: bytes, family: OpenFamily, kind: Kind) -> int:
+    def add(self, series: bytes, family: MutableFamily, kind: Kind) -> int:
         """Add a cell and return its number."""
         if self._free:
             cell = self._free.pop()
@@ -82,7 +84,7 @@ class Cells:
         return cell
 
     def remove(self, cell: int) -> None:
-        """Remove a cell; its number is free."""
+        """Remove a cell; its number may be used again."""
         self.series[cell] = self.families[cell] = None
         self.kind[cell] = Kind.SUM
         self.derived[cell] = False
@@ -136,8 +138,8 @@ class HistogramGroup:
 
 
 @dataclass(slots=True, eq=False)
-class OpenFamily:
-    """A family whose series are added and removed with the files.
+class MutableFamily:
+    """A family whose series are added when files have new keys, and removed with the files.
 
     Attributes:
         metadata: name, type and help text of the first file.
@@ -155,6 +157,7 @@ class OpenFamily:
     groups: dict[str, HistogramGroup] = field(default_factory=dict)
     restructured: bool = True
     _rows: dict[int, Rows] | None = None
+    # The lines in the order of the page, and the lines to be added: cells or groups.
     _sorted: list[int | HistogramGroup] = field(default_factory=list)
     _unsorted: list[int | HistogramGroup] = field(default_factory=list)
 
@@ -247,51 +250,51 @@ class OpenFamily:
             }
         return self._rows
 
-    def drop(self, cells: Cells, gone: set[int], used: NDArray[np.bool_]) -> None:
+    def drop(self, cells: Cells, unused: set[int], used: NDArray[np.bool_]) -> None:
         """Remove unused cells, and a derived `_count` that has no buckets left.
 
         Args:
             cells: all cells.
-            gone: the unused cells of this family.
+            unused: the unused cells of this family.
             used: bool, shape (capacity,): whether a cell has values or counts.
         """
         self._sort(cells)
         self.restructured = True
         self._rows = None
         for labels, group in list(self.groups.items()):
-            self._drop_from_group(cells, group, gone, used)
+            self._drop_from_group(cells, group, unused, used)
             if not group.buckets and not group.others:
                 del self.groups[labels]
         self._sorted = [
-            place
-            for place in self._sorted
-            if (place not in gone if isinstance(place, int) else place.labels in self.groups)
+            line
+            for line in self._sorted
+            if (line not in unused if isinstance(line, int) else line.labels in self.groups)
         ]
-        for cell in gone:
+        for cell in unused:
             series = cells.series[cell]
             if series is not None:
                 self.cell_of.pop(series, None)
                 cells.remove(cell)
 
     def _drop_from_group(
-        self, cells: Cells, group: HistogramGroup, gone: set[int], used: NDArray[np.bool_]
+        self, cells: Cells, group: HistogramGroup, unused: set[int], used: NDArray[np.bool_]
     ) -> None:
-        group.buckets = {bound: cell for bound, cell in group.buckets.items() if cell not in gone}
+        group.buckets = {bound: cell for bound, cell in group.buckets.items() if cell not in unused}
         count = group.others.get(self.count_name)
         if count is not None and not group.buckets:
             cells.derived[count] = False
             if not used[count]:
-                gone.add(count)
-        group.others = {name: cell for name, cell in group.others.items() if cell not in gone}
+                unused.add(count)
+        group.others = {name: cell for name, cell in group.others.items() if cell not in unused}
 
     def _sort(self, cells: Cells) -> None:
         if not self._unsorted:
             return
 
-        def key(place: int | HistogramGroup) -> SortKey:
-            if isinstance(place, HistogramGroup):
-                return sort_key(Series(f"{{{place.labels}}}"))
-            series = cells.series[place]
+        def key(line: int | HistogramGroup) -> SortKey:
+            if isinstance(line, HistogramGroup):
+                return sort_key(Series(f"{{{line.labels}}}"))
+            series = cells.series[line]
             assert series is not None
             return sort_key(Series(series[:-1].decode()))
 
@@ -301,6 +304,6 @@ class OpenFamily:
             self._sorted.extend(self._unsorted)
             self._sorted.sort(key=key)
         else:
-            for place in self._unsorted:
-                bisect.insort(self._sorted, place, key=key)
+            for line in self._unsorted:
+                bisect.insort(self._sorted, line, key=key)
         self._unsorted.clear()

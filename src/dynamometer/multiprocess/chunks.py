@@ -1,8 +1,8 @@
-"""The sample lines as bytes, in chunks, of which only changed ones are joined again.
+"""The sample lines as bytes, divided into chunks; only changed chunks are joined again.
 
-A chunk is a list of pieces, alternately the left part of a line and its value, so that a new value
-is one assignment, and the bytes that the pieces were last joined to. A chunk is small, and does
-not divide a histogram's label set, whose lines change together.
+A chunk has a list of pieces, which are the left part of a line, its value, the left part of the
+next line, and so on. A changed value is one assignment; then the pieces are joined. A chunk is
+small, but has all lines of a histogram's label set, because these change together.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dynamometer.exposition.families import Family, Metadata
 from dynamometer.exposition.numbers import format_lines
 from dynamometer.multiprocess.aggregation import CellValues
-from dynamometer.multiprocess.cells import NOWHERE, Cells, OpenFamily
+from dynamometer.multiprocess.cells import NOWHERE, Cells, MutableFamily
 
 LINES_PER_CHUNK: Final = 16
 
@@ -28,12 +28,12 @@ class _Chunk:
 
     Attributes:
         pieces: the left part of each line, and its value.
-        shown: the family.
+        family: the family.
         place: the chunk's place in the family's `joined`.
     """
 
     pieces: list[bytes]
-    shown: _ShownFamily
+    family: _ShownFamily
     place: int
 
 
@@ -45,23 +45,23 @@ class _ShownFamily:
         metadata: the family's metadata.
         cells: the cells of its lines.
         joined: the bytes of its chunks.
-        numbers: the numbers of its chunks.
+        chunk_numbers: the numbers of its chunks.
         sample_names: the names of its samples.
-        family: the family as a value; None where the value is outdated.
+        value: the family as an immutable value; None where the value is outdated.
     """
 
     metadata: Metadata
     cells: list[int] = field(default_factory=list)
     joined: list[bytes] = field(default_factory=list)
-    numbers: list[int] = field(default_factory=list)
+    chunk_numbers: list[int] = field(default_factory=list)
     sample_names: frozenset[str] = frozenset()
-    family: Family | None = None
+    value: Family | None = None
 
     def current(self) -> Family:
         """Return the family's value, the same object while nothing changed."""
-        if self.family is None:
-            self.family = Family(self.metadata, self.sample_names, tuple(self.joined))
-        return self.family
+        if self.value is None:
+            self.value = Family(self.metadata, self.sample_names, tuple(self.joined))
+        return self.value
 
 
 class Chunks:
@@ -75,16 +75,19 @@ class Chunks:
         """
         self._cells = cells
         self._chunks: list[_Chunk | None] = []
-        self._free: list[int] = []
-        self._shown: dict[OpenFamily, _ShownFamily] = {}
+        self._free: list[int] = []  # numbers of removed chunks
+        self._shown: dict[MutableFamily, _ShownFamily] = {}
         self._families: tuple[Family, ...] = ()
-        # For each cell: its chunk's number, the place of its value there, the bits of that value.
+        # For each cell: its chunk's number, the index of its value in the chunk's pieces, and the
+        # bits of that value.
         self._chunk_of: NDArray[np.int32] = np.empty(0, np.int32)
         self._place_of: NDArray[np.int32] = np.empty(0, np.int32)
         self._bits_of: NDArray[np.int64] = np.empty(0, np.int64)
 
-    def update(self, table: Mapping[str, OpenFamily], computed: CellValues) -> tuple[Family, ...]:
-        """Show the present families and values.
+    def update(
+        self, table: Mapping[str, MutableFamily], computed: CellValues
+    ) -> tuple[Family, ...]:
+        """Bring the lines up to date with the present families and values.
 
         Args:
             table: the families by name.
@@ -100,7 +103,7 @@ class Chunks:
             family for family in self._shown if table.get(family.metadata.name) is not family
         ]
         rebuilt = [family for family in table.values() if family.restructured]
-        for family in [*removed, *rebuilt]:  # all before any is added: numbers are used again
+        for family in [*removed, *rebuilt]:  # before any is added, which reuses chunk numbers
             self._remove(family)
         self._add(rebuilt, computed)
         updated = self._update_values(computed.values)
@@ -125,16 +128,16 @@ class Chunks:
             assert family is not None
             family.restructured = True
 
-    def _remove(self, family: OpenFamily) -> None:
+    def _remove(self, family: MutableFamily) -> None:
         shown = self._shown.pop(family, None)
         if shown is None:
             return
         self._chunk_of[shown.cells] = NOWHERE
-        for number in shown.numbers:
+        for number in shown.chunk_numbers:
             self._chunks[number] = None
             self._free.append(number)
 
-    def _add(self, families: Sequence[OpenFamily], computed: CellValues) -> None:
+    def _add(self, families: Sequence[MutableFamily], computed: CellValues) -> None:
         """Build the chunks of families that are not shown."""
         hidden = frozenset(computed.recent[computed.absent].tolist())
         parts: list[tuple[_ShownFamily, list[int]]] = []
@@ -177,11 +180,11 @@ class Chunks:
         else:
             number = len(self._chunks)
             self._chunks.append(chunk)
-        shown.numbers.append(number)
+        shown.chunk_numbers.append(number)
         return number
 
-    def _divide(self, family: OpenFamily, hidden: frozenset[int]) -> Iterator[list[int]]:
-        """Yield the cells of each chunk of a family, without hidden ones."""
+    def _divide(self, family: MutableFamily, hidden: frozenset[int]) -> Iterator[list[int]]:
+        """Yield the cells of each chunk of a family, without the hidden cells."""
         part: list[int] = []
         for block in family.divide(self._cells, LINES_PER_CHUNK):
             part += [cell for cell in block if cell not in hidden] if hidden else block
@@ -206,6 +209,6 @@ class Chunks:
         for number, place, line in zip(numbers, places, lines, strict=True):
             pieces[number][place] = line
         for chunk in chunks.values():
-            chunk.shown.joined[chunk.place] = b"".join(chunk.pieces)
-            chunk.shown.family = None
+            chunk.family.joined[chunk.place] = b"".join(chunk.pieces)
+            chunk.family.value = None
         return True

@@ -37,7 +37,7 @@ _UNBOUNDED: Final = 2**62
 
 
 class MultiProcessCollector(Collector):
-    """A drop-in for `prometheus_client.multiprocess.MultiProcessCollector`.
+    """A drop-in replacement for `prometheus_client.multiprocess.MultiProcessCollector`.
 
     The collector reads one directory, without the tree below it, and skips a bad file where
     prometheus_client raises.
@@ -47,7 +47,7 @@ class MultiProcessCollector(Collector):
         """Collect from a directory.
 
         Args:
-            registry: the registry that gets the collector; none by default.
+            registry: the registry that the collector is added to; None for none.
             path: the directory; PROMETHEUS_MULTIPROC_DIR by default.
 
         Raises:
@@ -137,7 +137,7 @@ class _Collected(Collector):
 
 
 class _State:
-    """The directories and pages of this process, owned by the lock; a child of `fork` has none."""
+    """The directories and pages of this process, guarded by `lock`; a child of `fork` has none."""
 
     def __init__(self) -> None:
         renew_in_child(self)

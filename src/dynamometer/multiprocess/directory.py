@@ -53,11 +53,11 @@ class MultiprocessDirectory:
             owned: whether `retire` may remove files.
             keep_totals: whether the counts of missing files stay in the totals, as after
                 `retire`; prometheus_client's own collector forgets them. No total falls, and a
-                file that is missing or odd for a reading does not count twice: a file that
-                returns adds its increase, unless most of its values are at most half of the
-                former ones, as the values of another process are.
-            max_series: the most series that are shown: the first ones; a started histogram is
-                completed. Other series take the place of removed ones at once.
+                file that is missing or has wrong values for a reading does not count twice. A
+                file that returns adds only its increase. If most of its values are at most half
+                of the former ones, the file is of another process, and all its values are added.
+            max_series: the maximum number of series. The first ones are shown, and a histogram
+                that is partly shown is completed. Other series replace removed ones at once.
             recursive: whether the files of subdirectories count too; SGLang creates a
                 subdirectory.
         """
@@ -188,7 +188,7 @@ class MultiprocessDirectory:
             self._reader.retire(processes, owned=self._owned)
 
     def resume(self, pids: Iterable[int | str]) -> None:
-        """Show the gauges of retired processes that are alive again from the next reading on.
+        """End the retirement of processes: the next reading shows their gauges again.
 
         Args:
             pids: the processes' identifiers, as in the names of their files.
@@ -222,7 +222,7 @@ class MultiprocessDirectory:
             return self._reader.processes
 
     def close(self) -> None:
-        """Close all files; later readings raise `ValueError`, `current_families` stays."""
+        """Close all files; later readings raise `ValueError`, `current_families` still works."""
         with self._lock:
             self._closed = True
             self._reader.close()
@@ -239,8 +239,8 @@ class MultiprocessDirectory:
 def _paused_garbage_collection() -> Iterator[None]:
     """Pause the garbage collector.
 
-    A first reading creates many short-lived containers and no cycles; a collection would walk
-    all of them, and stop every thread of the process meanwhile.
+    A first reading creates many containers and no reference cycles. A collection would visit all
+    of them, and stop every thread of the process meanwhile.
     """
     was_enabled = gc.isenabled()
     gc.disable()

@@ -25,7 +25,7 @@ class Reason(StrEnum):
     UNREADABLE = "unreadable"  # any other error of the operating system
     EMPTY = "empty"  # each file is empty for a moment when its process starts
     TRUNCATED = "truncated"  # shorter than its header declares
-    CORRUPT = "corrupt"  # a length that is not possible
+    CORRUPT = "corrupt"  # an impossible length or end
     KEY = "key"  # an entry's key is not a valid metric
     TYPE_CONFLICT = "type_conflict"  # a family with another type or mode in another file
     OVERLAP = "overlap"  # another key has the same names on the page

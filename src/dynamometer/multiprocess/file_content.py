@@ -1,8 +1,9 @@
-"""The known content of a file: the bytes in use, and the marks that show a replaced content.
+"""The known content of a file: the bytes in use, and the marks that show that it was replaced.
 
-A replaced content is recognised by its header and its last key, and by all its keys in a file that
-is not held open and whose status has changed. Other keys before the same last key are not
-recognised in a file that is held open: a checksum of all keys would cost more than the reading.
+The marks are the header and the last key: content with other marks was replaced. In a file that is
+not held open, all keys are compared too when the file's status has changed. In a file that is held
+open they are not, because a checksum of all keys would cost more than the reading: there, other
+keys before the same last key are not noticed.
 """
 
 from __future__ import annotations
@@ -35,26 +36,26 @@ class Content:
 
     Attributes:
         used: the number of known bytes; 0 before anything is known.
-        waiting: whether the writer has not started, or the next key is partly written.
-        keys: a checksum of the known keys, in their order.
+        incomplete: whether the writer has not started, or the next key is partly written.
+        key_checksum: a checksum of the known keys, in their order.
         status: the file's change time and size when the keys were last verified.
-        marks: int64, the places of the words that differ in another content: the header, and
-            the whole last key.
-        marked: int64, those words.
+        marks: int64, the places of the marks in words of eight bytes: the header, and the words
+            of the last key.
+        mark_words: int64, the words at these places.
     """
 
     used: int = 0
-    waiting: bool = False
-    keys: int = 0
+    incomplete: bool = False
+    key_checksum: int = 0
     status: _Status = (0, 0)
     marks: NDArray[np.int64] = field(default_factory=_no_words)
-    marked: NDArray[np.int64] = field(default_factory=_no_words)
+    mark_words: NDArray[np.int64] = field(default_factory=_no_words)
 
     def has_last_key(self, descriptor: int) -> bool:
         """Return whether the file still has the last known key."""
         if self.marks.size <= 1:  # the header alone
             return True
-        last = self.marked[1:].tobytes()
+        last = self.mark_words[1:].tobytes()
         return os.pread(descriptor, len(last), int(self.marks[1]) * WORD_BYTES) == last
 
     def verify(self, descriptor: int) -> Content | None:
@@ -68,7 +69,7 @@ class Content:
             return self
         data = os.pread(descriptor, self.used - HEADER_BYTES, HEADER_BYTES)
         with suppress(FileFault):
-            if _checksum(file_format.split(data, HEADER_BYTES)) == self.keys:
+            if _checksum(file_format.split_entries(data, HEADER_BYTES)) == self.key_checksum:
                 return replace(self, status=now)
         return None
 
@@ -80,8 +81,8 @@ class NewEntries(NamedTuple):
     """The result of reading a file.
 
     Attributes:
-        content: the content that is known now.
-        entries: the entries behind the known ones; all entries where the content was replaced.
+        content: the new known content.
+        entries: the entries after the known ones; all entries where the content was replaced.
         replaced: whether the file has another content than the known one.
         partial_key: the place of a partly written key, in words; 0 for none.
     """
@@ -106,7 +107,7 @@ def read_new_entries(descriptor: int, known: Content, *, held_open: bool) -> New
     """
     try:
         header = os.pread(descriptor, HEADER_BYTES, 0)
-        status = _status(descriptor)  # before the entries: a later change is another status
+        status = _status(descriptor)  # before the entries, so that a later change is noticed
         used = file_format.used_bytes(header, status[1])
         replaced = (
             used < known.used
@@ -120,17 +121,17 @@ def read_new_entries(descriptor: int, known: Content, *, held_open: bool) -> New
         if entries and file_format.partly_written(entries[-1].key):
             partial_key = entries.pop().begin
             used = partial_key * WORD_BYTES
-        places, words = known.marks[1:], known.marked[1:]
+        places, words = known.marks[1:], known.mark_words[1:]
         if entries:
-            places = np.arange(entries[-1].begin, entries[-1].value)
+            places = np.arange(entries[-1].begin, entries[-1].value_place)
             words = _read_words(descriptor, entries[-1].begin, places.size)
         content = Content(
             used=used,
-            waiting=bool(partial_key) or not used,
-            keys=_checksum(entries, known.keys),
+            incomplete=bool(partial_key) or not used,
+            key_checksum=_checksum(entries, known.key_checksum),
             status=status,
             marks=np.concatenate([[0], places]).astype(np.int64),
-            marked=np.concatenate([np.frombuffer(header, np.int64), words]),
+            mark_words=np.concatenate([np.frombuffer(header, np.int64), words]),
         )
     except OSError as error:
         raise from_os_error(error) from None
@@ -150,7 +151,7 @@ def read_values(descriptor: int, content: Content) -> NDArray[np.float64]:
 
 
 def too_short() -> FileFault:
-    """Return the fault of a file that has lost its end."""
+    """Return the fault of a file that is shorter than its known content."""
     return FileFault(Reason.TRUNCATED, _TOO_SHORT)
 
 
@@ -173,7 +174,7 @@ def _checksum(entries: list[Entry], before: int = 0) -> int:
 
 
 def _read_entries(descriptor: int, begin: int, used: int) -> list[Entry]:
-    """Read the entries from a place on, in pieces: the bytes in use may be gigabytes of zeros."""
+    """Read the entries from byte `begin` on, in pieces: gigabytes of zeros may be in use."""
     entries: list[Entry] = []
     piece = _PIECE_BYTES
     while begin < used and not (entries and not entries[-1].key):
@@ -181,10 +182,10 @@ def _read_entries(descriptor: int, begin: int, used: int) -> list[Entry]:
         data = os.pread(descriptor, size, begin)
         if len(data) < size:
             raise FileFault(Reason.TRUNCATED, f"its header declares {used} bytes in use")
-        part = file_format.split(data, begin, used)
+        part = file_format.split_entries(data, begin, used)
         if part:
             entries += part
-            begin = part[-1].value * WORD_BYTES + file_format.VALUE_AND_TIMESTAMP_BYTES
+            begin = part[-1].value_place * WORD_BYTES + file_format.VALUE_AND_TIMESTAMP_BYTES
         else:
             piece *= 2  # the key is longer than the piece
     return entries

@@ -12,7 +12,7 @@ A name is `TYPE_PROCESS.db`, a gauge's `gauge_MODE_PROCESS.db`: `counter_123.db`
         float64 value
         float64 timestamp seconds since the epoch; 0 where the type has no timestamps
 
-The writer appends an entry and only then raises `used`; an entry is never moved or removed.
+The writer first appends an entry and then increases `used`; an entry is never moved or removed.
 Numbers have the byte order of the machine.
 """
 
@@ -90,12 +90,12 @@ class Entry(NamedTuple):
 
     Attributes:
         begin: the entry's place in the file, in words of eight bytes.
-        value: the place of its value, in words; its timestamp is in the next word.
+        value_place: the place of its value, in words; its timestamp is in the next word.
         key: the key's bytes.
     """
 
     begin: int
-    value: int
+    value_place: int
     key: bytes
 
 
@@ -117,7 +117,7 @@ def parse_name(path: str) -> FileName:
     name = PurePath(path).name
     try:
         name.encode()
-    except UnicodeEncodeError:  # the process would be a label that no page can hold
+    except UnicodeEncodeError:  # a page cannot contain it as the label `pid`
         raise FileFault(Reason.NAME, "its name is not UTF-8") from None
     words = name.split("_")
     kind, rest = words[0], words[1:]
@@ -163,10 +163,10 @@ def used_bytes(header: bytes, size: int) -> int:
     return used
 
 
-def split(data: bytes, begin: int, used: int | None = None) -> list[Entry]:
+def split_entries(data: bytes, begin: int, used: int | None = None) -> list[Entry]:
     """Split a part of a file into entries, up to the first entry whose key has length 0.
 
-    The content behind a key of length 0 is unknown: an unwritten part of a file is all zeros.
+    An unwritten part of a file is all zeros, so that a key of length 0 ends the known content.
 
     Args:
         data: the part; its last entry may be incomplete where more bytes are in use.

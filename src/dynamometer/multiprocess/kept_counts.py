@@ -1,11 +1,13 @@
-"""The counts that stay on the page when their files are missing, odd or removed.
+"""The counts that stay on the page when their files are missing, wrong or removed.
 
-A file may be missing, unreadable or odd for one reading and as before at the next: a hung mount, a
-directory without permission for a moment, a copy that replaces the original. Its counts are then
-held: each of its series shows the larger of the held count and the file's value, so that a file
-that returns adds only its increase. When another process writes into a file of the same path, the
-held counts are added to the totals permanently. Such a file is recognised by its values: most of
-them are at most half of the held ones, in two readings where the file itself is the same.
+A file may be missing, unreadable or wrong at one reading and valid again at the next. Examples are
+a hanging mount, a directory without permission for a moment, and an older copy of the file. The
+counts of such a file are held: each of its series shows the larger of the held count and the file's
+value, so that a file that returns adds only its increase.
+
+When another process writes a file at the same path, the held counts are added to the totals
+permanently. Such a file is recognised when most of its values are at most half of the held ones: at
+the first reading of a new file, and at the second reading of the same file.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ from numpy.typing import NDArray
 from dynamometer.multiprocess.cells import Cells
 from dynamometer.multiprocess.metrics_file import MetricsFile
 
-# The most by which the order of an addition changes a total, relative to the total.
+# The maximum change of a total by another order of addition, relative to the total.
 _ROUNDING: Final = 1e-9
-_MOST_MISSING: Final = 10_000  # files whose counts are held, some kilobytes each
+_MAX_MISSING_FILES: Final = 10_000  # with held counts, some kilobytes each
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
@@ -38,7 +40,7 @@ class _Counts(NamedTuple):
     values: NDArray[np.float64]
 
     def raised_to(self, cells: NDArray[np.int32], values: NDArray[np.float64]) -> _Counts:
-        """Return the larger of these counts and others, for the cells of both."""
+        """Return these counts and the given ones; for a cell in both, the larger count."""
         merged, places = np.unique(np.concatenate([self.cells, cells]), return_inverse=True)
         larger = np.full(merged.size, -np.inf)
         np.maximum.at(larger, places, np.concatenate([self.values, values]))
@@ -66,18 +68,18 @@ class _Record:
     """The counts of the file at one path.
 
     Attributes:
-        held: the counts of a former state of the file.
-        last: the values of the last complete reading of the present state; None before it.
-        cells: the cells of these values.
-        seen: whether a complete reading had the present file.
-        suspected: whether the last reading had values of another process.
+        held: the counts of an earlier state of the file.
+        last: the values at the last complete reading of the present state; None before it.
+        cells: the cells of the values in `last`.
+        seen: whether any complete reading included the present file.
+        replacement_suspected: whether the last reading returned values of another process.
     """
 
     held: _Counts = _NONE
     last: NDArray[np.float64] | None = None
     cells: NDArray[np.int32] = field(default_factory=lambda: _NONE.cells)
     seen: bool = False
-    suspected: bool = False
+    replacement_suspected: bool = False
 
     def hold(self) -> None:
         """Hold the values of the last complete reading."""
@@ -87,12 +89,12 @@ class _Record:
 
 
 class KeptCounts:
-    """The records of all kept files, and the counts that no file has any more.
+    """The records of all kept files, and the counts that are in the totals permanently.
 
     Attributes:
-        base: float64, shape (capacity of the cells,): the counts that are added to each cell's
-            values: those of replaced and removed files, and held ones whose file is not read.
-        based: bool, same shape: whether a cell has such a count, or a held one.
+        base: float64, shape (capacity of the cells,), added to each cell's values: the counts of
+            replaced and removed files, and held counts of series that are not read.
+        has_counts: bool, same shape: whether a cell has a count in `base`, or a held count.
         changed: whether counts were held, added or released since `begin_reading`.
     """
 
@@ -107,7 +109,7 @@ class KeptCounts:
         self._added: NDArray[np.float64] = np.zeros(cells.capacity)
         self._has_added: NDArray[np.bool_] = np.zeros(cells.capacity, np.bool_)
         self.base = self._added
-        self.based = self._has_added
+        self.has_counts = self._has_added
         self.changed = False
         self._raised: NDArray[np.intp] = np.empty(0, np.intp)  # places of values with held counts
         self._held_values: NDArray[np.float64] = np.empty(0)
@@ -130,7 +132,10 @@ class KeptCounts:
         return file.path in self._records
 
     def record(self, file: MetricsFile, values: NDArray[np.float64]) -> None:
-        """Take the values of a complete reading; zeros alone are odd and ignored."""
+        """Record the values of a complete reading; values that are all zero are ignored.
+
+        A reading of zeros alone may be wrong.
+        """
         record = self._records[file.path]
         if values.any():
             record.last, record.cells = values.copy(), file.cells
@@ -153,11 +158,11 @@ class KeptCounts:
         if record.last is not None or record.held.cells.size:
             self.changed = True
         record.hold()
-        record.suspected = False
+        record.replacement_suspected = False
         if ended:
             record.seen = False
         if record.held.cells.size or not ended:
-            self._records[file.path] = record  # as the last one: `plan` drops the first
+            self._records[file.path] = record  # at the end: `plan` drops the first records
 
     def add(self, file: MetricsFile) -> None:
         """Add the counts of a file that `retire` removed to the totals."""
@@ -166,9 +171,13 @@ class KeptCounts:
             record.hold()
             self._add(record.held)
 
-    def suspected(self, files: Sequence[MetricsFile]) -> set[MetricsFile]:
-        """Return the files whose last reading had values of another process."""
-        return {file for file in files if self.keeps(file) and self._records[file.path].suspected}
+    def suspected_replacements(self, files: Sequence[MetricsFile]) -> set[MetricsFile]:
+        """Return the files whose last reading returned values of another process."""
+        return {
+            file
+            for file in files
+            if self.keeps(file) and self._records[file.path].replacement_suspected
+        }
 
     def judge(self, file: MetricsFile, now: NDArray[np.float64]) -> bool:
         """Decide whether the counts of a kept file are held, released, or added to the totals.
@@ -181,23 +190,23 @@ class KeptCounts:
             Whether `plan` is needed.
         """
         record = self._records[file.path]
-        suspected, record.suspected = record.suspected, False
+        suspected, record.replacement_suspected = record.replacement_suspected, False
         changed = False
         if record.last is not None:
-            free = np.flatnonzero(~np.isin(record.cells, record.held.cells))
-            last = record.last[free]
-            if self._fallen(file, free, now[free], last):
-                record.held = record.held.raised_to(record.cells[free], last)
+            not_held = np.flatnonzero(~np.isin(record.cells, record.held.cells))
+            last = record.last[not_held]
+            if self._any_fell(file, not_held, now[not_held], last):
+                record.held = record.held.raised_to(record.cells[not_held], last)
                 self.changed = changed = True
         places, held = record.held.find(file.cells)
         if not places.size:
             return changed
-        if not self._fallen(file, places, now[places], held):
+        if not self._any_fell(file, places, now[places], held):
             record.held = record.held.without(file.cells)
         elif not _of_another_process(now[places], held):
             return changed
         elif record.seen and not suspected:
-            record.suspected = True  # one reading may be odd: the next one decides
+            record.replacement_suspected = True  # this reading may be wrong: the next one decides
             return changed
         else:
             self._add(record.held)
@@ -206,22 +215,22 @@ class KeptCounts:
         return True
 
     def plan(self, files: Sequence[MetricsFile]) -> None:
-        """Compute `base` and `based`, and the places of values with held counts.
+        """Compute `base` and `has_counts`, and the places of values with held counts.
 
-        Where very many files are missing, the counts of the first ones are added permanently.
+        If too many files are missing, the counts of the first ones are added permanently.
 
         Args:
             files: the files that are read, in the order of their values.
         """
         held = {path: one.held for path, one in self._records.items() if one.held.cells.size}
         read = {file.path for file in files}
-        for path in [path for path in held if path not in read][:-_MOST_MISSING]:
+        for path in [path for path in held if path not in read][:-_MAX_MISSING_FILES]:
             self._add(held.pop(path))
             del self._records[path]
         self._added = _longer(self._added, self._cells.capacity)
         self._has_added = _longer(self._has_added, self._cells.capacity)
         places, values = [np.empty(0, np.intp)], [np.empty(0)]
-        self.based = self._has_added.copy()
+        self.has_counts = self._has_added.copy()
         begin = 0
         for file in files if held else ():
             if file.path in held:
@@ -229,7 +238,7 @@ class KeptCounts:
                 found, larger = counts.find(file.cells)
                 places.append(begin + found)
                 values.append(larger)
-                self.based[counts.cells] = True
+                self.has_counts[counts.cells] = True
                 held[file.path] = counts.without(file.cells)
             begin += file.cells.size
         self._raised, self._held_values = np.concatenate(places), np.concatenate(values)
@@ -237,7 +246,7 @@ class KeptCounts:
         if held:
             cells = np.concatenate([counts.cells for counts in held.values()])
             _add_at(self.base, cells, np.concatenate([counts.values for counts in held.values()]))
-            self.based[cells] = True
+            self.has_counts[cells] = True
 
     def raise_to_held(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return all values, each at least its held count.
@@ -254,11 +263,11 @@ class KeptCounts:
     def correct(self, before: NDArray[np.float64], now: NDArray[np.float64]) -> bool:
         """Raise the base of totals that fell only because they were added up in another order.
 
-        For Prometheus, a counter that is smaller by its last bit has been reset.
+        Prometheus interprets any decrease of a counter as a reset, even of its last bit.
 
         Args:
             before: the cells' values before counts were held or added.
-            now: the cells' values; there may be more cells.
+            now: the cells' present values; cells may have been added at the end.
 
         Returns:
             Whether the values have to be computed again.
@@ -267,7 +276,7 @@ class KeptCounts:
         with np.errstate(invalid="ignore"):  # two infinities
             missing = before - now[:known]
         rounded = (missing > 0) & (missing < _ROUNDING * np.abs(before))
-        short = np.flatnonzero(self.based[:known] & rounded)
+        short = np.flatnonzero(self.has_counts[:known] & rounded)
         missing = missing[short]
         smallest = np.nextafter(self.base[short], np.inf) - self.base[short]
         self.base[short] += np.maximum(missing, smallest)
@@ -282,7 +291,7 @@ class KeptCounts:
         _add_at(self._added, counts.cells, counts.values)
         self._has_added[counts.cells] = True
 
-    def _fallen(
+    def _any_fell(
         self,
         file: MetricsFile,
         places: NDArray[np.intp],

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dynamometer.exposition.families import BUCKET_LABEL, Metadata
 from dynamometer.exposition.numbers import format_number
 from dynamometer.exposition.series import label_name, label_text, series_text
-from dynamometer.multiprocess.cells import NOWHERE, Cells, HistogramGroup, Kind, OpenFamily
+from dynamometer.multiprocess.cells import NOWHERE, Cells, HistogramGroup, Kind, MutableFamily
 from dynamometer.multiprocess.faults import FileFault, OmittedError, Reason
 from dynamometer.multiprocess.file_format import FileName, Key, parse_key
 from dynamometer.multiprocess.page_names import PageNames, spell
@@ -35,12 +35,12 @@ class _Bound(NamedTuple):
 
 
 class _Template(NamedTuple):
-    """A label set of a histogram, and the text of its labels before and behind the bound."""
+    """A label set of a histogram, and the text of its labels before and after the bound."""
 
-    family: OpenFamily
+    family: MutableFamily
     group: HistogramGroup
     before: str
-    behind: str
+    after: str
 
 
 class KeyTable:
@@ -58,16 +58,16 @@ class KeyTable:
         Args:
             cells: all cells.
             labels: constant labels, added to each series that does not have them.
-            max_series: the most series; a started histogram is completed.
+            max_series: the maximum number of series; a partly shown histogram is completed.
             accumulate: accumulate a histogram's buckets, and derive its `_count` from them.
         """
-        self.families: dict[str, OpenFamily] = {}
+        self.families: dict[str, MutableFamily] = {}
         self._cells = cells
         self._labels = {label_name(name): value for name, value in labels.items()}
         self._max_series = max_series
         self._accumulate = accumulate
-        self._owners: dict[str, OpenFamily] = {}  # of each name on a page
-        # The keys of cells whose names a page spells differently; a histogram's group has its own.
+        self._owners: dict[str, MutableFamily] = {}  # the family of each name on a page
+        # The key of each cell whose names a page spells differently; see also `HistogramGroup`.
         self._original_of: dict[int, Key] = {}
         # Caches of the keys of one reading; see `forget_keys`.
         self._cell_of_key: dict[tuple[str, str, bytes], int] = {}
@@ -98,28 +98,28 @@ class KeyTable:
         return cell
 
     def forget_keys(self) -> None:
-        """Free the memory that makes it fast to read many files at once."""
+        """Clear the caches, which make the first reading of many files fast."""
         self._cell_of_key.clear()
         self._texts.clear()
         self._bounds.clear()
         self._templates.clear()
 
-    def remove(self, gone: list[int], used: NDArray[np.bool_]) -> None:
+    def remove(self, unused: list[int], used: NDArray[np.bool_]) -> None:
         """Remove unused cells, and the families that have no cells left.
 
         Args:
-            gone: the cells.
+            unused: the cells.
             used: bool, shape (capacity,): whether a cell has values or counts.
         """
-        by_family: dict[OpenFamily, set[int]] = {}
-        for cell in gone:
+        by_family: dict[MutableFamily, set[int]] = {}
+        for cell in unused:
             family = self._cells.families[cell]
             if family is not None:
                 by_family.setdefault(family, set()).add(cell)
         for family, cells in by_family.items():
             family.drop(self._cells, cells, used)
             self._drop_if_empty(family)
-        for cell in gone:
+        for cell in unused:
             self._original_of.pop(cell, None)
         self.forget_keys()
 
@@ -135,19 +135,19 @@ class KeyTable:
             return cell
         if len(self._cells) >= self._max_series:
             self._drop_if_empty(family)
-            raise self._full()
+            raise self._too_many_series()
         cell = family.add_cell(self._cells, series)
         if not found.unchanged:
             self._original_of[cell] = key
         return cell
 
-    def _drop_if_empty(self, family: OpenFamily) -> None:
+    def _drop_if_empty(self, family: MutableFamily) -> None:
         """Remove a family that has no series; other families may use its names again."""
         if not len(family):
             del self.families[family.metadata.name]
             self._owners = {name: one for name, one in self._owners.items() if one is not family}
 
-    def _find_family(self, file: FileName, name: str, key: Key) -> OpenFamily:
+    def _find_family(self, file: FileName, name: str, key: Key) -> MutableFamily:
         """Return the family of a name; add the family where it is new.
 
         Raises:
@@ -166,29 +166,31 @@ class KeyTable:
                 f"{_describe(owner.metadata.type, owner.mode)}",
             )
         kind = _KINDS[file.mode] if file.type == "gauge" else Kind.SUM
-        family = self.families[name] = OpenFamily(metadata, file.mode, kind)
+        family = self.families[name] = MutableFamily(metadata, file.mode, kind)
         self._owners.update(dict.fromkeys(names, family))
         return family
 
     def _find_histogram_cell(self, file: FileName, key: bytes) -> int:
         """Return the cell of a histogram's entry; add the cell where the series is new.
 
-        The keys of a label set's buckets differ only in the bound, so that one parsed key serves
-        for all of them: in a key's JSON, `"le": "` is always the label.
+        The keys of a label set's buckets differ only in the bound, so that only one of them is
+        parsed. The text `"le": "` in a key's JSON is always the label, never part of a string.
         """
         before, _, rest = key.partition(_BOUND_IN_KEY)
-        bound_text, _, behind = rest.partition(b'"')
-        template = self._templates.get((before, behind))
+        bound_text, _, after = rest.partition(b'"')
+        template = self._templates.get((before, after))
         bound = self._bounds.get(bound_text)
         if template is None or bound is None:
-            return self._parse_histogram_key(file, parse_key(key), (before, behind))
+            return self._parse_histogram_key(file, parse_key(key), (before, after))
         cell = template.group.buckets.get(bound.value)
         return self._find_bucket(template, bound) if cell is None else cell
 
-    def _parse_histogram_key(self, file: FileName, key: Key, around: tuple[bytes, bytes]) -> int:
+    def _parse_histogram_key(
+        self, file: FileName, key: Key, template_key: tuple[bytes, bytes]
+    ) -> int:
         found = spell(key, file.type)
-        limit = found.labels.get(BUCKET_LABEL)
-        bound = None if limit is None else self._find_bound(limit)
+        bound_text = found.labels.get(BUCKET_LABEL)
+        bound = None if bound_text is None else self._find_bound(bound_text)
         family = self._find_family(file, found.family, key)
         texts = self._texts
         labels = sorted({**self._labels, **found.labels, BUCKET_LABEL: ""}.items())
@@ -205,7 +207,7 @@ class KeyTable:
             "".join([f"{text}," for text in parts[:place]]),
             "".join([f",{text}" for text in parts[place + 1 :]]),
         )
-        self._templates[around] = template
+        self._templates[template_key] = template
         cell = group.buckets.get(bound.value)
         return self._find_bucket(template, bound) if cell is None else cell
 
@@ -214,12 +216,12 @@ class KeyTable:
             self._cells,
             template.group,
             bound.value,
-            f"{template.before}{bound.label}{template.behind}",
+            f"{template.before}{bound.label}{template.after}",
             count=self._accumulate,
         )
 
     def _find_group(
-        self, family: OpenFamily, labels: str, key: Key, found: PageNames
+        self, family: MutableFamily, labels: str, key: Key, found: PageNames
     ) -> HistogramGroup:
         group = family.groups.get(labels)
         if group is not None:
@@ -227,7 +229,7 @@ class KeyTable:
             return group
         if len(self._cells) >= self._max_series:
             self._drop_if_empty(family)
-            raise self._full()
+            raise self._too_many_series()
         return family.add_group(labels, None if found.unchanged else key)
 
     def _find_bound(self, text: str) -> _Bound:
@@ -249,7 +251,7 @@ class KeyTable:
         text = self._texts[item] = label_text(*item)
         return text
 
-    def _full(self) -> OmittedError:
+    def _too_many_series(self) -> OmittedError:
         text = f"more than {self._max_series} series; a larger max_series shows more"
         return OmittedError(Reason.MAX_SERIES, text)
 

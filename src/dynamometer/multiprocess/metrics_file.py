@@ -23,22 +23,22 @@ from dynamometer.multiprocess.file_content import UNKNOWN, Content, NewEntries
 from dynamometer.multiprocess.file_format import WORD_BYTES, FileName
 from dynamometer.process.descriptors import CLOSED, Descriptor
 
-# Opening a FIFO must not block the reader, and a terminal must not become its own.
+# Opening a FIFO must not block, and a terminal must not become the process's controlling terminal.
 _FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
 class MetricsFile:
-    """A file, and where its values belong.
+    """A file, and the cells of its values.
 
     Attributes:
         path: the file's path.
         name: the parts of its name.
-        inode: its inode number in the directory.
+        inode: its inode number, as listed in the directory.
         content: the known content.
-        values: int64, the places of the values that have a cell, in words of eight bytes.
+        value_places: int64, the places of the values that have a cell, in words of eight bytes.
         cells: int32, the cell of each of these values.
         hidden: whether its values are read but not shown: gauges of an ended process.
-        omitted: the number of series that are not on the page, and a message, by reason.
+        omitted: by reason, the number of series that are not on the page, and a message.
     """
 
     def __init__(self, path: str, name: FileName, inode: int) -> None:
@@ -48,23 +48,26 @@ class MetricsFile:
         self.inode = inode
         self.hidden = False
         self._descriptor: Descriptor | None = None
-        self._partial_key = 0
+        self._partial_key = 0  # its place at the last reading, in words; 0 for none
         self.forget()
 
     def forget(self) -> None:
         """Forget the content, so that the file is read again from its beginning."""
         self.content: Content = UNKNOWN
-        self.values: NDArray[np.int64] = np.empty(0, np.int64)
+        self.value_places: NDArray[np.int64] = np.empty(0, np.int64)
         self.cells: NDArray[np.int32] = np.empty(0, np.int32)
         self.omitted: dict[Reason, tuple[int, str]] = {}
 
-    def read_again(self) -> None:
-        """Forget the content and a partly written key, which this reading may read twice."""
+    def reset(self) -> None:
+        """Forget the content and the place of a partly written key, so that parsing starts again.
+
+        The same reading may find the partly written key once more, which is not a fault.
+        """
         self.forget()
         self._partial_key = 0
 
     def read_new_entries(self) -> NewEntries:
-        """Read the entries that are not known yet; `extend` makes them known.
+        """Read the entries that are not known yet; `extend` adds them to the known content.
 
         Raises:
             FileFault: The file cannot be read, its content is not valid, or a key is partly
@@ -80,20 +83,20 @@ class MetricsFile:
             self._partial_key = found.partial_key
         return found
 
-    def extend(self, content: Content, values: list[int], cells: list[int]) -> None:
-        """Take the new content, and the cells of its new values.
+    def extend(self, content: Content, value_places: list[int], cells: list[int]) -> None:
+        """Replace the known content, and add the places and cells of its new values.
 
         Args:
-            content: the content that is known now.
-            values: the places of the new values, in words.
-            cells: the cell of each.
+            content: the new known content.
+            value_places: the places of the new values, in words.
+            cells: the cell of each value.
         """
         self.content = content
-        self.values = np.concatenate([self.values, np.array(values, np.int64)])
+        self.value_places = np.concatenate([self.value_places, np.array(value_places, np.int64)])
         self.cells = np.concatenate([self.cells, np.array(cells, np.int32)])
 
     def omit(self, reason: Reason, text: str) -> None:
-        """Count a series that is not on the page."""
+        """Count a series that is not on the page; keep the first message of each reason."""
         count, first = self.omitted.get(reason, (0, text))
         self.omitted[reason] = count + 1, first
 
@@ -103,8 +106,8 @@ class MetricsFile:
         self.cells = np.full_like(self.cells, HIDDEN)
 
     def show(self) -> None:
-        """Show the values of a hidden file again, once it is read from its beginning."""
-        self.read_again()
+        """Show the values of a hidden file again, after the next parsing from its beginning."""
+        self.reset()
         self.hidden = False
 
     def has_known_keys(self, descriptor: int) -> bool:
@@ -123,11 +126,11 @@ class MetricsFile:
             FileFault: The file cannot be read, or is shorter.
         """
         with self.opened() as descriptor:
-            return file_content.read_values(descriptor, self.content)[self.values]
+            return file_content.read_values(descriptor, self.content)[self.value_places]
 
     @contextmanager
     def opened(self) -> Iterator[int]:
-        """Return the descriptor that is held open, or one for the time of the context.
+        """Return the descriptor that is held open, or open the file while the context is open.
 
         Raises:
             FileFault: The file cannot be opened, or is not a regular file.
@@ -169,7 +172,7 @@ class MetricsFile:
         """
         if inode != self.inode:
             return True
-        # The number of a file that is not open may be used again: then the marks differ.
+        # The inode number of a file that is not held open may be reused; `Content` notices this.
         return self.descriptor != CLOSED and os.fstat(self.descriptor).st_nlink == 0
 
     def unlink(self) -> bool:

@@ -12,7 +12,7 @@ from dynamometer.multiprocess.faults import FileFault, Reason
 from dynamometer.multiprocess.metrics_file import MetricsFile
 from dynamometer.process.descriptors import CLOSED
 
-_MOST_HELD: Final = 512
+_MAX_HELD_OPEN: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,8 @@ class OpenFiles:
         self.valid: dict[str, MetricsFile] = {}
         self._invalid: dict[str, _Invalid] = {}
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._most_held = min(_MOST_HELD, soft // 4)
-        self._held = 0
+        self._max_held_open = min(_MAX_HELD_OPEN, soft // 4)
+        self._held_open = 0
 
     @property
     def faults(self) -> list[tuple[str, Reason, str]]:
@@ -73,8 +73,8 @@ class OpenFiles:
             found.setdefault(file.name.process, []).append(file)
         return found
 
-    def ended(self, listing: Mapping[str, int]) -> list[MetricsFile]:
-        """Return the valid files that were removed or replaced; they are still open.
+    def find_removed(self, listing: Mapping[str, int]) -> list[MetricsFile]:
+        """Return the valid files that were removed or replaced, and are still open.
 
         Args:
             listing: the inode number of each file, by path.
@@ -99,18 +99,18 @@ class OpenFiles:
             for path, inode in listing.items()
             if path not in self.valid
             and path not in self._invalid
-            and (file := self._named(path, inode)) is not None
+            and (file := self._create_file(path, inode)) is not None
         ]
 
     def accept(self, file: MetricsFile) -> None:
-        """Read a file from now on, and hold it open where few enough files are.
+        """Read a file from now on, and hold it open unless too many files are held open.
 
         Raises:
             FileFault: The file cannot be opened again.
         """
-        if file.descriptor == CLOSED and self._held < self._most_held:
+        if file.descriptor == CLOSED and self._held_open < self._max_held_open:
             file.keep_open()
-            self._held += 1
+            self._held_open += 1
         self.valid[file.path] = file
         self._invalid.pop(file.path, None)
 
@@ -123,7 +123,7 @@ class OpenFiles:
         """Close a file and stop reading it."""
         if file.descriptor != CLOSED:
             file.close()
-            self._held -= 1
+            self._held_open -= 1
         self.valid.pop(file.path, None)
         self._invalid.pop(file.path, None)
 
@@ -137,7 +137,7 @@ class OpenFiles:
         for file in list(self.valid.values()):
             self.drop(file)
 
-    def _named(self, path: str, inode: int) -> MetricsFile | None:
+    def _create_file(self, path: str, inode: int) -> MetricsFile | None:
         try:
             return MetricsFile(path, file_format.parse_name(path), inode)
         except FileFault as fault:

@@ -1,8 +1,8 @@
 """One reading: from the files of a tree to the families of a page.
 
 `Reader.read` finds the files, parses new keys, reads all values, decides which counts are held,
-computes the cells and formats those that changed. When nothing is new, a reading is one look at
-each directory, one system call a file, and a comparison.
+computes the cells and formats those that changed. When nothing is new, a reading costs one system
+call per directory, one system call per file, and a comparison of the values.
 """
 
 from __future__ import annotations
@@ -28,18 +28,19 @@ from dynamometer.multiprocess.retired import RetiredProcesses
 from dynamometer.multiprocess.tree import FileSource
 from dynamometer.process.descriptors import CLOSED
 
-# A file that grows while it is read is parsed this often; the rest is left to the next reading.
-_ROUNDS: Final = 3
-# Raising the base of a total by its last bit may be rounded away; more tries raise it by more.
-_CORRECTIONS: Final = 4
+# A file that grows while it is read is parsed at most this many times in one reading; the next
+# reading parses the rest.
+_MAX_PARSES: Final = 3
+# A correction smaller than a total's precision can be lost to rounding; each further try adds more.
+_MAX_CORRECTIONS: Final = 4
 
 
 class Reader:
     """The files of a tree, read again and again.
 
     Attributes:
-        families: the page's families by name, as of the last reading: the same objects as
-            before where nothing in them changed, and the same tuple where nothing changed.
+        families: the page's families as of the last reading, sorted by name. An unchanged family
+            is the same object as before; the tuple is the same where no family changed.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Reader:
         Args:
             tree: finds the files.
             labels: constant labels, added to each series that does not have them.
-            max_series: the most series that are shown.
+            max_series: the maximum number of series.
             accumulate: accumulate a histogram's buckets, and derive its `_count` from them.
             keep_totals: keep the counts of all removed files, not only of retired processes.
         """
@@ -67,17 +68,18 @@ class Reader:
         self._faults = FaultLog()
         self._files = OpenFiles()
         self._retired = RetiredProcesses()
-        self._resumed: frozenset[str] = frozenset()  # retired processes to show again
+        self._to_resume: frozenset[str] = frozenset()  # processes that the next reading resumes
         self._cells = Cells()
         self._kept = KeptCounts(self._cells)
         self._table = KeyTable(self._cells, labels, max_series=max_series, accumulate=accumulate)
         self._chunks = Chunks(self._cells)
-        self._again: list[MetricsFile] = []  # files with omitted series that may have room now
-        self._replan = False  # whether files, or the known content of a file, changed
-        self._changed = True  # whether the cells have to be computed
+        # Files with omitted series, to be parsed again because other series were removed.
+        self._files_to_retry: list[MetricsFile] = []
+        self._plan_outdated = False  # whether files, or the known content of a file, changed
+        self._changed = True  # whether the cells must be computed
         self._bulk = BulkRead([], self._cells)
         self._aggregation = Aggregation(self._bulk.cells, self._cells)
-        self._values = np.empty(0)  # the shown values of all cells
+        self._values = np.empty(0)  # the values of all cells, as last computed
 
     @property
     def errors(self) -> Mapping[str, int]:
@@ -99,14 +101,16 @@ class Reader:
         listed = self._tree.refresh()
         self._read_values(self._follow_files(listed=listed))
         self._table.forget_keys()
-        self._judge_counts()
+        self._update_kept_counts()
         if listed:
-            self._remove(self._retired.to_remove())
+            self._remove(self._retired.take_unremoved())
         self._update_families()
         self._faults.note(self._all_faults())
 
     def retire(self, processes: frozenset[str], *, owned: bool) -> None:
-        """Keep the counts of ended processes, and hide their gauges; call `read` just before.
+        """Keep the counts of ended processes, and hide their gauges.
+
+        Call `read` immediately before this.
 
         Args:
             processes: their identifiers, as in the names of their files.
@@ -114,43 +118,43 @@ class Reader:
         """
         self._kept.begin_reading()
         files = self._files.find_by_process(processes)
-        read = set(self._bulk.files)
+        files_read = set(self._bulk.files)
         for file in files:
             self._retired.names.add(file.name.process)
             self._hide_or_keep(file)
-            if file in read:
+            if file in files_read:
                 self._record(file)
-        self._replan = True
+        self._plan_outdated = True
         if owned:
-            self._remove(files + self._retired.to_remove())
+            self._remove(files + self._retired.take_unremoved())
         self._read_all()
         self._update_families()
 
     def resume(self, processes: frozenset[str]) -> None:
-        """Show the gauges of these retired processes again, from the next reading on."""
-        self._resumed |= processes
+        """End the retirement of processes: the next reading shows their gauges again."""
+        self._to_resume |= processes
 
     def close(self) -> None:
         """Close all files."""
         self._files.close()
 
-    # The files that have to be parsed.
+    # The files that must be parsed.
 
     def _follow_files(self, *, listed: bool) -> list[MetricsFile]:
-        """Follow added, removed and replaced files; return the files that have to be parsed.
+        """Follow added, removed and replaced files; return the files that must be parsed.
 
         Args:
             listed: whether files may have been added, removed or replaced.
         """
-        resumed, self._resumed = self._resumed, frozenset()
+        to_resume, self._to_resume = self._to_resume, frozenset()
         new: list[MetricsFile] = []
         if listed:
             known = self._files.paths
-            for file in self._files.ended(self._tree.files):
-                self._end(file)
+            for file in self._files.find_removed(self._tree.files):
+                self._drop_removed(file)
             new = self._files.follow(self._tree.files)
-            resumed |= {file.name.process for file in new if file.path not in known}
-        shown = self._show_again(resumed)
+            to_resume |= {file.name.process for file in new if file.path not in known}
+        resumed = self._resume(to_resume)
         for file in new:
             if self._retired.owns(file):
                 self._hide_or_keep(file)
@@ -159,20 +163,20 @@ class Reader:
         if listed and self._retired.names:
             present = self._files.process_names | {file.name.process for file in new}
             self._retired.forget_missing(present, self._tree.files)
-        unread = self._with_room()
-        unread += [file for file in self._files.valid.values() if file.content.waiting]
-        return list(dict.fromkeys([*unread, *self._files.invalid, *shown, *new]))
+        unparsed = self._retry_omitted()
+        unparsed += [file for file in self._files.valid.values() if file.content.incomplete]
+        return list(dict.fromkeys([*unparsed, *self._files.invalid, *resumed, *new]))
 
-    def _end(self, file: MetricsFile) -> None:
+    def _drop_removed(self, file: MetricsFile) -> None:
         """Drop a file that was removed or replaced; hold its counts if they are kept."""
-        self._replan = True
+        self._plan_outdated = True
         if self._kept.keeps(file):
             self._record_last_state(file)
-        self._forget(file, ended=True)
+        self._hold_and_forget(file, ended=True)
         self._files.drop(file)
 
     def _record_last_state(self, file: MetricsFile) -> None:
-        """Record the last values of a removed file that is still held open."""
+        """Record the last values of a removed file that is still open, unless any value fell."""
         if file.descriptor == CLOSED or not self._parse(file):
             return
         before = self._kept.last_values(file)
@@ -181,9 +185,9 @@ class Reader:
             if before is None or bool((last[: before.size] >= before).all()):
                 self._kept.record(file, last)
 
-    def _show_again(self, processes: Set[str]) -> list[MetricsFile]:
-        """End the retirement of some processes; return the files of their gauges, unparsed."""
-        found = self._retired.end_retirement(processes)
+    def _resume(self, processes: Set[str]) -> list[MetricsFile]:
+        """End the retirement of some processes; return their gauges' files, to be parsed."""
+        found = self._retired.resume(processes)
         if not found:
             return []
         hidden = [file for file in self._files.find_by_process(frozenset(found)) if file.hidden]
@@ -191,40 +195,41 @@ class Reader:
             file.show()
         return hidden
 
-    def _with_room(self) -> list[MetricsFile]:
-        """Return the files whose omitted series may have room now, unparsed."""
-        again = [file for file in self._again if file.path in self._files.valid]
-        self._again = []
-        for file in again:
-            self._forget(file)
-            file.read_again()
-        return again
+    def _retry_omitted(self) -> list[MetricsFile]:
+        """Forget the content of `_files_to_retry`; return these files, to be parsed."""
+        files = [file for file in self._files_to_retry if file.path in self._files.valid]
+        self._files_to_retry = []
+        for file in files:
+            self._hold_and_forget(file)
+            file.reset()
+        return files
 
-    def _continued(self) -> list[MetricsFile]:
-        """End the retirement of processes that count again; return their gauges' files."""
+    def _resume_changed(self) -> list[MetricsFile]:
+        """Resume retired processes whose values changed; return their gauges' files for parsing."""
         if not self._retired.names:
             return []
-        return self._show_again(
+        return self._resume(
             {
                 file.name.process
                 for file in self._bulk.changed_files()
-                if self._retired.continued(file, self._bulk.values_of(file))
+                if self._retired.has_resumed(file, self._bulk.values_of(file))
             }
         )
 
     # The values of all files.
 
-    def _read_values(self, unread: Sequence[MetricsFile]) -> None:
+    def _read_values(self, unparsed: Sequence[MetricsFile]) -> None:
         """Parse files, and read all values until no file has unknown entries."""
-        for remaining in reversed(range(_ROUNDS)):
-            for file in unread:
+        for remaining in reversed(range(_MAX_PARSES)):
+            for file in unparsed:
                 self._parse(file)
-            if unread:
-                self._replan = True
-            unread = self._read_all()
-            if remaining:  # a forgotten file must be parsed in this reading
-                unread = list(dict.fromkeys([*unread, *self._with_room(), *self._continued()]))
-            if not unread:
+            if unparsed:
+                self._plan_outdated = True
+            unparsed = self._read_all()
+            if remaining:  # not in the last round: files that it forgets would stay unparsed
+                forgotten = [*self._retry_omitted(), *self._resume_changed()]
+                unparsed = list(dict.fromkeys([*unparsed, *forgotten]))
+            if not unparsed:
                 break
 
     def _parse(self, file: MetricsFile) -> bool:
@@ -232,8 +237,8 @@ class Reader:
         try:
             found = file.read_new_entries()
             if found.replaced:
-                self._forget(file)
-            values: list[int] = []
+                self._hold_and_forget(file)
+            value_places: list[int] = []
             cells: list[int] = []
             for entry in found.entries:
                 try:
@@ -241,19 +246,19 @@ class Reader:
                 except OmittedError as error:
                     file.omit(error.reason, str(error))
                 else:
-                    values.append(entry.value)
+                    value_places.append(entry.value_place)
                     cells.append(cell)
             self._files.accept(file)
-            file.extend(found.content, values, cells)
+            file.extend(found.content, value_places, cells)
         except FileFault as fault:
             self._reject(file, fault)
             return False
         return not found.replaced
 
     def _read_all(self) -> list[MetricsFile]:
-        """Read all values, and return the files with entries that are not parsed."""
+        """Read all values, and return the files with unparsed entries."""
         while True:
-            if self._replan:
+            if self._plan_outdated:
                 self._plan()
             try:
                 self._changed = self._bulk.read() or self._changed
@@ -261,51 +266,51 @@ class Reader:
                 for file, fault in error.faults.items():
                     self._reject(file, fault)
             else:
-                return [file for file in self._bulk.stale_files() if not file.content.waiting]
+                return [file for file in self._bulk.stale_files() if not file.content.incomplete]
 
     def _plan(self) -> None:
-        """Prepare to read and compute the present files and cells."""
-        self._replan = False
+        """Prepare to read the present files, and to compute the present cells."""
+        self._plan_outdated = False
         self._changed = True
         self._bulk = BulkRead(list(self._files.valid.values()), self._cells)
         self._aggregation = Aggregation(self._bulk.cells, self._cells)
         self._kept.plan(self._bulk.files)
-        used = self._aggregation.read | self._kept.based
-        gone = self._cells.find_unused(used)
-        if gone:
-            self._table.remove(gone, used)
-            self._again = [file for file in self._bulk.files if file.omitted]
+        used = self._aggregation.has_values | self._kept.has_counts
+        unused = self._cells.find_unused(used)
+        if unused:
+            self._table.remove(unused, used)
+            self._files_to_retry = [file for file in self._bulk.files if file.omitted]
         if self._accumulate:
             self._aggregation.accumulate_buckets(self._table.families.values())
 
     def _reject(self, file: MetricsFile, fault: FileFault) -> None:
         """Close an invalid file; hold its counts if they are kept."""
-        self._replan = True
+        self._plan_outdated = True
         self._files.reject(file, fault)
-        self._forget(file)
+        self._hold_and_forget(file)
 
-    def _forget(self, file: MetricsFile, *, ended: bool = False) -> None:
-        """Forget a file's content, and hold its counts if they are kept."""
+    def _hold_and_forget(self, file: MetricsFile, *, ended: bool = False) -> None:
+        """Hold a file's counts if they are kept, and forget its content."""
         self._kept.hold(file, ended=ended)
         self._retired.forget_values(file)
         file.forget()
 
     # Kept counts and retired processes.
 
-    def _judge_counts(self) -> None:
+    def _update_kept_counts(self) -> None:
         """Decide which counts are held, and record the values of this reading."""
         if self._kept.empty and not self._retired.names:
             return
-        suspected = self._kept.suspected(self._bulk.files)
+        suspected = self._kept.suspected_replacements(self._bulk.files)
         if not self._changed and not suspected:
             return
         changed = self._bulk.changed_files()
-        judged = [
+        plan_needed = [
             self._kept.judge(file, self._bulk.values_of(file))
             for file in dict.fromkeys([*changed, *suspected])
             if self._kept.keeps(file)
         ]
-        if any(judged):
+        if any(plan_needed):
             self._kept.plan(self._bulk.files)
             self._changed = True
         for file in changed:
@@ -319,36 +324,36 @@ class Reader:
             self._retired.record(file, self._bulk.values_of(file))
 
     def _hide_or_keep(self, file: MetricsFile) -> None:
-        """Hide the gauges of a retired process, and keep its other counts."""
+        """Hide the gauges in a retired process's file, or keep the counts in its other files."""
         if file.name.type == "gauge":
             file.hide()
         else:
             self._kept.keep(file)
 
     def _remove(self, files: Sequence[MetricsFile]) -> None:
-        """Remove files of retired processes, and add their counts to the totals."""
+        """Remove files of retired processes, and add their counts to the totals permanently."""
         for file in files:
             removed = self._retired.remove(file)
             if removed is None:
                 continue
             if removed:
                 self._kept.add(file)
-            self._forget(file, ended=True)
+            self._hold_and_forget(file, ended=True)
             self._files.drop(file)
-            self._replan = True
-        if self._replan:
+            self._plan_outdated = True
+        if self._plan_outdated:
             self._read_all()
 
     # The page.
 
     def _update_families(self) -> None:
-        """Compute the cells and show them, where anything changed."""
+        """Compute the cells and update `families`, if anything changed."""
         if not self._changed:
             return
         before = self._values
         computed = self._compute()
         if self._kept.changed:
-            for _ in range(_CORRECTIONS):
+            for _ in range(_MAX_CORRECTIONS):
                 if not self._kept.correct(before, computed.values):
                     break
                 computed = self._compute()

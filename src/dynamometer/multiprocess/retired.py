@@ -1,7 +1,8 @@
 """Ended processes whose files may still be there.
 
-Their counters are read like others; only their gauges are hidden. A new process with the same
-identifier that continues the files is recognised by a value that changes, or by a new file.
+Their counters are read like those of other processes; only their gauges are hidden. A process
+resumes when a new process with the same identifier continues its files: a value changes, or a file
+is added.
 """
 
 from __future__ import annotations
@@ -42,14 +43,17 @@ class RetiredProcesses:
         return file.name.process in self.names
 
     def record(self, file: MetricsFile, values: NDArray[np.float64]) -> None:
-        """Take the values of a complete reading; zeros alone are odd and ignored."""
+        """Record the values of a complete reading; values that are all zero are ignored.
+
+        A reading of zeros alone may be wrong.
+        """
         if values.any():
             self._last[file] = values.copy()
 
-    def continued(self, file: MetricsFile, values: NDArray[np.float64]) -> bool:
+    def has_resumed(self, file: MetricsFile, values: NDArray[np.float64]) -> bool:
         """Return whether a retired process's file has other values than at the last reading.
 
-        Zeros alone are an odd reading, or a process that has not counted yet.
+        If all values are zero, the reading may be wrong, or the process has not counted yet.
 
         Args:
             file: the file.
@@ -65,7 +69,7 @@ class RetiredProcesses:
         self._last.pop(file, None)
 
     def forget_missing(self, processes: Set[str], paths: Collection[str]) -> None:
-        """Forget the processes without files, and the files that are removed.
+        """Forget the processes without files, and removed files.
 
         Args:
             processes: the processes that have files.
@@ -75,8 +79,8 @@ class RetiredProcesses:
         for path in self._not_removed.keys() - set(paths):
             del self._not_removed[path]
 
-    def end_retirement(self, processes: Set[str]) -> Set[str]:
-        """Return which of some processes were retired; they no longer are."""
+    def resume(self, processes: Set[str]) -> Set[str]:
+        """End the retirement of some processes; return those of them that were retired."""
         found = self.names & processes
         self.names -= found
         self._last = {
@@ -92,7 +96,7 @@ class RetiredProcesses:
 
         Returns:
             True where the file was removed, False where it was already missing, None where it
-            cannot be removed: `faults` has it until `to_remove` returns it for the next try.
+            cannot be removed: `faults` has it until `take_unremoved` returns it for the next try.
         """
         try:
             return file.unlink()
@@ -100,14 +104,14 @@ class RetiredProcesses:
             self._not_removed[file.path] = file, fault
             return None
 
-    def to_remove(self) -> list[MetricsFile]:
-        """Take a few files that could not be removed, of processes whose pids are free."""
-        found = [file for file, _ in self._not_removed.values() if not _may_live(file.name.process)]
+    def take_unremoved(self) -> list[MetricsFile]:
+        """Return and forget a few files that could not be removed, of processes that do not run."""
+        found = [file for file, _ in self._not_removed.values() if not _may_run(file.name.process)]
         chosen = list(islice(found, _REMOVED_AT_ONCE))
         for file in chosen:
             del self._not_removed[file.path]
         return chosen
 
 
-def _may_live(process: str) -> bool:
+def _may_run(process: str) -> bool:
     return process.isdecimal() and Path("/proc", process).exists()

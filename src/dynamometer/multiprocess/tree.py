@@ -1,8 +1,8 @@
 """The files below some directories; a directory is listed again only when it changed.
 
 A directory's modification time changes when an entry is added, removed or replaced. Its clock is
-coarse: a directory that changed within the last tick can change again at the same time, so that
-its listing is repeated.
+coarse: a directory that changed within the last tick can change again without a later time, so
+that the next reading lists it again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Final, Protocol
 from dynamometer.multiprocess.faults import FileFault, from_os_error
 from dynamometer.multiprocess.file_format import SUFFIX
 
-# A kernel tick is at most 10 ms; a file system that stores whole seconds has zeros below them.
+# A kernel tick is at most 10 ms. A file system that stores whole seconds has zero nanoseconds.
 _FINE_TICK_NS: Final = 100_000_000
 _COARSE_TICK_NS: Final = 2_000_000_000
 _SECOND_NS: Final = 1_000_000_000
@@ -39,11 +39,20 @@ class FileSource(Protocol):
         """The directories that could not be listed, by path."""
 
     def refresh(self) -> bool:
-        """Look again; return whether files may have been added, removed or replaced."""
+        """Find the files again; return whether any may have been added, removed or replaced."""
 
 
 @dataclass(slots=True)
 class _Directory:
+    """The listing of a directory.
+
+    Attributes:
+        identity: device, inode number and modification time when the directory was listed.
+        settled: whether the directory's next change has another modification time.
+        files: the inode number of each file, by path.
+        directories: the paths of the subdirectories.
+    """
+
     identity: tuple[int, int, int]
     settled: bool
     files: dict[str, int]
@@ -74,7 +83,7 @@ class FileTree:
         return self._files
 
     def refresh(self) -> bool:
-        """Look again; return whether any directory was listed."""
+        """List the changed directories; return whether any was listed, or has disappeared."""
         self.faults = []
         known, self._known = self._known, {}
         listed = False
@@ -93,7 +102,7 @@ class FileTree:
             if path in self._known:
                 continue
             try:
-                self._known[path] = directory = self._look(path, known.get(path))
+                self._known[path] = directory = self._list(path, known.get(path))
             except FileNotFoundError:
                 continue
             except OSError as error:
@@ -106,7 +115,7 @@ class FileTree:
             if self._recursive:
                 waiting.extend(directory.directories)
 
-    def _look(self, path: str, known: _Directory | None) -> _Directory:
+    def _list(self, path: str, known: _Directory | None) -> _Directory:
         status = os.stat(path)  # noqa: PTH116  # once a reading, and pathlib takes three times as long
         identity = (status.st_dev, status.st_ino, status.st_mtime_ns)
         if known is not None and known.settled and known.identity == identity:
@@ -126,7 +135,7 @@ class FileTree:
 
 
 class FileList:
-    """A given list of files, in its order; a file that is listed twice counts twice."""
+    """A given list of files, read in its order; a file that is listed twice counts twice."""
 
     def __init__(self, paths: Iterable[str]) -> None:
         self._paths = _distinct(paths)
@@ -134,7 +143,7 @@ class FileList:
         self.faults: Sequence[tuple[str, FileFault]] = ()
 
     def refresh(self) -> bool:
-        """Look for the files; return True, because any may have been replaced."""
+        """Find the files again; return True, because any may have been replaced."""
         found = {}
         for path in self._paths:
             with suppress(OSError):
