@@ -133,7 +133,7 @@ SHAPES = {
             'num_running_reqs{priority="2",tp_rank="0"} 2',
             'num_queue_reqs{priority="1",tp_rank="0"} 2',
             'num_queue_reqs{priority="None",tp_rank="0"} 3',
-            # A counter's series of no priority are requests that have none.
+            # In a counter, an empty priority stands for the requests without a priority.
             'generation_tokens_total{is_streaming="true",priority=""} 10',
             'generation_tokens_total{is_streaming="true",priority="1"} 5',
         ],

@@ -438,7 +438,7 @@ STARTED = typed("response.created", response={"status": "in_progress"})
         (Usage.MESSAGES, b"", False, None),
         (Usage.NONE, b"", False, None),
         (Usage.NONE, b"data: anything\n\n", True, None),
-        # Without a terminator: a finish reason of every choice says as much.
+        # Without a terminator, the finish reasons of all choices mark the end.
         (Usage.OPENAI, CONTENT, False, None),
         (Usage.OPENAI, CONTENT + finish("stop"), True, None),
         (Usage.OPENAI, CONTENT + finish("stop", 1), False, None),

@@ -1,4 +1,4 @@
-"""Select the series of a family that have no duplicate of another rank's values.
+"""Select the series of a family, so that ranks with the same values count once.
 
 Data-parallel ranks serve different requests, so each of them has values of its own. Ranks of any
 other parallelism (tensor, pipeline, expert, context) work on the same requests and report the same
