@@ -1,4 +1,4 @@
-"""The composition of an exporter: the page first, then the engines, as they are found."""
+"""An exporter: the page is served first, then each engine is added when it is found."""
 
 from __future__ import annotations
 
@@ -41,9 +41,10 @@ from dynamometer.settings import HealthSettings
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two searches of this machine's processes: while an engine is lost, and otherwise,
-# for new engines.
-_LOST_SEARCH_SECONDS: Final = 2.0
+# Seconds between two searches of this machine's processes while no engine is known, or while the
+# process of a known one has ended.
+_RESTART_SEARCH_SECONDS: Final = 2.0
+# Seconds between two searches for further engines.
 _SEARCH_SECONDS: Final = 15.0
 # Less than the 5 s after which SGLang's HTTP server closes an idle connection.
 _ENGINE_KEEPALIVE_SECONDS: Final = 3.0
@@ -108,16 +109,16 @@ async def serve(options: ExporterOptions) -> None:
         finally:
             await tasks.end(running)
         if not running.cancelled():
-            running.result()  # raises: the task runs until cancelled
+            running.result()  # raise the error that ended the task, which runs until cancelled
 
 
 class _Exporter:
-    """The engines of an exporter, with their shared page; the event loop owns all state."""
+    """The engines beside an exporter, and their common page; the event loop owns all state."""
 
     def __init__(self, options: ExporterOptions, session: aiohttp.ClientSession) -> None:
         self._options = options
         self._session = session
-        self._finds_new = not options.selection
+        self._finds_new = not options.selection  # no flag selects engines
         self._engines: dict[str, ObservedEngine] = {}
         self._observing: dict[str, asyncio.Task[None]] = {}
         self._group = asyncio.TaskGroup()
@@ -154,7 +155,7 @@ class _Exporter:
         await asyncio.gather(*(engine.close() for engine in self._engines.values()))
 
     async def run(self, targets: list[Target], registration: Registration, record: Record) -> None:
-        """Observe and search engines, and keep the record current, until cancelled."""
+        """Search for engines, observe each, and update the record, until cancelled."""
         async with self._group:
             for target in targets:
                 self._add(target)
@@ -165,7 +166,7 @@ class _Exporter:
             ):
                 await asyncio.Event().wait()
 
-    # The answers of /health.
+    # Values for /health.
 
     def _state(self) -> State:
         states = [engine.state for engine in self._engines.values()]
@@ -174,7 +175,7 @@ class _Exporter:
         return State.FAILED if State.FAILED in states else State.STARTING
 
     def _endpoints(self) -> Mapping[str, State]:
-        """Return the state of each engine; a starting one may count as failed by the settings."""
+        """Return the state of each engine; a starting one is failed without `ready_at_start`."""
         at_start = State.STARTING if self._options.health.ready_at_start else State.FAILED
         return {
             name: at_start if engine.state is State.STARTING else engine.state
@@ -229,20 +230,20 @@ class _Exporter:
         self._observing[target.name] = self._group.create_task(engine.observe())
 
     async def _search_repeatedly(self) -> None:
-        """Search at once, often while an engine is lost, and now and then for new engines."""
+        """Search at once, often while a restarted engine is awaited, and rarely for new engines."""
         searched = float("-inf")
         while True:
-            lost = not self._engines or any(
+            awaited = not self._engines or any(
                 engine.needs_search for engine in self._engines.values()
             )
             due = self._finds_new and time.monotonic() - searched >= _SEARCH_SECONDS
-            if lost or due:
+            if awaited or due:
                 searched = time.monotonic()
                 await self._search()
-            await asyncio.sleep(_LOST_SEARCH_SECONDS)
+            await asyncio.sleep(_RESTART_SEARCH_SECONDS)
 
     async def _search(self) -> None:
-        """Search for lost engines and, without a selection by flags, for new engines."""
+        """Search for restarted engines and, if no flag selects engines, for new engines."""
         await self._forget()
         engines = self._engines.values()
         if not self._finds_new and not any(engine.needs_search for engine in engines):
@@ -254,7 +255,7 @@ class _Exporter:
             fault = f"the processes of this machine cannot be searched: {error}"
             if fault != self._search_fault:
                 self._search_fault = fault
-                logger.warning("%s; searching again every %.0f s", fault, _LOST_SEARCH_SECONDS)
+                logger.warning("%s; searching again every %.0f s", fault, _RESTART_SEARCH_SECONDS)
             return
         self._search_fault = ""
         for first in self._last_search.engines:
@@ -264,23 +265,23 @@ class _Exporter:
             self._log_no_engine()
 
     def _adopt_or_add(self, first: FoundEngine) -> None:
-        """Continue with the lost engine that was restarted, or add a new engine."""
+        """Record that a known engine was restarted as `first`, or add a new engine."""
         engines = self._engines.values()
         if any(engine.process == first.process for engine in engines):
             return
-        lost = [one for one in engines if one.needs_search and one.found_name == first.name]
-        if lost:
-            lost[0].adopt(first)
+        ended = [one for one in engines if one.needs_search and one.found_name == first.name]
+        if ended:
+            ended[0].adopt(first)
         elif self._finds_new:
             self._add(Target(name=self._unused_name(first.name), first=first))
 
     def _unused_name(self, name: str) -> str:
-        """Return the name, with a number if another engine has it."""
+        """Return `name`, with a number appended if another engine has this name."""
         names = (f"{name}-{number}" if number > 1 else name for number in itertools.count(1))
         return next(name for name in names if name not in self._engines)
 
     async def _forget(self) -> None:
-        """Remove engines that the exporter found, and that have ended long ago."""
+        """Remove the engines that the exporter found and that ended long ago."""
         for name, engine in list(self._engines.items()):
             if self._finds_new and engine.can_be_forgotten(self._options.forget_after):
                 logger.info("%s: forgotten", name)
@@ -294,17 +295,17 @@ class _Exporter:
             "%s; searching again every %.0f s. Select an engine with --pid, --multiproc-dir "
             "or --engine-url",
             self._no_engine_reason(),
-            _LOST_SEARCH_SECONDS,
+            _RESTART_SEARCH_SECONDS,
         )
         if self._last_search.other_users:
             logger.warning(
-                "other users have engines: %s: run the exporter as that user or as root, or give "
-                "--engine-url",
+                "engines of other users (%s) cannot be inspected: run the exporter as that user or "
+                "as root, or use --engine-url",
                 ", ".join(sorted(self._last_search.other_users)),
             )
 
     async def _update_record(self, registration: Registration, record: Record) -> None:
-        """Keep the record in discovery current until cancelled."""
+        """Write each change of the state to the record in discovery, until cancelled."""
         while True:
             await asyncio.sleep(1.0)
             state = self._state()

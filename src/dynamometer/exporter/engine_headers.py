@@ -1,7 +1,8 @@
-"""The user's headers for requests to engines: keys, which no message shows.
+"""The headers that the user adds to requests to engines.
 
-The headers are sent only to the origin of an `--engine-url`: neither to an engine that was found,
-because any process may listen on its port, nor to another host that a redirect names.
+The values may be keys, so no message shows them. The headers are sent only to the origin of an
+`--engine-url`. An engine that the exporter found does not receive them, because any process may
+listen on its port; neither does another host that a redirect names.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class HeadersByOrigin:
     async def __call__(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        """Send a request, or the request of a redirect, with the headers of its origin."""
+        """Send a request (or a redirected one) with the headers for its origin."""
         request.headers.update(self.headers.get(request.url.origin(), {}))
         return await handler(request)
 
@@ -101,13 +102,13 @@ def by_origin(headers: Iterable[Header], targets: Iterable[Target]) -> HeadersBy
     for header in sorted(headers, key=lambda header: bool(header.engine)):
         if not urls:
             raise SettingsError(
-                f"{header.location}: needs --engine-url: an engine that the exporter finds does "
-                "not receive headers"
+                f"{header.location}: needs --engine-url, because an engine that the exporter finds "
+                "does not receive headers"
             )
         if header.engine and header.engine not in urls:
             raise SettingsError(
-                f"{header.location}: no --engine-url is named {header.engine}: name one so, or "
-                "omit the name"
+                f"{header.location}: no --engine-url is named {header.engine}: correct the "
+                "name, or remove it from the header"
             )
         for name in [header.engine] if header.engine else urls:
             found[name][header.name.lower()] = header.value
@@ -115,8 +116,8 @@ def by_origin(headers: Iterable[Header], targets: Iterable[Target]) -> HeadersBy
     for name, origin in urls.items():
         if result.setdefault(origin, found[name]) != found[name]:
             raise SettingsError(
-                f"{FLAG}: {name} and another engine have the address {origin}, but not the same "
-                "headers: omit the engine's name before the header"
+                f"{FLAG}: {name} and another engine have the address {origin}, but different "
+                "headers. Remove the engine's name before the header, to send it to both"
             )
     return HeadersByOrigin(result)
 

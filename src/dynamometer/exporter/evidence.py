@@ -1,10 +1,12 @@
 """The observations of one engine, and the state that they imply.
 
-    starting ──▶ ready ◀──▶ failed: the engine has ended, or does not answer
+    starting ──▶ ready ◀──▶ failed    failed: the engine does not answer, or cannot be checked
+    any of these ──▶ ended            ended: a process ended, the port closed, or no file changes
+    ended ──▶ starting                restarted: a new process, an open port, or changes in files
 
-Without I/O and without a clock: `observed_engine` runs the checks, and records each result here. In
-the order of trust, the evidence for life is: the engine's processes, if they are visible; its URL;
-without both, changes in its files.
+`State.FAILED` stands for both failed and ended. This module does no I/O and reads no clock:
+`observed_engine` runs the checks, and records each result here. The evidence that an engine lives
+is, most trusted first: its processes, if they are visible; its URL; changes in its files.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from dynamometer.exporter.locations import FileLocations
 from dynamometer.exporter.writers import Liveness
 from dynamometer.runtime.record import State
 
-# Failed checks of the port in a row after which the engine has ended: while no process listens, and
-# with any other fault (the name or address of a container disappears with the container).
+# The engine counts as ended after this many failed port checks in a row: `_REFUSALS` if the
+# connection is refused, `_FAILURES` for any other fault (the name or address of a container
+# disappears with the container).
 _REFUSALS: Final = 2
 _FAILURES: Final = 5
 _NOT_CHECKED: Final = Health(False, "not checked yet")
@@ -32,9 +35,9 @@ class Evidence:
         has_url: the engine's URL is known.
         first_ended: the known first process has ended.
         end_reason: the reason why the engine counts as ended; empty for an engine that lives.
-        searched: the files of the present first process were searched for.
-        missing_reason: the reason why the files have not shown a value.
-        faults: the faults of checks without a result, by the name of the check.
+        searched: a search for the files of the present first process has finished.
+        missing_reason: the reason why no value has been read from the files yet.
+        faults: for each check that cannot be run now, the reason, by the name of the check.
         page_fault: the fault of the engine's own page, if the values depend on the page.
         ever_ready: the engine was ready at some time.
     """
@@ -51,11 +54,11 @@ class Evidence:
         self.ever_ready = False
         self._ready_since_start = False
         self._files = FilesStatus()
-        # After an end that writers showed: the writers that were alive then.
+        # After an end detected from the writers: those still alive at that moment.
         self._survivors: frozenset[str] = frozenset()
         self._port_check = _NOT_CHECKED
         self._port_failures = 0
-        self._closed_since_end = False  # the port was closed at some time since the end
+        self._closed_since_end = False  # the port was closed at some time after the end
         self._health_check = _NOT_CHECKED
         self._health_disconnected = False
 
@@ -66,7 +69,7 @@ class Evidence:
 
     @property
     def has_only_files(self) -> bool:
-        """True if nothing but changes in files can show that the engine lives."""
+        """True if only changes in files can show that the engine lives."""
         return not self.has_url and not self.has_visible_process
 
     @property
@@ -81,12 +84,12 @@ class Evidence:
 
     @property
     def needs_health_check(self) -> bool:
-        """True if the health route must be checked before its interval has passed."""
+        """True if the next check of the health route must not wait for its interval."""
         return not self._health_check.healthy or self._health_disconnected
 
     @property
     def liveness(self) -> Liveness:
-        """The liveness of the engine's invisible writers."""
+        """The evidence that decides whether invisible writers count as alive; see `Liveness`."""
         if self.has_process:
             return Liveness.ENDED if self.end_reason else Liveness.ALIVE
         if not self.has_url:
@@ -99,7 +102,7 @@ class Evidence:
         self._mark_ended(f"process {description} has ended")
 
     def note_restart(self, *, has_url: bool) -> None:
-        """Record that the engine was found again, with another first process."""
+        """Record that the engine was restarted: its first process is a new one."""
         self.has_url = has_url
         self.first_ended = self.searched = False
         self._revive()
@@ -121,11 +124,11 @@ class Evidence:
         elif self.has_only_files and status.changed_at:
             self._mark_ended(
                 f"{directories}: no process that writes these files is visible, and the files do "
-                "not change: with --engine-url, an idle engine counts as ready"
+                "not change. If the engine is only idle, name it with --engine-url"
             )
 
     def note_port(self, result: Health) -> None:
-        """Record a check of the port."""
+        """Record the result of a check of the port."""
         self._port_check = result
         self._port_failures = 0 if result.healthy else self._port_failures + 1
         self._closed_since_end = self._closed_since_end or not result.healthy
@@ -138,10 +141,10 @@ class Evidence:
             self._closed_since_end = True
 
     def note_health(self, result: Health) -> None:
-        """Record a check of the health route.
+        """Record the result of a check of the health route.
 
-        A connection of a healthy engine that fails counts from the second check: meanwhile the
-        check of processes or of the port finds the reason, which is then logged once.
+        If the last check was healthy and the connection now breaks, the first such failure is
+        ignored: the process or port check usually finds the cause before the second one.
         """
         first = result.disconnected and not self._health_disconnected
         self._health_disconnected = result.disconnected
@@ -149,7 +152,10 @@ class Evidence:
             self._health_check = result
 
     def conclude(self) -> tuple[State, str]:
-        """Return the engine's state and its reason; a ready engine may have a failed check."""
+        """Return the engine's state, with the reason for it.
+
+        A ready engine has the reason "", or the reason why one of its checks cannot be run.
+        """
         state, reason = self._implied_state()
         if state is State.READY:
             self._ready_since_start = self.ever_ready = True
@@ -177,12 +183,13 @@ class Evidence:
         return State.READY, ""
 
     def _mark_ended(self, reason: str) -> None:
-        """Count the engine as ended; the first reason of an end is its cause."""
+        """Treat the engine as ended; keep the first reason, which is the cause of the end."""
         if not self.end_reason:
             self.end_reason = reason
             self._closed_since_end = False
 
     def _revive(self) -> None:
+        """Treat an engine that had ended as starting; do nothing for an engine that lives."""
         if self.end_reason:
             self.end_reason = ""
             self._ready_since_start = self._health_disconnected = False

@@ -19,14 +19,13 @@ from dynamometer.names import labels
 
 logger = logging.getLogger(__name__)
 
-# The label of SGLang and of vLLM with the value of the runtime's `model`.
+# SGLang's and vLLM's own label for the name of the model, which the runtime calls `model`.
 _MODEL_NAME: Final = f'{labels.MODEL_NAME}="'.encode()
 _LISTED_FAMILIES: Final = 3
-# Seconds between two readings that look for changes, if nothing but changes shows that the
-# engine lives.
+# Seconds between two readings, while only changes in the files can show that the engine lives.
 _READ_SECONDS: Final = 2.0
-# Seconds without a change after which invisible writers count as ended, if nothing but
-# changes shows that they live.
+# Seconds without a change after which invisible writers count as ended, if only changes in their
+# files can show that they live.
 _IDLE_SECONDS: Final = 60.0
 
 
@@ -35,11 +34,12 @@ class FilesStatus:
     """The state of an engine's files and of their writers at one check.
 
     Attributes:
-        changed: the monotonic time in seconds at which values last differed; 0 before that.
+        changed_at: the monotonic time in seconds at which a value last changed; 0 until a value is
+            read.
         alive: the visible writers that live.
         ended: descriptions of the visible writers that have ended since the last check.
-        still_writing: files of invisible writers change.
-        writers_are_essential: the engine has ended as soon as any visible writer has.
+        still_writing: invisible writers that counted as ended have changed their files.
+        writers_are_essential: the engine has ended when one of its visible writers has ended.
     """
 
     changed_at: float = 0.0
@@ -52,13 +52,13 @@ class FilesStatus:
 class FilesSource:
     """A `MetricsSource` that reads an engine's multiprocess files, and never writes there.
 
-    Gauges of ended processes are hidden. Totals never fall: neither when files are removed, nor
-    when the engine's next process writes other files.
+    Gauges of ended processes are hidden. Totals never fall, even if files are removed, or if the
+    restarted engine writes other files.
 
-    The page's thread and the thread that checks the engine read while they hold `_lock`, possibly
-    for as long as a file system hangs, so the event loop never takes the lock. The loop uses
-    `liveness`, which the loop alone writes, and `model`, `names` and `errors`: immutable values
-    that the holder of the lock replaces.
+    Two threads read the files, each while it holds `_lock`: the page's thread, and the thread that
+    checks the engine. A file system that hangs keeps the lock, so the event loop never takes it.
+    The loop alone writes `liveness`. It also reads `model`, `names` and `errors`: immutable values,
+    which are replaced under the lock.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class FilesSource:
             constant: labels for every series that does not have them.
             prefixes: prefixes of the families to show; empty to show all.
             max_series: the highest number of series.
-            members: returns the known processes of the engine.
+            members: a function that returns the known processes of the engine.
             model_label: add the label `model`, with the engine's own `model_name`, if `constant`
                 does not contain the label.
         """
@@ -109,11 +109,13 @@ class FilesSource:
             return self._filter.apply(self._read())
 
     def check(self, paths: Sequence[str], *, read: bool) -> FilesStatus:
-        """Check which writers live, and read the files if that is due; may block.
+        """Check which writers live, and read the files if necessary; may block.
 
         Args:
-            paths: the directories from now on, at least one; totals of former ones stay.
-            read: read every two seconds, even if no value has ever changed.
+            paths: the directories to read from now on, at least one. The totals of directories that
+                are no longer read stay.
+            read: True to read the files every two seconds; False to do so only until the first
+                value is found.
 
         Raises:
             OSError: The writers cannot be checked.
@@ -141,7 +143,7 @@ class FilesSource:
             )
 
     def _retire_idle(self, directory: MultiprocessDirectory) -> None:
-        """Retire invisible writers that have not changed their files for a while."""
+        """Retire the invisible writers if no value has changed for `_IDLE_SECONDS`."""
         idle = time.monotonic() - self._changed_at
         known = self.liveness is not Liveness.UNKNOWN or self._writers.alive
         if known or idle < _IDLE_SECONDS or not self._writers.still_writing:
@@ -190,7 +192,7 @@ class FilesSource:
         return families
 
     def _add_model_label(self, families: Sequence[Family]) -> Sequence[Family]:
-        """Add the label `model` as soon as a series shows the engine's own name of the model."""
+        """Add the label `model` if a series contains the engine's own label `model_name`."""
         assert self._directory is not None
         model = _model_name(families)
         if not model:

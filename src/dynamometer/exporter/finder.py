@@ -26,13 +26,14 @@ logger = logging.getLogger(__name__)
 # "::" means all addresses, usually also those of IPv4.
 _ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1", "": "127.0.0.1"}
 
-# The kernel sets a new program's command line a moment before its environment.
+# The kernel sets a new program's command line a moment before its environment. So a younger process
+# with an empty environment is skipped until the next search.
 _START_SECONDS: Final = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoundEngine:
-    """The first process of an engine, with the facts that its command line and /proc contain.
+    """An engine that runs on this machine, as its first process shows it in /proc.
 
     Attributes:
         process: the first process.
@@ -41,7 +42,8 @@ class FoundEngine:
         kind: the kind of the engine; empty for any other program.
         model: the name of the served model; empty if the command line does not contain one.
         port: the port of the engine's HTTP server; None if unknown.
-        url: the address of the HTTP server; None without a port, or in another network namespace.
+        url: the address of the HTTP server; None if the port is unknown, or in another network
+            namespace.
         page_has_more: the engine's own page has families that its files do not have; None if
             unknown.
     """
@@ -57,7 +59,7 @@ class FoundEngine:
 
     @property
     def name(self) -> str:
-        """The engine's kind and port, which stay the same when the engine is restarted."""
+        """A name from the engine's kind and port, which a restart does not change."""
         port = str(self.port) if self.port else f"pid-{self.process.pid}"
         elsewhere = "-elsewhere" if self.port and not self.url else ""
         return f"{self.kind or 'engine'}-{port}{elsewhere}"
@@ -68,7 +70,7 @@ class FoundFiles:
     """The multiprocess files of an engine's processes.
 
     Attributes:
-        directories: the directories of the files, with paths as seen from here.
+        directories: the directories of the files, with paths that this process can open.
         denied: processes whose files this process may not list.
     """
 
@@ -87,9 +89,9 @@ class Search(NamedTuple):
     """The result of a search.
 
     Attributes:
-        engines: the engines of this user (for root: of all users) without those of `dyno worker`,
-            whose page the worker serves.
-        other_users: the users of other engines, which this user may not inspect.
+        engines: the engines of this user (for root: of all users), except those of a `dyno worker`,
+            which serves their metrics itself.
+        other_users: the users whose engines this user may not inspect.
         own_user: the user of this process.
     """
 
@@ -102,7 +104,7 @@ def find(known: Set[psutil.Process] = frozenset()) -> Search:
     """Search the processes of this machine for engines; may block.
 
     Args:
-        known: first processes of engines that the search skips.
+        known: the first processes of engines that are already known: the search skips them.
 
     Raises:
         OSError: The processes cannot be listed.
@@ -120,7 +122,7 @@ def find(known: Set[psutil.Process] = frozenset()) -> Search:
         if not permitted:
             others.add(procfs.user_of(process))
         elif not environment and time.time() - started < _START_SECONDS:
-            continue  # the next search reads the environment
+            continue  # the environment is not set yet
         elif WORKER_MARK in environment:
             logger.debug("process %d is the engine of a worker: skipped", process.pid)
         else:
@@ -131,8 +133,8 @@ def find(known: Set[psutil.Process] = frozenset()) -> Search:
 def engine_of(pid: int) -> FoundEngine:
     """Return the engine to which the process `pid` belongs; may block.
 
-    The process may be one of an engine's own, or one that started an engine (a shell, a container's
-    first process). Any other process is returned as the first process of an unknown engine.
+    The process may be one of the engine's processes, or one that started an engine (a shell, a
+    container's first process). Any other process is treated as an engine of an unknown kind.
 
     Raises:
         SettingsError: The process does not exist, cannot be inspected, or has started several
@@ -155,7 +157,8 @@ def engine_of(pid: int) -> FoundEngine:
     if len(engines) > 1:
         found = ", ".join(f"{one.pid} ({launches[one].engine.title})" for one in engines)
         raise SettingsError(
-            f"--pid {pid}: this process has started several engines: give the pid of one: {found}"
+            f"--pid {pid}: this process has started several engines. Give the pid of one of these: "
+            f"{found}"
         )
     if engines:
         return _found_engine(engines[0], launches[engines[0]], _environment(engines[0]))
@@ -170,7 +173,7 @@ def engine_of(pid: int) -> FoundEngine:
 
 
 def is_essential(process: psutil.Process) -> bool:
-    """Return whether a process belongs to an engine that ends when any of its processes ends."""
+    """Return whether the engine of this process ends when this process ends."""
     try:
         command = process.cmdline()
     except procfs.ERRORS:
@@ -181,7 +184,7 @@ def is_essential(process: psutil.Process) -> bool:
 def files_of(members: Iterable[psutil.Process]) -> FoundFiles:
     """Return the multiprocess files that the processes of an engine map or have open."""
     directories: dict[FileId, str] = {}
-    # By mount namespace: the prefix of its first process, which lives longest.
+    # For each mount namespace: the prefix of its first process, which lives longest.
     prefixes: dict[str, str] = {}
     denied = []
     for process in members:
@@ -203,8 +206,9 @@ def files_of(members: Iterable[psutil.Process]) -> FoundFiles:
 def _launches() -> Mapping[psutil.Process, _Launch]:
     """Return the first process of each engine.
 
-    A process that starts an engine (sudo, a container's first process) may contain the engine's
-    command line in its own: the engine is the innermost such process that is not a fork of another.
+    A process that starts an engine (sudo, a container's first process) may have the engine's
+    command line as a part of its own. So an ancestor of a process that looks like an engine is not
+    the engine, except when both have the same command line: then the child is a fork of the engine.
     """
     commands: dict[psutil.Process, list[str]] = {}
     launches: dict[psutil.Process, _Launch] = {}
@@ -236,7 +240,7 @@ def _found_engine(
     )
     port = facts.port
     ports = [port for _, port in procfs.listening_addresses(process)]
-    if ports and port not in ports:  # set by a file, or by a default of the engine
+    if ports and port not in ports:  # a file or a default of the engine sets another port
         port = ports[0]
     reachable = procfs.shares_network(process)
     return FoundEngine(

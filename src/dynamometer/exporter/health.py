@@ -26,7 +26,8 @@ _CONNECT_SECONDS: Final = 1.0
 # aiohttp raises ValueError for an invalid host name or URL, such as the target of a redirect.
 _ERRORS: Final = (aiohttp.ClientError, TimeoutError, OSError, ValueError)
 _PLAIN: Final = {"Accept-Encoding": "identity"}
-# This process or machine is short of descriptors or memory: the engine may be healthy.
+# Errors of this process or machine, which is short of descriptors or memory; the engine may be
+# healthy.
 _OWN_FAULTS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 _LARGEST_MODELS_BYTES: Final = 1 << 20
 _LONGEST_NAME: Final = 1024
@@ -50,7 +51,7 @@ class Health:
 
 
 class HealthCheck:
-    """Checks of one engine."""
+    """Requests to one engine that check its port and health, and that read its model's name."""
 
     def __init__(
         self, session: aiohttp.ClientSession, url: str, path: str, *, deadline: float
@@ -132,7 +133,7 @@ class HealthCheck:
         return name if len(name) <= _LONGEST_NAME else ""
 
     def _no_connection(self, error: OSError | ValueError) -> Health:
-        """Return the result of a failed connection; the text is the same for port and route."""
+        """Return the result of a failed connection, the same for a port and a health check."""
         _raise_own_fault(error)
         refused = isinstance(error, OSError) and error.errno == errno.ECONNREFUSED
         fault = "no process listens there" if refused else connection_fault(error)
@@ -148,7 +149,7 @@ def _addresses(host: str, port: int) -> Sequence[str]:
 
 
 async def _connect(addresses: Sequence[str], port: int) -> asyncio.StreamWriter:
-    """Connect to the first address that accepts; raise the error of the last address."""
+    """Connect to the first address that accepts; if none does, raise the last address's error."""
     for address in addresses[:-1]:
         with suppress(OSError):
             return (await asyncio.open_connection(address, port))[1]
@@ -156,8 +157,9 @@ async def _connect(addresses: Sequence[str], port: int) -> asyncio.StreamWriter:
 
 
 def _raise_own_fault(error: OSError | ValueError) -> None:
-    """Raise an error that shows a shortage here instead of a fault of the engine."""
+    """Raise `error` if its cause is a shortage on this machine, not a fault of the engine."""
     if isinstance(error, OSError) and error.errno in _OWN_FAULTS:
         raise error
-    if isinstance(error, socket.gaierror):  # a lookup without free descriptors has no errno
+    # A lookup that fails without free descriptors does not report that: opening a file does.
+    if isinstance(error, socket.gaierror):
         os.close(os.open(os.devnull, os.O_RDONLY))

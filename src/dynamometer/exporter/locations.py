@@ -21,10 +21,10 @@ class FileLocations:
 
     Attributes:
         first: the engine's first process at the time of the search, if known.
-        directories: the directories to read from now on; empty to keep the former ones.
+        directories: the directories to read from now on; empty to keep the previous ones.
         readable: those of `directories` that this process may read.
-        missing_reason: the reason why the engine has no values, if it has none.
-        warnings: faults that the user can mend.
+        missing_reason: the reason to report while no value has been read from the files.
+        warnings: faults that the user can correct.
     """
 
     first: FoundEngine | None = None
@@ -85,7 +85,7 @@ def locate(target: Target, first: FoundEngine | None) -> FileLocations:
 
 
 def members(first: FoundEngine | None) -> Sequence[psutil.Process]:
-    """Return the processes of an engine, none of an engine that has ended; may block.
+    """Return the processes of an engine, or an empty sequence if it has ended; may block.
 
     Raises:
         OSError: The processes cannot be listed.

@@ -45,11 +45,12 @@ class EngineOptions:
         identity: the engine's `worker_id` on the exporter's own families.
         constant: labels for every series that does not have them.
         model_label: add the label `model`.
-        model: the value of `model`; empty for the name that the engine serves.
+        model: the value of the label `model`; empty for the name that the engine serves.
         prefixes: prefixes of the families to show; empty to show all.
         max_series: the highest number of series from an engine's files.
         health_path: the engine's health route; empty to check only the port.
-        health_interval: seconds between two requests to the health route; 0 to stop at ready.
+        health_interval: seconds between two requests to the health route; 0 to send none while the
+            engine is ready.
         health_deadline: seconds in which the health route must answer.
         page_deadline: seconds in which the engine's own page must arrive.
     """
@@ -69,7 +70,7 @@ class EngineOptions:
 class ObservedEngine:
     """An engine that another program started; see `observe`.
 
-    The event loop owns all state. Threads of `BlockingCalls` return values to the loop; other
+    The event loop owns all state. Threads of `BlockingCalls` only return values to the loop. Other
     threads call `_load_signal_labels`, `_sources_known` and `_members`, which only read.
     """
 
@@ -100,7 +101,7 @@ class ObservedEngine:
             has_process=self._first is not None, has_url=self._check is not None
         )
         self._locations = FileLocations()
-        self._located = False  # the engine was ready during the last search: all files are found
+        self._located = False  # a search of the ready engine, which found all files, has finished
         self._files: FilesSource | None = None
         self._fetcher: PageFetcher | None = None
         self._health_checked = float("-inf")
@@ -122,17 +123,17 @@ class ObservedEngine:
 
     @property
     def needs_search(self) -> bool:
-        """True if the engine was found by its processes, and its first process has ended."""
+        """True if the first process has ended, so that a search must find the restarted engine."""
         return self._target.first is not None and self._evidence.first_ended
 
     def can_be_forgotten(self, seconds: float) -> bool:
-        """Return whether the engine was lost so long ago, or before it was ever ready."""
-        waited = time.time() - self._state_since > seconds
-        return self.needs_search and (waited or not self._evidence.ever_ready)
+        """Return whether the engine ended over `seconds` ago, or before it was ever ready."""
+        long_ago = time.time() - self._state_since > seconds
+        return self.needs_search and (long_ago or not self._evidence.ever_ready)
 
     @property
     def found_name(self) -> str:
-        """The name that `finder` gives the restarted engine; empty if it cannot be found again."""
+        """The name that `finder` gives the engine after a restart; empty without a process."""
         return self._target.first.name if self._target.first is not None else ""
 
     @property
@@ -141,7 +142,7 @@ class ObservedEngine:
         return self._first.process if self._first is not None else None
 
     async def observe(self) -> None:
-        """Check the engine each second until cancelled; no check waits for another."""
+        """Check the engine every second until cancelled; each check has a task of its own."""
         checks = {
             "processes": self._check_first,
             "files": self._check_files,
@@ -156,7 +157,7 @@ class ObservedEngine:
             await asyncio.Event().wait()
 
     def adopt(self, first: FoundEngine) -> None:
-        """Continue with an engine that was restarted with another first process."""
+        """Observe the restarted engine, whose first process is `first`."""
         self._first = first
         self._located = False
         self._check = self._new_check()
@@ -165,7 +166,7 @@ class ObservedEngine:
         logger.info("%s: restarted as process %s", self.name, first.description)
 
     async def close(self) -> None:
-        """Remove the engine from the page; files that hang stay open until this process ends."""
+        """Remove the engine from the page, and close its files unless their file system hangs."""
         self._page.remove(self._load_signals)
         if self._fetcher is not None:
             self._page.remove(self._fetcher.source)
@@ -211,7 +212,7 @@ class ObservedEngine:
             await asyncio.sleep(_CHECK_SECONDS)
 
     def _conclude(self) -> None:
-        """Apply the state that the evidence implies, and log each change of it once."""
+        """Update the engine's state from the evidence, and log each change of the state once."""
         evidence = self._evidence
         ended = bool(evidence.end_reason)
         if ended and not self._end_applied and self._fetcher is not None:
@@ -230,7 +231,7 @@ class ObservedEngine:
         if self.state is State.READY and before is not State.READY:
             logger.info("%s: ready", self.name)
             self._logged_reason = ""
-        # The source of the engine's page logs its own faults.
+        # `HttpSource` logs the faults of the engine's own page.
         changed = ended or before is not State.FAILED
         if self.state is State.FAILED and changed and self.reason != evidence.page_fault:
             self._log_failure(self.reason)
@@ -331,15 +332,18 @@ class ObservedEngine:
         if self._check is None or needed is False or not self._evidence.is_answering:
             return
         self._fetcher = self._fetcher or await self._new_fetcher(self._check)
-        # A closed port is the engine's end, which the other checks report.
+        # A closed port means that the engine has ended, which the other checks report.
         if self._fetcher.is_due(needed) and (await self._check.check_port()).healthy:
             await self._fetcher.fetch(needed, self._files)
 
     def _needs_page(self) -> bool | None:
-        """Return whether the files are not enough; None if only the page itself can show that."""
+        """Return True if families of the engine are missing from its files, so its page is needed.
+
+        Return None if only a comparison of the page with the files can show that.
+        """
         located = self._located or self._first is None
         if self._files is None or not self._locations.readable or not self._evidence.has_values:
-            return located  # files may still appear
+            return located  # before the search of a ready engine, files may still appear
         return self._first.page_has_more if self._first is not None else None
 
     async def _new_fetcher(self, check: HealthCheck) -> PageFetcher:
@@ -365,7 +369,7 @@ class ObservedEngine:
         return constant
 
     def _load_signal_labels(self) -> Mapping[str, str]:
-        """Return the labels of the load signals: always some that distinguish engines."""
+        """Return the labels of the load signals, which always distinguish the engines."""
         own = {**(self._labels() or {labels.ENGINE: self.name})}
         if self._options.identity:
             own[labels.WORKER_ID] = self._options.identity
@@ -373,7 +377,7 @@ class ObservedEngine:
         return {labels.MODEL: model, **own} if model else own
 
     def _sources_known(self) -> bool:
-        """Return whether every source with load signals has been read."""
+        """Return whether every source that may contain load signals has been read."""
         if self.url is None or self._needs_page() is False:
             return True
         return self._fetcher is not None and self._fetcher.fetched

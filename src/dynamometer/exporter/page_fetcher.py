@@ -1,4 +1,4 @@
-"""The engine's own `/metrics`, fetched in the background if the files do not have all families."""
+"""The engine's own `/metrics`, fetched in the background if families are missing in the files."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _COMPARISON_SECONDS: Final = 30.0
 
 
 class PageFetcher:
-    """Fetches an engine's page, and shows it once families of it are missing from the files.
+    """Fetches an engine's page, and shows it when the page has families that the files do not have.
 
-    Until then the page is only compared with the files now and then: an engine needs some
-    milliseconds to render its page.
+    Until then the page is fetched only every 30 s, to compare it with the files, because rendering
+    a page costs the engine some milliseconds.
     """
 
     def __init__(self, source: HttpSource, page: MetricsPage) -> None:
@@ -30,7 +30,7 @@ class PageFetcher:
 
         Args:
             source: the engine's page.
-            page: the exporter's page, to which the source is added when it is needed.
+            page: the exporter's page, to which `source` is added when it is needed.
         """
         self.source = source
         self._page = page
@@ -54,8 +54,8 @@ class PageFetcher:
         """Fetch the page.
 
         Args:
-            needed: True if the files are not enough; None to compare the families of the page with
-                those of the files.
+            needed: True to show the engine's page; None to show the page if it has families that
+                the files do not have.
             files: the engine's files.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Other processes of this machine, read from /proc and never changed."""
+"""Facts about other processes of this machine, read from /proc."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import psutil
 
 from dynamometer.multiprocess.file_format import SUFFIX
 
-# Errors of a check of a process: the process has ended, belongs to another user, or this machine is
-# short of descriptors or memory.
+# The errors that reading a process's facts may raise. Their causes: the process has ended, it
+# belongs to another user, or this machine is short of descriptors or memory.
 ERRORS: Final = (psutil.Error, OSError)
 _LONGEST_NAME: Final = 80
 
@@ -113,7 +113,10 @@ def mount_namespace(process: psutil.Process) -> str:
 
 
 def root_prefix(process: psutil.Process) -> str:
-    """Return the prefix of a process's paths as seen from here; empty for the same mounts."""
+    """Return the prefix with which this process opens a path of `process`.
+
+    The prefix is empty if both processes have the same mounts.
+    """
     namespace = mount_namespace(process)
     if namespace and namespace != os.readlink("/proc/self/ns/mnt"):  # noqa: PTH115
         return f"/proc/{process.pid}/root"
@@ -121,7 +124,7 @@ def root_prefix(process: psutil.Process) -> str:
 
 
 def shares_network(process: psutil.Process) -> bool:
-    """Return whether a process has the same loopback; True if that cannot be read."""
+    """Return whether a process shares this process's loopback addresses; True if unknown."""
     with suppress(OSError):
         return os.readlink(f"/proc/{process.pid}/ns/net") == os.readlink("/proc/self/ns/net")  # noqa: PTH115
     return True

@@ -76,16 +76,19 @@ class TargetFlags:
 
 
 def split_name(text: str) -> NamedValue:
-    """Split `NAME=VALUE`; the name of `VALUE` alone is empty."""
+    """Split `NAME=VALUE`; the name is empty if the text is only a value."""
     found = _NAMED.fullmatch(text)
     return NamedValue(found[1], found[2]) if found else NamedValue("", text)
 
 
 def select(flags: TargetFlags) -> list[Target]:
-    """Return the engines that `flags` select; flags with one name select one engine. May block.
+    """Return the engines that `flags` select; may block.
+
+    Flags of different kinds with the same name, or without a name, select one engine.
 
     Raises:
-        SettingsError: A value is invalid, two engines have one name, or a pid is not an engine's.
+        SettingsError: A value is invalid, a flag is repeated with the same name, or a process
+            cannot be inspected.
     """
     names = dict.fromkeys(one.name for one in (*flags.pids, *flags.directories, *flags.urls))
     return [_target(name, flags) for name in names]
@@ -113,17 +116,17 @@ def _absolute(text: str) -> str:
 
 
 def check_directories(targets: Sequence[Target]) -> None:
-    """Check that the existing ones of the targets' directories are directories; may block.
+    """Check that each path of `targets` that exists is a directory; may block.
 
     Raises:
-        SettingsError: A path leads to something else.
+        SettingsError: A path leads to another kind of file.
     """
     for target in targets:
         for text in target.directories:
             path = Path(text)
             try:
                 wrong = path.exists() and not path.is_dir()
-            except OSError:  # without permission; the engine's own check reports that
+            except OSError:  # no permission: the check of the engine's files reports that
                 continue
             if wrong:
                 raise _not_a_directory(text)

@@ -1,11 +1,12 @@
 """The processes that write an engine's files, and which of these processes have ended.
 
-The name of a file contains the identifier of its writer, mostly a pid. In another pid namespace (a
-container) that pid means nothing here, so a process counts as the writer only when it maps the
-file.
+The name of a file contains the identifier of its writer, usually a pid. A pid of another pid
+namespace (a container) may belong to another process here. So a process counts as the writer only
+if it maps the file.
 
-A writer without a process here is invisible: it has ended, or it runs where this process cannot
-see it (in another pid namespace, or as another user). `Liveness` decides which.
+A writer is visible if its process was found. The process of an invisible writer has ended, or it
+runs where this process cannot see it (in another pid namespace, or as another user). `Liveness`
+decides between the two.
 """
 
 from __future__ import annotations
@@ -23,19 +24,20 @@ import psutil
 from dynamometer.exporter import finder, procfs
 from dynamometer.process.children import alive
 
-# Seconds after an engine's return in which its first new files may appear.
+# Seconds after the engine answers again in which a restarted engine may write its first new files.
 _NEW_FILES_SECONDS: Final = 60.0
-# A process that ends during a check.
+# Errors of a check of a process that has just ended.
 _ENDED: Final = frozenset({errno.ENOENT, errno.ESRCH})
 
 
 class Liveness(Enum):
-    """The evidence, apart from the writers themselves, that an engine lives.
+    """The evidence that an engine lives, apart from its writers.
 
-    ALIVE: the first process runs, or the URL answers: invisible writers live too.
-    ENDED: the first process has ended, and with it every writer.
-    UNREACHABLE: the URL does not answer: invisible writers have ended.
-    UNKNOWN: without a process and a URL, an invisible writer lives while its files change.
+    ALIVE: the first process runs, or the URL answers. Invisible writers count as alive.
+    ENDED: the first process has ended. All writers count as ended.
+    UNREACHABLE: the URL does not answer. Invisible writers count as ended.
+    UNKNOWN: no process and no URL is known. An invisible writer counts as alive while its files
+        change.
     """
 
     UNKNOWN = "unknown"
@@ -45,13 +47,13 @@ class Liveness(Enum):
 
     @property
     def engine_ended(self) -> bool:
-        """True if invisible writers have ended."""
+        """True if the engine, and so each invisible writer, counts as ended."""
         return self in (Liveness.ENDED, Liveness.UNREACHABLE)
 
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """A visible process that writes; `description` is its pid and name."""
+    """A visible writer; `description` is its pid and name."""
 
     process: psutil.Process
     description: str
@@ -59,11 +61,11 @@ class Writer:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """The writers that `Writers.update` found to have ended, or to have returned.
+    """The writers that a call of `Writers.update` found to have ended, or to live again.
 
     Attributes:
-        retire: writers that have ended: their gauges are hidden, their totals stay.
-        resume: writers that were retired before, and live.
+        retire: writers that count as ended now: their gauges are hidden, their totals stay.
+        resume: writers that were retired before, and count as alive now.
     """
 
     retire: frozenset[str] = frozenset()
@@ -77,8 +79,8 @@ class Writers:
 
     Attributes:
         alive: visible writers that had not ended at the last check.
-        still_writing: invisible writers whose files have changed since the writers were retired.
-        writers_are_essential: the engine has ended as soon as any visible writer has.
+        still_writing: writers whose files have changed since these writers were retired.
+        writers_are_essential: the engine has ended when one of its visible writers has ended.
     """
 
     def __init__(self) -> None:
@@ -90,12 +92,12 @@ class Writers:
         # The paths of the files of each writer that is not retired.
         self._files: dict[str, frozenset[str]] = {}
         self._known: set[str] = set()
-        # While the engine is over: the writers that were invisible at the end, and those that
-        # have written since, with former and with new identifiers.
+        # While the engine counts as ended: the writers that were invisible at its end; the known
+        # writers that have written since its end; the writers that appeared since its end.
         self._invisible_at_end: set[str] = set()
         self._written_since_end: set[str] = set()
         self._new_since_end: set[str] = set()
-        # After the engine's return: writers that were resumed only because the engine returned.
+        # After the engine answered again: the writers that were resumed for no other reason.
         self._resumed: set[str] = set()
         self._resumed_at = float("-inf")
 
@@ -109,12 +111,15 @@ class Writers:
 
         Args:
             files: the paths of the files of each writer that is not retired.
-            members: returns the engine's processes, whose own pids may differ from those here.
-            liveness: whether the engine lives.
+            members: a function that returns the engine's processes, whose pids in their own pid
+                namespace may differ from those here.
+            liveness: the evidence that the engine lives.
         """
         paths = {name: frozenset(files[name]) for name in files}
         changed = [name for name in files if not paths[name] <= self._files.get(name, frozenset())]
-        self._retired |= self._files.keys() - paths.keys()  # their files were removed
+        self._retired |= (
+            self._files.keys() - paths.keys()
+        )  # the files of these writers were removed
         unchecked = self._find_processes(changed, files, members)
         self._files = {name: paths[name] for name in paths.keys() - unchecked}
         new = self._files.keys() - self._known
@@ -158,7 +163,7 @@ class Writers:
             self._retired.add(name)
 
     def _retire_after_end(self, names: frozenset[str], new: Set[str]) -> frozenset[str]:
-        """Retire the writers of an engine that is over, again whenever one of them still writes."""
+        """Return `names` to retire; a writer that still writes is retired at each update."""
         if not self._liveness.engine_ended:
             self._invisible_at_end = set(self._invisible())
             self._written_since_end, self._new_since_end = set(), set()
@@ -173,7 +178,8 @@ class Writers:
         if self._liveness.engine_ended:
             return self._resume_after_return(new)
         retire: set[str] = set()
-        if self.alive:  # a visible writer: pids in the names of files are pids here
+        # If one writer is visible, the pids in the names of the files are pids of this namespace.
+        if self.alive:
             retire = {name for name in self._invisible() - self.still_writing if _has_ended(name)}
         if new and time.monotonic() - self._resumed_at < _NEW_FILES_SECONDS:
             retire |= self._resumed & self._files.keys()  # another engine has started
@@ -181,10 +187,11 @@ class Writers:
         return Change(retire=frozenset(retire))
 
     def _resume_after_return(self, new: Set[str]) -> Change:
-        """Distinguish another engine, which has new files, from one that was unreachable.
+        """Return the writers to resume when an engine that counted as ended answers again.
 
-        Former files that changed since the end belong to the former engine if there are new files,
-        else to the engine that returned.
+        An engine that was restarted writes new files: only these are resumed. Without new files,
+        the engine was only unreachable: the writers that have written since are resumed, or, if
+        none has written yet, all writers that were invisible at its end.
         """
         written = self._written_since_end | self._files.keys() - new
         resume = self._new_since_end | new or written or self._invisible_at_end
@@ -198,7 +205,7 @@ class Writers:
         files: Mapping[str, Sequence[str]],
         members: Callable[[], Iterable[psutil.Process]],
     ) -> set[str]:
-        """Find the processes of these writers; return the writers that could not be checked."""
+        """Find the processes of the writers `names`; return those that could not be checked."""
         if not names:
             return set()
         unchecked: set[str] = set()
@@ -211,7 +218,7 @@ class Writers:
                 process = by_own_pid.get(name) or _writer(name, files[name], by_own_pid.values())
             except OSError as error:
                 if error.errno not in _ENDED:
-                    unchecked.add(name)  # such as too many open files: the next check decides
+                    unchecked.add(name)  # too many open files, say: the next update tries again
                 continue
             if process is not None:
                 self.writers_are_essential = self.writers_are_essential or finder.is_essential(
@@ -224,7 +231,9 @@ class Writers:
 def _writer(
     name: str, files: Sequence[str], members: Iterable[psutil.Process]
 ) -> psutil.Process | None:
-    """Return the process with the pid `name`, or for another `name` the member that maps a file.
+    """Return the process that maps one of `files`: the process with the pid `name`, or a member.
+
+    A member is searched only if `name` is not a pid.
 
     Raises:
         OSError: The process cannot be checked.
@@ -251,7 +260,10 @@ def _maps_any(process: psutil.Process, files: Sequence[str]) -> bool:
 
 
 def _has_ended(name: str) -> bool:
-    """Return whether every process with the pid `name` can be checked, and none writes."""
+    """Return whether the invisible writer with the pid `name` has certainly ended.
+
+    A process with this pid that can be checked is another one: a writer would be visible.
+    """
     if not _is_pid(name):
         return False
     try:
