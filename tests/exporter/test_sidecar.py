@@ -162,7 +162,7 @@ def test_without_a_url_the_gauges_come_when_a_counter_moves_and_health_says_why(
         eventually(lambda: "engine" in found.health()[1]["reasons"], within=5, what="a reason")
         eventually(
             lambda: (
-                "with --engine-url, an idle engine counts as ready"
+                "If the engine is only idle, give its address with --engine-url"
                 in found.health()[1]["reasons"]["engine"]
             ),
             within=5,

@@ -124,7 +124,7 @@ class Evidence:
         elif self.has_only_files and status.changed_at:
             self._mark_ended(
                 f"{directories}: no process that writes these files is visible, and the files do "
-                "not change. If the engine is only idle, name it with --engine-url"
+                "not change. If the engine is only idle, give its address with --engine-url"
             )
 
     def note_port(self, result: Health) -> None:
