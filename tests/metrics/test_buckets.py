@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynamometer.metrics.buckets import FrontendBuckets, spread
+from dynamometer.metrics.buckets import FrontendBuckets, log_spaced_bounds
 from dynamometer.settings import DEFAULT_BUCKET_RANGES
 from dynamometer.variables import BucketRange
 
@@ -39,9 +39,9 @@ def test_without_variables_bounds_are_those_of_a_real_dynamo(
 
 
 def test_bounds_that_round_to_the_same_are_one() -> None:
-    assert spread(BucketRange(1.0, 1.04, 5)) == (0.0, 1.0)
-    assert spread(BucketRange(1.0, 100.0, 3)) == (0.0, 10.0, 100.0)
-    assert spread(BucketRange(1.0, 100.0, 1)) == (0.0,)
+    assert log_spaced_bounds(BucketRange(1.0, 1.04, 5)) == (0.0, 1.0)
+    assert log_spaced_bounds(BucketRange(1.0, 100.0, 3)) == (0.0, 10.0, 100.0)
+    assert log_spaced_bounds(BucketRange(1.0, 100.0, 1)) == (0.0,)
 
 
 ends = st.floats(1e-100, 1e100)
@@ -50,7 +50,7 @@ ends = st.floats(1e-100, 1e100)
 @given(st.tuples(ends, ends).filter(lambda pair: pair[0] != pair[1]), st.integers(1, 512))
 def test_bounds_ascend_whatever_the_range(pair: tuple[float, float], count: int) -> None:
     least, greatest = sorted(pair)
-    bounds = spread(BucketRange(least, greatest, count))
+    bounds = log_spaced_bounds(BucketRange(least, greatest, count))
     assert bounds[0] == 0
     assert len(bounds) <= count
     assert all(a < b < float("inf") for a, b in pairwise(bounds))

@@ -16,7 +16,7 @@ def values(counts: ErrorCounts) -> dict[tuple[str, str], float]:
 def test_expected_errors_begin_at_zero() -> None:
     counts = ErrorCounts()
     counts.add("engine", "failed")
-    counts.expect("engine")
+    counts.show_from_zero("engine")
     assert values(counts) == {
         ("engine", "failed"): 1, ("engine", "timeout"): 0, ("engine", "invalid"): 0,
     }  # fmt: skip
@@ -31,10 +31,10 @@ def test_reported_errors_of_a_restarted_source_add_to_the_earlier_ones() -> None
 
 def test_the_family_is_the_same_object_until_a_count_changes() -> None:
     counts = ErrorCounts()
-    counts.expect("engine")
+    counts.show_from_zero("engine")
     counts.add_reported("files", {"truncated": 1})
     before = counts.families
-    counts.expect("engine")
+    counts.show_from_zero("engine")
     counts.add_reported("files", {"truncated": 1})
     assert counts.families is before
     counts.add("engine", "failed")

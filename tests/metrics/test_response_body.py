@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynamometer.metrics.response_body import EncodingError, TooLargeError, decoded
+from dynamometer.metrics.response_body import EncodingError, TooLargeError, decode
 
 
 def deflated(body: bytes) -> bytes:
@@ -28,26 +28,26 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
 @given(st.binary(max_size=1000), st.sampled_from(sorted(COMPRESS)))
 def test_a_compressed_body_is_what_it_was(body: bytes, form: str) -> None:
     encoding = "gzip" if form == "gzip" else "deflate"
-    assert decoded(COMPRESS[form](body), encoding, 1000) == body
+    assert decode(COMPRESS[form](body), encoding, 1000) == body
 
 
 @pytest.mark.parametrize("form", COMPRESS)
 def test_no_more_than_the_limit_is_decoded(form: str) -> None:
     encoding = "gzip" if form == "gzip" else "deflate"
-    assert len(decoded(COMPRESS[form](bytes(1 << 20)), encoding, 1 << 20)) == 1 << 20
+    assert len(decode(COMPRESS[form](bytes(1 << 20)), encoding, 1 << 20)) == 1 << 20
     with pytest.raises(TooLargeError, match="1024 KiB"):
-        decoded(COMPRESS[form](bytes((1 << 20) + 1)), encoding, 1 << 20)
+        decode(COMPRESS[form](bytes((1 << 20) + 1)), encoding, 1 << 20)
 
 
 def test_members_of_gzip_are_one_body_within_one_limit() -> None:
     members = gzip.compress(b"one") + gzip.compress(b"two")
-    assert decoded(members, "gzip", 6) == b"onetwo"
+    assert decode(members, "gzip", 6) == b"onetwo"
     with pytest.raises(TooLargeError):
-        decoded(members, "gzip", 5)
+        decode(members, "gzip", 5)
 
 
 def test_an_empty_body_is_empty_in_each_encoding() -> None:
-    assert decoded(b"", "gzip", 1) == decoded(b"", "deflate", 1) == b""
+    assert decode(b"", "gzip", 1) == decode(b"", "deflate", 1) == b""
 
 
 @pytest.mark.parametrize(
@@ -62,4 +62,4 @@ def test_an_empty_body_is_empty_in_each_encoding() -> None:
 )
 def test_the_message_names_the_encoding(body: bytes, encoding: str, message: str) -> None:
     with pytest.raises(EncodingError, match=message):
-        decoded(body, encoding, 1000)
+        decode(body, encoding, 1000)

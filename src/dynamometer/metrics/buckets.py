@@ -24,15 +24,15 @@ REQUEST_PLANE_QUEUE_BUCKETS: Final = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 
 ROUNDTRIP_BUCKETS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
 
-def spread(over: BucketRange) -> tuple[float, ...]:
-    """Return bounds at equal ratios, by the rule of NVIDIA Dynamo.
+def log_spaced_bounds(bounds_range: BucketRange) -> tuple[float, ...]:
+    """Return bounds whose ratios are equal, by the rule of NVIDIA Dynamo.
 
     The bounds are 0, then `least * (greatest / least) ** (i / (count - 1))` for i from 1 to
     count - 1, each rounded to two significant digits; equal bounds are merged.
     """
-    ratio = over.greatest / over.least
-    steps = (i / (over.count - 1) for i in range(1, over.count))
-    rounded = (float(f"{over.least * ratio**step:.1e}") for step in steps)
+    ratio = bounds_range.greatest / bounds_range.least
+    steps = (i / (bounds_range.count - 1) for i in range(1, bounds_range.count))
+    rounded = (float(f"{bounds_range.least * ratio**step:.1e}") for step in steps)
     return tuple(dict.fromkeys((0.0, *rounded)))
 
 
@@ -48,5 +48,7 @@ class FrontendBuckets:
 
     @classmethod
     def of(cls, ranges: Mapping[str, BucketRange]) -> FrontendBuckets:
-        """Return the bounds for `ranges`, which has a range for each field."""
-        return cls(**{histogram: spread(over) for histogram, over in ranges.items()})
+        """Return the bounds for `ranges`, which contains a range for the name of each field."""
+        return cls(
+            **{field: log_spaced_bounds(bounds_range) for field, bounds_range in ranges.items()}
+        )

@@ -1,4 +1,4 @@
-"""A user's callbacks as sources of the page, with the deadline and error counts of a source."""
+"""A user's callbacks as sources of the page, so that a deadline and error counts apply to them."""
 
 from __future__ import annotations
 

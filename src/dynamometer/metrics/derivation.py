@@ -1,4 +1,4 @@
-"""Families derived from an engine's own families, in the same refresh of the page."""
+"""Families that each refresh of the page derives from the families of an engine."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from dynamometer.metrics.sources import NO_ERRORS
 
 
 class Derivation(Protocol):
-    """A function from the families of one owner's sources to derived families.
+    """A rule that derives families from the families of one owner's sources.
 
     Attributes:
-        name: the label `source` of its errors.
+        name: the label `source` of errors of the derivation.
         owner: the owner of the sources.
-        names: the names, in the text format, of the families to derive from.
+        names: the names, in the text format, of the families that `families` needs.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Derivation(Protocol):
         """Return the derived families: the same objects if nothing changed.
 
         Args:
-            families: the families of `names` that exist, merged; the same sequence as before if
+            families: the merged families that have one of `names`; the same sequence as before if
                 nothing changed.
         """
 
@@ -42,9 +42,9 @@ class DerivedSource:
         """Wrap a derivation.
 
         Args:
-            derivation: derives the families.
-            current_sources: returns the sources of an owner as read in this refresh; see
-                `MetricsPage.current_sources`.
+            derivation: the rule that derives the families.
+            current_sources: a function that returns the sources of an owner, as this refresh has
+                read them; see `MetricsPage.current_sources`.
         """
         self.name = derivation.name
         self.owner = derivation.owner

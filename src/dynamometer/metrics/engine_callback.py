@@ -2,8 +2,8 @@
 
 The functions have the names and parameters of NVIDIA Dynamo 1.6.1
 (`dynamo.common.utils.prometheus`) and accept its endpoints as well as those of this package. Three
-things differ: a family is never split; the page counts an error of the registry and shows the other
-families; families that did not change are not rendered again.
+things differ. A family is never split. The page counts an error of the registry, and shows the
+other families. A family that did not change is not rendered again.
 """
 
 from __future__ import annotations
@@ -104,13 +104,13 @@ class FamilyTransform:
                 `prefixes`; a name that has the beginning already stays as it is.
 
         Raises:
-            ArgumentError: An argument is not allowed; the message says what is.
+            ArgumentError: An argument is not allowed; the message describes allowed values.
         """
-        selected, excluded = _strings(prefixes), _strings(exclude_prefixes)
+        selected, excluded = _parse_prefixes(prefixes), _parse_prefixes(exclude_prefixes)
         self._filter = FamilyFilter(Selection.of(prefixes=selected, exclude_prefixes=excluded))
-        self._add_prefix = _prefix(add_prefix)
+        self._add_prefix = _parse_prefix(add_prefix)
         self._relabelling = Relabelling(
-            _constant(constant), add_prefix=self._add_prefix, replaced_prefixes=selected
+            _parse_labels(constant), add_prefix=self._add_prefix, replaced_prefixes=selected
         )
         self._checked: Sequence[Family] = ()
 
@@ -119,7 +119,7 @@ class FamilyTransform:
         return self._relabelling.apply(self._filter.apply(families))
 
     def check_names(self, families: Sequence[Family]) -> None:
-        """Check that `add_prefix` gives no two families the same name.
+        """Check that `add_prefix` does not give two families the same name.
 
         Raises:
             ArgumentError: Two families would have the same name; the message names both.
@@ -158,8 +158,8 @@ def register_engine_metrics_callback(
 
     With `namespace_name` and `component_name`, each series gets the labels of the runtime:
     namespace, component, endpoint, `worker_id`, and with `model_name` also `model` and
-    `model_name`. Labels of the series itself take precedence over these, and these over
-    `inject_custom_labels`.
+    `model_name`. If a label has several values, the series' own value comes first, then the
+    runtime's, then that of `inject_custom_labels`.
 
     Args:
         endpoint: an endpoint of this package or of NVIDIA Dynamo.
@@ -179,10 +179,10 @@ def register_engine_metrics_callback(
 
     Raises:
         ArgumentError: `registry` has no method `collect`, a label is reserved or not valid, or
-            another argument is not allowed; the message says what is.
+            another argument is not allowed; the message describes allowed values.
     """
     _check_registry(registry)
-    added = dict(_constant(inject_custom_labels))
+    added = dict(_parse_labels(inject_custom_labels))
     if bool(namespace_name) != bool(component_name):
         logger.warning(
             "no labels of the runtime are added: set both namespace_name and component_name"
@@ -199,7 +199,7 @@ def register_engine_metrics_callback(
                 added[name],
             )
         added |= automatic
-    prefixes = _strings(metric_prefix_filters)
+    prefixes = _parse_prefixes(metric_prefix_filters)
     name = source or (prefixes[0].rstrip(":_") if prefixes else "") or _DEFAULT_SOURCE
     transform = FamilyTransform(
         prefixes=prefixes, exclude_prefixes=exclude_prefixes, constant=added, add_prefix=add_prefix
@@ -232,16 +232,16 @@ def get_prometheus_expfmt(
     """
     _check_registry(registry)
     text = _cached_text(
-        _strings(metric_prefix_filters),
-        _strings(exclude_prefixes),
-        tuple(sorted(_constant(inject_custom_labels).items())),
-        _prefix(add_prefix),
+        _parse_prefixes(metric_prefix_filters),
+        _parse_prefixes(exclude_prefixes),
+        tuple(sorted(_parse_labels(inject_custom_labels).items())),
+        _parse_prefix(add_prefix),
     )
     return text.render([from_metric(metric) for metric in registry.collect()], strict=True)
 
 
 class _CachedText:
-    """A transform and the text of its families; safe to use from several threads."""
+    """A transform, and the text of the families from it; safe to use from several threads."""
 
     def __init__(self, transform: FamilyTransform) -> None:
         self._transform = transform
@@ -255,7 +255,9 @@ class _CachedText:
         self._renderer = Renderer()
 
     def render(self, families: Sequence[Family], *, strict: bool = False) -> str:
-        """Return the text of the transformed families; of clashing families, the first one wins.
+        """Return the text of the transformed families.
+
+        Of several families with one name, the text contains only the first.
 
         Raises:
             ArgumentError: `strict` is set, and `add_prefix` gives two families the same name.
@@ -265,13 +267,13 @@ class _CachedText:
                 self._transform.check_names(families)
             shown = self._transform.apply(families)
             page = self._merger.merge([Source(_DEFAULT_SOURCE, shown)])
-            for part in self._merger.omissions:
-                if (part.family, part.reason) not in self._logged:
-                    self._logged.add((part.family, part.reason))
+            for omission in self._merger.omissions:
+                if (omission.family, omission.reason) not in self._logged:
+                    self._logged.add((omission.family, omission.reason))
                     logger.warning(
                         "%s is omitted from the text (%s): another family has the name",
-                        part.family,
-                        part.reason,
+                        omission.family,
+                        omission.reason,
                     )
             return self._renderer.render(page).decode()
 
@@ -317,7 +319,7 @@ def _process_families() -> frozenset[str]:
     return frozenset(metric.name for one in collectors for metric in one.collect())
 
 
-def _strings(prefixes: str | Iterable[str] | None) -> tuple[str, ...]:
+def _parse_prefixes(prefixes: str | Iterable[str] | None) -> tuple[str, ...]:
     if prefixes is None:
         return ()
     strings = (prefixes,) if isinstance(prefixes, str) else prefixes
@@ -326,7 +328,7 @@ def _strings(prefixes: str | Iterable[str] | None) -> tuple[str, ...]:
     return tuple(strings)
 
 
-def _prefix(prefix: str | None) -> str:
+def _parse_prefix(prefix: str | None) -> str:
     if prefix is not None and (not isinstance(prefix, str) or metric_name(prefix) != prefix):
         raise ArgumentError(
             f"add_prefix={prefix!r} cannot begin a metric's name: use letters, digits, '_' and ':'"
@@ -368,7 +370,7 @@ def _worker_id(endpoint: EngineEndpoint) -> str:
         return ""
 
 
-def _constant(added: Mapping[str, str] | None) -> Mapping[str, str]:
+def _parse_labels(added: Mapping[str, str] | None) -> Mapping[str, str]:
     if not isinstance(added, Mapping | None):
         raise ArgumentError(f"labels to add must be a mapping like {{'a': 'b'}}, not {added!r}")
     for name in added or {}:

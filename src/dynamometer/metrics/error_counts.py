@@ -1,4 +1,4 @@
-"""The errors of a page, counted in a family of the page itself."""
+"""The family in which a page counts its own errors."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _DOCUMENTATION: Final = (
 class ErrorCounts:
     """The family `dynamometer_engine_scrape_errors_total`.
 
-    One thread at a time uses these counts: the thread that refreshes the page. So the page needs
-    no lock that a fork could leave locked in the child.
+    Only the thread that refreshes the page uses these counts, so no lock is needed. A lock could
+    stay locked in the child of a fork.
     """
 
     def __init__(self) -> None:
@@ -29,14 +29,14 @@ class ErrorCounts:
         self._reported: dict[tuple[str, str], int] = {}
         self._families: Sequence[Family] = ()
 
-    def expect(self, source: str) -> None:
-        """Show the usual errors of a source from 0 on."""
+    def show_from_zero(self, source: str) -> None:
+        """Show each usual error of a source with the count 0 before the error occurs."""
         for reason in _REASONS:
             if (source, reason) not in self._counts:
                 self.add(source, reason, 0)
 
     def add(self, source: str, reason: str, number: int = 1) -> None:
-        """Count errors of a source, or a new series with `number=0`."""
+        """Add `number` errors of a source; 0 shows a new series with the count 0."""
         key = (label_value(source), label_value(reason))
         self._counts[key] = self._counts.get(key, 0.0) + float(number)
         self._families = ()
@@ -46,7 +46,8 @@ class ErrorCounts:
 
         Args:
             source: the name of the source.
-            errors: all errors of the source so far, by reason; a restarted source begins again.
+            errors: all errors of the source so far, by reason. A count that fell shows that the
+                source was restarted.
         """
         for reason, count in errors.items():
             key = (source, reason)

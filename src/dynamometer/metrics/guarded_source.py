@@ -1,4 +1,4 @@
-"""Reading of a source such that its faults affect only its own families."""
+"""A guard around a source: a fault of the source affects only the source's own families."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class SourceError(Exception):
-    """A source that cannot be read now; `reason` is the label of the count."""
+    """A source that cannot be read now; `reason` is the label `reason` of the error count."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -41,46 +41,47 @@ class GuardedSource:
 
     Attributes:
         source: the source.
-        expected: names of families that describe this process; see `MetricsPage.add`.
-        current: the families of the last reading; empty after an error.
+        expected: names of families that other sources may have too; see `MetricsPage.add`.
+        current: the families that were read last; empty after an error.
     """
 
     def __init__(self, source: MetricsSource, *, expected: frozenset[str] = frozenset()) -> None:
         """Guard `source`, without reading it."""
         self.source = source
         self.expected = expected
-        # The thread that reads owns `_reading` and `_good`; the refresh's thread owns `current`.
-        self._reading: threading.Thread | None = None
+        # The thread that reads owns `_reading_thread`, and `_valid`: the checked families, by `id`.
+        # The thread that refreshes the page owns `current`.
+        self._reading_thread: threading.Thread | None = None
         self.current: Sequence[Family] = ()
-        self._good: dict[int, Family] = {}
+        self._valid: dict[int, Family] = {}
 
     @property
     def busy(self) -> bool:
-        """True while a thread, which may be an abandoned one, reads the source.
+        """True while a thread reads the source, even if a refresh has abandoned that thread.
 
-        A child of fork does not have that thread.
+        False in the child of a fork, which does not have that thread.
         """
-        return self._reading is not None and self._reading.is_alive()
+        return self._reading_thread is not None and self._reading_thread.is_alive()
 
     def read(self) -> SourceResult | SourceError:
         """Return the families and errors of the source, or the exception as a `SourceError`.
 
-        All code of the source runs in this call, which takes as long as the source does.
+        This call runs the source's own code, which may hang.
         """
-        self._reading = threading.current_thread()
+        self._reading_thread = threading.current_thread()
         try:
             families = self.source.families()
-            wrong = self._first_fault(families)
+            fault = self._first_fault(families)
             return (
-                SourceError("invalid", wrong) if wrong else SourceResult(families, self._errors())
+                SourceError("invalid", fault) if fault else SourceResult(families, self._errors())
             )
         except BaseException as error:  # noqa: BLE001, RUF100  # returned
             reason = "invalid" if isinstance(error, ExpositionError) else "failed"
-            failed = SourceError(reason, f"{_description(error)}{_place(error)}")
+            failed = SourceError(reason, f"{_description(error)}{_location(error)}")
             failed.__cause__ = error
             return failed
         finally:
-            self._reading = None
+            self._reading_thread = None
 
     def _errors(self) -> Mapping[str, int] | None:
         try:
@@ -90,15 +91,15 @@ class GuardedSource:
             return None
 
     def _first_fault(self, families: object) -> str:
-        """Return the first fault of the families, or an empty text; check each object once."""
+        """Return the first fault of the families, or ""; each family is checked only once."""
         if not isinstance(families, list | tuple):
             return f"families are {type(families).__name__}, not a list or tuple"
-        fresh = [family for family in families if id(family) not in self._good]
-        for family in fresh:
-            if wrong := _fault(family):
-                return wrong
-        if fresh:
-            self._good = {id(family): family for family in families}
+        unchecked = [family for family in families if id(family) not in self._valid]
+        for family in unchecked:
+            if fault := _family_fault(family):
+                return fault
+        if unchecked:
+            self._valid = {id(family): family for family in families}
         return ""
 
 
@@ -110,14 +111,14 @@ def _description(error: BaseException) -> str:
         return type(error).__name__
 
 
-def _place(error: BaseException) -> str:
+def _location(error: BaseException) -> str:
     """Return the last file and line of the traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
 
 
-def _fault(family: object) -> str:
-    """Return why a family cannot be on a page, or an empty text."""
+def _family_fault(family: object) -> str:
+    """Return why a family cannot be on a page, or ""."""
     if not isinstance(family, Family):
         return f"a family is {type(family).__name__}"
     if not isinstance(family.metadata, Metadata) or family.metadata.type not in TYPES:

@@ -1,8 +1,8 @@
-"""Metrics by level of the runtime.
+"""The metrics of each level of the runtime.
 
 A level is the runtime itself, a namespace, a component or an endpoint. The instruments of a level
 are prometheus_client's own. The labels of the level and the constant labels are added when the
-instruments are collected, so that code that counts does not name these labels.
+instruments are collected. So code that changes an instrument does not pass these labels.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _LEVEL_LABELS = frozenset({labels.NAMESPACE, labels.COMPONENT, labels.ENDPOINT})
 
 @dataclass(frozen=True)
 class _Shape:
-    """The properties that all instruments of a name share on every level."""
+    """The properties that must be equal in all instruments of one name, on every level."""
 
     type_name: str
     labelnames: tuple[str, ...]
@@ -131,10 +131,10 @@ class Hierarchy:
                 self._shapes[metadata.name] = shape
                 self._owners.update(dict.fromkeys(metadata.reserved_names, metadata.name))
                 self._instruments[(metadata.name, values)] = known
-            return cast("Instrument", known)  # the shape says the type
+            return cast("Instrument", known)  # the equal shape contains the type
 
     def add_source(self, source: MetricsSource, *, expected: frozenset[str] = frozenset()) -> None:
-        """Add the families of a source; add a number to its name if another source has the name."""
+        """Add a source; append a number to its name if another source has the same name."""
         with self._lock:
             name = source.name
             names = itertools.chain([name], (f"{name} {number}" for number in itertools.count(2)))
@@ -229,7 +229,7 @@ class Metrics:
                 prometheus_client.
             const_labels: labels with their values, which all series of the histogram get.
         """
-        finite = _bounds(name, Histogram.DEFAULT_BUCKETS if buckets is None else buckets)
+        finite = _check_bounds(name, Histogram.DEFAULT_BUCKETS if buckets is None else buckets)
         return self._create(Histogram, name, documentation, labelnames, const_labels, finite)
 
     def register_callback(self, function: Callable[[], object]) -> None:
@@ -243,7 +243,7 @@ class Metrics:
             ArgumentError: `function` is not callable, or is a coroutine function.
         """
         check_callback(function)
-        self._hierarchy.add_source(CallbackSource(_name(function), function))
+        self._hierarchy.add_source(CallbackSource(_source_name(function), function))
 
     def register_prometheus_expfmt_callback(
         self, function: Callable[[], str | bytes | None]
@@ -254,7 +254,7 @@ class Metrics:
             ArgumentError: `function` is not callable, or is a coroutine function.
         """
         check_callback(function)
-        self._hierarchy.add_source(TextSource(_name(function), function))
+        self._hierarchy.add_source(TextSource(_source_name(function), function))
 
     def register_source(
         self, source: MetricsSource, *, expected: frozenset[str] = frozenset()
@@ -262,7 +262,7 @@ class Metrics:
         """Show the families of a source.
 
         Args:
-            source: the source; another source of its name makes the page add a number to the name.
+            source: the source. If another source has its name, a number is appended to the name.
             expected: see `MetricsPage.add`.
         """
         self._hierarchy.add_source(source, expected=expected)
@@ -308,7 +308,7 @@ class Metrics:
         )
 
 
-def _bounds(name: str, buckets: Sequence[float]) -> tuple[float, ...]:
+def _check_bounds(name: str, buckets: Sequence[float]) -> tuple[float, ...]:
     """Return the finite bounds.
 
     Raises:
@@ -340,7 +340,7 @@ def _check_labels(whole: str, labelnames: Sequence[str], constant: Mapping[str, 
 
 
 def label_fault(name: object) -> str:
-    """Return why a user's label cannot have this name, or an empty text."""
+    """Return why a user's label cannot have this name, or ""."""
     if not isinstance(name, str) or sanitize_prometheus_label(name) != name:
         return f"{name!r} is not a valid label name: use letters, digits and '_'"
     if name in INNER_LABELS.values():
@@ -348,6 +348,6 @@ def label_fault(name: object) -> str:
     return ""
 
 
-def _name(function: Callable[..., object]) -> str:
+def _source_name(function: Callable[..., object]) -> str:
     """Return the name of a callback's source."""
     return f"callback {getattr(function, '__qualname__', type(function).__name__)}"

@@ -1,7 +1,7 @@
 """A histogram that counts many observations in one call.
 
-prometheus_client's `observe` counts one observation, takes a lock and searches all buckets. A
-request that has collected hundreds of observations passes all of them to one call here.
+prometheus_client's `observe` counts one observation: each call takes a lock and searches all
+buckets. Here, one call counts all observations of a request, often hundreds.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class BatchHistogram(Collector):
             raise ArgumentError(
                 f"the buckets of {name} must be in ascending order, not {self._bounds}"
             )
-        self._les = [*map(floatToGoString, self._bounds), floatToGoString(float("inf"))]
+        self._le_values = [*map(floatToGoString, self._bounds), floatToGoString(float("inf"))]
         self._name = name
         self._documentation = documentation
         self._labelnames = tuple(labelnames)
@@ -94,14 +94,15 @@ class BatchHistogram(Collector):
         registry.register(self)
 
     def labels(self, *values: str) -> BatchHistogramChild:
-        """Return the counts of a label set, the same object each time; the page shows them.
+        """Return the counts of a label set: the same object each time, on the page from now on.
 
         Raises:
             ArgumentError: The number of values differs from the number of labels.
         """
         if len(values) != len(self._labelnames):
             raise ArgumentError(
-                f"{self._name} has the labels {self._labelnames}: {values} does not fit"
+                f"{self._name} has the labels {self._labelnames}: pass a value for each, "
+                f"not {values}"
             )
         with self._lock:
             child = self._children.get(values)
@@ -115,7 +116,7 @@ class BatchHistogram(Collector):
             self._children.pop(values, None)
 
     def describe(self) -> Iterable[HistogramMetricFamily]:
-        """Return the family without samples, so that the registry knows its names."""
+        """Return the family without samples, from which the registry takes its names."""
         return [self._family()]
 
     def collect(self) -> Iterable[HistogramMetricFamily]:
@@ -125,7 +126,7 @@ class BatchHistogram(Collector):
             children = list(self._children.items())
         for values, child in children:
             counts, total = child.read()
-            family.add_metric(values, list(zip(self._les, counts, strict=True)), total)
+            family.add_metric(values, list(zip(self._le_values, counts, strict=True)), total)
         return [family]
 
     def _family(self) -> HistogramMetricFamily:

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 INTERVAL_SECONDS: Final = 2.0
 DEADLINE_SECONDS: Final = 10.0
-# A page is current for two intervals, this, and twice the time that its fetch took.
+# A page is current for two intervals, plus these seconds, plus twice the duration of its fetch.
 _GRACE_SECONDS: Final = 1.0
 # Ten times the size of an engine's page with 16,000 series.
 LARGEST_PAGE_BYTES: Final = 32 << 20
@@ -43,24 +43,24 @@ class _Page:
     """The last page that was fetched.
 
     Attributes:
-        until: the end of the time in which the page is current, by the monotonic clock.
-        ends: the number of known ends of the engine when the page was requested.
+        current_until: the time of the monotonic clock until which the page is current.
+        end_count: the number of times that the engine had ended when the page was requested.
         families: the families of the page.
-        kept: the totals, which are shown while the page is not current.
+        kept_totals: the totals, which are shown while the page is not current.
     """
 
-    until: float = float("-inf")
-    ends: int = 0
+    current_until: float = float("-inf")
+    end_count: int = 0
     families: Sequence[Family] = ()
-    kept: Sequence[Family] = ()
+    kept_totals: Sequence[Family] = ()
 
 
 class HttpSource:
-    """The page at a URL as of its last fetch.
+    """The page at a URL, as it was at the last fetch.
 
-    A page older than two intervals and a fetch is not shown, because its gauges are out of date.
-    With `totals`, counters, histograms and summaries stay on the page, and continue when the engine
-    is restarted.
+    After two intervals and the time of a fetch, the gauges of a page are out of date, so the page
+    is not shown. With `totals`, counters, histograms and summaries are still shown, and continue
+    when the engine is restarted.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class HttpSource:
             name: the label `source` of the source's errors.
             url: the URL of the page.
             session: the session that fetches the page.
-            owner: see `MetricsSource`; by default the name.
+            owner: see `MetricsSource`; by default `name`.
             prefixes: only families whose name begins with one of these; empty for all families.
             labels: labels to add to each series that does not have the label.
             totals: keeps the page's totals across restarts of the engine; not shared.
@@ -95,13 +95,13 @@ class HttpSource:
         self._session = session
         self._interval = interval
         self._deadline = deadline
-        # The event loop replaces these values, any thread reads them.
+        # Only the event loop replaces these values; any thread may read them.
         self._page = _Page()
-        self._ends = 0
+        self._end_count = 0
         self._errors: Mapping[str, int] = {}
         # The event loop owns these attributes.
         self._fault_reason = ""
-        self._dropping = False
+        self._lines_dropped = False
         self.fault = ""  # a message about the last fetch; empty after a success
         # The thread that parses a page owns these attributes, one thread at a time.
         self._parser = Parser()
@@ -111,7 +111,7 @@ class HttpSource:
         self._untyped = UntypedFamilies(clashing_in_text)
         self._untyped_kept = UntypedFamilies(clashing_in_text)
         self._totals = totals
-        self._parsed_ends = 0
+        self._parsed_end_count = 0
 
     @property
     def errors(self) -> Mapping[str, int]:
@@ -121,17 +121,18 @@ class HttpSource:
     def families(self) -> Sequence[Family]:
         """See `MetricsSource.families`."""
         page = self._page
-        current = page.ends == self._ends and time.monotonic() <= page.until
-        return page.families if current else page.kept
+        current = page.end_count == self._end_count and time.monotonic() <= page.current_until
+        return page.families if current else page.kept_totals
 
     def note_end(self) -> None:
-        """Note that the engine has ended: only totals stay on the page, at once.
+        """Record that the engine has ended, and show only its totals from now on.
 
-        A page that was requested before belongs to the engine that ended: only its totals are
-        shown. The next page itself shows whether its counters begin again: an engine that shares a
-        directory of multiprocess files with the former one continues their counts.
+        A page that was requested before this call is a page of the engine that ended, so only its
+        totals are shown, too. The values of the next page show whether its counters started again
+        from 0: a restarted engine that writes into the same directory of multiprocess files
+        continues the counts.
         """
-        self._ends += 1
+        self._end_count += 1
 
     def names(self) -> frozenset[str]:
         """Return the names of the current families in the text format."""
@@ -144,79 +145,79 @@ class HttpSource:
             await asyncio.sleep(self._interval)
 
     async def fetch(self) -> None:
-        """Fetch the page once; count a fault, and log it if its reason changed."""
-        ends, began = self._ends, time.monotonic()
+        """Fetch the page once; count a fault, and log the fault if its reason changed."""
+        end_count, started = self._end_count, time.monotonic()
         try:
             async with asyncio.timeout(self._deadline):
                 async with self._session.get(
                     self.url, headers=_HEADERS, auto_decompress=False
-                ) as answer:
-                    body = await read_body(answer, LARGEST_PAGE_BYTES)
-            if answer.status != 200:
-                self._note("status", f"answers {_status(answer.status)}")
+                ) as response:
+                    body = await read_body(response, LARGEST_PAGE_BYTES)
+            if response.status != 200:
+                self._note_fault("status", f"answers {_status(response.status)}")
                 return
-            if ends != self._ends:
+            if end_count != self._end_count:
                 return
-            content_type = answer.headers.get("Content-Type", "")
+            content_type = response.headers.get("Content-Type", "")
             parsed = await asyncio.to_thread(self._parser.parse, body, content_type)
-            families, kept = await asyncio.to_thread(self._shown, parsed, ends)
+            families, kept = await asyncio.to_thread(self._prepare, parsed, end_count)
             self._note_dropped(parsed)
         except TooLargeError as error:
-            self._note("too_large", str(error))
+            self._note_fault("too_large", str(error))
         except TimeoutError:
-            self._note("timeout", f"no answer within {self._deadline:g} s")
+            self._note_fault("timeout", f"no answer within {self._deadline:g} s")
         except (aiohttp.ClientError, OSError) as error:
-            self._note("unreachable", connection_fault(error))
+            self._note_fault("unreachable", connection_fault(error))
         except (ExpositionError, ValueError) as error:
-            self._note("invalid", str(error))
+            self._note_fault("invalid", str(error))
         else:
             now = time.monotonic()
-            grace = min(self._deadline, _GRACE_SECONDS + 2 * (now - began))
-            self._page = _Page(now + 2 * self._interval + grace, ends, families, kept)
+            grace = min(self._deadline, _GRACE_SECONDS + 2 * (now - started))
+            self._page = _Page(now + 2 * self._interval + grace, end_count, families, kept)
             if self._fault_reason:
                 logger.info("%s answers again", self.url)
             self._fault_reason = self.fault = ""
 
-    def _shown(self, parsed: Parsed, ends: int) -> tuple[Sequence[Family], Sequence[Family]]:
-        """Return the families of a page, and the totals that stay without the engine."""
+    def _prepare(self, parsed: Parsed, end_count: int) -> tuple[Sequence[Family], Sequence[Family]]:
+        """Return the families of a page, and the totals to show after the engine has ended."""
         whole = parsed.families
         families = self._ordering.apply(self._relabelling.apply(self._filter.apply(whole)))
         kept: Sequence[Family] = ()
         if self._totals is not None:
-            ended, self._parsed_ends = ends != self._parsed_ends, ends
+            ended, self._parsed_end_count = end_count != self._parsed_end_count, end_count
             families = self._totals.update(families, began=_start_time(whole), ended=ended)
             kept = self._untyped_kept.apply(self._totals.kept())
         shown = self._untyped.apply(families)
         for family in shown:
-            family.render_lines()  # in this thread: a scrape only joins the lines
+            family.render_lines()  # so that a scrape only joins the lines
         return shown, kept
 
     def _note_dropped(self, parsed: Parsed) -> None:
         """Count the lines of a page that could not be parsed; log the first such page."""
         if parsed.dropped:
-            self._count("invalid", parsed.dropped)
-            if not self._dropping:
+            self._count_errors("invalid", parsed.dropped)
+            if not self._lines_dropped:
                 logger.warning(
                     "metrics of %s: %s: %d lines are dropped; %s",
                     self.name, self.url, parsed.dropped, parsed.fault,
                 )  # fmt: skip
-        elif self._dropping:
+        elif self._lines_dropped:
             logger.info("metrics of %s: %s: all lines can be parsed again", self.name, self.url)
-        self._dropping = parsed.dropped > 0
+        self._lines_dropped = parsed.dropped > 0
 
-    def _note(self, reason: str, message: str) -> None:
-        self._count(reason, 1)
+    def _note_fault(self, reason: str, message: str) -> None:
+        self._count_errors(reason, 1)
         self.fault = f"{self.url}: {message}"
         if self._fault_reason != reason:
             self._fault_reason = reason
             logger.warning("metrics of %s: %s: %s", self.name, self.url, message)
 
-    def _count(self, reason: str, number: int) -> None:
+    def _count_errors(self, reason: str, number: int) -> None:
         self._errors = {**self._errors, reason: self._errors.get(reason, 0) + number}
 
 
 def connection_fault(error: Exception) -> str:
-    """Return the reason of a failed request, without the internal values in aiohttp's own texts."""
+    """Return why a request failed, without the internal values in aiohttp's own messages."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return str(error.certificate_error)
     reason = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
@@ -236,7 +237,7 @@ def _status(code: int) -> str:
 
 
 def _start_time(families: Sequence[Family]) -> float | None:
-    """Return the start time of the page's process; None unless the page has one such sample."""
+    """Return the start time of the page's process; None if the page has none or several."""
     samples = [
         sample
         for family in families

@@ -30,35 +30,35 @@ class InstrumentRegistry(CollectorRegistry, CountsErrors):
         self._collectors: list[Collector] = []
         self._names: dict[str, Collector] = {}
         renew_in_child(self)
-        self._failed: Counter[str] = Counter()
+        self._failure_counts: Counter[str] = Counter()
         self._failing: set[Collector] = set()
 
     def renew(self) -> None:
         """Create a new lock: another thread may have held the old one at the fork."""
-        self._changing = threading.Lock()  # held to replace `_collectors` and `_names`
+        self._change_lock = threading.Lock()  # held to replace `_collectors` and `_names`
 
     def register(self, collector: Collector) -> None:
         """Add a collector; see prometheus_client."""
         super().register(collector)
         names = _names(collector)
-        with self._changing:
+        with self._change_lock:
             self._collectors = [*self._collectors, collector]
             self._names |= dict.fromkeys(names, collector)
 
     def unregister(self, collector: Collector) -> None:
         """Remove a collector; see prometheus_client."""
         super().unregister(collector)
-        with self._changing:
+        with self._change_lock:
             self._collectors = [kept for kept in self._collectors if kept is not collector]
             self._names = {name: one for name, one in self._names.items() if one is not collector}
 
     def collect(self) -> Iterable[Metric]:
-        """Return the families of all instruments that do not fail."""
+        """Return the families of all instruments, without those that raise an exception."""
         for collector in self._collectors:
             try:
                 metrics = list(collector.collect())
             except Exception as error:
-                self._failed["failed"] += 1
+                self._failure_counts["failed"] += 1
                 if collector not in self._failing:
                     self._failing.add(collector)
                     logger.warning("%s is not on the page: %r", collector, error)
@@ -74,14 +74,14 @@ class InstrumentRegistry(CollectorRegistry, CountsErrors):
     @property
     def errors(self) -> Mapping[str, int]:
         """The number of omissions, by reason; never decreases."""
-        found = self._failed.copy()
+        found = self._failure_counts.copy()
         for collector in self._collectors:
             found.update(errors_of(collector))
         return found
 
 
 def _names(collector: Collector) -> set[str]:
-    """Return the names that the families and samples of a collector may have, as far as known."""
+    """Return the names of families and samples that a collector describes, if it does."""
     describe = getattr(collector, "describe", None)
     described: Iterable[Metric] = () if describe is None else describe()
     return {

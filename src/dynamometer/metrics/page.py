@@ -1,4 +1,7 @@
-"""The page: the families of all sources, merged; a fault affects only its source's families."""
+"""The page: the merged families of all sources.
+
+A fault of a source affects only that source's families.
+"""
 
 from __future__ import annotations
 
@@ -37,12 +40,12 @@ class MetricsPage:
 
         Args:
             instruments: the registry of this process's own metrics.
-            deadline: the seconds that all sources together may take before the running source is
-                skipped; each further source that hangs may take one second.
+            deadline: the seconds that a refresh may take before the source that is being read is
+                skipped. Each further source that hangs may take one second.
         """
-        self._engines: list[GuardedSource] = []
-        self._derived: dict[object, GuardedSource] = {}
-        self._runtime = GuardedSource(RegistrySource("runtime", instruments))
+        self._added_sources: list[GuardedSource] = []
+        self._derived_sources: dict[object, GuardedSource] = {}
+        self._runtime_source = GuardedSource(RegistrySource("runtime", instruments))
         # The thread that refreshes owns these attributes, and `GuardedSource.current`.
         self._errors = ErrorCounts()
         self._failing: dict[str, str] = {}
@@ -58,46 +61,50 @@ class MetricsPage:
 
     def renew(self) -> None:
         """Create a new lock: another thread may have held the old one at the fork."""
-        self._changing = threading.Lock()  # held to replace `_engines` and `_derived`
-        # The thread that refreshes owns the merger; any thread may read `families`.
+        self._lock = threading.Lock()  # held to replace `_added_sources` and `_derived_sources`
+        # The thread that refreshes owns the merger; any thread may read `Merger.families`.
         self._merger = Merger()
         self._renderer = Renderer()
 
     def add(self, source: MetricsSource, *, expected: frozenset[str] = frozenset()) -> None:
-        """Add the families of `source`; of a series in two sources, the first source wins.
+        """Add `source` to the page; a series that two sources have is shown from the first one.
 
         Args:
             source: the source, which each refresh reads.
-            expected: names of families that describe this process, and that the runtime or another
-                source may have too: such a series is omitted without an error.
+            expected: names of families that describe this process, so that the runtime or another
+                source may have the same series. Such a series is omitted without an error.
         """
-        with self._changing:
-            self._engines = [*self._engines, GuardedSource(source, expected=expected)]
+        with self._lock:
+            self._added_sources = [*self._added_sources, GuardedSource(source, expected=expected)]
 
     def derive(self, derivation: Derivation) -> None:
         """Add the families that `derivation` derives from its owner's families at each refresh."""
         source = DerivedSource(derivation, self.current_sources)
-        # A new table: a refresh that is running keeps the table that it began with.
-        with self._changing:
-            self._derived = {**self._derived, derivation: GuardedSource(source)}
+        # Replace the dict: a refresh that is running still uses the old one.
+        with self._lock:
+            self._derived_sources = {**self._derived_sources, derivation: GuardedSource(source)}
 
     def current_sources(self, owner: str) -> Sequence[Source]:
-        """Return the sources of an owner with the families that this refresh has read."""
-        engines = [one for one in self._engines if one.source.owner == owner]
-        return [Source(one.source.name, one.current) for one in engines]
+        """Return the sources of an owner, with the families that the running refresh has read."""
+        sources = [one for one in self._added_sources if one.source.owner == owner]
+        return [Source(one.source.name, one.current) for one in sources]
 
     def remove(self, source: MetricsSource | Derivation) -> None:
         """Remove the families of `source` from the page."""
-        with self._changing:
-            self._engines = [kept for kept in self._engines if kept.source is not source]
-            self._derived = {one: kept for one, kept in self._derived.items() if one is not source}
+        with self._lock:
+            self._added_sources = [
+                kept for kept in self._added_sources if kept.source is not source
+            ]
+            self._derived_sources = {
+                one: kept for one, kept in self._derived_sources.items() if one is not source
+            }
 
     def refresh(self) -> None:
         """Read all sources; a source that fails or hangs is not on the page.
 
-        Return at once inside a callback: the refresh that calls the callback is running.
+        A callback that calls this method returns at once, because a refresh is running already.
         """
-        if self._refreshes.in_source:
+        if self._refreshes.called_by_source:
             return
         refreshed = self.submit()
         while wait([refreshed], self.wait_seconds()).not_done:
@@ -105,13 +112,13 @@ class MetricsPage:
         refreshed.result()
 
     def submit(self, request: PageRequest | None = None) -> Future[bytes]:
-        """Refresh and render the page in its thread; return the future of the bytes.
+        """Start to refresh and render the page in the page's thread; return a future of the bytes.
 
-        While the future is not done, wait for `wait_seconds` at most, then call `give_up_late`.
-        A caller may stop waiting at any time.
+        While the future is not done, the caller waits for at most `wait_seconds`, calls
+        `give_up_late`, and waits again. The caller may stop waiting at any time.
 
         Args:
-            request: the page to render; None renders nothing, and the result is empty.
+            request: the page to render; None to refresh only, with an empty result.
         """
         return self._refreshes.submit(request)
 
@@ -143,8 +150,8 @@ class MetricsPage:
         return render(request.selection, openmetrics=request.openmetrics)
 
     def sources(self) -> Sequence[GuardedSource]:
-        """See `RefreshedPage`: the runtime comes last, so that its metrics are the newest."""
-        return (*self._engines, *self._derived.values(), self._runtime)
+        """See `RefreshedPage`; the runtime is read last, so that its metrics are the newest."""
+        return (*self._added_sources, *self._derived_sources.values(), self._runtime_source)
 
     def update(self, source: GuardedSource, result: SourceResult | SourceError) -> None:
         """See `RefreshedPage`; count the errors of the source."""
@@ -162,7 +169,7 @@ class MetricsPage:
         source.current = result.families
 
     def _note_failure(self, name: str, error: SourceError) -> None:
-        """Count a failure, and log the first one, and each change of its reason."""
+        """Count a failure; log the first failure in a row, and each change of its reason."""
         self._errors.add(name, error.reason)
         if self._failing.get(name) != error.reason:
             self._failing[name] = error.reason
@@ -170,16 +177,16 @@ class MetricsPage:
             logger.debug("metrics of %s", name, exc_info=error.__cause__)
 
     def merge(self, sources: Sequence[GuardedSource]) -> None:
-        """See `RefreshedPage`; the counts on the page include the omissions of this merge."""
-        shown = sorted(sources, key=lambda one: one is not self._runtime)
+        """See `RefreshedPage`; merge twice if the first merge changes the page's error counts."""
+        shown = sorted(sources, key=lambda one: one is not self._runtime_source)
         for one in shown:
-            self._errors.expect(one.source.name)
+            self._errors.show_from_zero(one.source.name)
         self._merge(shown)
         if self._count_omissions():
             self._merge(shown)
 
     def _merge(self, shown: Sequence[GuardedSource]) -> None:
-        counts = Source(self._runtime.source.name, self._errors.families)
+        counts = Source(self._runtime_source.source.name, self._errors.families)
         self._merger.merge([counts, *(Source(one.source.name, one.current) for one in shown)])
 
     def _count_omissions(self) -> bool:
@@ -187,30 +194,36 @@ class MetricsPage:
         omissions = self._merger.omissions
         if omissions is not self._known_omissions:
             self._known_omissions = omissions
-            everyone = (self._runtime, *self._engines, *self._derived.values())
-            by_name = {one.source.name: one for one in everyone}
-            unexpected = {part for part in omissions if not self._is_expected(part, by_name)}
-            for part in unexpected - self._unexpected:
+            all_sources = (
+                self._runtime_source,
+                *self._added_sources,
+                *self._derived_sources.values(),
+            )
+            by_name = {one.source.name: one for one in all_sources}
+            unexpected = {
+                omission for omission in omissions if not self._is_expected(omission, by_name)
+            }
+            for omission in unexpected - self._unexpected:
                 logger.warning(
-                    "%s of %s is not on the page (%s): %s has precedence", part.family,
-                    part.source, part.reason, part.winner,
+                    "%s of %s is not on the page (%s): %s has precedence", omission.family,
+                    omission.source, omission.reason, omission.winner,
                 )  # fmt: skip
             self._unexpected = unexpected
-        for part in self._unexpected:
-            self._errors.add(part.source, str(part.reason))
+        for omission in self._unexpected:
+            self._errors.add(omission.source, str(omission.reason))
         return bool(self._unexpected)
 
-    def _is_expected(self, part: Omission, by_name: Mapping[str, GuardedSource]) -> bool:
-        """Return whether two sources show the same series on purpose.
+    def _is_expected(self, omission: Omission, by_name: Mapping[str, GuardedSource]) -> bool:
+        """Return whether two sources may have the same series without a fault.
 
-        A series that occurs twice in one source is never expected: an added prefix, for example,
-        may have made one name of two.
+        A series that occurs twice in one source is always a fault: for example, an added prefix may
+        have given two families the same name.
         """
-        source, winner = by_name.get(part.source), by_name.get(part.winner)
-        if part.reason is not OmissionReason.OVERLAP:
+        source, winner = by_name.get(omission.source), by_name.get(omission.winner)
+        if omission.reason is not OmissionReason.OVERLAP:
             return False
         if source is None or winner is None:  # removed during this refresh
             return True
-        if part.family in source.expected:
-            return winner is self._runtime or part.family in winner.expected
+        if omission.family in source.expected:
+            return winner is self._runtime_source or omission.family in winner.expected
         return source is not winner and source.source.owner == winner.source.owner

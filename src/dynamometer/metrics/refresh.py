@@ -1,10 +1,10 @@
-"""Refreshes of the page: read all sources, one after the other, in the page's thread.
+"""Refreshes of the page: the page's thread reads all sources, one after the other.
 
-A source may hang, on a file system or in a callback. After its deadline, the page is served without
-the families of that source: its thread is abandoned, and another thread continues the refresh.
+A source may hang in a file system or in a callback. After its deadline, the thread that reads it is
+abandoned, and another thread continues the refresh without the families of that source.
 
-One thread reads all sources, because a handover to a thread for each source would cost as much as
-reading a source in which nothing changed.
+A thread for each source would be more expensive: to switch to another thread costs as much as to
+read a source in which nothing changed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dynamometer.process.forks import renew_in_child
 
 logger = logging.getLogger(__name__)
 
-# Leaves the thread that takes over the time to start.
+# Time for the thread that continues the refresh to start.
 _LEAST_WAIT_SECONDS: Final = 0.01
 _LATE: Final = SourceError("timeout", "the source did not answer in time")
 
@@ -47,7 +47,7 @@ class PageRequest(NamedTuple):
 
 
 class RefreshedPage(Protocol):
-    """A page as its refreshes see it. One thread at a time calls these methods."""
+    """The methods of a page that a refresh needs; one thread at a time calls these methods."""
 
     def sources(self) -> Sequence[GuardedSource]:
         """Return the sources in the order in which they are read."""
@@ -56,15 +56,15 @@ class RefreshedPage(Protocol):
         """Store the result of reading one source."""
 
     def merge(self, sources: Sequence[GuardedSource]) -> None:
-        """Merge the families of all sources, each of which was read."""
+        """Merge the families of all sources after each source was read."""
 
     def answer(self, request: PageRequest) -> bytes:
         """Return the bytes of the merged page."""
 
 
 @dataclass(frozen=True)
-class _Submitted:
-    """A caller that waits for a refresh.
+class _Submission:
+    """A call of `Refreshes.submit` that waits for its refresh.
 
     Attributes:
         request: the page to render after the refresh, if any.
@@ -76,26 +76,27 @@ class _Submitted:
 
 
 @dataclass(frozen=True)
-class _Running:
+class _Refresh:
     """A refresh that is running.
 
     Attributes:
         sources: all sources of the page.
         unread: the sources that are not read yet.
-        submitted: the callers that wait for this refresh.
+        submissions: the calls that wait for this refresh.
     """
 
     sources: Sequence[GuardedSource]
     unread: deque[GuardedSource]
-    submitted: Sequence[_Submitted]
+    submissions: Sequence[_Submission]
 
 
 class Refreshes:
-    """Refresh one page, one refresh at a time; callers that arrive meanwhile share the next one.
+    """The refreshes of one page, which never overlap.
 
-    No caller owns the refresh that is running: each thread or task that waits for any refresh calls
-    `give_up_late` after `wait_seconds`. So a caller that stopped waiting (an interrupt, a cancelled
-    scrape, a closed server) delays the others by the deadline at most.
+    All calls that arrive during a refresh share the next refresh. No caller owns a refresh: each
+    caller that waits, for this refresh or the next, enforces the deadline with `wait_seconds` and
+    `give_up_late`. So a caller that stops waiting (an interrupt, a cancelled scrape, a closed
+    server) delays the others by the deadline at most.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class Refreshes:
             page: the page to refresh.
             name: the name of the threads.
             deadline: the seconds after which the source that is being read is skipped.
-            next_deadline: the same for each further source that hangs.
+            next_deadline: the deadline in seconds of each further source that hangs.
         """
         self._page = page
         self._name = name
@@ -116,19 +117,20 @@ class Refreshes:
         renew_in_child(self)
 
     def renew(self) -> None:
-        """Forget the refresh that is running: a child of fork has no thread of its parent."""
-        self._waiting: queue.SimpleQueue[_Submitted] = queue.SimpleQueue()
+        """Forget the running refresh: the child of a fork does not have its parent's threads."""
+        self._waiting: queue.SimpleQueue[_Submission] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        # The lock guards these: the one thread that may read, its refresh and source, its deadline.
+        # The lock guards these: the only thread that may read sources; the refresh and the source
+        # that it reads; the time after which that source is skipped.
         self._thread: threading.Thread | None = None
-        self._reading: tuple[_Running, GuardedSource] | None = None
-        self._late_at = math.inf
+        self._reading: tuple[_Refresh, GuardedSource] | None = None
+        self._deadline_at = math.inf
 
     def submit(self, request: PageRequest | None) -> Future[bytes]:
-        """Refresh the page after the refresh that is running, if any, then render the page.
+        """Start a refresh after the running one, if any; then render the page.
 
         Args:
-            request: the page that the thread renders; None renders nothing, the result is empty.
+            request: the page to render; None to refresh only, with an empty result.
 
         Returns:
             The future of the rendered page.
@@ -136,30 +138,30 @@ class Refreshes:
         Raises:
             RuntimeError: The process cannot start another thread.
         """
-        submitted = _Submitted(request)
-        submitted.body.set_running_or_notify_cancel()  # no caller can cancel the future
+        submission = _Submission(request)
+        submission.body.set_running_or_notify_cancel()  # no caller can cancel the future
         with self._lock:
-            if self._thread is None or not self._thread.is_alive():  # its start failed
+            if self._thread is None or not self._thread.is_alive():  # or its start failed
                 self._thread = self._new_thread(self._run)
                 self._thread.start()
-        self._waiting.put(submitted)
-        return submitted.body
+        self._waiting.put(submission)
+        return submission.body
 
     @property
-    def in_source(self) -> bool:
-        """True in the thread that reads the sources: a source called the page."""
+    def called_by_source(self) -> bool:
+        """True if a source makes this call: the current thread is the one that reads sources."""
         return threading.current_thread() is self._thread
 
     def wait_seconds(self) -> float:
         """Return the seconds to wait for a refresh before `give_up_late` is called."""
-        return max(_LEAST_WAIT_SECONDS, min(self._late_at - time.monotonic(), self._deadline))
+        return max(_LEAST_WAIT_SECONDS, min(self._deadline_at - time.monotonic(), self._deadline))
 
     def give_up_late(self) -> None:
         """Skip the source that is being read, if its deadline has passed.
 
-        The caller only starts the thread that takes over: an interrupt cannot stop that thread.
+        Another thread continues the refresh, so that an interrupt of the caller cannot stop it.
         """
-        if time.monotonic() >= self._late_at:
+        if time.monotonic() >= self._deadline_at:
             self._new_thread(self._take_over).start()
 
     def _new_thread(self, target: Callable[[], None]) -> threading.Thread:
@@ -167,57 +169,57 @@ class Refreshes:
 
     def _take_over(self) -> None:
         with self._lock:
-            if self._reading is None or time.monotonic() < self._late_at:
+            if self._reading is None or time.monotonic() < self._deadline_at:
                 return  # the source answered, or another thread has taken over
-            running, source = self._reading
+            refresh, source = self._reading
             self._reading = None
-            self._late_at = math.inf
+            self._deadline_at = math.inf
             self._thread = threading.current_thread()
         self._store(source, _LATE)
-        if self._read(running, self._next_deadline):
+        if self._read(refresh, self._next_deadline):
             self._run()
 
     def _run(self) -> None:
         with self._lock:
             if self._thread is not threading.current_thread():
                 return  # an interrupt in `submit` made a later call start another thread
-        running = self._next()
-        while self._read(running, self._deadline):
-            running = self._next()
+        refresh = self._next_refresh()
+        while self._read(refresh, self._deadline):
+            refresh = self._next_refresh()
 
-    def _next(self) -> _Running:
-        """Wait for a caller, and return the refresh for all callers that wait."""
-        submitted = [self._waiting.get()]
+    def _next_refresh(self) -> _Refresh:
+        """Wait for a submission, and return a refresh for all submissions that wait."""
+        submissions = [self._waiting.get()]
         with suppress(queue.Empty):
             while True:
-                submitted.append(self._waiting.get_nowait())
+                submissions.append(self._waiting.get_nowait())
         sources = self._page.sources()
-        return _Running(sources, deque(sources), submitted)
+        return _Refresh(sources, deque(sources), submissions)
 
-    def _read(self, running: _Running, deadline: float) -> bool:
-        """Read the unread sources, and answer the callers.
+    def _read(self, refresh: _Refresh, deadline: float) -> bool:
+        """Read the unread sources, merge the page, and answer the submissions; return True.
 
-        Return False, without answers, if another thread has taken over meanwhile.
+        Return False without an answer if another thread has taken over the refresh meanwhile.
         """
-        late_at = time.monotonic() + deadline
-        while running.unread:
-            source = running.unread.popleft()
+        deadline_at = time.monotonic() + deadline
+        while refresh.unread:
+            source = refresh.unread.popleft()
             with self._lock:
-                self._reading = (running, source)
-                self._late_at = late_at
+                self._reading = (refresh, source)
+                self._deadline_at = deadline_at
             result = _LATE if source.busy else source.read()
             with self._lock:
                 if self._thread is not threading.current_thread():
                     return False
                 self._reading = None
-                self._late_at = math.inf
+                self._deadline_at = math.inf
             self._store(source, result)
         try:
-            self._page.merge(running.sources)
+            self._page.merge(refresh.sources)
         except Exception:
             logger.exception("the page cannot be merged")  # a fault of this package
-        for submitted in running.submitted:
-            self._answer(submitted)
+        for submission in refresh.submissions:
+            self._answer(submission)
         return True
 
     def _store(self, source: GuardedSource, result: SourceResult | SourceError) -> None:
@@ -226,9 +228,9 @@ class Refreshes:
         except Exception:
             logger.exception("the families of a source cannot be used")  # a fault of this package
 
-    def _answer(self, submitted: _Submitted) -> None:
+    def _answer(self, submission: _Submission) -> None:
         try:
-            request = submitted.request
-            submitted.body.set_result(b"" if request is None else self._page.answer(request))
+            request = submission.request
+            submission.body.set_result(b"" if request is None else self._page.answer(request))
         except Exception as error:  # noqa: BLE001, RUF100  # raised where the future is awaited
-            submitted.body.set_exception(error)
+            submission.body.set_exception(error)

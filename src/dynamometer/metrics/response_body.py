@@ -1,4 +1,4 @@
-"""The body of a response: within a limit of bytes, and decoded off the event loop."""
+"""The body of a response, up to a size limit, decoded in another thread than the event loop's."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ async def read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
     encodings = ",".join(response.headers.getall("Content-Encoding", ())).lower()
     for encoding in reversed([one.strip() for one in encodings.split(",")]):
         if encoding not in ("", "identity"):
-            body = await asyncio.to_thread(decoded, body, encoding, limit)
+            body = await asyncio.to_thread(decode, body, encoding, limit)
     return body
 
 
-def decoded(body: bytes, encoding: str, limit: int) -> bytes:
+def decode(body: bytes, encoding: str, limit: int) -> bytes:
     """Return a body without one content encoding.
 
     Args:
-        body: may be empty, or consist of several gzip members.
+        body: the encoded body; may be empty, or consist of several gzip members.
         encoding: `gzip`, `x-gzip` or `deflate`.
         limit: the largest size of the decoded body in bytes.
 
@@ -70,13 +70,13 @@ def decoded(body: bytes, encoding: str, limit: int) -> bytes:
         ) from None
     for window_bits in formats:
         try:
-            return _inflated(body, window_bits, limit)
+            return _inflate(body, window_bits, limit)
         except zlib.error:
             continue
-    raise EncodingError(f"the body is not {encoding}, which its Content-Encoding names")
+    raise EncodingError(f"the Content-Encoding is {encoding}, but the body is not {encoding}")
 
 
-def _inflated(body: bytes, window_bits: int, limit: int) -> bytes:
+def _inflate(body: bytes, window_bits: int, limit: int) -> bytes:
     pieces, size = [], 0
     while body:
         decoder = zlib.decompressobj(window_bits)

@@ -21,7 +21,7 @@ def add_route(app: web.Application, page: MetricsPage) -> None:
 
 @dataclass(frozen=True)
 class _Scrape:
-    """A refresh and its rendering, shared by all scrapers that arrive before its end."""
+    """A refresh and the rendered page, shared by all scrapers that arrive before it is done."""
 
     request: PageRequest
     body: Future[bytes]
@@ -30,8 +30,8 @@ class _Scrape:
 class _Scrapes:
     """Answer scrapers that arrive at the same time with one refresh, off the event loop.
 
-    The page's thread reads the sources and renders the page: one handover to the thread, and one
-    back. Each handler that waits enforces the deadline, so that no further task is needed.
+    The page's thread reads the sources and also renders the page, so a scrape switches threads only
+    twice. Each handler that waits enforces the deadline, so that no further task is needed.
     """
 
     def __init__(self, page: MetricsPage) -> None:
@@ -53,7 +53,7 @@ class _Scrapes:
         return web.Response(body=body, headers=headers)
 
     async def _body(self, wanted: PageRequest) -> bytes:
-        """Return the page as of the refresh that is running, or of a new one."""
+        """Return the page after the running refresh, or after a new one."""
         scrape = self._scrape
         if scrape is None or scrape.body.done():
             scrape = self._scrape = _Scrape(wanted, self._page.submit(wanted))
@@ -64,7 +64,7 @@ class _Scrapes:
                 self._page.give_up_late()
             body = waiting.result()
         finally:
-            waiting.cancel()  # the page's thread does not report to a loop that may be closed
+            waiting.cancel()  # so that the page's thread does not call a closed event loop
         if scrape.request == wanted:
             return body
         return await asyncio.to_thread(self._page.answer, wanted)

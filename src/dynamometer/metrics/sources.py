@@ -25,7 +25,7 @@ class MetricsSource(Protocol):
     """A source of families for a page.
 
     Attributes:
-        name: the label `source` of its errors.
+        name: the label `source` of the source's errors.
         owner: the owner of the series. Several sources of one owner (an engine's files, and its own
             page) may show the same series; that is not an error.
     """
@@ -96,7 +96,7 @@ class RegistrySource:
                 families.append(self._family(metric))
             except (UnicodeError, ValueError, TypeError) as error:
                 self._omit(metric, error)
-        if families != self._families:  # families are equal to themselves only
+        if families != self._families:  # a family is equal only to itself
             self._families = families
         return self._families
 
@@ -105,7 +105,7 @@ class RegistrySource:
             return from_metric(metric)
         key = (metric.name, metric.type)
         samples, before = self._known.get(key, (None, None))
-        if before and samples == metric.samples and _describes(before.metadata, metric):
+        if before and samples == metric.samples and _has_description_of(before.metadata, metric):
             return before
         family = from_metric(metric, before.metadata if before else None)
         _ = family.metadata.text_header, family.metadata.openmetrics_header  # may raise an error
@@ -113,7 +113,7 @@ class RegistrySource:
         return family
 
     def _omit(self, metric: Metric, error: Exception) -> None:
-        """Count, and log once, a family that cannot be written: an unpaired surrogate, say."""
+        """Count, and log once, a family that cannot be written (an unpaired surrogate, say)."""
         self._invalid["invalid"] += 1
         if metric.name not in self._logged:
             self._logged.add(metric.name)
@@ -121,11 +121,11 @@ class RegistrySource:
 
     @property
     def errors(self) -> Mapping[str, int]:
-        """The omitted families that cannot be written, and the errors of the registry."""
+        """The number of omitted families and the errors of the registry, by reason."""
         found = Counter(self._invalid)
         found.update(errors_of(self._registry))
         return found
 
 
-def _describes(metadata: Metadata, metric: Metric) -> bool:
+def _has_description_of(metadata: Metadata, metric: Metric) -> bool:
     return metadata.documentation == metric.documentation and metadata.unit == metric.unit
