@@ -101,7 +101,7 @@ class ObservedEngine:
             has_process=self._first is not None, has_url=self._check is not None
         )
         self._locations = FileLocations()
-        self._located = False  # a search of the ready engine, which found all files, has finished
+        self._located = False  # a search while the engine was ready has found all its files
         self._files: FilesSource | None = None
         self._fetcher: PageFetcher | None = None
         self._health_checked = float("-inf")
@@ -218,7 +218,7 @@ class ObservedEngine:
         if ended and not self._end_applied and self._fetcher is not None:
             self._fetcher.source.note_end()
         elif self._end_applied and not ended:
-            logger.info("%s: the engine is back", self.name)
+            logger.info("%s: the engine is running again", self.name)
         self._end_applied = ended
         if self._files is not None:
             self._files.liveness = evidence.liveness

@@ -97,7 +97,7 @@ class Writers:
         self._invisible_at_end: set[str] = set()
         self._written_since_end: set[str] = set()
         self._new_since_end: set[str] = set()
-        # After the engine answered again: the writers that were resumed for no other reason.
+        # The writers that were resumed only because the engine answered again, and since when.
         self._resumed: set[str] = set()
         self._resumed_at = float("-inf")
 
@@ -129,7 +129,7 @@ class Writers:
             names = frozenset(self._files) if liveness is Liveness.ENDED else self._invisible()
             change = Change(retire=self._retire_after_end(names, new))
         elif liveness is Liveness.ALIVE:
-            change = self._retire_while_alive(new)
+            change = self._update_while_alive(new)
         else:
             change = Change(retire=self._invisible() - self.still_writing)
         self._liveness = liveness
@@ -174,7 +174,12 @@ class Writers:
         self.retire(names)
         return names
 
-    def _retire_while_alive(self, new: Set[str]) -> Change:
+    def _update_while_alive(self, new: Set[str]) -> Change:
+        """Return the changes while the engine lives; `new` are the writers seen for the first time.
+
+        A writer that was resumed only because the engine answered again is retired when new files
+        appear soon after: they show that the engine was restarted.
+        """
         if self._liveness.engine_ended:
             return self._resume_after_return(new)
         retire: set[str] = set()
@@ -182,7 +187,7 @@ class Writers:
         if self.alive:
             retire = {name for name in self._invisible() - self.still_writing if _has_ended(name)}
         if new and time.monotonic() - self._resumed_at < _NEW_FILES_SECONDS:
-            retire |= self._resumed & self._files.keys()  # another engine has started
+            retire |= self._resumed & self._files.keys()
             self._resumed = set()
         return Change(retire=frozenset(retire))
 
