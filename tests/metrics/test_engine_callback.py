@@ -18,6 +18,7 @@ from prometheus_client import (
     Gauge,
     Histogram,
     Metric,
+    Summary,
     generate_latest,
 )
 from prometheus_client.multiprocess import MultiProcessCollector as TheirCollector
@@ -120,6 +121,66 @@ def test_injected_labels_never_override(
         "lmcache:usage": runtimes | {"model": "tiny"},
     }
     assert "sets the label dynamo_namespace to 'prod': 'mine'" in caplog.text
+
+
+@pytest.fixture
+def utf8_registry() -> CollectorRegistry:
+    """Create a registry whose names have a dot, which is not in the legacy character set."""
+    registry = CollectorRegistry()
+    Counter("http.requests", "r", registry=registry).inc()
+    Histogram("http.lat", "l", buckets=(1,), registry=registry).observe(1)
+    Summary("http.size", "s", registry=registry).observe(1)
+    return registry
+
+
+def families_of(text: str) -> dict[str, set[str]]:
+    """Return the names of the families of a text page with the names of their samples."""
+    return {
+        family.metadata.text_name: set(family.sample_names)
+        for family in parse_families(text.encode())
+    }
+
+
+def test_utf8_names_have_no_created_series(
+    endpoint: Endpoint, utf8_registry: CollectorRegistry
+) -> None:
+    register_engine_metrics_callback(endpoint, utf8_registry, [""])
+    for text in (get_prometheus_expfmt(utf8_registry, [""]), page(endpoint)):
+        assert "http_requests_total" in text
+        assert "_created" not in text
+
+
+@pytest.mark.parametrize("prefix", ["http.", "http_", "http"])
+def test_a_prefix_selects_utf8_names_in_either_spelling(
+    utf8_registry: CollectorRegistry, prefix: str
+) -> None:
+    whole = get_prometheus_expfmt(utf8_registry)
+    assert get_prometheus_expfmt(utf8_registry, [prefix]) == whole
+    assert get_prometheus_expfmt(utf8_registry, exclude_prefixes=[prefix]) == ""
+
+
+@pytest.mark.parametrize("prefix", ["http.", "http_"])
+def test_a_prefix_replaces_the_filter_of_utf8_names(
+    utf8_registry: CollectorRegistry, prefix: str
+) -> None:
+    text = get_prometheus_expfmt(utf8_registry, [prefix], add_prefix="z_")
+    assert families_of(text) == {
+        "z_requests_total": {"z_requests_total"},
+        "z_lat": {"z_lat_bucket", "z_lat_count", "z_lat_sum"},
+        "z_size": {"z_size_count", "z_size_sum"},
+    }
+
+
+def test_a_utf8_name_clashes_with_its_spelling_on_the_page(
+    utf8_registry: CollectorRegistry,
+) -> None:
+    runtime = DistributedRuntime()
+    endpoint = runtime.namespace("n").component("c").endpoint("e")
+    register_engine_metrics_callback(endpoint, utf8_registry, ["http."])
+    Gauge("http_lat", "g", registry=runtime.registry).set(3)
+    text = page(endpoint)
+    assert text.count("# TYPE http_lat ") == 1
+    assert 'scrape_errors_total{reason="type_conflict",source="http"} 1.0' in text
 
 
 def test_without_names_the_runtime_adds_no_labels(

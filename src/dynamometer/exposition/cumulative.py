@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 from dynamometer.exposition.families import Family, Metadata
 from dynamometer.exposition.numbers import format_number
 from dynamometer.exposition.samples import Sample
-from dynamometer.exposition.series import Series, metric_name
+from dynamometer.exposition.series import Series
 
 Values: TypeAlias = dict[str, float]
 """The values of samples, by the text of their series."""
@@ -129,6 +129,6 @@ def cumulative_part(family: Family) -> Family:
 
 def _sample_names(metadata: Metadata) -> tuple[frozenset[str], frozenset[str]]:
     """Return the names of the counts, and those of the sums."""
-    name = metric_name(metadata.name)
+    name = metadata.name
     counts, sums = _SUFFIXES[metadata.type]
     return frozenset({name + suffix for suffix in counts}), frozenset({name + one for one in sums})

@@ -60,7 +60,8 @@ class Metadata:
     """The properties of a family apart from its samples.
 
     Attributes:
-        name: the name in OpenMetrics and prometheus_client: a counter's without `_total`.
+        name: the name in OpenMetrics and prometheus_client, a counter's without `_total`.
+            Characters outside the legacy character set become `_`, as in the samples' names.
         type: one of `TYPES`.
         documentation: the help text, not escaped.
         unit: OpenMetrics' unit; empty for none.
@@ -73,6 +74,9 @@ class Metadata:
     documentation: str = ""
     unit: str = ""
     bare: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", metric_name(self.name))
 
     @cached_property
     def sample_name(self) -> str:
@@ -115,7 +119,7 @@ class Metadata:
     @cached_property
     def openmetrics_header(self) -> bytes:
         """The `# HELP`, `# TYPE` and `# UNIT` lines of OpenMetrics 1.0.0."""
-        name = metric_name(self.name)
+        name = self.name
         documentation = _escape_documentation(self.documentation).replace('"', r"\"")
         unit = f"# UNIT {name} {self.unit}\n" if self.unit else ""
         return f"# HELP {name} {documentation}\n# TYPE {name} {self.type}\n{unit}".encode()
@@ -132,7 +136,6 @@ class Metadata:
 
 
 def _text_header(name: str, text_type: str, documentation: str) -> bytes:
-    name = metric_name(name)
     documentation = _escape_documentation(documentation)
     return f"# HELP {name} {documentation}\n# TYPE {name} {text_type}\n".encode()
 

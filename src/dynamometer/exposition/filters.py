@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dynamometer.exposition.families import Family, Metadata
+from dynamometer.exposition.series import metric_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Selection:
         names: Iterable[str] = (),
         exclude_prefixes: Iterable[str] = (),
     ) -> Selection:
-        """Return a selection; see the attributes.
+        """Return a selection; see the attributes. `http.` means `http_`, the name on the page.
 
         Raises:
             TypeError: An argument is a single string.
@@ -39,7 +40,11 @@ class Selection:
         for argument in (prefixes, names, exclude_prefixes):
             if isinstance(argument, str):
                 raise TypeError(f"expected a list of strings, not {argument!r}")
-        return cls(tuple(prefixes), frozenset(names), tuple(exclude_prefixes))
+        return cls(
+            tuple(map(metric_name, prefixes)),
+            frozenset(map(metric_name, names)),
+            tuple(map(metric_name, exclude_prefixes)),
+        )
 
     def matches_prefix(self, metadata: Metadata) -> bool:
         """Return whether the prefixes select a family."""

@@ -9,7 +9,7 @@ from typing import Final
 from dynamometer.exposition.families import Family
 from dynamometer.exposition.reuse import FamilyMap
 from dynamometer.exposition.samples import Sample
-from dynamometer.exposition.series import Series, label_name
+from dynamometer.exposition.series import Series, label_name, metric_name
 
 _MAX_SERIES: Final = 500_000
 
@@ -37,7 +37,7 @@ class Relabelling:
         """
         self._labels = {label_name(name): value for name, value in (labels or {}).items()}
         self._add_prefix = add_prefix
-        self._replaced = tuple(replaced_prefixes)
+        self._replaced = tuple(map(metric_name, replaced_prefixes))
         self._series: dict[str, Series] = {}
         self._families = FamilyMap(self._relabel)
 

@@ -200,7 +200,7 @@ def register_engine_metrics_callback(
             )
         added |= automatic
     prefixes = _parse_prefixes(metric_prefix_filters)
-    name = source or (prefixes[0].rstrip(":_") if prefixes else "") or _DEFAULT_SOURCE
+    name = source or (prefixes[0].rstrip(":_.") if prefixes else "") or _DEFAULT_SOURCE
     transform = FamilyTransform(
         prefixes=prefixes, exclude_prefixes=exclude_prefixes, constant=added, add_prefix=add_prefix
     )
