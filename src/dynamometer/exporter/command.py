@@ -11,7 +11,7 @@ from dynamometer.engines import kinds
 from dynamometer.exporter import engine_headers, targets
 from dynamometer.exporter.app import ExporterOptions, serve
 from dynamometer.exporter.observed_engine import EngineOptions
-from dynamometer.metrics.http_source import DEADLINE_SECONDS
+from dynamometer.metrics.http_source import FETCH_DEADLINE_SECONDS
 from dynamometer.multiprocess.directory import DEFAULT_MAX_SERIES
 from dynamometer.names import label_value
 from dynamometer.process import event_loop
@@ -105,10 +105,10 @@ def parser(program: str) -> argparse.ArgumentParser:
     engine.add_argument(
         "--engine-timeout",
         type=arguments.checked(settings.rate),
-        default=DEADLINE_SECONDS,
+        default=FETCH_DEADLINE_SECONDS,
         metavar="SECONDS",
         help="deadline of a fetch of an engine's own page, in the background "
-        f"(default: {DEADLINE_SECONDS:g})",
+        f"(default: {FETCH_DEADLINE_SECONDS:g})",
     )
     engine.add_argument(
         engine_headers.FLAG,

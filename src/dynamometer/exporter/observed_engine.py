@@ -24,7 +24,7 @@ from dynamometer.exporter.locations import FileLocations
 from dynamometer.exporter.page_fetcher import PageFetcher
 from dynamometer.exporter.targets import Target
 from dynamometer.exposition.totals import Totals
-from dynamometer.metrics.http_source import DEADLINE_SECONDS, HttpSource
+from dynamometer.metrics.http_source import FETCH_DEADLINE_SECONDS, HttpSource
 from dynamometer.metrics.page import MetricsPage
 from dynamometer.names import labels
 from dynamometer.process.blocking import BlockingCalls, HangError
@@ -64,7 +64,7 @@ class EngineOptions:
     health_path: str
     health_interval: float
     health_deadline: float
-    page_deadline: float = DEADLINE_SECONDS
+    page_deadline: float = FETCH_DEADLINE_SECONDS
 
 
 class ObservedEngine:

@@ -20,7 +20,7 @@ from dynamometer.errors import ArgumentError, SettingsError
 from dynamometer.exposition.families import INNER_LABELS, Metadata
 from dynamometer.metrics.callbacks import CallbackSource, TextSource, check_callback
 from dynamometer.metrics.instruments import InstrumentRegistry, LabelledCollector
-from dynamometer.metrics.page import DEADLINE_SECONDS, MetricsPage
+from dynamometer.metrics.page import SOURCE_DEADLINE_SECONDS, MetricsPage
 from dynamometer.metrics.sources import MetricsSource
 from dynamometer.names import (
     build_component_metric_name,
@@ -75,7 +75,7 @@ _Key = tuple[str, tuple[tuple[str, str], ...]]
 class Hierarchy:
     """All levels of one process, and their page."""
 
-    def __init__(self, *, deadline: float = DEADLINE_SECONDS) -> None:
+    def __init__(self, *, deadline: float = SOURCE_DEADLINE_SECONDS) -> None:
         """Create a registry and a page, without instruments.
 
         Args:

@@ -29,7 +29,7 @@ from dynamometer.names import process
 logger = logging.getLogger(__name__)
 
 INTERVAL_SECONDS: Final = 2.0
-DEADLINE_SECONDS: Final = 10.0
+FETCH_DEADLINE_SECONDS: Final = 10.0
 # A page is current for two intervals, plus these seconds, plus twice the duration of its fetch.
 _GRACE_SECONDS: Final = 1.0
 # Ten times the size of an engine's page with 16,000 series.
@@ -74,7 +74,7 @@ class HttpSource:
         labels: Mapping[str, str] | None = None,
         totals: Totals | None = None,
         interval: float = INTERVAL_SECONDS,
-        deadline: float = DEADLINE_SECONDS,
+        deadline: float = FETCH_DEADLINE_SECONDS,
     ) -> None:
         """Store the arguments; `run` fetches the page.
 

@@ -25,7 +25,7 @@ from dynamometer.process.forks import renew_in_child
 
 logger = logging.getLogger(__name__)
 
-DEADLINE_SECONDS: Final = 5.0
+SOURCE_DEADLINE_SECONDS: Final = 5.0
 # The deadline of each further source that hangs in the same refresh.
 _NEXT_DEADLINE_SECONDS: Final = 1.0
 
@@ -34,7 +34,7 @@ class MetricsPage:
     """The content of `/metrics`. Safe to use from several threads."""
 
     def __init__(
-        self, instruments: CollectorRegistry, *, deadline: float = DEADLINE_SECONDS
+        self, instruments: CollectorRegistry, *, deadline: float = SOURCE_DEADLINE_SECONDS
     ) -> None:
         """Create a page with the metrics of this process; `add` adds other sources.
 

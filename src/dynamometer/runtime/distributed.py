@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from dynamometer import settings
 from dynamometer.errors import ArgumentError, SettingsError
 from dynamometer.metrics.hierarchy import Hierarchy, Metrics
-from dynamometer.metrics.page import DEADLINE_SECONDS, MetricsPage
+from dynamometer.metrics.page import SOURCE_DEADLINE_SECONDS, MetricsPage
 from dynamometer.names import distributed_runtime, labels
 from dynamometer.runtime import system
 from dynamometer.runtime.identity import hexadecimal, new_id
@@ -43,7 +43,7 @@ class DistributedRuntime:
     """
 
     def __init__(
-        self, *, instance_id: int | None = None, deadline: float = DEADLINE_SECONDS
+        self, *, instance_id: int | None = None, deadline: float = SOURCE_DEADLINE_SECONDS
     ) -> None:
         """Create a runtime with the metrics that every process has.
 
