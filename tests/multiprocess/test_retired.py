@@ -60,6 +60,26 @@ def test_a_dead_process_keeps_its_counters_and_loses_its_gauges(
     assert any(tmp_path.iterdir()) is not owned
 
 
+def test_a_dead_process_that_counted_nothing_keeps_its_families(
+    owned: bool, tmp_path: Path
+) -> None:
+    ours = MultiprocessDirectory(tmp_path, owned=owned)
+    idle = [
+        Written("counter", "idle"),
+        Written("histogram", "lat", buckets=[1.0]),
+        Written("summary", "s"),
+    ]
+    dead = write_process(tmp_path, idle)
+    before = ours.render()
+    assert values(before)["idle_total"] == values(before)["lat_count"] == 0.0
+    ours.retire([dead])
+    assert ours.render() == before
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert ours.render() == before
+    assert any(tmp_path.iterdir()) is False
+
+
 def test_a_process_never_seen_before_it_ended_counts_too(owned: bool, tmp_path: Path) -> None:
     ours = MultiprocessDirectory(tmp_path, owned=owned)
     ours.retire([write_process(tmp_path, everything(2.0))])
@@ -164,6 +184,39 @@ def test_a_new_file_of_a_retired_process_shows_its_gauges_at_once(tmp_path: Path
         (tmp_path / f"counter_{pid}.db").write_bytes(counters(("c", {}, 2.0)))
         (tmp_path / f"gauge_sum_{pid}.db").write_bytes(content(entry(key("g", "g"), 1.0)))
     assert values(ours.render()) == {"c_total": 200.0, "g": 100.0}
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        pytest.param([("a", {}, 3.0)], id="counts"),
+        pytest.param([("a", {}, 0.0), ("b", {}, 0.0)], id="another series without counts"),
+    ],
+)
+def test_a_pid_used_again_shows_its_gauges_at_the_first_change_after_zeros(
+    then: list[tuple[str, dict[str, str], float]], tmp_path: Path
+) -> None:
+    counter = tmp_path / "counter_1.db"
+    counter.write_bytes(counters(("a", {}, 0.0)))
+    (tmp_path / "gauge_all_1.db").write_bytes(content(entry(key("g", "g", {}), 7.0)))
+    ours = MultiprocessDirectory(tmp_path)
+    ours.render()
+    ours.retire([1])
+    for _ in range(2):
+        assert values(ours.render()) == {"a_total": 0.0}
+    counter.write_bytes(counters(*then))
+    assert values(ours.render())['g{pid="1"}'] == 7.0
+    assert list(ours.processes) == ["1"]
+
+
+def test_a_gauge_of_zero_is_shown_when_a_pid_used_again_sets_it(tmp_path: Path) -> None:
+    gauge = tmp_path / "gauge_all_1.db"
+    gauge.write_bytes(content(entry(key("g", "g", {}), 0.0)))
+    ours = MultiprocessDirectory(tmp_path)
+    ours.retire([1])
+    assert values(ours.render()) == {}
+    gauge.write_bytes(content(entry(key("g", "g", {}), 5.0)))
+    assert values(ours.render()) == {'g{pid="1"}': 5.0}
 
 
 def test_a_sum_that_falls_is_the_same_file_going_on(tmp_path: Path) -> None:

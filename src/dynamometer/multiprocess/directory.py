@@ -52,10 +52,11 @@ class MultiprocessDirectory:
             labels: constant labels, added to each series that does not have them.
             owned: whether `retire` may remove files.
             keep_totals: whether the counts of missing files stay in the totals, as after
-                `retire`; prometheus_client's own collector forgets them. No total falls, and a
-                file that is missing or has wrong values for a reading does not count twice. A
-                file that returns adds only its increase. If most of its values are at most half
-                of the former ones, the file is of another process, and all its values are added.
+                `retire`; prometheus_client's own collector forgets them. No total falls, except
+                a sum to which a process adds negative amounts. A file that is missing or has wrong
+                values for a reading does not count twice. A file that returns adds only its
+                increase. If most of its values are at most half of the former ones, the file is of
+                another process, and all its values are added.
             max_series: the maximum number of series. The first ones are shown, and a histogram
                 that is partly shown is completed. Other series replace removed ones at once.
             recursive: whether the files of subdirectories count too; SGLang creates a

@@ -3,7 +3,8 @@
 A file may be missing, unreadable or wrong at one reading and valid again at the next. Examples are
 a hanging mount, a directory without permission for a moment, and an older copy of the file. The
 counts of such a file are held: each of its series shows the larger of the held count and the file's
-value, so that a file that returns adds only its increase.
+value, so that a file that returns adds only its increase. A sum is held like a count. The counts
+are released when no value of the file is below the held one.
 
 When another process writes a file at the same path, the held counts are added to the totals
 permanently. Such a file is recognised when most of its values are at most half of the held ones: at
@@ -95,7 +96,8 @@ class KeptCounts:
         base: float64, shape (capacity of the cells,), added to each cell's values: the counts of
             replaced and removed files, and held counts of series that are not read.
         has_counts: bool, same shape: whether a cell has a count in `base`, or a held count.
-        changed: whether counts were held, added or released since `begin_reading`.
+        changed: whether counts were held, added or released, or `plan` was called, since
+            `begin_reading`.
     """
 
     def __init__(self, cells: Cells) -> None:
@@ -110,6 +112,7 @@ class KeptCounts:
         self._has_added: NDArray[np.bool_] = np.zeros(cells.capacity, np.bool_)
         self.base = self._added
         self.has_counts = self._has_added
+        self._had_counts = self._has_added  # the cells in `has_counts` at any time in a reading
         self.changed = False
         self._raised: NDArray[np.intp] = np.empty(0, np.intp)  # places of values with held counts
         self._held_values: NDArray[np.float64] = np.empty(0)
@@ -122,6 +125,7 @@ class KeptCounts:
     def begin_reading(self) -> None:
         """Reset `changed`."""
         self.changed = False
+        self._had_counts = self.has_counts
 
     def keep(self, file: MetricsFile) -> None:
         """Keep the counts of a file from now on."""
@@ -132,12 +136,9 @@ class KeptCounts:
         return file.path in self._records
 
     def record(self, file: MetricsFile, values: NDArray[np.float64]) -> None:
-        """Record the values of a complete reading; values that are all zero are ignored.
-
-        A reading of zeros alone may be wrong.
-        """
+        """Record the values of a complete reading, unless all of them fell to zero."""
         record = self._records[file.path]
-        if values.any():
+        if not fell_to_zeros(record.last, values):
             record.last, record.cells = values.copy(), file.cells
         record.seen = True
 
@@ -192,16 +193,14 @@ class KeptCounts:
         record = self._records[file.path]
         suspected, record.replacement_suspected = record.replacement_suspected, False
         changed = False
-        if record.last is not None:
-            not_held = np.flatnonzero(~np.isin(record.cells, record.held.cells))
-            last = record.last[not_held]
-            if self._any_fell(file, not_held, now[not_held], last):
-                record.held = record.held.raised_to(record.cells[not_held], last)
-                self.changed = changed = True
+        last = record.last
+        if last is not None and self._any_fell(file, last, now[: last.size]):
+            record.held = record.held.raised_to(record.cells, last)
+            self.changed = changed = True
         places, held = record.held.find(file.cells)
         if not places.size:
             return changed
-        if not self._any_fell(file, places, now[places], held):
+        if not (now[places] < held).any():
             record.held = record.held.without(file.cells)
         elif not _of_another_process(now[places], held):
             return changed
@@ -247,6 +246,8 @@ class KeptCounts:
             cells = np.concatenate([counts.cells for counts in held.values()])
             _add_at(self.base, cells, np.concatenate([counts.values for counts in held.values()]))
             self.has_counts[cells] = True
+        self._had_counts = _longer(self._had_counts, self._cells.capacity) | self.has_counts
+        self.changed = True
 
     def raise_to_held(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return all values, each at least its held count.
@@ -276,11 +277,12 @@ class KeptCounts:
         with np.errstate(invalid="ignore"):  # two infinities
             missing = before - now[:known]
         rounded = (missing > 0) & (missing < _ROUNDING * np.abs(before))
-        short = np.flatnonzero(self.has_counts[:known] & rounded)
+        short = np.flatnonzero(self._had_counts[:known] & rounded)
         missing = missing[short]
         smallest = np.nextafter(self.base[short], np.inf) - self.base[short]
         self.base[short] += np.maximum(missing, smallest)
         self._added[short] += np.maximum(missing, smallest)
+        self._has_added[short] = self.has_counts[short] = True
         return bool(short.size)
 
     def _add(self, counts: _Counts) -> None:
@@ -292,27 +294,27 @@ class KeptCounts:
         self._has_added[counts.cells] = True
 
     def _any_fell(
-        self,
-        file: MetricsFile,
-        places: NDArray[np.intp],
-        now: NDArray[np.float64],
-        before: NDArray[np.float64],
+        self, file: MetricsFile, before: NDArray[np.float64], now: NDArray[np.float64]
     ) -> bool:
         """Return whether any value fell, except sums: a negative amount lowers a sum.
 
         Args:
             file: the file.
-            places: the places of the values in the file's cells.
-            now: the values.
-            before: their former values.
+            before: the former values of its first cells.
+            now: their present values.
         """
-        for number in np.flatnonzero(now < before).tolist():
-            series = self._cells.series[file.cells[places[number]]]
+        for place in np.flatnonzero(now < before).tolist():
+            series = self._cells.series[file.cells[place]]
             assert series is not None
             is_sum = series.partition(b"{")[0].rstrip().endswith(b"_sum")
-            if file.name.type == "counter" or not is_sum or np.isinf(before[number]):
+            if file.name.type == "counter" or not is_sum or np.isinf(before[place]):
                 return True
         return False
+
+
+def fell_to_zeros(before: NDArray[np.float64] | None, now: NDArray[np.float64]) -> bool:
+    """Return whether all values are zero and a former one was not: such a reading may be wrong."""
+    return before is not None and bool(before.any()) and not now.any()
 
 
 def _of_another_process(now: NDArray[np.float64], held: NDArray[np.float64]) -> bool:

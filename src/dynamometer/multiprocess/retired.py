@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamometer.multiprocess.faults import FileFault, Reason
+from dynamometer.multiprocess.kept_counts import fell_to_zeros
 from dynamometer.multiprocess.metrics_file import MetricsFile
 
 _REMOVED_AT_ONCE: Final = 16
@@ -43,26 +44,23 @@ class RetiredProcesses:
         return file.name.process in self.names
 
     def record(self, file: MetricsFile, values: NDArray[np.float64]) -> None:
-        """Record the values of a complete reading; values that are all zero are ignored.
-
-        A reading of zeros alone may be wrong.
-        """
-        if values.any():
+        """Record the values of a complete reading, unless all of them fell to zero."""
+        if not fell_to_zeros(self._last.get(file), values):
             self._last[file] = values.copy()
 
     def has_resumed(self, file: MetricsFile, values: NDArray[np.float64]) -> bool:
         """Return whether a retired process's file has other values than at the last reading.
 
-        If all values are zero, the reading may be wrong, or the process has not counted yet.
+        Values that all fell to zero may be wrong, or the process has not counted yet.
 
         Args:
             file: the file.
             values: float64, as just read.
         """
         last = self._last.get(file)
-        if last is None or not self.owns(file) or not values.any():
+        if last is None or not self.owns(file) or fell_to_zeros(last, values):
             return False
-        return last.size != values.size or last.tobytes() != values.tobytes()
+        return last.tobytes() != values.tobytes()
 
     def forget_values(self, file: MetricsFile) -> None:
         """Forget the values of a file whose content is forgotten."""
