@@ -10,6 +10,7 @@ import struct
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -345,6 +346,29 @@ async def test_a_request_that_is_given_up_closes_its_connection(client: Client, 
             asking.cancel()
         async with asyncio.timeout(5):
             await ended.wait()
+
+
+async def test_a_request_that_is_given_up_after_its_reply_leaves_its_connection_to_the_next(
+    client: Client,
+) -> None:
+    """Its reply is complete, and its connection taken, before its task runs again."""
+    server = Server()
+    async with running(server.serve) as url:
+        assert await ask(client, url) == b"ok"
+        first = asyncio.create_task(client.post(url, b"/", Headers(), b"one"))
+        taken: list[Any] = []
+        kept = client.keep
+
+        def keep(*arguments: Any) -> asyncio.TimerHandle:
+            timer = kept(*arguments)
+            taken.append(client._kept(url))  # as the next request does
+            first.cancel()
+            return timer
+
+        client.keep = keep  # type: ignore[method-assign]
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert taken[0].usable
 
 
 async def test_a_sink_that_fails_ends_the_reading_with_its_error(client: Client) -> None:

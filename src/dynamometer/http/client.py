@@ -1,8 +1,8 @@
-"""An HTTP client for the next hop: one asyncio protocol a connection, kept where that is safe.
+"""An HTTP client for the next hop, which keeps a connection only where that is safe.
 
 A connection is used again only if nothing was received since its last reply, and never after a
-server error: an engine's server may close such a connection, though its reply announces that the
-connection is kept.
+status of 500 or more: an engine's server may close such a connection although its reply announces
+a kept one.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _LONGEST_HEAD: Final = 2**18
 
 
 class NotReachedError(Exception):
-    """The next hop took no connection: the next hop has not seen the request."""
+    """The next hop accepted no connection, and did not receive the request."""
 
 
 class _NotReadError(Exception):
-    """The next hop closed a kept connection before it had read the request."""
+    """The next hop closed a kept connection without reading the request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Client:
         """Keep connections for later requests.
 
         Args:
-            idle_seconds: how long an unused connection is kept: less than the servers keep it.
+            idle_seconds: the time that an unused connection is kept: less than the servers keep it.
         """
         self._idle_seconds = idle_seconds
         self._idle: defaultdict[str, list[_Connection]] = defaultdict(list)
@@ -84,7 +84,7 @@ class Client:
         if connection is not None:
             try:
                 return await connection.send(head, body)
-            except _NotReadError:  # once more, on a fresh connection
+            except _NotReadError:  # the request is sent again, on a new connection
                 pass
         connection = await self._connect(base, address)
         try:
@@ -183,14 +183,18 @@ class _Connection(asyncio.Protocol):
         if self._transport is None:
             raise BrokenError("the connection was closed as soon as it was made")
         self._received = False
-        self._head = asyncio.get_running_loop().create_future()
+        received = self._head = asyncio.get_running_loop().create_future()
         self._transport.write(head)
         if body:
             self._transport.write(body)
         try:
-            return await self._head
+            return await received
         except asyncio.CancelledError:
-            self.close()
+            # After a complete reply, another request may have the connection already.
+            if not received.done() or received.cancelled():
+                self.close()
+            elif received.exception() is None:
+                received.result().close()
             raise
 
     def pause(self) -> None:

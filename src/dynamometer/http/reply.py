@@ -12,7 +12,7 @@ Sink = Callable[[bytes], None]
 
 
 class BrokenError(Exception):
-    """The connection broke while the next hop held the request."""
+    """The connection broke after the next hop may have received the request."""
 
 
 class Receiver(Protocol):
@@ -35,7 +35,7 @@ class Reply:
         status: the HTTP status.
         reason: the reason phrase.
         headers: as they were received.
-        length: of the body in bytes; None where the head does not say.
+        length: of the body in bytes; None if the head does not contain it.
     """
 
     __slots__ = (
