@@ -184,9 +184,7 @@ class _Connection(asyncio.Protocol):
             raise BrokenError("the connection was closed as soon as it was made")
         self._received = False
         received = self._head = asyncio.get_running_loop().create_future()
-        self._transport.write(head)
-        if body:
-            self._transport.write(body)
+        self._transport.writelines((head, body))
         try:
             return await received
         except asyncio.CancelledError:

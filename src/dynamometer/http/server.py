@@ -167,27 +167,39 @@ class _Connection(asyncio.Protocol):
             self._finish(request)
 
     def _send(self, request: Request, response: Response) -> None:
+        """Send a whole response."""
         request.keep_alive = request.keep_alive and not response.close
-        length = len(response.body)
-        stream = self.begin(request, response.status, response.headers, length, b"")
-        if request.method != "HEAD":
-            stream.write(response.body)
-        stream.end()
+        head = self._head(request, response.status, response.headers, len(response.body), b"")
+        transport = self._open_transport()
+        body = b"" if request.method == "HEAD" else response.body
+        transport.writelines((head, body))
+        self._stream = Stream(transport, chunked=False)
+        self._stream.end()
 
     def begin(
         self, request: Request, status: int, headers: Headers, length: int | None, reason: bytes
     ) -> Stream:
         """Send a response's head; see `Request.begin`."""
+        transport = self._open_transport()
+        transport.write(self._head(request, status, headers, length, reason))
+        chunked = length is None and request.chunked and status not in BODILESS
+        self._stream = Stream(transport, chunked=chunked and request.method != "HEAD")
+        return self._stream
+
+    def _open_transport(self) -> asyncio.Transport:
         if self._transport is None:
             raise asyncio.CancelledError  # the client has left: this task is cancelled already
+        return self._transport
+
+    def _head(
+        self, request: Request, status: int, headers: Headers, length: int | None, reason: bytes
+    ) -> bytes:
         own: list[Header] = [*request.response_headers]
-        chunked = False
         if status not in BODILESS:
             if length is not None:
                 own.append((b"content-length", b"%d" % length))
             elif request.chunked:
                 own.append((b"transfer-encoding", b"chunked"))
-                chunked = request.method != "HEAD"
             else:  # HTTP/1.0: the end of the connection is the end of the body
                 request.keep_alive = False
         if not request.complete or (self._parser.ended and not self._parser.requests):
@@ -196,9 +208,7 @@ class _Connection(asyncio.Protocol):
             own.append((b"connection", b"close"))
         elif not request.chunked:
             own.append((b"connection", b"keep-alive"))
-        self._transport.write(response_head(status, headers, own, reason))
-        self._stream = Stream(self._transport, chunked=chunked)
-        return self._stream
+        return response_head(status, headers, own, reason)
 
     def send_continue(self) -> None:
         """Ask the client for the body that it waits to send."""
