@@ -183,7 +183,8 @@ class _Connection(asyncio.Protocol):
         if self._transport is None:
             raise BrokenError("the connection was closed as soon as it was made")
         self._received = False
-        received = self._head = asyncio.get_running_loop().create_future()
+        received: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._head = received
         self._transport.writelines((head, body))
         try:
             return await received
