@@ -206,3 +206,33 @@ async def test_a_client_that_stops_reading_stops_the_worker_and_loses_nothing(
     assert bench.count("requests_total", status="success") == 1
     assert bench.count("output_tokens_total") == len(events)
     assert bench.count("inter_token_latency_seconds_count") == len(events) - 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("chunk", [b"zz\r\n", b"+1\r\na\r\n", b"1\r\nab\r\n", b"0\r\nX"])
+async def test_a_malformed_chunk_of_a_worker_ends_the_request(
+    bench: Bench, chunk: bytes, stream: bool
+) -> None:
+    kind = b"text/event-stream" if stream else b"application/json"
+    first = EVENT if stream else b'{"a":'
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nTransfer-Encoding: chunked\r\n\r\n" % kind
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"}")
+        writer.write(head + b"%x\r\n%b\r\n" % (len(first), first) + chunk)
+        if chunk.startswith(b"0"):
+            writer.close()  # within the trailers
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        bench.register(f"http://{host}:{port}")
+        body = BODY if stream else b'{"model":"m"}'
+        got = await bench.sends(request(b"Connection: close", body=body))
+        await until(lambda: bench.count("requests_total"))
+    assert got.startswith(b"HTTP/1.1 200 ")
+    assert got.endswith(b"0\r\n\r\n") == stream
+    assert (b"engine_error" in got) == stream
+    assert bench.count("failures_total", reason=failures.BROKEN_OFF.reason) == 1
+    assert bench.count("output_tokens_total") == stream
