@@ -104,10 +104,9 @@ def frontend(*, read: bool = False) -> Callable[[], object]:
         request.record_body("m", stream=True)
         request.start_routing()
         request.start_dispatch(WORKER)
-        reader = StreamReader(Usage.OPENAI, hide_usage=True) if read else done
-        if not read:
-            reader.content_times = []
-        times = reader.content_times
+        reader = done
+        if read:
+            reader = StreamReader(Usage.OPENAI, hide_usage=True, on_content=request.record_content)
         for _ in repeat(None, TOKENS):
             now = time.perf_counter()
             if request.waiting:
@@ -115,7 +114,7 @@ def frontend(*, read: bool = False) -> Callable[[], object]:
             if read:
                 reader.feed(EVENT, now)
             else:
-                times.append(now)
+                request.record_content(now)
             if reader.ended:
                 request.record_stream_end(reader.error_code)
         if read:

@@ -30,7 +30,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from dynamometer.http import addresses
-from dynamometer.http.servers import serving
+from dynamometer.http.aiohttp_adapter import serving
 from dynamometer.metrics import scraping
 from dynamometer.metrics.engine_callback import register_engine_metrics_callback
 from dynamometer.multiprocess import MultiprocessDirectory

@@ -65,6 +65,8 @@ def test_dyno_without_a_command_shows_the_help_and_fails() -> None:
         (["frontend", "--http-port", "x"], {}, "argument --http-port: 'x' must be a port"),
         (["frontend", "--router-mode", "x"], {}, "invalid choice"),
         (["frontend", "--max-body-size", "0"], {}, "--max-body-size: '0' must be"),
+        (["frontend", "--allow-origin", "x"], {}, "--allow-origin: 'x' must be * or an origin"),
+        (["sglang", *MOCK, "--allow-origin", "http://x/"], {}, "'http://x/' must be * or"),
         (["frontend"], {"DYN_HTTP_PORT": "x"}, "DYN_HTTP_PORT='x': must be a port"),
         (["frontend"], {"DYN_METRICS_TTFT_MIN": "0"}, "DYN_METRICS_TTFT_MIN='0': must be"),
         (

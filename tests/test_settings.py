@@ -98,6 +98,31 @@ def test_each_wrong_rate_has_one_message(value: str) -> None:
         settings.rate(value)
 
 
+@pytest.mark.parametrize(
+    ("text", "origin"),
+    [
+        ("*", "*"),
+        ("https://chat.example", "https://chat.example"),
+        ("HTTPS://Chat.Example:443", "https://chat.example"),
+        ("http://localhost:80", "http://localhost"),
+        ("http://localhost:3000", "http://localhost:3000"),
+        ("http://[::1]:3000", "http://[::1]:3000"),
+    ],
+)
+def test_an_origin_is_as_browsers_send_it(text: str, origin: str) -> None:
+    assert settings.origin(text) == origin
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "chat.example", "https://", "https://x/", "https://x/y", "ftp://x", "https://*.x",
+     "https://u@x", "https://x:y", "https://x\r\nA: b", "null"],
+)  # fmt: skip
+def test_anything_else_is_not_an_origin(text: str) -> None:
+    with pytest.raises(ValueError, match="an origin without a path"):
+        settings.origin(text)
+
+
 def test_white_space_around_a_value_is_ignored() -> None:
     assert settings.read({"DYN_SYSTEM_PORT": " 8099\n"}).system_port == 8099
 

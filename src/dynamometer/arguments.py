@@ -82,6 +82,20 @@ def add_max_body_size(group: argparse._ActionsContainer) -> None:
     )
 
 
+def add_allow_origin(group: argparse._ActionsContainer) -> None:
+    """Add `--allow-origin`."""
+    group.add_argument(
+        "--allow-origin",
+        type=checked(settings.origin),
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="ORIGIN",
+        help="origins of web pages that may read the responses, such as https://chat.example; "
+        "*: all origins (default: none)",
+    )
+
+
 def add_engine_python(group: argparse._ActionsContainer, engine: str) -> None:
     """Add `--engine-python`.
 

@@ -243,6 +243,18 @@ def size(value: str) -> int:
     return number * factor
 
 
+def origin(value: str) -> str:
+    """Parse the origin of web pages, as browsers send it: https://HOST, http://HOST:PORT, or *."""
+    if value == "*":
+        return value
+    scheme, separator, host = value.lower().partition("://")
+    default_port = {"http": ":80", "https": ":443"}.get(scheme)
+    valid = re.fullmatch(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:[0-9]{1,5})?", host)
+    if not separator or default_port is None or valid is None:
+        raise ValueError("must be * or an origin without a path, such as https://chat.example:8443")
+    return f"{scheme}://{host.removesuffix(default_port)}"
+
+
 def bucket_bound(value: str) -> float:
     """Parse a bucket bound of a histogram, above 0."""
     number = _real(value)

@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 from dynamometer.engines.answers import read_answer
 from dynamometer.engines.dialects import Tokens
 from dynamometer.engines.interface import Usage
-from dynamometer.engines.streams import StreamReader
+from dynamometer.engines.streams import StreamReader as RealReader
+
+
+class StreamReader(RealReader):
+    """The reader, and the times that it reports."""
+
+    def __init__(self, usage: Usage, *, hide_usage: bool, samples: int = 1) -> None:
+        self.content_times: list[float] = []
+        super().__init__(
+            usage, hide_usage=hide_usage, samples=samples, on_content=self.content_times.append
+        )
+
 
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 2}}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,9 +16,13 @@ from dynamometer.engines import kinds
 from dynamometer.frontend.forwarding import Forwarder
 from dynamometer.frontend.routing import Router, RouterMode
 from dynamometer.frontend.service_metrics import FrontendMetrics
-from dynamometer.http import addresses, openai_errors, relay
-from dynamometer.http.servers import serving
-from dynamometer.metrics import scraping
+from dynamometer.http import addresses, server
+from dynamometer.http.aiohttp_adapter import serving
+from dynamometer.http.client import Client
+from dynamometer.http.handlers import Handlers, scrapes_of
+from dynamometer.http.messages import Response
+from dynamometer.http.origins import Origins
+from dynamometer.http.server import Limits
 from dynamometer.metrics.page import MetricsPage
 from dynamometer.runtime.fleet import Fleet
 from dynamometer.runtime.identity import new_id
@@ -83,15 +87,28 @@ class Bench:
             and labels.items() <= sample.labels.items()
         )
 
+    async def sends(self, data: bytes) -> bytes:
+        """Send bytes on a connection of their own; return what is received until its end."""
+        reader, writer = await asyncio.open_connection(*self.url.removeprefix("http://").split(":"))
+        writer.write(data)
+        async with asyncio.timeout(10):
+            answer = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        return answer
+
     async def ask(self, path: str = CHAT, **body: object) -> tuple[int, bytes]:
         async with self.session.post(self.url + path, json={"model": "m"} | body) as answer:
             return answer.status, await answer.read()
 
 
 @asynccontextmanager
-async def make_bench(max_body_size: int = 2**20) -> AsyncIterator[Bench]:
+async def make_bench(
+    max_body_size: int = 2**20, origins: Sequence[str] = (), limits: Limits | None = None
+) -> AsyncIterator[Bench]:
     async with AsyncExitStack() as stack:
-        session = await stack.enter_async_context(relay.client(keepalive_seconds=3))
+        workers = Client(idle_seconds=3)
+        stack.callback(workers.close)
         registry = CollectorRegistry()
         fleet = Fleet(engines=kinds.ENGINES)
         router = Router(RouterMode.ROUND_ROBIN, fleet)
@@ -101,16 +118,17 @@ async def make_bench(max_body_size: int = 2**20) -> AsyncIterator[Bench]:
             routes=kinds.ROUTES,
             router=router,
             metrics=metrics,
-            session=session,
+            client=workers,
             refresh=nothing_new,
             max_body_size=max_body_size,
         )
-        app = web.Application(client_max_size=max_body_size, middlewares=[openai_errors.middleware])
+        handlers = Handlers(Origins(origins))
         for path in kinds.ROUTES:
-            app.router.add_post(path, forwarder.handle)
-        scraping.add_route(app, MetricsPage(registry))
+            handlers.post(path, forwarder.handle)
+        handlers.get("/metrics", scrapes_of(MetricsPage(registry)))
         listener = addresses.listen("127.0.0.1", 0, setting="")
-        await stack.enter_async_context(serving(app, listener))
+        limits = limits or Limits(body_bytes=max_body_size)
+        await stack.enter_async_context(server.serving(handlers, listener, limits=limits))
         client = await stack.enter_async_context(aiohttp.ClientSession())
         url = addresses.url(listener)
         yield Bench(client, registry, fleet, router, metrics, forwarder, url, stack)
@@ -118,6 +136,12 @@ async def make_bench(max_body_size: int = 2**20) -> AsyncIterator[Bench]:
 
 async def nothing_new() -> None:
     pass
+
+
+def of_aiohttp(answer: Response) -> web.Response:
+    """An answer of the worker's own server, for a worker that aiohttp serves."""
+    headers = {name.decode(): value.decode() for name, value in answer.headers}
+    return web.Response(status=answer.status, body=answer.body, headers=headers)
 
 
 async def fine(request: web.Request) -> web.StreamResponse:

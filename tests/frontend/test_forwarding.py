@@ -13,8 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from bench import CHAT, Bench, Handler, breaks_off, fine, make_bench, nobody
-from multidict import CIMultiDict, CIMultiDictProxy
+from bench import CHAT, Bench, Handler, breaks_off, fine, make_bench, nobody, of_aiohttp
 from yarl import URL
 
 from dynamometer.engines import kinds
@@ -24,6 +23,7 @@ from dynamometer.engines.mocker import Mocker
 from dynamometer.engines.requests import RequestBody
 from dynamometer.frontend import body, failures
 from dynamometer.http import openai_errors, relay
+from dynamometer.http.messages import Headers
 
 
 @pytest.fixture
@@ -226,7 +226,7 @@ async def test_workers_that_accept_no_connection_are_answered_with_503(bench: Be
 
 
 async def refuses_now(_: web.Request) -> web.StreamResponse:
-    return openai_errors.unavailable("this worker is draining", retry=True)
+    return of_aiohttp(openai_errors.unavailable("this worker is draining", retry=True))
 
 
 async def resets(request: web.Request) -> web.StreamResponse:
@@ -238,7 +238,7 @@ async def resets(request: web.Request) -> web.StreamResponse:
 
 
 async def engine_ends(_: web.Request) -> web.StreamResponse:
-    return openai_errors.engine_died()
+    return of_aiohttp(openai_errors.engine_died())
 
 
 breaks_off_early = breaks_off(b'data: {"choices":[{"text":"a"}]}\n\n')
@@ -388,7 +388,7 @@ async def test_a_request_that_its_engine_died_of_is_not_tried_elsewhere(bench: B
     async def died(_: web.Request) -> web.StreamResponse:
         nonlocal asked
         asked += 1
-        return openai_errors.engine_died()
+        return of_aiohttp(openai_errors.engine_died())
 
     for _ in range(2):
         await bench.worker(died)
@@ -399,7 +399,7 @@ async def test_a_request_that_its_engine_died_of_is_not_tried_elsewhere(bench: B
 
 async def test_a_worker_that_is_not_ready_is_tried_elsewhere(bench: Bench) -> None:
     async def draining(_: web.Request) -> web.StreamResponse:
-        return openai_errors.unavailable("this worker is draining", retry=True)
+        return of_aiohttp(openai_errors.unavailable("this worker is draining", retry=True))
 
     await bench.worker(draining)
     await bench.worker(fine)
@@ -410,7 +410,7 @@ async def test_a_worker_that_is_not_ready_is_tried_elsewhere(bench: Bench) -> No
     async with bench.session.post(bench.url + CHAT, json={"model": "m"}) as answer:
         assert answer.status == 503
         assert answer.headers["Retry-After"]
-        assert relay.RETRY_HEADER not in answer.headers
+        assert relay.RETRY_HEADER.decode() not in answer.headers
     assert bench.count("requests_total", error_type="unavailable") == 1
 
 
@@ -591,8 +591,8 @@ async def test_a_body_that_is_not_as_encoded_is_400_and_counted(
 
 
 def test_an_engines_own_retry_header_goes_no_further() -> None:
-    headers = CIMultiDictProxy(CIMultiDict({relay.RETRY_HEADER: "1", "X-Engine": "yes"}))
-    assert relay.response_headers(headers) == {"X-Engine": "yes"}
+    headers = Headers([(relay.RETRY_HEADER, b"1"), (b"x-engine", b"yes")])
+    assert relay.response_headers(headers) == [(b"x-engine", b"yes")]
 
 
 async def test_a_frontend_that_ends_takes_no_new_requests(bench: Bench) -> None:

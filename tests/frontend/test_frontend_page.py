@@ -27,8 +27,10 @@ from dynamometer.frontend.canary import Canary
 from dynamometer.frontend.forwarding import Forwarder
 from dynamometer.frontend.routing import Router, RouterMode
 from dynamometer.frontend.service_metrics import FrontendMetrics
-from dynamometer.http import addresses, relay
-from dynamometer.http.servers import serving
+from dynamometer.http import addresses, server
+from dynamometer.http.aiohttp_adapter import serving
+from dynamometer.http.client import Client
+from dynamometer.http.server import Limits
 from dynamometer.metrics.buckets import FrontendBuckets
 from dynamometer.metrics.instruments import InstrumentRegistry
 from dynamometer.runtime.discovery import file
@@ -119,7 +121,8 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
         await stack.enter_async_context(discovery.register(record))
         runtime = DistributedRuntime()
         instruments = runtime.registry
-        session = await stack.enter_async_context(relay.client(keepalive_seconds=3))
+        workers = Client(idle_seconds=3)
+        stack.callback(workers.close)
         fleet = Fleet()
         follower = Follower(discovery, fleet)
         metrics = FrontendMetrics(instruments)
@@ -129,13 +132,15 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
             routes=kinds.ROUTES,
             router=Router(RouterMode.ROUND_ROBIN, fleet),
             metrics=metrics,
-            session=session,
+            client=workers,
             refresh=follower.refresh,
             max_body_size=2**20,
         )
         await follower.refresh()
         own = addresses.listen("127.0.0.1", 0, setting="")
-        await stack.enter_async_context(serving(frontend.application(forwarder, 2**20), own))
+        limits = Limits(body_bytes=2**20)
+        handlers = frontend.handlers(forwarder)
+        await stack.enter_async_context(server.serving(handlers, own, limits=limits))
         client = await stack.enter_async_context(aiohttp.ClientSession())
         yield Site(client, addresses.url(own))
 

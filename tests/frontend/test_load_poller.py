@@ -17,7 +17,7 @@ from prometheus_client import Gauge
 from dynamometer.frontend.load_poller import LoadPoller
 from dynamometer.frontend.routing import Router, RouterMode
 from dynamometer.http import addresses
-from dynamometer.http.servers import serving
+from dynamometer.http.aiohttp_adapter import serving
 from dynamometer.metrics import scraping
 from dynamometer.metrics.instruments import InstrumentRegistry
 from dynamometer.metrics.page import MetricsPage

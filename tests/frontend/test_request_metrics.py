@@ -10,13 +10,14 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 from aiohttp import web
-from bench import CHAT, Bench, Handler, breaks_off, fine, make_bench, nobody
+from bench import CHAT, Bench, Handler, breaks_off, fine, make_bench, nobody, of_aiohttp
 from prometheus_client import CollectorRegistry
 
 from dynamometer.frontend import failures
 from dynamometer.frontend.failures import Failure
 from dynamometer.frontend.service_metrics import FrontendMetrics
-from dynamometer.http import openai_errors, relay
+from dynamometer.http import openai_errors
+from dynamometer.http.exchange import Stream
 from waiting import until
 
 EVENT = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
@@ -181,11 +182,11 @@ breaking_off = breaks_off(EVENT)
 
 
 async def died(_: web.Request) -> web.StreamResponse:
-    return openai_errors.engine_died()
+    return of_aiohttp(openai_errors.engine_died())
 
 
 async def draining(_: web.Request) -> web.StreamResponse:
-    return openai_errors.unavailable("this worker is draining", retry=True)
+    return of_aiohttp(openai_errors.unavailable("this worker is draining", retry=True))
 
 
 @pytest.mark.parametrize(
@@ -343,20 +344,11 @@ async def test_an_error_that_could_not_be_sent_is_not_counted_as_a_failure(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The write finds that the client has gone."""
-    begin = relay.begin
 
-    async def begin_for_one_who_leaves(
-        request: web.Request, answer: aiohttp.ClientResponse, *, length: int | None
-    ) -> web.StreamResponse:
-        response = await begin(request, answer, length=length)
+    def write(stream: Stream, _: bytes) -> None:
+        stream._transport.abort()
 
-        async def write(_: object) -> None:
-            raise ConnectionResetError
-
-        monkeypatch.setattr(response, "write", write)
-        return response
-
-    monkeypatch.setattr(relay, "begin", begin_for_one_who_leaves)
+    monkeypatch.setattr(Stream, "write", write)
     await bench.worker(stays_open_after(EVENT + ERROR))
     with pytest.raises(aiohttp.ClientError):
         await bench.ask(stream=True)

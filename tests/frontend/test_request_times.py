@@ -71,7 +71,7 @@ def test_each_time_is_from_where_it_says_to_where_it_says(monkeypatch: pytest.Mo
     request.start_routing()
     clock.passes(0.125)
     request.start_dispatch(WORKER)
-    reader = StreamReader(Usage.OPENAI, hide_usage=True)
+    reader = StreamReader(Usage.OPENAI, hide_usage=True, on_content=request.record_content)
     request.record_first_bytes(clock.passes(2))
     for gap in (1, 4, 16):
         reader.feed(EVENT, clock.passes(gap))

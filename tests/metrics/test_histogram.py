@@ -36,7 +36,10 @@ def test_a_page_is_that_of_prometheus_client(batches: list[tuple[str, list[float
     prometheus_client.disable_created_metrics()
     other = Histogram("latency_seconds", "How long.", ["model"], buckets=BOUNDS, registry=theirs)
     for model, values in batches:
-        histogram.labels(model).observe_all(values)
+        batch = histogram.labels(model).batch()
+        for value in values:
+            batch.add(value)
+        histogram.labels(model).observe_batch(batch)
         child = other.labels(model)
         for value in values:
             child.observe(value)
@@ -86,7 +89,10 @@ def test_no_observation_of_several_threads_is_missing() -> None:
 
     def work() -> None:
         for _ in range(2000):
-            histogram.labels("m").observe_all((0.1, 1.0, 3.0))
+            batch = histogram.labels("m").batch()
+            for value in (0.1, 1.0, 3.0):
+                batch.add(value)
+            histogram.labels("m").observe_batch(batch)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:

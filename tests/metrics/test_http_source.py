@@ -17,7 +17,7 @@ from dynamometer.exposition.parser import Parsed, Parser
 from dynamometer.exposition.rendering import render
 from dynamometer.exposition.totals import Totals
 from dynamometer.http import addresses
-from dynamometer.http.servers import serving
+from dynamometer.http.aiohttp_adapter import serving
 from dynamometer.metrics.http_source import HttpSource
 from processes import refusing_port
 

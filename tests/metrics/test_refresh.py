@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from dynamometer.exposition.families import Family, Metadata
 from dynamometer.http import addresses
-from dynamometer.http.servers import serving
+from dynamometer.http.aiohttp_adapter import serving
 from dynamometer.metrics import scraping
 from dynamometer.metrics.instruments import InstrumentRegistry
 from dynamometer.metrics.page import MetricsPage

@@ -6,18 +6,20 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import aiohttp
 import pytest
 from aiohttp import web
 
 from dynamometer.engines.interface import ModelCards, Route
-from dynamometer.http import addresses
-from dynamometer.http.servers import serving
+from dynamometer.http import addresses, server
+from dynamometer.http.aiohttp_adapter import serving
+from dynamometer.http.origins import Origins
+from dynamometer.http.server import Limits
 from dynamometer.runtime import DistributedRuntime
 from dynamometer.runtime.record import State
-from dynamometer.worker.endpoint import Endpoint, engine_session
+from dynamometer.worker.endpoint import Endpoint, engine_client
 from dynamometer.worker.endpoint_metrics import EndpointMetrics
 from processes import refusing_port
 from waiting import until
@@ -78,23 +80,25 @@ class Worker:
         return self.count("dynamo_component_errors_total", error_type="generate")
 
 
-async def start(engine_url: str, api_key: str | None = None) -> AsyncIterator[Worker]:
+async def start(
+    engine_url: str, api_key: str | None = None, origins: Sequence[str] = ()
+) -> AsyncIterator[Worker]:
     runtime = DistributedRuntime()
     endpoint = runtime.namespace("dynamo").component("backend").endpoint("generate")
-    async with engine_session() as session:
-        app = Endpoint(
-            engine_url=engine_url,
-            routes={PATH: Route(PATH, "chat_completions")},
-            metrics=EndpointMetrics(endpoint.metrics, runtime.registry, {"model": "m"}),
-            session=session,
-            state=lambda: State.READY,
-            models=ModelCards,
-            max_body_size=2**20,
-            api_key=api_key,
-        ).application()
-        listener = addresses.listen("127.0.0.1", 0, setting="")
-        async with serving(app, listener):
-            yield Worker(addresses.url(listener), engine_url, runtime)
+    client = engine_client()
+    handlers = Endpoint(
+        engine_url=engine_url,
+        routes={PATH: Route(PATH, "chat_completions")},
+        metrics=EndpointMetrics(endpoint.metrics, runtime.registry, {"model": "m"}),
+        client=client,
+        state=lambda: State.READY,
+        models=ModelCards,
+        api_key=api_key,
+    ).handlers(Origins(origins))
+    listener = addresses.listen("127.0.0.1", 0, setting="")
+    async with server.serving(handlers, listener, limits=Limits(body_bytes=2**20)):
+        yield Worker(addresses.url(listener), engine_url, runtime)
+    client.close()
 
 
 @pytest.fixture
@@ -258,3 +262,48 @@ async def authorized(worker: Worker, path: bytes, value: bytes) -> int:
     writer.close()
     await writer.wait_closed()
     return int(answer.split()[1])
+
+
+async def sends(worker: Worker, data: bytes) -> bytes:
+    """Send bytes on a connection of their own; return what is received until its end."""
+    host, port = worker.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(data)
+    async with asyncio.timeout(10):
+        answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    return answer
+
+
+async def test_a_stream_for_an_http_1_0_client_ends_with_its_connection(worker: Worker) -> None:
+    """aio-libs/aiohttp#526."""
+    head = b"POST " + PATH.encode() + b" HTTP/1.0\r\nConnection: keep-alive\r\n"
+    answer = await sends(worker, head + b"Content-Length: 11\r\n\r\nall is well")
+    assert answer.endswith(b"\r\n\r\ndata: {}\n\n")
+    assert b"connection: close" in answer.lower()
+    assert b"transfer-encoding" not in answer.lower()
+
+
+async def test_a_head_that_is_too_long_is_an_error_in_form_and_counted(worker: Worker) -> None:
+    """vllm-project/vllm#23267."""
+    head = b"POST " + PATH.encode() + b" HTTP/1.1\r\nA: "
+    answer = await sends(worker, head + b"x" * 2**15 + b"\r\nContent-Length: 0\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert b'"code": "headers_too_large"' in answer
+    assert worker.count("dynamo_component_requests_total") == 1
+
+
+@pytest.mark.parametrize("allowed", [[], ["https://chat.example"], ["*"]])
+async def test_web_pages_may_read_answers_where_their_origin_is_allowed(allowed: list[str]) -> None:
+    async for worker in start("http://127.0.0.1:9", origins=allowed):
+        asked = (
+            b"OPTIONS %s HTTP/1.1\r\nOrigin: https://chat.example\r\nConnection: close\r\n"
+            b"Access-Control-Request-Method: POST\r\n\r\n" % PATH.encode()
+        )
+        answer = (await sends(worker, asked)).lower()
+        assert answer.startswith(b"http/1.1 204 " if allowed else b"http/1.1 405 ")
+        assert (b"access-control-allow-origin" in answer) == bool(allowed)
+        listed = b"GET /v1/models HTTP/1.1\r\nOrigin: https://chat.example\r\n"
+        answer = (await sends(worker, listed + b"Connection: close\r\n\r\n")).lower()
+        assert (b"access-control-allow-origin" in answer) == bool(allowed)

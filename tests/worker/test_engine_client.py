@@ -11,7 +11,7 @@ import pytest
 
 from dynamometer.engines.interface import Launch
 from dynamometer.engines.mocker import Mocker
-from dynamometer.http import addresses, relay
+from dynamometer.http import addresses, aiohttp_adapter
 from dynamometer.runtime.identity import new_id
 from dynamometer.runtime.record import Json, State
 from dynamometer.worker.engine_client import EngineClient
@@ -90,7 +90,7 @@ async def test_a_worker_is_ready_whatever_its_engine_says_of_itself(
 ) -> None:
     engine = Scripted(behaviour)
     changes = asyncio.Queue[tuple[State, Mapping[str, Json]]]()
-    session = relay.client(keepalive_seconds=3)
+    session = aiohttp_adapter.session(keepalive_seconds=3)
     with run_directory(new_id()) as directory:
         launch = engine.plan([], directory=directory.path, python=sys.executable)
         client = EngineClient(session, engine, launch)
@@ -115,7 +115,7 @@ async def test_a_fault_after_the_start_ends_no_worker_that_serves(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     engine = Scripted("fails once")
-    session = relay.client(keepalive_seconds=3)
+    session = aiohttp_adapter.session(keepalive_seconds=3)
     with run_directory(new_id()) as directory:
         launch = engine.plan([], directory=directory.path, python=sys.executable)
         client = EngineClient(session, engine, launch)
@@ -140,7 +140,7 @@ async def test_a_worker_that_cannot_watch_its_engine_ends_and_says_why(
 ) -> None:
     """The worker would otherwise stay `starting`."""
     engine = Scripted("answers")
-    session = relay.client(keepalive_seconds=3)
+    session = aiohttp_adapter.session(keepalive_seconds=3)
     with run_directory(new_id()) as directory:
         launch = engine.plan([], directory=directory.path, python=sys.executable)
         client = Broken(session, engine, launch)

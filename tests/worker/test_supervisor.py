@@ -14,7 +14,7 @@ import psutil
 from dynamometer import logs
 from dynamometer.engines.interface import Launch
 from dynamometer.engines.mocker import Mocker
-from dynamometer.http import relay
+from dynamometer.http import aiohttp_adapter
 from dynamometer.process import event_loop
 from dynamometer.worker import process_tree
 from dynamometer.worker.engine_client import EngineClient
@@ -28,7 +28,7 @@ async def main(directory):
         command=[sys.executable, "-c", DEAF], environment=dict(os.environ),
         url="http://127.0.0.1:9", model="m", model_path="m",
     )
-    async with relay.client(keepalive_seconds=None) as session:
+    async with aiohttp_adapter.session(keepalive_seconds=None) as session:
         client = EngineClient(session, Mocker(), launch)
         supervisor = Supervisor(Mocker(), launch, client, directory)
         async with supervisor.running(mock.AsyncMock(), lambda: True):

@@ -13,6 +13,8 @@ from typing import Final
 
 # A parsed JSON object: an event of a stream, or an object in an answer.
 Event = Mapping[str, object]
+# The token counts in `meta_info` of SGLang's own route.
+GENERATED_COUNTS: Final = ("prompt_tokens", "completion_tokens", "cached_tokens")
 # The token counts in Anthropic's usage: three parts of the prompt, and the answer.
 MESSAGES_PARTS: Final = (
     "input_tokens",

@@ -2,6 +2,10 @@
 
 A stream is read event by event as it passes. The client receives the engine's bytes, except for a
 usage chunk that the frontend requested and the client did not.
+
+Most events of a stream differ only in their text. The reader parses the first one, keeps the bytes
+around its text, and recognises later events by these bytes, without parsing. The memory of a reader
+does not grow with its stream.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import orjson
 
 from dynamometer.engines.dialects import (
     CANCELLED,
+    GENERATED_COUNTS,
     MESSAGES_PARTS,
     Event,
     Tokens,
@@ -37,29 +42,49 @@ _RESPONSE_ENDS: Final = frozenset({"response.completed", "response.incomplete", 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 # A longer event passes unread; neither usage nor a token needs so many bytes.
 _LONGEST_EVENT: Final = 2**22
+# A text in an event: members whose value only counts as content if it is not empty. Escapes of
+# UTF-16 units (\\uXXXX) may be invalid: an event with one is parsed.
+_TEXT: Final = rb'[^"\\\x00-\x1f]*(?:\\["\\/bfnrt][^"\\\x00-\x1f]*)*'
+_WHOLE_TEXT: Final = re.compile(_TEXT)
+_TEXT_MEMBER: Final = re.compile(
+    rb'"(?:content|reasoning_content|text|delta|thinking|partial_json)": ?"(?=[^"])('
+    + _TEXT
+    + rb')"'
+)
+# Members that have more effects than content.
+_OTHER_MEMBERS: Final = ("usage", "error", "message", "response")
+_READ_BY_BYTES: Final = frozenset({Usage.OPENAI, Usage.RESPONSES, Usage.MESSAGES})
+# Patterns that recognised no event, until the reader stops to make them: its events all differ.
+_MOST_USELESS: Final = 8
 # Members of a chat's delta that are not generated content.
 _NO_CONTENT: Final = frozenset({"role", "hidden_states"})
 
 
 class StreamReader:
-    """Read one stream of server-sent events.
+    """Read one stream of server-sent events."""
 
-    Attributes:
-        content_times: the arrival time of each event with content, in the caller's seconds.
-    """
-
-    def __init__(self, usage: Usage, *, hide_usage: bool, samples: int = 1) -> None:
+    def __init__(
+        self,
+        usage: Usage,
+        *,
+        hide_usage: bool,
+        samples: int = 1,
+        on_content: Callable[[float], None] = lambda _: None,
+    ) -> None:
         """Prepare to read a stream.
 
         Args:
             usage: the dialect of the route's answers.
             hide_usage: remove the chunk that contains only usage.
             samples: the number of answers to each prompt, by SGLang's own route.
+            on_content: called for each event with content, with the arrival time that `feed` was
+                called with.
         """
-        self.content_times: list[float] = []
         self._usage = usage
         self._hide_usage = hide_usage
+        self._on_content = on_content
         self._events = _EventReader(usage, samples)
+        self._pattern = _Pattern() if usage in _READ_BY_BYTES else None
         # The beginning of an event that is not complete yet.
         self._held = bytearray()
         # The current event is too long and passes unread.
@@ -107,8 +132,12 @@ class StreamReader:
             now: the arrival time of the chunk, seconds.
         """
         held = self._held
-        if not held and not self._skipping and _is_one_event(chunk):
-            return chunk if self._read(chunk[:-2], now) else b""
+        if not held and not self._skipping and chunk.endswith(b"\n\n"):
+            if self._pattern is not None and self._pattern.matches(chunk[:-2]):
+                self._on_content(now)
+                return chunk
+            if b"\r" not in chunk and not chunk.endswith(b"\n\n\n"):
+                return self._feed_events(chunk, now)
         # The end of an event may span two chunks.
         begin, search = 0, max(0, len(held) - _LONGEST_END + 1)
         held += chunk
@@ -133,6 +162,18 @@ class StreamReader:
             del held[: 1 - _LONGEST_END]
         return b"".join(passed)
 
+    def _feed_events(self, chunk: bytes, now: float) -> bytes:
+        """Return the bytes for the client of whole events whose lines end with a line feed."""
+        events = chunk.split(b"\n\n")
+        events.pop()  # after the last empty line
+        passes = [self._read(event, now) for event in events]
+        if all(passes):
+            return chunk
+        return b"".join(
+            event + b"\n\n" if passed else event[: -len(event.lstrip(b"\n"))]
+            for event, passed in zip(events, passes, strict=True)
+        )
+
     def finish(self, now: float) -> bytes:
         """Return the bytes that are still held back: an event without its empty line.
 
@@ -145,14 +186,19 @@ class StreamReader:
 
     def _read(self, event: bytes, now: float) -> bool:
         """Read one event, and return whether it is for the client."""
+        if self._pattern is not None and self._pattern.matches(event):
+            self._on_content(now)
+            return True
         # Nearly always, the event has one data line, and it is the last line.
         line = 0 if event.startswith(_DATA) else event.find(b"\n" + _DATA) + 1 or len(event)
         try:
             content = orjson.loads(event[line + len(_DATA) :])
         except ValueError:
             content = _parse_lines(event)
+            line = -1
         if b"error" in event and _ERROR_EVENT.search(event):
             self._any_event = True
+            line = -1
             self._events.fail(error_status(content if isinstance(content, dict) else {}))
         if not isinstance(content, dict):  # the end, a comment, or another format
             self._events.ended = self._events.ended or content == _DONE
@@ -160,11 +206,70 @@ class StreamReader:
             return True
         self._any_event = True
         if content.get("error") or content.get("object") == "error":
+            line = -1
             self._events.fail(error_status(content))
         if self._events.read(content):
-            self.content_times.append(now)
+            self._on_content(now)
+            if self._pattern is not None and line >= 0 and _has_only_content(content):
+                self._pattern.learn(event)
             return True
         return not (self._hide_usage and content.get("choices") == [] and content.get("usage"))
+
+
+class _Pattern:
+    """The bytes around the text of an event: an event that differs only there is one with content.
+
+    An event that is learned has content, and no other effect on the reader (`_has_only_content`).
+    So has any event that differs from it in the text alone, as long as the text is not empty.
+    """
+
+    __slots__ = ("_after", "_before", "_learning", "_used", "_useless")
+
+    def __init__(self) -> None:
+        self._before = self._after = b""
+        self._learning = True
+        self._used = False
+        self._useless = 0
+
+    def matches(self, event: bytes) -> bool:
+        """Return whether `event` differs from the learned one only in its text."""
+        before, after = self._before, self._after
+        if not before or not event.startswith(before) or not event.endswith(after):
+            return False
+        text = event[len(before) : len(event) - len(after)]
+        if not text or _WHOLE_TEXT.fullmatch(text) is None:
+            return False
+        if not text.isascii():
+            try:
+                text.decode()
+            except UnicodeDecodeError:
+                return False
+        self._used = True
+        return True
+
+    def learn(self, event: bytes) -> None:
+        """Recognise events like `event` from now on."""
+        if not self._learning:
+            return
+        if self._before and not self._used:
+            self._useless += 1
+            self._learning = self._useless < _MOST_USELESS
+        self._used = False
+        match = _TEXT_MEMBER.search(event)
+        if match is None or b"\r" in event:
+            self._before = b""
+        else:
+            self._before, self._after = event[: match.start(1)], event[match.end(1) :]
+
+
+def _has_only_content(event: Event) -> bool:
+    """Return whether an event with content has no other effect."""
+    if any(event.get(member) is not None for member in _OTHER_MEMBERS):
+        return False
+    choices = event.get("choices")
+    return not isinstance(choices, list) or not any(
+        isinstance(choice, dict) and choice.get("finish_reason") is not None for choice in choices
+    )
 
 
 class _EventReader:
@@ -265,7 +370,7 @@ class _EventReader:
         if not isinstance(meta, dict):
             return False
         index = _integer_or_0(event.get("index"))
-        self._generated[index] = meta
+        self._generated[index] = {count: meta.get(count) for count in GENERATED_COUNTS}
         reason = meta.get("finish_reason")
         self._add_choice(index, reason)
         code = finish_status(reason)
@@ -280,11 +385,6 @@ class _EventReader:
             code = finish_status(finish_reason)
             if code is not None:
                 self.error_code = max(code, self.error_code or 0)
-
-
-def _is_one_event(chunk: bytes) -> bool:
-    """Return whether the chunk is exactly one event, as nearly every chunk is."""
-    return chunk.find(b"\n\n") == len(chunk) - 2 and len(chunk) > 2 and b"\r" not in chunk
 
 
 def _parse_lines(event: bytes) -> object:

@@ -24,8 +24,8 @@ from dynamometer.exporter.engine_headers import Header
 from dynamometer.exporter.finder import FoundEngine
 from dynamometer.exporter.observed_engine import EngineOptions, ObservedEngine
 from dynamometer.exporter.targets import Target, TargetFlags, check_directories, select
-from dynamometer.http import addresses, relay
-from dynamometer.http.servers import serving
+from dynamometer.http import addresses, aiohttp_adapter
+from dynamometer.http.aiohttp_adapter import serving
 from dynamometer.names import engine_state, labels
 from dynamometer.process import children, tasks
 from dynamometer.process.blocking import BlockingCalls, HangError
@@ -87,7 +87,7 @@ async def serve(options: ExporterOptions) -> None:
             logger.warning("%s: the file system may hang", error)
         listener = system.listen(options.system_host, options.system_port)
         session = await stack.enter_async_context(
-            relay.client(
+            aiohttp_adapter.session(
                 keepalive_seconds=_ENGINE_KEEPALIVE_SECONDS,
                 middlewares=[engine_headers.by_origin(options.headers, targets)],
             )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-
-from aiohttp import web
 
 from dynamometer.engines import kinds
 from dynamometer.errors import SettingsError
@@ -18,9 +17,13 @@ from dynamometer.frontend.forwarding import Forwarder
 from dynamometer.frontend.load_poller import LoadPoller
 from dynamometer.frontend.routing import Router, RouterMode
 from dynamometer.frontend.service_metrics import FrontendMetrics
-from dynamometer.http import addresses, openai_errors, relay
-from dynamometer.http.servers import serving
-from dynamometer.metrics import scraping
+from dynamometer.http import addresses, aiohttp_adapter, openai_errors
+from dynamometer.http.client import Client
+from dynamometer.http.exchange import Request
+from dynamometer.http.handlers import Handlers, scrapes_of
+from dynamometer.http.messages import Response
+from dynamometer.http.origins import Origins
+from dynamometer.http.server import Limits, serving
 from dynamometer.metrics.buckets import FrontendBuckets
 from dynamometer.metrics.page import MetricsPage
 from dynamometer.names import frontend_service, name_prefix
@@ -34,7 +37,7 @@ from dynamometer.runtime.record import Record, Role, State
 logger = logging.getLogger(__name__)
 
 # Shorter than the 75 s after which a worker closes an idle connection.
-_WORKER_KEEPALIVE_SECONDS: Final = 30.0
+_WORKER_IDLE_SECONDS: Final = 30.0
 _OTHER_PREFIXES: Final = (
     name_prefix.COMPONENT,
     name_prefix.REQUEST_PLANE,
@@ -57,6 +60,7 @@ class FrontendOptions:
     discovery_directory: Path | None
     metrics_prefix: str
     buckets: FrontendBuckets
+    allowed_origins: Sequence[str] = ()
 
 
 async def serve(options: FrontendOptions) -> None:
@@ -82,9 +86,8 @@ async def serve(options: FrontendOptions) -> None:
     url = addresses.url(listener)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(discovery.register(_record(options, runtime, url)))
-        session = await stack.enter_async_context(
-            relay.client(keepalive_seconds=_WORKER_KEEPALIVE_SECONDS)
-        )
+        client = Client(idle_seconds=_WORKER_IDLE_SECONDS)
+        stack.callback(client.close)
         fleet = Fleet(namespace=options.namespace, engines=kinds.ENGINES)
         follower = Follower(discovery, fleet)
         router = Router(options.router_mode, fleet)
@@ -93,7 +96,7 @@ async def serve(options: FrontendOptions) -> None:
             routes=kinds.ROUTES,
             router=router,
             metrics=metrics,
-            session=session,
+            client=client,
             refresh=follower.refresh,
             max_body_size=options.max_body_size,
         )
@@ -102,10 +105,18 @@ async def serve(options: FrontendOptions) -> None:
         await follower.refresh()
         await stack.enter_async_context(follower.following())
         if options.router_mode is RouterMode.LEAST_LOADED:
+            session = await stack.enter_async_context(
+                aiohttp_adapter.session(keepalive_seconds=_WORKER_IDLE_SECONDS)
+            )
             poller = LoadPoller(router, session)
             await stack.enter_async_context(poller.running())
-        application = frontend.application(forwarder, options.max_body_size)
-        stop_listening = await stack.enter_async_context(serving(application, listener))
+        stop_listening = await stack.enter_async_context(
+            serving(
+                frontend.handlers(forwarder, Origins(options.allowed_origins)),
+                listener,
+                limits=Limits(body_bytes=options.max_body_size),
+            )
+        )
         logger.info("OpenAI-compatible at %s/v1, metrics at %s/metrics", url, url)
         if not fleet.ready:
             logger.info("no worker yet: start one with `dyno %s --model MODEL`", kinds.DEFAULT.name)
@@ -178,32 +189,37 @@ class Frontend:
         for model in sorted(change.models - self.fleet.models.keys() - change.unserved):
             logger.warning("%s is not served: %s", model, self.fleet.missing_reason(model))
 
-    def application(self, forwarder: Forwarder, max_body_size: int) -> web.Application:
-        """Return the application; every other route is answered with 404."""
-        app = web.Application(client_max_size=max_body_size, middlewares=[openai_errors.middleware])
-        for path in kinds.ROUTES:
-            app.router.add_post(path, forwarder.handle)
-        app.router.add_get("/v1/models", self._list)
-        app.router.add_get("/v1/models/{model:.+}", self._one)
-        app.router.add_get("/health", self._health)
-        app.router.add_get("/live", self._live)
-        scraping.add_route(app, self._page)
-        return app
+    def handlers(self, forwarder: Forwarder, origins: Origins | None = None) -> Handlers:
+        """Return the handlers; every other route is answered with 404.
 
-    async def _list(self, _: web.Request) -> web.Response:
+        Args:
+            forwarder: answers the inference routes.
+            origins: whose web pages may read the responses; by default none.
+        """
+        handlers = Handlers(origins)
+        for path in kinds.ROUTES:
+            handlers.post(path, forwarder.handle)
+        handlers.get("/v1/models", self._list)
+        handlers.get("/v1/models/", self._one)
+        handlers.get("/health", self._health)
+        handlers.get("/live", self._live)
+        handlers.get("/metrics", scrapes_of(self._page))
+        return handlers
+
+    async def _list(self, _: Request) -> Response:
         await self._refresh()
         cards = list(self.fleet.models.values())
-        return web.json_response({"object": "list", "data": cards})
+        return Response.of_json({"object": "list", "data": cards})
 
-    async def _one(self, request: web.Request) -> web.Response:
+    async def _one(self, request: Request) -> Response:
         await self._refresh()
-        model = request.match_info["model"]
+        model = request.path.removeprefix("/v1/models/")
         name = self.fleet.resolve(model)
         if name is None or name not in self.fleet.models:
             return openai_errors.unknown_model(model)
-        return web.json_response(self.fleet.models[name])
+        return Response.of_json(self.fleet.models[name])
 
-    async def _health(self, _: web.Request) -> web.Response:
+    async def _health(self, _: Request) -> Response:
         await self._refresh()
         instances = [
             {
@@ -218,9 +234,9 @@ class Frontend:
         endpoints = sorted(
             {f"dyn://{i['namespace']}.{i['component']}.{i['endpoint']}" for i in instances}
         )
-        return web.json_response(
+        return Response.of_json(
             {"status": "healthy", "endpoints": endpoints, "instances": instances}
         )
 
-    async def _live(self, _: web.Request) -> web.Response:
-        return web.json_response({"status": "live", "message": "Service is live"})
+    async def _live(self, _: Request) -> Response:
+        return Response.of_json({"status": "live", "message": "Service is live"})

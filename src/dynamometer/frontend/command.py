@@ -60,6 +60,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     )
     arguments.add_drain_timeout(result)
     arguments.add_max_body_size(result)
+    arguments.add_allow_origin(result)
     arguments.add_discovery(result)
     return result
 
@@ -79,6 +80,7 @@ def main(argv: Sequence[str], program: str = "dyno frontend") -> int:
         namespace=own.namespace or environment.namespace,
         router_mode=RouterMode(own.router_mode),
         max_body_size=own.max_body_size,
+        allowed_origins=own.allow_origin,
         drain_timeout=own.drain_timeout,
         discovery_directory=own.discovery or environment.discovery_directory,
         metrics_prefix=environment.metrics_prefix or names.name_prefix.FRONTEND,

@@ -6,11 +6,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Final
-
-import aiohttp
-from aiohttp import web
 
 from dynamometer.engines import kinds
 from dynamometer.engines.answers import Answer, read_answer
@@ -24,6 +22,10 @@ from dynamometer.frontend.request_metrics import RequestMetrics
 from dynamometer.frontend.routing import Router
 from dynamometer.frontend.service_metrics import FrontendMetrics
 from dynamometer.http import openai_errors, relay
+from dynamometer.http.client import Client, NotReachedError
+from dynamometer.http.exchange import Request, too_large
+from dynamometer.http.messages import Headers, Refusal, Response
+from dynamometer.http.reply import BrokenError, Reply
 from dynamometer.process.signals import InFlight
 from dynamometer.runtime.record import Record
 
@@ -31,6 +33,23 @@ logger = logging.getLogger(__name__)
 
 # A request is sent to the chosen instance, and after a failure to one other.
 _ATTEMPTS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Accepted:
+    """A request that a worker has accepted.
+
+    Attributes:
+        reply: the worker's response.
+        route: the route of its engine.
+        samples: the number of answers to each prompt, by SGLang's own route.
+        hide_usage: whether the stream has a usage chunk that the client did not request.
+    """
+
+    reply: Reply
+    route: Route
+    samples: int
+    hide_usage: bool
 
 
 class Forwarder:
@@ -47,7 +66,7 @@ class Forwarder:
         routes: Mapping[str, Route],
         router: Router,
         metrics: FrontendMetrics,
-        session: aiohttp.ClientSession,
+        client: Client,
         refresh: Callable[[], Awaitable[None]],
         max_body_size: int,
     ) -> None:
@@ -57,7 +76,7 @@ class Forwarder:
             routes: the inference routes, by path.
             router: chooses a worker for each request.
             metrics: the families that count requests.
-            session: the HTTP session for requests to workers.
+            client: sends requests to the workers.
             refresh: updates the router's fleet from discovery.
             max_body_size: the largest accepted body, in bytes.
         """
@@ -67,7 +86,7 @@ class Forwarder:
         self._router = router
         self._fleet = router.fleet
         self._metrics = metrics
-        self._session = session
+        self._client = client
         self._threads = BodyThreads()
         self.in_flight = InFlight()
         self.draining = False
@@ -81,17 +100,22 @@ class Forwarder:
         """Stop reading bodies."""
         self._threads.close()
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
+    async def handle(self, request: Request) -> Response | None:
         """Answer one request, and count it once."""
         route = self._routes[request.path]
         metrics = RequestMetrics(self._metrics, route.name)
         try:
-            return await self._answer(request, metrics)
-        except (asyncio.CancelledError, ConnectionError):
+            with ExitStack() as held:
+                accepted = await self._send(request, metrics, held)
+                if isinstance(accepted, Response):
+                    return accepted
+                await self._relay(request, metrics, accepted)
+                return None
+        except asyncio.CancelledError:
             metrics.record_disconnect()
             raise
-        except web.HTTPException as error:
-            metrics.record_failure(failures.of_answer(error.status))
+        except Refusal as refusal:
+            metrics.record_failure(failures.of_answer(refusal.status))
             raise
         except BaseException:
             metrics.record_failure(failures.INTERNAL)
@@ -99,7 +123,16 @@ class Forwarder:
         finally:
             metrics.finish()
 
-    async def _answer(self, request: web.Request, metrics: RequestMetrics) -> web.StreamResponse:
+    async def _send(
+        self, request: Request, metrics: RequestMetrics, held: ExitStack
+    ) -> Response | _Accepted:
+        """Send a request to a worker; return the response to a request that none accepts.
+
+        Args:
+            request: the client's request.
+            metrics: its metrics.
+            held: is left when the request is over.
+        """
         try:
             body = await self._read(request)
         except BadBodyError as error:
@@ -109,7 +142,7 @@ class Forwarder:
         served = self._fleet.models
         if self.draining:
             answer = _unavailable(metrics, "this frontend is ending")
-            answer.force_close()
+            answer.close = True
             return answer
         if not served:
             return _unavailable(metrics, self._fleet.missing_reason(model))
@@ -122,8 +155,8 @@ class Forwarder:
             return _refuse(metrics, failures.NOT_FOUND, answer)
         if model not in served:
             return _unavailable(metrics, self._fleet.missing_reason(model))
-        with self.in_flight:
-            return await self._forward(request, metrics, body, model)
+        held.enter_context(self.in_flight)
+        return await self._forward(request, metrics, body, model, held)
 
     async def _resolve(self, requested: str | None) -> str | None:
         """Return the registered name of a requested model, or the only one if none is requested."""
@@ -134,19 +167,17 @@ class Forwarder:
             return fleet.resolve(requested)
         return next(iter(fleet.models)) if len(fleet.models) == 1 else None
 
-    async def _read(self, request: web.Request) -> RequestBody:
+    async def _read(self, request: Request) -> RequestBody:
         """Read and parse the body.
 
         Raises:
             BadBodyError: The body is not valid.
-            web.HTTPRequestEntityTooLarge: The body is larger than allowed.
+            Refusal: The body is larger than allowed, or was not received.
         """
         limit = self._max_body_size
-        if (request.content_length or 0) > limit:
-            raise web.HTTPRequestEntityTooLarge(limit, request.content_length or 0)
         content = await request.read()
-        encoding = request.headers.get("Content-Encoding", "").strip().lower()
-        content_type = request.headers.get("Content-Type", "")
+        encoding = request.headers.get(b"content-encoding").decode("latin-1").strip().lower()
+        content_type = request.headers.get(b"content-type").decode("latin-1")
         size = limit if encoding else len(content)  # a short body may decompress to the limit
         try:
             return await self._threads.run(
@@ -154,18 +185,18 @@ class Forwarder:
                 size=size,
             )
         except TooLargeError:
-            raise web.HTTPRequestEntityTooLarge(limit, limit + 1) from None
+            raise too_large(limit) from None
 
     async def _forward(
         self,
-        request: web.Request,
+        request: Request,
         metrics: RequestMetrics,
         body: RequestBody,
         model: str,
-    ) -> web.StreamResponse:
+        held: ExitStack,
+    ) -> Response | _Accepted:
         """Send the request to an instance, and to one other if the first did not receive it."""
-        headers = relay.request_headers(request.headers)
-        headers.popall("Content-Encoding", None)  # the body was decompressed
+        headers = relay.request_headers(request.headers, read=True)
         tried: set[int] = set()
         refusals: list[_Refusal] = []
         no_route = False
@@ -179,23 +210,11 @@ class Forwarder:
             if route is None:
                 no_route = True
                 continue
-            sent = replace(body, add_usage=body.add_usage and not instance.stream_usage)
-            name = _request_name(instance, model) if body.model == model else body.model
-            content = await self._content(sent, route, name)
-            url = relay.target(instance.request_url or "", request)
             metrics.start_dispatch(instance.id)
-            try:
-                with self._router.carrying(instance):
-                    async with relay.exchange(self._session, url, content, headers) as reply:
-                        if relay.RETRY_HEADER not in reply.headers:
-                            return await self._relay(request, route, metrics, reply, sent)
-                        refusals.append(_NOT_TAKEN)
-            except relay.NotReachedError as error:
-                refusals.append(_NOT_REACHED)
-                _log_failure(instance, error)
-            except relay.BrokenError as error:
-                refusals.append(_LOST)
-                _log_failure(instance, error)
+            attempt = await self._attempt(request, headers, body, model, instance, route, held)
+            if isinstance(attempt, _Accepted):
+                return attempt
+            refusals.append(attempt)
         if not refusals and no_route:
             answer = openai_errors.no_route(request.path, model)
             return _refuse(metrics, failures.NOT_FOUND, answer)
@@ -204,6 +223,37 @@ class Forwarder:
         # A worker that may have received the request decides the answer.
         failure, answer_of = _LOST if _LOST in refusals else refusals[-1]
         return _refuse(metrics, failure, answer_of())
+
+    async def _attempt(
+        self,
+        request: Request,
+        headers: Headers,
+        body: RequestBody,
+        model: str,
+        instance: Record,
+        route: Route,
+        held: ExitStack,
+    ) -> _Refusal | _Accepted:
+        """Send a request to one instance; `held` keeps what an accepted one needs."""
+        sent = replace(body, add_usage=body.add_usage and not instance.stream_usage)
+        name = _request_name(instance, model) if body.model == model else body.model
+        content = await self._content(sent, route, name)
+        url, target = instance.request_url or "", relay.target(request)
+        with ExitStack() as carried:
+            carried.enter_context(self._router.carrying(instance))
+            try:
+                reply = await self._client.post(url, target, headers, content)
+            except NotReachedError as error:
+                _log_failure(instance, error)
+                return _NOT_REACHED
+            except BrokenError as error:
+                _log_failure(instance, error)
+                return _LOST
+            carried.callback(reply.close)
+            if reply.headers.get(relay.RETRY_HEADER):
+                return _NOT_TAKEN
+            held.push(carried.pop_all())
+        return _Accepted(reply, route, body.samples, _adds_usage(sent, route))
 
     async def _content(self, body: RequestBody, route: Route, name: str | None) -> bytes:
         """Return the body for a worker: with `name` as the model, and a request for usage."""
@@ -214,90 +264,92 @@ class Forwarder:
 
         return await self._threads.run(edit, size=len(body.content))
 
-    async def _relay(
-        self,
-        request: web.Request,
-        route: Route,
-        metrics: RequestMetrics,
-        answer: aiohttp.ClientResponse,
-        body: RequestBody,
-    ) -> web.StreamResponse:
-        if answer.status >= 400:
-            metrics.record_failure(failures.of_answer(answer.status))
-        if answer.content_type == "text/event-stream":
-            return await self._relay_stream(request, route, metrics, answer, body)
-        length, sent = answer.content_length, 0
-        response = await relay.begin(request, answer, length=length)
-        if answer.status >= 400:  # many clients close the connection without reading the body
+    async def _relay(self, request: Request, metrics: RequestMetrics, accepted: _Accepted) -> None:
+        """Send the worker's response to the client, and count it."""
+        reply = accepted.reply
+        if reply.status >= 400:
+            metrics.record_failure(failures.of_answer(reply.status))
+        if reply.headers.media_type == b"text/event-stream":
+            await self._relay_stream(request, metrics, accepted)
+        else:
+            await self._relay_whole(request, metrics, accepted)
+
+    async def _relay_whole(
+        self, request: Request, metrics: RequestMetrics, accepted: _Accepted
+    ) -> None:
+        reply, sent = accepted.reply, 0
+        stream = relay.begin(request, reply, length=reply.length)
+        if reply.status >= 400:  # many clients close the connection without reading the body
             metrics.record_first_bytes(time.perf_counter())
-            metrics.record_sent_error(failures.of_answer(answer.status))
-        counts = route.counts_tokens and answer.status < 400
-        whole = []
+            metrics.record_sent_error(failures.of_answer(reply.status))
+        counts = accepted.route.counts_tokens and reply.status < 400
+        whole: list[bytes] = []
+
+        def take(chunk: bytes) -> None:
+            nonlocal sent
+            if metrics.waiting:
+                metrics.record_first_bytes(time.perf_counter())
+            if counts:
+                whole.append(chunk)
+            stream.write(chunk)
+            sent += len(chunk)
+            if sent == reply.length:
+                metrics.record_sent_response()
+
         try:
-            async for chunk in relay.chunks(answer):
-                if metrics.waiting:
-                    metrics.record_first_bytes(time.perf_counter())
-                if counts:
-                    whole.append(chunk)
-                await response.write(chunk)
-                sent += len(chunk)
-                if sent == length:
-                    metrics.record_sent_response()
+            await relay.pass_on(reply, stream, take)
             if metrics.waiting:  # the response has no body
                 metrics.record_first_bytes(time.perf_counter())
-        except relay.BrokenError:
+        except BrokenError:
             metrics.record_failure(failures.BROKEN_OFF)
-            if request.transport is not None:
-                request.transport.abort()  # the body is shorter than its Content-Length
-            return response
+            return  # the response stays unfinished: the server closes the connection
         finally:
             if counts:  # an incomplete answer cannot be parsed, and has no tokens
-                metrics.record_answer(await self._read_answer(b"".join(whole), route, body))
-        await response.write_eof()
-        return response
+                metrics.record_answer(await self._read_answer(b"".join(whole), accepted))
+        stream.end()
 
-    async def _read_answer(self, content: bytes, route: Route, body: RequestBody) -> Answer:
+    async def _read_answer(self, content: bytes, accepted: _Accepted) -> Answer:
+        usage, samples = accepted.route.usage, accepted.samples
         return await self._threads.run(
-            lambda: read_answer(content, route.usage, samples=body.samples), size=len(content)
+            lambda: read_answer(content, usage, samples=samples), size=len(content)
         )
 
     async def _relay_stream(
-        self,
-        request: web.Request,
-        route: Route,
-        metrics: RequestMetrics,
-        answer: aiohttp.ClientResponse,
-        body: RequestBody,
-    ) -> web.StreamResponse:
+        self, request: Request, metrics: RequestMetrics, accepted: _Accepted
+    ) -> None:
+        reply = accepted.reply
         reader = StreamReader(
-            route.usage, hide_usage=_adds_usage(body, route), samples=body.samples
+            accepted.route.usage,
+            hide_usage=accepted.hide_usage,
+            samples=accepted.samples,
+            on_content=metrics.record_content,
         )
+        stream = relay.begin(request, reply, length=None)
+
+        def take(chunk: bytes) -> None:
+            now = time.perf_counter()
+            if metrics.waiting:
+                metrics.record_first_bytes(now)
+            if passed := reader.feed(chunk, now):
+                stream.write(passed)
+                if reader.ended and not stream.closed:
+                    metrics.record_stream_end(reader.error_code)
+
         try:
-            response = await relay.begin(request, answer, length=None)
             try:
-                async for chunk in relay.chunks(answer):
-                    now = time.perf_counter()
-                    if metrics.waiting:
-                        metrics.record_first_bytes(now)
-                    if passed := reader.feed(chunk, now):
-                        await response.write(passed)
-                        if reader.ended:
-                            metrics.record_stream_end(reader.error_code)
-                if rest := reader.finish(time.perf_counter()):
-                    await response.write(rest)
+                await relay.pass_on(reply, stream, take)
+                stream.write(reader.finish(time.perf_counter()))
                 if reader.complete:
                     metrics.record_stream_end(reader.error_code)
-                elif answer.status < 400:
+                elif reply.status < 400:
                     logger.warning("a stream of %s ended before its last event", request.path)
                     metrics.record_sent_error(failures.BROKEN_OFF)
-            except relay.BrokenError as error:
+            except BrokenError as error:
                 logger.warning("the connection to a worker broke during a stream: %s", error)
                 if not (reader.successful and reader.complete):
-                    event = openai_errors.event(openai_errors.ENGINE_DIED, "engine_error")
-                    await response.write(event)
+                    stream.write(openai_errors.event(openai_errors.ENGINE_DIED, "engine_error"))
                     metrics.record_sent_error(failures.BROKEN_OFF)
-            await response.write_eof()
-            return response
+            stream.end()
         finally:
             metrics.record_stream(reader)
 
@@ -319,16 +371,16 @@ def _adds_usage(body: RequestBody, route: Route) -> bool:
     return body.add_usage and route.takes_stream_options
 
 
-def _refuse(metrics: RequestMetrics, failure: Failure, answer: web.Response) -> web.Response:
+def _refuse(metrics: RequestMetrics, failure: Failure, answer: Response) -> Response:
     metrics.record_failure(failure)
     return answer
 
 
-def _unavailable(metrics: RequestMetrics, reason: str) -> web.Response:
+def _unavailable(metrics: RequestMetrics, reason: str) -> Response:
     return _refuse(metrics, failures.NO_WORKER, openai_errors.unavailable(reason))
 
 
-_Refusal = tuple[Failure, Callable[[], web.Response]]
+_Refusal = tuple[Failure, Callable[[], Response]]
 # The failure and the answer of a request that no worker answered.
 _NOT_TAKEN: Final[_Refusal] = (
     failures.NO_WORKER,

@@ -6,7 +6,6 @@ stream, `forwarding` reads the clock once.
 
 from __future__ import annotations
 
-import itertools
 import time
 
 from prometheus_client import Gauge
@@ -18,6 +17,7 @@ from dynamometer.engines.streams import StreamReader
 from dynamometer.frontend import failures
 from dynamometer.frontend.failures import Failure
 from dynamometer.frontend.service_metrics import FrontendMetrics
+from dynamometer.metrics.histogram import Batch
 from dynamometer.names import error_type
 
 
@@ -34,10 +34,15 @@ class RequestMetrics:
 
     __slots__ = (
         "_complete",
+        "_contents",
         "_end_sent",
         "_error",
         "_failure",
+        "_first_content",
+        "_gaps",
         "_kind",
+        "_last_content",
+        "_last_gap",
         "_metrics",
         "_model",
         "_preprocessing",
@@ -49,7 +54,6 @@ class RequestMetrics:
         "_sent",
         "_stage",
         "_started",
-        "_times",
         "_tokens",
         "_until_sent",
         "_worker",
@@ -83,7 +87,10 @@ class RequestMetrics:
         self._end_sent = False
         # The client received the whole stream without an error.
         self._complete = False
-        self._times: list[float] = []
+        self._contents = 0
+        self._first_content = self._last_content = 0.0
+        self._gaps: Batch | None = None
+        self._last_gap: float | None = None
         self._tokens = Tokens()
         self.waiting = False
 
@@ -163,15 +170,29 @@ class RequestMetrics:
         self.record_failure(None)
         self._metrics.disconnected.inc()
 
+    def record_content(self, now: float) -> None:
+        """Count an event with content; the memory of a request does not grow with its stream.
+
+        Args:
+            now: the arrival time of the event, by `time.perf_counter`.
+        """
+        if self._gaps is None:
+            self._first_content = now
+            self._gaps = self._model.answers.inter_token.batch()
+        else:
+            self._last_gap = now - self._last_content
+            self._gaps.add(self._last_gap)
+        self._last_content = now
+        self._contents += 1
+
     def record_stream(self, reader: StreamReader) -> None:
-        """Record the tokens and times of a stream that has ended or broken."""
-        self._times = times = reader.content_times
-        tokens = reader.tokens
-        if times and (tokens.output is None or not (self._complete or reader.successful)):
+        """Record the tokens of a stream that has ended or broken."""
+        tokens, contents = reader.tokens, self._contents
+        if contents and (tokens.output is None or not (self._complete or reader.successful)):
             # The stream ended before its usage: each event contained at least one token.
-            tokens = Tokens(tokens.input, max(tokens.output or 0, len(times)), tokens.cached)
+            tokens = Tokens(tokens.input, max(tokens.output or 0, contents), tokens.cached)
         # After an error, the engine reports 0 tokens, also for the prompt: do not observe them.
-        self._tokens = tokens if times or reader.error_code is None else Tokens()
+        self._tokens = tokens if contents or reader.error_code is None else Tokens()
 
     def record_answer(self, answer: Answer) -> None:
         """Record the tokens and the error of an answer that is not a stream."""
@@ -235,14 +256,11 @@ class RequestMetrics:
             plane.first_byte.observe(self._roundtrip)
 
     def _write_answer(self) -> None:
-        times, tokens = self._times, self._tokens
-        first_token = inter_token = None
-        if times:
-            first_token = times[0] - self._started
+        tokens, first_token = self._tokens, None
+        if self._gaps is not None:
+            first_token = self._first_content - self._started
             self._model.answers.first_token.observe(first_token)
-            gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-            self._model.answers.inter_token.observe_all(gaps)
-            inter_token = gaps[-1] if gaps else None
+            self._model.answers.inter_token.observe_batch(self._gaps)
         if tokens.input is not None:
             self._model.answers.input_sequence.observe(tokens.input)
         if tokens.output is not None:
@@ -252,4 +270,4 @@ class RequestMetrics:
             self._model.answers.cached.observe(tokens.cached)
         worker = None if self._worker is None else self._metrics.workers.last_values(self._worker)
         if worker is not None:
-            worker.set(first_token, inter_token, tokens.input)
+            worker.set(first_token, self._last_gap, tokens.input)

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import logging
-from collections.abc import Awaitable, Callable
 from typing import Final
 
-from aiohttp import web
-
 from dynamometer.http import relay
+from dynamometer.http.messages import Refusal, Response
 
-logger = logging.getLogger(__name__)
-
-RETRY_AFTER_SECONDS: Final = "2"
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+RETRY_AFTER_SECONDS: Final = b"2"
 
 
 def body(message: str, kind: str, code: str | None, param: str | None = None) -> dict[str, object]:
@@ -26,36 +18,36 @@ def body(message: str, kind: str, code: str | None, param: str | None = None) ->
 
 def response(
     status: int, message: str, kind: str, code: str | None, param: str | None = None
-) -> web.Response:
+) -> Response:
     """Return an error response."""
-    return web.json_response(body(message, kind, code, param), status=status)
+    return Response.of_json(body(message, kind, code, param), status)
 
 
-def invalid(message: str, param: str | None = None) -> web.Response:
+def invalid(message: str, param: str | None = None) -> Response:
     """Return 400: the request is not valid."""
     return response(400, message, "invalid_request_error", None, param)
 
 
-def unauthorized() -> web.Response:
+def unauthorized() -> Response:
     """Return 401: the engine requires a key."""
     message = "The engine's API key is missing or wrong (Authorization: Bearer KEY)"
     return response(401, message, "authentication_error", "invalid_api_key")
 
 
-def unknown_model(model: str) -> web.Response:
+def unknown_model(model: str) -> Response:
     """Return 404: no worker serves the model."""
     shown = model if len(model) <= 200 else model[:200] + "…"
     message = f"The model {shown!r} does not exist: GET /v1/models lists the existing models"
     return response(404, message, "invalid_request_error", "model_not_found", "model")
 
 
-def no_route(path: str, model: str) -> web.Response:
+def no_route(path: str, model: str) -> Response:
     """Return 404: the engine that serves the model does not have the route."""
     message = f"The engine that serves {model!r} has no route {path}"
     return response(404, message, "invalid_request_error", "not_found")
 
 
-def unavailable(why: str, *, retry: bool = False) -> web.Response:
+def unavailable(why: str, *, retry: bool = False) -> Response:
     """Return 503 with `Retry-After`.
 
     Args:
@@ -63,13 +55,13 @@ def unavailable(why: str, *, retry: bool = False) -> web.Response:
         retry: allow the frontend to send the request to another worker at once.
     """
     answer = response(503, f"Not available: {why}; try again", "server_error", "unavailable")
-    answer.headers["Retry-After"] = RETRY_AFTER_SECONDS
+    answer.headers.append((b"retry-after", RETRY_AFTER_SECONDS))
     if retry:
-        answer.headers[relay.RETRY_HEADER] = "1"
+        answer.headers.append((relay.RETRY_HEADER, b"1"))
     return answer
 
 
-def engine_died() -> web.Response:
+def engine_died() -> Response:
     """Return 502: the engine ended, or broke the connection, while it worked on the request."""
     return response(502, ENGINE_DIED, "server_error", "engine_error")
 
@@ -82,44 +74,27 @@ def event(message: str, code: str) -> bytes:
     return b"data: " + json.dumps(body(message, "server_error", code)).encode() + b"\n\n"
 
 
-@web.middleware
-async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Send aiohttp's own errors (404, 405, 413, ...) and faults of a handler in OpenAI's form."""
-    try:
-        return await handler(request)
-    except web.HTTPException as error:
-        if error.status < 400:
-            raise
-        answer = response(error.status, _message(request, error), *_kind(error.status))
-        if isinstance(error, web.HTTPMethodNotAllowed):
-            answer.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
-        if error.status == 413:
-            answer.force_close()  # the rest of the body stays unread
-        return answer
-    except (asyncio.CancelledError, ConnectionError):
-        raise
-    except Exception:
-        logger.exception("%s %s failed", request.method, request.path)
-        if request.get(relay.HEAD_SENT) and request.transport is not None:
-            request.transport.abort()  # a second response must not follow inside the first
-        return response(
-            500, "Internal error; see the log of this process", "server_error", "internal_error"
-        )
+def unknown_path(method: str, path: str) -> Response:
+    """Return 404: this server has no such route."""
+    message = f"No such route: {method} {path[:200]}"
+    return response(404, message, "invalid_request_error", "not_found")
 
 
-def _message(request: web.Request, error: web.HTTPException) -> str:
-    if error.status == 404:
-        return f"No such route: {request.method} {request.path[:200]}"
-    if error.status == 405:
-        return f"{request.method} is not allowed for {request.path}"
-    if error.status == 413:
-        return f"The request body is too large: {error.text} (--max-body-size)"
-    return error.text or error.reason
+def wrong_method(method: str, path: str, allowed: str) -> Response:
+    """Return 405 with `Allow`: the route has other methods."""
+    message = f"{method} is not allowed for {path}"
+    answer = response(405, message, "invalid_request_error", None)
+    answer.headers.append((b"allow", allowed.encode()))
+    return answer
 
 
-def _kind(status: int) -> tuple[str, str | None]:
-    if status == 404:
-        return "invalid_request_error", "not_found"
-    if status == 413:
-        return "invalid_request_error", "request_too_large"
-    return ("server_error" if status >= 500 else "invalid_request_error"), None
+def refused(refusal: Refusal) -> Response:
+    """Return the response to a request that this server refuses to read."""
+    code = {413: "request_too_large", 431: "headers_too_large", 408: "request_timeout"}
+    return response(refusal.status, str(refusal), "invalid_request_error", code.get(refusal.status))
+
+
+def internal() -> Response:
+    """Return 500: a fault of this process."""
+    message = "Internal error; see the log of this process"
+    return response(500, message, "server_error", "internal_error")

@@ -1,162 +1,102 @@
-"""The relay of a request to the next hop, and of its response back, chunk by chunk.
+"""The relay of a request to the next hop, and of its response back.
 
-The frontend relays to a worker, and the worker to its engine, both with these functions.
+The frontend relays to a worker, and the worker to its engine, both with these functions. The bytes
+of a response go from the callback that received them to the client's transport: no task wakes.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Final
 
-import aiohttp
-from aiohttp import web
-from multidict import CIMultiDict, CIMultiDictProxy
-from yarl import URL
-
-from dynamometer.metrics.http_source import connection_fault
+from dynamometer.http.exchange import Request, Stream
+from dynamometer.http.messages import Headers
+from dynamometer.http.reply import Reply
 
 # A worker sets this header on a response when its engine did not receive the request: the frontend
 # may send the request to another worker. The header is removed from all other responses.
-RETRY_HEADER: Final = "X-Dynamometer-Retry"
+RETRY_HEADER: Final = b"x-dynamometer-retry"
 
-# Headers of one connection, not of the message (RFC 9110, 7.6.1); aiohttp sets the length again.
+# Headers of one connection, not of the message (RFC 9110, 7.6.1); the length is set again.
 HOP_BY_HOP: Final = frozenset(
     {
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "content-length",
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"content-length",
     }
 )
-# Set when the head of a response was sent: an error can then only close the connection.
-HEAD_SENT: Final = web.RequestKey("head_sent", bool)
 # Both hops read the response for its metrics, so the engine must not compress it.
-NOT_FORWARDED: Final = HOP_BY_HOP | {"host", "accept-encoding", "expect"}
+NOT_FORWARDED: Final = HOP_BY_HOP | {b"host", b"accept-encoding", b"expect"}
+# Each hop answers for itself which web pages may read its responses (`origins`).
+_CORS: Final = b"access-control-"
 
 
-def request_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
-    """Return the headers of a request for the next hop."""
-    dropped = NOT_FORWARDED | _named_by_connection(headers)
-    kept = CIMultiDict((k, v) for k, v in headers.items() if k.lower() not in dropped)
-    kept["Accept-Encoding"] = "identity"
+def request_headers(headers: Headers, *, read: bool = False) -> Headers:
+    """Return the headers of a request for the next hop.
+
+    Args:
+        headers: of the request.
+        read: whether the body is sent without the `Content-Encoding` that it had.
+    """
+    dropped = NOT_FORWARDED | headers.tokens(b"connection")
+    if read:
+        dropped |= {b"content-encoding"}
+    kept = Headers(header for header in headers if header[0] not in dropped)
+    kept.append((b"accept-encoding", b"identity"))
     return kept
 
 
-def response_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
+def response_headers(headers: Headers) -> Headers:
     """Return the headers of a response for the client."""
-    dropped = HOP_BY_HOP | _named_by_connection(headers) | {RETRY_HEADER.lower()}
-    return CIMultiDict((k, v) for k, v in headers.items() if k.lower() not in dropped)
-
-
-def target(base: str, request: web.Request) -> URL:
-    """Return the URL of `request` at the next hop; the query stays as the client sent it."""
-    query = request.rel_url.raw_query_string
-    return URL(f"{base}{request.path}{'?' if query else ''}{query}", encoded=True)
-
-
-def _named_by_connection(headers: Mapping[str, str]) -> set[str]:
-    return {word.strip().lower() for word in headers.get("Connection", "").split(",") if word}
-
-
-def client(
-    *,
-    keepalive_seconds: float | None,
-    middlewares: Sequence[aiohttp.ClientMiddlewareType] = (),
-) -> aiohttp.ClientSession:
-    """Return a session for forwarding: no limit of connections, and no time limit on a stream.
-
-    Args:
-        keepalive_seconds: the time that an idle connection stays open. It must be shorter than
-            the server's, or the server may close a connection that is just being used again. None:
-            a new connection for each request.
-        middlewares: aiohttp's client middlewares, called for each request.
-    """
-    connector = (
-        aiohttp.TCPConnector(limit=0, force_close=True)
-        if keepalive_seconds is None
-        else aiohttp.TCPConnector(limit=0, keepalive_timeout=keepalive_seconds)
-    )
-    return aiohttp.ClientSession(
-        connector=connector,
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
-        auto_decompress=False,
-        skip_auto_headers=("User-Agent", "Content-Type"),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        read_bufsize=2**18,
-        middlewares=middlewares,
+    dropped = HOP_BY_HOP | headers.tokens(b"connection") | {RETRY_HEADER}
+    return Headers(
+        header for header in headers if header[0] not in dropped and not header[0].startswith(_CORS)
     )
 
 
-class NotReachedError(Exception):
-    """The next hop accepted no connection, so it did not receive the request."""
+def target(request: Request) -> bytes:
+    """Return path and query of `request` at the next hop; the query stays as the client sent it."""
+    path = request.path.encode()
+    return path + b"?" + request.query if request.query else path
 
 
-class BrokenError(Exception):
-    """The connection broke after the next hop may have received the request."""
-
-
-@asynccontextmanager
-async def exchange(
-    session: aiohttp.ClientSession, url: URL, body: bytes, headers: CIMultiDict[str]
-) -> AsyncIterator[aiohttp.ClientResponse]:
-    """POST `body`, and yield the response when its headers have arrived.
-
-    Leaving the context before the end of the response closes the connection, and the next hop
-    aborts the request.
-
-    Raises:
-        NotReachedError: The next hop accepted no connection.
-        BrokenError: The connection broke before the headers of the response arrived.
-    """
-    try:
-        answer = await session.post(url, data=body, headers=headers, allow_redirects=False)
-    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-        raise NotReachedError(connection_fault(error)) from error
-    except (aiohttp.ClientError, OSError) as error:
-        raise BrokenError(connection_fault(error)) from error
-    try:
-        yield answer
-    finally:
-        answer.close()  # keeps the connection for reuse if the body was read to its end
-
-
-async def chunks(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """Yield the chunks of the body of `answer` as they arrive.
-
-    Raises:
-        BrokenError: The connection broke before the end of the body.
-    """
-    while True:
-        try:
-            chunk = await answer.content.readany()
-        except (aiohttp.ClientError, OSError) as error:
-            raise BrokenError(connection_fault(error)) from error
-        if not chunk:
-            return
-        yield chunk
-
-
-async def begin(
-    request: web.Request, answer: aiohttp.ClientResponse, *, length: int | None
-) -> web.StreamResponse:
-    """Send the status and headers of `answer` to the client of `request`.
+def begin(request: Request, reply: Reply, *, length: int | None) -> Stream:
+    """Send the status and headers of `reply` to the client of `request`.
 
     Args:
         request: the client's request.
-        answer: the response of the next hop.
-        length: the length of the body in bytes; None sends the body in chunks.
+        reply: the response of the next hop.
+        length: the length of the body in bytes; None where it is not known.
     """
-    response = web.StreamResponse(
-        status=answer.status, reason=answer.reason, headers=response_headers(answer.headers)
-    )
-    response.content_length = length
-    request[HEAD_SENT] = True
-    await response.prepare(request)
-    return response
+    headers = response_headers(reply.headers)
+    stream = request.begin(reply.status, headers, length=length, reason=reply.reason)
+    stream.flow = reply
+    return stream
+
+
+async def pass_on(reply: Reply, stream: Stream, take: Callable[[bytes], None]) -> None:
+    """Call `take` with each read of the body of `reply`, as long as the client is there.
+
+    While the client reads too slowly, nothing is read from the next hop.
+
+    Args:
+        reply: the response of the next hop.
+        stream: where `take` writes to.
+        take: counts the bytes, and writes them, or others, to the stream.
+
+    Raises:
+        BrokenError: The connection to the next hop broke before the end of the body.
+    """
+
+    def read(data: bytes) -> None:
+        if not stream.closed:
+            take(data)
+
+    await reply.read_into(read)

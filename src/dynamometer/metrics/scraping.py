@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from dynamometer.metrics.refresh import PageRequest
 
 def add_route(app: web.Application, page: MetricsPage) -> None:
     """Serve `page` at `/metrics` of `app`, for GET and HEAD."""
-    app.router.add_get("/metrics", _Scrapes(page).handle)
+    app.router.add_get("/metrics", Scrapes(page).handle)
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class _Scrape:
     body: Future[bytes]
 
 
-class _Scrapes:
+class Scrapes:
     """Answer scrapers that arrive at the same time with one refresh, off the event loop.
 
     The page's thread reads the sources and also renders the page, so a scrape switches threads only
@@ -39,18 +40,33 @@ class _Scrapes:
         self._scrape: _Scrape | None = None  # the event loop owns this attribute
 
     async def handle(self, request: web.Request) -> web.Response:
-        """Answer one scrape."""
-        form = choose_format(", ".join(request.headers.getall("Accept", ())))
+        """Answer one scrape of aiohttp's server."""
+        body, headers = await self.answer(
+            accept=", ".join(request.headers.getall("Accept", ())),
+            accept_encoding=request.headers.get("Accept-Encoding", ""),
+            names=request.query.getall("name[]", ()),
+        )
+        return web.Response(body=body, headers=headers)
+
+    async def answer(
+        self, *, accept: str, accept_encoding: str, names: Sequence[str]
+    ) -> tuple[bytes, dict[str, str]]:
+        """Return the body and the headers of the response to one scrape.
+
+        Args:
+            accept: the values of the header `Accept`.
+            accept_encoding: the value of the header `Accept-Encoding`.
+            names: the values of `name[]` in the query.
+        """
+        form = choose_format(accept)
         wanted = PageRequest(
-            Selection.of(names=request.query.getall("name[]", ())),
-            form.openmetrics,
-            accepts_gzip(request.headers.get("Accept-Encoding")),
+            Selection.of(names=names), form.openmetrics, accepts_gzip(accept_encoding)
         )
         body = await self._body(wanted)
         headers = {"Content-Type": form.content_type, "Vary": "Accept, Accept-Encoding"}
         if wanted.gzip:
             headers["Content-Encoding"] = "gzip"
-        return web.Response(body=body, headers=headers)
+        return body, headers
 
     async def _body(self, wanted: PageRequest) -> bytes:
         """Return the page after the running refresh, or after a new one."""

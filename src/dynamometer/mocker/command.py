@@ -11,7 +11,7 @@ from contextlib import ExitStack
 
 from dynamometer import arguments, logs, settings
 from dynamometer.http import addresses
-from dynamometer.http.servers import serving
+from dynamometer.http.aiohttp_adapter import serving
 from dynamometer.mocker.app import Options, SimulatedEngine
 from dynamometer.mocker.simulated_processes import SimulatedSeries, writing
 from dynamometer.process import event_loop, private_directories

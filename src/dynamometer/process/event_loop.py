@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import importlib
 import logging
 import resource
@@ -46,6 +47,7 @@ def run(main: Coroutine[object, object, Result], *, use_uvloop: bool = True) -> 
             "start: raise the limit (ulimit -n, LimitNOFILE=)"
         )
     sys.setswitchinterval(SWITCH_SECONDS)
+    gc.freeze()  # the objects of imported modules are never garbage: no collection visits them
     factory = importlib.import_module("uvloop").new_event_loop if use_uvloop else None
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.get_loop().set_default_executor(DaemonThreads())

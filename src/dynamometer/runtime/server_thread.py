@@ -13,7 +13,7 @@ from types import TracebackType
 from aiohttp import web
 
 from dynamometer.http import addresses
-from dynamometer.http.servers import serving
+from dynamometer.http.aiohttp_adapter import serving
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,9 @@ from aiohttp import web
 
 from dynamometer.engines.interface import Launch, StartableEngine
 from dynamometer.errors import DirectoryError, DiscoveryError, SettingsError
-from dynamometer.http import addresses
-from dynamometer.http.servers import serving
+from dynamometer.http import addresses, aiohttp_adapter, server
+from dynamometer.http.aiohttp_adapter import serving
+from dynamometer.http.origins import Origins
 from dynamometer.metrics.engine_callback import register_engine_metrics_callback
 from dynamometer.metrics.http_source import HttpSource
 from dynamometer.multiprocess import MultiprocessDirectory
@@ -34,7 +35,7 @@ from dynamometer.runtime.identity import hexadecimal, new_id
 from dynamometer.runtime.record import ENGINE_VERSION, Record, Role, State
 from dynamometer.settings import HealthSettings
 from dynamometer.worker.build_metrics import BuildMetrics
-from dynamometer.worker.endpoint import Endpoint, engine_session
+from dynamometer.worker.endpoint import Endpoint, engine_client
 from dynamometer.worker.endpoint_metrics import EndpointMetrics
 from dynamometer.worker.engine_client import EngineClient
 from dynamometer.worker.run_directory import RunDirectory, run_directory
@@ -72,6 +73,7 @@ class WorkerOptions:
     max_body_size: int
     max_series: int
     discovery_directory: Path | None
+    allowed_origins: Sequence[str] = ()
 
 
 async def serve(options: WorkerOptions, engine: StartableEngine) -> None:
@@ -115,7 +117,15 @@ async def serve(options: WorkerOptions, engine: StartableEngine) -> None:
             )
         discovery = await connect(options.discovery_directory)
         registration = await stack.enter_async_context(discovery.register(worker.record))
-        await stack.enter_async_context(serving(worker.endpoint.application(), request_socket))
+        stack.callback(worker.client.close)
+        await stack.enter_async_context(
+            server.serving(
+                worker.endpoint.handlers(Origins(options.allowed_origins)),
+                request_socket,
+                # A frontend with the same limit adds a few bytes to a body.
+                limits=server.Limits(body_bytes=options.max_body_size + 1024),
+            )
+        )
         logger.info("requests: %s (instance %016x)", worker.record.request_url, instance_id)
         for note in launch.notes:
             logger.info("%s", note)
@@ -166,9 +176,12 @@ class _Worker:
         endpoint = component.endpoint(options.endpoint)
         identity = {labels.MODEL: launch.model, labels.WORKER_ID: hexadecimal(instance_id)}
         every_label = {**endpoint.labels, **identity}
-        self.session = engine_session()
-        client = EngineClient(self.session, engine, launch)
-        self._supervisor = Supervisor(engine, launch, client, directory)
+        self.client = engine_client()
+        # For probes: each has a connection of its own.
+        self.session = aiohttp_adapter.session(keepalive_seconds=None)
+        self._supervisor = Supervisor(
+            engine, launch, EngineClient(self.session, engine, launch), directory
+        )
         self._build = BuildMetrics(
             runtime.level({labels.COMPONENT: options.component}),
             runtime.registry,
@@ -179,10 +192,9 @@ class _Worker:
             engine_url=launch.url,
             routes=engine.routes,
             metrics=EndpointMetrics(endpoint.metrics, runtime.registry, identity),
-            session=self.session,
+            client=self.client,
             state=lambda: self._supervisor.state,
             models=lambda: self._supervisor.models,
-            max_body_size=options.max_body_size,
             api_key=launch.api_key,
         )
         own = every_label if options.runtime_labels else {}

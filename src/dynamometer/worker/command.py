@@ -49,6 +49,7 @@ def parser(program: str, engines: Sequence[StartableEngine]) -> argparse.Argumen
         help="default: any free port; the engine listens on another port, on loopback only",
     )
     arguments.add_max_body_size(address)
+    arguments.add_allow_origin(address)
     page = result.add_argument_group("the page /metrics")
     arguments.add_system_address(page)
     page.add_argument(
@@ -92,6 +93,7 @@ def main(argv: Sequence[str], program: str, engines: Sequence[StartableEngine]) 
         runtime_labels=not flags.no_runtime_labels,
         drain_timeout=flags.drain_timeout,
         max_body_size=flags.max_body_size,
+        allowed_origins=flags.allow_origin,
         max_series=flags.max_series,
         discovery_directory=flags.discovery or environment.discovery_directory,
     )

@@ -6,26 +6,29 @@ import asyncio
 import hmac
 import logging
 from collections.abc import Callable, Mapping
-
-import aiohttp
-from aiohttp import web
+from typing import Final
 
 from dynamometer.engines.interface import ModelCards, Route
 from dynamometer.http import openai_errors, relay
+from dynamometer.http.client import Client, NotReachedError
+from dynamometer.http.exchange import Request
+from dynamometer.http.handlers import Handlers
+from dynamometer.http.messages import Response
+from dynamometer.http.origins import Origins
+from dynamometer.http.reply import BrokenError, Reply
 from dynamometer.process.signals import InFlight
 from dynamometer.runtime.record import State
 from dynamometer.worker.endpoint_metrics import EndpointMetrics, RequestCount
 
 logger = logging.getLogger(__name__)
 
+# Shorter than the 5 s after which an engine's server (uvicorn) closes an idle connection.
+_ENGINE_IDLE_SECONDS: Final = 2.0
 
-def engine_session() -> aiohttp.ClientSession:
-    """Return a session for requests to the engine, with a new connection for each request.
 
-    After a fault of its own, SGLang's HTTP server announces that it keeps the connection, and
-    closes it nevertheless. The next request on that connection would fail.
-    """
-    return relay.client(keepalive_seconds=None)
+def engine_client() -> Client:
+    """Return a client for inference requests to the engine."""
+    return Client(idle_seconds=_ENGINE_IDLE_SECONDS)
 
 
 class Endpoint:
@@ -37,37 +40,35 @@ class Endpoint:
         engine_url: str,
         routes: Mapping[str, Route],
         metrics: EndpointMetrics,
-        session: aiohttp.ClientSession,
+        client: Client,
         state: Callable[[], State],
         models: Callable[[], ModelCards],
-        max_body_size: int,
         api_key: str | None,
     ) -> None:
         self._api_key = api_key
         self._engine_url = engine_url
         self._routes = routes
         self._metrics = metrics
-        self._session = session
+        self._client = client
         self._state = state
         self._models = models
-        self._max_body_size = max_body_size
         self.in_flight = InFlight()
 
-    def application(self) -> web.Application:
-        """Return the application; every other route is answered with 404."""
-        app = web.Application(
-            # A frontend with the same limit adds a few bytes to a body.
-            client_max_size=self._max_body_size + 1024,
-            middlewares=[openai_errors.middleware],
-        )
-        for path in self._routes:
-            app.router.add_post(path, self._forward)
-        app.router.add_get("/v1/models", self._list)
-        app.router.add_get("/v1/models/{model:.+}", self._one)
-        app.router.add_get("/health", self._health)
-        return app
+    def handlers(self, origins: Origins | None = None) -> Handlers:
+        """Return the handlers; every other route is answered with 404.
 
-    async def _forward(self, request: web.Request) -> web.StreamResponse:
+        Args:
+            origins: whose web pages may read the responses; by default none.
+        """
+        handlers = Handlers(origins)
+        for path in self._routes:
+            handlers.post(path, self._forward)
+        handlers.get("/v1/models", self._list)
+        handlers.get("/v1/models/", self._one)
+        handlers.get("/health", self._health)
+        return handlers
+
+    async def _forward(self, request: Request) -> Response | None:
         with self._metrics.request() as count:
             try:
                 return await self._answer(request, count)
@@ -75,79 +76,81 @@ class Endpoint:
                 count.record_disconnect()
                 raise
 
-    async def _answer(self, request: web.Request, count: RequestCount) -> web.StreamResponse:
+    async def _answer(self, request: Request, count: RequestCount) -> Response | None:
         body = await request.read()
         count.bytes_in = len(body)
         if self._state() is not State.READY:
             return openai_errors.unavailable(f"this worker is {self._state()}", retry=True)
         with self.in_flight:
-            return await self._relay(request, body, count)
-
-    async def _relay(
-        self, request: web.Request, body: bytes, count: RequestCount
-    ) -> web.StreamResponse:
-        url = relay.target(self._engine_url, request)
-        headers = relay.request_headers(request.headers)
-        response: web.StreamResponse | None = None
-        try:
-            async with relay.exchange(self._session, url, body, headers) as answer:
-                count.record_status(answer.status)
-                response = await relay.begin(request, answer, length=answer.content_length)
-                # Many clients close the connection at an error without reading the body.
-                count.complete = answer.status >= 400
-                streamed = answer.content_type == "text/event-stream"
-                async for chunk in relay.chunks(answer):
-                    count.add_chunk(chunk)
-                    await response.write(chunk)
-                    if streamed:
-                        count.end.add_chunk(chunk)
-                    elif count.bytes_out == answer.content_length:
-                        count.complete = True
-                count.add_chunk(b"")
-                await response.write_eof()
-                return response
-        except relay.NotReachedError:
-            count.failed = True
-            return openai_errors.unavailable("the engine accepts no connection", retry=True)
-        except relay.BrokenError as error:
-            count.failed = True
-            logger.warning("the engine's answer to %s broke off: %s", request.path, error)
-            if response is None:
+            headers = relay.request_headers(request.headers)
+            target = relay.target(request)
+            try:
+                reply = await self._client.post(self._engine_url, target, headers, body)
+            except NotReachedError:
+                count.failed = True
+                return openai_errors.unavailable("the engine accepts no connection", retry=True)
+            except BrokenError as error:
+                count.failed = True
+                _log_broken(request, error)
                 return openai_errors.engine_died()
-            # The frontend sees the closed connection, and ends its client's stream with an error.
-            if request.transport is not None:
-                request.transport.abort()
-            return response
-        except ConnectionError:
-            count.record_disconnect()
-            raise
+            del body  # a response may last long
+            try:
+                await self._relay(request, reply, count)
+            except BrokenError as error:
+                # The response stays unfinished, and the server closes the connection: the
+                # frontend ends its client's stream with an error.
+                count.failed = True
+                _log_broken(request, error)
+            finally:
+                reply.close()
+            return None
 
-    async def _list(self, request: web.Request) -> web.Response:
+    async def _relay(self, request: Request, reply: Reply, count: RequestCount) -> None:
+        count.record_status(reply.status)
+        stream = relay.begin(request, reply, length=reply.length)
+        # Many clients close the connection at an error without reading the body.
+        count.complete = reply.status >= 400
+        streamed = reply.headers.media_type == b"text/event-stream"
+
+        def take(chunk: bytes) -> None:
+            count.add_chunk(chunk)
+            stream.write(chunk)
+            if streamed:
+                count.end.add_chunk(chunk)
+            elif count.bytes_out == reply.length:
+                count.complete = True
+
+        await relay.pass_on(reply, stream, take)
+        count.add_chunk(b"")
+        stream.end()
+
+    async def _list(self, request: Request) -> Response:
         if not self._allowed(request):
             return openai_errors.unauthorized()
         cards = list(self._models().cards.values())
-        return web.json_response({"object": "list", "data": cards})
+        return Response.of_json({"object": "list", "data": cards})
 
-    async def _one(self, request: web.Request) -> web.Response:
+    async def _one(self, request: Request) -> Response:
         if not self._allowed(request):
             return openai_errors.unauthorized()
-        card = self._models().cards.get(request.match_info["model"])
+        model = request.path.removeprefix("/v1/models/")
+        card = self._models().cards.get(model)
         if card is None:
-            return openai_errors.unknown_model(request.match_info["model"])
-        return web.json_response(card)
+            return openai_errors.unknown_model(model)
+        return Response.of_json(card)
 
-    def _allowed(self, request: web.Request) -> bool:
+    def _allowed(self, request: Request) -> bool:
         """Return whether the client sent the engine's key; inference requests the engine checks."""
         if self._api_key is None:
             return True
-        given = request.headers.get("Authorization", "")
-        return hmac.compare_digest(_octets(given), _octets(f"Bearer {self._api_key}"))
+        # Bytes of the command line that are not UTF-8 are surrogates.
+        expected = f"Bearer {self._api_key}".encode("utf-8", "surrogateescape")
+        return hmac.compare_digest(request.headers.get(b"authorization"), expected)
 
-    async def _health(self, _: web.Request) -> web.Response:
+    async def _health(self, _: Request) -> Response:
         ready = self._state() is State.READY
-        return web.json_response({"status": str(self._state())}, status=200 if ready else 503)
+        return Response.of_json({"status": str(self._state())}, 200 if ready else 503)
 
 
-def _octets(text: str) -> bytes:
-    """Encode text in which bytes that are not UTF-8 are surrogates."""
-    return text.encode("utf-8", "surrogatepass")
+def _log_broken(request: Request, error: BrokenError) -> None:
+    logger.warning("the engine's answer to %s broke off: %s", request.path, error)

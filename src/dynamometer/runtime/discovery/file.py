@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 # The kernel sends no event when a lock is released, so readers poll. To check one file takes about
 # 10 µs. A longer reading is followed by a longer pause: polling takes at most 5% of a core.
-POLL_SECONDS: Final = 0.1
+POLL_SECONDS: Final = 0.25
 _PAUSE_FACTOR: Final = 20
 _LONGEST_PAUSE_SECONDS: Final = 0.5
 KEEP_SECONDS: Final = 1.0

@@ -1,0 +1,74 @@
+"""Servers and client sessions of aiohttp: pages, probes and simulated engines.
+
+Requests for inference have a server and a client of their own (`server`, `client`).
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import aiohttp
+from aiohttp import web
+
+
+@asynccontextmanager
+async def serving(
+    app: web.Application, listener: socket.socket
+) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Answer requests to `app` on `listener` while the context is open.
+
+    When a client closes its connection, the server cancels the handler. The handler then closes
+    its own connection to the next hop, so that the engine aborts the request. The end of the
+    context cancels the requests in flight.
+
+    Yields:
+        A function that stops listening; open connections continue.
+    """
+    runner = web.AppRunner(
+        app,
+        handle_signals=False,
+        access_log=None,
+        handler_cancellation=True,
+        keepalive_timeout=75,
+        # aiohttp would decompress a body of any size on the event loop.
+        auto_decompress=False,
+        shutdown_timeout=0.5,
+    )
+    await runner.setup()
+    try:
+        site = web.SockSite(runner, listener)
+        await site.start()
+        yield site.stop
+    finally:
+        await runner.cleanup()
+
+
+def session(
+    *,
+    keepalive_seconds: float | None,
+    middlewares: Sequence[aiohttp.ClientMiddlewareType] = (),
+) -> aiohttp.ClientSession:
+    """Return a client session: no limit of connections, and no time limit on a response.
+
+    Args:
+        keepalive_seconds: the time that an idle connection stays open. It must be shorter than
+            the server's, or the server may close a connection that is just being used again. None:
+            a new connection for each request.
+        middlewares: aiohttp's client middlewares, called for each request.
+    """
+    connector = (
+        aiohttp.TCPConnector(limit=0, force_close=True)
+        if keepalive_seconds is None
+        else aiohttp.TCPConnector(limit=0, keepalive_timeout=keepalive_seconds)
+    )
+    return aiohttp.ClientSession(
+        connector=connector,
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
+        auto_decompress=False,
+        skip_auto_headers=("User-Agent", "Content-Type"),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        read_bufsize=2**18,
+        middlewares=middlewares,
+    )

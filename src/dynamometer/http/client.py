@@ -1,0 +1,319 @@
+"""An HTTP client for the next hop, which keeps a connection only where that is safe.
+
+A connection is used again only if nothing was received since its last reply, and never after a
+status of 500 or more: an engine's server may close such a connection although its reply announces
+a kept one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import ssl
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+from urllib.parse import urlsplit
+
+import httptools
+
+from dynamometer.http.messages import Headers, request_head
+from dynamometer.http.reply import BrokenError, Reply
+from dynamometer.metrics.http_source import connection_fault
+
+_CONNECT_SECONDS: Final = 10.0
+_LONGEST_HEAD: Final = 2**18
+
+
+class NotReachedError(Exception):
+    """The next hop accepted no connection, and did not receive the request."""
+
+
+class _NotReadError(Exception):
+    """The next hop closed a kept connection without reading the request."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Address:
+    host: str
+    port: int
+    tls: bool
+    header: bytes
+    path: bytes
+
+
+@lru_cache(maxsize=1024)
+def _address(base: str) -> _Address:
+    parts = urlsplit(base)
+    tls = parts.scheme == "https"
+    host = parts.hostname or ""
+    port = parts.port or (443 if tls else 80)
+    return _Address(host, port, tls, parts.netloc.encode(), parts.path.rstrip("/").encode())
+
+
+class Client:
+    """Connections to the next hops, by their URLs. All state belongs to the event loop."""
+
+    def __init__(self, *, idle_seconds: float) -> None:
+        """Keep connections for later requests.
+
+        Args:
+            idle_seconds: the time that an unused connection is kept: less than the servers keep it.
+        """
+        self._idle_seconds = idle_seconds
+        self._idle: defaultdict[str, list[_Connection]] = defaultdict(list)
+        self._open: set[_Connection] = set()
+
+    async def post(self, base: str, target: bytes, headers: Headers, body: bytes) -> Reply:
+        """Send a request, and return the reply when its head was received.
+
+        Args:
+            base: the URL of the next hop.
+            target: path and query.
+            headers: without `Host` and `Content-Length`.
+            body: the whole body.
+
+        Raises:
+            NotReachedError: No connection was made.
+            BrokenError: The connection broke before the reply.
+        """
+        address = _address(base)
+        head = request_head(b"POST", address.path + target, address.header, headers, len(body))
+        connection = self._kept(base)
+        if connection is not None:
+            try:
+                return await connection.send(head, body)
+            except _NotReadError:  # the request is sent again, on a new connection
+                pass
+        connection = await self._connect(base, address)
+        try:
+            return await connection.send(head, body)
+        except _NotReadError as error:
+            raise BrokenError(str(error)) from error
+
+    def _kept(self, base: str) -> _Connection | None:
+        idle = self._idle.get(base)
+        while idle:
+            connection = idle.pop()
+            if connection.usable:
+                return connection
+            connection.close()
+        return None
+
+    async def _connect(self, base: str, address: _Address) -> _Connection:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                _, connection = await loop.create_connection(
+                    lambda: _Connection(self, base),
+                    address.host,
+                    address.port,
+                    ssl=ssl.create_default_context() if address.tls else None,
+                )
+        except TimeoutError as error:
+            raise NotReachedError(f"no connection in {_CONNECT_SECONDS:g} s") from error
+        except OSError as error:
+            raise NotReachedError(connection_fault(error)) from error
+        return connection
+
+    def keep(self, connection: _Connection, base: str) -> asyncio.TimerHandle:
+        """Keep an unused connection; return the timer that closes it."""
+        self._idle[base].append(connection)
+        loop = asyncio.get_running_loop()
+        return loop.call_later(self._idle_seconds, connection.close)
+
+    def opened(self, connection: _Connection) -> None:
+        """Track a connection until it is lost."""
+        self._open.add(connection)
+
+    def lost(self, connection: _Connection, base: str) -> None:
+        """Forget a connection."""
+        self._open.discard(connection)
+        idle = self._idle.get(base)
+        if idle is not None:
+            if connection in idle:
+                idle.remove(connection)
+            if not idle:
+                del self._idle[base]
+
+    def close(self) -> None:
+        """Close all connections."""
+        for connection in list(self._open):
+            connection.close()
+
+
+class _Connection(asyncio.Protocol):
+    """One connection to the next hop."""
+
+    def __init__(self, client: Client, base: str) -> None:
+        self._client = client
+        self._base = base
+        self._transport: asyncio.Transport | None = None
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._head: asyncio.Future[Reply] | None = None
+        self._reply: Reply | None = None
+        self._reason = b""
+        self._headers = Headers()
+        self._head_size = 0
+        self._in_head = False
+        self._parts: list[bytes] = []
+        self._used = self._received = self._complete = self._keep = False
+
+    @property
+    def usable(self) -> bool:
+        """True if the connection is open and nothing was received since the last reply."""
+        if self._transport is None or self._transport.is_closing():
+            return False
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return not poll.poll(0)
+
+    async def send(self, head: bytes, body: bytes) -> Reply:
+        """Send a request, and return the reply when its head was received.
+
+        Raises:
+            _NotReadError: The other side closed the kept connection before it read the request.
+            BrokenError: The connection broke.
+        """
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+        if self._transport is None:
+            raise BrokenError("the connection was closed as soon as it was made")
+        self._received = False
+        received: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._head = received
+        self._transport.writelines((head, body))
+        try:
+            return await received
+        except asyncio.CancelledError:
+            # After a complete reply, another request may have the connection already.
+            if not received.done() or received.cancelled():
+                self.close()
+            elif received.exception() is None:
+                received.result().close()
+            raise
+
+    def pause(self) -> None:
+        """Stop reading."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read again."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def close(self) -> None:
+        """Close the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # Called by the transport.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]  # of a client: a Transport
+        self._client.opened(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._parser is None or (self._head is None and self._reply is None):
+            self.close()  # bytes without a request
+            return
+        self._received = True
+        error = self._parse(data)
+        reply, parts = self._reply, self._parts
+        if reply is not None and parts:
+            reply.receive(parts[0] if len(parts) == 1 else b"".join(parts))
+            parts.clear()
+        if reply is not None and self._complete:
+            self._keep = self._keep and error is None
+            self._finish(reply)
+        elif error is not None:
+            self._fail(error)
+
+    def _parse(self, data: bytes) -> BrokenError | None:
+        assert self._parser is not None
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            return BrokenError(f"the reply is not valid HTTP: {error}")
+        if self._in_head:
+            self._head_size += len(data)
+            if self._head_size > _LONGEST_HEAD:
+                return BrokenError(f"the head of the reply exceeds {_LONGEST_HEAD} bytes")
+        return None
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._client.lost(self, self._base)
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        if self._reply is not None and self._ends_with_connection(self._reply, exc):
+            self._reply.end()
+        else:
+            unread = self._used and not self._received and isinstance(exc, ConnectionError)
+            text = connection_fault(exc) if exc else "Server disconnected"
+            self._fail(_NotReadError(text) if unread else BrokenError(text))
+        self._transport = self._parser = None  # the parser and its protocol hold each other
+
+    # Called by the parser.
+
+    def on_message_begin(self) -> None:
+        if self._complete:
+            raise BrokenError("bytes follow the reply")
+        self._in_head = True
+        self._head_size = 0
+        self._reason = b""
+        self._headers = Headers()
+
+    def on_status(self, reason: bytes) -> None:
+        self._reason += reason
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # else a trailer
+            self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        assert self._parser is not None
+        self._in_head = False
+        status = self._parser.get_status_code()
+        if status < 200:
+            return  # an interim reply: another one follows
+        self._keep = status < 500 and self._parser.should_keep_alive()
+        self._reply = Reply(self, status, self._reason, self._headers)
+        if self._head is not None and not self._head.done():
+            self._head.set_result(self._reply)
+
+    def on_body(self, data: bytes) -> None:
+        self._parts.append(data)
+
+    def on_message_complete(self) -> None:
+        self._complete = self._reply is not None
+
+    def _finish(self, reply: Reply) -> None:
+        """Keep the connection after a complete reply, or close it."""
+        self._reply = self._head = None
+        self._complete = False
+        self._used = True
+        reply.end()
+        if self._keep and self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+            self._idle_timer = self._client.keep(self, self._base)
+        else:
+            self.close()
+
+    def _ends_with_connection(self, reply: Reply, exc: Exception | None) -> bool:
+        chunked = reply.headers.get(b"transfer-encoding")
+        return exc is None and reply.length is None and not chunked
+
+    def _fail(self, error: Exception) -> None:
+        if self._head is not None and not self._head.done():
+            self._head.set_exception(error)
+        if self._reply is not None:
+            self._reply.end(error)
+        self._reply = self._head = None
+        self.close()

@@ -1,0 +1,177 @@
+"""One exchange of a connection: a request, and the body of its response."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+from urllib.parse import unquote
+
+from dynamometer.http.messages import Headers, Refusal, Response
+
+
+class Flow(Protocol):
+    """The source of a response's body, which pauses while its client reads too slowly."""
+
+    def pause(self) -> None:
+        """Stop reading."""
+
+    def resume(self) -> None:
+        """Read again."""
+
+
+class Request:
+    """One request, from the end of its head on.
+
+    Attributes:
+        method: such as POST.
+        path: decoded, without the query.
+        query: as it was received, without the question mark.
+        headers: as they were received.
+        keep_alive: whether the connection may stay open after the response.
+        chunked: whether the client reads chunks: HTTP/1.1.
+        complete: whether the whole body was received.
+        invalid: whether it is not a request at all: no handler sees it.
+        refusal: why the request is refused.
+        response_headers: what each response to the request needs besides its own headers.
+    """
+
+    __slots__ = (
+        "_connection", "_parts", "_size", "_waiter", "chunked", "complete", "expects", "headers",
+        "invalid", "keep_alive", "method", "path", "query", "refusal", "response_headers",
+    )  # fmt: skip
+
+    def __init__(self, connection: Sender, method: str, target: bytes, headers: Headers) -> None:
+        self._connection = connection
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._waiter: asyncio.Future[None] | None = None
+        path, _, query = target.partition(b"?")
+        self.method = method
+        self.path = unquote(path.decode("utf-8", "replace"))
+        self.query = query
+        self.headers = headers
+        self.keep_alive = self.chunked = self.expects = False
+        self.complete = self.invalid = False
+        self.refusal: Refusal | None = None
+        self.response_headers = Headers()
+
+    async def read(self) -> bytes:
+        """Return the whole body, and keep no reference to it.
+
+        Raises:
+            Refusal: The head or the body is too large, breaks the protocol, or is late.
+        """
+        if not self.complete and self.refusal is None:
+            if self.expects and not self._size:
+                self._connection.send_continue()
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        if self.refusal is not None:
+            raise self.refusal
+        parts, self._parts = self._parts, []
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def begin(
+        self, status: int, headers: Headers, *, length: int | None = None, reason: bytes = b""
+    ) -> Stream:
+        """Send the head of the response, and return its body to write to.
+
+        Args:
+            status: the HTTP status.
+            headers: without those of the connection and of the length.
+            length: of the body in bytes; None where it is not known.
+            reason: the reason phrase; the standard one where empty.
+        """
+        return self._connection.begin(self, status, headers, length, reason)
+
+    def receive(self, data: bytes, limit: int) -> None:
+        """Take a piece of the body; refuse the request when its body exceeds `limit` bytes."""
+        self._size += len(data)
+        if self._size > limit:
+            self.refuse(too_large(limit))
+        elif self.refusal is None:
+            self._parts.append(data)
+
+    def finish(self) -> None:
+        """Mark the body as complete."""
+        self.complete = True
+        self._wake()
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Let `read` raise `refusal`; the first one counts."""
+        if self.refusal is None:
+            self.refusal = refusal
+            self._parts.clear()
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+def too_large(limit: int) -> Refusal:
+    """Return the refusal of a body of more than `limit` bytes."""
+    return Refusal(413, f"The request body is too large: more than {limit} bytes (--max-body-size)")
+
+
+class Stream:
+    """The body of a response whose head was sent.
+
+    Attributes:
+        ended: whether the body's end was sent.
+        flow: the source of the body, which pauses while the client reads too slowly.
+        left: whether the client has left.
+    """
+
+    __slots__ = ("_chunked", "_transport", "ended", "flow", "left")
+
+    def __init__(self, transport: asyncio.Transport, *, chunked: bool) -> None:
+        self._transport = transport
+        self._chunked = chunked
+        self.left = self.ended = False
+        self.flow: Flow | None = None
+
+    @property
+    def closed(self) -> bool:
+        """True if the client receives nothing that is written from now on."""
+        return self.left or self._transport.is_closing()
+
+    def write(self, data: bytes) -> None:
+        """Send a piece of the body, without waiting."""
+        if not data or self.closed:
+            return
+        if self._chunked:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        self._transport.write(data)
+
+    def end(self) -> None:
+        """Send the body's end."""
+        if self._chunked and not self.closed:
+            self._transport.write(b"0\r\n\r\n")
+        self.ended = True
+
+
+class Sender(Protocol):
+    """The sending side of a connection."""
+
+    def begin(
+        self, request: Request, status: int, headers: Headers, length: int | None, reason: bytes
+    ) -> Stream:
+        """Send a response's head; see `Request.begin`."""
+
+    def send_continue(self) -> None:
+        """Ask the client for the body that it waits to send."""
+
+
+Handler = Callable[[Request], Awaitable[Response | None]]
+
+
+class Application(Protocol):
+    """The handlers of a server, and the form of its errors."""
+
+    async def answer(self, request: Request) -> Response | None:
+        """Answer a request; return None where the handler has used `Request.begin`."""
+
+    def refuse(self, refusal: Refusal) -> Response:
+        """Return the response to a request that no handler sees."""

@@ -1,0 +1,333 @@
+"""An HTTP server on asyncio's protocols; each connection has one request after another.
+
+A handler runs in a task of its own. A client that closes its connection, or its sending side,
+cancels the handler: so an abort reaches the engine at once. The connection is read while a handler
+runs, because only a read shows that the client has left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from dynamometer.http.exchange import Application, Request, Stream
+from dynamometer.http.messages import BODILESS, Header, Headers, Refusal, Response, response_head
+from dynamometer.http.request_parser import RequestParser
+
+# A client may send so many bytes of further requests before its request is answered.
+_MOST_AHEAD: Final = 2**16
+# Bytes are parsed in slices of this size, so that few requests are parsed ahead.
+_SLICE: Final = 2**13
+_BACKLOG: Final = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Limits of a connection.
+
+    Attributes:
+        body_bytes: the most bytes of a request's body.
+        idle_seconds: the longest time between two requests.
+        head_seconds: from a head's first byte to its last.
+        body_seconds: the longest pause between two pieces of a body.
+        linger_seconds: how long the rest of a refused request is read and ignored, so that the
+            client reads the response before it sees the connection's end.
+    """
+
+    body_bytes: int
+    idle_seconds: float = 75.0
+    head_seconds: float = 30.0
+    body_seconds: float = 60.0
+    linger_seconds: float = 2.0
+
+
+class _Wait(Enum):
+    """The phases of a connection that have a deadline."""
+
+    IDLE = "idle"
+    HEAD = "head"
+    BODY = "body"
+
+
+class _Connection(asyncio.Protocol):
+    """One client's connection. All state belongs to the event loop."""
+
+    def __init__(
+        self, application: Application, limits: Limits, connections: set[_Connection]
+    ) -> None:
+        """Wait for the first request.
+
+        Args:
+            application: answers the requests.
+            limits: of sizes and times.
+            connections: where this connection is listed while it is open.
+        """
+        self._application = application
+        self._limits = limits
+        self._connections = connections
+        self._loop = asyncio.get_running_loop()
+        self._parser = RequestParser(self, limits.body_bytes)
+        self._transport: asyncio.Transport | None = None
+        self._request: Request | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._stream: Stream | None = None
+        # Bytes that follow the request that is being answered.
+        self._ahead = b""
+        self._write_paused = False
+        self._waits_for: _Wait | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    # Called by the transport.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Wait for the first request."""
+        self._transport = transport  # type: ignore[assignment]  # of a stream: a Transport
+        self._connections.add(self)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse bytes, and answer the request that they complete."""
+        self._ahead += data
+        self._parse()
+        if len(self._ahead) > _MOST_AHEAD and self._transport is not None:
+            self._transport.pause_reading()
+
+    def _parse(self) -> None:
+        """Parse up to the next request that cannot be answered yet."""
+        data, at = self._ahead, 0
+        while at < len(data) and not self._parser.requests:
+            if self._request is not None and self._request.complete:
+                break
+            self._parser.feed(data[at : at + _SLICE])
+            at += _SLICE
+            self._answer_next()
+        self._ahead = data[at:]
+        self._watch()
+
+    def eof_received(self) -> bool:
+        """Treat a client that has closed its sending side as one that has left."""
+        self._leave()
+        return False
+
+    def pause_writing(self) -> None:
+        """Pause the source of the response's body: the client reads too slowly."""
+        self._write_paused = True
+        if self._stream is not None and self._stream.flow is not None:
+            self._stream.flow.pause()
+
+    def resume_writing(self) -> None:
+        """Resume the source of the response's body."""
+        self._write_paused = False
+        if self._stream is not None and self._stream.flow is not None:
+            self._stream.flow.resume()
+        self._answer_next()
+        self._parse()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Release everything that the connection holds."""
+        del exc
+        self._leave()
+        self._connections.discard(self)
+        self._parser.close()
+        self._ahead = b""
+        self._transport = None
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _leave(self) -> None:
+        self._parser.ended = True
+        if self._stream is not None:
+            self._stream.left = True
+        if self._task is not None:
+            self._task.cancel()
+
+    # One request after the other.
+
+    def _answer_next(self) -> None:
+        """Start to answer the next request, if none is being answered and the client reads."""
+        if self._request is None and self._parser.requests and not self._write_paused:
+            self._request = self._parser.requests.popleft()
+            self._task = self._loop.create_task(self._answer(self._request))
+
+    async def _answer(self, request: Request) -> None:
+        try:
+            if request.invalid and request.refusal is not None:
+                response: Response | None = self._application.refuse(request.refusal)
+            else:
+                response = await self._application.answer(request)
+            if response is not None and self._stream is None:
+                self._send(request, response)
+        finally:
+            self._finish(request)
+
+    def _send(self, request: Request, response: Response) -> None:
+        """Send a whole response."""
+        request.keep_alive = request.keep_alive and not response.close
+        head = self._head(request, response.status, response.headers, len(response.body), b"")
+        transport = self._open_transport()
+        body = b"" if request.method == "HEAD" else response.body
+        transport.writelines((head, body))
+        self._stream = Stream(transport, chunked=False)
+        self._stream.end()
+
+    def begin(
+        self, request: Request, status: int, headers: Headers, length: int | None, reason: bytes
+    ) -> Stream:
+        """Send a response's head; see `Request.begin`."""
+        transport = self._open_transport()
+        transport.write(self._head(request, status, headers, length, reason))
+        chunked = length is None and request.chunked and status not in BODILESS
+        self._stream = Stream(transport, chunked=chunked and request.method != "HEAD")
+        return self._stream
+
+    def _open_transport(self) -> asyncio.Transport:
+        if self._transport is None:
+            raise asyncio.CancelledError  # the client has left: this task is cancelled already
+        return self._transport
+
+    def _head(
+        self, request: Request, status: int, headers: Headers, length: int | None, reason: bytes
+    ) -> bytes:
+        own: list[Header] = [*request.response_headers]
+        if status not in BODILESS:
+            if length is not None:
+                own.append((b"content-length", b"%d" % length))
+            elif request.chunked:
+                own.append((b"transfer-encoding", b"chunked"))
+            else:  # HTTP/1.0: the end of the connection is the end of the body
+                request.keep_alive = False
+        if not request.complete or (self._parser.ended and not self._parser.requests):
+            request.keep_alive = False
+        if not request.keep_alive:
+            own.append((b"connection", b"close"))
+        elif not request.chunked:
+            own.append((b"connection", b"keep-alive"))
+        return response_head(status, headers, own, reason)
+
+    def send_continue(self) -> None:
+        """Ask the client for the body that it waits to send."""
+        if self._transport is not None:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _finish(self, request: Request) -> None:
+        """Go on to the next request, or close the connection."""
+        transport, stream = self._transport, self._stream
+        self._request = self._task = self._stream = None
+        if transport is None or transport.is_closing():
+            return
+        transport.resume_reading()
+        if stream is None or not stream.ended:
+            transport.abort()  # the rest of what the head announced cannot be sent
+        elif request.keep_alive:
+            self._answer_next()
+            self._parse()
+        elif request.complete:
+            self._parser.ended = True
+            transport.close()
+        else:
+            self._linger(transport)
+
+    def _linger(self, transport: asyncio.Transport) -> None:
+        """Let a client that still sends read its response before the connection ends."""
+        self._parser.ended = True
+        if transport.can_write_eof():
+            transport.write_eof()
+        self._set_timer(self._limits.linger_seconds, transport.close)
+
+    def shutdown(self) -> asyncio.Task[None] | None:
+        """Close the connection; return the task of a handler that is cancelled by that."""
+        task = self._task
+        if self._transport is not None and task is None:
+            self._transport.close()
+        elif self._transport is not None:
+            self._leave()
+            self._transport.abort()
+        return task
+
+    # Deadlines.
+
+    def _watch(self) -> None:
+        """Set the deadline of the present phase."""
+        request = self._request
+        if request is not None:
+            wait = None if request.complete else _Wait.BODY
+        elif self._parser.ended:
+            return
+        else:
+            wait = _Wait.HEAD if self._parser.in_head else _Wait.IDLE
+        if wait is self._waits_for and wait is not _Wait.BODY:
+            return
+        self._waits_for = wait
+        limits = self._limits
+        if wait is _Wait.IDLE:
+            self._set_timer(limits.idle_seconds, self._late)
+        elif wait is _Wait.HEAD:
+            self._set_timer(limits.head_seconds, self._late)
+        elif wait is _Wait.BODY:
+            self._set_timer(limits.body_seconds, self._late)
+        elif self._timer is not None:
+            self._timer.cancel()
+
+    def _set_timer(self, seconds: float, action: Callable[[], None]) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(seconds, action)
+
+    def _late(self) -> None:
+        if self._waits_for is _Wait.IDLE and self._transport is not None:
+            self._transport.close()
+        elif self._waits_for is _Wait.HEAD:
+            self._parser.refuse(Refusal(408, "The request's head was not sent in time"))
+            self._answer_next()
+            self._watch()
+        elif self._request is not None:
+            self._parser.ended = True
+            self._request.refuse(Refusal(408, "The request's body was not sent in time"))
+
+
+@asynccontextmanager
+async def serving(
+    application: Application,
+    listener: socket.socket,
+    *,
+    limits: Limits,
+    tls: ssl.SSLContext | None = None,
+) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Answer requests on `listener` while the context is open.
+
+    Requests that are to finish must be waited for inside the context.
+
+    Args:
+        application: answers the requests.
+        listener: a bound socket.
+        limits: of each connection.
+        tls: the certificate, for HTTPS.
+
+    Yields:
+        A function that stops listening; connections that are open go on.
+    """
+    connections: set[_Connection] = set()
+    loop = asyncio.get_running_loop()
+    accepting = await loop.create_server(
+        lambda: _Connection(application, limits, connections),
+        sock=listener,
+        ssl=tls,
+        backlog=_BACKLOG,
+    )
+
+    async def stop() -> None:
+        accepting.close()
+
+    try:
+        yield stop
+    finally:
+        accepting.close()
+        tasks = [connection.shutdown() for connection in list(connections)]
+        if running := {task for task in tasks if task is not None}:
+            await asyncio.wait(running)

@@ -1,0 +1,309 @@
+"""The reader that parses every event and keeps every time: the oracle of the streams' reader."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Final
+
+import orjson
+
+from dynamometer.engines.dialects import (
+    CANCELLED,
+    MESSAGES_PARTS,
+    Event,
+    Tokens,
+    error_status,
+    finish_status,
+    generated_tokens,
+    integer,
+    messages_tokens,
+    openai_tokens,
+)
+from dynamometer.engines.interface import Usage
+
+# An empty line: a line ending that follows another (WHATWG, "Parsing an event stream").
+_EVENT_END: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n?|\n)")
+_LONGEST_END: Final = len(b"\r\n\r\n")
+_DATA: Final = b"data:"
+# The data may be text, or missing: NVIDIA Dynamo puts the error message into a comment.
+_ERROR_EVENT: Final = re.compile(rb"(?:\A|[\r\n])event: ?error(?:[\r\n]|\Z)")
+_DONE: Final = b"[DONE]"
+_RESPONSE_ENDS: Final = frozenset({"response.completed", "response.incomplete", "response.failed"})
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+# A longer event passes unread; neither usage nor a token needs so many bytes.
+_LONGEST_EVENT: Final = 2**22
+# Members of a chat's delta that are not generated content.
+_NO_CONTENT: Final = frozenset({"role", "hidden_states"})
+
+
+class StreamReader:
+    """Read one stream of server-sent events.
+
+    Attributes:
+        content_times: the arrival time of each event with content, in the caller's seconds.
+    """
+
+    def __init__(self, usage: Usage, *, hide_usage: bool, samples: int = 1) -> None:
+        """Prepare to read a stream.
+
+        Args:
+            usage: the dialect of the route's answers.
+            hide_usage: remove the chunk that contains only usage.
+            samples: the number of answers to each prompt, by SGLang's own route.
+        """
+        self.content_times: list[float] = []
+        self._usage = usage
+        self._hide_usage = hide_usage
+        self._events = _EventReader(usage, samples)
+        # The beginning of an event that is not complete yet.
+        self._held = bytearray()
+        # The current event is too long and passes unread.
+        self._skipping = False
+        self._any_event = self._any_skipped = False
+
+    @property
+    def tokens(self) -> Tokens:
+        """The token counts that the stream has reported so far."""
+        return self._events.tokens
+
+    @property
+    def error_code(self) -> int | None:
+        """The HTTP status of an error in the stream, or of a finish reason; None if successful."""
+        return self._events.error_code
+
+    @property
+    def ended(self) -> bool:
+        """True after the last event, or after an error: many clients close the connection then."""
+        return self._events.ended
+
+    @property
+    def successful(self) -> bool:
+        """True after the last event, if no error replaced the rest of the stream."""
+        return self._events.ended and not self._events.failed
+
+    @property
+    def complete(self) -> bool:
+        """True if the client already has the whole answer, or an error.
+
+        A stream without its last event is complete if all its choices have a finish reason. An
+        event that was too long to be read counts as the last event.
+        """
+        if self._any_skipped:
+            return True
+        if self.ended or self._usage is Usage.NONE:
+            return self._any_event
+        return self._events.all_choices_finished
+
+    def feed(self, chunk: bytes, now: float) -> bytes:
+        """Return the bytes for the client: of `chunk`, and of earlier chunks that were held back.
+
+        Args:
+            chunk: the next bytes of the stream.
+            now: the arrival time of the chunk, seconds.
+        """
+        held = self._held
+        if not held and not self._skipping and _is_one_event(chunk):
+            return chunk if self._read(chunk[:-2], now) else b""
+        # The end of an event may span two chunks.
+        begin, search = 0, max(0, len(held) - _LONGEST_END + 1)
+        held += chunk
+        passed = []
+        while True:
+            match = _EVENT_END.search(held, search)
+            if match is None:
+                break
+            end, search = match.start(), match.end()
+            del match  # a match locks the buffer
+            event = bytes(held[begin:end])
+            if self._skipping or self._read(event, now):
+                passed.append(bytes(held[begin:search]))
+            else:  # the \n of the \r\n that ended the event before may stand in front
+                passed.append(event[: -len(event.lstrip(b"\r\n"))])
+            self._skipping = False
+            begin = search
+        del held[:begin]
+        if self._skipping or len(held) > _LONGEST_EVENT:
+            self._skipping = self._any_skipped = True
+            passed.append(bytes(held[: 1 - _LONGEST_END]))
+            del held[: 1 - _LONGEST_END]
+        return b"".join(passed)
+
+    def finish(self, now: float) -> bytes:
+        """Return the bytes that are still held back: an event without its empty line.
+
+        Args:
+            now: the time of the stream's end, seconds.
+        """
+        rest = bytes(self._held)
+        self._held.clear()
+        return rest if self._skipping or self._read(rest, now) else b""
+
+    def _read(self, event: bytes, now: float) -> bool:
+        """Read one event, and return whether it is for the client."""
+        # Nearly always, the event has one data line, and it is the last line.
+        line = 0 if event.startswith(_DATA) else event.find(b"\n" + _DATA) + 1 or len(event)
+        try:
+            content = orjson.loads(event[line + len(_DATA) :])
+        except ValueError:
+            content = _parse_lines(event)
+        if b"error" in event and _ERROR_EVENT.search(event):
+            self._any_event = True
+            self._events.fail(error_status(content if isinstance(content, dict) else {}))
+        if not isinstance(content, dict):  # the end, a comment, or another format
+            self._events.ended = self._events.ended or content == _DONE
+            self._any_event = self._any_event or content not in (_DONE, b"")
+            return True
+        self._any_event = True
+        if content.get("error") or content.get("object") == "error":
+            self._events.fail(error_status(content))
+        if self._events.read(content):
+            self.content_times.append(now)
+            return True
+        return not (self._hide_usage and content.get("choices") == [] and content.get("usage"))
+
+
+class _EventReader:
+    """Read the parsed events of a stream in one dialect.
+
+    Attributes:
+        read: reads an event, and returns whether it has content.
+        error_code: see `StreamReader.error_code`.
+        ended: see `StreamReader.ended`.
+        failed: True after an error in place of the rest of the stream.
+    """
+
+    def __init__(self, usage: Usage, samples: int) -> None:
+        self.read: Callable[[Event], bool] = {
+            Usage.NONE: self._read_any,
+            Usage.OPENAI: self._read_openai,
+            Usage.RESPONSES: self._read_responses,
+            Usage.MESSAGES: self._read_messages,
+            Usage.GENERATE: self._read_generate,
+        }[usage]
+        self.error_code: int | None = None
+        self.ended = self.failed = False
+        self._samples = samples
+        self._generated: dict[int, Event] = {}
+        self._parts: dict[str, int | None] = {}
+        self._tokens = Tokens()
+        self._choices: set[object] = set()
+        self._finished: set[object] = set()
+        self._last_choice: object = None  # most streams have only one, which is added once
+
+    @property
+    def tokens(self) -> Tokens:
+        """See `StreamReader.tokens`."""
+        if self._generated:
+            return generated_tokens(self._generated, self._samples)
+        return self._tokens
+
+    @property
+    def all_choices_finished(self) -> bool:
+        """True if the stream has choices, and each has a finish reason."""
+        return bool(self._finished) and self._choices <= self._finished
+
+    def fail(self, code: int) -> None:
+        """Record an error in place of the rest of the stream."""
+        self.error_code = code
+        self.ended = self.failed = True
+
+    def _read_any(self, _: Event) -> bool:
+        return False
+
+    def _read_openai(self, event: Event) -> bool:
+        usage = event.get("usage")
+        if isinstance(usage, dict):
+            self._tokens = openai_tokens(usage)
+        choices = event.get("choices")
+        if not isinstance(choices, list):
+            return False
+        found = False
+        for choice in choices:
+            if isinstance(choice, dict):
+                index, reason = choice.get("index"), choice.get("finish_reason")
+                if reason is not None or index != self._last_choice:
+                    self._last_choice = index
+                    self._add_choice(_integer_or_0(index), reason)
+                found = found or _has_content(choice)
+        return found
+
+    def _read_responses(self, event: Event) -> bool:
+        response = event.get("response")
+        if isinstance(response, dict) and isinstance(response.get("usage"), dict):
+            self._tokens = openai_tokens(response["usage"])
+        kind = str(event.get("type"))
+        if kind == "response.cancelled":
+            self.fail(CANCELLED)
+        if kind in ("response.failed", "error"):
+            self.fail(error_status(response if isinstance(response, dict) else event))
+        if kind in _RESPONSE_ENDS:
+            self.ended = True
+        return kind.endswith(".delta") and bool(event.get("delta"))
+
+    def _read_messages(self, event: Event) -> bool:
+        message = event.get("message")
+        usage = message.get("usage") if isinstance(message, dict) else event.get("usage")
+        if isinstance(usage, dict):
+            # A count that an event omits keeps its earlier value.
+            for part in MESSAGES_PARTS:
+                self._parts[part] = integer(usage.get(part), self._parts.get(part))
+            self._tokens = messages_tokens(self._parts)
+        kind, delta = event.get("type"), event.get("delta")
+        if kind == "message_stop":
+            self.ended = True
+        if kind != "content_block_delta" or not isinstance(delta, dict):
+            return False
+        return any(value for key, value in delta.items() if key != "type")
+
+    def _read_generate(self, event: Event) -> bool:
+        meta = event.get("meta_info")
+        if not isinstance(meta, dict):
+            return False
+        index = _integer_or_0(event.get("index"))
+        self._generated[index] = meta
+        reason = meta.get("finish_reason")
+        self._add_choice(index, reason)
+        code = finish_status(reason)
+        if code is not None and code != CANCELLED:
+            self.fail(code)
+        return code is None
+
+    def _add_choice(self, index: int, finish_reason: object) -> None:
+        self._choices.add(index)
+        if finish_reason is not None:
+            self._finished.add(index)
+            code = finish_status(finish_reason)
+            if code is not None:
+                self.error_code = max(code, self.error_code or 0)
+
+
+def _is_one_event(chunk: bytes) -> bool:
+    """Return whether the chunk is exactly one event, as nearly every chunk is."""
+    return chunk.find(b"\n\n") == len(chunk) - 2 and len(chunk) > 2 and b"\r" not in chunk
+
+
+def _parse_lines(event: bytes) -> object:
+    """Return the JSON value in all data lines of an event; the raw data if it is not JSON."""
+    lines = event.removeprefix(_BYTE_ORDER_MARK).splitlines()
+    data = b"\n".join(line[len(_DATA) :] for line in lines if line.startswith(_DATA))
+    try:
+        return orjson.loads(data)
+    except ValueError:
+        return data.strip()
+
+
+def _has_content(choice: Event) -> bool:
+    if choice.get("text"):
+        return True
+    delta = choice.get("delta")
+    if not isinstance(delta, dict):
+        return False
+    for key, value in delta.items():  # noqa: SIM110  # a third of the time of any()
+        if value and key not in _NO_CONTENT:
+            return True
+    return False
+
+
+def _integer_or_0(value: object) -> int:
+    return integer(value, 0) or 0
