@@ -66,19 +66,18 @@ class Shape:
 
 
 def reference(path: ServingPath, shape: Shape) -> int:
-    """Return the checksum of an engine's own answer.
-
-    Raises:
-        AnswerError: The answer is not correct.
-    """
+    """Return the checksum of an engine's own answer; end the program if the answer is wrong."""
     connection = http.client.HTTPConnection("127.0.0.1", path.ports[0], timeout=shape.seconds + 30)
     with contextlib.closing(connection):
         connection.request("POST", "/v1/chat/completions", shape.body, _HEADERS)
         answer = connection.getresponse()
         body = answer.read()
-    if answer.status != 200:
-        raise AnswerError(f"the engine answers {answer.status}: {body[:300]!r}")
-    check_tokens(body, shape.tokens)
+    try:
+        if answer.status != 200:
+            raise AnswerError(f"status {answer.status}: {body[:300]!r}")
+        check_tokens(body, shape.tokens)
+    except AnswerError as error:
+        sys.exit(f"the answer of the engine itself is wrong: {error}")
     return checksum_of(body)
 
 

@@ -41,8 +41,8 @@ class Bench:
         options, paths = self._options, len(self._paths)
         streams = options.rounds * (paths * len(options.levels) + options.scraped)
         requests = min(3, options.rounds) * paths * len(options.concurrency)
-        one_answer = self._shape.seconds
-        return streams * (options.seconds + 2 * one_answer + 1) + requests * (options.seconds + 1)
+        one_load: float = options.seconds + 1
+        return streams * (one_load + 2 * self._shape.seconds) + requests * one_load
 
     def measure_idle(self) -> None:
         """Measure processor time and memory before the first request."""
