@@ -83,10 +83,11 @@ bench-exporter: setup ## measure the cost of an exporter beside a real SGLang, a
 bench-latency: setup ## compare mean latencies on the pages with a client's own clock
 	@$(BIN)/python benchmarks/latency.py $(BENCH_FLAGS)
 
-# ROUTER=1 adds SGLang's Rust router, REAL=1 the real engine, GROWTH=1 large prompts and long answers.
-bench-serving: setup $(if $(ROUTER),$(ROUTER_VENV)/.ready) ## measure what serving costs, against the engines alone and a bare relay
+# ROUTER=1 adds SGLang's Rust router, DYNAMO=1 NVIDIA Dynamo, REAL=1 the real engine, GROWTH=1 large prompts
+# and long answers.
+bench-serving: setup $(if $(ROUTER),$(ROUTER_VENV)/.ready) $(if $(DYNAMO),$(DYNAMO_VENV)/.ready) ## measure what serving costs, against the engines alone and a bare relay
 	@$(BIN)/python benchmarks/serving.py $(if $(ROUTER),--router-python $(ROUTER_VENV)/bin/python) \
-	  $(if $(REAL),--real) $(if $(GROWTH),--growth) $(BENCH_FLAGS)
+	  $(if $(DYNAMO),--dynamo-python $(CURDIR)/$(DYNAMO_VENV)/bin/python) $(if $(REAL),--real) $(if $(GROWTH),--growth) $(BENCH_FLAGS)
 
 $(ROUTER_VENV)/.ready: VENV := $(ROUTER_VENV)
 $(ROUTER_VENV)/.ready: | $(ROUTER_VENV)/bin/python

@@ -1,10 +1,10 @@
 """Measure what serving costs, on several paths in one run: `make bench-serving`.
 
 The same simulated engines are reached directly, through a bare relay of bytes of one and two hops,
-through Dynamometer's frontend and workers, and, with `--router-python`, through SGLang's Rust
-router. All paths get the same load in each round, one after another, and the tables have the
-medians of the rounds. Each answer is checked: its number of tokens, their order, all of its bytes.
-An answer that fails the check makes the exit code 1.
+through Dynamometer's frontend and workers, and on request through SGLang's Rust router and NVIDIA
+Dynamo, each in an environment of its own. All paths get the same load in each round, one after
+another, and the tables have the medians of the rounds. Each answer is checked: its number of
+tokens, their order, all of its bytes. An answer that fails the check makes the exit code 1.
 
 `--real` adds the real engine, measured with SGLang's own `bench_serving`; `--growth` adds large
 prompts, long answers and idle connections; `--long` is a check of one load over a long time.
@@ -21,10 +21,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import serving_report
+from dynamo_stack import again_in_namespaces
 from serving_growth import growth
 from serving_load import Shape
 from serving_machine import cores, describe, refuse_left_over_engines
-from serving_paths import ServingPath, fleet, frontend, has_processes, relays, router
+from serving_paths import ServingPath, dynamo, fleet, frontend, has_processes, relays, router
 from serving_real import real
 from serving_report import Results
 from serving_rounds import FIRST_TOKEN_SECONDS, FIXED_AT, SCRAPES_A_SECOND, Bench
@@ -38,7 +39,11 @@ def main() -> int:
         results = Results.load(options.report)
     else:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-        refuse_left_over_engines()
+        if not options.inside:
+            refuse_left_over_engines()
+        if options.dynamo_python and not options.inside:
+            # NVIDIA Dynamo opens sockets on all interfaces.
+            return again_in_namespaces(__file__, sys.argv[1:])
         with tempfile.TemporaryDirectory(prefix="bench-serving-") as place:
             results = measure(options, Path(place))
     if options.results:
@@ -98,6 +103,11 @@ def _options() -> argparse.Namespace:
     )
     add("--router-python", metavar="PATH", help="an interpreter that has sglang-router")
     add(
+        "--dynamo-python",
+        metavar="PATH",
+        help="an interpreter that has ai-dynamo; all processes run in namespaces of their own",
+    )
+    add(
         "--growth",
         action="store_true",
         help="also prompts up to 4 MiB, answers of 32,000 tokens, and 10,000 idle connections",
@@ -113,6 +123,7 @@ def _options() -> argparse.Namespace:
     add("--results", type=Path, metavar="FILE", help="write all figures to this JSON file")
     add("--report", type=Path, metavar="FILE", help="measure nothing: print the figures of a file")
     add("--write", action="store_true", help="write the tables into docs/performance.md")
+    add("--inside", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.seconds, options.levels = 1, 2.0, options.levels[:1]
@@ -140,7 +151,7 @@ def measure(options: argparse.Namespace, place: Path) -> Results:
             if options.long:
                 bench.run_long(options.long)
             else:
-                say(f"about {bench.seconds / 60:.0f} minutes")
+                say(f"all rounds: about {bench.seconds:.0f} s")
                 bench.measure_idle()
                 bench.measure_streams()
                 bench.measure_requests()
@@ -156,7 +167,7 @@ def _setting(options: argparse.Namespace) -> str:
     return (
         f"{options.engines} simulated engines, {options.rate:.0f} tokens/s a stream, one event a "
         f"token, answers of {options.tokens} tokens, the first one after "
-        f"{FIRST_TOKEN_SECONDS * 1e3:.0f} ms; {options.clients} client processes, connections "
+        f"{FIRST_TOKEN_SECONDS * 1e3:.0f} ms; client processes: {options.clients}; connections: "
         f"{connections}; medians of {options.rounds} rounds of {options.seconds:.0f} s. CPU is of "
         "whole processes."
     )
@@ -179,6 +190,13 @@ def _paths(options: argparse.Namespace, place: Path) -> Iterator[list[ServingPat
         paths += [stack.enter_context(frontend(found, processes=count)) for count in counts]
         if options.router_python:
             paths.append(stack.enter_context(router(found, python=options.router_python)))
+        if options.dynamo_python:
+            paths.append(
+                stack.enter_context(
+                    dynamo(place, python=options.dynamo_python, count=options.engines,
+                           rate=options.rate, first_token_seconds=FIRST_TOKEN_SECONDS)
+                )
+            )  # fmt: skip
         if options.paths:
             parts = options.paths.split(",")
             paths = [

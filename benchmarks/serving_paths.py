@@ -2,7 +2,8 @@
 
 All paths lead to the same simulated engines, each started by its own worker: directly, through a
 bare relay of one and two hops, through Dynamometer's frontend and workers, and through SGLang's
-router where an interpreter with it is given.
+router and NVIDIA Dynamo where an interpreter with them is given. NVIDIA Dynamo's engine is a part
+of its worker, and simulated in the same way.
 """
 
 from __future__ import annotations
@@ -25,7 +26,12 @@ from dynamometer.http.addresses import free_port
 
 MODEL = "mock"
 DIRECT, RELAY, OURS, ROUTER = "direct", "bare relay", "Dynamometer", "sglang-router"
+DYNAMO = "NVIDIA Dynamo (back: with the engine)"
 _RELAY_SCRIPT = Path(__file__).with_name("serving_relay.py")
+_DYNAMO_WORKER = Path(__file__).with_name("serving_dynamo_worker.py")
+_DYNAMO_PLANES = ("--discovery-backend", "file", "--request-plane", "tcp", "--event-plane", "zmq")
+_DYNAMO_HOSTS = ("DYN_SYSTEM_HOST", "DYN_TCP_RPC_HOST", "DYN_TCP_RESPONSE_STREAM_HOST",
+                 "DYN_EVENT_PLANE_HOST")  # fmt: skip
 _STARTS_WITHIN = 150.0
 _DYNO = (sys.executable, "-m", "dynamometer")
 _LOOPBACK = "127.0.0.1"
@@ -43,6 +49,7 @@ class ServingPath:
         back: the processes of the second hop.
         engines: the processes of the engines.
         pages: the ports of the `/metrics` pages.
+        same_bytes: the answers have the same bytes as the engines' own.
     """
 
     name: str
@@ -52,6 +59,7 @@ class ServingPath:
     front: list[psutil.Process] = field(default_factory=list)
     back: list[psutil.Process] = field(default_factory=list)
     pages: list[int] = field(default_factory=list)
+    same_bytes: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +223,45 @@ def router(found: Fleet, *, python: str) -> Iterator[ServingPath]:
             ports=[port],
             engines=found.engines,
             front=[first, *first.children(recursive=True)],
+        )
+
+
+@contextlib.contextmanager
+def dynamo(
+    place: Path, *, python: str, count: int, rate: float, first_token_seconds: float
+) -> Iterator[ServingPath]:
+    """Run NVIDIA Dynamo's frontend, and workers with simulated engines inside.
+
+    Args:
+        place: a directory for logs and the discovery.
+        python: an interpreter that has `ai-dynamo`.
+        count: the number of workers.
+        rate: tokens per second of each stream.
+        first_token_seconds: the time before the first token.
+    """
+    temporary = place / "dynamo"
+    temporary.mkdir()
+    variables = dict.fromkeys(_DYNAMO_HOSTS, _LOOPBACK)
+    variables |= {"DYN_FILE_KV": str(temporary / "discovery"), "TMPDIR": str(temporary)}
+    port = free_port()
+    command = [python, "-m", "dynamo.frontend", "--http-host", _LOOPBACK, "--http-port", str(port)]
+    worker = [python, str(_DYNAMO_WORKER), MODEL, str(rate), str(first_token_seconds)]
+    log = place / "dynamo-frontend.log"
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(started([*command, *_DYNAMO_PLANES], log, variables))
+        logs = [place / f"dynamo-worker-{number}.log" for number in range(count)]
+        back = [stack.enter_context(started(worker, one, variables)) for one in logs]
+        for one in logs:
+            _logged(one, "(serving)")
+        _until(lambda: MODEL.encode() in _get(port, "/v1/models"), log)
+        yield ServingPath(
+            name=DYNAMO,
+            hops=2,
+            ports=[port],
+            engines=[],
+            front=[psutil.Process(first.pid)],
+            back=[psutil.Process(process.pid) for process in back],
+            same_bytes=False,
         )
 
 

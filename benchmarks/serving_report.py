@@ -120,7 +120,7 @@ def _rows(rows: Sequence[dict[str, float | str]]) -> str:
             [
                 str(row["path"]), _number(row, "streams"), _number(row, "chunks/s"),
                 _number(row, "requests/s"), _both(row, "first"), _both(row, "gaps"), cost, *ratios,
-                _number(row, "engines a chunk", 1),
+                _number(row, "engines a chunk", 1) if row.get("engines a chunk") else "",
             ]
         )  # fmt: skip
     return table(found)

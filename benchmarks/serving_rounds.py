@@ -39,9 +39,9 @@ class Bench:
     def seconds(self) -> float:
         """The time that all rounds take, roughly."""
         options, paths = self._options, len(self._paths)
-        streams = options.rounds * (paths * len(options.levels) + options.scraped)
-        requests = min(3, options.rounds) * paths * len(options.concurrency)
-        one_load: float = options.seconds + 1
+        streams: int = options.rounds * (paths * len(options.levels) + options.scraped)
+        requests: int = min(3, options.rounds) * paths * len(options.concurrency)
+        one_load = float(options.seconds) + 1
         return streams * (one_load + 2 * self._shape.seconds) + requests * one_load
 
     def measure_idle(self) -> None:
