@@ -18,6 +18,7 @@ from serving_answers import AnswerError, check_tokens, checksum_of
 from serving_client import Load, Measured, percentile
 from serving_machine import cpu_seconds, resident_bytes
 from serving_paths import MODEL, ServingPath
+from starting import say
 
 _CLIENT = Path(__file__).with_name("serving_client.py")
 _HEADERS = {"Content-Type": "application/json"}
@@ -26,6 +27,7 @@ _SCRAPE = {
     "Accept-Encoding": "gzip",
 }
 _SETTLES = 0.3  # seconds between the start of the last stream and the window
+_REPORTS = 30.0  # seconds between two lines about the progress
 
 
 class FailedAnswersError(Exception):
@@ -169,7 +171,10 @@ def run(
         groups = (path.front, path.back, path.engines)
         time.sleep(max(0, window[0] - time.monotonic()))
         before = [cpu_seconds(group) for group in groups]
-        time.sleep(max(0, window[1] - time.monotonic()))
+        while (left := window[1] - time.monotonic()) > 0:
+            if left < seconds - 1:
+                say(f"{left:.0f} s left")
+            time.sleep(min(left, _REPORTS))
         after = [cpu_seconds(group) for group in groups]
         front_bytes, back_bytes = resident_bytes(path.front), resident_bytes(path.back)
         measured = Measured()

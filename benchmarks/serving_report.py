@@ -14,6 +14,12 @@ from xml.sax.saxutils import escape
 _DOCS = Path(__file__).parent.parent / "docs"
 PAGE, PICTURE = _DOCS / "performance.md", _DOCS / "serving-cost.svg"
 _BEGIN, _END = "<!-- make bench-serving: begin -->", "<!-- make bench-serving: end -->"
+_ABOUT = (
+    "`make bench-serving BENCH_FLAGS=--write` measures these figures and writes them here. "
+    "`ROUTER=1` adds SGLang's Rust router, `DYNAMO=1` NVIDIA Dynamo, `REAL=1` the real engine, "
+    "`GROWTH=1` large prompts, long answers and idle connections. Compare the paths of one run "
+    "only: machines differ."
+)
 _ABOUT_REQUESTS = (
     "Answers of one token, one request after another in each of this many clients. Added: the "
     "latency of the whole answer, minus the latency of the engines alone. Fixed CPU: the processor "
@@ -86,7 +92,7 @@ def text(results: Results) -> str:
 def write(results: Results) -> None:
     """Write the tables into docs/performance.md, and draw the picture beside the page."""
     picture = f"![Processor time of a chunk by path]({PICTURE.name})\n\n" if results.rows else ""
-    block = f"{_BEGIN}\n{picture}{text(results)}{_END}"
+    block = f"{_BEGIN}\n## Serving\n\n{_ABOUT}\n\n{picture}{text(results)}{_END}"
     page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else "# Performance\n"
     pattern = re.compile(f"{re.escape(_BEGIN)}.*?{re.escape(_END)}", re.DOTALL)
     if pattern.search(page):
