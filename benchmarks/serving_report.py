@@ -183,7 +183,7 @@ def picture_of(rows: Sequence[dict[str, float | str]]) -> str:
     """Return bars of the processor time of a chunk, front and back, at each number of streams."""
     shown = [row for row in rows if row["hops"]]
     most = max(float(row["front a chunk"]) + float(row["back a chunk"]) for row in shown)
-    left, width, step = 330, 330, 24
+    left, width, step = 380, 330, 24
     whole, height = left + width + 80, 60 + step * len(shown)
     title = "processor time of a chunk, µs: first hop (dark), second hop (light)"
     parts = [
@@ -194,7 +194,7 @@ def picture_of(rows: Sequence[dict[str, float | str]]) -> str:
     ]
     for number, row in enumerate(shown):
         y, x = 40 + step * number, float(left)
-        label = escape(f"{row['path']}, {row['streams']} streams")
+        label = escape(f"{row['path']}, {row['streams']:.0f} streams")
         parts.append(
             f'<text x="{left - 8}" y="{y + 13}" text-anchor="end" fill="#333">{label}</text>'
         )

@@ -166,7 +166,7 @@ async def test_the_bare_relay_changes_no_byte(tmp_path: Path) -> None:
 
 
 def row(path: str, hops: int, front: float, back: float) -> dict[str, float | str]:
-    values = {"front a chunk": front, "back a chunk": back, "chunks/s": 3000.0, "streams": 64}
+    values = {"front a chunk": front, "back a chunk": back, "chunks/s": 3000.0, "streams": 64.0}
     return {"path": path, "hops": hops, "ratio": 2.5, **values}
 
 
