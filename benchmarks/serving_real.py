@@ -23,6 +23,9 @@ from dynamometer.engines.sglang_cpu import SWITCH
 
 STREAMS, REQUESTS, PROMPT_TOKENS, TOKENS = 8, 60, 32, 64
 _ENDS_WITHIN: Final = 300
+# bench_serving imports the package `datasets` (with pyarrow and pandas, 200 MB) for data that this
+# benchmark does not use.
+_DATASETS: Final = "def load_dataset(*_: object) -> None:\n    raise NotImplementedError\n"
 _FIGURES: Final = {
     "requests/s": ("request_throughput", 1),
     "TTFT p50, ms": ("median_ttft_ms", 1),
@@ -67,6 +70,10 @@ def real(place: Path, results: Results, *, rounds: int) -> None:
 
 
 def _measure(path: ServingPath, model: Path, output: Path) -> Mapping[str, float]:
+    modules = output.parent / "modules"
+    modules.mkdir(exist_ok=True)
+    (modules / "datasets.py").write_text(_DATASETS, encoding="utf-8")
+    paths = [str(modules), *filter(None, [os.environ.get("PYTHONPATH")])]
     command = [sys.executable, "-m", "sglang.bench_serving", "--backend", "sglang-oai"]
     command += ["--base-url", f"http://127.0.0.1:{path.ports[0]}", "--model", str(model)]
     command += ["--tokenizer", str(model), "--dataset-name", "random-ids", "--disable-tqdm"]
@@ -75,7 +82,7 @@ def _measure(path: ServingPath, model: Path, output: Path) -> Mapping[str, float
     command += ["--max-concurrency", str(STREAMS), "--output-file", str(output)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=_ENDS_WITHIN,
-        env=os.environ | {SWITCH: "1", "HF_HUB_OFFLINE": "1"},
+        env=os.environ | {SWITCH: "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(paths)},
     )  # fmt: skip
     if done.returncode or not output.exists():
         sys.exit(f"bench_serving failed on {path.name}:\n{(done.stdout + done.stderr)[-3000:]}")
