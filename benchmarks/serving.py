@@ -141,7 +141,8 @@ def measure(options: argparse.Namespace, place: Path) -> Results:
         tokens=options.tokens, rate=options.rate, first_token_seconds=FIRST_TOKEN_SECONDS,
         keep_alive=options.keep_alive,
     )  # fmt: skip
-    results = Results(machine=describe(), setting=_setting(options))
+    setting = "" if options.only_real else _setting(options)
+    results = Results(machine=describe(), setting=setting)
     say(results.machine)
     if not options.only_real:
         if not (options.quick or options.long):

@@ -47,11 +47,11 @@ def real(place: Path, results: Results, *, rounds: int) -> None:
         frontend(engines, processes=1, model=str(model)) as ours,
     ):
         found: dict[str, list[Mapping[str, float]]] = {DIRECT: [], OURS: []}
-        say("one round that does not count")
+        say("one round that does not count (about 30 s)")
         _measure(engines.direct(), model, place / "warm.jsonl")
         for number in range(rounds):
             for path in (engines.direct(), ours):
-                say(f"round {number + 1}, {path.name}: {REQUESTS} requests (about 15 s)")
+                say(f"round {number + 1}, {path.name}: {REQUESTS} requests (about 30 s)")
                 one = _measure(path, model, place / f"{path.name}-{number}.jsonl")
                 found[path.name].append(one)
                 wanted = REQUESTS * TOKENS

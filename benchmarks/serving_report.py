@@ -86,7 +86,7 @@ def text(results: Results) -> str:
     if results.real:
         parts += [_ABOUT_REAL, table(results.real)]
     parts += [f"**Failed: {fault}**" for fault in results.faults]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def write(results: Results) -> None:
