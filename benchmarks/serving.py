@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import serving_report
-from dynamo_stack import again_in_namespaces
+from dynamo_stack import run_in_namespaces
 from serving_growth import growth
 from serving_load import Shape
 from serving_machine import cores, describe, refuse_left_over_engines
@@ -43,7 +43,7 @@ def main() -> int:
             refuse_left_over_engines()
         if options.dynamo_python and not options.inside:
             # NVIDIA Dynamo opens sockets on all interfaces.
-            return again_in_namespaces(__file__, sys.argv[1:])
+            return run_in_namespaces(__file__, sys.argv[1:])
         with tempfile.TemporaryDirectory(prefix="bench-serving-") as place:
             results = measure(options, Path(place))
     if options.results:

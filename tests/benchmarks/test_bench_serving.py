@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -186,3 +187,14 @@ def test_the_page_gets_the_tables_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert "another machine" in page
     assert "one machine" not in page
     assert serving_report.PICTURE.read_text().count("Dynamometer, 64 streams") == 1
+
+
+def test_a_saved_run_is_printed_again(tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    rows = [row("Dynamometer", 2, 70.5, 80)]
+    Results(machine="a machine", setting="A setting.", rows=rows, faults=["a fault"]).save(results)
+    command = [PYTHON, str(ROOT / "benchmarks" / "serving.py"), "--report", str(results)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1, done.stderr  # a run with a fault
+    assert "| Dynamometer | 64 | 3,000 |" in done.stdout
+    assert "**Failed: a fault**" in done.stdout
