@@ -9,6 +9,9 @@ BIN = $(VENV)/bin
 # The environment of NVIDIA Dynamo, only for bench-dynamo.
 DYNAMO_VENV ?= .venv-dynamo
 DYNAMO_PACKAGES := benchmarks/dynamo_requirements.txt
+# The environment of SGLang's Rust router, only for bench-serving with ROUTER=1.
+ROUTER_VENV ?= .venv-router
+ROUTER_PACKAGE := sglang-router==0.3.2
 ENGINE_PACKAGES := src/dynamometer/engines/sglang_cpu/requirements.txt
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Benchmarks and tests use local models only, so that two runs are comparable.
@@ -18,14 +21,14 @@ export HF_HUB_OFFLINE := 1
 # output only after a failure.
 logged = $(1) >$(VENV)/setup.log 2>&1 || { cat $(VENV)/setup.log >&2; exit 1; }
 
-.PHONY: help setup system-packages demo test test-quick lint format bench-metrics bench-exporter bench-latency bench-dynamo docs fuzz clean
+.PHONY: help setup system-packages demo test test-quick lint format bench-metrics bench-exporter bench-latency bench-serving bench-dynamo docs fuzz clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 setup: $(VENV)/.engine $(VENV)/.project system-packages ## create .venv with the CPU build of SGLang, this package, and the tools for tests
 
-$(VENV)/bin/python $(DYNAMO_VENV)/bin/python:
+$(VENV)/bin/python $(DYNAMO_VENV)/bin/python $(ROUTER_VENV)/bin/python:
 	@echo "==> creating a virtual environment in $(@:/bin/python=)"
 	@$(PYTHON) -m venv $(@:/bin/python=) >/dev/null 2>&1 || { \
 	  command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq python3-venv >/dev/null; \
@@ -80,6 +83,18 @@ bench-exporter: setup ## measure the cost of an exporter beside a real SGLang, a
 bench-latency: setup ## compare mean latencies on the pages with a client's own clock
 	@$(BIN)/python benchmarks/latency.py $(BENCH_FLAGS)
 
+# ROUTER=1 adds SGLang's Rust router, DYNAMO=1 NVIDIA Dynamo, REAL=1 the real engine, GROWTH=1 large prompts
+# and long answers.
+bench-serving: setup $(if $(ROUTER),$(ROUTER_VENV)/.ready) $(if $(DYNAMO),$(DYNAMO_VENV)/.ready) ## measure what serving costs, against the engines alone and a bare relay
+	@$(BIN)/python benchmarks/serving.py $(if $(ROUTER),--router-python $(ROUTER_VENV)/bin/python) \
+	  $(if $(DYNAMO),--dynamo-python $(CURDIR)/$(DYNAMO_VENV)/bin/python) $(if $(REAL),--real) $(if $(GROWTH),--growth) $(BENCH_FLAGS)
+
+$(ROUTER_VENV)/.ready: VENV := $(ROUTER_VENV)
+$(ROUTER_VENV)/.ready: | $(ROUTER_VENV)/bin/python
+	@echo "==> installing $(ROUTER_PACKAGE)"
+	@$(call logged,$(PIP) install $(ROUTER_PACKAGE))
+	@touch $@
+
 bench-dynamo: $(DYNAMO_VENV)/.ready ## measure the cost of a page of NVIDIA Dynamo's worker, with and without Dynamometer's collector
 	@$(DYNAMO_VENV)/bin/python benchmarks/inside_dynamo.py $(BENCH_FLAGS)
 
@@ -97,4 +112,4 @@ fuzz: setup ## run the fuzzers for a bounded time: FUZZ_FLAGS="--runs 200000 --s
 	@$(BIN)/python tests/fuzz/run.py $(FUZZ_FLAGS)
 
 clean: ## remove the files that other targets created
-	rm -rf $(VENV) $(DYNAMO_VENV) .demo build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(DYNAMO_VENV) $(ROUTER_VENV) .demo build dist .pytest_cache .mypy_cache .ruff_cache

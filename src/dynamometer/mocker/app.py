@@ -15,8 +15,6 @@ from aiohttp import web
 if TYPE_CHECKING:  # the module is imported when its variable is set
     from dynamometer.mocker.simulated_metrics import SimulatedMetrics
 
-_WORD = " mock"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -125,7 +123,7 @@ class SimulatedEngine:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         async for number in self._tokens(count, answer):
-            await response.write(answer.event(last=number == count - 1))
+            await response.write(answer.event(number, last=number == count - 1))
         if usage:
             await response.write(answer.usage_event())
         await response.write(b"data: [DONE]\n\n")
@@ -198,15 +196,15 @@ class _Answer:
         }
 
     def body(self) -> Mapping[str, object]:
-        text = _WORD * self.generated
+        text = "".join(map(_word, range(self.generated)))
         message = {"role": "assistant", "content": text}
         content = {"message": message} if self._chat else {"text": text}
         kind = "chat.completion" if self._chat else "text_completion"
         choice = {"index": 0, **content, "finish_reason": "length"}
         return {**self._common, "object": kind, "choices": [choice], "usage": self._usage}
 
-    def event(self, *, last: bool) -> bytes:
-        content = {"delta": {"content": _WORD}} if self._chat else {"text": _WORD}
+    def event(self, number: int, *, last: bool) -> bytes:
+        content = {"delta": {"content": _word(number)}} if self._chat else {"text": _word(number)}
         choice = {"index": 0, **content, "finish_reason": "length" if last else None}
         return self._chunk({"choices": [choice]})
 
@@ -218,3 +216,8 @@ class _Answer:
         return (
             b"data: " + json.dumps({**self._common, "object": kind, **content}).encode() + b"\n\n"
         )
+
+
+def _word(number: int) -> str:
+    """Return the text of a token: its number, so that a client can check the order."""
+    return f" mock{number}"
