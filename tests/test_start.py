@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -79,6 +80,42 @@ def test_a_process_imports_what_it_needs_until_it_serves(
     rooms = {module.split(".")[1] for module in modules if module.startswith("dynamometer.")}
     assert not rooms & OTHER_ROOMS[name]
     assert len(modules) <= MOST_OF_PROCESS
+
+
+# Runs a module as `python -m` does; Ctrl-C comes during the import of another module.
+INTERRUPTED = """
+import runpy, sys
+class Finder:
+    def find_spec(name, path=None, target=None):
+        if name == sys.argv[2]:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Finder)
+runpy.run_module(sys.argv[1], run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("entry", "interrupted"),
+    [
+        ("dynamometer", "dynamometer.settings"),
+        ("dynamometer.cli", "dynamometer.logs"),
+        ("dynamometer.frontend", "dynamometer.settings"),
+        ("dynamometer.mocker", "dynamometer.errors"),
+        ("dynamometer.sglang", "dynamometer.settings"),
+        ("dynamometer.sglang", "dynamometer.worker"),
+    ],
+)
+def test_ctrl_c_during_the_imports_ends_a_command_without_a_traceback(
+    entry: str, interrupted: str
+) -> None:
+    done = subprocess.run(
+        [PYTHON, "-c", INTERRUPTED, entry, interrupted],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 def test_imports_and_libraries_are_found() -> None:

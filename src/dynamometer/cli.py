@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
-import logging
-import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
 
-from dynamometer import __version__, logs, settings
-from dynamometer.errors import DynamometerError, SettingsError
-from dynamometer.logs import printable
+try:
+    import importlib
+    import logging
+    import os
+    from collections.abc import Sequence
+    from typing import NoReturn
+
+    from dynamometer import __version__, logs, settings
+    from dynamometer.errors import DynamometerError, SettingsError
+    from dynamometer.logs import printable
+except KeyboardInterrupt:  # Ctrl-C during the imports
+    sys.exit(130)
 
 # Each subcommand with its module and its description. A module has `main(argv, program)` and
 # `parser(program)`.

@@ -317,6 +317,13 @@ def path(value: str) -> str:
     return value
 
 
+def engine_route(value: str) -> str:
+    """Parse the path of an engine's route, such as `/health`; empty for no route."""
+    if not re.fullmatch(r"(/[^\s#]*)?", value):
+        raise ValueError("must be a path that begins with '/', such as /health, or empty")
+    return value
+
+
 def boolean(value: str) -> bool:
     """Parse a boolean: 1, true, yes, on, or 0, false, no, off."""
     lowered = value.lower()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
-from typing import Final
+import sys
 
-from dynamometer.cli import run
-from dynamometer.engines.interface import StartableEngine
-from dynamometer.engines.mocker import Mocker
-from dynamometer.engines.sglang import SGLang
-from dynamometer.worker import command
+try:
+    import argparse
+    from collections.abc import Sequence
+    from typing import Final
+
+    from dynamometer.cli import run
+    from dynamometer.engines.interface import StartableEngine
+    from dynamometer.engines.mocker import Mocker
+    from dynamometer.engines.sglang import SGLang
+    from dynamometer.worker import command
+except KeyboardInterrupt:  # Ctrl-C during the imports
+    sys.exit(130)
 
 _ENGINES: Final[Sequence[StartableEngine]] = (SGLang(), Mocker())
 

@@ -169,7 +169,16 @@ LOGS = {
         -9,
         "Subprocess scheduler_0 (pid=7) crashed with exit code -9 (signal 9)",
     ),
-    "silence": ([], -9, "it printed no log (signal 9)"),
+    "a kill": ([], -9, "it was killed by signal 9 (SIGKILL)"),
+    "a kill after a request": (
+        ["[2026-01-31 12:00:00] POST /generate 200"], -9, "it was killed by signal 9 (SIGKILL)"
+    ),
+    "an abort": (
+        ["what():  no memory"], -6,
+        "it was killed by signal 6 (SIGABRT); its last message: what():  no memory",
+    ),
+    "a real-time signal": ([], -40, "it was killed by signal 40 (Real-time signal 6)"),
+    "silence": ([], 3, "exit code 3, without a message"),
     "a last word": (["hello", " "], 3, "hello (exit code 3)"),
 }  # fmt: skip
 

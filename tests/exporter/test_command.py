@@ -23,6 +23,18 @@ def test_help_teaches() -> None:
     assert "examples:" in done.stdout
 
 
+def test_a_header_without_an_address_is_an_error_before_a_port_is_open() -> None:
+    done = subprocess.run(
+        [PYTHON, "-m", "dynamometer", "exporter", "--system-port", "0", "--engine-header", "A: b"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --engine-header: needs --engine-url")
+
+
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
@@ -32,6 +44,9 @@ def test_help_teaches() -> None:
         (["--engine-url", "http://"], "--engine-url http://"),
         (["--engine-url", "a:1", "--engine-url", "b:1"], "--engine-url one=a:1"),
         (["--health-interval", "soon"], "--health-interval"),
+        (["--multiproc-dir", "a="], "--multiproc-dir a=: must be a directory"),
+        (["--health-path", "foo"], "--health-path: 'foo' must be a path that begins with '/'"),
+        (["--health-path", "/a b"], "--health-path: '/a b' must be a path"),
     ],
 )
 def test_wrong_flags_are_named(flags: list[str], named: str) -> None:

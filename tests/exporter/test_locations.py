@@ -42,21 +42,21 @@ CASES = {
         ["missing"],
         ["missing"],
         [],
-        "{missing}: does not exist yet, or cannot be read",
-        ["{missing} does not exist yet"],
+        "{missing}: does not exist, or cannot be read",
+        ["{missing} does not exist"],
     ),
     "one that may not be read": Case(
         ["denied"],
         ["denied"],
         [],
-        "{denied}: does not exist yet, or cannot be read",
+        "{denied}: does not exist, or cannot be read",
         ["no permission to read {denied}: run the exporter as {owner}, or as root"],
     ),
     "one that may not be read, with a URL": Case(
         ["denied"],
         ["denied"],
         [],
-        "{denied}: does not exist yet, or cannot be read",
+        "{denied}: does not exist, or cannot be read",
         [
             (
                 "no permission to read {denied}: run the exporter as {owner}, or as root; "
@@ -71,7 +71,7 @@ CASES = {
         ["good"],
         "{good}: the engine has not written multiprocess files (*.db) yet",
         [
-            "{missing} does not exist yet",
+            "{missing} does not exist",
             "no permission to read {denied}: run the exporter as {owner}, or as root",
         ],
     ),

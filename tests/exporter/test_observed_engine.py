@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from dynamometer.metrics.instruments import InstrumentRegistry
 from dynamometer.metrics.page import MetricsPage
 from dynamometer.runtime.record import State
 from exporting import Exporter, Page, exporter, imitation
+from processes import PYTHON, running
 from stack import eventually
 
 PAGE = "# TYPE sglang:running gauge\nsglang:running 1\n"
@@ -60,6 +62,39 @@ def test_the_end_of_an_engine_with_a_process_is_one_warning(tmp_path: Path) -> N
             reason = f"process {engine.pid} (SGLang) has ended"
             eventually(lambda: reason in found.log, within=5, what=found.log)
             assert warnings(found)[len(before) :] == [f"[exporter] warning: a: {reason}"]
+
+
+WRITER = """
+import os, time
+from prometheus_client import Counter
+Counter("sglang:requests", "r").inc()
+print("written", flush=True)
+time.sleep(600)
+"""
+
+
+def test_the_end_of_a_writer_whose_directory_is_removed_is_one_warning(tmp_path: Path) -> None:
+    directory = tmp_path / "files"
+    variables = {"PROMETHEUS_MULTIPROC_DIR": str(directory)}
+
+    def run_and_end(found: Exporter) -> None:
+        directory.mkdir()
+        with running([PYTHON, "-c", WRITER], tmp_path / "writer.log", variables) as writer:
+            writer.wait_for("written", within=10)
+            found.wait_until_ready("engine")
+            writer.signal(9)
+            writer.wait(within=10)
+            shutil.rmtree(directory)
+            eventually(lambda: not found.ready("engine"), within=8, what=found.log)
+
+    with exporter(tmp_path, "--multiproc-dir", str(directory)) as found:
+        found.process.wait_for("does not exist", within=10)
+        run_and_end(found)
+        run_and_end(found)  # the checks of the ended engine have run before
+        missing, *ends = warnings(found)
+    assert missing == f"[exporter] warning: engine: {directory} does not exist"
+    assert len(ends) == 2
+    assert all(end.endswith("has ended") for end in ends)
 
 
 def test_missing_files_are_reported_once_the_engine_is_ready(tmp_path: Path) -> None:

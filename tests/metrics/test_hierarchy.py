@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from prometheus_client.registry import Collector
 
 from dynamometer.errors import ArgumentError, DynamometerError
+from dynamometer.metrics import MetricsSource
 from dynamometer.metrics.hierarchy import Metrics
 from dynamometer.runtime import DistributedRuntime
 from processes import true_in_fork
@@ -301,6 +302,15 @@ def test_a_callback_that_raises_or_hangs_affects_only_itself(
     source = "callback test_a_callback_that_raises_or_hangs_affects_only_itself.<locals>."
     assert errors(runtime, f"{source}raises", "failed") == 2
     assert errors(runtime, f"{source}hangs", "timeout") >= 2
+
+
+@pytest.mark.parametrize("source", [5, None, "engine", object()])
+def test_an_object_that_is_not_a_source_is_refused_at_once(
+    runtime: DistributedRuntime, source: MetricsSource
+) -> None:
+    for register in (runtime.metrics.register_source, runtime.page.add):
+        with pytest.raises(ArgumentError, match=re.escape(f"source={source!r} is not a Metrics")):
+            register(source)
 
 
 def test_two_callbacks_of_one_name_are_counted_apart(runtime: DistributedRuntime) -> None:

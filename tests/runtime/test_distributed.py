@@ -37,6 +37,18 @@ def health(url: str | None, path: str = "/health") -> tuple[int, dict[str, objec
     return answer.status, body
 
 
+@pytest.mark.parametrize("deadline", ["x", None, -1, 0, float("nan"), float("inf"), True, [1]])
+def test_an_invalid_deadline_is_refused_at_once(deadline: float) -> None:
+    with pytest.raises(ArgumentError, match=re.escape(f"deadline={deadline!r}: must be a number")):
+        DistributedRuntime(deadline=deadline)
+
+
+@pytest.mark.parametrize("instance_id", ["x", -1, 2**64, 1.5])
+def test_an_invalid_instance_number_is_refused_at_once(instance_id: int) -> None:
+    with pytest.raises(ArgumentError, match=re.escape(f"instance_id={instance_id!r}: must be")):
+        DistributedRuntime(instance_id=instance_id)
+
+
 def test_one_call_serves_page_and_health(runtime: DistributedRuntime) -> None:
     runtime.namespace("n").metrics.create_counter("requests", "came").inc(3)
     with runtime.serve(port=0) as server:

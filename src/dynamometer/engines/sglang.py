@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import os
 import re
+import signal
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -228,6 +229,7 @@ def _hint(launch: Launch) -> str:
 def exit_reason(log: Sequence[str], exit_code: int) -> str:
     """Return the last exception or usage error in `log`, or its last line, with the exit code.
 
+    After a SIGKILL from outside, the last line is omitted: the engine could not log the reason.
     SGLang logs the exception of a child process before the message that a child has failed; the
     last exception is the one that ended the engine.
     """
@@ -247,5 +249,17 @@ def exit_reason(log: Sequence[str], exit_code: int) -> str:
                 f"SGLang is not installed for its interpreter ({ended}): install it, or choose "
                 "another interpreter with --engine-python"
             )
-    last = next((line for line in reversed(lines) if line), "it printed no log")
-    return f"{last} ({ended})"
+    last = next((line for line in reversed(lines) if line), "")
+    if exit_code >= 0 or crashes:  # after a crash, SGLang kills its own processes
+        return f"{last} ({ended})" if last else f"{ended}, without a message"
+    killed = f"it was killed by {ended} ({_signal_name(-exit_code)})"
+    if not last or exit_code == -signal.SIGKILL:
+        return killed
+    return f"{killed}; its last message: {last}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return signal.strsignal(number) or "unknown"

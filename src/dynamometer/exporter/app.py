@@ -85,11 +85,12 @@ async def serve(options: ExporterOptions) -> None:
             await checking.run(partial(check_directories, targets))
         except HangError as error:
             logger.warning("%s: the file system may hang", error)
+        headers = engine_headers.by_origin(options.headers, targets)
         listener = system.listen(options.system_host, options.system_port)
         session = await stack.enter_async_context(
             aiohttp_adapter.session(
                 keepalive_seconds=_ENGINE_KEEPALIVE_SECONDS,
-                middlewares=[engine_headers.by_origin(options.headers, targets)],
+                middlewares=[headers],
             )
         )
         exporter = _Exporter(options, session)

@@ -82,6 +82,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     )
     engine.add_argument(
         "--health-path",
+        type=arguments.checked(settings.engine_route),
         default=_ENGINE.probe_path,
         metavar="PATH",
         help=f"route that shows an engine's health (default: {_ENGINE.probe_path}; '' checks only "

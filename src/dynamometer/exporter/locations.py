@@ -68,13 +68,13 @@ def locate(target: Target, first: FoundEngine | None) -> FileLocations:
     readable = tuple([path for path in directories if os.access(path, os.R_OK | os.X_OK)])
     for path in directories:
         if not os.path.exists(path):  # noqa: PTH110  # Path.exists may raise an error
-            warnings.append(f"{path} does not exist yet")
+            warnings.append(f"{path} does not exist")
         elif path not in readable:
             warnings.append(_permission_fault(path, _owner(path), has_url=has_url))
     if readable:
         reason = f"{', '.join(readable)}: the engine has not written multiprocess files (*.db) yet"
     else:
-        reason = f"{', '.join(directories)}: does not exist yet, or cannot be read"
+        reason = f"{', '.join(directories)}: does not exist, or cannot be read"
     return FileLocations(
         first=first,
         directories=readable or directories,

@@ -263,6 +263,9 @@ class ObservedEngine:
             read = self._first is None and (bool(evidence.end_reason) or evidence.has_only_files)
             status = await self._reading.run(partial(self._files.check, paths, read=read))
             evidence.note_files(status, ", ".join(paths))
+        if not evidence.end_reason:  # an engine that has ended may remove its directory
+            for text in self._locations.warnings:
+                self._warn_once(text)
         evidence.searched = self._locations.first is self._first
 
     async def _locate_files(self) -> None:
@@ -275,8 +278,6 @@ class ObservedEngine:
         if found.first is not self._first:
             return
         self._located = ready and first is not None
-        for text in found.warnings:
-            self._warn_once(text)
         if not found.directories and (ready or self.url is None):
             self._warn_once(found.missing_reason)
         if found.directories and found.directories != self._locations.directories:

@@ -55,6 +55,11 @@ class NamedValue(NamedTuple):
     name: str
     value: str
 
+    @property
+    def given(self) -> str:
+        """The text of the flag, for messages."""
+        return f"{self.name}={self.value}" if self.name else self.value or repr("")
+
 
 class _Address(NamedTuple):
     """The address of an engine without a path, and the URL of its own page."""
@@ -103,16 +108,16 @@ def _target(name: str, flags: TargetFlags) -> Target:
         name=name or (first.name if first else UNNAMED),
         named=bool(name),
         first=first,
-        directories=tuple(_absolute(one.value) for one in flags.directories if one.name == name),
+        directories=tuple(_absolute(one) for one in flags.directories if one.name == name),
         url=address.base if address else None,
         page_url=address.page if address else None,
     )
 
 
-def _absolute(text: str) -> str:
-    if not text:
-        raise _not_a_directory(repr(text))
-    return str(Path(text).absolute())
+def _absolute(directory: NamedValue) -> str:
+    if not directory.value:
+        raise _not_a_directory(directory.given)
+    return str(Path(directory.value).absolute())
 
 
 def check_directories(targets: Sequence[Target]) -> None:
@@ -136,25 +141,25 @@ def _not_a_directory(text: str) -> SettingsError:
     return SettingsError(f"--multiproc-dir {text}: must be a directory")
 
 
-def _single_value(flag: str, name: str, values: Sequence[NamedValue]) -> str | None:
-    found = [one.value for one in values if one.name == name]
+def _single_value(flag: str, name: str, values: Sequence[NamedValue]) -> NamedValue | None:
+    found = [one for one in values if one.name == name]
     if len(found) > 1:
         raise SettingsError(
-            f"{flag} {found[0]} and {flag} {found[1]}: give each engine a name of its own, as in "
-            f"{flag} one={found[0]} {flag} two={found[1]}"
+            f"{flag} {found[0].given} and {flag} {found[1].given}: give each engine a name of its "
+            f"own, as in {flag} one={found[0].value} {flag} two={found[1].value}"
         )
     return found[0] if found else None
 
 
-def _parse_pid(text: str) -> int:
+def _parse_pid(pid: NamedValue) -> int:
+    text = pid.value
     if not (text.isascii() and text.isdecimal()) or len(text) > len(str(2**32)):
-        raise SettingsError(
-            f"--pid {text or repr(text)}: must be the number of a process, or NAME=NUMBER"
-        )
+        raise SettingsError(f"--pid {pid.given}: must be the number of a process, or NAME=NUMBER")
     return int(text)
 
 
-def _parse_url(text: str) -> _Address:
+def _parse_url(url: NamedValue) -> _Address:
+    text = url.value
     whole = text if "://" in text else f"http://{text}"
     try:
         parts = urlsplit(whole)
@@ -168,7 +173,7 @@ def _parse_url(text: str) -> _Address:
         valid = False
     if not valid:
         raise SettingsError(
-            f"--engine-url {text or repr(text)}: must be a URL such as http://127.0.0.1:30000, "
+            f"--engine-url {url.given}: must be a URL such as http://127.0.0.1:30000, "
             "or the whole URL of a metrics page"
         )
     if "@" in parts.netloc:  # /health and the log would show the password

@@ -21,7 +21,7 @@ from dynamometer.exposition.families import INNER_LABELS, Metadata
 from dynamometer.metrics.callbacks import CallbackSource, TextSource, check_callback
 from dynamometer.metrics.instruments import InstrumentRegistry, LabelledCollector
 from dynamometer.metrics.page import SOURCE_DEADLINE_SECONDS, MetricsPage
-from dynamometer.metrics.sources import MetricsSource
+from dynamometer.metrics.sources import MetricsSource, check_source
 from dynamometer.names import (
     build_component_metric_name,
     label_value,
@@ -82,6 +82,7 @@ class Hierarchy:
             deadline: see `MetricsPage`.
 
         Raises:
+            ArgumentError: `deadline` is not a number above 0.
             SettingsError: PROMETHEUS_MULTIPROC_DIR was set when prometheus_client was imported.
         """
         if ValueClass is not MutexValue:
@@ -264,7 +265,11 @@ class Metrics:
         Args:
             source: the source. If another source has its name, a number is appended to the name.
             expected: see `MetricsPage.add`.
+
+        Raises:
+            ArgumentError: `source` does not have the attributes of a source.
         """
+        check_source(source)
         self._hierarchy.add_source(source, expected=expected)
 
     def render(self, openmetrics: bool = False) -> bytes:  # noqa: FBT001, FBT002, RUF100

@@ -24,6 +24,7 @@ from dynamometer.exposition.relabelling import Relabelling
 from dynamometer.exposition.totals import Totals
 from dynamometer.exposition.untyped import UntypedFamilies, clashing_in_text
 from dynamometer.metrics.response_body import TooLargeError, read_body
+from dynamometer.metrics.sources import check_seconds
 from dynamometer.names import process
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,12 @@ class HttpSource:
             totals: keeps the page's totals across restarts of the engine; not shared.
             interval: the seconds between two fetches.
             deadline: the longest duration of a fetch in seconds.
+
+        Raises:
+            ArgumentError: `interval` or `deadline` is not a number above 0.
         """
+        check_seconds("interval", interval)
+        check_seconds("deadline", deadline)
         self.name = name
         self.owner = owner or name
         self.url = url
@@ -198,8 +204,8 @@ class HttpSource:
             self._count_errors("invalid", parsed.dropped)
             if not self._lines_dropped:
                 logger.warning(
-                    "metrics of %s: %s: %d lines are dropped; %s",
-                    self.name, self.url, parsed.dropped, parsed.fault,
+                    "metrics of %s: %s: %d %s dropped; %s", self.name, self.url, parsed.dropped,
+                    "line is" if parsed.dropped == 1 else "lines are", parsed.fault,
                 )  # fmt: skip
         elif self._lines_dropped:
             logger.info("metrics of %s: %s: all lines can be parsed again", self.name, self.url)

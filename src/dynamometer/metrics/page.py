@@ -20,7 +20,7 @@ from dynamometer.metrics.derivation import Derivation, DerivedSource
 from dynamometer.metrics.error_counts import ErrorCounts
 from dynamometer.metrics.guarded_source import GuardedSource, SourceError, SourceResult
 from dynamometer.metrics.refresh import PageRequest, Refreshes
-from dynamometer.metrics.sources import MetricsSource, RegistrySource
+from dynamometer.metrics.sources import MetricsSource, RegistrySource, check_seconds, check_source
 from dynamometer.process.forks import renew_in_child
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,11 @@ class MetricsPage:
             instruments: the registry of this process's own metrics.
             deadline: the seconds that a refresh may take before the source that is being read is
                 skipped. Each further source that hangs may take one second.
+
+        Raises:
+            ArgumentError: `deadline` is not a number above 0.
         """
+        check_seconds("deadline", deadline)
         self._added_sources: list[GuardedSource] = []
         self._derived_sources: dict[object, GuardedSource] = {}
         self._runtime_source = GuardedSource(RegistrySource("runtime", instruments))
@@ -73,7 +77,11 @@ class MetricsPage:
             source: the source, which each refresh reads.
             expected: names of families that describe this process, so that the runtime or another
                 source may have the same series. Such a series is omitted without an error.
+
+        Raises:
+            ArgumentError: `source` does not have the attributes of a source.
         """
+        check_source(source)
         with self._lock:
             self._added_sources = [*self._added_sources, GuardedSource(source, expected=expected)]
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import threading
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 from prometheus_client import Metric
 from prometheus_client.samples import Sample
 
+from dynamometer.errors import ArgumentError
 from dynamometer.exposition.conversion import FamilyMetric, from_metric
 from dynamometer.exposition.families import Family, Metadata
 from dynamometer.multiprocess import MultiProcessCollector, MultiprocessDirectory
@@ -69,6 +71,30 @@ def errors_of(registry: object) -> Mapping[str, int]:
     if isinstance(registry, CountsErrors | MultiProcessCollector | MultiprocessDirectory):
         return registry.errors
     return NO_ERRORS
+
+
+def check_source(source: object) -> None:
+    """Check that an object can be a source of a page.
+
+    Raises:
+        ArgumentError: An attribute of `MetricsSource` is missing; the message names it.
+    """
+    for attribute in ("name", "owner", "families"):
+        if not hasattr(source, attribute):
+            raise ArgumentError(
+                f"source={source!r} is not a MetricsSource: it has no attribute `{attribute}`"
+            )
+
+
+def check_seconds(argument: str, value: object) -> None:
+    """Check that a duration is a number above 0 that a thread can wait for.
+
+    Raises:
+        ArgumentError: The value is not such a number; the message names the argument.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < cast("float", value) <= threading.TIMEOUT_MAX:
+        raise ArgumentError(f"{argument}={value!r}: must be a number of seconds above 0")
 
 
 class RegistrySource:

@@ -151,11 +151,11 @@ async def _serve(options: Options, series: SimulatedSeries, *, host: str, port: 
     app = SimulatedEngine(options, metrics).application()
     async with serving(app, listener):
         logger.info(
-            "serving %s at %s; %d processes write %d series to %s",
+            "serving %s at %s; series: %d, processes that write the series: %d, directory: %s",
             options.model,
             addresses.url(listener),
-            series.processes,
             series.lines,
+            series.processes,
             os.environ[_DIRECTORY_VARIABLE],
         )
         await stop.requested.wait()

@@ -54,8 +54,11 @@ class DistributedRuntime:
                 further callback or engine may take one second.
 
         Raises:
+            ArgumentError: `instance_id` or `deadline` is not allowed.
             SettingsError: PROMETHEUS_MULTIPROC_DIR was set when prometheus_client was imported.
         """
+        if instance_id is not None:
+            _check_instance_id(instance_id)
         self.instance_id = new_id() if instance_id is None else instance_id
         self._hierarchy = Hierarchy(deadline=deadline)
         self.metrics = self._hierarchy.level(NO_LABELS)
@@ -266,6 +269,11 @@ def _checked(level: str, name: str) -> str:
         return settings.name(name) if isinstance(name, str) else settings.name("")
     except ValueError as error:
         raise ArgumentError(f"{level} {name!r}: {error}") from None
+
+
+def _check_instance_id(instance_id: object) -> None:
+    if not isinstance(instance_id, int) or not 0 <= instance_id < 2**64:
+        raise ArgumentError(f"instance_id={instance_id!r}: must be an integer from 0 to 2**64 - 1")
 
 
 def _check_port(port: int) -> None:

@@ -136,8 +136,8 @@ def _clear_leftovers(base: Path) -> None:
             logger.info(
                 "removed after the killed worker %s: its directory%s%s",
                 path.name,
-                f", {killed} processes" if killed else "",
-                f", {removed} files in /dev/shm" if removed else "",
+                f", processes: {killed}" if killed else "",
+                f", files in /dev/shm: {removed}" if removed else "",
             )
 
 

@@ -128,7 +128,7 @@ class Supervisor:
         removing: BlockingCalls[int] = BlockingCalls("shared memory", deadline=CHECK_SECONDS)
         with suppress(HangError):
             if removed := await removing.run(lambda: remove_unmapped(self._shared_files)):
-                logger.debug("removed %d files of the engine from /dev/shm", removed)
+                logger.debug("removed files of the engine from /dev/shm: %d", removed)
 
     def drain(self) -> None:
         """Enter the state `draining`, unless the engine has failed; accept no further requests."""
