@@ -44,7 +44,8 @@ def test_the_flags_of_a_variable_exist_and_name_it(variable: str) -> None:
     helps: dict[str, str] = {}
     for module, _ in COMMANDS.values():
         for action in importlib.import_module(module).parser("dyno")._actions:
-            helps |= dict.fromkeys(action.option_strings, str(action.help))
+            for flag in action.option_strings:  # two commands may have one flag
+                helps[flag] = helps.get(flag, "") + str(action.help)
     flags = re.findall(r"`(--[a-z-]+)`", VARIABLES[variable].flag)
     assert set(flags) <= set(helps)
     assert any(variable in helps[flag] for flag in flags)

@@ -14,6 +14,7 @@ try:
     from dynamometer import __version__, logs, settings
     from dynamometer.errors import DynamometerError, SettingsError
     from dynamometer.logs import printable
+    from dynamometer.variables import FRONTEND_MEMBER
 except KeyboardInterrupt:  # Ctrl-C during the imports
     sys.exit(130)
 
@@ -57,7 +58,7 @@ def run(command: str, argv: Sequence[str] | None = None, *, program: str | None 
         if command not in COMMANDS:
             known = ", ".join(COMMANDS)
             raise SettingsError(f"{command!r} is not a command of dyno: use one of {known}")
-        if command != "mocker":
+        if command != "mocker" and FRONTEND_MEMBER not in os.environ:
             # The variable is meant for an engine, but may be set in the whole shell. If
             # prometheus_client found it, this process's metrics would go into the engine's files.
             for variable in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):

@@ -14,6 +14,7 @@ __all__ = [
     "DynamometerError",
     "EngineError",
     "ExpositionError",
+    "FrontendError",
     "SettingsError",
 ]
 
@@ -54,3 +55,7 @@ class EngineError(DynamometerError):
 
 class ExpositionError(DynamometerError):
     """A page cannot be parsed; the message names the fault."""
+
+
+class FrontendError(DynamometerError):
+    """A frontend of several processes cannot start one of them; the message has the reason."""

@@ -161,6 +161,7 @@ class distributed_runtime:  # noqa: N801
 class process:  # noqa: N801
     """Families of prometheus_client: full names."""
 
+    CPU_SECONDS_TOTAL: Final = "process_cpu_seconds_total"
     START_TIME_SECONDS: Final = "process_start_time_seconds"
 
 

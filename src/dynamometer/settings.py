@@ -33,6 +33,7 @@ LOG_LEVELS: Final[Mapping[str, int]] = {
 # Quotients and rounded values of bounds within these limits are finite doubles.
 _LEAST_BOUND, _GREATEST_BOUND = 1e-100, 1e100
 _MOST_BUCKETS = 512
+_MOST_PROCESSES = 512
 
 DEFAULT_BUCKET_RANGES: Final[Mapping[str, BucketRange]] = {
     histogram: buckets.default for histogram, buckets in BUCKETS.items()
@@ -65,6 +66,7 @@ class Settings:
     health: HealthSettings = HealthSettings()
     http_host: str = LOOPBACK
     http_port: int = DEFAULT_HTTP_PORT
+    processes: int = 1
     namespace: str | None = None
     discovery_directory: Path | None = None
     log_level: str = "info"
@@ -88,6 +90,7 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
         health=_health(env),
         http_host=env.get("DYN_HTTP_HOST", str, Settings.http_host),
         http_port=env.get("DYN_HTTP_PORT", port, Settings.http_port),
+        processes=env.get("DYN_FRONTEND_PROCESSES", processes, Settings.processes),
         namespace=env.get("DYN_NAMESPACE", name, None),
         discovery_directory=env.get("DYN_FILE_KV", Path, None),
         log_level=env.get("DYN_LOG", log_level, Settings.log_level),
@@ -228,6 +231,16 @@ def count(value: str) -> int:
     number = _whole(value)
     if number is None:
         raise ValueError("must be a whole number, 0 or more")
+    return number
+
+
+def processes(value: str) -> int:
+    """Parse a number of processes, 1 to 512; 0 for `auto`."""
+    if value == "auto":
+        return 0
+    number = _whole(value)
+    if number is None or not 1 <= number <= _MOST_PROCESSES:
+        raise ValueError(f"must be a whole number from 1 to {_MOST_PROCESSES}, or auto")
     return number
 
 

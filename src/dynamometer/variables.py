@@ -15,6 +15,7 @@ LOOPBACK: Final = "127.0.0.1"
 DEFAULT_SYSTEM_PORT: Final = 8081
 DEFAULT_HTTP_PORT: Final = 8000
 DEFAULT_NAMESPACE: Final = "dynamo"
+FRONTEND_MEMBER: Final = "DYNAMOMETER_FRONTEND_MEMBER"
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,12 @@ VARIABLES: Final[Mapping[str, Variable]] = {
     "DYN_HTTP_PORT": Variable(
         "port of the frontend; 0: any free port", f"{DEFAULT_HTTP_PORT}", "`--http-port`"
     ),
+    "DYN_FRONTEND_PROCESSES": Variable(
+        "number of processes that serve the frontend's port, 1 to 512; `auto`: one per CPU that "
+        "the process may use, by its affinity and the CPU quota of its cgroup, at most 16",
+        "1",
+        "`--processes`",
+    ),
     "DYN_NAMESPACE": Variable(
         "value of the label `dynamo_namespace` of a worker or an exporter; the only namespace that "
         "a frontend serves",
@@ -183,6 +190,8 @@ OTHERS: Final[Mapping[str, str]] = {
     "XDG_RUNTIME_DIR": "parent of the directories of this user's processes",
     "NO_COLOR": "set: do not colour the output on a terminal",
     "DYNAMOMETER_SGLANG_CPU": "set by a worker for its engine: enables the CPU platform",
+    FRONTEND_MEMBER: "set by a frontend of several processes for each process: its number and "
+    "descriptors",
     "DYNAMOMETER_WORKER": "set by a worker for its engine: identifies the worker",
 }
 """Variables of other programs that are read or set, and variables that a worker sets."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import heapq
 import random
 from collections import Counter
 from contextlib import ExitStack
@@ -190,3 +191,85 @@ def test_a_lora_adapter_is_a_model_of_its_workers() -> None:
     assert record is not None
     assert record.id == 2
     assert list(table.fleet.models) == ["m", "m-lora"]
+
+
+@pytest.mark.parametrize("mode", [RouterMode.ROUND_ROBIN, RouterMode.LEAST_LOADED])
+def test_first_choices_of_many_processes_reach_all_workers(mode: RouterMode) -> None:
+    found = set()
+    for _ in range(100):
+        table = Router(mode, Fleet(), processes=2)
+        table.fleet.update([worker(1), worker(2), worker(3)])
+        found.add(chosen(table))
+    assert found == {1, 2, 3}
+
+
+def test_other_processes_start_as_many_requests_since_the_report() -> None:
+    table = Router(RouterMode.LEAST_LOADED, Fleet(), processes=4)
+    first, second = worker(1), worker(2)
+    table.fleet.update([first, second])
+    table.report(1, 0.0)
+    table.report(2, 6.0)
+    assert chosen(table) == 1
+    with table.carrying(first), table.carrying(first):  # as 8 requests of 4 processes
+        assert chosen(table) == 2
+        table.report(1, 0.0)  # the report has these 2 requests only
+        assert chosen(table) == 1
+    assert chosen(table) == 1  # never below 0
+    table.report(2, None)
+    table.report(1, None)
+    with table.carrying(first):
+        assert chosen(table) == 2
+
+
+def largest_excess(processes: int, workers: int, rate: float, *, assumed: int) -> float:
+    """Return the mean over time of the largest load of a worker above the mean load.
+
+    Requests take one second on average, and reports are one second apart.
+
+    Args:
+        processes: the number of routers, among which requests are distributed at random.
+        workers: the number of workers.
+        rate: the requests per second.
+        assumed: the number of processes that each router assumes.
+    """
+    chance = random.Random(11)
+    tables = [Router(RouterMode.LEAST_LOADED, Fleet(), processes=assumed) for _ in range(processes)]
+    records = [worker(number) for number in range(1, workers + 1)]
+    for table in tables:
+        table.fleet.update(records)
+    loads = Counter({record.id: 0 for record in records})
+    excesses = []
+    ends: list[tuple[float, int, int, ExitStack]] = []
+    now, next_report, count = 0.0, 1.0, 0
+    while now < 20:
+        now += chance.expovariate(rate)
+        count += 1
+        while ends and ends[0][0] < now:
+            *_, id_, request = heapq.heappop(ends)
+            loads[id_] -= 1
+            request.close()
+        if now > next_report:
+            next_report += 1
+            for table in tables:
+                for id_, load in loads.items():
+                    table.report(id_, load - table.in_flight(id_))
+        table = chance.choice(tables)
+        record = table.choose("m")
+        assert record is not None
+        request = ExitStack()
+        request.enter_context(table.carrying(record))
+        loads[record.id] += 1
+        heapq.heappush(ends, (now + chance.expovariate(1), count, record.id, request))
+        if now > 3:
+            excesses.append(max(loads.values()) - loads.total() / workers)
+    for *_, request in ends:
+        request.close()
+    return sum(excesses) / len(excesses)
+
+
+def test_many_processes_choose_nearly_as_well_as_one() -> None:
+    one = largest_excess(1, 8, 400, assumed=1)
+    several = largest_excess(8, 8, 400, assumed=8)
+    assert one < 2
+    assert several < 5
+    assert largest_excess(8, 8, 400, assumed=1) > 4 * several

@@ -55,6 +55,18 @@ async def test_a_second_signal_ends_the_wait(stop: Stop) -> None:
         assert in_flight.count == 1
 
 
+async def test_a_supervised_process_ignores_a_second_signal() -> None:
+    stop = Stop(supervised=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    async with asyncio.timeout(5):
+        await stop.requested.wait()
+    os.kill(os.getpid(), signal.SIGTERM)
+    await run_ready_tasks()
+    assert not stop.immediate.is_set()
+    for number in SIGNALS:
+        asyncio.get_running_loop().remove_signal_handler(number)
+
+
 async def test_the_time_ends_the_wait(stop: Stop) -> None:
     before = asyncio.all_tasks()
     in_flight = InFlight()

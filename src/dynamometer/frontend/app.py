@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -10,11 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from prometheus_client import CollectorRegistry
+
 from dynamometer.engines import kinds
 from dynamometer.errors import SettingsError
+from dynamometer.frontend import shared_port
 from dynamometer.frontend.canary import Canary
 from dynamometer.frontend.forwarding import Forwarder
 from dynamometer.frontend.load_poller import LoadPoller
+from dynamometer.frontend.member import Member, Membership, joined
 from dynamometer.frontend.routing import Router, RouterMode
 from dynamometer.frontend.service_metrics import FrontendMetrics
 from dynamometer.http import addresses, aiohttp_adapter, openai_errors
@@ -25,11 +30,12 @@ from dynamometer.http.messages import Response
 from dynamometer.http.origins import Origins
 from dynamometer.http.server import Limits, serving
 from dynamometer.metrics.buckets import FrontendBuckets
-from dynamometer.metrics.page import MetricsPage
+from dynamometer.metrics.scraping import ScrapedPage
 from dynamometer.names import frontend_service, name_prefix
 from dynamometer.process.signals import Stop
 from dynamometer.runtime.discovery import connect
 from dynamometer.runtime.discovery.follower import Follower
+from dynamometer.runtime.discovery.interface import Discovery
 from dynamometer.runtime.distributed import DistributedRuntime
 from dynamometer.runtime.fleet import Change, Fleet
 from dynamometer.runtime.record import Record, Role, State
@@ -69,29 +75,74 @@ async def serve(options: FrontendOptions) -> None:
     Raises:
         DynamometerError: The frontend cannot start, for example because its port is in use.
     """
-    _check_prefix(options.metrics_prefix)
+    check_prefix(options.metrics_prefix)
     stop = Stop()
     runtime = DistributedRuntime()
-    metrics = FrontendMetrics(
-        runtime.registry, prefix=options.metrics_prefix, bounds=options.buckets
-    )
-    canary = Canary(runtime.registry, prefix=options.metrics_prefix)
     discovery = await connect(options.discovery_directory)
-    listener = addresses.listen(
-        options.host,
-        options.port,
-        setting="--http-port, DYN_HTTP_PORT",
-        host_setting="--http-host, DYN_HTTP_HOST",
-    )
+    listener = shared_port.listen(options.host, options.port)
     url = addresses.url(listener)
+    async with discovery.register(record(options, runtime, url)):
+        await _answer_requests(
+            options, stop, discovery, listener, registry=runtime.registry, page=runtime.page
+        )
+
+
+async def serve_member(options: FrontendOptions, membership: Membership) -> None:
+    """Run one process of a frontend that has several, until a signal ends it.
+
+    Args:
+        options: the options of the frontend.
+        membership: the values from the supervisor.
+
+    Raises:
+        DynamometerError: The process cannot start.
+    """
+    stop = Stop(supervised=True)
+    discovery = await connect(options.discovery_directory)
+    async with joined(membership) as member:
+        await _answer_requests(
+            options,
+            stop,
+            discovery,
+            member.listener,
+            registry=CollectorRegistry(),
+            page=member.channel,
+            member=member,
+        )
+
+
+async def _answer_requests(
+    options: FrontendOptions,
+    stop: Stop,
+    discovery: Discovery,
+    listener: socket.socket,
+    *,
+    registry: CollectorRegistry,
+    page: ScrapedPage,
+    member: Member | None = None,
+) -> None:
+    """Answer requests until a signal, then wait for the requests in flight.
+
+    Args:
+        options: the options of the frontend.
+        stop: the signals.
+        discovery: shows the workers.
+        listener: the listening socket.
+        registry: the registry of the frontend's instruments.
+        page: the page of the frontend.
+        member: for one process of a frontend that has several; None for the only process.
+    """
+    url = addresses.url(listener)
+    processes = member.count if member else 1
+    metrics = FrontendMetrics(registry, prefix=options.metrics_prefix, bounds=options.buckets)
+    canary = Canary(registry, prefix=options.metrics_prefix)
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(discovery.register(_record(options, runtime, url)))
         client = Client(idle_seconds=_WORKER_IDLE_SECONDS)
         stack.callback(client.close)
         fleet = Fleet(namespace=options.namespace, engines=kinds.ENGINES)
         follower = Follower(discovery, fleet)
-        router = Router(options.router_mode, fleet)
-        frontend = Frontend(follower=follower, metrics=metrics, page=runtime.page)
+        router = Router(options.router_mode, fleet, processes=processes)
+        frontend = Frontend(follower=follower, metrics=metrics, page=page, member=member)
         forwarder = Forwarder(
             routes=kinds.ROUTES,
             router=router,
@@ -99,6 +150,7 @@ async def serve(options: FrontendOptions) -> None:
             client=client,
             refresh=follower.refresh,
             max_body_size=options.max_body_size,
+            processes=processes,
         )
         stack.callback(forwarder.close)
         await stack.enter_async_context(canary.watching())
@@ -117,8 +169,11 @@ async def serve(options: FrontendOptions) -> None:
                 limits=Limits(body_bytes=options.max_body_size),
             )
         )
-        logger.info("OpenAI-compatible at %s/v1, metrics at %s/metrics", url, url)
-        if not fleet.ready:
+        if member is None:
+            logger.info("OpenAI-compatible at %s/v1, metrics at %s/metrics", url, url)
+        else:
+            member.channel.send_ready()
+        if not fleet.ready and frontend.logs_fleet:
             logger.info("no worker yet: start one with `dyno %s --model MODEL`", kinds.DEFAULT.name)
         await stop.requested.wait()
         forwarder.draining = True
@@ -126,7 +181,14 @@ async def serve(options: FrontendOptions) -> None:
         await forwarder.in_flight.drain(stop, options.drain_timeout)
 
 
-def _record(options: FrontendOptions, runtime: DistributedRuntime, url: str) -> Record:
+def record(options: FrontendOptions, runtime: DistributedRuntime, url: str) -> Record:
+    """Return the record of a frontend in discovery.
+
+    Args:
+        options: the options of the frontend.
+        runtime: the runtime, which has the id of the frontend.
+        url: the URL of the frontend's port.
+    """
     return Record(
         role=Role.FRONTEND,
         id=runtime.instance_id,
@@ -139,7 +201,7 @@ def _record(options: FrontendOptions, runtime: DistributedRuntime, url: str) -> 
     )
 
 
-def _check_prefix(prefix: str) -> None:
+def check_prefix(prefix: str) -> None:
     """Check that names with this prefix cannot equal names of other families.
 
     Raises:
@@ -161,21 +223,33 @@ class Frontend:
 
     Attributes:
         fleet: the workers.
+        logs_fleet: True if this process logs changes of the fleet: of several processes, one does.
     """
 
-    def __init__(self, *, follower: Follower, metrics: FrontendMetrics, page: MetricsPage) -> None:
+    def __init__(
+        self,
+        *,
+        follower: Follower,
+        metrics: FrontendMetrics,
+        page: ScrapedPage,
+        member: Member | None = None,
+    ) -> None:
         """Show the fleet of `follower` on the frontend's routes, in `metrics` and in the log.
 
         Args:
             follower: updates the fleet from discovery.
             metrics: the families that show the fleet.
             page: the page of `/metrics`.
+            member: for one process of a frontend that has several; None for the only process.
         """
         self.fleet = follower.fleet
+        self.logs_fleet = member is None or member.number == 1
+        self._member = member
         self._refresh = follower.refresh
         self._page = page
         metrics.follow(self.fleet)
-        self.fleet.on_change(self._log)
+        if self.logs_fleet:
+            self.fleet.on_change(self._log)
 
     def _log(self, change: Change) -> None:
         for record in (*change.joined, *change.changed):
@@ -234,9 +308,14 @@ class Frontend:
         endpoints = sorted(
             {f"dyn://{i['namespace']}.{i['component']}.{i['endpoint']}" for i in instances}
         )
-        return Response.of_json(
-            {"status": "healthy", "endpoints": endpoints, "instances": instances}
-        )
+        health: dict[str, object] = {
+            "status": "healthy",
+            "endpoints": endpoints,
+            "instances": instances,
+        }
+        if self._member is not None:
+            health["processes"] = self._member.channel.state
+        return Response.of_json(health)
 
     async def _live(self, _: Request) -> Response:
         return Response.of_json({"status": "live", "message": "Service is live"})

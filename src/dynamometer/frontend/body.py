@@ -17,7 +17,7 @@ from dynamometer.engines.requests import BadBodyError, RequestBody, parse
 
 _Result = TypeVar("_Result")
 
-# Each thread may use as much memory as the largest body.
+# Of all processes of a frontend; each thread may use as much memory as the largest body.
 _THREADS: Final = 2
 # A shorter body takes less time than the start of a thread, 0.1 ms.
 SHORT_BYTES: Final = 2**17
@@ -30,8 +30,13 @@ class TooLargeError(Exception):
 class BodyThreads:
     """The threads for large bodies; the cancellation of a request does not end its thread."""
 
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="body")
+    def __init__(self, *, processes: int = 1) -> None:
+        """Start no thread yet.
+
+        Args:
+            processes: the number of processes that share the limit; each has one thread at least.
+        """
+        self._pool = ThreadPoolExecutor(max(1, _THREADS // processes), thread_name_prefix="body")
 
     async def run(self, read: Callable[[], _Result], *, size: int) -> _Result:
         """Call `read`, in a thread if it may read many bytes, and return its result.

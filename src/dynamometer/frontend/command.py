@@ -6,11 +6,16 @@ import argparse
 from collections.abc import Sequence
 
 from dynamometer import arguments, logs, names, settings
-from dynamometer.frontend.app import FrontendOptions, serve
+from dynamometer.frontend.app import FrontendOptions, serve, serve_member
+from dynamometer.frontend.member import Membership
+from dynamometer.frontend.process_group import serve_group
 from dynamometer.frontend.routing import RouterMode
 from dynamometer.metrics.buckets import FrontendBuckets
-from dynamometer.process import event_loop
+from dynamometer.process import cpus, event_loop
 from dynamometer.variables import DEFAULT_HTTP_PORT, LOOPBACK
+
+# More processes take memory, and each one polls the workers; four fill 40,000 chunks/s.
+_MOST_AUTOMATIC = 16
 
 _DESCRIPTION = """\
 Serve all workers of this machine at one OpenAI-compatible address: /v1/chat/completions,
@@ -22,6 +27,10 @@ _EPILOG = f"""\
 examples:
   dyno frontend
   dyno frontend --http-port 9000 --router-mode least-loaded
+  dyno frontend --processes 4
+
+With --processes, one address, one /metrics and one /health stand for all processes; a process that
+ends is started again.
 
 DYN_METRICS_PREFIX replaces dynamo_frontend in the names of metrics.
 DYN_METRICS_REQUEST_DURATION_MIN, _MAX and _COUNT set the bucket bounds of request durations; the
@@ -43,6 +52,14 @@ def parser(program: str) -> argparse.ArgumentParser:
         "--http-port",
         type=arguments.checked(settings.port),
         help=f"port to listen on; 0: any free port (DYN_HTTP_PORT; default: {DEFAULT_HTTP_PORT})",
+    )
+    result.add_argument(
+        "--processes",
+        type=arguments.checked(settings.processes),
+        metavar="N",
+        help="number of processes that serve the port, for more than one CPU; auto: one per CPU "
+        f"of the affinity and the cgroup's quota, at most {_MOST_AUTOMATIC} "
+        "(DYN_FRONTEND_PROCESSES; default: 1)",
     )
     result.add_argument(
         "--namespace",
@@ -73,7 +90,9 @@ def main(argv: Sequence[str], program: str = "dyno frontend") -> int:
     """
     own = parser(program).parse_args(list(argv))
     environment = settings.read()
-    logs.set_up("frontend", level=environment.log_level, as_json=environment.log_json)
+    membership = Membership.read()
+    name = f"frontend {membership.number}" if membership else "frontend"
+    logs.set_up(name, level=environment.log_level, as_json=environment.log_json)
     options = FrontendOptions(
         host=own.http_host or environment.http_host,
         port=environment.http_port if own.http_port is None else own.http_port,
@@ -86,5 +105,14 @@ def main(argv: Sequence[str], program: str = "dyno frontend") -> int:
         metrics_prefix=environment.metrics_prefix or names.name_prefix.FRONTEND,
         buckets=FrontendBuckets.of(environment.bucket_ranges),
     )
-    event_loop.run(serve(options))
+    if membership:
+        event_loop.run(serve_member(options, membership))
+        return 0
+    count = environment.processes if own.processes is None else own.processes
+    if count == 0:
+        count = min(cpus.available(), _MOST_AUTOMATIC)
+    if count == 1:
+        event_loop.run(serve(options))
+    else:
+        event_loop.run(serve_group(options, count, argv), use_uvloop=False)
     return 0

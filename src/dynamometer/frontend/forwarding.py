@@ -69,6 +69,7 @@ class Forwarder:
         client: Client,
         refresh: Callable[[], Awaitable[None]],
         max_body_size: int,
+        processes: int = 1,
     ) -> None:
         """Store the arguments, and prepare the threads that read bodies.
 
@@ -79,6 +80,7 @@ class Forwarder:
             client: sends requests to the workers.
             refresh: updates the router's fleet from discovery.
             max_body_size: the largest accepted body, in bytes.
+            processes: the number of processes of the frontend.
         """
         self._max_body_size = max_body_size
         self._refresh = refresh
@@ -87,7 +89,7 @@ class Forwarder:
         self._fleet = router.fleet
         self._metrics = metrics
         self._client = client
-        self._threads = BodyThreads()
+        self._threads = BodyThreads(processes=processes)
         self.in_flight = InFlight()
         self.draining = False
 

@@ -140,4 +140,4 @@ class LoadPoller:
             )  # fmt: skip
         if time.monotonic() - self._reported.get(worker.id, float("-inf")) > self._stale:
             self._reported.pop(worker.id, None)
-            self._router.report(worker.id, 0.0)
+            self._router.report(worker.id, None)

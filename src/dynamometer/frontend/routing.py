@@ -25,39 +25,55 @@ class Router:
     """Chooses among the workers of a fleet, and tracks the load of each worker.
 
     The load of a worker is the number of this frontend's requests in flight to it, plus the number
-    of requests from others in the worker's last report.
+    of requests from others in the worker's last report. Of several processes of one frontend, each
+    knows its own requests only. Since the report, each process assumes that the others have started
+    and ended as many as itself, or all of them would choose the same worker until the next report.
 
     Attributes:
         fleet: the workers.
     """
 
-    def __init__(self, mode: RouterMode, fleet: Fleet) -> None:
-        """Store the arguments, and follow the changes of `fleet`."""
+    def __init__(self, mode: RouterMode, fleet: Fleet, *, processes: int = 1) -> None:
+        """Store the arguments, and follow the changes of `fleet`.
+
+        Args:
+            mode: the way to choose.
+            fleet: the workers.
+            processes: the number of processes of the frontend, each with a router of its own.
+        """
         self.fleet = fleet
         self._mode = mode
-        self._turns: Counter[str] = Counter()
+        self._other_processes = processes - 1
+        self._turns: dict[str, int] = {}
         self._in_flight: Counter[int] = Counter()
         self._others: dict[int, float] = {}
+        # This process's requests in flight at the last report, where other processes matter.
+        self._reported: dict[int, int] = {}
         self._by_load: dict[str, _ByLoad] = {}
         fleet.on_change(self._changed)
 
     def _changed(self, change: Change) -> None:
         for record in change.left:
             self._others.pop(record.id, None)
+            self._reported.pop(record.id, None)
         for model in change.unserved:
             self._by_load.pop(model, None)
 
-    def report(self, id_: int, others: float) -> None:
+    def report(self, id_: int, others: float | None) -> None:
         """Set the number of requests from others that an instance has.
 
         Args:
             id_: the id of the instance.
-            others: the number in the instance's last report; 0 without a report.
+            others: the number in the instance's last report; None without a report.
         """
         if others:
             self._others[id_] = others
         else:
             self._others.pop(id_, None)
+        if others is None:
+            self._reported.pop(id_, None)
+        elif self._other_processes:
+            self._reported[id_] = self._in_flight[id_]
         self._load_changed(id_)
 
     def in_flight(self, id_: int) -> int:
@@ -79,7 +95,9 @@ class Router:
         if self._mode is RouterMode.RANDOM:
             start = random.randrange(len(workers))  # noqa: S311  # not a secret
         else:
-            start = self._turns[model]
+            # Or all processes would send their first request to one worker.
+            first = random.randrange(len(workers)) if self._other_processes else 0  # noqa: S311
+            start = self._turns.setdefault(model, first)
             self._turns[model] += 1
         for turn in range(start, start + min(len(workers), len(without) + 1)):
             worker = workers[turn % len(workers)]
@@ -109,7 +127,9 @@ class Router:
             self._load_changed(instance.id)
 
     def _load(self, id_: int) -> float:
-        return self._in_flight[id_] + self._others.get(id_, 0.0)
+        own = self._in_flight[id_]
+        assumed = self._other_processes * (own - self._reported.get(id_, 0))
+        return max(0.0, own + self._others.get(id_, 0.0) + assumed)
 
     def _load_changed(self, id_: int) -> None:
         record = self.fleet.records.get(id_) if self._by_load else None
@@ -138,11 +158,13 @@ class _ByLoad:
         self.workers = workers
         self._load = load
         self._by_id = {worker.id: worker for worker in workers}
-        self._turn: int = before._turn if before else 0
+        self._turn: float = before._turn if before else 0.0
         entries = before._entries if before else {}
-        # The load of each worker, and the turn in which it was chosen last, by id.
-        self._entries: dict[int, tuple[float, int]] = {
-            id_: (load(id_), entries[id_][1] if id_ in entries else 0) for id_ in self._by_id
+        # The load of each worker, and the turn in which it was chosen last, by id. Workers that
+        # were not chosen yet have a random order, which differs between processes.
+        self._entries: dict[int, tuple[float, float]] = {
+            id_: (load(id_), entries[id_][1] if id_ in entries else -random.random())  # noqa: S311
+            for id_ in self._by_id
         }
         self._sort()
 
@@ -155,7 +177,7 @@ class _ByLoad:
         if id_ in self._entries:
             self._set(id_, self._entries[id_][1])
 
-    def _set(self, id_: int, turn: int) -> None:
+    def _set(self, id_: int, turn: float) -> None:
         entry = self._entries[id_] = (self._load(id_), turn)
         heapq.heappush(self._heap, (*entry, id_))
         if len(self._heap) > 2 * len(self._entries) + 16:

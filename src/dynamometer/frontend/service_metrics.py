@@ -49,6 +49,8 @@ _INITIAL_ROUTES: Final = (
     "generate",
     "responses",
 )
+# The value of a gauge of several processes: the sum of those that run.
+_SUM: Final = "livesum"
 _DEFAULT_BUCKETS: Final = FrontendBuckets.of(DEFAULT_BUCKET_RANGES)
 
 
@@ -93,6 +95,7 @@ class FrontendMetrics:
             "Number of clients that closed the connection before the end of their response: only "
             "rises",
             registry=registry,
+            multiprocess_mode=_SUM,
         )
         failed = Counter(
             f"{prefix}_{frontend_service.FAILURES_TOTAL}",
@@ -234,7 +237,13 @@ class _ModelFamilies:
         family = frontend_service
 
         def gauge(name: str, text: str) -> Gauge:
-            return Gauge(f"{prefix}_{name}", text, (labels.MODEL,), registry=registry)
+            return Gauge(
+                f"{prefix}_{name}",
+                text,
+                (labels.MODEL,),
+                registry=registry,
+                multiprocess_mode=_SUM,
+            )
 
         def histogram(name: str, text: str, upper_bounds: tuple[float, ...]) -> Histogram:
             return Histogram(
@@ -338,6 +347,7 @@ class StageFamilies:
             "Number of requests currently in a stage",
             (labels.STAGE, labels.PHASE),
             registry=registry,
+            multiprocess_mode=_SUM,
         )
         self.preprocess_seconds = duration.labels(family.STAGE_PREPROCESS)
         self.route_seconds = duration.labels(family.STAGE_ROUTE)
@@ -369,4 +379,5 @@ class PlaneFamilies:
             f"{name_prefix.REQUEST_PLANE}_{request_plane.INFLIGHT_REQUESTS}",
             "Number of requests that were sent to a worker and have not finished",
             registry=registry,
+            multiprocess_mode=_SUM,
         )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry
 
 from dynamometer import names
+from dynamometer.metrics.removable_gauge import RemovableGauge
 from dynamometer.names import frontend_service, labels, name_prefix, worker_type
 from dynamometer.runtime.fleet import Change, Fleet
 from dynamometer.runtime.record import (
@@ -37,12 +37,12 @@ class WorkerMetrics:
         """
         family = frontend_service
 
-        def by_model(name: str, text: str) -> Gauge:
-            return Gauge(f"{prefix}_{name}", text, (labels.MODEL,), registry=registry)
+        def by_model(name: str, text: str) -> RemovableGauge:
+            return RemovableGauge(f"{prefix}_{name}", text, (labels.MODEL,), registry=registry)
 
-        def by_worker(name: str, text: str) -> Gauge:
+        def by_worker(name: str, text: str) -> RemovableGauge:
             by = (labels.WORKER_ID, labels.DP_RANK, labels.WORKER_TYPE)
-            return Gauge(f"{prefix}_{name}", text, by, registry=registry)
+            return RemovableGauge(f"{prefix}_{name}", text, by, registry=registry)
 
         self._ready = by_model(
             family.MODEL_READY, "Whether a worker serves the model now (1 = ready, 0 = not ready)"
@@ -52,7 +52,7 @@ class WorkerMetrics:
             family.MODEL_MIGRATION_LIMIT,
             "How often a request that was started may move to another worker",
         )
-        self._engine_info: Mapping[str, Gauge] = {
+        self._engine_info: Mapping[str, RemovableGauge] = {
             CONTEXT_LENGTH: by_model(
                 family.MODEL_CONTEXT_LENGTH, "Maximum context length in tokens"
             ),
@@ -106,22 +106,22 @@ class WorkerMetrics:
         return self._last.get(worker)
 
     def _show(self, model: str, workers: Sequence[Record]) -> None:
-        self._ready.labels(model).set(1 if workers else 0)
-        self._workers.labels(model).set(len(workers))
+        self._ready.set((model,), 1 if workers else 0)
+        self._workers.set((model,), len(workers))
         if not workers:
             for gauge in (self._migrations, *self._engine_info.values()):
-                _remove(gauge, (model,))
+                gauge.remove((model,))
             return
-        self._migrations.labels(model).set(_MIGRATIONS)
+        self._migrations.set((model,), _MIGRATIONS)
         info = next((w.engine_info for w in workers if w.engine_info), {})
         for name, gauge in self._engine_info.items():
             value = number(info.get(name))
             if name == CONTEXT_LENGTH:
                 value = _context_length(model, workers) or value
             if value is None:
-                _remove(gauge, (model,))
+                gauge.remove((model,))
             else:
-                gauge.labels(model).set(value)
+                gauge.set((model,), value)
 
 
 class LastValues:
@@ -130,13 +130,14 @@ class LastValues:
     A series is shown once it has a value.
     """
 
-    __slots__ = ("_gauges", "_labels", "_series")
+    __slots__ = ("_gauges", "_labels")
 
-    def __init__(self, gauges: tuple[Gauge, Gauge, Gauge], worker: int) -> None:
+    def __init__(
+        self, gauges: tuple[RemovableGauge, RemovableGauge, RemovableGauge], worker: int
+    ) -> None:
         self._gauges = gauges
         # As in NVIDIA Dynamo, the id is decimal in these families; it is hexadecimal in all others.
         self._labels = (str(worker), names.NO_DP_RANK, worker_type.DECODE)
-        self._series: list[Gauge | None] = [None] * len(gauges)
 
     def set(
         self, first_token: float | None, inter_token: float | None, input_tokens: float | None
@@ -148,22 +149,16 @@ class LastValues:
             inter_token: the time between the last two events with content, in seconds.
             input_tokens: the tokens of the prompt.
         """
-        for index, value in enumerate((first_token, inter_token, input_tokens)):
+        for gauge, value in zip(
+            self._gauges, (first_token, inter_token, input_tokens), strict=True
+        ):
             if value is not None:
-                series = self._series[index]
-                if series is None:
-                    series = self._series[index] = self._gauges[index].labels(*self._labels)
-                series.set(value)
+                gauge.set(self._labels, value)
 
     def remove(self) -> None:
         """Remove the series of this worker."""
         for gauge in self._gauges:
-            _remove(gauge, self._labels)
-
-
-def _remove(gauge: Gauge, values: Iterable[str]) -> None:
-    with suppress(KeyError):  # the series was not shown
-        gauge.remove(*values)
+            gauge.remove(self._labels)
 
 
 def _context_length(model: str, workers: Sequence[Record]) -> float | None:

@@ -14,7 +14,9 @@ from dynamometer.process.descriptors import close_in_child
 _FOREIGN_ADDRESS: Final = (errno.EADDRNOTAVAIL, errno.EINVAL, errno.EAFNOSUPPORT)
 
 
-def listen(host: str, port: int, *, setting: str, host_setting: str = "host") -> socket.socket:
+def listen(
+    host: str, port: int, *, setting: str, host_setting: str = "host", shared: bool = False
+) -> socket.socket:
     """Return a TCP socket that listens on `host:port`.
 
     Args:
@@ -22,13 +24,15 @@ def listen(host: str, port: int, *, setting: str, host_setting: str = "host") ->
         port: 0 to 65535; 0 selects any free port.
         setting: the flags and variables that set the port, for messages.
         host_setting: the flags and variables that set the host, for messages.
+        shared: allow other sockets of this user that are shared as well (SO_REUSEPORT); the kernel
+            distributes the connections among them.
 
     Raises:
         SettingsError: The host is not a valid name or address, or not an address of this machine.
         AddressError: The port is in use, or this process must not listen on it.
     """
     try:
-        listener = _bind(host, port)
+        listener = _bind(host, port, shared=shared)
     except (socket.gaierror, ValueError):
         raise _host_error(host, host_setting) from None
     except OSError as error:
@@ -46,13 +50,15 @@ def listen(host: str, port: int, *, setting: str, host_setting: str = "host") ->
     return listener
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int, *, shared: bool) -> socket.socket:
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
     listener = close_in_child(socket.socket(family, kind, protocol))
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
         listener.listen(1024)
     except OSError:

@@ -10,8 +10,7 @@ from dynamometer.http import openai_errors
 from dynamometer.http.exchange import Handler, Request
 from dynamometer.http.messages import Refusal, Response
 from dynamometer.http.origins import Origins
-from dynamometer.metrics.page import MetricsPage
-from dynamometer.metrics.scraping import Scrapes
+from dynamometer.metrics.scraping import ScrapedPage, Scrapes
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +86,7 @@ class Handlers:
         return {}
 
 
-def scrapes_of(page: MetricsPage) -> Handler:
+def scrapes_of(page: ScrapedPage) -> Handler:
     """Return the handler of `/metrics`."""
     scrapes = Scrapes(page)
 

@@ -2,7 +2,8 @@
 
 prometheus_client's `observe` counts one observation: each call takes a lock and searches all
 buckets. A request counts thousands of observations in a batch of its own, whose size is constant,
-and one call adds the batch to the histogram.
+and one call adds the batch to the histogram. The counts are prometheus_client's values, which are
+in files where PROMETHEUS_MULTIPROC_DIR is set.
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
+from prometheus_client.values import MutexValue, ValueClass
 
 from dynamometer.errors import ArgumentError
+from dynamometer.exposition.families import BUCKET_LABEL
+
+_TYPE: Final = "histogram"
 
 
 class Batch:
@@ -52,22 +57,26 @@ class BatchHistogramChild:
 
     __slots__ = ("_bounds", "_counts", "_lock", "_sum")
 
-    def __init__(self, bounds: Sequence[float]) -> None:
-        """Create the counts of each bucket.
+    def __init__(
+        self, bounds: Sequence[float], counts: Sequence[MutexValue], total: MutexValue
+    ) -> None:
+        """Store the values.
 
         Args:
             bounds: the upper bounds of the buckets, ascending, without +Inf.
+            counts: the number of observations in each bucket, with +Inf.
+            total: the sum of the observations.
         """
         self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
-        self._lock = threading.Lock()
+        self._counts = counts
+        self._sum = total
+        self._lock = threading.Lock()  # `read` sees all or no values of one call
 
     def observe(self, value: float) -> None:
         """Count one observation."""
         with self._lock:
-            self._counts[bisect_left(self._bounds, value)] += 1
-            self._sum += value
+            self._counts[bisect_left(self._bounds, value)].inc(1)
+            self._sum.inc(value)
 
     def batch(self) -> Batch:
         """Return an empty batch with the buckets of this histogram."""
@@ -78,13 +87,13 @@ class BatchHistogramChild:
         with self._lock:
             for number, count in enumerate(batch.counts):
                 if count:
-                    self._counts[number] += count
-            self._sum += batch.total
+                    self._counts[number].inc(count)
+            self._sum.inc(batch.total)
 
-    def read(self) -> tuple[list[int], float]:
+    def read(self) -> tuple[list[float], float]:
         """Return the cumulative counts of the buckets, with +Inf, and the sum of the values."""
         with self._lock:
-            return list(accumulate(self._counts)), self._sum
+            return list(accumulate(count.get() for count in self._counts)), self._sum.get()
 
 
 class BatchHistogram(Collector):
@@ -140,8 +149,21 @@ class BatchHistogram(Collector):
         with self._lock:
             child = self._children.get(values)
             if child is None:
-                child = self._children[values] = BatchHistogramChild(self._bounds)
+                child = self._children[values] = self._create(values)
             return child
+
+    def _create(self, values: tuple[str, ...]) -> BatchHistogramChild:
+        """Create the counts of a label set at 0."""
+        name, names = self._name, self._labelnames
+        counts = [
+            ValueClass(
+                _TYPE, name, f"{name}_bucket", (*names, BUCKET_LABEL), (*values, le),
+                self._documentation,
+            )
+            for le in self._le_values
+        ]  # fmt: skip
+        total = ValueClass(_TYPE, name, f"{name}_sum", names, values, self._documentation)
+        return BatchHistogramChild(self._bounds, counts, total)
 
     def remove(self, *values: str) -> None:
         """Remove the series of a label set."""

@@ -6,16 +6,32 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Protocol
 
 from aiohttp import web
 
 from dynamometer.exposition.filters import Selection
 from dynamometer.exposition.negotiation import accepts_gzip, choose_format
-from dynamometer.metrics.page import MetricsPage
 from dynamometer.metrics.refresh import PageRequest
 
 
-def add_route(app: web.Application, page: MetricsPage) -> None:
+class ScrapedPage(Protocol):
+    """The part of a `MetricsPage` that a scrape needs; the page may be in another process."""
+
+    def submit(self, request: PageRequest, /) -> Future[bytes]:
+        """See `MetricsPage.submit`."""
+
+    def wait_seconds(self) -> float:
+        """See `MetricsPage.wait_seconds`."""
+
+    def give_up_late(self) -> None:
+        """See `MetricsPage.give_up_late`."""
+
+    def answer(self, request: PageRequest) -> bytes:
+        """See `MetricsPage.answer`."""
+
+
+def add_route(app: web.Application, page: ScrapedPage) -> None:
     """Serve `page` at `/metrics` of `app`, for GET and HEAD."""
     app.router.add_get("/metrics", Scrapes(page).handle)
 
@@ -35,7 +51,7 @@ class Scrapes:
     twice. Each handler that waits enforces the deadline, so that no further task is needed.
     """
 
-    def __init__(self, page: MetricsPage) -> None:
+    def __init__(self, page: ScrapedPage) -> None:
         self._page = page
         self._scrape: _Scrape | None = None  # the event loop owns this attribute
 
@@ -62,13 +78,13 @@ class Scrapes:
         wanted = PageRequest(
             Selection.of(names=names), form.openmetrics, accepts_gzip(accept_encoding)
         )
-        body = await self._body(wanted)
+        body = await self.render(wanted)
         headers = {"Content-Type": form.content_type, "Vary": "Accept, Accept-Encoding"}
         if wanted.gzip:
             headers["Content-Encoding"] = "gzip"
         return body, headers
 
-    async def _body(self, wanted: PageRequest) -> bytes:
+    async def render(self, wanted: PageRequest) -> bytes:
         """Return the page after the running refresh, or after a new one."""
         scrape = self._scrape
         if scrape is None or scrape.body.done():

@@ -19,8 +19,14 @@ class Stop:
         immediate: set by the second signal.
     """
 
-    def __init__(self) -> None:
-        """Handle the signals on the running event loop; SIGHUP stays ignored under nohup."""
+    def __init__(self, *, supervised: bool = False) -> None:
+        """Handle the signals on the running event loop; SIGHUP stays ignored under nohup.
+
+        Args:
+            supervised: ignore all signals after the first: a supervisor ends this process at once
+                with SIGKILL, and may send the first signal to a process that has it already.
+        """
+        self._supervised = supervised
         self.requested = asyncio.Event()
         self.immediate = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -31,6 +37,8 @@ class Stop:
 
     def _receive(self, number: signal.Signals) -> None:
         if self.requested.is_set():
+            if self._supervised:
+                return
             self.immediate.set()
         logger.info("%s: ending%s", number.name, " at once" if self.requested.is_set() else "")
         self.requested.set()

@@ -18,6 +18,7 @@ from collections.abc import Collection, Mapping
 from typing import Final
 
 from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.registry import Collector
 
 from dynamometer import settings
 from dynamometer.errors import ArgumentError, SettingsError
@@ -43,7 +44,11 @@ class DistributedRuntime:
     """
 
     def __init__(
-        self, *, instance_id: int | None = None, deadline: float = SOURCE_DEADLINE_SECONDS
+        self,
+        *,
+        instance_id: int | None = None,
+        deadline: float = SOURCE_DEADLINE_SECONDS,
+        process_collector: Collector | None = None,
     ) -> None:
         """Create a runtime with the metrics that every process has.
 
@@ -52,6 +57,8 @@ class DistributedRuntime:
             deadline: the time that the callbacks and engines of one scrape may take, in seconds. A
                 callback or engine that still runs at the deadline is skipped; after that, each
                 further callback or engine may take one second.
+            process_collector: the collector of the `process_*` families; by default, of this
+                process alone.
 
         Raises:
             ArgumentError: `instance_id` or `deadline` is not allowed.
@@ -65,9 +72,8 @@ class DistributedRuntime:
         # Any thread adds endpoints (`setdefault`, under the interpreter's lock); no thread removes
         # endpoints. The thread of the server iterates over a copy.
         self._endpoints: dict[tuple[str, str, str], Endpoint] = {}
-        _register_process_metrics(
-            self._hierarchy.registry, self.metrics, hexadecimal(self.instance_id)
-        )
+        self.registry.register(process_collector or ProcessCollector(registry=None))
+        _register_uptime(self.metrics, hexadecimal(self.instance_id))
 
     @property
     def registry(self) -> CollectorRegistry:
@@ -283,10 +289,7 @@ def _check_port(port: int) -> None:
         raise ArgumentError(f"port={port!r}: {error}") from None
 
 
-def _register_process_metrics(
-    registry: CollectorRegistry, metrics: Metrics, worker_id: str
-) -> None:
-    """Register the metrics of every process: the uptime, and the `process_*` families."""
+def _register_uptime(metrics: Metrics, worker_id: str) -> None:
     started_at = time.monotonic()
     uptime = metrics.create_gauge(
         distributed_runtime.UPTIME_SECONDS,
@@ -294,4 +297,3 @@ def _register_process_metrics(
         const_labels={labels.WORKER_ID: worker_id},
     )
     uptime.set_function(lambda: time.monotonic() - started_at)
-    ProcessCollector(registry=registry)

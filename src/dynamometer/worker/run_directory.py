@@ -12,25 +12,25 @@ kills the processes that `engine.json` lists, and removes their shared memory an
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Final
 
-from dynamometer.errors import DirectoryError
 from dynamometer.process import private_directories
 from dynamometer.process.children import ProcessIdentity, kill_identified
-from dynamometer.process.descriptors import Descriptor
+from dynamometer.process.locked_directories import locked_directory
 from dynamometer.process.shared_memory import SharedFile, remove_unmapped
 from dynamometer.runtime.identity import hexadecimal
 from dynamometer.worker.process_tree import kill_owned
 
 logger = logging.getLogger(__name__)
+
+_NAMES: Final = re.compile("[0-9a-f]{16}")
 
 
 class RunDirectory:
@@ -78,67 +78,30 @@ def run_directory(instance_id: int) -> Iterator[RunDirectory]:
         DirectoryError: A directory cannot be created.
     """
     base = private_directories.create_memory()
-    path = base / hexadecimal(instance_id)
     with ExitStack() as stack:
-        try:
-            # A new directory is not locked yet, and another worker would remove it: one worker at a
-            # time creates a directory.
-            with _locked(base, wait=True):
-                _clear_leftovers(base)
-                stack.callback(_remove_if_empty, base)
-                private_directories.create(path)
-                stack.enter_context(_locked(path, wait=False))
-        except OSError as error:
-            raise DirectoryError(f"cannot create the directory {path}: {error.strerror}") from None
-        stack.callback(shutil.rmtree, path, ignore_errors=True)
+        path = stack.enter_context(
+            locked_directory(
+                base, hexadecimal(instance_id), leftovers=_NAMES, clear=_clear_after_killed
+            )
+        )
         temporary = private_directories.create_temporary("dyno-")
         stack.callback(shutil.rmtree, temporary, ignore_errors=True)
         yield RunDirectory(path, temporary)
 
 
-def _remove_if_empty(base: Path) -> None:
-    with contextlib.suppress(OSError):
-        base.rmdir()  # fails while another worker has a directory in it
-
-
-@contextmanager
-def _locked(path: Path, *, wait: bool) -> Iterator[None]:
-    """Hold the lock of the directory `path`, which is created if it is missing.
-
-    Raises:
-        BlockingIOError: Another process has locked the directory, and `wait` is false.
-    """
-    while True:
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        lock = Descriptor(os.open(private_directories.create(path), flags))
-        try:
-            fcntl.flock(lock.number, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            # Another worker may have removed the directory before the lock was taken.
-            if path.exists() and os.path.samestat(path.lstat(), os.fstat(lock.number)):
-                yield
-                return
-        finally:
-            lock.close()
-
-
-def _clear_leftovers(base: Path) -> None:
-    for path in base.iterdir():
-        if not re.fullmatch("[0-9a-f]{16}", path.name):
-            continue
-        with contextlib.suppress(BlockingIOError, DirectoryError), _locked(path, wait=False):
-            processes, shared_files, temporary = _read_record(path)
-            # `kill_owned` is first: it finds sessions by processes that `kill_identified` may kill.
-            killed = kill_owned(path.name) + kill_identified(processes)
-            removed = remove_unmapped(shared_files)
-            if temporary is not None:
-                shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(path, ignore_errors=True)
-            logger.info(
-                "removed after the killed worker %s: its directory%s%s",
-                path.name,
-                f", processes: {killed}" if killed else "",
-                f", files in /dev/shm: {removed}" if removed else "",
-            )
+def _clear_after_killed(path: Path) -> None:
+    processes, shared_files, temporary = _read_record(path)
+    # `kill_owned` is first: it finds sessions by processes that `kill_identified` may kill.
+    killed = kill_owned(path.name) + kill_identified(processes)
+    removed = remove_unmapped(shared_files)
+    if temporary is not None:
+        shutil.rmtree(temporary, ignore_errors=True)
+    logger.info(
+        "removed after the killed worker %s: its directory%s%s",
+        path.name,
+        f", processes: {killed}" if killed else "",
+        f", files in /dev/shm: {removed}" if removed else "",
+    )
 
 
 def _read_record(path: Path) -> tuple[list[ProcessIdentity], list[SharedFile], Path | None]:

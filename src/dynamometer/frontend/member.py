@@ -1,0 +1,83 @@
+"""One process of a frontend that has several; the supervisor is in `process_group`.
+
+The supervisor passes a listening socket and a channel by their descriptors, in a variable. The
+process counts in multiprocess files, and its page is the supervisor's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import astuple, dataclass
+from typing import Final
+
+from dynamometer.frontend.channel import ProcessEnd
+from dynamometer.variables import FRONTEND_MEMBER
+
+# <linux/prctl.h>
+_PR_SET_PDEATHSIG: Final = 1
+
+
+@dataclass(frozen=True)
+class Membership:
+    """The values that the supervisor passes to a process.
+
+    Attributes:
+        number: the number of the process, from 1.
+        count: the number of processes.
+        supervisor: the supervisor's pid.
+        listener: the descriptor of the listening socket.
+        channel: the descriptor of the process's end of the channel.
+    """
+
+    number: int
+    count: int
+    supervisor: int
+    listener: int
+    channel: int
+
+    @classmethod
+    def read(cls) -> Membership | None:
+        """Return the values for this process; None for a process that has no supervisor."""
+        value = os.environ.pop(FRONTEND_MEMBER, "")
+        return cls(*map(int, value.split())) if value else None
+
+    def __str__(self) -> str:
+        return " ".join(str(value) for value in astuple(self))
+
+
+@dataclass(frozen=True)
+class Member:
+    """The parts of a frontend that one of several processes has from its supervisor.
+
+    Attributes:
+        number: the number of the process, from 1.
+        count: the number of processes.
+        listener: the socket for requests.
+        channel: the supervisor's page, and the state of the whole frontend.
+    """
+
+    number: int
+    count: int
+    listener: socket.socket
+    channel: ProcessEnd
+
+
+@asynccontextmanager
+async def joined(membership: Membership) -> AsyncIterator[Member]:
+    """Connect to the supervisor; the kernel kills this process when the supervisor ends.
+
+    Args:
+        membership: the values from the supervisor.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != membership.supervisor:  # the supervisor ended before the call
+        os.kill(os.getpid(), signal.SIGKILL)
+    listener = socket.socket(fileno=membership.listener)
+    connection = socket.socket(fileno=membership.channel)
+    async with ProcessEnd.connected(connection) as channel:
+        yield Member(membership.number, membership.count, listener, channel)

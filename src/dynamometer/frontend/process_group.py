@@ -1,0 +1,346 @@
+"""The processes of a frontend that has several: their start, restart and end.
+
+The processes serve requests at one port; the supervisor serves none. It starts a process again that
+ends, renders the page of all of them, and keeps the frontend's one record in discovery.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+import time
+from asyncio.subprocess import DEVNULL, Process
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from typing import Final
+
+from prometheus_client import CollectorRegistry
+
+from dynamometer.errors import DynamometerError, FrontendError
+from dynamometer.frontend.app import FrontendOptions, check_prefix, record
+from dynamometer.frontend.canary import Canary
+from dynamometer.frontend.channel import SupervisorEnd
+from dynamometer.frontend.group_metrics import GroupCollector, ProcessesCollector
+from dynamometer.frontend.member import Membership
+from dynamometer.frontend.service_metrics import FrontendMetrics
+from dynamometer.frontend.shared_port import SharedPort
+from dynamometer.metrics.refresh import PageRequest
+from dynamometer.metrics.scraping import Scrapes
+from dynamometer.process import private_directories, tasks
+from dynamometer.process.locked_directories import locked_directory
+from dynamometer.process.signals import Stop
+from dynamometer.runtime.discovery import connect
+from dynamometer.runtime.distributed import DistributedRuntime
+from dynamometer.runtime.identity import hexadecimal
+from dynamometer.variables import FRONTEND_MEMBER
+
+logger = logging.getLogger(__name__)
+
+# The pause before a restart: none after a long run, else twice the last one within these limits.
+FIRST_PAUSE_SECONDS: Final = 0.5
+LONGEST_PAUSE_SECONDS: Final = 30.0
+STABLE_SECONDS: Final = 60.0
+# After the time that requests in flight have to finish.
+_KILL_SECONDS: Final = 5.0
+_FILES_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
+_LEFTOVERS: Final = re.compile("frontend-[0-9a-f]{16}")
+
+
+async def serve_group(options: FrontendOptions, count: int, arguments: Sequence[str]) -> None:
+    """Run a frontend of several processes until a signal ends it.
+
+    Args:
+        options: the options of the frontend.
+        count: the number of processes.
+        arguments: the flags from which the options were made.
+
+    Raises:
+        DynamometerError: The frontend cannot start, for example because its port is in use.
+    """
+    check_prefix(options.metrics_prefix)
+    stop = Stop()
+    discovery = await connect(options.discovery_directory)
+    group: ProcessGroup | None = None
+    runtime = DistributedRuntime(
+        process_collector=ProcessesCollector(lambda: group.pids if group else ())
+    )
+    described = CollectorRegistry()
+    FrontendMetrics(described, prefix=options.metrics_prefix, bounds=options.buckets)
+    Canary(described, prefix=options.metrics_prefix)
+    async with AsyncExitStack() as stack:
+        name = f"frontend-{hexadecimal(runtime.instance_id)}"
+        memory = private_directories.create_memory()
+        files = stack.enter_context(
+            locked_directory(memory, name, leftovers=_LEFTOVERS, clear=_log_leftover)
+        )
+        port = SharedPort(options.host, options.port)
+        stack.callback(port.close)
+        collector = GroupCollector(files, described)
+        stack.callback(collector.close)
+        runtime.registry.register(collector)
+        await stack.enter_async_context(discovery.register(record(options, runtime, port.url)))
+        group = ProcessGroup(
+            count,
+            port=port,
+            arguments=arguments,
+            files=files,
+            page=Scrapes(runtime.page).render,
+            retire=collector.retire,
+        )
+        announcing = asyncio.create_task(_announce(group, port.url, count))
+        try:
+            await group.run(stop, drain_seconds=options.drain_timeout)
+        finally:
+            await tasks.end(announcing)
+
+
+async def _announce(group: ProcessGroup, url: str, count: int) -> None:
+    await group.serving.wait()
+    logger.info("OpenAI-compatible at %s/v1, metrics at %s/metrics, %d processes", url, url, count)
+
+
+def _log_leftover(path: Path) -> None:
+    logger.info("removed after a killed frontend: the directory %s", path)
+
+
+class ProcessGroup:
+    """The processes of one frontend. The event loop owns all attributes.
+
+    Attributes:
+        serving: set as soon as all processes have accepted requests.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        *,
+        port: SharedPort,
+        arguments: Sequence[str],
+        files: Path,
+        page: Callable[[PageRequest], Awaitable[bytes]],
+        retire: Callable[[int], None],
+    ) -> None:
+        """Start no process yet.
+
+        Args:
+            count: the number of processes.
+            port: the port of the frontend.
+            arguments: the flags of the frontend, which each process parses again.
+            files: the directory of the processes' multiprocess files.
+            page: returns the page of the whole frontend.
+            retire: called in a thread with the pid of a process that has ended.
+        """
+        self._port = port
+        self._python = (sys.executable, *_path_flags())
+        self._arguments = arguments
+        self._files = files
+        self._page = page
+        self._retire = retire
+        self._members = [_Slot(number) for number in range(1, count + 1)]
+        self._restarts = 0
+        self._ending = asyncio.Event()
+        self.serving = asyncio.Event()
+
+    @property
+    def pids(self) -> Sequence[int]:
+        """The pids of the processes that run. Any thread may call this method."""
+        processes = [member.process for member in self._members]
+        return [one.pid for one in processes if one is not None and one.returncode is None]
+
+    @property
+    def state(self) -> Mapping[str, object]:
+        """The state of the processes, as `/health` shows it."""
+        return {
+            "expected": len(self._members),
+            "serving": sum(member.ready for member in self._members),
+            "restarts": self._restarts,
+        }
+
+    async def run(self, stop: Stop, *, drain_seconds: float) -> None:
+        """Keep all processes running until a signal, then wait for their end.
+
+        Args:
+            stop: the signals.
+            drain_seconds: the time that requests in flight have to finish.
+
+        Raises:
+            FrontendError: A process ended before all processes had accepted requests.
+        """
+        keeping = asyncio.create_task(self._keep_all(), name="frontend processes")
+        try:
+            await tasks.first_of(stop.requested, keeping)
+            if not keeping.done():
+                await self._end(stop, keeping, drain_seconds)
+            await keeping
+        finally:
+            self._ending.set()
+            self._port.close()
+            await tasks.end(keeping)  # kills the processes that still run
+
+    async def _end(self, stop: Stop, keeping: asyncio.Task[None], drain_seconds: float) -> None:
+        """End all processes: with SIGTERM, and with SIGKILL on a second signal, or when late."""
+        self._ending.set()
+        self._port.close()
+        self._signal(signal.SIGTERM)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(drain_seconds + _KILL_SECONDS):
+                await tasks.first_of(stop.immediate, keeping)
+        if not keeping.done():
+            self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for member in self._members:
+            if member.process is not None and member.process.returncode is None:
+                with suppress(ProcessLookupError):
+                    member.process.send_signal(number)
+
+    async def _keep_all(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for member in self._members:
+                    group.create_task(self._keep(member))
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None  # the first one cancelled the others
+
+    async def _keep(self, member: _Slot) -> None:
+        """Run one process, and start it again after a pause whenever it ends."""
+        pause = 0.0
+        while not self._ending.is_set():
+            started = time.monotonic()
+            reason = await self._run_once(member)
+            if self._ending.is_set():
+                return
+            if not self.serving.is_set():
+                raise FrontendError(
+                    f"process {member.number} of the frontend {reason} while it started: its "
+                    "message is above"
+                )
+            self._restarts += 1
+            lived = time.monotonic() - started
+            if lived > STABLE_SECONDS:
+                pause = 0.0
+            logger.warning(
+                "process %d of the frontend %s: restarting %s",
+                member.number, reason, f"in {pause:g} s" if pause else "now",
+            )  # fmt: skip
+            self._send_state()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._ending.wait(), pause)
+            pause = min(max(2 * pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
+
+    async def _run_once(self, member: _Slot) -> str:
+        """Start a process, wait until it has ended, and return how it ended."""
+        try:
+            listener = self._port.open()
+        except DynamometerError as error:
+            return f"cannot start ({error})"
+        try:
+            pid, code = await self._run_process(member, listener)
+        except OSError as error:
+            return f"cannot start ({error.strerror})"
+        finally:  # at once: the kernel gives connections to this socket until it is closed
+            if not self._ending.is_set():
+                self._port.release(listener)
+        await asyncio.to_thread(self._retire, pid)
+        return f"(pid {pid}) {self._describe_end(code)}"
+
+    async def _run_process(self, member: _Slot, listener: socket.socket) -> tuple[int, int]:
+        """Start a process, wait until it has ended, and return its pid and its exit code."""
+        own, others = socket.socketpair()
+        try:
+            with others:
+                membership = Membership(
+                    number=member.number,
+                    count=len(self._members),
+                    supervisor=os.getpid(),
+                    listener=listener.fileno(),
+                    channel=others.fileno(),
+                )
+                process = await asyncio.create_subprocess_exec(
+                    *self._python, "-m", "dynamometer.frontend", *self._arguments,
+                    stdin=DEVNULL,
+                    env=os.environ
+                    | {FRONTEND_MEMBER: str(membership), _FILES_VARIABLE: str(self._files)},
+                    pass_fds=(listener.fileno(), others.fileno()),
+                    start_new_session=True,  # Ctrl-C reaches the supervisor only
+                )  # fmt: skip
+        except BaseException:
+            own.close()
+            raise
+        member.process = process
+        if self._ending.is_set():
+            self._signal(signal.SIGTERM)
+        member.channel = SupervisorEnd(own)
+        answering = asyncio.create_task(
+            member.channel.serve(
+                self.state, ready=lambda: self._note_ready(member), page=self._page
+            )
+        )
+        try:
+            return process.pid, await process.wait()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+            member.process = member.channel = None
+            member.ready = False
+            await tasks.end(answering)
+
+    def _describe_end(self, code: int) -> str:
+        if code == -signal.SIGBUS:
+            return f"was ended by SIGBUS, as when the file system of {self._files} is full,"
+        return f"was ended by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
+
+    def _note_ready(self, member: _Slot) -> None:
+        member.ready = True
+        if all(one.ready for one in self._members):
+            self.serving.set()
+        self._send_state()
+
+    def _send_state(self) -> None:
+        for member in self._members:
+            if member.channel is not None:
+                member.channel.send_state(self.state)
+
+
+class _Slot:
+    """The place of one process in the group.
+
+    Attributes:
+        number: the number of the process, from 1.
+        process: the process; None while none runs.
+        channel: the supervisor's end of the channel to the process.
+        ready: True while the process accepts requests.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.process: Process | None = None
+        self.channel: SupervisorEnd | None = None
+        self.ready = False
+
+
+def _path_flags() -> Sequence[str]:
+    """Return Python's flags so that a process imports modules from where the supervisor does.
+
+    `python -m` adds the current directory to the path; the script `dyno` does not, and a file there
+    might have the name of a module.
+    """
+    try:
+        current = str(Path.cwd())
+    except OSError:  # the directory was removed
+        current = ""
+    return () if {"", current} & set(sys.path) else ("-P",)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,83 @@
+"""Directories that a process locks while it runs, and that the next process removes after a kill.
+
+A directory without a lock belongs to a process that was killed: the kernel releases the lock of a
+process that ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from dynamometer.errors import DirectoryError
+from dynamometer.process import private_directories
+from dynamometer.process.descriptors import Descriptor
+
+
+@contextmanager
+def locked_directory(
+    base: Path, name: str, *, leftovers: re.Pattern[str], clear: Callable[[Path], None]
+) -> Iterator[Path]:
+    """Create and lock a directory, and remove it at the end of the context.
+
+    Args:
+        base: the parent, which is removed when it is empty.
+        name: the name of the directory.
+        leftovers: the names of directories of the same kind.
+        clear: called with each such directory of a killed process, before it is removed.
+
+    Raises:
+        DirectoryError: The directory cannot be created.
+    """
+    path = base / name
+    with ExitStack() as stack:
+        try:
+            # A new directory has no lock of its own yet, so one process at a time creates one.
+            with locked(base, wait=True):
+                _clear_leftovers(base, leftovers, clear)
+                stack.callback(_remove_if_empty, base)
+                private_directories.create(path)
+                stack.enter_context(locked(path, wait=False))
+        except OSError as error:
+            raise DirectoryError(f"cannot create the directory {path}: {error.strerror}") from None
+        stack.callback(shutil.rmtree, path, ignore_errors=True)
+        yield path
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[None]:
+    """Hold the lock of the directory `path`, which is created if it is missing.
+
+    Raises:
+        BlockingIOError: Another process holds the lock, and `wait` is false.
+    """
+    while True:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        lock = Descriptor(os.open(private_directories.create(path), flags))
+        try:
+            fcntl.flock(lock.number, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            # Another process may have removed the directory before the lock was taken.
+            if path.exists() and os.path.samestat(path.lstat(), os.fstat(lock.number)):
+                yield
+                return
+        finally:
+            lock.close()
+
+
+def _clear_leftovers(base: Path, leftovers: re.Pattern[str], clear: Callable[[Path], None]) -> None:
+    for path in base.iterdir():
+        if leftovers.fullmatch(path.name):
+            with contextlib.suppress(BlockingIOError, DirectoryError), locked(path, wait=False):
+                clear(path)
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_if_empty(base: Path) -> None:
+    with contextlib.suppress(OSError):
+        base.rmdir()  # fails while another process has a directory in it
