@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from dynamometer.exposition.families import Family, Metadata
 from dynamometer.metrics.instruments import InstrumentRegistry
 from dynamometer.metrics.page import MetricsPage
+from dynamometer.metrics.refresh import PageRequest
 from dynamometer.metrics.sources import RegistrySource
 from parsing import parse
 
@@ -234,10 +235,10 @@ def test_an_unchanged_page_is_not_rendered_again(instruments: CollectorRegistry)
     assert source.families() is source.families()
     page = MetricsPage(instruments)
     page.refresh()
-    plain, packed = page.render(), page.compressed()
+    plain, packed = page.render(), page.answer(PageRequest(gzip=True))
     page.refresh()
     assert page.render() is plain
-    assert page.compressed() is packed
+    assert page.answer(PageRequest(gzip=True)) is packed
 
 
 class Doubled:

@@ -145,17 +145,16 @@ class MetricsPage:
             selection: the families to render.
             openmetrics: True for OpenMetrics 1.0.0, False for text 0.0.4.
         """
-        return self._renderer.render(self._merger.families, selection, openmetrics=openmetrics)
-
-    def compressed(self, selection: Selection = EVERYTHING, *, openmetrics: bool = False) -> bytes:
-        """Return the same page compressed with gzip; see `render`."""
-        families = self._merger.families
-        return self._renderer.render(families, selection, openmetrics=openmetrics, gzip=True)
+        return self.answer(PageRequest(selection, openmetrics))
 
     def answer(self, request: PageRequest) -> bytes:
         """Return the requested page as of the last refresh; see `RefreshedPage`."""
-        render = self.compressed if request.gzip else self.render
-        return render(request.selection, openmetrics=request.openmetrics)
+        return self._renderer.render(
+            self._merger.families,
+            request.selection,
+            openmetrics=request.openmetrics,
+            gzip=request.gzip,
+        )
 
     def sources(self) -> Sequence[GuardedSource]:
         """See `RefreshedPage`; the runtime is read last, so that its metrics are the newest."""
