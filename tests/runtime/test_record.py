@@ -265,6 +265,15 @@ def test_a_record_of_the_next_version_is_read() -> None:
     assert later().unusable_reason is None
 
 
+@pytest.mark.parametrize("state", ["unresponsive", "restarting"])
+def test_states_of_version_3_need_no_later_reader(state: str) -> None:
+    """A reader of version 2 shows such a record by its rule for unknown states."""
+    text = replace(RECORD, state=State(state)).to_json()
+    assert json.loads(text)["min_version"] == 1
+    assert json.loads(text)["version"] == 3
+    assert Record.from_json(text).state is State(state)
+
+
 @pytest.mark.parametrize(("name", "value"), [("role", "planner"), ("state", "sleeping")])
 def test_a_value_that_a_later_version_added_makes_the_record_unusable(
     name: str, value: str

@@ -3,7 +3,7 @@
 A record is one JSON object of at most 1 MiB. This list gives the type, the default and the meaning
 of each field; a field without a default is required.
 
-- `version`: integer, 1; version of the format that the writer used. This list is version 2.
+- `version`: integer, 1; version of the format that the writer used. This list is version 3.
 - `min_version`: integer, 1; lowest version that a reader must support to use the record.
 - `role`: `worker`, `frontend` or `exporter`; kind of the process.
 - `id`: integer from 1 to 2^64-1; instance number of the process.
@@ -17,7 +17,8 @@ of each field; a field without a default is required.
 - `model_info`: object, `{}`; maps each model to its entry in the engine's `/v1/models`.
 - `engine_info`: object, `{}`; properties of the engine: strings, and numbers from 0 to 2^63; other
   values are dropped.
-- `state`: `starting` (default), `ready`, `draining` or `failed`; only ready processes get requests.
+- `state`: `starting` (default), `ready`, `unresponsive`, `restarting`, `draining` or `failed`; only
+  ready processes get requests. `lifecycle` describes the states.
 - `since`: number, 0; Unix time of the last change of `state`, in seconds.
 
 Rules for changes of the format:
@@ -29,7 +30,8 @@ Rules for changes of the format:
 - A change that older readers would misread raises `min_version`: older readers keep only the fields
   that they can read, show the process, and send no requests there.
 
-Version 1 had no `version`, `min_version` and `stream_usage`.
+Version 1 had no `version`, `min_version` and `stream_usage`. Version 2 did not know the states
+`unresponsive` and `restarting`: its readers show such a process and send no requests there.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ from dynamometer.errors import DiscoveryError
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
-VERSION: Final = 2
+VERSION: Final = 3
 MAX_BYTES: Final = 1 << 20
 
 
@@ -65,6 +67,8 @@ class State(StrEnum):
 
     STARTING = "starting"
     READY = "ready"
+    UNRESPONSIVE = "unresponsive"
+    RESTARTING = "restarting"
     DRAINING = "draining"
     FAILED = "failed"
 

@@ -308,7 +308,7 @@ class _Worker:
         self.record = replace(
             self.record,
             state=supervisor.state,
-            since=supervisor.since,
+            since=supervisor.lifecycle.since,
             models=supervisor.models.names,
             model_info=dict(supervisor.models.cards),
             engine_info=supervisor.info,

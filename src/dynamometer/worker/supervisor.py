@@ -1,9 +1,7 @@
-"""The life of an engine: start it, wait until it is ready, watch it, end it.
+"""The supervisor of an engine: start it, wait until it is ready, watch it, end it.
 
-    starting ──▶ ready ──▶ draining ──▶ (ended)
-        └───────────┴────▶ failed: the engine ended by itself
-
-A worker does not restart an engine that ended by itself: the worker ends as well.
+`runtime/lifecycle` has the states. A worker does not restart an engine that ended by itself: the
+worker ends as well.
 """
 
 from __future__ import annotations
@@ -24,6 +22,7 @@ from dynamometer.process import tasks
 from dynamometer.process.blocking import BlockingCalls, HangError
 from dynamometer.process.children import ProcessIdentity, identities
 from dynamometer.process.shared_memory import SharedFile, mapped_by, remove_unmapped
+from dynamometer.runtime.lifecycle import EngineExit, ExitCause, Lifecycle, RestartPolicy
 from dynamometer.runtime.record import Json, State
 from dynamometer.worker.engine_client import EngineClient
 from dynamometer.worker.process_tree import CHECK_SECONDS, EngineProcess
@@ -50,9 +49,8 @@ class Supervisor:
     """One engine, and the state of the worker that owns it.
 
     Attributes:
-        state: the state of the worker.
+        lifecycle: the state of the engine.
         ready: set when the worker becomes ready.
-        since: the time of the last change of the state, Unix time in seconds.
         models: the models that the engine serves; empty until the engine answers.
         load_seconds: the time from the engine's start until its model answered.
         info: facts about the engine, filled when the engine is ready or some seconds later; empty
@@ -70,9 +68,8 @@ class Supervisor:
         self._record_lock = threading.Lock()
         self._shared_files: frozenset[SharedFile] = frozenset()
         self._processes: frozenset[ProcessIdentity] = frozenset()
-        self.state = State.STARTING
+        self.lifecycle = Lifecycle(time.time(), RestartPolicy(limit=0))
         self.ready = asyncio.Event()
-        self.since = time.time()
         self.models = ModelCards()
         self.load_seconds = 0.0
         self.info: Mapping[str, Json] = {}
@@ -98,6 +95,7 @@ class Supervisor:
         process = await EngineProcess.start(
             self._launch.command, environment, owner=self._directory.path.name
         )
+        self.lifecycle.note_started(time.time())
         logger.info("engine started, process %d", process.pid)
         watching = asyncio.create_task(self._watch(process, on_change), name="engine")
         try:
@@ -130,14 +128,21 @@ class Supervisor:
             if removed := await removing.run(lambda: remove_unmapped(self._shared_files)):
                 logger.debug("removed files of the engine from /dev/shm: %d", removed)
 
+    @property
+    def state(self) -> State:
+        """The state of the worker."""
+        return self.lifecycle.state
+
     def drain(self) -> None:
         """Enter the state `draining`, unless the engine has failed; accept no further requests."""
-        if self.state in (State.STARTING, State.READY):
-            self._enter(State.DRAINING)
-
-    def _fail(self) -> None:
         if self.state is not State.DRAINING:
-            self._enter(State.FAILED)
+            self.lifecycle.drain(time.time(), "the worker is ending")
+
+    def _fail(self, code: int | None, description: str) -> None:
+        if self.state is not State.DRAINING:
+            cause = ExitCause.SIGNAL if code is not None and code < 0 else ExitCause.EXIT
+            ended = EngineExit(code=code, cause=cause, description=description)
+            self.lifecycle.note_exit(time.time(), ended)
 
     async def _watch(self, process: EngineProcess, on_change: OnChange) -> EngineError:
         """Watch the engine until it ends, and return the reason as an error.
@@ -153,13 +158,13 @@ class Supervisor:
                     self._wait_until_ready(process, on_change), name="engine start"
                 )
                 exit_code = await process.wait()
-                self._fail()
+                self._fail(exit_code, f"the engine ended with exit code {exit_code}")
                 start.cancel()
                 # The last lines are still in the pipe, which an orphan may keep open.
                 await asyncio.wait({log}, timeout=1)
                 log.cancel()
         except ExceptionGroup as faults:
-            self._fail()
+            self._fail(exit_code, "the engine cannot be watched any longer")
             logger.exception("the engine cannot be watched any longer")
             if exit_code is None:
                 fault = faults.exceptions[0]
@@ -181,7 +186,8 @@ class Supervisor:
         self.info = await self._client.fetch_info(models, timeout=_INFO_SECONDS)
         if self.state is not State.STARTING:
             return
-        self._enter(State.READY)
+        self.lifecycle.note_ready(time.time())
+        self.ready.set()
         logger.info("ready after %.1f s: serving %s", self.load_seconds, ", ".join(models.names))
         await on_change()
         try:
@@ -246,12 +252,6 @@ class Supervisor:
         with self._record_lock:
             self._shared_files |= shared_files
             self._directory.record(self._processes, self._shared_files)
-
-    def _enter(self, state: State) -> None:
-        self.state = state
-        self.since = time.time()
-        if state is State.READY:
-            self.ready.set()
 
     def _log_line(self, line: str) -> None:
         key = self._launch.api_key
