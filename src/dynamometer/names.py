@@ -43,6 +43,9 @@ class labels:  # noqa: N801
     ROUTE: Final = "endpoint"
     REQUEST_TYPE: Final = "request_type"
     STATUS: Final = "status"
+    # Labels of the workers that a frontend knows.
+    MODE: Final = "mode"
+    STATE: Final = "state"
     FAILURE_CLASS: Final = "class"
     REASON: Final = "reason"
     STAGE: Final = "stage"
@@ -97,6 +100,13 @@ class frontend_service:  # noqa: N801
     WORKER_LAST_TIME_TO_FIRST_TOKEN_SECONDS: Final = "worker_last_time_to_first_token_seconds"
     WORKER_LAST_INTER_TOKEN_LATENCY_SECONDS: Final = "worker_last_inter_token_latency_seconds"
     WORKER_LAST_INPUT_SEQUENCE_TOKENS: Final = "worker_last_input_sequence_tokens"
+
+
+class frontend_resilience:  # noqa: N801
+    """Families of the frontend about workers in trouble: full names."""
+
+    RETRIES_TOTAL: Final = "dynamometer_frontend_retries_total"
+    WORKERS: Final = "dynamometer_frontend_workers"
 
 
 class frontend_perf:  # noqa: N801
@@ -256,6 +266,17 @@ class failure_reason:  # noqa: N801
     UNKNOWN: Final = "backend.unknown"
     NOT_IMPLEMENTED: Final = "runtime.not_implemented"
     INTERNAL: Final = "runtime.internal"
+
+
+class retry_reason:  # noqa: N801
+    """Values of `labels.REASON` in the family of retries."""
+
+    # No connection to the worker was made.
+    CANNOT_CONNECT: Final = "cannot_connect"
+    # The worker answered that its engine did not receive the request.
+    WORKER_NOT_READY: Final = "worker_not_ready"
+    # The request was not retried, because too many requests were.
+    BUDGET_EXHAUSTED: Final = "budget_exhausted"
 
 
 class component_error_type:  # noqa: N801

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import struct
 import threading
+import time
 import tracemalloc
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -24,6 +26,8 @@ from dynamometer.engines.requests import RequestBody
 from dynamometer.frontend import body, failures
 from dynamometer.http import openai_errors, relay
 from dynamometer.http.messages import Headers
+
+RETRIES = "dynamometer_frontend_retries_total"
 
 
 @pytest.fixture
@@ -254,7 +258,8 @@ breaks_off_early = breaks_off(b'data: {"choices":[{"text":"a"}]}\n\n')
         (["refuses the connection", refuses_now], 503, failures.NO_WORKER),
         ([resets], 502, failures.WORKER_LOST),
         ([resets, resets], 502, failures.WORKER_LOST),
-        # The first may have taken the request: the second does not make that undone.
+        # The first may have taken the request: the second does not get the request.
+        ([resets, fine], 502, failures.WORKER_LOST),
         ([resets, "refuses the connection"], 502, failures.WORKER_LOST),
         (["refuses the connection", resets], 502, failures.WORKER_LOST),
         ([resets, refuses_now], 502, failures.WORKER_LOST),
@@ -363,23 +368,104 @@ async def test_a_served_name_with_a_colon_is_that_model(bench: Bench) -> None:
     assert bench.count("requests_total", model="base:v2", status="success") == 6
 
 
-async def test_a_worker_that_dies_before_its_first_byte_is_tried_elsewhere_once(
-    bench: Bench,
-) -> None:
-    asked = 0
+class Dies:
+    """A worker that ends at one point of each request, and counts the requests."""
 
-    async def die(request: web.Request) -> web.StreamResponse:
-        nonlocal asked
-        asked += 1
-        await request.read()
+    def __init__(self, point: str) -> None:
+        self.point = point
+        self.requests = 0
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        self.requests += 1
+        if self.point != "within the request":
+            await request.read()
         assert request.transport is not None
+        if self.point == "within the head of the answer":
+            request.transport.write(b"HTTP/1.1 200 OK\r\nContent-")
+            await asyncio.sleep(0.02)
+        if self.point == "by a reset":
+            linger = struct.pack("ii", 1, 0)
+            raw = request.transport.get_extra_info("socket")
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         request.transport.abort()
         return web.Response()
 
+
+@pytest.mark.parametrize(
+    "point",
+    ["within the request", "after the request", "within the head of the answer", "by a reset"],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_request_that_an_engine_may_have_taken_is_sent_to_no_other(
+    bench: Bench, point: str, stream: bool
+) -> None:
+    workers = [Dies(point) for _ in range(3)]
+    for worker in workers:
+        await bench.worker(worker.answer)
+    prompt = "x" * 2**19 if point == "within the request" else "x"
+    status, answer = await bench.ask(prompt=prompt, stream=stream)
+    assert status == 502
+    assert json.loads(answer)["error"]["code"] == "engine_error"
+    assert sum(worker.requests for worker in workers) == 1
+    assert bench.count(RETRIES) == 0
+
+
+async def test_request_that_no_engine_has_is_sent_to_one_other(bench: Bench) -> None:
+    """Three workers do not have the request: the third is not asked."""
+    asked = 0
+
+    async def draining(request: web.Request) -> web.StreamResponse:
+        nonlocal asked
+        asked += 1
+        return await refuses_now(request)
+
     for _ in range(3):
-        await bench.worker(die)
-    assert (await bench.ask())[0] == 502
+        await bench.worker(draining)
+    assert (await bench.ask())[0] == 503
     assert asked == 2
+    assert bench.count(RETRIES, model="m", reason="worker_not_ready") == 1
+
+
+async def test_retries_are_counted_by_reason_from_zero(bench: Bench) -> None:
+    bench.register(nobody(), id=1)
+    await bench.worker(fine, id=2)
+    reasons = ("budget_exhausted", "cannot_connect", "worker_not_ready")
+    series = [
+        sample.labels
+        for family in bench.registry.collect()
+        for sample in family.samples
+        if sample.name == RETRIES
+    ]
+    by_reason = sorted(series, key=lambda labels: labels["reason"])
+    assert by_reason == [{"model": "m", "reason": reason} for reason in reasons]
+    assert bench.count(RETRIES) == 0
+    assert (await bench.ask())[0] == 200
+    assert bench.count(RETRIES, reason="cannot_connect") == bench.count(RETRIES) == 1
+
+
+async def test_retries_are_at_most_a_tenth_of_the_requests_and_a_few_more(bench: Bench) -> None:
+    bench.register(nobody(), id=1)
+    await bench.worker(fine, id=2)
+    started = time.monotonic()
+    answers = [await bench.ask() for _ in range(200)]  # every second one begins at the first
+    seconds = time.monotonic() - started
+    retried = bench.count(RETRIES, reason="cannot_connect")
+    assert 10 <= retried <= 10 + 0.1 * len(answers) + seconds
+    refused = [json.loads(body) for status, body in answers if status == 503]
+    assert len(refused) == 100 - retried == bench.count(RETRIES, reason="budget_exhausted")
+    assert {answer["error"]["code"] for answer in refused} == {"unavailable"}
+    failure = failures.NOT_REACHED
+    assert bench.count("failures_total", reason=failure.reason) == len(refused)
+
+
+async def test_retries_of_one_model_leave_the_budget_of_another(bench: Bench) -> None:
+    for number, model in enumerate(("m", "other")):
+        bench.register(nobody(), model, id=1 + 2 * number)
+        await bench.worker(fine, model, id=2 + 2 * number)
+    while bench.count(RETRIES, model="m", reason="budget_exhausted") == 0:
+        await bench.ask()
+    assert (await bench.ask(model="other"))[0] == 200
+    assert bench.count(RETRIES, model="other", reason="cannot_connect") == 1
 
 
 async def test_a_request_that_its_engine_died_of_is_not_tried_elsewhere(bench: Bench) -> None:

@@ -42,6 +42,16 @@ def test_round_robin_takes_turns() -> None:
     assert Counter(chosen(table) for _ in range(9)) == {1: 3, 2: 3, 3: 3}
 
 
+def test_second_choices_take_no_turn_and_reach_all() -> None:
+    table = router()
+    seconds: Counter[int] = Counter()
+    for _ in range(100):
+        assert [chosen(table) for _ in range(2)] == [1, 2]
+        seconds[chosen(table, without={1})] += 1
+        assert chosen(table) == 3
+    assert set(seconds) == {2, 3}
+
+
 def test_random_reaches_all() -> None:
     table = router(RouterMode.RANDOM)
     assert {chosen(table) for _ in range(200)} == {1, 2, 3}
@@ -54,6 +64,15 @@ def test_least_loaded_takes_the_one_with_the_fewest_requests_in_flight() -> None
         with table.carrying(worker(2)):
             assert {chosen(table) for _ in range(6)} == {2, 3}
     assert Counter(chosen(table) for _ in range(9)) == {1: 3, 2: 3, 3: 3}
+
+
+def test_late_report_of_a_worker_that_has_left_is_ignored() -> None:
+    table = router(RouterMode.LEAST_LOADED)
+    others = [worker(2), worker(3)]
+    table.fleet.update(others)
+    table.report(1, 50.0)
+    table.fleet.update([worker(1), *others])  # a successor of the same id
+    assert Counter(chosen(table) for _ in range(6)) == {1: 2, 2: 2, 3: 2}
 
 
 def test_least_loaded_adds_what_others_have_there() -> None:

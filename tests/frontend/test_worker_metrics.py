@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -67,6 +68,56 @@ def shown(registry: CollectorRegistry, model: str = "m") -> dict[str, float]:
         for sample in family.samples
         if sample.labels == {"model": model}
     }
+
+
+def states(registry: CollectorRegistry) -> dict[tuple[str, str, str], float]:
+    return {
+        (sample.labels["model"], sample.labels["mode"], sample.labels["state"]): sample.value
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.name == "dynamometer_frontend_workers"
+    }
+
+
+def test_workers_are_counted_by_model_mode_and_state(
+    registry: CollectorRegistry, fleet: Fleet
+) -> None:
+    prefill = replace(worker(3), mode="prefill")
+    both = worker(4, m={}, adapter={})
+    fleet.update([worker(1), replace(worker(2), state=State.STARTING), prefill, both])
+    assert states(registry) == {
+        ("m", "aggregated", "ready"): 2,
+        ("m", "aggregated", "starting"): 1,
+        ("m", "prefill", "ready"): 1,
+        ("adapter", "aggregated", "ready"): 1,
+    }
+
+
+def test_state_that_occurred_once_is_shown_at_0(registry: CollectorRegistry, fleet: Fleet) -> None:
+    assert states(registry) == {}
+    fleet.update([replace(worker(1), state=State.STARTING)])
+    assert states(registry) == {("m", "aggregated", "starting"): 1}
+    fleet.update([worker(1)])
+    assert states(registry) == {("m", "aggregated", "starting"): 0, ("m", "aggregated", "ready"): 1}
+    fleet.update([])
+    assert states(registry) == {("m", "aggregated", "starting"): 0, ("m", "aggregated", "ready"): 0}
+
+
+def test_processes_that_get_no_requests_of_this_frontend_are_not_counted(
+    registry: CollectorRegistry,
+) -> None:
+    fleet, metrics = Fleet(namespace="dynamo", engines=("sglang",)), WorkerMetrics(registry)
+    fleet.on_change(lambda change: metrics.update(fleet, change))
+    fleet.update(
+        [
+            replace(worker(1), namespace="other"),
+            replace(worker(2), role=Role.EXPORTER),
+            replace(worker(3), request_url=None),
+            replace(worker(4), engine="of a later release"),
+            replace(worker(5), state="of a later release"),
+        ]
+    )
+    assert states(registry) == {}
 
 
 def test_a_model_is_what_its_worker_tells(registry: CollectorRegistry, fleet: Fleet) -> None:

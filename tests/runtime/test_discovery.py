@@ -111,6 +111,21 @@ async def test_a_record_is_there_while_it_is_rewritten(discovery: Discovery) -> 
             await update
 
 
+async def test_late_update_does_not_show_a_process_that_has_left(discovery: Discovery) -> None:
+    one = record()
+    async with discovery.register(one) as registration:
+        # A task may be cancelled while its update is on the way.
+        update = asyncio.create_task(registration.update(replace(one, state=State.READY)))
+        await asyncio.sleep(0)
+        update.cancel()
+    assert await discovery.records() == frozenset()
+    await registration.update(replace(one, state=State.READY, since=2.0))
+    assert await discovery.records() == frozenset()
+    async with discovery.register(replace(one, since=3.0)):  # a successor of the same id
+        await registration.update(replace(one, state=State.READY, since=4.0))
+        assert await discovery.records() == {replace(one, since=3.0)}
+
+
 async def test_an_unchanged_reading_is_the_same_object(discovery: Discovery) -> None:
     async with discovery.register(record()):
         assert await discovery.records() is await discovery.records()

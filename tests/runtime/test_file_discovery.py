@@ -20,6 +20,7 @@ import pytest
 from dynamometer.errors import DiscoveryError
 from dynamometer.runtime.discovery import connect, file, locks
 from dynamometer.runtime.discovery.file import FileDiscovery
+from dynamometer.runtime.discovery.locks import write_locked
 from dynamometer.runtime.identity import new_id
 from dynamometer.runtime.record import MAX_BYTES, Record, Role, State
 from processes import PYTHON
@@ -29,6 +30,7 @@ import asyncio, sys
 from dataclasses import replace
 from pathlib import Path
 from dynamometer.runtime.discovery.file import FileDiscovery
+from dynamometer.runtime.discovery.locks import write_locked
 from dynamometer.runtime.record import Record
 
 async def main():
@@ -44,6 +46,7 @@ FORKING = """
 import asyncio, os, sys, time
 from pathlib import Path
 from dynamometer.runtime.discovery.file import FileDiscovery
+from dynamometer.runtime.discovery.locks import write_locked
 from dynamometer.runtime.record import Record
 
 async def main():
@@ -295,6 +298,31 @@ async def test_a_directory_that_hangs_stops_nothing_else(
                     await asyncio.sleep(0.01)
         assert one in found
     assert sum("does not answer" in message for message in caplog.messages) == 1
+
+
+async def test_write_that_a_hanging_directory_delays_is_dropped_after_the_withdrawal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file, "READ_SECONDS", 0.05)
+    monkeypatch.setattr(file, "WRITE_SECONDS", 0.05)
+    written = []
+
+    def noted(path: Path, content: bytes) -> int:
+        written.append(path)
+        return write_locked(path, content)
+
+    monkeypatch.setattr(file, "write_locked", noted)
+    discovery, answers = FileDiscovery(tmp_path / "kv"), threading.Event()
+    hanging = discovery._thread.submit(lambda: answers.wait(10))
+    try:
+        with pytest.raises(DiscoveryError, match="does not answer"):
+            async with discovery.register(record()):
+                pass
+    finally:
+        answers.set()
+    await hanging
+    assert await FileDiscovery(tmp_path / "kv").records() == await discovery.records() == set()
+    assert written == []
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,16 @@ def test_a_model_that_is_not_served_has_a_reason(modes: list[str], reason: str) 
     assert fleet.missing_reason("m") == reason
 
 
+def test_a_reason_names_the_states_of_workers_that_are_not_ready() -> None:
+    fleet = Fleet()
+    fleet.update([worker(1)])
+    states = (State.STARTING, State.FAILED, State.STARTING)
+    fleet.update([worker(number, state=state) for number, state in enumerate(states, 2)])
+    assert fleet.missing_reason("m") == "no worker serves 'm' now (1 failed, 2 starting)"
+    assert fleet.missing_reason("n") == "no worker serves 'n' now"
+    assert fleet.missing_reason(None) == "no worker is ready (1 failed, 2 starting)"
+
+
 def test_a_fleet_without_workers_that_answer_has_a_reason() -> None:
     fleet = Fleet()
     assert fleet.missing_reason(None) == "no worker is ready"

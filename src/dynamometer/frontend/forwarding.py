@@ -1,4 +1,4 @@
-"""The handler of inference requests: read, choose a worker, forward, and stream the response."""
+"""The handler of inference requests: read, dispatch to a worker, and relay the response."""
 
 from __future__ import annotations
 
@@ -7,49 +7,26 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from typing import Final
 
-from dynamometer.engines import kinds
 from dynamometer.engines.answers import Answer, read_answer
 from dynamometer.engines.interface import Route
 from dynamometer.engines.requests import BadBodyError, RequestBody
 from dynamometer.engines.streams import StreamReader
 from dynamometer.frontend import failures
 from dynamometer.frontend.body import BodyThreads, TooLargeError, read
+from dynamometer.frontend.dispatch import Accepted, Dispatcher
 from dynamometer.frontend.failures import Failure
 from dynamometer.frontend.request_metrics import RequestMetrics
 from dynamometer.frontend.routing import Router
 from dynamometer.frontend.service_metrics import FrontendMetrics
 from dynamometer.http import openai_errors, relay
-from dynamometer.http.client import Client, NotReachedError
+from dynamometer.http.client import Client
 from dynamometer.http.exchange import Request, too_large
-from dynamometer.http.messages import Headers, Refusal, Response
-from dynamometer.http.reply import BrokenError, Reply
+from dynamometer.http.messages import Refusal, Response
+from dynamometer.http.reply import BrokenError
 from dynamometer.process.signals import InFlight
-from dynamometer.runtime.record import Record
 
 logger = logging.getLogger(__name__)
-
-# A request is sent to the chosen instance, and after a failure to one other.
-_ATTEMPTS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class _Accepted:
-    """A request that a worker has accepted.
-
-    Attributes:
-        reply: the worker's response.
-        route: the route of its engine.
-        samples: the number of answers to each prompt, by SGLang's own route.
-        hide_usage: whether the stream has a usage chunk that the client did not request.
-    """
-
-    reply: Reply
-    route: Route
-    samples: int
-    hide_usage: bool
 
 
 class Forwarder:
@@ -85,11 +62,12 @@ class Forwarder:
         self._max_body_size = max_body_size
         self._refresh = refresh
         self._routes = routes
-        self._router = router
         self._fleet = router.fleet
         self._metrics = metrics
-        self._client = client
         self._threads = BodyThreads(processes=processes)
+        self._dispatcher = Dispatcher(
+            router=router, client=client, threads=self._threads, metrics=metrics.retries
+        )
         self.in_flight = InFlight()
         self.draining = False
 
@@ -127,7 +105,7 @@ class Forwarder:
 
     async def _send(
         self, request: Request, metrics: RequestMetrics, held: ExitStack
-    ) -> Response | _Accepted:
+    ) -> Response | Accepted:
         """Send a request to a worker; return the response to a request that none accepts.
 
         Args:
@@ -158,7 +136,10 @@ class Forwarder:
         if model not in served:
             return _unavailable(metrics, self._fleet.missing_reason(model))
         held.enter_context(self.in_flight)
-        return await self._forward(request, metrics, body, model, held)
+        outcome = await self._dispatcher.send(request, metrics, body, model, held)
+        if isinstance(outcome, Accepted):
+            return outcome
+        return _refuse(metrics, outcome.failure, outcome.answer())
 
     async def _resolve(self, requested: str | None) -> str | None:
         """Return the registered name of a requested model, or the only one if none is requested."""
@@ -189,84 +170,7 @@ class Forwarder:
         except TooLargeError:
             raise too_large(limit) from None
 
-    async def _forward(
-        self,
-        request: Request,
-        metrics: RequestMetrics,
-        body: RequestBody,
-        model: str,
-        held: ExitStack,
-    ) -> Response | _Accepted:
-        """Send the request to an instance, and to one other if the first did not receive it."""
-        headers = relay.request_headers(request.headers, read=True)
-        tried: set[int] = set()
-        refusals: list[_Refusal] = []
-        no_route = False
-        while len(refusals) < _ATTEMPTS:
-            metrics.start_routing()
-            instance = self._router.choose(model, without=tried)
-            if instance is None:
-                break
-            tried.add(instance.id)
-            route = _route_of(instance, request.path)
-            if route is None:
-                no_route = True
-                continue
-            metrics.start_dispatch(instance.id)
-            attempt = await self._attempt(request, headers, body, model, instance, route, held)
-            if isinstance(attempt, _Accepted):
-                return attempt
-            refusals.append(attempt)
-        if not refusals and no_route:
-            answer = openai_errors.no_route(request.path, model)
-            return _refuse(metrics, failures.NOT_FOUND, answer)
-        if not refusals:
-            return _unavailable(metrics, self._fleet.missing_reason(model))
-        # A worker that may have received the request decides the answer.
-        failure, answer_of = _LOST if _LOST in refusals else refusals[-1]
-        return _refuse(metrics, failure, answer_of())
-
-    async def _attempt(
-        self,
-        request: Request,
-        headers: Headers,
-        body: RequestBody,
-        model: str,
-        instance: Record,
-        route: Route,
-        held: ExitStack,
-    ) -> _Refusal | _Accepted:
-        """Send a request to one instance; `held` keeps what an accepted one needs."""
-        sent = replace(body, add_usage=body.add_usage and not instance.stream_usage)
-        name = _request_name(instance, model) if body.model == model else body.model
-        content = await self._content(sent, route, name)
-        url, target = instance.request_url or "", relay.target(request)
-        with ExitStack() as carried:
-            carried.enter_context(self._router.carrying(instance))
-            try:
-                reply = await self._client.post(url, target, headers, content)
-            except NotReachedError as error:
-                _log_failure(instance, error)
-                return _NOT_REACHED
-            except BrokenError as error:
-                _log_failure(instance, error)
-                return _LOST
-            carried.callback(reply.close)
-            if reply.headers.get(relay.RETRY_HEADER):
-                return _NOT_TAKEN
-            held.push(carried.pop_all())
-        return _Accepted(reply, route, body.samples, _adds_usage(sent, route))
-
-    async def _content(self, body: RequestBody, route: Route, name: str | None) -> bytes:
-        """Return the body for a worker: with `name` as the model, and a request for usage."""
-
-        def edit() -> bytes:
-            named = body if name is None or name == body.model else body.for_model(name)
-            return named.with_usage() if _adds_usage(body, route) else named.content
-
-        return await self._threads.run(edit, size=len(body.content))
-
-    async def _relay(self, request: Request, metrics: RequestMetrics, accepted: _Accepted) -> None:
+    async def _relay(self, request: Request, metrics: RequestMetrics, accepted: Accepted) -> None:
         """Send the worker's response to the client, and count it."""
         reply = accepted.reply
         if reply.status >= 400:
@@ -277,7 +181,7 @@ class Forwarder:
             await self._relay_whole(request, metrics, accepted)
 
     async def _relay_whole(
-        self, request: Request, metrics: RequestMetrics, accepted: _Accepted
+        self, request: Request, metrics: RequestMetrics, accepted: Accepted
     ) -> None:
         reply, sent = accepted.reply, 0
         stream = relay.begin(request, reply, length=reply.length)
@@ -310,14 +214,14 @@ class Forwarder:
                 metrics.record_answer(await self._read_answer(b"".join(whole), accepted))
         stream.end()
 
-    async def _read_answer(self, content: bytes, accepted: _Accepted) -> Answer:
+    async def _read_answer(self, content: bytes, accepted: Accepted) -> Answer:
         usage, samples = accepted.route.usage, accepted.samples
         return await self._threads.run(
             lambda: read_answer(content, usage, samples=samples), size=len(content)
         )
 
     async def _relay_stream(
-        self, request: Request, metrics: RequestMetrics, accepted: _Accepted
+        self, request: Request, metrics: RequestMetrics, accepted: Accepted
     ) -> None:
         reply = accepted.reply
         reader = StreamReader(
@@ -356,23 +260,6 @@ class Forwarder:
             metrics.record_stream(reader)
 
 
-def _route_of(instance: Record, path: str) -> Route | None:
-    """Return the route of an instance's engine; None if the engine does not have the route."""
-    engine = kinds.find(instance.engine)
-    return engine.routes.get(path) if engine else None
-
-
-def _request_name(instance: Record, model: str) -> str:
-    """Return the name that an instance's engine expects for a model in its list."""
-    engine = kinds.find(instance.engine)
-    return engine.request_name(model, instance.model_info.get(model)) if engine else model
-
-
-def _adds_usage(body: RequestBody, route: Route) -> bool:
-    """Return whether to request usage for a stream whose client did not request usage."""
-    return body.add_usage and route.takes_stream_options
-
-
 def _refuse(metrics: RequestMetrics, failure: Failure, answer: Response) -> Response:
     metrics.record_failure(failure)
     return answer
@@ -380,25 +267,3 @@ def _refuse(metrics: RequestMetrics, failure: Failure, answer: Response) -> Resp
 
 def _unavailable(metrics: RequestMetrics, reason: str) -> Response:
     return _refuse(metrics, failures.NO_WORKER, openai_errors.unavailable(reason))
-
-
-_Refusal = tuple[Failure, Callable[[], Response]]
-# The failure and the answer of a request that no worker answered.
-_NOT_TAKEN: Final[_Refusal] = (
-    failures.NO_WORKER,
-    lambda: openai_errors.unavailable("no worker can accept the request now"),
-)
-_NOT_REACHED: Final[_Refusal] = (
-    failures.NOT_REACHED,
-    lambda: openai_errors.unavailable("no worker accepts a connection"),
-)
-_LOST: Final[_Refusal] = (failures.WORKER_LOST, openai_errors.engine_died)
-
-
-def _log_failure(instance: Record, error: Exception) -> None:
-    logger.warning(
-        "the connection to instance %016x at %s failed: %s",
-        instance.id,
-        instance.request_url,
-        error,
-    )

@@ -62,10 +62,14 @@ class Router:
     def report(self, id_: int, others: float | None) -> None:
         """Set the number of requests from others that an instance has.
 
+        The report of an instance that has left the fleet is ignored.
+
         Args:
             id_: the id of the instance.
             others: the number in the instance's last report; None without a report.
         """
+        if id_ not in self.fleet.records:
+            return
         if others:
             self._others[id_] = others
         else:
@@ -92,7 +96,9 @@ class Router:
             return None
         if self._mode is RouterMode.LEAST_LOADED:
             return self._least_loaded(model, workers, without)
-        if self._mode is RouterMode.RANDOM:
+        if self._mode is RouterMode.RANDOM or without:
+            # A second choice for a request takes no turn: with two workers, each request would
+            # else begin at the one that refused the request before.
             start = random.randrange(len(workers))  # noqa: S311  # not a secret
         else:
             # Or all processes would send their first request to one worker.

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from dynamometer import names
 from dynamometer.frontend import failures
+from dynamometer.frontend.retries import RetryMetrics
 from dynamometer.frontend.worker_metrics import WorkerMetrics
 from dynamometer.metrics import buckets
 from dynamometer.metrics.buckets import FrontendBuckets
@@ -61,6 +62,7 @@ class FrontendMetrics:
         stages: the families of the stages of requests.
         plane: the families of the request plane: requests on their way to a worker and back.
         workers: the families that describe models and workers.
+        retries: the family of retries.
         disconnected: the number of clients that closed the connection before the end of their
             response.
         failures: the counter of each failure.
@@ -90,6 +92,7 @@ class FrontendMetrics:
         self.stages = StageFamilies(registry, prefix)
         self.plane = PlaneFamilies(registry)
         self.workers = WorkerMetrics(registry, prefix=prefix)
+        self.retries = RetryMetrics(registry)
         self.disconnected = Gauge(
             f"{prefix}_{frontend_service.DISCONNECTED_CLIENTS}",
             "Number of clients that closed the connection before the end of their response: only "
@@ -124,6 +127,7 @@ class FrontendMetrics:
                 series = self.model(model)
                 if model != names.UNKNOWN_MODEL:
                     series.show_answer_zeros()
+                    self.retries.show_zeros(model)
                 for route in _INITIAL_ROUTES:
                     for stream in (False, True):
                         self.route(model, route, stream=stream).show_zeros()

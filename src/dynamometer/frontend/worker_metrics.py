@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -9,7 +10,13 @@ from prometheus_client import CollectorRegistry
 
 from dynamometer import names
 from dynamometer.metrics.removable_gauge import RemovableGauge
-from dynamometer.names import frontend_service, labels, name_prefix, worker_type
+from dynamometer.names import (
+    frontend_resilience,
+    frontend_service,
+    labels,
+    name_prefix,
+    worker_type,
+)
 from dynamometer.runtime.fleet import Change, Fleet
 from dynamometer.runtime.record import (
     CONTEXT_LENGTH,
@@ -48,6 +55,14 @@ class WorkerMetrics:
             family.MODEL_READY, "Whether a worker serves the model now (1 = ready, 0 = not ready)"
         )
         self._workers = by_model(family.MODEL_WORKERS, "Number of workers that serve the model now")
+        self._states = RemovableGauge(
+            frontend_resilience.WORKERS,
+            "Number of workers of the model in discovery, by mode and state",
+            (labels.MODEL, labels.MODE, labels.STATE),
+            registry=registry,
+        )
+        # The series of the gauge, with their values: a state that occurred once stays, at 0.
+        self._counts: Counter[tuple[str, str, str]] = Counter()
         self._migrations = by_model(
             family.MODEL_MIGRATION_LIMIT,
             "How often a request that was started may move to another worker",
@@ -92,6 +107,7 @@ class WorkerMetrics:
             fleet: the fleet after the change.
             change: the difference from the fleet before the change.
         """
+        self._show_states(fleet)
         for model in change.models:
             self._show(model, fleet.workers(model))
         ids = {worker.id for worker in fleet.ready}
@@ -104,6 +120,17 @@ class WorkerMetrics:
     def last_values(self, worker: int) -> LastValues | None:
         """Return the last values of a worker; None if the worker is not ready."""
         return self._last.get(worker)
+
+    def _show_states(self, fleet: Fleet) -> None:
+        counts = Counter(
+            (model, worker.mode, str(worker.state))
+            for worker in fleet.workers_of_any_state
+            for model in worker.models
+        )
+        for series in counts.keys() | self._counts.keys():
+            if series not in self._counts or counts[series] != self._counts[series]:
+                self._counts[series] = counts[series]
+                self._states.set(series, counts[series])
 
     def _show(self, model: str, workers: Sequence[Record]) -> None:
         self._ready.set((model,), 1 if workers else 0)

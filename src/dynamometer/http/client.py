@@ -27,11 +27,15 @@ _LONGEST_HEAD: Final = 2**18
 
 
 class NotReachedError(Exception):
-    """The next hop accepted no connection, and did not receive the request."""
+    """No byte of the request was sent, because no connection was made."""
 
 
 class _NotReadError(Exception):
-    """The next hop closed a kept connection without reading the request."""
+    """The next hop has closed the connection and did not read the whole request.
+
+    A kernel resets a connection when a process closes it while bytes are unread. After a request
+    that was read completely, the end of a process only ends its connection.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +79,8 @@ class Client:
             body: the whole body.
 
         Raises:
-            NotReachedError: No connection was made.
-            BrokenError: The connection broke before the reply.
+            NotReachedError: No connection was made, or it was closed before the request was sent.
+            BrokenError: The connection broke before the reply; the next hop may have the request.
         """
         address = _address(base)
         head = request_head(b"POST", address.path + target, address.header, headers, len(body))
@@ -90,7 +94,7 @@ class Client:
         try:
             return await connection.send(head, body)
         except _NotReadError as error:
-            raise BrokenError(str(error)) from error
+            raise NotReachedError(str(error)) from error
 
     def _kept(self, base: str) -> _Connection | None:
         idle = self._idle.get(base)
@@ -174,14 +178,15 @@ class _Connection(asyncio.Protocol):
         """Send a request, and return the reply when its head was received.
 
         Raises:
-            _NotReadError: The other side closed the kept connection before it read the request.
+            _NotReadError: The connection was closed before the request was sent; or it is a kept
+                connection, which the other side closed before it read the request.
             BrokenError: The connection broke.
         """
         if self._idle_timer is not None:
             self._idle_timer.cancel()
             self._idle_timer = None
-        if self._transport is None:
-            raise BrokenError("the connection was closed as soon as it was made")
+        if self._transport is None or self._transport.is_closing():
+            raise _NotReadError("the connection was closed as soon as it was made")
         self._received = False
         received: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._head = received

@@ -6,6 +6,7 @@ A fleet does no input or output. One event loop owns a fleet; `discovery.followe
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -137,6 +138,11 @@ class Fleet:
         return self._ready
 
     @property
+    def workers_of_any_state(self) -> tuple[Record, ...]:
+        """The workers that get requests once their state is ready, and those that get them now."""
+        return tuple(record for record in self._records.values() if self._serves(record))
+
+    @property
     def models(self) -> Mapping[str, Json]:
         """The models that can be served now, each with its entry in the engine's `/v1/models`."""
         return MappingProxyType(self._models)
@@ -177,12 +183,25 @@ class Fleet:
         if model is None or model not in self._workers:
             others = sorted({record.mode for record in self._ready})
             if self._models or not others:
-                return "no worker is ready" if model is None else f"no worker serves {model!r} now"
+                subject = (
+                    "no worker is ready" if model is None else f"no worker serves {model!r} now"
+                )
+                return subject + self._other_states(model)
             subject = "this deployment has"
         else:
             others, subject = sorted(self._workers[model]), f"{model!r} has"
         modes = " and ".join(others)
         return f"{subject} only {modes} workers, which cannot answer a request alone"
+
+    def _other_states(self, model: str | None) -> str:
+        """Return the numbers of workers of each state other than ready, for a message."""
+        states = Counter(
+            record.state
+            for record in self.workers_of_any_state
+            if record.state is not State.READY and (model is None or model in record.models)
+        )
+        shown = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
+        return f" ({shown})" if shown else ""
 
 
 def _card(record: Record, model: str) -> Json:

@@ -207,6 +207,7 @@ class _Worker:
             namespace=options.namespace,
             component=options.component,
             endpoint=options.endpoint,
+            models=(launch.model,),
             mode=launch.mode,
             engine=engine.name,
             stream_usage=launch.stream_usage,
@@ -309,7 +310,7 @@ class _Worker:
             self.record,
             state=supervisor.state,
             since=supervisor.lifecycle.since,
-            models=supervisor.models.names,
+            models=supervisor.models.names or self.record.models,
             model_info=dict(supervisor.models.cards),
             engine_info=supervisor.info,
         )

@@ -226,6 +226,9 @@ class FileRegistration:
         self._fd: int | None = None
         self._record: Record | None = None
         self._restore_failed = False
+        # The event loop sets this flag, and the thread reads it: a late write must not show a
+        # process again that has left.
+        self._withdrawn = False
         # An open descriptor in a child of `fork` would keep the file of a dead parent locked.
         close_in_child(self)
 
@@ -233,6 +236,8 @@ class FileRegistration:
         """See `Registration.update`."""
 
         def write() -> None:
+            if self._withdrawn:
+                return
             self._record = record  # `keep` repeats a write that fails
             self._write(record)
 
@@ -249,12 +254,18 @@ class FileRegistration:
             await self._thread.submit(self._restore)
 
     async def withdraw(self) -> None:
-        """Remove the file and release its lock; wait for at most `READ_SECONDS`."""
+        """Remove the file and release its lock; wait for at most `READ_SECONDS`.
+
+        Writes that have not started, and all later ones, do nothing.
+        """
+        self._withdrawn = True
         await asyncio.wait({self._thread.submit(self._remove)}, timeout=READ_SECONDS)
 
     def _restore(self) -> None:
         try:
-            if self._record is None or (self._fd is not None and same_file(self._path, self._fd)):
+            if self._withdrawn or self._record is None:
+                return
+            if self._fd is not None and same_file(self._path, self._fd):
                 return
             private_directories.create(self._path.parent.parent)
             private_directories.create(self._path.parent)
@@ -313,6 +324,7 @@ class FileRegistration:
 
     def close(self) -> None:
         """Close the file, and stop writing the record."""
+        self._withdrawn = True
         self._record = None
         self._close()
 

@@ -15,6 +15,9 @@ class Registration(Protocol):
     async def update(self, record: Record) -> None:
         """Replace the record by `record`; readers see either the old or the new record.
 
+        Do nothing after the context of `Discovery.register` was left: a late write must not show a
+        process again that has left.
+
         Raises:
             DiscoveryError: The registry cannot be written; the message names its location.
         """

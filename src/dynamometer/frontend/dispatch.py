@@ -1,0 +1,229 @@
+"""The dispatch of a request: the choice of an instance, and at most one retry at another one.
+
+A request that an engine may have taken is never sent to another one, because a request that ends
+engines must not end all of them. Only two outcomes prove that no engine has the request: no
+connection to the worker was made, or the worker's response has the header `relay.RETRY_HEADER`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Final
+
+from dynamometer.engines import kinds
+from dynamometer.engines.interface import Route
+from dynamometer.engines.requests import RequestBody
+from dynamometer.frontend import failures
+from dynamometer.frontend.body import BodyThreads
+from dynamometer.frontend.failures import Failure
+from dynamometer.frontend.request_metrics import RequestMetrics
+from dynamometer.frontend.retries import RetryBudget, RetryMetrics
+from dynamometer.frontend.routing import Router
+from dynamometer.http import openai_errors, relay
+from dynamometer.http.client import Client, NotReachedError
+from dynamometer.http.exchange import Request
+from dynamometer.http.messages import Headers, Response
+from dynamometer.http.reply import BrokenError, Reply
+from dynamometer.names import retry_reason
+from dynamometer.runtime.record import Record
+
+logger = logging.getLogger(__name__)
+
+_ATTEMPTS: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A request that a worker has accepted.
+
+    Attributes:
+        reply: the worker's response.
+        route: the route of its engine.
+        samples: the number of answers to each prompt, by SGLang's own route.
+        hide_usage: whether the stream has a usage chunk that the client did not request.
+    """
+
+    reply: Reply
+    route: Route
+    samples: int
+    hide_usage: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """A request that no worker has answered.
+
+    Attributes:
+        failure: the failure to count.
+        answer: returns the response to the client.
+        retry_reason: the reason to try another instance, a value of `retry_reason`; empty if an
+            engine may have the request.
+    """
+
+    failure: Failure
+    answer: Callable[[], Response]
+    retry_reason: str = ""
+
+
+_NOT_TAKEN: Final = Unanswered(
+    failures.NO_WORKER,
+    lambda: openai_errors.unavailable("no worker can accept the request now"),
+    retry_reason.WORKER_NOT_READY,
+)
+_NOT_REACHED: Final = Unanswered(
+    failures.NOT_REACHED,
+    lambda: openai_errors.unavailable("no worker accepts a connection"),
+    retry_reason.CANNOT_CONNECT,
+)
+_LOST: Final = Unanswered(failures.WORKER_LOST, openai_errors.engine_died)
+
+
+class Dispatcher:
+    """Sends requests to workers. All state belongs to the event loop."""
+
+    def __init__(
+        self, *, router: Router, client: Client, threads: BodyThreads, metrics: RetryMetrics
+    ) -> None:
+        """Store the arguments.
+
+        Args:
+            router: chooses a worker for each request.
+            client: sends requests to the workers.
+            threads: edit large bodies.
+            metrics: counts retries.
+        """
+        self._router = router
+        self._fleet = router.fleet
+        self._client = client
+        self._threads = threads
+        self._metrics = metrics
+        self._budgets: defaultdict[str, RetryBudget] = defaultdict(
+            lambda: RetryBudget(time.monotonic())
+        )
+
+    async def send(
+        self,
+        request: Request,
+        metrics: RequestMetrics,
+        body: RequestBody,
+        model: str,
+        held: ExitStack,
+    ) -> Accepted | Unanswered:
+        """Send a request to an instance, and to one other if no engine can have it.
+
+        Args:
+            request: the client's request.
+            metrics: its metrics.
+            body: its body.
+            model: the registered name of its model.
+            held: receives what must be released when an accepted request is over.
+        """
+        self._budgets[model].add_request(time.monotonic())
+        headers = relay.request_headers(request.headers, read=True)
+        tried: set[int] = set()
+        refused: Unanswered | None = None
+        for _ in range(_ATTEMPTS):
+            metrics.start_routing()
+            chosen = self._choose(model, request.path, tried)
+            if chosen is None or (refused and not self._may_retry(model, refused.retry_reason)):
+                break
+            instance, route = chosen
+            metrics.start_dispatch(instance.id)
+            outcome = await self._attempt(request, headers, body, model, instance, route, held)
+            if isinstance(outcome, Accepted) or not outcome.retry_reason:
+                return outcome
+            refused = outcome
+        if refused is not None:
+            return refused
+        if tried:  # no engine of the model has the route
+            return Unanswered(
+                failures.NOT_FOUND, lambda: openai_errors.no_route(request.path, model)
+            )
+        reason = self._fleet.missing_reason(model)
+        return Unanswered(failures.NO_WORKER, lambda: openai_errors.unavailable(reason))
+
+    def _choose(self, model: str, path: str, tried: set[int]) -> tuple[Record, Route] | None:
+        """Return an instance whose engine has the route, and add it to `tried`; None without one.
+
+        Args:
+            model: the registered name of the request's model.
+            path: the path of the request.
+            tried: the ids of instances that must not be chosen; receives those that were examined.
+        """
+        while (instance := self._router.choose(model, without=tried)) is not None:
+            tried.add(instance.id)
+            engine = kinds.find(instance.engine)
+            if engine is not None and path in engine.routes:
+                return instance, engine.routes[path]
+        return None
+
+    def _may_retry(self, model: str, reason: str) -> bool:
+        """Return whether the budget of a model allows a retry, and count it by its reason."""
+        allowed = self._budgets[model].take(time.monotonic())
+        self._metrics.count(model, reason if allowed else retry_reason.BUDGET_EXHAUSTED)
+        return allowed
+
+    async def _attempt(
+        self,
+        request: Request,
+        headers: Headers,
+        body: RequestBody,
+        model: str,
+        instance: Record,
+        route: Route,
+        held: ExitStack,
+    ) -> Accepted | Unanswered:
+        """Send a request to one instance; `held` keeps what an accepted one needs."""
+        sent = replace(body, add_usage=body.add_usage and not instance.stream_usage)
+        name = _request_name(instance, model) if body.model == model else body.model
+        content = await self._content(sent, route, name)
+        url, target = instance.request_url or "", relay.target(request)
+        with ExitStack() as carried:
+            carried.enter_context(self._router.carrying(instance))
+            try:
+                reply = await self._client.post(url, target, headers, content)
+            except NotReachedError as error:
+                _log_failure(instance, error)
+                return _NOT_REACHED
+            except BrokenError as error:
+                _log_failure(instance, error)
+                return _LOST
+            carried.callback(reply.close)
+            if reply.headers.get(relay.RETRY_HEADER):
+                return _NOT_TAKEN
+            held.push(carried.pop_all())
+        return Accepted(reply, route, body.samples, _adds_usage(sent, route))
+
+    async def _content(self, body: RequestBody, route: Route, name: str | None) -> bytes:
+        """Return the body for a worker: with `name` as the model, and a request for usage."""
+
+        def edit() -> bytes:
+            named = body if name is None or name == body.model else body.for_model(name)
+            return named.with_usage() if _adds_usage(body, route) else named.content
+
+        return await self._threads.run(edit, size=len(body.content))
+
+
+def _request_name(instance: Record, model: str) -> str:
+    """Return the name that an instance's engine expects for a model in its list."""
+    engine = kinds.find(instance.engine)
+    return engine.request_name(model, instance.model_info.get(model)) if engine else model
+
+
+def _adds_usage(body: RequestBody, route: Route) -> bool:
+    """Return whether to request usage for a stream whose client did not request usage."""
+    return body.add_usage and route.takes_stream_options
+
+
+def _log_failure(instance: Record, error: Exception) -> None:
+    logger.warning(
+        "the connection to instance %016x at %s failed: %s",
+        instance.id,
+        instance.request_url,
+        error,
+    )
