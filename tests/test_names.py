@@ -25,6 +25,7 @@ FIELDS = {"cached_tokens", names.frontend_service.METRICS_PREFIX_ENV}
 FAMILIES = {
     "frontend_service",
     "frontend_perf",
+    "frontend_resilience",
     "request_plane",
     "work_handler",
     "kvstats",
@@ -76,7 +77,7 @@ def test_no_name_is_spelled_anywhere_else(path: Path) -> None:
 def test_every_class_is_known_to_this_test() -> None:
     classes = {name for name, _ in inspect.getmembers(names, inspect.isclass)} - {"ArgumentError"}
     others = {"name_prefix", "labels", "request_type", "status", "error_type", "worker_type"}
-    others |= {"failure_class", "failure_reason"}
+    others |= {"failure_class", "failure_reason", "retry_reason"}
     assert classes == FAMILIES | others | {"component_error_type", "phase"}
 
 
