@@ -213,7 +213,7 @@ async def test_a_client_that_stops_reading_stops_the_worker_and_loses_nothing(
 async def test_an_answer_that_is_compressed_unasked_is_passed_on_and_a_success(
     bench: Bench, kind: str
 ) -> None:
-    """Nothing in it can be counted, which is not a fault of the answer."""
+    """The tokens of such an answer cannot be counted: the answer itself is not at fault."""
     content = gzip.compress((EVENT + DONE) * 100, 0)
 
     async def compressed(request: web.Request) -> web.StreamResponse:
