@@ -58,7 +58,8 @@ def refuse_left_over_engines() -> None:
         words = process.info["cmdline"] or []
         titles = [process.info["name"] or "", *words[:1]]
         if any(title.startswith(_ENGINE_TITLE) for title in titles) or _ENGINE_MODULE in words:
-            found.append(f"{process.info['pid']} ({' '.join(words)[:60]})")
+            title = " ".join(words) or titles[0]  # no words: the process is ending
+            found.append(f"{process.info['pid']} ({title[:60]})")
     if found:
         sys.exit(f"an engine still runs, and would disturb every figure: end {', '.join(found)}")
 

@@ -210,6 +210,45 @@ async def test_an_answer_that_tells_no_tokens_is_not_kept(bench: Bench) -> None:
     assert most < 16 * len(block)
 
 
+async def test_one_copy_of_a_long_body_is_kept_until_the_worker_answers() -> None:
+    size, piece = 2**22, b"a" * 2**16
+    head = b'{"model":"m","stream":true,"x":"'
+    taken, answered = asyncio.Event(), asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"}}")  # the usage that the frontend requests, at the body's end
+        taken.set()
+        await answered.wait()
+        writer.close()
+
+    async with (
+        make_bench(max_body_size=2 * size) as bench,
+        await asyncio.start_server(silent, "127.0.0.1", 0, limit=2 * size) as worker,
+    ):
+        bench.register(f"http://127.0.0.1:{worker.sockets[0].getsockname()[1]}")
+        address = bench.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(
+            b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%b" % (CHAT.encode(), len(head) + size + 2, head)
+        )
+        tracemalloc.start()
+        try:
+            for _ in range(size // len(piece)):
+                writer.write(piece)
+                await writer.drain()
+            writer.write(b'"}')
+            async with asyncio.timeout(10):
+                await taken.wait()
+            kept = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+        answered.set()
+        assert b" 502 " in await reader.readline()
+        writer.close()
+    assert kept < 1.1 * size
+
+
 async def test_a_worker_that_takes_no_connection_is_passed_over_once(bench: Bench) -> None:
     bench.register(nobody())
     await bench.worker(fine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import socket
 from collections.abc import AsyncIterator
 
@@ -206,6 +207,26 @@ async def test_a_client_that_stops_reading_stops_the_worker_and_loses_nothing(
     assert bench.count("requests_total", status="success") == 1
     assert bench.count("output_tokens_total") == len(events)
     assert bench.count("inter_token_latency_seconds_count") == len(events) - 1
+
+
+@pytest.mark.parametrize("kind", ["text/event-stream", "application/json"])
+async def test_an_answer_that_is_compressed_unasked_is_passed_on_and_a_success(
+    bench: Bench, kind: str
+) -> None:
+    """The tokens of such an answer cannot be counted: the answer itself is not at fault."""
+    content = gzip.compress((EVENT + DONE) * 100, 0)
+
+    async def compressed(request: web.Request) -> web.StreamResponse:
+        assert request.headers["Accept-Encoding"] == "identity"
+        headers = {"Content-Type": kind, "Content-Encoding": "gzip"}
+        return web.Response(body=content, headers=headers)
+
+    await bench.worker(compressed)
+    answer = await bench.sends(request(b"Connection: close"))
+    assert answer.partition(b"\r\n\r\n")[2] == content
+    await until(lambda: bench.count("requests_total"))
+    assert bench.count("requests_total", status="success") == 1
+    assert bench.count("output_tokens_total") == 0
 
 
 @pytest.mark.parametrize("stream", [False, True])

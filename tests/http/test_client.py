@@ -102,6 +102,7 @@ async def test_a_request_is_sent_with_its_length_and_host(client: Client) -> Non
         (b"204 No Content\r\n\r\n", 0, b""),
         (b"200 OK\r\n\r\nabc", None, b"abc"),
         (b"200 OK\r\nConnection: close\r\n\r\nabc", None, b"abc"),
+        (b"200 OK\r\nTransfer-Encoding: identity\r\n\r\nabc", None, b"abc"),
         (CHUNKED, None, b"abc"),
         (INTERIM + b"200 OK\r\nContent-Length: 3\r\n\r\nabc", 3, b"abc"),
     ],
@@ -210,6 +211,44 @@ async def test_a_connection_that_may_be_closed_is_not_kept(client: Client, reply
         for _ in range(3):
             assert len(await ask(client, url)) == 2
         assert server.connections == 3
+
+
+async def test_a_connection_whose_server_did_not_read_the_request_is_not_kept(
+    client: Client,
+) -> None:
+    """A server may refuse a large body after its head, and never read the rest."""
+    connections = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK.replace(b"200 OK", b"413 Too Large"))
+        with contextlib.suppress(ConnectionError):
+            await reader.read() if len(connections) == 2 else await held.wait()
+        writer.close()
+
+    held = asyncio.Event()
+    async with running(serve) as url:
+        assert await ask(client, url, b"x" * 2**26) == b"ok"
+        assert await ask(client, url) == b"ok"
+        assert len(connections) == 2
+        held.set()
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\nabc",
+        b"HTTP/1.1 101 Switching\r\n\r\n",
+    ],
+)
+async def test_a_reply_that_switches_protocols_is_broken(
+    client: Client, caplog: pytest.LogCaptureFixture, reply: bytes
+) -> None:
+    async with running(Server(reply).serve) as url:
+        with pytest.raises(BrokenError, match=r"protocol|Upgrade"):
+            await post(client, url)
+    assert caplog.text == ""
 
 
 async def test_a_connection_that_is_unused_for_long_is_closed() -> None:

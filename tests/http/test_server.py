@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from dynamometer.http import addresses
-from dynamometer.http.exchange import Request
+from dynamometer.http.exchange import Request, Stream
 from dynamometer.http.messages import Headers, Refusal, Response
+from dynamometer.http.request_parser import RequestParser
 from dynamometer.http.server import Limits, serving
 
 LIMITS = Limits(body_bytes=1000, idle_seconds=30, head_seconds=30, body_seconds=30)
@@ -60,6 +62,18 @@ class Echo:
         if request.path == "/nothing":
             return Response(204, b"")
         return Response(200, body, [(b"x-path", request.path.encode())])
+
+
+class Silent:
+    """The sending side of a connection that no test reads."""
+
+    def begin(
+        self, request: Request, status: int, headers: Headers, length: int | None, reason: bytes
+    ) -> Stream:
+        raise NotImplementedError
+
+    def send_continue(self) -> None:
+        raise NotImplementedError
 
 
 class Peer:
@@ -323,6 +337,7 @@ TE = b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: "
         b"POST /a HTTP/1.1\nContent-Length: 0\n\n",
         b"POST /a HTTP/1.1\r\nA: b\r\n c\r\n\r\n",
         b"POST /a HTTP/1.1\r\nA: b\0c\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nHost: x\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
         b"POST /a HTTP/2.0\r\n\r\n",
         b"POST /a\r\n\r\n",
         b"\x16\x03\x01\x02\x00",
@@ -362,6 +377,59 @@ async def test_a_target_may_be_a_whole_url_and_its_path_encoded(bench: Bench) ->
     client = await bench.connect()
     client.send(b"GET http://x:1/%61/b?c=%20d HTTP/1.1\r\nHost: x\r\n\r\n")
     assert (await client.answer())[1]["x-path"] == "/a/b"
+
+
+@pytest.mark.parametrize("origin", ["x", "[::1", ":99999999", "a@b@c", "x:y:z", "[["])
+@pytest.mark.parametrize(
+    ("rest", "path"), [("/a/b?c", "/a/b"), ("", "/"), ("?c=/d", "/"), ("/a/" + "x" * 40_000, None)]
+)
+async def test_any_origin_of_a_whole_url_is_ignored(
+    bench: Bench, caplog: pytest.LogCaptureFixture, origin: str, rest: str, path: str | None
+) -> None:
+    client = await bench.connect()
+    client.send(f"GET http://{origin}{rest} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    status, headers, _ = await client.answer()
+    assert (status, headers.get("x-path")) == ((200, path) if path else (414, None))
+    assert caplog.text == ""
+
+
+TRAILER = b"1\r\na\r\n0\r\n"
+
+
+@pytest.mark.parametrize(
+    ("begin", "more"),
+    [
+        (b"1;", b"x"),
+        (TRAILER + b"A: ", b"x"),
+        (TRAILER, b"A: b\r\n"),
+        (TRAILER, b"x"),
+        (b"", b"0"),
+    ],
+)
+async def test_a_body_without_bytes_of_a_body_has_a_limit(
+    bench: Bench, begin: bytes, more: bytes
+) -> None:
+    """Endless extensions and trailers take neither memory nor, copied again and again, time."""
+    client = await bench.connect()
+    client.send(CHUNKED + begin + more * 200_000)
+    status, headers, _ = await client.answer()
+    assert (status, headers["connection"]) in [(431, "close"), (400, "close")]
+
+
+async def test_a_body_of_tiny_chunks_takes_no_more_memory_than_its_bytes() -> None:
+    size = 2**19
+    parser = RequestParser(Silent(), size)
+    parser.feed(CHUNKED)
+    chunks = b"2\r\nab\r\n" * 1024
+    tracemalloc.start()
+    for _ in range(size // 2048):
+        parser.feed(chunks)
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert taken < 2 * size
+    parser.feed(b"0\r\n\r\n")
+    assert await parser.requests[0].read() == b"ab" * (size // 2)
+    parser.close()
 
 
 @pytest.mark.parametrize("half", [False, True])

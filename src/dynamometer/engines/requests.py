@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import email.parser
 import email.policy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from email.message import Message
 from typing import Final
 
@@ -59,12 +59,14 @@ class BadBodyError(Exception):
     """The body cannot be parsed; the message is for the client."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class RequestBody:
     """A request's body, with the members that were read.
 
+    An edit replaces `content`: a body may be large, and one copy of it is kept.
+
     Attributes:
-        content: the client's bytes.
+        content: the client's bytes, as edited.
         model: the requested model; None if the body names none.
         stream: True if the client requests a stream.
         add_usage: True if the client requests a stream without its usage, so that the frontend must
@@ -78,12 +80,11 @@ class RequestBody:
     add_usage: bool = False
     samples: int = 1
 
-    def for_model(self, name: str) -> RequestBody:
-        """Return the same request for another model; a form stays unchanged."""
-        if not self.content[:_LONGEST_FIELD].lstrip().startswith(b"{"):
-            return self
-        content = set_member(self.content, ("model",), msgspec.json.encode(name))
-        return replace(self, content=content, model=name)
+    def set_model(self, name: str) -> None:
+        """Request another model; a form stays unchanged."""
+        if name != self.model and self.content[:_LONGEST_FIELD].lstrip().startswith(b"{"):
+            self.content = set_member(self.content, ("model",), msgspec.json.encode(name))
+            self.model = name
 
     def with_usage(self) -> bytes:
         """Return the content with `stream_options.include_usage` set to true."""

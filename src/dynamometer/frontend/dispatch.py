@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from dynamometer.engines import kinds
@@ -125,6 +125,7 @@ class Dispatcher:
         """
         self._budgets[model].add_request(time.monotonic())
         headers = relay.request_headers(request.headers, read=True)
+        registered = body.model == model  # else an adapter of the model, or no name
         tried: set[int] = set()
         refused: Unanswered | None = None
         for _ in range(_ATTEMPTS):
@@ -134,7 +135,8 @@ class Dispatcher:
                 break
             instance, route = chosen
             metrics.start_dispatch(instance.id)
-            outcome = await self._attempt(request, headers, body, model, instance, route, held)
+            name = _request_name(instance, model) if registered else None
+            outcome = await self._attempt(request, headers, body, name, instance, route, held)
             if isinstance(outcome, Accepted) or not outcome.retry_reason:
                 return outcome
             refused = outcome
@@ -173,20 +175,22 @@ class Dispatcher:
         request: Request,
         headers: Headers,
         body: RequestBody,
-        model: str,
+        name: str | None,
         instance: Record,
         route: Route,
         held: ExitStack,
     ) -> Accepted | Unanswered:
-        """Send a request to one instance; `held` keeps what an accepted one needs."""
-        sent = replace(body, add_usage=body.add_usage and not instance.stream_usage)
-        name = _request_name(instance, model) if body.model == model else body.model
-        content = await self._content(sent, route, name)
+        """Send a request to one instance, with `name` as the model if the client's name differs.
+
+        `held` keeps what an accepted request needs.
+        """
+        add_usage = body.add_usage and route.takes_stream_options and not instance.stream_usage
+        await self._edit(body, name, add_usage=add_usage)
         url, target = instance.request_url or "", relay.target(request)
         with ExitStack() as carried:
             carried.enter_context(self._router.carrying(instance))
             try:
-                reply = await self._client.post(url, target, headers, content)
+                reply = await self._client.post(url, target, headers, body.content)
             except NotReachedError as error:
                 _log_failure(instance, error)
                 return _NOT_REACHED
@@ -197,27 +201,24 @@ class Dispatcher:
             if reply.headers.get(relay.RETRY_HEADER):
                 return _NOT_TAKEN
             held.push(carried.pop_all())
-        return Accepted(reply, route, body.samples, _adds_usage(sent, route))
+        return Accepted(reply, route, body.samples, add_usage)
 
-    async def _content(self, body: RequestBody, route: Route, name: str | None) -> bytes:
-        """Return the body for a worker: with `name` as the model, and a request for usage."""
+    async def _edit(self, body: RequestBody, name: str | None, *, add_usage: bool) -> None:
+        """Edit the body for a worker: `name` as the model, and a request for usage."""
 
-        def edit() -> bytes:
-            named = body if name is None or name == body.model else body.for_model(name)
-            return named.with_usage() if _adds_usage(body, route) else named.content
+        def edit() -> None:
+            if name is not None:
+                body.set_model(name)
+            if add_usage:
+                body.content = body.with_usage()
 
-        return await self._threads.run(edit, size=len(body.content))
+        await self._threads.run(edit, size=len(body.content))
 
 
 def _request_name(instance: Record, model: str) -> str:
     """Return the name that an instance's engine expects for a model in its list."""
     engine = kinds.find(instance.engine)
     return engine.request_name(model, instance.model_info.get(model)) if engine else model
-
-
-def _adds_usage(body: RequestBody, route: Route) -> bool:
-    """Return whether to request usage for a stream whose client did not request usage."""
-    return body.add_usage and route.takes_stream_options
 
 
 def _log_failure(instance: Record, error: Exception) -> None:

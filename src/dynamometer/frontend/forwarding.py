@@ -175,7 +175,7 @@ class Forwarder:
         reply = accepted.reply
         if reply.status >= 400:
             metrics.record_failure(failures.of_answer(reply.status))
-        if reply.headers.media_type == b"text/event-stream":
+        if reply.headers.media_type == b"text/event-stream" and not reply.headers.compressed:
             await self._relay_stream(request, metrics, accepted)
         else:
             await self._relay_whole(request, metrics, accepted)
@@ -188,7 +188,8 @@ class Forwarder:
         if reply.status >= 400:  # many clients close the connection without reading the body
             metrics.record_first_bytes(time.perf_counter())
             metrics.record_sent_error(failures.of_answer(reply.status))
-        counts = accepted.route.counts_tokens and reply.status < 400
+        readable = reply.status < 400 and not reply.headers.compressed
+        counts = accepted.route.counts_tokens and readable
         whole: list[bytes] = []
 
         def take(chunk: bytes) -> None:

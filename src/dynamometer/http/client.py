@@ -1,8 +1,8 @@
 """An HTTP client for the next hop, which keeps a connection only where that is safe.
 
-A connection is used again only if nothing was received since its last reply, and never after a
-status of 500 or more: an engine's server may close such a connection although its reply announces
-a kept one.
+A connection is used again only if the whole request was sent and nothing was received since its
+last reply, and never after a status of 500 or more: an engine's server may close such a connection
+although its reply announces a kept one.
 """
 
 from __future__ import annotations
@@ -242,6 +242,8 @@ class _Connection(asyncio.Protocol):
         assert self._parser is not None
         try:
             self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            return BrokenError("the reply switches to another protocol")
         except httptools.HttpParserError as error:
             return BrokenError(f"the reply is not valid HTTP: {error}")
         if self._in_head:
@@ -305,14 +307,17 @@ class _Connection(asyncio.Protocol):
         self._complete = False
         self._used = True
         reply.end()
-        if self._keep and self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if self._keep and not transport.get_write_buffer_size():
+            transport.resume_reading()
             self._idle_timer = self._client.keep(self, self._base)
         else:
             self.close()
 
     def _ends_with_connection(self, reply: Reply, exc: Exception | None) -> bool:
-        chunked = reply.headers.get(b"transfer-encoding")
+        chunked = b"chunked" in reply.headers.tokens(b"transfer-encoding")
         return exc is None and reply.length is None and not chunked
 
     def _fail(self, error: Exception) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 from urllib.parse import unquote
@@ -37,13 +38,13 @@ class Request:
     """
 
     __slots__ = (
-        "_connection", "_parts", "_size", "_waiter", "chunked", "complete", "expects", "headers",
+        "_body", "_connection", "_size", "_waiter", "chunked", "complete", "expects", "headers",
         "invalid", "keep_alive", "method", "path", "query", "refusal", "response_headers",
     )  # fmt: skip
 
     def __init__(self, connection: Sender, method: str, target: bytes, headers: Headers) -> None:
         self._connection = connection
-        self._parts: list[bytes] = []
+        self._body = io.BytesIO()
         self._size = 0
         self._waiter: asyncio.Future[None] | None = None
         path, _, query = target.partition(b"?")
@@ -69,8 +70,8 @@ class Request:
             await self._waiter
         if self.refusal is not None:
             raise self.refusal
-        parts, self._parts = self._parts, []
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        body, self._body = self._body, io.BytesIO()
+        return body.getvalue()
 
     def begin(
         self, status: int, headers: Headers, *, length: int | None = None, reason: bytes = b""
@@ -91,7 +92,7 @@ class Request:
         if self._size > limit:
             self.refuse(too_large(limit))
         elif self.refusal is None:
-            self._parts.append(data)
+            self._body.write(data)
 
     def finish(self) -> None:
         """Mark the body as complete."""
@@ -102,7 +103,7 @@ class Request:
         """Let `read` raise `refusal`; the first one counts."""
         if self.refusal is None:
             self.refusal = refusal
-            self._parts.clear()
+            self._body = io.BytesIO()
             self._wake()
 
     def _wake(self) -> None:

@@ -46,6 +46,11 @@ class Headers(list[Header]):
         """The `Content-Type` without its parameters, in lower case."""
         return self.get(b"content-type").partition(b";")[0].strip().lower()
 
+    @property
+    def compressed(self) -> bool:
+        """True if the body has a content encoding."""
+        return self.get(b"content-encoding").strip().lower() not in (b"", b"identity")
+
 
 class Response:
     """A response whose body is known as a whole.

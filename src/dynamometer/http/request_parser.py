@@ -1,12 +1,13 @@
 """Requests from the bytes of one connection, within the limits of a head; `httptools` parses.
 
 Refused are: what llhttp refuses in its strict mode (conflicting lengths, bare line feeds, spaces in
-names), a transfer encoding that is not `chunked` alone, and any in HTTP/1.0. A proxy in front could
-read such a message in another way than this server does (request smuggling).
+names), a transfer encoding that is not `chunked` alone, any in HTTP/1.0, and several hosts. A proxy
+in front could read such a message in another way than this server does (request smuggling).
 """
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from typing import Final
 
@@ -17,6 +18,11 @@ from dynamometer.http.messages import Headers, Refusal
 
 LONGEST_LINE: Final = 2**15
 LONGEST_HEAD: Final = 2**16
+# So many bytes may follow each other without a byte of a body: a head with a long target, chunk
+# extensions, or trailers.
+_MOST_WITHOUT_BODY: Final = 2 * LONGEST_HEAD
+# The start of a target as a client sends it to a proxy (RFC 9112, 3.2.2).
+_ORIGIN: Final = re.compile(rb"[a-zA-Z][a-zA-Z0-9+.-]*://[^/?#]+")
 _VERSIONS: Final = ("1.0", "1.1")
 
 
@@ -41,7 +47,7 @@ class RequestParser:
         self._sender = sender
         self._body_limit = body_limit
         self._request: Request | None = None  # the one whose body is parsed
-        self._head_size = 0
+        self._without_body = 0
         self._target = b""
         self._headers = Headers()
         self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
@@ -50,6 +56,7 @@ class RequestParser:
         """Parse bytes: add to `requests`, and to the body of the last request."""
         if self.ended or self._parser is None:
             return
+        self._without_body += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as offer:
@@ -62,10 +69,8 @@ class RequestParser:
         except httptools.HttpParserError as error:
             self.refuse(Refusal(400, f"The request is not valid HTTP: {error}"))
         else:
-            if self.in_head:
-                self._head_size += len(data)
-                if self._head_size > LONGEST_HEAD:
-                    self.refuse(_long_head())
+            if self._without_body > _MOST_WITHOUT_BODY:
+                self.refuse(_long_head())
 
     def _decline(self, rest: bytes) -> None:
         """Parse a request that offers another protocol as one that does not (RFC 9110, 7.8)."""
@@ -102,7 +107,7 @@ class RequestParser:
     def on_message_begin(self) -> None:
         """Begin a head."""
         self.in_head = True
-        self._head_size = 0
+        self._without_body = 0
         self._target = b""
         self._headers = Headers()
 
@@ -127,6 +132,8 @@ class RequestParser:
         version = self._parser.get_http_version()
         if version not in _VERSIONS:
             raise Refusal(400, f"HTTP/{version} is not supported: send HTTP/1.1")
+        if sum(name == b"host" for name, _ in self._headers) > 1:
+            raise Refusal(400, "A request must have one Host header")
         encoding = self._headers.all(b"transfer-encoding").lower()
         if encoding and (encoding != b"chunked" or version == "1.0"):
             raise Refusal(400, "A Transfer-Encoding must be chunked, and the version HTTP/1.1")
@@ -140,6 +147,7 @@ class RequestParser:
 
     def on_body(self, data: bytes) -> None:
         """Take a piece of a body."""
+        self._without_body = 0
         if self._request is not None:
             self._request.receive(data, self._body_limit)
 
@@ -152,9 +160,10 @@ class RequestParser:
     def _add_request(self) -> Request:
         assert self._parser is not None
         target = self._target
-        if not target.startswith(b"/") and b"://" in target:  # as a client sends it to a proxy
-            url = httptools.parse_url(target)
-            target = (url.path or b"/") + (b"?" + url.query if url.query else b"")
+        if origin := _ORIGIN.match(target):
+            target = target[origin.end() :]
+            if not target.startswith(b"/"):
+                target = b"/" + target
         request = Request(self._sender, self._parser.get_method().decode(), target, self._headers)
         self.in_head = False
         self._request = request
@@ -165,6 +174,6 @@ class RequestParser:
 def _long_head() -> Refusal:
     return Refusal(
         431,
-        f"The request's headers are too long: the limit is {LONGEST_LINE} bytes a line and "
-        f"{LONGEST_HEAD} bytes in all",
+        "The request's headers, chunk extensions or trailers are too long: the limit is "
+        f"{LONGEST_LINE} bytes a line and {LONGEST_HEAD} bytes in all",
     )
