@@ -59,6 +59,23 @@ def add_drain_timeout(group: argparse._ActionsContainer) -> None:
     )
 
 
+def add_drain_delay(group: argparse._ActionsContainer, served: str) -> None:
+    """Add `--drain-delay`.
+
+    Args:
+        group: the parser, or a group of its help.
+        served: the kind of requests that the process answers during the delay.
+    """
+    group.add_argument(
+        "--drain-delay",
+        type=checked(settings.seconds),
+        default=0.0,
+        metavar="SECONDS",
+        help=f"time for which {served} after Ctrl-C or SIGTERM, while /health already returns 503, "
+        "so that load balancers notice; 5 in Kubernetes (default: 0)",
+    )
+
+
 def add_discovery(group: argparse._ActionsContainer) -> None:
     """Add `--discovery-directory`."""
     group.add_argument(

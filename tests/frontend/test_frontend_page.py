@@ -284,6 +284,7 @@ def options(directory: Path, *, metrics_prefix: str, host: str = "127.0.0.1") ->
         namespace=None,
         router_mode=RouterMode.ROUND_ROBIN,
         max_body_size=2**20,
+        drain_delay=0,
         drain_timeout=0,
         discovery_directory=directory,
         metrics_prefix=metrics_prefix,

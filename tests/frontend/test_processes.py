@@ -369,6 +369,46 @@ async def test_the_port_stays_taken_while_all_processes_restart(place: Place) ->
         await eventually(lambda: group.serving(2))
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_a_frontend_that_ends_serves_the_drain_delay_and_answers_until_the_end(
+    place: Place, processes: int
+) -> None:
+    flags = ("--drain-delay", "3", "--drain-timeout", "30")
+    async with place.discovery.register(place.record), place.group(processes, *flags) as group:
+        await eventually(lambda: model_workers(group, 1))
+        place.worker.open_streams.clear()
+        early = asyncio.create_task(group.chat())
+        await eventually(lambda: place.worker.waiting == 1)
+        group.process.signal(signal.SIGTERM)
+        await eventually(lambda: status_is(group, "/health", 503), within=2)
+        assert (await group.json("/health"))["status"] == "draining"
+        await eventually(lambda: frontend_state(place, State.DRAINING), within=2)
+        late = asyncio.create_task(group.chat())  # with a connection of its own
+        await eventually(lambda: place.worker.waiting == 2)
+        await eventually(lambda: status_is(group, CHAT, 503, {"model": "m"}), within=10)
+        for path, status in (("/live", 200), ("/metrics", 200), ("/health", 503)):
+            assert await status_is(group, path, status)
+        assert not early.done()
+        place.worker.open_streams.set()
+        assert await asyncio.gather(early, late) == [True, True]
+        assert await asyncio.to_thread(group.process.wait, within=10) == 0
+
+
+async def status_is(group: Group, path: str, status: int, body: object = None) -> bool:
+    method = "GET" if body is None else "POST"
+    try:
+        async with asyncio.timeout(0.5):
+            async with group.session.request(method, group.url + path, json=body) as answer:
+                return answer.status == status
+    except TimeoutError:  # the request was accepted, and waits for the worker
+        return False
+
+
+async def frontend_state(place: Place, state: State) -> bool:
+    records = await place.discovery.records()
+    return [record.state for record in records if record.role is Role.FRONTEND] == [state]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_a_signal_ends_all_processes_and_leaves_nothing(
     place: Place, number: signal.Signals
@@ -396,16 +436,21 @@ async def test_a_signal_ends_all_processes_and_leaves_nothing(
         assert [record.role for record in await place.discovery.records()] == [Role.WORKER]
 
 
-async def test_a_second_signal_ends_all_processes_at_once(place: Place) -> None:
-    async with place.discovery.register(place.record), place.group(2) as group:
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("flags", [(), ("--drain-delay", "60")])
+async def test_a_second_signal_ends_all_processes_at_once(
+    place: Place, processes: int, flags: tuple[str, ...]
+) -> None:
+    async with place.discovery.register(place.record), place.group(processes, *flags) as group:
+        await eventually(lambda: model_workers(group, 1))
         members = group.members
         place.worker.open_streams.clear()
         streams = asyncio.gather(*(group.chat() for _ in range(8)))
         await eventually(lambda: place.worker.waiting == 8)
         group.process.signal(signal.SIGINT)
-        await asyncio.to_thread(group.process.wait_for, "requests in flight", within=10)
+        await eventually(lambda: status_is(group, "/health", 503))
         group.process.signal(signal.SIGINT)
-        assert await asyncio.to_thread(group.process.wait, within=10) == 0
+        assert await asyncio.to_thread(group.process.wait, within=3) == 0
         assert not any(await streams)
         assert not any(member.is_running() for member in members)
 

@@ -546,23 +546,6 @@ async def test_the_end_of_a_server_cancels_its_handlers_and_closes_idle_connecti
     assert app.cancelled == ["/wait"]
 
 
-async def test_a_server_that_stops_listening_answers_those_who_are_connected() -> None:
-    app = Echo()
-    listener = addresses.listen("127.0.0.1", 0, setting="")
-    address = listener.getsockname()
-    async with serving(app, listener, limits=LIMITS) as stop:
-        reader, writer = await asyncio.open_connection(*address)
-        client = Peer(reader, writer)
-        client.send(post(b"1"))
-        await client.answer()
-        await stop()
-        with pytest.raises(OSError):
-            await asyncio.open_connection(*address)
-        client.send(post(b"2"))
-        assert (await client.answer())[2] == b"2"
-        writer.close()
-
-
 async def test_a_server_can_have_a_certificate(tmp_path: Path) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dynamometer.errors import DirectoryError
 from dynamometer.process import private_directories
 from dynamometer.worker.run_directory import run_directory
 
@@ -90,4 +91,23 @@ def test_the_directory_may_be_removed_under_a_worker(memory: Path) -> None:
         shutil.rmtree(memory)
         directory.record(frozenset(), frozenset())
     with run_directory(8):
+        pass
+
+
+def test_a_second_worker_with_the_id_of_a_live_one_is_an_error_and_touches_nothing(
+    memory: Path,
+) -> None:
+    with run_directory(7) as directory:
+        (directory.path / "metrics").mkdir()
+        before = sorted(directory.path.iterdir())
+        with (
+            pytest.raises(DirectoryError, match=f"another worker with the id {7:016x} is running"),
+            run_directory(7),
+        ):
+            pass
+        assert sorted(directory.path.iterdir()) == before
+        assert directory.temporary.exists()
+        with run_directory(8):
+            assert sorted(directory.path.iterdir()) == before
+    with run_directory(7):
         pass

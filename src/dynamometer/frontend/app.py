@@ -7,14 +7,15 @@ import socket
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from prometheus_client import CollectorRegistry
 
 from dynamometer.engines import kinds
-from dynamometer.errors import SettingsError
+from dynamometer.errors import DiscoveryError, SettingsError
 from dynamometer.frontend import shared_port
 from dynamometer.frontend.canary import Canary
 from dynamometer.frontend.forwarding import Forwarder
@@ -33,9 +34,10 @@ from dynamometer.metrics.buckets import FrontendBuckets
 from dynamometer.metrics.scraping import ScrapedPage
 from dynamometer.names import frontend_service, name_prefix
 from dynamometer.process.signals import Stop
+from dynamometer.process.tasks import restarting
 from dynamometer.runtime.discovery import connect
 from dynamometer.runtime.discovery.follower import Follower
-from dynamometer.runtime.discovery.interface import Discovery
+from dynamometer.runtime.discovery.interface import Discovery, Registration
 from dynamometer.runtime.distributed import DistributedRuntime
 from dynamometer.runtime.fleet import Change, Fleet
 from dynamometer.runtime.record import Record, Role, State
@@ -62,6 +64,7 @@ class FrontendOptions:
     namespace: str | None
     router_mode: RouterMode
     max_body_size: int
+    drain_delay: float
     drain_timeout: float
     discovery_directory: Path | None
     metrics_prefix: str
@@ -81,7 +84,11 @@ async def serve(options: FrontendOptions) -> None:
     discovery = await connect(options.discovery_directory)
     listener = shared_port.listen(options.host, options.port)
     url = addresses.url(listener)
-    async with discovery.register(record(options, runtime, url)):
+    own = record(options, runtime, url)
+    async with (
+        discovery.register(own) as registration,
+        restarting(partial(show_draining, stop, registration, own), name="draining"),
+    ):
         await _answer_requests(
             options, stop, discovery, listener, registry=runtime.registry, page=runtime.page
         )
@@ -123,6 +130,9 @@ async def _answer_requests(
 ) -> None:
     """Answer requests until a signal, then wait for the requests in flight.
 
+    All routes answer until the end; `/health` with 503 after the signal, and inference routes with
+    503 after the drain delay.
+
     Args:
         options: the options of the frontend.
         stop: the signals.
@@ -162,7 +172,7 @@ async def _answer_requests(
             )
             poller = LoadPoller(router, session)
             await stack.enter_async_context(poller.running())
-        stop_listening = await stack.enter_async_context(
+        await stack.enter_async_context(
             serving(
                 frontend.handlers(forwarder, Origins(options.allowed_origins)),
                 listener,
@@ -176,8 +186,9 @@ async def _answer_requests(
         if not fleet.ready and frontend.logs_fleet:
             logger.info("no worker yet: start one with `dyno %s --model MODEL`", kinds.DEFAULT.name)
         await stop.requested.wait()
+        frontend.draining = forwarder.closes_connections = True
+        await stop.delay(options.drain_delay)
         forwarder.draining = True
-        await stop_listening()
         await forwarder.in_flight.drain(stop, options.drain_timeout)
 
 
@@ -199,6 +210,15 @@ def record(options: FrontendOptions, runtime: DistributedRuntime, url: str) -> R
         state=State.READY,
         since=time.time(),
     )
+
+
+async def show_draining(stop: Stop, registration: Registration, record: Record) -> None:
+    """Wait for the signal that ends a frontend, and show in discovery that it is ending."""
+    await stop.requested.wait()
+    try:
+        await registration.update(replace(record, state=State.DRAINING, since=time.time()))
+    except DiscoveryError as error:
+        logger.warning("%s", error)
 
 
 def check_prefix(prefix: str) -> None:
@@ -224,6 +244,7 @@ class Frontend:
     Attributes:
         fleet: the workers.
         logs_fleet: True if this process logs changes of the fleet: of several processes, one does.
+        draining: True after the signal that ends the frontend; `/health` then returns 503.
     """
 
     def __init__(
@@ -243,6 +264,7 @@ class Frontend:
             member: for one process of a frontend that has several; None for the only process.
         """
         self.fleet = follower.fleet
+        self.draining = False
         self.logs_fleet = member is None or member.number == 1
         self._member = member
         self._refresh = follower.refresh
@@ -309,13 +331,13 @@ class Frontend:
             {f"dyn://{i['namespace']}.{i['component']}.{i['endpoint']}" for i in instances}
         )
         health: dict[str, object] = {
-            "status": "healthy",
+            "status": "draining" if self.draining else "healthy",
             "endpoints": endpoints,
             "instances": instances,
         }
         if self._member is not None:
             health["processes"] = self._member.channel.state
-        return Response.of_json(health)
+        return Response.of_json(health, 503 if self.draining else 200)
 
     async def _live(self, _: Request) -> Response:
         return Response.of_json({"status": "live", "message": "Service is live"})

@@ -75,6 +75,7 @@ def parser(program: str) -> argparse.ArgumentParser:
         "fewest requests; the count includes requests from other clients of its engine, which "
         "the engine reports each second (default: round-robin)",
     )
+    arguments.add_drain_delay(result, "new requests are still accepted")
     arguments.add_drain_timeout(result)
     arguments.add_max_body_size(result)
     arguments.add_allow_origin(result)
@@ -100,6 +101,7 @@ def main(argv: Sequence[str], program: str = "dyno frontend") -> int:
         router_mode=RouterMode(own.router_mode),
         max_body_size=own.max_body_size,
         allowed_origins=own.allow_origin,
+        drain_delay=own.drain_delay,
         drain_timeout=own.drain_timeout,
         discovery_directory=own.discovery or environment.discovery_directory,
         metrics_prefix=environment.metrics_prefix or names.name_prefix.FRONTEND,

@@ -34,7 +34,9 @@ class Forwarder:
 
     Attributes:
         in_flight: the requests that are being forwarded.
-        draining: True when the frontend is ending and answers new requests with 503.
+        closes_connections: True when the frontend is ending: a client that keeps its connection
+            would send its next request here.
+        draining: True when the frontend answers new requests with 503, after the drain delay.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Forwarder:
             router=router, client=client, threads=self._threads, metrics=metrics.retries
         )
         self.in_flight = InFlight()
+        self.closes_connections = False
         self.draining = False
 
     @property
@@ -82,6 +85,7 @@ class Forwarder:
 
     async def handle(self, request: Request) -> Response | None:
         """Answer one request, and count it once."""
+        request.keep_alive = request.keep_alive and not self.closes_connections
         route = self._routes[request.path]
         metrics = RequestMetrics(self._metrics, route.name)
         try:

@@ -17,13 +17,14 @@ import time
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from prometheus_client import CollectorRegistry
 
 from dynamometer.errors import DynamometerError, FrontendError
-from dynamometer.frontend.app import FrontendOptions, check_prefix, record
+from dynamometer.frontend.app import FrontendOptions, check_prefix, record, show_draining
 from dynamometer.frontend.canary import Canary
 from dynamometer.frontend.channel import SupervisorEnd
 from dynamometer.frontend.group_metrics import GroupCollector, ProcessesCollector
@@ -84,7 +85,11 @@ async def serve_group(options: FrontendOptions, count: int, arguments: Sequence[
         collector = GroupCollector(files, described)
         stack.callback(collector.close)
         runtime.registry.register(collector)
-        await stack.enter_async_context(discovery.register(record(options, runtime, port.url)))
+        own = record(options, runtime, port.url)
+        registration = await stack.enter_async_context(discovery.register(own))
+        await stack.enter_async_context(
+            tasks.restarting(partial(show_draining, stop, registration, own), name="draining")
+        )
         group = ProcessGroup(
             count,
             port=port,
@@ -95,7 +100,7 @@ async def serve_group(options: FrontendOptions, count: int, arguments: Sequence[
         )
         announcing = asyncio.create_task(_announce(group, port.url, count))
         try:
-            await group.run(stop, drain_seconds=options.drain_timeout)
+            await group.run(stop, drain_seconds=options.drain_delay + options.drain_timeout)
         finally:
             await tasks.end(announcing)
 

@@ -6,7 +6,7 @@ Requests for inference have a server and a client of their own (`server`, `clien
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import aiohttp
@@ -14,17 +14,12 @@ from aiohttp import web
 
 
 @asynccontextmanager
-async def serving(
-    app: web.Application, listener: socket.socket
-) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+async def serving(app: web.Application, listener: socket.socket) -> AsyncIterator[None]:
     """Answer requests to `app` on `listener` while the context is open.
 
     When a client closes its connection, the server cancels the handler. The handler then closes
     its own connection to the next hop, so that the engine aborts the request. The end of the
     context cancels the requests in flight.
-
-    Yields:
-        A function that stops listening; open connections continue.
     """
     runner = web.AppRunner(
         app,
@@ -38,9 +33,8 @@ async def serving(
     )
     await runner.setup()
     try:
-        site = web.SockSite(runner, listener)
-        await site.start()
-        yield site.stop
+        await web.SockSite(runner, listener).start()
+        yield
     finally:
         await runner.cleanup()
 

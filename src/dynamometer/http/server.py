@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -298,7 +298,7 @@ async def serving(
     *,
     limits: Limits,
     tls: ssl.SSLContext | None = None,
-) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+) -> AsyncIterator[None]:
     """Answer requests on `listener` while the context is open.
 
     Requests that are to finish must be waited for inside the context.
@@ -308,9 +308,6 @@ async def serving(
         listener: a bound socket.
         limits: of each connection.
         tls: the certificate, for HTTPS.
-
-    Yields:
-        A function that stops listening; connections that are open go on.
     """
     connections: set[_Connection] = set()
     loop = asyncio.get_running_loop()
@@ -320,12 +317,8 @@ async def serving(
         ssl=tls,
         backlog=_BACKLOG,
     )
-
-    async def stop() -> None:
-        accepting.close()
-
     try:
-        yield stop
+        yield
     finally:
         accepting.close()
         tasks = [connection.shutdown() for connection in list(connections)]

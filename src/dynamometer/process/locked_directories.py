@@ -22,7 +22,12 @@ from dynamometer.process.descriptors import Descriptor
 
 @contextmanager
 def locked_directory(
-    base: Path, name: str, *, leftovers: re.Pattern[str], clear: Callable[[Path], None]
+    base: Path,
+    name: str,
+    *,
+    leftovers: re.Pattern[str],
+    clear: Callable[[Path], None],
+    in_use: str = "",
 ) -> Iterator[Path]:
     """Create and lock a directory, and remove it at the end of the context.
 
@@ -31,9 +36,10 @@ def locked_directory(
         name: the name of the directory.
         leftovers: the names of directories of the same kind.
         clear: called with each such directory of a killed process, before it is removed.
+        in_use: the message if a live process has locked the directory; empty for a general one.
 
     Raises:
-        DirectoryError: The directory cannot be created.
+        DirectoryError: The directory cannot be created, or belongs to a live process.
     """
     path = base / name
     with ExitStack() as stack:
@@ -44,6 +50,8 @@ def locked_directory(
                 stack.callback(_remove_if_empty, base)
                 private_directories.create(path)
                 stack.enter_context(locked(path, wait=False))
+        except BlockingIOError:
+            raise DirectoryError(in_use or f"{path} belongs to a live process") from None
         except OSError as error:
             raise DirectoryError(f"cannot create the directory {path}: {error.strerror}") from None
         stack.callback(shutil.rmtree, path, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 
@@ -34,6 +35,12 @@ class Stop:
             if signal.getsignal(number) is signal.SIG_IGN and number is signal.SIGHUP:
                 continue
             loop.add_signal_handler(number, self._receive, number)
+
+    async def delay(self, seconds: float) -> None:
+        """Wait for `seconds`, or until a second signal arrives."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.immediate.wait()
 
     def _receive(self, number: signal.Signals) -> None:
         if self.requested.is_set():

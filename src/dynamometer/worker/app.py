@@ -56,6 +56,7 @@ class WorkerOptions:
         system_port: -1 for no system server; None if no port was requested: 8081, or any free
             port if 8081 is in use.
         component: empty if no component was requested: the component of the engine's mode.
+        worker_id: the instance number; None for a random one.
     """
 
     arguments: Sequence[str]
@@ -69,6 +70,7 @@ class WorkerOptions:
     component: str
     endpoint: str
     runtime_labels: bool
+    worker_id: int | None
     drain_timeout: float
     max_body_size: int
     max_series: int
@@ -92,7 +94,7 @@ async def serve(options: WorkerOptions, engine: StartableEngine) -> None:
     children.require_proc()
     stop = Stop()
     async with AsyncExitStack() as stack:
-        instance_id = new_id()
+        instance_id = new_id() if options.worker_id is None else options.worker_id
         directory = await stack.enter_async_context(
             entered(
                 run_directory(instance_id),

@@ -9,6 +9,7 @@ from dynamometer import arguments, logs, settings
 from dynamometer.engines.interface import StartableEngine
 from dynamometer.multiprocess.directory import DEFAULT_MAX_SERIES
 from dynamometer.process import event_loop
+from dynamometer.runtime import identity
 from dynamometer.variables import DEFAULT_NAMESPACE, LOOPBACK
 from dynamometer.worker.app import WorkerOptions, serve
 
@@ -61,6 +62,14 @@ def parser(program: str, engines: Sequence[StartableEngine]) -> argparse.Argumen
     arguments.add_max_series(page, DEFAULT_MAX_SERIES)
     discovery = result.add_argument_group("labels and discovery")
     arguments.add_runtime_labels(discovery, component=default.help.component)
+    discovery.add_argument(
+        "--worker-id",
+        type=arguments.checked(identity.parse_id),
+        metavar="ID",
+        help="stable number of this worker, so that its series keep their label worker_id after a "
+        "restart: a number from 1 to 2^64-1 (decimal, or hexadecimal with 0x or 16 digits), or a "
+        "name such as a pod's, which is hashed (default: a random number)",
+    )
     arguments.add_discovery(discovery)
     return result
 
@@ -91,6 +100,7 @@ def main(argv: Sequence[str], program: str, engines: Sequence[StartableEngine]) 
         component=flags.component or "",
         endpoint=flags.endpoint,
         runtime_labels=not flags.no_runtime_labels,
+        worker_id=flags.worker_id,
         drain_timeout=flags.drain_timeout,
         max_body_size=flags.max_body_size,
         allowed_origins=flags.allow_origin,

@@ -75,13 +75,18 @@ def run_directory(instance_id: int) -> Iterator[RunDirectory]:
     The directories exist until the context ends.
 
     Raises:
-        DirectoryError: A directory cannot be created.
+        DirectoryError: A directory cannot be created, or a live worker has the same id.
     """
     base = private_directories.create_memory()
     with ExitStack() as stack:
         path = stack.enter_context(
             locked_directory(
-                base, hexadecimal(instance_id), leftovers=_NAMES, clear=_clear_after_killed
+                base,
+                hexadecimal(instance_id),
+                leftovers=_NAMES,
+                clear=_clear_after_killed,
+                in_use=f"another worker with the id {hexadecimal(instance_id)} is running: end "
+                "that worker first, or choose another --worker-id",
             )
         )
         temporary = private_directories.create_temporary("dyno-")
