@@ -19,7 +19,7 @@ SOURCE = ROOT / "src" / "dynamometer"
 FLOORS = (
     {"__main__", "sglang", "frontend.__main__", "mocker.__main__"},
     {"cli"},
-    {"demo"},
+    {"demo", "drain"},
     {"frontend", "worker", "exporter", "mocker", "tiny_model"},
     {"engines"},
     {"runtime"},

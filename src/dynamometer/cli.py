@@ -24,6 +24,7 @@ COMMANDS = {
     "frontend": ("dynamometer.frontend.command", "OpenAI-compatible HTTP in front of all workers"),
     "sglang": ("dynamometer.sglang", "a worker: SGLang, with its endpoint and its /metrics"),
     "exporter": ("dynamometer.exporter.command", "only /metrics, for an engine that already runs"),
+    "drain": ("dynamometer.drain", "take one worker out of traffic, and put it back"),
     "mocker": ("dynamometer.mocker.command", "a simulated engine, for tests and dashboards"),
     "tiny-model": ("dynamometer.tiny_model", "create a tiny random model, for demos and tests"),
     "demo": (

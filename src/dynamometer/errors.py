@@ -11,6 +11,7 @@ __all__ = [
     "ArgumentError",
     "DirectoryError",
     "DiscoveryError",
+    "DrainError",
     "DynamometerError",
     "EngineError",
     "ExpositionError",
@@ -47,6 +48,10 @@ class DirectoryError(DynamometerError):
 
 class DiscoveryError(DynamometerError):
     """The directory in which processes register themselves cannot be used."""
+
+
+class DrainError(DynamometerError):
+    """A worker cannot be taken out of traffic, or its requests have not finished in time."""
 
 
 class EngineError(DynamometerError):

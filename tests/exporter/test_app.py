@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
@@ -12,6 +13,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from dynamometer.http.addresses import free_port
+from dynamometer.runtime.discovery.file import FileDiscovery
+from dynamometer.runtime.record import State
 from exporting import Page, exporter
 from stack import eventually, http
 
@@ -57,6 +60,26 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
         found.process.signal(signal.SIGINT)
         assert found.process.wait(within=5) == 0
         assert "Traceback" not in found.log
+
+
+def test_an_exporter_that_ends_keeps_its_page_for_the_drain_delay(tmp_path: Path) -> None:
+    port = free_port()
+    server = Page(port, page_of(3))
+    flags = ("--engine-url", f"a=http://127.0.0.1:{port}", "--prefix", "vllm:")
+    with exporter(tmp_path, *flags, "--drain-delay", "60") as found:
+        found.wait_until_ready("a")
+        eventually(lambda: found.health()[0] == 200, within=5, what="healthy")
+        found.process.signal(signal.SIGTERM)
+        eventually(lambda: found.health()[0] == 503, within=1, what="health is 503")
+        discovery = FileDiscovery(tmp_path / "discovery")
+        (record,) = asyncio.run(discovery.records())
+        assert record.state is State.DRAINING
+        assert http(f"{found.url}/live").status == 200
+        assert "vllm:requests_total" in found.page()
+        found.process.signal(signal.SIGTERM)
+        assert found.process.wait(within=5) == 0
+        assert not asyncio.run(discovery.records())
+    server.end()
 
 
 @pytest.mark.parametrize("waited_for", [{}, {"DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS": '["a"]'}])

@@ -390,7 +390,7 @@ async def test_a_frontend_that_ends_serves_the_drain_delay_and_answers_until_the
             assert await status_is(group, path, status)
         assert not early.done()
         place.worker.open_streams.set()
-        assert await asyncio.gather(early, late) == [True, True]
+        assert list(await asyncio.gather(early, late)) == [True, True]
         assert await asyncio.to_thread(group.process.wait, within=10) == 0
 
 

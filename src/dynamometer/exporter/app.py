@@ -65,6 +65,7 @@ class ExporterOptions:
     endpoint: str
     runtime_labels: bool
     forget_after: float
+    drain_delay: float
     discovery_directory: Path | None
 
 
@@ -95,18 +96,22 @@ async def serve(options: ExporterOptions) -> None:
         )
         exporter = _Exporter(options, session)
         stack.push_async_callback(exporter.close)
-        record = exporter.record
         if listener is not None:
-            record = replace(record, system_url=addresses.url(listener))
+            exporter.record = replace(exporter.record, system_url=addresses.url(listener))
             await stack.enter_async_context(serving(exporter.application(), listener))
             logger.info(
-                "metrics and health: %s/metrics, %s", record.system_url, options.health.path
+                "metrics and health: %s/metrics, %s",
+                exporter.record.system_url,
+                options.health.path,
             )
         discovery = await connect(options.discovery_directory)
-        registration = await stack.enter_async_context(discovery.register(record))
-        running = asyncio.create_task(exporter.run(targets, registration, record), name="engines")
+        registration = await stack.enter_async_context(discovery.register(exporter.record))
+        running = asyncio.create_task(exporter.run(targets, registration), name="engines")
         try:
             await tasks.first_of(stop.requested, running)
+            if not running.done():
+                await exporter.drain(registration)
+                await stop.delay(options.drain_delay)
         finally:
             await tasks.end(running)
         if not running.cancelled():
@@ -114,7 +119,11 @@ async def serve(options: ExporterOptions) -> None:
 
 
 class _Exporter:
-    """The engines beside an exporter, and their common page; the event loop owns all state."""
+    """The engines beside an exporter, and their common page; the event loop owns all state.
+
+    Attributes:
+        record: the exporter's record in discovery.
+    """
 
     def __init__(self, options: ExporterOptions, session: aiohttp.ClientSession) -> None:
         self._options = options
@@ -127,6 +136,7 @@ class _Exporter:
         self._last_search = finder.Search()
         self._search_fault = ""
         self._no_engine_logged = False
+        self._draining = False
         self._up_labels: dict[str, tuple[str, str]] = {}
         id_ = new_id()
         runtime = DistributedRuntime(instance_id=id_)
@@ -155,21 +165,28 @@ class _Exporter:
     async def close(self) -> None:
         await asyncio.gather(*(engine.close() for engine in self._engines.values()))
 
-    async def run(self, targets: list[Target], registration: Registration, record: Record) -> None:
+    async def run(self, targets: list[Target], registration: Registration) -> None:
         """Search for engines, observe each, and update the record, until cancelled."""
         async with self._group:
             for target in targets:
                 self._add(target)
-            update = partial(self._update_record, registration, record)
+            update = partial(self._update_repeatedly, registration)
             async with (
                 restarting(self._search_repeatedly, name="search"),
                 restarting(update, name="record"),
             ):
                 await asyncio.Event().wait()
 
+    async def drain(self, registration: Registration) -> None:
+        """Show on `/health` and in discovery that this exporter is ending; its page stays."""
+        self._draining = True
+        await self._update_record(registration)
+
     # Values for /health.
 
     def _state(self) -> State:
+        if self._draining:
+            return State.DRAINING
         states = [engine.state for engine in self._engines.values()]
         if states and all(state is State.READY for state in states):
             return State.READY
@@ -305,14 +322,18 @@ class _Exporter:
                 ", ".join(sorted(self._last_search.other_users)),
             )
 
-    async def _update_record(self, registration: Registration, record: Record) -> None:
-        """Write each change of the state to the record in discovery, until cancelled."""
+    async def _update_repeatedly(self, registration: Registration) -> None:
+        """Update the record in discovery, until cancelled."""
         while True:
             await asyncio.sleep(1.0)
-            state = self._state()
-            if state is not record.state:
-                record = replace(record, state=state, since=time.time())
-                try:
-                    await registration.update(record)
-                except DiscoveryError as error:
-                    logger.warning("%s; the record is written again later", error)
+            await self._update_record(registration)
+
+    async def _update_record(self, registration: Registration) -> None:
+        """Write the state to the record in discovery, if the state changed."""
+        state = self._state()
+        if state is not self.record.state:
+            self.record = replace(self.record, state=state, since=time.time())
+            try:
+                await registration.update(self.record)
+            except DiscoveryError as error:
+                logger.warning("%s; the record is written again later", error)

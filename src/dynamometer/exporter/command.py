@@ -147,6 +147,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     )
     arguments.add_max_series(page, DEFAULT_MAX_SERIES)
     arguments.add_system_address(page)
+    arguments.add_drain_delay(page, "the page still answers")
     labels = result.add_argument_group("labels of the engines' series")
     labels.add_argument(
         "--model",
@@ -208,6 +209,7 @@ def main(argv: Sequence[str], program: str = "dyno exporter") -> int:
         endpoint=own.endpoint,
         runtime_labels=not own.no_runtime_labels,
         forget_after=own.forget_after,
+        drain_delay=own.drain_delay,
         discovery_directory=own.discovery or environment.discovery_directory,
     )
     event_loop.run(serve(options), use_uvloop=False)

@@ -35,11 +35,13 @@ from dynamometer.runtime.identity import hexadecimal, new_id
 from dynamometer.runtime.record import ENGINE_VERSION, Record, Role, State
 from dynamometer.settings import HealthSettings
 from dynamometer.worker.build_metrics import BuildMetrics
+from dynamometer.worker.control import controlled
 from dynamometer.worker.endpoint import Endpoint, engine_client
 from dynamometer.worker.endpoint_metrics import EndpointMetrics
 from dynamometer.worker.engine_client import EngineClient
 from dynamometer.worker.run_directory import RunDirectory, run_directory
 from dynamometer.worker.supervisor import Supervisor
+from dynamometer.worker.traffic import Traffic
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +73,7 @@ class WorkerOptions:
     endpoint: str
     runtime_labels: bool
     worker_id: int | None
+    drain_delay: float
     drain_timeout: float
     max_body_size: int
     max_series: int
@@ -173,6 +176,7 @@ class _Worker:
         directory: RunDirectory,
     ) -> None:
         self._options = options
+        self._directory = directory.path
         runtime = self._runtime = DistributedRuntime(instance_id=instance_id)
         component = runtime.namespace(options.namespace).component(options.component)
         endpoint = component.endpoint(options.endpoint)
@@ -198,6 +202,10 @@ class _Worker:
             state=lambda: self._supervisor.state,
             models=lambda: self._supervisor.models,
             api_key=launch.api_key,
+            accepts=lambda: self._traffic.accepts,
+        )
+        self._traffic = Traffic(
+            self._supervisor.lifecycle, self.endpoint.in_flight, delay=options.drain_delay
         )
         own = every_label if options.runtime_labels else {}
         self._add_files(endpoint, engine, launch, own)
@@ -289,6 +297,7 @@ class _Worker:
             await self._publish(registration)
 
         async with (
+            controlled(self._directory, self._traffic, publish),
             self._supervisor.running(publish, stop.immediate.is_set) as ended,
             tasks.restarting(self._fetch, name="the fetching of the engine's page"),
         ):
@@ -298,8 +307,9 @@ class _Worker:
                 # Time to send the errors of the requests in flight.
                 await self.endpoint.in_flight.drain(stop, 1.0)
                 raise ended.result()
-            self._supervisor.drain()
+            self._traffic.end("the worker is ending")
             await publish()
+            await stop.delay(self._traffic.delay_left)
             await self.endpoint.in_flight.drain(stop, self._options.drain_timeout)
 
     async def _publish(self, registration: Registration) -> None:

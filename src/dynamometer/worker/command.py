@@ -40,6 +40,7 @@ def parser(program: str, engines: Sequence[StartableEngine]) -> argparse.Argumen
         help=f"the engine to start: the real one or a simulated one (default: {default.name})",
     )
     arguments.add_engine_python(engine, default.title)
+    arguments.add_drain_delay(engine, "new requests are still accepted")
     arguments.add_drain_timeout(engine)
     address = result.add_argument_group("the worker's own OpenAI-compatible address")
     address.add_argument("--host", default=LOOPBACK, help=f"default: {LOOPBACK}")
@@ -101,6 +102,7 @@ def main(argv: Sequence[str], program: str, engines: Sequence[StartableEngine]) 
         endpoint=flags.endpoint,
         runtime_labels=not flags.no_runtime_labels,
         worker_id=flags.worker_id,
+        drain_delay=flags.drain_delay,
         drain_timeout=flags.drain_timeout,
         max_body_size=flags.max_body_size,
         allowed_origins=flags.allow_origin,

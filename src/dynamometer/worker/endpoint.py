@@ -44,7 +44,21 @@ class Endpoint:
         state: Callable[[], State],
         models: Callable[[], ModelCards],
         api_key: str | None,
+        accepts: Callable[[], bool] | None = None,
     ) -> None:
+        """Store the arguments.
+
+        Args:
+            engine_url: the URL of the engine.
+            routes: the engine's inference routes, by path.
+            metrics: the metrics of the requests.
+            client: sends requests to the engine.
+            state: returns the state of the worker.
+            models: returns the models that the engine serves.
+            api_key: the engine's key; None if it has none.
+            accepts: returns whether a new request is accepted; by default, in the state `ready`.
+        """
+        self._accepts = accepts or (lambda: state() is State.READY)
         self._api_key = api_key
         self._engine_url = engine_url
         self._routes = routes
@@ -79,7 +93,7 @@ class Endpoint:
     async def _answer(self, request: Request, count: RequestCount) -> Response | None:
         body = await request.read()
         count.bytes_in = len(body)
-        if self._state() is not State.READY:
+        if not self._accepts():
             return openai_errors.unavailable(f"this worker is {self._state()}", retry=True)
         with self.in_flight:
             headers = relay.request_headers(request.headers)

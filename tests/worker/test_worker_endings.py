@@ -1,0 +1,155 @@
+"""The end of a worker by signals, and its stable number, around a simulated engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import urllib.parse
+from collections.abc import Iterator
+from http.client import HTTPConnection, HTTPResponse
+from pathlib import Path
+
+import pytest
+
+from dynamometer.process import private_directories
+from dynamometer.runtime.discovery.file import FileDiscovery
+from dynamometer.runtime.identity import hexadecimal, parse_id
+from processes import PYTHON, running
+from stack import Answer, Stack, Worker, eventually, http
+
+FLAGS = ("--engine", "mocker", "--model", "mock", "--enable-metrics")
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Stack:
+    directory = tmp_path_factory.mktemp("worker")
+    return Stack(directory, directory, directory / "discovery")
+
+
+@contextlib.contextmanager
+def stream(worker: Worker, tokens: int) -> Iterator[HTTPResponse]:
+    """Start a stream on a connection of its own; its first line was read."""
+    client = HTTPConnection(urllib.parse.urlsplit(worker.request_url).netloc, timeout=30)
+    body = {"model": "mock", "prompt": "x", "stream": True, "max_tokens": tokens}
+    client.request("POST", "/v1/completions", json.dumps(body))
+    response = client.getresponse()
+    assert response.status == 200
+    response.readline()
+    with contextlib.closing(client):
+        yield response
+
+
+def complete(worker: Worker) -> Answer:
+    return http(
+        f"{worker.request_url}/v1/completions", {"model": "mock", "prompt": "x", "max_tokens": 1}
+    )
+
+
+def states(stack: Stack) -> list[str]:
+    """Return the states of the workers in discovery."""
+    return [record.state for record in asyncio.run(FileDiscovery(stack.discovery).records())]
+
+
+def alive(worker: Worker, *paths: str) -> bool:
+    return all(http(f"{worker.system_url}{path}").status == 200 for path in paths)
+
+
+def test_a_worker_that_ends_serves_the_drain_delay_and_finishes_its_streams(stack: Stack) -> None:
+    flags = (*FLAGS, "--tokens-per-second", "50", "--drain-delay", "2", "--drain-timeout", "30")
+    with stack.run_worker(*flags) as worker:
+        worker.wait_until_ready()
+        with stream(worker, 300) as response:
+            worker.process.signal(signal.SIGTERM)
+            eventually(lambda: not worker.ready(), within=1, what="health is 503")
+            eventually(lambda: states(stack) == ["draining"], within=1, what="record not ready")
+            assert complete(worker).status == 200  # on a new connection
+            assert alive(worker, "/live", "/metrics")
+            eventually(lambda: complete(worker).status == 503, within=5, what="no new requests")
+            assert complete(worker).headers["Retry-After"]
+            assert alive(worker, "/live", "/metrics")
+            assert not worker.ready()
+            assert response.read().endswith(b"data: [DONE]\n\n")
+        assert worker.process.wait(within=15) == 0
+    assert states(stack) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("delay", ["0", "60"])
+def test_a_second_signal_ends_a_worker_at_once(
+    stack: Stack, number: signal.Signals, delay: str
+) -> None:
+    with stack.run_worker(*FLAGS, "--drain-delay", delay, "--drain-timeout", "60") as worker:
+        worker.wait_until_ready()
+        started = worker.process.descendants()
+        with stream(worker, 10_000):
+            worker.process.signal(number)
+            worker.process.wait_for(f"{number.name}: ending", within=5)
+            worker.process.signal(number)
+            assert worker.process.wait(within=5) == 0
+        assert not [process for process in started if process.is_running()]
+    assert states(stack) == []
+
+
+def test_streams_that_exceed_the_drain_timeout_are_ended(stack: Stack) -> None:
+    with stack.run_worker(*FLAGS, "--drain-timeout", "0.5") as worker:
+        worker.wait_until_ready()
+        with stream(worker, 10_000):
+            worker.process.signal(signal.SIGTERM)
+            assert worker.process.wait(within=15) == 0
+
+
+def test_a_worker_that_is_still_starting_ends_at_once(stack: Stack) -> None:
+    flags = (*FLAGS, "--first-token-seconds", "60", "--drain-delay", "60")
+    with stack.run_worker(*flags) as worker:
+        worker.process.wait_for("engine started", within=10)
+        worker.process.signal(signal.SIGTERM)
+        assert worker.process.wait(within=10) == 0
+    assert states(stack) == []
+
+
+def worker_ids(worker: Worker) -> set[str]:
+    return {
+        part.split('"')[1]
+        for line in worker.page().splitlines()
+        for part in line.split(",")
+        if "worker_id=" in part
+    }
+
+
+def test_a_worker_keeps_its_number_after_a_kill_and_the_next_start_clears(stack: Stack) -> None:
+    flags = (*FLAGS, "--worker-id", "worker-7")
+    number = hexadecimal(parse_id("worker-7"))
+    directory = private_directories.create_memory() / number
+    with stack.run_worker(*flags) as worker:
+        worker.wait_until_ready()
+        assert worker_ids(worker) == {number}
+        started = worker.process.descendants()
+        worker.process.signal(signal.SIGKILL)
+        worker.process.wait(within=5)
+        assert states(stack) == []
+    with stack.run_worker(*flags) as worker:
+        worker.wait_until_ready()
+        assert worker_ids(worker) == {number}
+        assert not [process for process in started if process.is_running()]
+    assert not directory.exists()
+
+
+def test_a_second_worker_with_the_id_of_a_live_one_is_an_error_and_touches_nothing(
+    stack: Stack, tmp_path: Path
+) -> None:
+    with stack.run_worker(*FLAGS, "--worker-id", "0x2a") as worker:
+        worker.wait_until_ready()
+        command = [PYTHON, "-m", "dynamometer.sglang", *FLAGS, "--worker-id", "42"]
+        with running(
+            command, tmp_path / "log", stack.environment | {"DYN_SYSTEM_PORT": "0"}
+        ) as second:
+            assert second.wait(within=20) == 1
+            message = f"another worker with the id {hexadecimal(42)} is running"
+            assert message in second.log
+            assert second.log.count("\n") == 1
+        assert worker.process.running
+        assert complete(worker).status == 200
+        assert worker_ids(worker) == {hexadecimal(42)}
+        assert states(stack) == ["ready"]
