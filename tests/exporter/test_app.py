@@ -69,6 +69,7 @@ def test_an_exporter_that_ends_keeps_its_page_for_the_drain_delay(tmp_path: Path
     with exporter(tmp_path, *flags, "--drain-delay", "60") as found:
         found.wait_until_ready("a")
         eventually(lambda: found.health()[0] == 200, within=5, what="healthy")
+        eventually(lambda: "vllm:requests_total" in found.page(), within=5, what="fetched")
         found.process.signal(signal.SIGTERM)
         eventually(lambda: found.health()[0] == 503, within=1, what="health is 503")
         discovery = FileDiscovery(tmp_path / "discovery")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from dynamometer.process import private_directories
+from dynamometer.process.children import alive
 from dynamometer.runtime.discovery.file import FileDiscovery
 from dynamometer.runtime.identity import hexadecimal, parse_id
 from processes import PYTHON, running
@@ -52,7 +53,7 @@ def states(stack: Stack) -> list[str]:
     return [record.state for record in asyncio.run(FileDiscovery(stack.discovery).records())]
 
 
-def alive(worker: Worker, *paths: str) -> bool:
+def answers(worker: Worker, *paths: str) -> bool:
     return all(http(f"{worker.system_url}{path}").status == 200 for path in paths)
 
 
@@ -65,10 +66,10 @@ def test_a_worker_that_ends_serves_the_drain_delay_and_finishes_its_streams(stac
             eventually(lambda: not worker.ready(), within=1, what="health is 503")
             eventually(lambda: states(stack) == ["draining"], within=1, what="record not ready")
             assert complete(worker).status == 200  # on a new connection
-            assert alive(worker, "/live", "/metrics")
+            assert answers(worker, "/live", "/metrics")
             eventually(lambda: complete(worker).status == 503, within=5, what="no new requests")
             assert complete(worker).headers["Retry-After"]
-            assert alive(worker, "/live", "/metrics")
+            assert answers(worker, "/live", "/metrics")
             assert not worker.ready()
             assert response.read().endswith(b"data: [DONE]\n\n")
         assert worker.process.wait(within=15) == 0
@@ -88,7 +89,7 @@ def test_a_second_signal_ends_a_worker_at_once(
             worker.process.wait_for(f"{number.name}: ending", within=5)
             worker.process.signal(number)
             assert worker.process.wait(within=5) == 0
-        assert not [process for process in started if process.is_running()]
+        assert not [process for process in started if alive(process)]
     assert states(stack) == []
 
 
@@ -132,7 +133,7 @@ def test_a_worker_keeps_its_number_after_a_kill_and_the_next_start_clears(stack:
     with stack.run_worker(*flags) as worker:
         worker.wait_until_ready()
         assert worker_ids(worker) == {number}
-        assert not [process for process in started if process.is_running()]
+        assert not [process for process in started if alive(process)]
     assert not directory.exists()
 
 
