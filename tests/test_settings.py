@@ -8,7 +8,7 @@ import pytest
 
 from dynamometer import settings
 from dynamometer.errors import SettingsError
-from dynamometer.variables import BUCKETS, VARIABLES, BucketRange
+from dynamometer.variables import BUCKETS, FRONTEND_PATHS, VARIABLES, BucketRange
 
 
 def test_an_empty_environment_has_the_defaults() -> None:
@@ -179,8 +179,29 @@ def test_an_invalid_size_is_refused(text: str) -> None:
         settings.size(text)
 
 
+@pytest.mark.parametrize(
+    "text", ["", "/", "health", "/health/", "//health", "/a b", "/a?b", "/a/{b}", "/../a", "/a/."]
+)
+def test_other_text_is_not_a_path(text: str) -> None:
+    with pytest.raises(ValueError, match="must be a path such as /custom/health"):
+        settings.route_path(text)
+
+
+@pytest.mark.parametrize("text", ["/health", "/v1/health/ready", "/-/a.b_c~", "/.hidden", "/..."])
+def test_paths(text: str) -> None:
+    assert settings.route_path(text) == text
+
+
+def test_a_variable_of_a_path_is_read() -> None:
+    read = settings.read({"DYN_HTTP_SVC_HEALTH_PATH": "/healthz"}).frontend_paths
+    assert read == {**FRONTEND_PATHS, "DYN_HTTP_SVC_HEALTH_PATH": "/healthz"}
+    with pytest.raises(SettingsError, match=r"^DYN_HTTP_SVC_READY_PATH='ready': must be a path"):
+        settings.read({"DYN_HTTP_SVC_READY_PATH": "ready"})
+
+
 def test_a_misspelled_variable_is_distinguished_from_one_of_nvidia_dynamo() -> None:
     environment = {"DYN_SYSTEM_PROT": "1", "DYN_HTTP_PORT": "1", "DYN_TCP_RPC_HOST": "x"}
+    environment["DYN_HTTP_SVC_CHAT_PATH"] = "/chat"
     assert settings.misspelled(environment) == [("DYN_SYSTEM_PROT", "DYN_SYSTEM_PORT")]
 
 

@@ -22,12 +22,17 @@ import aiohttp
 import prometheus_client.parser
 from prometheus_client import Metric
 
-from dynamometer import arguments, names, tiny_model
+from dynamometer import arguments, names, settings, tiny_model
 from dynamometer.engines.sglang_names import SGLANG_CATEGORIES
 from dynamometer.errors import AddressError, DynamometerError, EngineError
 from dynamometer.http import addresses
 from dynamometer.process import tasks
-from dynamometer.variables import DEFAULT_HTTP_PORT, DEFAULT_SYSTEM_PORT, LOOPBACK
+from dynamometer.variables import (
+    DEFAULT_HTTP_PORT,
+    DEFAULT_SYSTEM_PORT,
+    HTTP_METRICS_PATH,
+    LOOPBACK,
+)
 
 _DESCRIPTION = """\
 Try everything at once: create a tiny model, start a frontend and a worker with the real SGLang,
@@ -141,14 +146,15 @@ async def _run_steps(
     page = await _fetch_families(session, f"{worker}/metrics")
     _show_engine(page)
     _show_own("dynamo_component_*, the worker", page, names.name_prefix.COMPONENT)
-    _say(f"a part of {frontend}/metrics:")
-    page = await _fetch_families(session, f"{frontend}/metrics")
+    frontend_page = frontend + settings.read().frontend_paths[HTTP_METRICS_PATH]
+    _say(f"a part of {frontend_page}:")
+    page = await _fetch_families(session, frontend_page)
     _show_own("dynamo_frontend_*", page, names.name_prefix.FRONTEND)
     if not _on_terminal():
         _say("not on a terminal: ending now; on a terminal, all processes run until Ctrl-C")
         return
     _say("try:")
-    for address in (f"{frontend}/v1/models", f"{frontend}/metrics", f"{worker}/metrics"):
+    for address in (f"{frontend}/v1/models", frontend_page, f"{worker}/metrics"):
         print(f"  curl {address}")
     print(f"  curl {worker}/health")
 

@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from dynamometer.errors import SettingsError
-from dynamometer.variables import BUCKETS, DEFAULT_HTTP_PORT, LOOPBACK, VARIABLES, BucketRange
+from dynamometer.variables import (
+    BUCKETS,
+    DEFAULT_HTTP_PORT,
+    FRONTEND_PATHS,
+    LOOPBACK,
+    VARIABLES,
+    WITHOUT_EFFECT,
+    BucketRange,
+)
 
 Value = TypeVar("Value")
 
@@ -66,6 +74,7 @@ class Settings:
     health: HealthSettings = HealthSettings()
     http_host: str = LOOPBACK
     http_port: int = DEFAULT_HTTP_PORT
+    frontend_paths: Mapping[str, str] = field(default_factory=lambda: FRONTEND_PATHS)
     processes: int = 1
     namespace: str | None = None
     discovery_directory: Path | None = None
@@ -90,6 +99,10 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
         health=_health(env),
         http_host=env.get("DYN_HTTP_HOST", str, Settings.http_host),
         http_port=env.get("DYN_HTTP_PORT", port, Settings.http_port),
+        frontend_paths={
+            variable: env.get(variable, route_path, default)
+            for variable, default in FRONTEND_PATHS.items()
+        },
         processes=env.get("DYN_FRONTEND_PROCESSES", processes, Settings.processes),
         namespace=env.get("DYN_NAMESPACE", name, None),
         discovery_directory=env.get("DYN_FILE_KV", Path, None),
@@ -109,7 +122,7 @@ def misspelled(environment: Mapping[str, str] | None = None) -> list[tuple[str, 
 
     NVIDIA Dynamo's variables that have no effect here are ignored.
     """
-    names = os.environ if environment is None else environment
+    names = (os.environ if environment is None else environment).keys() - WITHOUT_EFFECT
     found = []
     for variable in sorted(names):
         if variable.startswith("DYN_") and variable not in VARIABLES:
@@ -320,13 +333,21 @@ def endpoint_names(value: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def path(value: str) -> str:
-    """Parse a path of the system server other than `/metrics`, such as `/custom/health`."""
-    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", value) or value == "/metrics":
+def route_path(value: str) -> str:
+    """Parse a path of a server, such as `/custom/health`."""
+    # A client resolves `.` and `..` itself: such a path would never be requested.
+    if not re.fullmatch(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)+", value):
         raise ValueError(
             "must be a path such as /custom/health: letters, digits and '._~-' after each '/', "
-            "and not /metrics"
+            "not '.' or '..' alone"
         )
+    return value
+
+
+def path(value: str) -> str:
+    """Parse a path of the system server other than `/metrics`, such as `/custom/health`."""
+    if route_path(value) == "/metrics":
+        raise ValueError("must be a path such as /custom/health, and not /metrics")
     return value
 
 

@@ -84,6 +84,28 @@ BUCKETS: Final[Mapping[str, BucketVariables]] = {
 """The variables of each histogram, by its field of `metrics.buckets.FrontendBuckets`."""
 
 
+HTTP_HEALTH_PATH: Final = "DYN_HTTP_SVC_HEALTH_PATH"
+HTTP_LIVE_PATH: Final = "DYN_HTTP_SVC_LIVE_PATH"
+HTTP_READY_PATH: Final = "DYN_HTTP_SVC_READY_PATH"
+HTTP_METRICS_PATH: Final = "DYN_HTTP_SVC_METRICS_PATH"
+FRONTEND_PATHS: Final[Mapping[str, str]] = {
+    HTTP_HEALTH_PATH: "/health",
+    HTTP_LIVE_PATH: "/live",
+    HTTP_READY_PATH: "/v1/health/ready",
+    HTTP_METRICS_PATH: "/metrics",
+}
+"""The default paths of a frontend's pages and probes, by the variable that moves each."""
+
+
+WITHOUT_EFFECT: Final = frozenset({"DYN_HTTP_SVC_CHAT_PATH"})
+"""Variables of NVIDIA Dynamo without an effect here that look like misspelled ones."""
+
+
+def _path(variable: str, further: str = "") -> Variable:
+    default = f"`{FRONTEND_PATHS[variable]}`"
+    return Variable(f"path of the frontend's {default}{further}", default)
+
+
 def _bucket_variables() -> Mapping[str, Variable]:
     found = {}
     for buckets in BUCKETS.values():
@@ -137,6 +159,13 @@ VARIABLES: Final[Mapping[str, Variable]] = {
     "DYN_HTTP_PORT": Variable(
         "port of the frontend; 0: any free port", f"{DEFAULT_HTTP_PORT}", "`--http-port`"
     ),
+    HTTP_HEALTH_PATH: _path(HTTP_HEALTH_PATH),
+    HTTP_LIVE_PATH: _path(HTTP_LIVE_PATH),
+    HTTP_READY_PATH: _path(
+        HTTP_READY_PATH,
+        ", which returns 503 until a model can be served; NVIDIA Dynamo does not have this route",
+    ),
+    HTTP_METRICS_PATH: _path(HTTP_METRICS_PATH),
     "DYN_FRONTEND_PROCESSES": Variable(
         "number of processes that serve the frontend's port, 1 to 512; `auto`: one per CPU that "
         "the process may use, by its affinity and the CPU quota of its cgroup, at most 16",

@@ -11,7 +11,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import aiohttp
@@ -26,7 +26,7 @@ from dynamometer.http import addresses
 from dynamometer.process import private_directories
 from dynamometer.runtime.discovery.file import FileDiscovery
 from dynamometer.runtime.record import Record, Role, State
-from processes import PYTHON, Process, running
+from processes import PYTHON, Process, refusing_port, running
 
 CHAT = "/v1/chat/completions"
 Series = tuple[str, tuple[tuple[str, str], ...]]
@@ -468,6 +468,64 @@ async def test_processes_end_with_a_killed_supervisor_and_the_next_start_clears(
     async with place.group(2) as group:
         assert re.search("removed after a killed frontend", group.process.log)
         assert not created & directories()
+
+
+async def test_all_processes_show_the_workers_and_are_ready_with_them(place: Place) -> None:
+    async def shows(group: Group, state: str) -> bool:
+        workers = {
+            dict(labels)["state"]: value
+            for (name, labels), value in (await group.series()).items()
+            if name == "dynamometer_frontend_workers"
+        }
+        return workers.get(state) == 1 == sum(workers.values())
+
+    async def statuses(group: Group) -> set[int]:
+        found = set()
+        for _ in range(8):  # each on a new connection
+            async with group.session.get(f"{group.url}/v1/health/ready?model=m") as answer:
+                assert (await answer.json())["processes"] == await processes(group)
+                found.add(answer.status)
+        return found
+
+    async def processes(group: Group) -> object:
+        return (await group.json("/health"))["processes"]
+
+    async with place.group(2) as group:
+        assert await statuses(group) == {503}
+        starting = replace(place.record, state=State.STARTING)
+        async with place.discovery.register(starting) as registration:
+            await eventually(lambda: shows(group, "starting"))
+            assert await statuses(group) == {503}
+            await registration.update(place.record)
+            await eventually(lambda: shows(group, "ready"))
+            async with asyncio.timeout(5):
+                while await statuses(group) != {200}:
+                    await asyncio.sleep(0.05)
+            assert await group.chats(6) == [True] * 6
+            retries = {
+                (dict(labels)["model"], dict(labels)["reason"]): value
+                for (name, labels), value in (await group.series()).items()
+                if name == "dynamometer_frontend_retries_total"
+            }
+            reasons = ("budget_exhausted", "cannot_connect", "worker_not_ready")
+            assert retries == {("m", reason): 0 for reason in reasons}
+
+
+async def test_retries_are_summed_over_processes(place: Place) -> None:
+    refusing = replace(place.record, id=7, request_url=f"http://127.0.0.1:{refusing_port()}")
+    async with (
+        place.discovery.register(place.record),
+        place.discovery.register(refusing),
+        place.group(2) as group,
+    ):
+        assert await group.chats(12) == [True] * 12
+        retried = sum(
+            value
+            for (name, labels), value in (await group.series()).items()
+            if name == "dynamometer_frontend_retries_total"
+            and dict(labels)["reason"] == "cannot_connect"
+        )
+        assert 4 <= retried <= 8  # each process takes turns
 
 
 def alive(process: psutil.Process) -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -21,6 +21,7 @@ from dynamometer.frontend.canary import Canary
 from dynamometer.frontend.forwarding import Forwarder
 from dynamometer.frontend.load_poller import LoadPoller
 from dynamometer.frontend.member import Member, Membership, joined
+from dynamometer.frontend.probes import Probes
 from dynamometer.frontend.routing import Router, RouterMode
 from dynamometer.frontend.service_metrics import FrontendMetrics
 from dynamometer.http import addresses, aiohttp_adapter, openai_errors
@@ -41,11 +42,19 @@ from dynamometer.runtime.discovery.interface import Discovery, Registration
 from dynamometer.runtime.distributed import DistributedRuntime
 from dynamometer.runtime.fleet import Change, Fleet
 from dynamometer.runtime.record import Record, Role, State
+from dynamometer.variables import (
+    FRONTEND_PATHS,
+    HTTP_HEALTH_PATH,
+    HTTP_LIVE_PATH,
+    HTTP_METRICS_PATH,
+    HTTP_READY_PATH,
+)
 
 logger = logging.getLogger(__name__)
 
 # Shorter than the 75 s after which a worker closes an idle connection.
 _WORKER_IDLE_SECONDS: Final = 30.0
+_MODELS_PATH: Final = "/v1/models"
 _OTHER_PREFIXES: Final = (
     name_prefix.COMPONENT,
     name_prefix.REQUEST_PLANE,
@@ -70,6 +79,7 @@ class FrontendOptions:
     metrics_prefix: str
     buckets: FrontendBuckets
     allowed_origins: Sequence[str] = ()
+    paths: Mapping[str, str] = field(default_factory=lambda: FRONTEND_PATHS)
 
 
 async def serve(options: FrontendOptions) -> None:
@@ -78,7 +88,7 @@ async def serve(options: FrontendOptions) -> None:
     Raises:
         DynamometerError: The frontend cannot start, for example because its port is in use.
     """
-    check_prefix(options.metrics_prefix)
+    check(options)
     stop = Stop()
     runtime = DistributedRuntime()
     discovery = await connect(options.discovery_directory)
@@ -152,7 +162,9 @@ async def _answer_requests(
         fleet = Fleet(namespace=options.namespace, engines=kinds.ENGINES)
         follower = Follower(discovery, fleet)
         router = Router(options.router_mode, fleet, processes=processes)
-        frontend = Frontend(follower=follower, metrics=metrics, page=page, member=member)
+        frontend = Frontend(
+            follower=follower, metrics=metrics, page=page, member=member, paths=options.paths
+        )
         forwarder = Forwarder(
             routes=kinds.ROUTES,
             router=router,
@@ -180,13 +192,14 @@ async def _answer_requests(
             )
         )
         if member is None:
-            logger.info("OpenAI-compatible at %s/v1, metrics at %s/metrics", url, url)
+            metrics_url = url + options.paths[HTTP_METRICS_PATH]
+            logger.info("OpenAI-compatible at %s/v1, metrics at %s", url, metrics_url)
         else:
             member.channel.send_ready()
         if not fleet.ready and frontend.logs_fleet:
             logger.info("no worker yet: start one with `dyno %s --model MODEL`", kinds.DEFAULT.name)
         await stop.requested.wait()
-        frontend.draining = forwarder.closes_connections = True
+        frontend.probes.draining = forwarder.closes_connections = True
         await stop.delay(options.drain_delay)
         forwarder.draining = True
         await forwarder.in_flight.drain(stop, options.drain_timeout)
@@ -221,6 +234,42 @@ async def show_draining(stop: Stop, registration: Registration, record: Record) 
         logger.warning("%s", error)
 
 
+def check(options: FrontendOptions) -> None:
+    """Check values of variables that a parser cannot check alone.
+
+    Raises:
+        SettingsError: The prefix of families or a path is in use for something else.
+    """
+    check_prefix(options.metrics_prefix)
+    check_paths(options.paths)
+
+
+def check_paths(paths: Mapping[str, str]) -> None:
+    """Check that the paths of pages and probes differ from each other and from other routes.
+
+    Args:
+        paths: the paths, by the variable that sets each.
+
+    Raises:
+        SettingsError: Two routes have the same path.
+    """
+    for variable, path in paths.items():
+        if path in kinds.ROUTES or f"{path}/".startswith(f"{_MODELS_PATH}/"):
+            raise SettingsError(
+                f"{variable}={path!r}: the OpenAI-compatible API has this route: choose another "
+                f"path, such as /custom/{path.rpartition('/')[2]}"
+            )
+        equal = [other for other in paths if paths[other] == path]
+        if len(equal) > 1:
+            given = " and ".join(
+                f"{name}={path!r}" for name in equal if path != FRONTEND_PATHS[name]
+            )
+            raise SettingsError(
+                f"{given}: the pages and probes of a frontend need different paths; the defaults "
+                f"are {', '.join(FRONTEND_PATHS.values())}"
+            )
+
+
 def check_prefix(prefix: str) -> None:
     """Check that names with this prefix cannot equal names of other families.
 
@@ -243,8 +292,8 @@ class Frontend:
 
     Attributes:
         fleet: the workers.
+        probes: the answers to probes.
         logs_fleet: True if this process logs changes of the fleet: of several processes, one does.
-        draining: True after the signal that ends the frontend; `/health` then returns 503.
     """
 
     def __init__(
@@ -254,6 +303,7 @@ class Frontend:
         metrics: FrontendMetrics,
         page: ScrapedPage,
         member: Member | None = None,
+        paths: Mapping[str, str] = FRONTEND_PATHS,
     ) -> None:
         """Show the fleet of `follower` on the frontend's routes, in `metrics` and in the log.
 
@@ -262,11 +312,12 @@ class Frontend:
             metrics: the families that show the fleet.
             page: the page of `/metrics`.
             member: for one process of a frontend that has several; None for the only process.
+            paths: the paths of pages and probes, by the variable that sets each.
         """
         self.fleet = follower.fleet
-        self.draining = False
         self.logs_fleet = member is None or member.number == 1
-        self._member = member
+        self.probes = Probes(self.fleet, member)
+        self._paths = paths
         self._refresh = follower.refresh
         self._page = page
         metrics.follow(self.fleet)
@@ -295,11 +346,12 @@ class Frontend:
         handlers = Handlers(origins)
         for path in kinds.ROUTES:
             handlers.post(path, forwarder.handle)
-        handlers.get("/v1/models", self._list)
-        handlers.get("/v1/models/", self._one)
-        handlers.get("/health", self._health)
-        handlers.get("/live", self._live)
-        handlers.get("/metrics", scrapes_of(self._page))
+        handlers.get(_MODELS_PATH, self._list)
+        handlers.get(f"{_MODELS_PATH}/", self._one)
+        handlers.get(self._paths[HTTP_HEALTH_PATH], self.probes.health)
+        handlers.get(self._paths[HTTP_LIVE_PATH], self.probes.live)
+        handlers.get(self._paths[HTTP_READY_PATH], self.probes.ready)
+        handlers.get(self._paths[HTTP_METRICS_PATH], scrapes_of(self._page))
         return handlers
 
     async def _list(self, _: Request) -> Response:
@@ -309,35 +361,8 @@ class Frontend:
 
     async def _one(self, request: Request) -> Response:
         await self._refresh()
-        model = request.path.removeprefix("/v1/models/")
+        model = request.path.removeprefix(f"{_MODELS_PATH}/")
         name = self.fleet.resolve(model)
         if name is None or name not in self.fleet.models:
             return openai_errors.unknown_model(model)
         return Response.of_json(self.fleet.models[name])
-
-    async def _health(self, _: Request) -> Response:
-        await self._refresh()
-        instances = [
-            {
-                "namespace": worker.namespace,
-                "component": worker.component,
-                "endpoint": worker.endpoint,
-                "instance_id": worker.id,
-                "transport": {"http": worker.request_url},
-            }
-            for worker in self.fleet.ready
-        ]
-        endpoints = sorted(
-            {f"dyn://{i['namespace']}.{i['component']}.{i['endpoint']}" for i in instances}
-        )
-        health: dict[str, object] = {
-            "status": "draining" if self.draining else "healthy",
-            "endpoints": endpoints,
-            "instances": instances,
-        }
-        if self._member is not None:
-            health["processes"] = self._member.channel.state
-        return Response.of_json(health, 503 if self.draining else 200)
-
-    async def _live(self, _: Request) -> Response:
-        return Response.of_json({"status": "live", "message": "Service is live"})

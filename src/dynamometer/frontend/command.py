@@ -19,7 +19,8 @@ _MOST_AUTOMATIC = 16
 
 _DESCRIPTION = """\
 Serve all workers of this machine at one OpenAI-compatible address: /v1/chat/completions,
-/v1/completions, /v1/models and the engine's other inference routes; /metrics and /health.
+/v1/completions, /v1/models and the engine's other inference routes; /metrics, /health, /live and
+/v1/health/ready.
 Workers may start and end at any time.
 """
 
@@ -32,6 +33,8 @@ examples:
 With --processes, one address, one /metrics and one /health stand for all processes; a process that
 ends is started again.
 
+DYN_HTTP_SVC_HEALTH_PATH, _LIVE_PATH, _READY_PATH and _METRICS_PATH move /health, /live,
+/v1/health/ready and /metrics.
 DYN_METRICS_PREFIX replaces dynamo_frontend in the names of metrics.
 DYN_METRICS_REQUEST_DURATION_MIN, _MAX and _COUNT set the bucket bounds of request durations; the
 same variables with TTFT, ITL, INPUT_SEQUENCE or OUTPUT_SEQUENCE set those of other histograms.
@@ -106,6 +109,7 @@ def main(argv: Sequence[str], program: str = "dyno frontend") -> int:
         discovery_directory=own.discovery or environment.discovery_directory,
         metrics_prefix=environment.metrics_prefix or names.name_prefix.FRONTEND,
         buckets=FrontendBuckets.of(environment.bucket_ranges),
+        paths=environment.frontend_paths,
     )
     if membership:
         event_loop.run(serve_member(options, membership))

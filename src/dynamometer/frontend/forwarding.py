@@ -16,6 +16,7 @@ from dynamometer.frontend import failures
 from dynamometer.frontend.body import BodyThreads, TooLargeError, read
 from dynamometer.frontend.dispatch import Accepted, Dispatcher
 from dynamometer.frontend.failures import Failure
+from dynamometer.frontend.probes import ENDING
 from dynamometer.frontend.request_metrics import RequestMetrics
 from dynamometer.frontend.routing import Router
 from dynamometer.frontend.service_metrics import FrontendMetrics
@@ -125,7 +126,7 @@ class Forwarder:
         metrics.record_body(model, stream=body.stream)
         served = self._fleet.models
         if self.draining:
-            answer = _unavailable(metrics, "this frontend is ending")
+            answer = _unavailable(metrics, ENDING)
             answer.close = True
             return answer
         if not served:

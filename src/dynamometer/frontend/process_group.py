@@ -24,7 +24,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry
 
 from dynamometer.errors import DynamometerError, FrontendError
-from dynamometer.frontend.app import FrontendOptions, check_prefix, record, show_draining
+from dynamometer.frontend.app import FrontendOptions, check, record, show_draining
 from dynamometer.frontend.canary import Canary
 from dynamometer.frontend.channel import SupervisorEnd
 from dynamometer.frontend.group_metrics import GroupCollector, ProcessesCollector
@@ -39,7 +39,7 @@ from dynamometer.process.signals import Stop
 from dynamometer.runtime.discovery import connect
 from dynamometer.runtime.distributed import DistributedRuntime
 from dynamometer.runtime.identity import hexadecimal
-from dynamometer.variables import FRONTEND_MEMBER
+from dynamometer.variables import FRONTEND_MEMBER, HTTP_METRICS_PATH
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ async def serve_group(options: FrontendOptions, count: int, arguments: Sequence[
     Raises:
         DynamometerError: The frontend cannot start, for example because its port is in use.
     """
-    check_prefix(options.metrics_prefix)
+    check(options)
     stop = Stop()
     discovery = await connect(options.discovery_directory)
     group: ProcessGroup | None = None
@@ -98,16 +98,18 @@ async def serve_group(options: FrontendOptions, count: int, arguments: Sequence[
             page=Scrapes(runtime.page).render,
             retire=collector.retire,
         )
-        announcing = asyncio.create_task(_announce(group, port.url, count))
+        announcing = asyncio.create_task(
+            _announce(group, port.url, options.paths[HTTP_METRICS_PATH], count)
+        )
         try:
             await group.run(stop, drain_seconds=options.drain_delay + options.drain_timeout)
         finally:
             await tasks.end(announcing)
 
 
-async def _announce(group: ProcessGroup, url: str, count: int) -> None:
+async def _announce(group: ProcessGroup, url: str, metrics_url: str, count: int) -> None:
     await group.serving.wait()
-    logger.info("OpenAI-compatible at %s/v1, metrics at %s/metrics, %d processes", url, url, count)
+    logger.info("OpenAI-compatible at %s/v1, metrics at %s, %d processes", url, metrics_url, count)
 
 
 def _log_leftover(path: Path) -> None:
