@@ -97,10 +97,6 @@ FRONTEND_PATHS: Final[Mapping[str, str]] = {
 """The default paths of a frontend's pages and probes, by the variable that moves each."""
 
 
-WITHOUT_EFFECT: Final = frozenset({"DYN_HTTP_SVC_CHAT_PATH"})
-"""Variables of NVIDIA Dynamo without an effect here that look like misspelled ones."""
-
-
 def _path(variable: str, further: str = "") -> Variable:
     default = f"`{FRONTEND_PATHS[variable]}`"
     return Variable(f"path of the frontend's {default}{further}", default)
