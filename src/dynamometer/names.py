@@ -185,6 +185,12 @@ class engine_state:  # noqa: N801
     """Families about the engine's state: full names."""
 
     UP: Final = "dynamometer_engine_up"
+    STATE: Final = "dynamometer_engine_state"
+    RESTARTS_TOTAL: Final = "dynamometer_engine_restarts_total"
+    LAST_PROGRESS_TIMESTAMP_SECONDS: Final = "dynamometer_engine_last_progress_timestamp_seconds"
+    LAST_CHANGE_TIMESTAMP_SECONDS: Final = "dynamometer_engine_last_change_timestamp_seconds"
+    START_TIME_SECONDS: Final = "dynamometer_engine_start_time_seconds"
+    LAST_EXIT_CODE: Final = "dynamometer_engine_last_exit_code"
 
 
 class engine_load:  # noqa: N801

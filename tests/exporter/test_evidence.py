@@ -11,11 +11,13 @@ from dynamometer.exporter.evidence import Evidence
 from dynamometer.exporter.files_source import FilesStatus
 from dynamometer.exporter.health import Health
 from dynamometer.exporter.writers import Liveness
+from dynamometer.runtime.lifecycle import ExitCause, Lifecycle
 from dynamometer.runtime.record import State
 
 Event = Callable[[Evidence], None]
 
-STARTING, READY, FAILED = State.STARTING, State.READY, State.FAILED
+STARTING, READY = State.STARTING, State.READY
+UNRESPONSIVE, FAILED = State.UNRESPONSIVE, State.FAILED
 
 
 def process_ends(evidence: Evidence) -> None:
@@ -90,10 +92,10 @@ PROCESS = {
     "is ready when its health route answers": Case([HEALTHY], READY, ""),
     "loads while the route answers 503": Case([OPEN, BUSY], STARTING, "answers 503"),
     "needs no open port to be ready": Case([REFUSED, REFUSED, HEALTHY], READY, ""),
-    "fails when the route is slow": Case([HEALTHY, SLOW], FAILED, "no answer"),
+    "is unresponsive when the route is slow": Case([HEALTHY, SLOW], UNRESPONSIVE, "no answer"),
     "stays ready over one broken connection": Case([HEALTHY, DISCONNECTED], READY, ""),
-    "fails on the second broken connection": Case(
-        [HEALTHY, DISCONNECTED, DISCONNECTED], FAILED, "connection reset"
+    "is unresponsive on the second broken connection": Case(
+        [HEALTHY, DISCONNECTED, DISCONNECTED], UNRESPONSIVE, "connection reset"
     ),
     "a broken connection of long ago does not count": Case(
         [HEALTHY, DISCONNECTED, HEALTHY, DISCONNECTED], READY, ""
@@ -123,6 +125,10 @@ PROCESS = {
         [HEALTHY, process_ends, restarts], STARTING, "not checked yet"
     ),
     "is ready again": Case([HEALTHY, process_ends, restarts, HEALTHY], READY, ""),
+    "starts until it answers, however often it does not": Case(
+        [HEALTHY, process_ends, restarts, BUSY, BUSY], STARTING, "answers 503"
+    ),
+    "is ready again when the slow route answers": Case([HEALTHY, SLOW, HEALTHY], READY, ""),
     "is ready with files that hang, which are reported": Case(
         [HEALTHY, files_hang], READY, "no answer within 5 s"
     ),
@@ -133,15 +139,17 @@ URL = {
     "starts while no process listens": Case([REFUSED], STARTING, "no process listens"),
     "needs port and health to be ready": Case([HEALTHY], STARTING, "not checked yet"),
     "is ready when both answer": Case([OPEN, HEALTHY], READY, ""),
-    "fails on the first refusal": Case([OPEN, HEALTHY, REFUSED], FAILED, "no process listens"),
+    "is unresponsive on the first refusal": Case(
+        [OPEN, HEALTHY, REFUSED], UNRESPONSIVE, "no process listens"
+    ),
     "ends on the second refusal in a row": Case(
         [OPEN, HEALTHY, REFUSED, REFUSED], FAILED, "no process listens", Liveness.UNREACHABLE
     ),
     "refusals that are not in a row do not end it": Case(
-        [OPEN, HEALTHY, REFUSED, OPEN, REFUSED], FAILED, "no process listens"
+        [OPEN, HEALTHY, REFUSED, OPEN, REFUSED], UNRESPONSIVE, "no process listens"
     ),
     "lives over four failures of another kind": Case(
-        [OPEN, HEALTHY, *[UNREACHABLE] * 4], FAILED, "no route"
+        [OPEN, HEALTHY, *[UNREACHABLE] * 4], UNRESPONSIVE, "no route"
     ),
     "ends on the fifth": Case(
         [OPEN, HEALTHY, *[UNREACHABLE] * 5], FAILED, "no route", Liveness.UNREACHABLE
@@ -152,7 +160,7 @@ URL = {
     "is ready again with a new answer": Case(
         [OPEN, HEALTHY, REFUSED, REFUSED, OPEN, HEALTHY], READY, ""
     ),
-    "fails with its page": Case([OPEN, HEALTHY, page_fails], FAILED, "answers 401"),
+    "is unresponsive with its page": Case([OPEN, HEALTHY, page_fails], UNRESPONSIVE, "answers 401"),
     "is ready by a visible writer, whatever the port": Case(
         [REFUSED, files("a"), HEALTHY], READY, ""
     ),
@@ -208,8 +216,8 @@ DIRECTORY = {
         "",
         Liveness.UNKNOWN,
     ),
-    "fails while its files hang": Case(
-        [files("a"), files_hang], FAILED, "no answer within 5 s", Liveness.UNKNOWN
+    "is unresponsive while its files hang": Case(
+        [files("a"), files_hang], UNRESPONSIVE, "no answer within 5 s", Liveness.UNKNOWN
     ),
     "is ready when the files answer again": Case(
         [files("a"), files_hang, files_answer], READY, "", Liveness.UNKNOWN
@@ -228,30 +236,64 @@ KINDS = {
 def test_an_engine(kind: str, case: str) -> None:
     has_process, has_url, cases = KINDS[kind]
     expected = cases[case]
-    evidence = Evidence(has_process=has_process, has_url=has_url)
+    evidence = Evidence(0.0, has_process=has_process, has_url=has_url)
     evidence.searched = True
-    evidence.conclude()
-    for event in expected.events:
+    evidence.conclude(0.0)
+    for now, event in enumerate(expected.events, start=1):
         event(evidence)
-        state, reason = evidence.conclude()
-    if not expected.events:
-        state, reason = evidence.conclude()
-    assert state is expected.state
-    assert expected.reason in reason
-    assert bool(expected.reason) == bool(reason)
+        evidence.conclude(now)
+    life = evidence.lifecycle
+    assert life.state is expected.state
+    assert expected.reason in life.reason
+    assert bool(expected.reason) == bool(life.reason)
     assert evidence.liveness is expected.liveness
 
 
 def test_an_engine_whose_files_were_not_searched_yet_is_not_ready() -> None:
-    evidence = Evidence(has_process=True, has_url=True)
+    evidence = Evidence(0.0, has_process=True, has_url=True)
     HEALTHY(evidence)
-    assert evidence.conclude() == (STARTING, "the search for its files has not finished yet")
+    evidence.conclude(1.0)
+    life = evidence.lifecycle
+    assert (life.state, life.reason) == (STARTING, "the search for its files has not finished yet")
 
 
 def test_after_a_broken_connection_health_is_checked_before_its_interval() -> None:
-    evidence = Evidence(has_process=True, has_url=True)
+    evidence = Evidence(0.0, has_process=True, has_url=True)
     needed = []
     for event in (HEALTHY, DISCONNECTED, HEALTHY):
         event(evidence)
         needed.append(evidence.needs_health_check)
     assert needed == [False, True, False]
+
+
+def life_of(*events: Event, has_process: bool = True, started_at: float | None = None) -> Lifecycle:
+    """Return the life of an engine with these events, one in each second from 1 on."""
+    evidence = Evidence(0.0, has_process=has_process, has_url=True, started_at=started_at)
+    evidence.searched = True
+    for now, event in enumerate(events, start=1):
+        event(evidence)
+        evidence.conclude(now)
+    return evidence.lifecycle
+
+
+def test_an_end_names_the_process_and_has_no_exit_code() -> None:
+    life = life_of(HEALTHY, files("b", ["8 (scheduler)"], essential=True))
+    assert life.last_exit is not None
+    assert (life.last_exit.process, life.last_exit.code) == ("8 (scheduler)", None)
+    assert life.last_exit_at == 2.0
+
+
+def test_a_restart_by_another_program_is_counted_when_it_is_found() -> None:
+    assert sum(life_of(HEALTHY, process_ends).restarts.values()) == 0
+    assert life_of(HEALTHY, process_ends, restarts).restarts[ExitCause.EXIT] == 1
+    reopened = life_of(OPEN, HEALTHY, REFUSED, REFUSED, OPEN, has_process=False)
+    assert reopened.restarts[ExitCause.EXIT] == 1
+
+
+def test_an_engine_started_when_its_process_did() -> None:
+    def restarts_at_3(evidence: Evidence) -> None:
+        evidence.note_restart(has_url=True, started_at=2.5)
+
+    assert life_of(HEALTHY, started_at=0.5).started_at == 0.5
+    assert life_of(HEALTHY, process_ends, restarts_at_3, started_at=0.5).started_at == 2.5
+    assert life_of(OPEN, HEALTHY, has_process=False).started_at is None

@@ -11,6 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from dynamometer.http.addresses import free_port
+from dynamometer.names import engine_state
 from exporting import Exporter, Sglang, exporter, gauges, sglang, total
 from stack import eventually
 
@@ -117,7 +118,8 @@ class Exporters:
 
 def loads(page: str) -> set[str]:
     """Return the gauges of the load signals on the page."""
-    return gauges(page, "dynamometer_engine_") - {"dynamometer_engine_up"}
+    about_its_life = {value for key, value in vars(engine_state).items() if key.isupper()}
+    return gauges(page, "dynamometer_engine_") - about_its_life
 
 
 @pytest.fixture

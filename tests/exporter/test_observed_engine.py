@@ -11,8 +11,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from dynamometer.exporter.observed_engine import EngineOptions, ObservedEngine
-from dynamometer.exporter.targets import Target
+from dynamometer.exporter.observed_engine import ObservedEngine
+from dynamometer.exporter.targets import EngineOptions, Target
 from dynamometer.http.addresses import free_port
 from dynamometer.metrics.instruments import InstrumentRegistry
 from dynamometer.metrics.page import MetricsPage

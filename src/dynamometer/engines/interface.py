@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from dynamometer.metrics.derivation import Derivation
+from dynamometer.runtime.engine_metrics import RequestTotals
 from dynamometer.runtime.record import AGGREGATED, Json
 
 PREFILL: Final = "prefill"
@@ -162,6 +163,7 @@ class Engine(Protocol):
         models_path: a GET route that lists the models; see `read_models`.
         info_path: a GET route that describes the configuration; see `read_info`.
         metric_prefixes: the prefixes of the engine's family names.
+        request_totals: the totals that only requests change.
     """
 
     name: str
@@ -172,6 +174,7 @@ class Engine(Protocol):
     models_path: str
     info_path: str
     metric_prefixes: Sequence[str]
+    request_totals: RequestTotals
 
     def read_models(self, answer: Json) -> ModelCards:
         """Return the models in an answer of `models_path`; none if the answer is invalid."""

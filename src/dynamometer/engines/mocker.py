@@ -33,6 +33,7 @@ class Mocker:
     models_path = sglang.SGLang.models_path
     info_path = sglang.SGLang.info_path
     metric_prefixes: Sequence[str] = sglang.SGLang.metric_prefixes
+    request_totals = sglang.SGLang.request_totals
     help: CommandHelp = sglang.SGLang.help
 
     read_models = staticmethod(model_cards)

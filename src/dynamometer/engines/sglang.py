@@ -28,6 +28,7 @@ from dynamometer.engines.interface import (
 from dynamometer.engines.load_signals import EngineLoad
 from dynamometer.engines.sglang_cpu import overlay
 from dynamometer.engines.sglang_info import engine_info, model_cards, request_name
+from dynamometer.engines.sglang_names import REQUEST_TOTALS
 from dynamometer.errors import SettingsError
 from dynamometer.http.addresses import free_port
 from dynamometer.variables import LOOPBACK
@@ -106,6 +107,7 @@ class SGLang:
     models_path = "/v1/models"
     info_path = "/server_info"
     metric_prefixes: Sequence[str] = (names.name_prefix.SGLANG,)
+    request_totals = REQUEST_TOTALS
     help = _HELP
 
     read_models = staticmethod(model_cards)

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from dynamometer.names import name_prefix
+from dynamometer.runtime.engine_metrics import RequestTotals
+
 
 class sglang:  # noqa: N801
     """Families: full names."""
@@ -40,6 +43,27 @@ class sglang:  # noqa: N801
     TIME_TO_FIRST_TOKEN_SECONDS: Final = "sglang:time_to_first_token_seconds"
     TOKEN_USAGE: Final = "sglang:token_usage"
 
+
+# Families that change without a request: with time, at a scrape, or at a health check, whose
+# request has a prompt and one token. Only requests of users decode further tokens.
+REQUEST_TOTALS: Final = RequestTotals(
+    prefixes=(name_prefix.SGLANG,),
+    excluded=(
+        "sglang:cuda_graph_passes",
+        "sglang:dp_attention_",
+        "sglang:dp_cooperation_",
+        "sglang:estimated_",
+        "sglang:forward_execution_seconds",
+        "sglang:get_loads_duration_seconds",
+        "sglang:http_",
+        "sglang:per_stage_req_latency_seconds",
+        "sglang:prefill_effective_tokens",
+        "sglang:process_cpu_seconds",
+        "sglang:queue_time_seconds",
+        "sglang:scheduler_",
+    ),
+    parts={sglang.REALTIME_TOKENS_TOTAL: 'mode="decode"'},
+)
 
 # The families that `dyno demo` shows, by the categories of SGLang's documentation. Only a
 # disaggregated engine has those of the last category.

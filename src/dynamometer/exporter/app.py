@@ -22,8 +22,14 @@ from dynamometer.errors import DiscoveryError
 from dynamometer.exporter import engine_headers, finder, procfs
 from dynamometer.exporter.engine_headers import Header
 from dynamometer.exporter.finder import FoundEngine
-from dynamometer.exporter.observed_engine import EngineOptions, ObservedEngine
-from dynamometer.exporter.targets import Target, TargetFlags, check_directories, select
+from dynamometer.exporter.observed_engine import ObservedEngine
+from dynamometer.exporter.targets import (
+    EngineOptions,
+    Target,
+    TargetFlags,
+    check_directories,
+    select,
+)
 from dynamometer.http import addresses, aiohttp_adapter
 from dynamometer.http.aiohttp_adapter import serving
 from dynamometer.names import engine_state, labels
@@ -187,10 +193,9 @@ class _Exporter:
     def _state(self) -> State:
         if self._draining:
             return State.DRAINING
-        states = [engine.state for engine in self._engines.values()]
-        if states and all(state is State.READY for state in states):
-            return State.READY
-        return State.FAILED if State.FAILED in states else State.STARTING
+        states = {engine.state for engine in self._engines.values()}
+        worst = (State.FAILED, State.UNRESPONSIVE, State.STARTING, State.READY)
+        return next((state for state in worst if state in states), State.STARTING)
 
     def _endpoints(self) -> Mapping[str, State]:
         """Return the state of each engine; a starting one is failed without `ready_at_start`."""

@@ -10,7 +10,6 @@ from dynamometer import arguments, logs, settings
 from dynamometer.engines import kinds
 from dynamometer.exporter import engine_headers, targets
 from dynamometer.exporter.app import ExporterOptions, serve
-from dynamometer.exporter.observed_engine import EngineOptions
 from dynamometer.metrics.http_source import FETCH_DEADLINE_SECONDS
 from dynamometer.multiprocess.directory import DEFAULT_MAX_SERIES
 from dynamometer.names import label_value
@@ -189,7 +188,7 @@ def main(argv: Sequence[str], program: str = "dyno exporter") -> int:
         selection=targets.TargetFlags(
             pids=own.pid, directories=own.multiproc_dir, urls=own.engine_url
         ),
-        engine=EngineOptions(
+        engine=targets.EngineOptions(
             model=label_value(own.model),
             prefixes=tuple(own.prefix or _ENGINE.metric_prefixes),
             max_series=own.max_series,

@@ -1,12 +1,12 @@
-"""The observations of one engine, and the state that they imply.
+"""The observations of one engine, and the events of its life that they imply.
 
-    starting ──▶ ready ◀──▶ failed    failed: the engine does not answer, or cannot be checked
-    any of these ──▶ ended            ended: a process ended, the port closed, or no file changes
-    ended ──▶ starting                restarted: a new process, an open port, or changes in files
+- An engine lives or has ended: its processes, if they are visible, show that; else its URL (its
+  port is closed); else changes in its files.
+- An engine that lives is ready, or does not answer, or cannot be checked.
+- An engine that had ended was restarted: a new process, an open port, or changes in files.
 
-`State.FAILED` stands for both failed and ended. This module does no I/O and reads no clock:
-`observed_engine` runs the checks, and records each result here. The evidence that an engine lives
-is, most trusted first: its processes, if they are visible; its URL; changes in its files.
+`runtime/lifecycle` has the states. This module does no I/O and reads no clock: `observed_engine`
+runs the checks, and records each result here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dynamometer.exporter.files_source import FilesStatus
 from dynamometer.exporter.health import Health
 from dynamometer.exporter.locations import FileLocations
 from dynamometer.exporter.writers import Liveness
-from dynamometer.runtime.record import State
+from dynamometer.runtime.lifecycle import EngineExit, ExitCause, Lifecycle, RestartPolicy
 
 # The engine counts as ended after this many failed port checks in a row: `_REFUSALS` if the
 # connection is refused, `_FAILURES` for any other fault (the name or address of a container
@@ -25,12 +25,14 @@ from dynamometer.runtime.record import State
 _REFUSALS: Final = 2
 _FAILURES: Final = 5
 _NOT_CHECKED: Final = Health(False, "not checked yet")
+_NO_RESTARTS: Final = RestartPolicy(limit=0)  # an exporter never starts an engine
 
 
 class Evidence:
     """The evidence about one engine; the event loop alone uses it.
 
     Attributes:
+        lifecycle: the state of the engine, which `conclude` updates.
         has_process: the engine's first process is known.
         has_url: the engine's URL is known.
         first_ended: the known first process has ended.
@@ -39,10 +41,21 @@ class Evidence:
         missing_reason: the reason why no value has been read from the files yet.
         faults: for each check that cannot be run now, the reason, by the name of the check.
         page_fault: the fault of the engine's own page, if the values depend on the page.
-        ever_ready: the engine was ready at some time.
     """
 
-    def __init__(self, *, has_process: bool, has_url: bool) -> None:
+    def __init__(
+        self, now: float, *, has_process: bool, has_url: bool, started_at: float | None = None
+    ) -> None:
+        """Begin without evidence.
+
+        Args:
+            now: the Unix time in seconds.
+            has_process: the engine's first process is known.
+            has_url: the engine's URL is known.
+            started_at: the time when the first process started, if known.
+        """
+        self.lifecycle = Lifecycle(now, _NO_RESTARTS)
+        self.lifecycle.started_at = self._started_at = started_at
         self.has_process = has_process
         self.has_url = has_url
         self.first_ended = False
@@ -51,8 +64,8 @@ class Evidence:
         self.missing_reason = FileLocations().missing_reason
         self.faults: dict[str, str] = {}
         self.page_fault = ""
-        self.ever_ready = False
-        self._ready_since_start = False
+        self._ended_processes = ""
+        self._restarted = False  # since the last conclusion
         self._files = FilesStatus()
         # After an end detected from the writers: those still alive at that moment.
         self._survivors: frozenset[str] = frozenset()
@@ -99,11 +112,12 @@ class Evidence:
     def note_first_ended(self, description: str) -> None:
         """Record that the first process has ended."""
         self.first_ended = True
-        self._mark_ended(f"process {description} has ended")
+        self._mark_ended(f"process {description} has ended", description)
 
-    def note_restart(self, *, has_url: bool) -> None:
-        """Record that the engine was restarted: its first process is a new one."""
+    def note_restart(self, *, has_url: bool, started_at: float | None = None) -> None:
+        """Record that the engine was restarted: its first process is a new one; see `__init__`."""
         self.has_url = has_url
+        self._started_at = started_at
         self.first_ended = self.searched = False
         self._revive()
 
@@ -111,8 +125,9 @@ class Evidence:
         """Record the state of the files in `directories`, and of their writers."""
         self._files = status
         if status.ended and (status.writers_are_essential or not status.alive):
+            processes = ", ".join(status.ended)
             verb = "process {} has" if len(status.ended) == 1 else "processes {} have"
-            self._mark_ended(f"{verb.format(', '.join(status.ended))} ended")
+            self._mark_ended(f"{verb.format(processes)} ended", processes)
             self._survivors = status.alive
         if self.has_process:
             return
@@ -151,46 +166,58 @@ class Evidence:
         if not (first and self._health_check.healthy):
             self._health_check = result
 
-    def conclude(self) -> tuple[State, str]:
-        """Return the engine's state, with the reason for it.
-
-        A ready engine has the reason "", or the reason why one of its checks cannot be run.
-        """
-        state, reason = self._implied_state()
-        if state is State.READY:
-            self._ready_since_start = self.ever_ready = True
-        return state, reason
-
-    def _implied_state(self) -> tuple[State, str]:
+    def conclude(self, now: float) -> None:
+        """Report to the lifecycle, at a Unix time in seconds, what the evidence implies."""
+        life = self.lifecycle
+        if self._restarted:
+            self._restarted = False
+            life.note_started(now)
+            life.started_at = self._started_at
         if self.end_reason:
-            return State.FAILED, self.end_reason
-        not_ready = State.FAILED if self._ready_since_start else State.STARTING
+            # The exit code and the cause are visible to the parent process only.
+            life.note_exit(
+                now,
+                EngineExit(
+                    code=None,
+                    cause=ExitCause.EXIT,
+                    description=self.end_reason,
+                    process=self._ended_processes,
+                ),
+            )
+            return
+        fault, unchecked = self._faults()
+        if fault:
+            life.note_silent(now, fault)
+        else:
+            life.note_ready(now, unchecked)
+
+    def _faults(self) -> tuple[str, str]:
+        """Return why a living engine is not ready, and why a check cannot be run; "" if neither."""
         unchecked = self.faults.get("processes") or self.faults.get("files") or ""
         if not self.searched and not (unchecked and self.has_url):
-            return not_ready, unchecked or self.missing_reason
+            return unchecked or self.missing_reason, unchecked
         if self.has_url:
             result = (
                 self._health_check
                 if self.has_visible_process or self._port_check.healthy
                 else self._port_check
             )
-            fault = result.reason if not result.healthy else self.page_fault
-            return (not_ready, fault) if fault else (State.READY, unchecked)
-        if unchecked:
-            return not_ready, unchecked
-        if not self._files.changed_at:
-            return State.STARTING, self.missing_reason
-        return State.READY, ""
+            return self.page_fault if result.healthy else result.reason, unchecked
+        if not unchecked and not self.has_values:
+            return self.missing_reason, ""
+        return unchecked, unchecked
 
-    def _mark_ended(self, reason: str) -> None:
+    def _mark_ended(self, reason: str, processes: str = "") -> None:
         """Treat the engine as ended; keep the first reason, which is the cause of the end."""
         if not self.end_reason:
             self.end_reason = reason
+            self._ended_processes = processes
             self._closed_since_end = False
 
     def _revive(self) -> None:
         """Treat an engine that had ended as starting; do nothing for an engine that lives."""
         if self.end_reason:
             self.end_reason = ""
-            self._ready_since_start = self._health_disconnected = False
+            self._restarted = True
+            self._health_disconnected = False
             self._health_check = _NOT_CHECKED

@@ -39,6 +39,7 @@ class FoundEngine:
         process: the first process.
         description: its pid and name.
         user: the name of its user.
+        started_at: the Unix time when it started; None if unknown.
         kind: the kind of the engine; empty for any other program.
         model: the name of the served model; empty if the command line does not contain one.
         port: the port of the engine's HTTP server; None if unknown.
@@ -51,6 +52,7 @@ class FoundEngine:
     process: psutil.Process
     description: str
     user: str
+    started_at: float | None = None
     kind: str = ""
     model: str = ""
     port: int | None = None
@@ -167,6 +169,7 @@ def engine_of(pid: int) -> FoundEngine:
         process=process,
         description=procfs.describe(process),
         user=procfs.user_of(process),
+        started_at=procfs.start_time(process),
         url=next((_url(host, port) for host, port in addresses), None),
         page_has_more=False,
     )
@@ -247,6 +250,7 @@ def _found_engine(
         process=process,
         description=f"{process.pid} ({engine.title})",
         user=procfs.user_of(process),
+        started_at=procfs.start_time(process),
         kind=engine.name,
         model=facts.model,
         port=port,

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -22,49 +22,22 @@ from dynamometer.exporter.finder import FoundEngine
 from dynamometer.exporter.health import HealthCheck
 from dynamometer.exporter.locations import FileLocations
 from dynamometer.exporter.page_fetcher import PageFetcher
-from dynamometer.exporter.targets import Target
+from dynamometer.exporter.targets import EngineOptions, Target
 from dynamometer.exposition.totals import Totals
-from dynamometer.metrics.http_source import FETCH_DEADLINE_SECONDS, HttpSource
+from dynamometer.metrics.http_source import HttpSource
 from dynamometer.metrics.page import MetricsPage
-from dynamometer.names import labels
+from dynamometer.names import NO_DP_RANK, labels
 from dynamometer.process.blocking import BlockingCalls, HangError
 from dynamometer.process.children import alive
 from dynamometer.process.tasks import restarting
+from dynamometer.runtime.engine_metrics import EngineMetrics
+from dynamometer.runtime.lifecycle import Lifecycle
 from dynamometer.runtime.record import State
 
 logger = logging.getLogger(__name__)
 
 _CHECK_SECONDS: Final = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineOptions:
-    """Options of every engine of an exporter.
-
-    Attributes:
-        identity: the engine's `worker_id` on the exporter's own families.
-        constant: labels for every series that does not have them.
-        model_label: add the label `model`.
-        model: the value of the label `model`; empty for the name that the engine serves.
-        prefixes: prefixes of the families to show; empty to show all.
-        max_series: the highest number of series from an engine's files.
-        health_path: the engine's health route; empty to check only the port.
-        health_interval: seconds between two requests to the health route; 0 to send none while the
-            engine is ready.
-        health_deadline: seconds in which the health route must answer.
-        page_deadline: seconds in which the engine's own page must arrive.
-    """
-
-    identity: str = ""
-    constant: Mapping[str, str] = field(default_factory=dict)
-    model_label: bool = False
-    model: str = ""
-    prefixes: tuple[str, ...] = ()
-    max_series: int
-    health_path: str
-    health_interval: float
-    health_deadline: float
-    page_deadline: float = FETCH_DEADLINE_SECONDS
+_FAULTY: Final = frozenset({State.UNRESPONSIVE, State.FAILED})
 
 
 class ObservedEngine:
@@ -98,7 +71,10 @@ class ObservedEngine:
         self._model = options.model or (target.first.model if target.first else "")
         self._check = self._new_check()
         self._evidence = Evidence(
-            has_process=self._first is not None, has_url=self._check is not None
+            time.time(),
+            has_process=self._first is not None,
+            has_url=self._check is not None,
+            started_at=self._first.started_at if self._first is not None else None,
         )
         self._locations = FileLocations()
         self._located = False  # a search while the engine was ready has found all its files
@@ -114,12 +90,33 @@ class ObservedEngine:
         )
         if self._load_signals.derivable_from(options.prefixes):
             page.derive(self._load_signals)
+        self._metrics = EngineMetrics(
+            self.name,
+            self.lifecycle,
+            self._load_signal_labels,
+            page.current_sources,
+            totals=kind.request_totals,
+            empty_at_start=False,
+        )
+        page.add_derived(self._metrics)
         self._end_applied = False
         self._logged_warnings: set[str] = set()
         self._logged_reason = ""
-        self.state = State.STARTING
-        self.reason = ""
-        self._state_since = time.time()
+
+    @property
+    def lifecycle(self) -> Lifecycle:
+        """The engine's life so far."""
+        return self._evidence.lifecycle
+
+    @property
+    def state(self) -> State:
+        """The state of the engine."""
+        return self.lifecycle.state
+
+    @property
+    def reason(self) -> str:
+        """The reason of the state; may be empty."""
+        return self.lifecycle.reason
 
     @property
     def needs_search(self) -> bool:
@@ -128,8 +125,8 @@ class ObservedEngine:
 
     def can_be_forgotten(self, seconds: float) -> bool:
         """Return whether the engine ended over `seconds` ago, or before it was ever ready."""
-        long_ago = time.time() - self._state_since > seconds
-        return self.needs_search and (long_ago or not self._evidence.ever_ready)
+        long_ago = time.time() - self.lifecycle.since > seconds
+        return self.needs_search and (long_ago or not self.lifecycle.ever_ready)
 
     @property
     def found_name(self) -> str:
@@ -161,13 +158,14 @@ class ObservedEngine:
         self._first = first
         self._located = False
         self._check = self._new_check()
-        self._evidence.note_restart(has_url=self._check is not None)
+        self._evidence.note_restart(has_url=self._check is not None, started_at=first.started_at)
         self._end_applied = False
         logger.info("%s: restarted as process %s", self.name, first.description)
 
     async def close(self) -> None:
         """Remove the engine from the page, and close its files unless their file system hangs."""
         self._page.remove(self._load_signals)
+        self._page.remove(self._metrics)
         if self._fetcher is not None:
             self._page.remove(self._fetcher.source)
         if self._files is not None:
@@ -224,17 +222,16 @@ class ObservedEngine:
             self._files.liveness = evidence.liveness
         if self._fetcher is not None:
             evidence.page_fault = self._fetcher.source.fault if self._files is None else ""
-        before = self.state
-        self.state, self.reason = evidence.conclude()
-        if self.state is not before:
-            self._state_since = time.time()
-        if self.state is State.READY and before is not State.READY:
+        life = self.lifecycle
+        before = life.state
+        evidence.conclude(time.time())
+        if life.state is State.READY and before is not State.READY:
             logger.info("%s: ready", self.name)
             self._logged_reason = ""
         # `HttpSource` logs the faults of the engine's own page.
-        changed = ended or before is not State.FAILED
-        if self.state is State.FAILED and changed and self.reason != evidence.page_fault:
-            self._log_failure(self.reason)
+        changed = ended or before not in _FAULTY
+        if life.state in _FAULTY and changed and life.reason != evidence.page_fault:
+            self._log_failure(life.reason)
 
     def _log_failure(self, reason: str) -> None:
         if reason != self._logged_reason:
@@ -325,6 +322,8 @@ class ObservedEngine:
         result = await check.check_health()
         if check is self._check:
             evidence.note_health(result)
+            if result.healthy:
+                self._metrics.note_progress(NO_DP_RANK, time.time())
 
     # The engine's own page.
 

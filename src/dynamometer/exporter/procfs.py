@@ -56,6 +56,14 @@ def printable(text: str) -> str:
     )
 
 
+def start_time(process: psutil.Process) -> float | None:
+    """Return the Unix time when a process started; None if the process has just ended."""
+    try:
+        return process.create_time()
+    except ERRORS:
+        return None
+
+
 def user_of(process: psutil.Process) -> str:
     """Return the name of a process's user; a name service may block."""
     try:

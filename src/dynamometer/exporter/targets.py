@@ -1,10 +1,10 @@
-"""The engines that `--pid`, `--multiproc-dir` and `--engine-url` select, with their names."""
+"""The engines that flags select, with their names, and the options of all engines."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
@@ -12,10 +12,41 @@ from urllib.parse import urlsplit
 from dynamometer.errors import SettingsError
 from dynamometer.exporter import finder
 from dynamometer.exporter.finder import FoundEngine
+from dynamometer.metrics.http_source import FETCH_DEADLINE_SECONDS
 
 UNNAMED: Final = "engine"
 _HOST: Final = re.compile(r"[A-Za-z0-9._:%-]+")
 _NAMED: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)=(.*)", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """Options of every engine of an exporter.
+
+    Attributes:
+        identity: the engine's `worker_id` on the exporter's own families.
+        constant: labels for every series that does not have them.
+        model_label: add the label `model`.
+        model: the value of the label `model`; empty for the name that the engine serves.
+        prefixes: prefixes of the families to show; empty to show all.
+        max_series: the highest number of series from an engine's files.
+        health_path: the engine's health route; empty to check only the port.
+        health_interval: seconds between two requests to the health route; 0 to send none while the
+            engine is ready.
+        health_deadline: seconds in which the health route must answer.
+        page_deadline: seconds in which the engine's own page must arrive.
+    """
+
+    identity: str = ""
+    constant: Mapping[str, str] = field(default_factory=dict)
+    model_label: bool = False
+    model: str = ""
+    prefixes: tuple[str, ...] = ()
+    max_series: int
+    health_path: str
+    health_interval: float
+    health_deadline: float
+    page_deadline: float = FETCH_DEADLINE_SECONDS
 
 
 @dataclass(frozen=True, kw_only=True)

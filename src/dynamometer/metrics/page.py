@@ -87,10 +87,16 @@ class MetricsPage:
 
     def derive(self, derivation: Derivation) -> None:
         """Add the families that `derivation` derives from its owner's families at each refresh."""
-        source = DerivedSource(derivation, self.current_sources)
+        self._add_derived(derivation, DerivedSource(derivation, self.current_sources))
+
+    def add_derived(self, source: MetricsSource) -> None:
+        """Add a source that reads `current_sources`, and so is read after the other sources."""
+        self._add_derived(source, source)
+
+    def _add_derived(self, key: object, source: MetricsSource) -> None:
         # Replace the dict: a refresh that is running still uses the old one.
         with self._lock:
-            self._derived_sources = {**self._derived_sources, derivation: GuardedSource(source)}
+            self._derived_sources = {**self._derived_sources, key: GuardedSource(source)}
 
     def current_sources(self, owner: str) -> Sequence[Source]:
         """Return the sources of an owner, with the families that the running refresh has read."""

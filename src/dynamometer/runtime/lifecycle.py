@@ -82,6 +82,7 @@ class Lifecycle:
         engine_state: the state without regard to draining.
         since: the time of the last change of `state`.
         started_at: the time when the engine's process started; None before that, or if unknown.
+        past_states: the states that the engine has had, the present one included.
         ever_ready: the engine was ready at some time.
         last_exit: the last end of the engine; None before the first.
         last_exit_at: the time of `last_exit`; None before the first.
@@ -92,6 +93,7 @@ class Lifecycle:
         self._policy = policy
         self.engine_state = State.STARTING
         self.since = now
+        self.past_states: frozenset[State] = frozenset({State.STARTING})
         self.started_at: float | None = None
         self.ever_ready = False
         self.last_exit: EngineExit | None = None
@@ -214,3 +216,4 @@ class Lifecycle:
     def _note_change(self, now: float, before: State) -> None:
         if self.state is not before:
             self.since = now
+            self.past_states |= {self.state}

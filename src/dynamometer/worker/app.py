@@ -31,6 +31,7 @@ from dynamometer.runtime.discovery import connect
 from dynamometer.runtime.discovery.interface import Registration
 from dynamometer.runtime.distributed import DistributedRuntime
 from dynamometer.runtime.distributed import Endpoint as RuntimeEndpoint
+from dynamometer.runtime.engine_metrics import EngineMetrics
 from dynamometer.runtime.identity import hexadecimal, new_id
 from dynamometer.runtime.record import ENGINE_VERSION, Record, Role, State
 from dynamometer.settings import HealthSettings
@@ -211,6 +212,15 @@ class _Worker:
         self._add_files(endpoint, engine, launch, own)
         self._fetched = self._add_page(endpoint, engine, launch, own)
         runtime.page.derive(engine.load_signals(engine.name, lambda: every_label, component=True))
+        self._engine_metrics = EngineMetrics(
+            engine.name,
+            self._supervisor.lifecycle,
+            lambda: every_label,
+            runtime.page.current_sources,
+            totals=engine.request_totals,
+            empty_at_start=True,
+        )
+        runtime.page.add_derived(self._engine_metrics)
         self.record = Record(
             role=Role.WORKER,
             id=instance_id,

@@ -1,0 +1,198 @@
+"""The families about an engine's life: its state, restarts, progress, and last changes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from dynamometer.exposition.families import Family, Metadata
+from dynamometer.exposition.merging import Source
+from dynamometer.exposition.numbers import format_number
+from dynamometer.exposition.ordering import sort_key
+from dynamometer.exposition.reuse import UnchangedFamilies
+from dynamometer.exposition.samples import Sample
+from dynamometer.exposition.series import Series
+from dynamometer.metrics.sources import NO_ERRORS
+from dynamometer.names import engine_state, labels
+from dynamometer.runtime.lifecycle import Lifecycle
+
+_STATE: Final = Metadata(
+    engine_state.STATE,
+    "gauge",
+    "Whether the engine is in this state: 1, or 0; without the states that it never had",
+)
+_RESTARTS: Final = Metadata(
+    engine_state.RESTARTS_TOTAL.removesuffix("_total"),
+    "counter",
+    "Restarts of the engine, by the cause of the exit before",
+)
+_PROGRESS: Final = Metadata(
+    engine_state.LAST_PROGRESS_TIMESTAMP_SECONDS,
+    "gauge",
+    "Unix time of the last proof that the data-parallel rank works",
+)
+_CHANGE: Final = Metadata(
+    engine_state.LAST_CHANGE_TIMESTAMP_SECONDS,
+    "gauge",
+    "Unix time of the scrape that found the last change of a total that only requests change",
+)
+_START: Final = Metadata(
+    engine_state.START_TIME_SECONDS, "gauge", "Unix time of the start of the engine's process"
+)
+_EXIT_CODE: Final = Metadata(
+    engine_state.LAST_EXIT_CODE,
+    "gauge",
+    "Exit code of the last engine that ended; -N if signal N killed it",
+)
+# Gauges are not compared: those of an ended process disappear, and a health check moves many.
+_TOTALS: Final = frozenset({"counter", "histogram", "summary"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestTotals:
+    """The totals that only requests change: neither a health check, nor a scrape, nor time.
+
+    Attributes:
+        prefixes: the beginnings of the names of an engine's families.
+        excluded: the beginnings of the names of families that also change without a request.
+        parts: for a family that changes without a request in part, the text of the label that the
+            series of the other part have.
+    """
+
+    prefixes: tuple[str, ...]
+    excluded: tuple[str, ...]
+    parts: Mapping[str, str]
+
+    def values(self, family: Family | None) -> Sequence[str]:
+        """Return the values in a family that only requests change."""
+        if family is None or family.metadata.type not in _TOTALS:
+            return []
+        name = family.metadata.sample_name
+        if not name.startswith(self.prefixes) or name.startswith(self.excluded):
+            return []
+        part = self.parts.get(name, "")
+        return [sample.value for sample in family.samples if part in sample.series.text]
+
+
+class EngineMetrics:
+    """The families about one engine's life, as a source of the page; see `MetricsSource`.
+
+    The event loop calls `note_progress` and changes the lifecycle; the page's thread only reads.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        lifecycle: Lifecycle,
+        constant_labels: Callable[[], Mapping[str, str]],
+        current_sources: Callable[[str], Sequence[Source]],
+        *,
+        totals: RequestTotals,
+        empty_at_start: bool,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Create the families of one engine; `MetricsPage.add_derived` shows them.
+
+        Args:
+            owner: the owner of the sources that read the engine.
+            lifecycle: the state of the engine.
+            constant_labels: returns the labels of all series; called at each refresh.
+            current_sources: see `MetricsPage.current_sources`.
+            totals: the totals that only requests change.
+            empty_at_start: the engine has no values yet, so that its first ones are a change.
+            clock: returns the Unix time.
+        """
+        self.name = f"{owner}_state"
+        self.owner = owner
+        self._lifecycle = lifecycle
+        self._constant_labels = constant_labels
+        self._current_sources = current_sources
+        self._changes = _Changes(totals, empty_at_start=empty_at_start)
+        self._clock = clock
+        self._progress: Mapping[str, float] = {}  # replaced by the event loop
+        self._unchanged = UnchangedFamilies()
+
+    @property
+    def errors(self) -> Mapping[str, int]:
+        """Empty: see `MetricsSource.errors`."""
+        return NO_ERRORS
+
+    def note_progress(self, rank: str, unix_time: float) -> None:
+        """Record a proof that a data-parallel rank works; an earlier time changes nothing.
+
+        Args:
+            rank: the value of the label `dp_rank`.
+            unix_time: the time of the proof, in seconds.
+        """
+        latest = max(unix_time, self._progress.get(rank, unix_time))
+        self._progress = {**self._progress, rank: latest}
+
+    def families(self) -> Sequence[Family]:
+        """See `MetricsSource.families`."""
+        self._changes.note(self._current_sources(self.owner), self._clock())
+        return self._unchanged.reuse(self._families())
+
+    def _families(self) -> Sequence[Family]:
+        life, constant = self._lifecycle, self._constant_labels()
+        now = life.state
+        values: dict[Metadata, Mapping[tuple[str, str] | None, float]] = {
+            _STATE: {
+                (labels.STATE, state): float(state is now) for state in {*life.past_states, now}
+            },
+            _RESTARTS: {(labels.REASON, cause): count for cause, count in life.restarts.items()},
+            _PROGRESS: {(labels.DP_RANK, rank): at for rank, at in self._progress.items()},
+        }
+        code = life.last_exit.code if life.last_exit is not None else None
+        for metadata, value in (
+            (_CHANGE, self._changes.last_at),
+            (_START, life.started_at),
+            (_EXIT_CODE, code),
+        ):
+            if value is not None:
+                values[metadata] = {None: value}
+        return [_family(metadata, constant, found) for metadata, found in values.items() if found]
+
+
+class _Changes:
+    """The time of the last change of the totals, as refreshes of the page find it."""
+
+    def __init__(self, totals: RequestTotals, *, empty_at_start: bool) -> None:
+        self.last_at: float | None = None
+        self._totals = totals
+        self._empty_at_start = empty_at_start
+        self._known: dict[str, Sequence[Family]] = {}
+
+    def note(self, sources: Sequence[Source], now: float) -> None:
+        """Compare the families of all sources with those of the last refresh."""
+        for source in sources:
+            before = self._known.get(source.name, ())
+            self._known[source.name] = source.families
+            first = not before and not self._empty_at_start
+            if source.families is not before and not first and self._changed(before, source):
+                self.last_at = now
+
+    def _changed(self, before: Sequence[Family], source: Source) -> bool:
+        known = {family.name: family for family in before}
+        values = self._totals.values
+        return any(
+            family is not known.get(family.name)
+            and values(family) != values(known.get(family.name))
+            for family in source.families
+        )
+
+
+def _family(
+    metadata: Metadata,
+    constant: Mapping[str, str],
+    values: Mapping[tuple[str, str] | None, float],
+) -> Family:
+    by_series = {
+        Series.of(metadata.text_name, {**constant, **dict([own] if own else [])}): value
+        for own, value in values.items()
+    }
+    series = sorted(by_series, key=sort_key)
+    return Family.of_samples(
+        metadata, [Sample(one, format_number(by_series[one])) for one in series]
+    )
