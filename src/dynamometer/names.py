@@ -200,6 +200,8 @@ class engine_load:  # noqa: N801
     QUEUED_REQUESTS: Final = "dynamometer_engine_queued_requests"
     KV_USAGE_RATIO: Final = "dynamometer_engine_kv_usage_ratio"
     GENERATION_TOKENS_TOTAL: Final = "dynamometer_engine_generation_tokens_total"
+    PROMPT_TOKENS_TOTAL: Final = "dynamometer_engine_prompt_tokens_total"
+    CACHED_PROMPT_TOKENS_TOTAL: Final = "dynamometer_engine_cached_prompt_tokens_total"
 
 
 class build:  # noqa: N801

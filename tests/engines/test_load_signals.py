@@ -53,6 +53,8 @@ class Shape:
     queued: float | None = None
     usage: float | None = None
     generated: float = 0
+    prompt: float = 0
+    cached: float = 0
     blocks: Mapping[str, float] = field(default_factory=dict)
 
     def expected(self) -> dict[str, float]:
@@ -61,6 +63,8 @@ class Shape:
             "queued_requests": self.queued,
             "kv_usage_ratio": self.usage,
             "generation_tokens_total": self.generated,
+            "prompt_tokens_total": self.prompt,
+            "cached_prompt_tokens_total": self.cached,
         }
         return {name: value for name, value in all_values.items() if value is not None}
 
@@ -74,9 +78,13 @@ SHAPES = {
             f"token_usage{{{RANK}}} 0.25",
             'generation_tokens_total{is_streaming="true"} 40',
             'generation_tokens_total{is_streaming="false"} 2',
+            'prompt_tokens_total{is_streaming="true"} 60',
+            'prompt_tokens_total{is_streaming="false"} 10',
+            'cached_tokens_total{cache_source="device"} 20',
+            'cached_tokens_total{cache_source="host"} 5',
             f"num_pages{{{RANK}}} 8192",
         ],
-        running=3, queued=3, usage=0.25, generated=42, blocks={"0": 8192},
+        running=3, queued=3, usage=0.25, generated=42, prompt=70, cached=25, blocks={"0": 8192},
     ),
     "two tensor ranks, the later one first": Shape(
         [
@@ -115,8 +123,13 @@ SHAPES = {
             'token_usage{dp_rank="0",tp_rank="0"} 0.5',
             'token_usage{dp_rank="0",tp_rank="1"} 0.5',
             'token_usage{dp_rank="1",tp_rank="2"} 1.0',
+            'cached_tokens_total{dp_rank="0",tp_rank="0"} 3',
+            'cached_tokens_total{dp_rank="0",tp_rank="1"} 3',
+            'cached_tokens_total{dp_rank="1",tp_rank="2"} 5',
+            'prompt_tokens_total{dp_rank="0",tp_rank="0"} 6',
+            'prompt_tokens_total{dp_rank="0",tp_rank="1"} 6',
         ],
-        running=8, usage=0.75,
+        running=8, usage=0.75, prompt=6, cached=8,
     ),
     "two pipeline ranks and a context rank": Shape(
         [
@@ -136,8 +149,11 @@ SHAPES = {
             # In a counter, an empty priority stands for the requests without a priority.
             'generation_tokens_total{is_streaming="true",priority=""} 10',
             'generation_tokens_total{is_streaming="true",priority="1"} 5',
+            'cached_tokens_total{cache_source="device",priority=""} 3',
+            'cached_tokens_total{cache_source="device",priority="1"} 4',
+            'cached_tokens_total{cache_source="total",priority="1"} 1',
         ],
-        running=6, queued=5, generated=15,
+        running=6, queued=5, generated=15, cached=8,
     ),
     "a prefill engine": Shape(
         [
@@ -219,13 +235,16 @@ INPUTS = {
 }
 
 
+TOTALS = ("generation_tokens_total", "prompt_tokens_total", "cached_prompt_tokens_total")
+
+
 @pytest.mark.parametrize("renamed", dict.fromkeys(INPUTS.values()))
 def test_a_missing_family_is_not_0(renamed: str) -> None:
     """An engine release that renames a family is not idle."""
     lines = ["page_size{} 16", *(line for line in INPUTS.values() if line != renamed)]
     expected = {name: 0.0 for name, line in INPUTS.items() if line != renamed}
     found = load(*dict.fromkeys(lines), component=True)
-    assert found == expected | {"generation_tokens_total": 0}
+    assert found == expected | dict.fromkeys(TOTALS, 0)
 
 
 def test_another_programs_page_has_no_load() -> None:
@@ -246,7 +265,7 @@ def test_the_same_families_give_the_same_objects() -> None:
     made = engine.families(one)
     assert engine.families(one) is made
     other = engine.families(page("num_running_reqs{} 2", "num_queue_reqs{} 1", "token_usage{} 0"))
-    assert [a is b for a, b in zip(made, other, strict=True)] == [False, True, True, True]
+    assert [a is b for a, b in zip(made, other, strict=True)] == [False, *[True] * 5]
 
 
 def test_labels_that_are_known_later_are_used() -> None:
@@ -258,28 +277,36 @@ def test_labels_that_are_known_later_are_used() -> None:
     assert b'requests{model="m"} 1.0' in engine.families(families)[0].lines
 
 
-def test_an_ended_engine_keeps_its_total_without_gauges() -> None:
+COUNTERS = {
+    "generation_tokens_total": "generation_tokens_total{} 5",
+    "prompt_tokens_total": "prompt_tokens_total{} 5",
+    "cached_prompt_tokens_total": 'cached_tokens_total{cache_source="device"} 5',
+}
+
+
+def test_an_ended_engine_keeps_its_totals_without_gauges() -> None:
     engine = EngineLoad("sglang", lambda: CONSTANT, component=True)
-    counter = "generation_tokens_total{} 5"
-    engine.families(page("num_running_reqs{} 1", counter))
-    assert shown(engine.families(page(counter))) == {"generation_tokens_total": 5}
+    engine.families(page("num_running_reqs{} 1", *COUNTERS.values()))
+    assert shown(engine.families(page(*COUNTERS.values()))) == dict.fromkeys(TOTALS, 5)
 
 
-def test_a_total_that_is_missing_for_a_while_does_not_fall() -> None:
+@pytest.mark.parametrize("total", TOTALS)
+def test_a_total_that_is_missing_for_a_while_does_not_fall(total: str) -> None:
     engine = EngineLoad("sglang", lambda: CONSTANT)
     running = "num_running_reqs{} 1"
-    assert shown(engine.families(page(running)))["generation_tokens_total"] == 0
-    engine.families(page(running, "generation_tokens_total{} 5"))
-    assert "generation_tokens_total" not in shown(engine.families(page(running)))
+    assert shown(engine.families(page(running)))[total] == 0
+    engine.families(page(running, COUNTERS[total]))
+    assert total not in shown(engine.families(page(running)))
 
 
-def test_a_total_is_0_only_if_all_sources_are_known() -> None:
+@pytest.mark.parametrize("total", TOTALS)
+def test_a_total_is_0_only_if_all_sources_are_known(total: str) -> None:
     known: list[bool] = []
     engine = EngineLoad("sglang", lambda: CONSTANT, complete=lambda: bool(known))
     families = page("num_running_reqs{} 1")
-    assert "generation_tokens_total" not in shown(engine.families(families))
+    assert total not in shown(engine.families(families))
     known.append(True)
-    assert shown(engine.families(families))["generation_tokens_total"] == 0
+    assert shown(engine.families(families))[total] == 0
 
 
 def test_name_prefixes_that_hide_a_family_hide_the_load() -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import json
 import threading
+import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from stack import Stack, Worker, eventually, http
+from stack import Stack, Worker, eventually
+from stack import http as get
 
 pytestmark = pytest.mark.engine
 REQUESTS, TOKENS = 6, 300
+TOTALS = ("prompt_tokens_total", "cached_prompt_tokens_total")
 
 
 def values(worker: Worker, name: str, **own: str) -> list[float]:
@@ -34,7 +40,7 @@ def serve(stack: Stack, url: str, model: str) -> int:
 
     def one(_: int) -> int:
         body = {"model": model, "prompt": "on and on", "max_tokens": TOKENS, "ignore_eos": True}
-        answer = http(f"{url}/v1/completions", body)
+        answer = get(f"{url}/v1/completions", body)
         assert answer.status == 200, answer.body
         usage = answer.json()["usage"]
         assert isinstance(usage, dict)
@@ -42,6 +48,12 @@ def serve(stack: Stack, url: str, model: str) -> int:
 
     with ThreadPoolExecutor(REQUESTS) as pool:
         return sum(pool.map(one, range(REQUESTS)))
+
+
+def wait_until_idle(worker: Worker) -> None:
+    """Wait until the load signals are 0, within the documented time after the last request."""
+    for name in ("running_requests", "queued_requests", "kv_usage_ratio"):
+        eventually(lambda name=name: load(worker, name) == 0, within=5, what=f"{name} 0")  # type: ignore[misc]
 
 
 class Watched:
@@ -79,11 +91,48 @@ def test_the_load_is_the_engines(stack: Stack) -> None:
         within=10,
         what="all tokens counted",
     )
-    eventually(lambda: load(worker, "running_requests") == 0, within=60, what="nothing runs")
-    assert load(worker, "queued_requests") == 0
-    assert 0 <= load(worker, "kv_usage_ratio") < 1
+    wait_until_idle(worker)
     assert load(worker, "generation_tokens_total") == sum(
         values(worker, "sglang:generation_tokens_total")
+    )
+
+
+def test_clients_that_leave_the_engine_leave_no_load(stack: Stack) -> None:
+    """More requests than run at once, sent to the engine itself, whose clients disconnect."""
+    worker = stack.worker
+    assert worker is not None
+    address = urllib.parse.urlsplit(worker.engine_url)
+    assert address.hostname
+    content = {"text": "on and on " * 40, "stream": True}
+    body = json.dumps(content | {"sampling_params": {"max_new_tokens": 1000, "ignore_eos": True}})
+    with contextlib.ExitStack() as clients:
+        for _ in range(3 * REQUESTS):
+            connection = http.client.HTTPConnection(address.hostname, address.port, timeout=30)
+            clients.enter_context(contextlib.closing(connection))
+            connection.request("POST", "/generate", body, {"Content-Type": "application/json"})
+        eventually(lambda: load(worker, "queued_requests") > 0, within=30, what="a queue")
+    wait_until_idle(worker)
+
+
+def test_the_counters_give_the_true_cache_hit_rate(stack: Stack) -> None:
+    worker = stack.worker
+    assert worker is not None
+    before = {name: load(worker, name) for name in TOTALS}
+    prompt = "a prefix that no other test has " * 20
+    body = {"text": prompt, "sampling_params": {"max_new_tokens": 1}}
+    prompt_tokens = cached_tokens = 0
+    for _ in range(3):
+        answer = get(f"{worker.request_url}/generate", body)
+        meta = answer.json()["meta_info"]
+        assert isinstance(meta, dict)
+        prompt_tokens += meta["prompt_tokens"]
+        cached_tokens += meta["cached_tokens"]
+    assert cached_tokens > prompt_tokens / 2
+    expected = dict(zip(TOTALS, (prompt_tokens, cached_tokens), strict=True))
+    eventually(
+        lambda: {name: load(worker, name) - before[name] for name in TOTALS} == expected,
+        within=10,
+        what="all tokens counted",
     )
 
 

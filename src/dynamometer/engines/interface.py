@@ -10,7 +10,7 @@ each of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -197,6 +197,7 @@ class Engine(Protocol):
         *,
         component: bool = False,
         complete: Callable[[], bool] = lambda: True,
+        pids: Callable[[], Iterable[int]] = tuple,
     ) -> LoadSignals:
         """Return the derivation of `dynamometer_engine_*` from the engine's families.
 
@@ -206,6 +207,7 @@ class Engine(Protocol):
             component: add the KV cache families of a worker's component.
             complete: returns whether all sources of the engine are known. Then a counter that is
                 missing in all of them is 0.
+            pids: returns the processes of the engine; the page's thread calls it.
         """
 
     def launch_arguments(self, command: Sequence[str]) -> Sequence[str] | None:

@@ -1,16 +1,19 @@
 """The load of an engine: one value per signal, whatever the number of ranks and queues.
 
 A router, an autoscaler or a dashboard can use these values without knowledge of the engine. The
-values are derived from the engine's own families of the same page.
+values are derived from the engine's own families of the same page. The gauges of a rank without
+requests count as 0, because the engine may leave the values of its last batch there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import replace
 from typing import Final
 
 from dynamometer.engines.ranks import LeadingSeries, RankValue
 from dynamometer.engines.sglang_names import sglang
+from dynamometer.engines.sglang_snapshots import LoadSnapshots
 from dynamometer.exposition.families import Family, Metadata
 from dynamometer.exposition.numbers import format_number
 from dynamometer.exposition.ordering import sort_key
@@ -38,7 +41,8 @@ _GAUGES: Final = (
     sglang.MAX_TOTAL_NUM_TOKENS,
     sglang.PAGE_SIZE,
 )
-_COUNTER: Final = sglang.GENERATION_TOKENS_TOTAL
+# The gauges that are 0 for a rank without requests.
+_LOAD: Final = (sglang.NUM_RUNNING_REQS, *_QUEUES, sglang.TOKEN_USAGE)
 
 _RUNNING: Final = Metadata(
     engine_load.RUNNING_REQUESTS,
@@ -55,11 +59,24 @@ _USAGE: Final = Metadata(
     "gauge",
     "Fraction of the KV cache in use, 0 to 1, mean of the data-parallel ranks",
 )
-_GENERATED: Final = Metadata(
-    engine_load.GENERATION_TOKENS_TOTAL.removesuffix("_total"),
-    "counter",
-    "Tokens that the engine has generated, counted at the end of each request",
-)
+# SGLang counts cached tokens by the cache that had them, so that their sum has each token once.
+_COUNTERS: Final = {
+    sglang.GENERATION_TOKENS_TOTAL: Metadata(
+        engine_load.GENERATION_TOKENS_TOTAL.removesuffix("_total"),
+        "counter",
+        "Tokens that the engine has generated, counted at the end of each request",
+    ),
+    sglang.PROMPT_TOKENS_TOTAL: Metadata(
+        engine_load.PROMPT_TOKENS_TOTAL.removesuffix("_total"),
+        "counter",
+        "Tokens of prompts, counted at the end of each request",
+    ),
+    sglang.CACHED_TOKENS_TOTAL: Metadata(
+        engine_load.CACHED_PROMPT_TOKENS_TOTAL.removesuffix("_total"),
+        "counter",
+        "Tokens of prompts that a prefix cache had, counted at the end of each request",
+    ),
+}
 _BLOCKS: Final = Metadata(
     f"{name_prefix.COMPONENT}_{kvstats.TOTAL_BLOCKS}",
     "gauge",
@@ -81,7 +98,7 @@ _ONLY_RANK: Final = "0"
 class EngineLoad:
     """The load of one engine, derived from its families; see `Derivation`."""
 
-    names: frozenset[str] = frozenset({*_GAUGES, _COUNTER})
+    names: frozenset[str] = frozenset({*_GAUGES, *_COUNTERS})
 
     def __init__(
         self,
@@ -90,6 +107,7 @@ class EngineLoad:
         *,
         component: bool = False,
         complete: Callable[[], bool] = lambda: True,
+        pids: Callable[[], Iterable[int]] = tuple,
     ) -> None:
         """Create the derivation of one engine; see `Engine.load_signals`.
 
@@ -100,6 +118,7 @@ class EngineLoad:
                 data-parallel rank.
             complete: returns whether all sources of the engine are known. Then a counter that is
                 missing in all of them is 0.
+            pids: returns the processes of the engine; may block.
         """
         self.name = f"{owner}_load"
         self.owner = owner
@@ -108,9 +127,13 @@ class EngineLoad:
         self._complete = complete
         self._readers = {name: LeadingSeries(totals_by_priority=True) for name in _GAUGES}
         # In a counter, the series with an empty priority counts the requests without a priority.
-        self._counter = LeadingSeries(totals_by_priority=False)
-        self._counter_seen = False
-        self._last: tuple[Sequence[Family] | None, Mapping[str, str], bool] = (None, {}, False)
+        self._counters = {name: LeadingSeries(totals_by_priority=False) for name in _COUNTERS}
+        self._counters_seen: set[str] = set()
+        self._snapshots = LoadSnapshots(pids)
+        self._last: tuple[Sequence[Family] | None, Mapping[str, str], bool, Set[str]]
+        self._last = (None, {}, False, frozenset())
+        self._by_name: Mapping[str, Family] = {}
+        self._gauges: Mapping[str, Sequence[RankValue]] = {}
         self._derived: tuple[Family, ...] = ()
         self._unchanged = UnchangedFamilies()
 
@@ -121,22 +144,23 @@ class EngineLoad:
     def families(self, families: Sequence[Family]) -> Sequence[Family]:
         """See `Derivation.families`."""
         constant, complete = self._constant_labels(), self._complete()
-        last_families, last_constant, last_complete = self._last
-        unchanged = families is last_families and (constant, complete) == (
-            last_constant,
-            last_complete,
-        )
-        if not unchanged:
-            self._last = (families, dict(constant), complete)
-            self._derived = self._unchanged.reuse(self._derive(families, constant, complete))
+        if families is not self._last[0]:
+            self._by_name = {family.metadata.sample_name: family for family in families}
+            self._gauges = {
+                name: reader.read(self._by_name.get(name)) for name, reader in self._readers.items()
+            }
+        busy = any(one.value for name in _LOAD for one in self._gauges[name])
+        idle = self._snapshots.idle_ranks() if busy else frozenset()
+        if families is not self._last[0] or (constant, complete, idle) != self._last[1:]:
+            self._last = (families, dict(constant), complete, idle)
+            self._derived = self._unchanged.reuse(self._derive(constant, complete, idle))
         return self._derived
 
-    def _derive(
-        self, families: Sequence[Family], constant: Mapping[str, str], complete: bool
-    ) -> list[Family]:
-        by_name = {family.metadata.sample_name: family for family in families}
-        found = {name: reader.read(by_name.get(name)) for name, reader in self._readers.items()}
-        reporting = any(found.values())
+    def _derive(self, constant: Mapping[str, str], complete: bool, idle: Set[str]) -> list[Family]:
+        found = {
+            name: _without_stale(values, idle) if name in _LOAD else values
+            for name, values in self._gauges.items()
+        }
         derived = []
         # A missing value is omitted: a load of 0 would attract all requests.
         if running := found[sglang.NUM_RUNNING_REQS]:
@@ -145,15 +169,23 @@ class EngineLoad:
             derived.append(_single(_QUEUED, constant, _sum(queued)))
         if usage := found[sglang.TOKEN_USAGE]:
             derived.append(_single(_USAGE, constant, _mean(usage)))
-        counted = self._counter.read(by_name.get(_COUNTER))
-        # A counter starts at 0, so that rate() includes its first increase. A counter that is
-        # missing later is omitted, because a fall to 0 would look like a restart.
-        if counted or (reporting and complete and not self._counter_seen):
-            derived.append(_single(_GENERATED, constant, _sum(counted)))
-            self._counter_seen = self._counter_seen or bool(counted)
+        reporting = complete and any(found.values())
+        for name, metadata in _COUNTERS.items():
+            counted = self._counters[name].read(self._by_name.get(name))
+            # A counter starts at 0, so that rate() includes its first increase. A counter that is
+            # missing later is omitted, because a fall to 0 would look like a restart.
+            if counted or (reporting and name not in self._counters_seen):
+                derived.append(_single(metadata, constant, _sum(counted)))
+            if counted:
+                self._counters_seen.add(name)
         if self._component:
             derived += _component_families(found, constant)
         return derived
+
+
+def _without_stale(values: Sequence[RankValue], idle: Set[str]) -> Sequence[RankValue]:
+    """Return the values, 0 for the ranks that have no request."""
+    return [replace(one, value=0.0) if one.dp_rank in idle else one for one in values]
 
 
 def _component_families(

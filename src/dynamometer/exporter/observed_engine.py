@@ -86,7 +86,10 @@ class ObservedEngine:
         self._reading: BlockingCalls[FilesStatus] = BlockingCalls("files")
         kind = kinds.find(target.first.kind if target.first else "") or kinds.DEFAULT
         self._load_signals = kind.load_signals(
-            self.name, self._load_signal_labels, complete=self._sources_known
+            self.name,
+            self._load_signal_labels,
+            complete=self._sources_known,
+            pids=lambda: (process.pid for process in self._members()),
         )
         if self._load_signals.derivable_from(options.prefixes):
             page.derive(self._load_signals)

@@ -6,12 +6,13 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+import psutil
 from aiohttp import web
 
 from dynamometer.engines.interface import Launch, StartableEngine
@@ -159,6 +160,11 @@ def _plan(options: WorkerOptions, engine: StartableEngine, directory: RunDirecto
     return launch
 
 
+def _descendant_pids() -> Iterable[int]:
+    """Return the processes of the engine: a worker has no other descendants."""
+    return (process.pid for process in children.descendants(psutil.Process()))
+
+
 class _Worker:
     """The parts of a running worker.
 
@@ -211,7 +217,11 @@ class _Worker:
         own = every_label if options.runtime_labels else {}
         self._add_files(endpoint, engine, launch, own)
         self._fetched = self._add_page(endpoint, engine, launch, own)
-        runtime.page.derive(engine.load_signals(engine.name, lambda: every_label, component=True))
+        runtime.page.derive(
+            engine.load_signals(
+                engine.name, lambda: every_label, component=True, pids=_descendant_pids
+            )
+        )
         self._engine_metrics = EngineMetrics(
             engine.name,
             self._supervisor.lifecycle,
