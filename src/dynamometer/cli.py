@@ -8,6 +8,7 @@ try:
     import importlib
     import logging
     import os
+    import signal
     from collections.abc import Sequence
     from typing import NoReturn
 
@@ -55,6 +56,7 @@ def run(command: str, argv: Sequence[str] | None = None, *, program: str | None 
         program: the name of the command in its help; by default `dyno COMMAND`.
     """
     _open_standard_streams()
+    _end_at_signal_as_first_process()
     try:
         if command not in COMMANDS:
             known = ", ".join(COMMANDS)
@@ -95,6 +97,16 @@ def _open_standard_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # returns the lowest free number
+
+
+def _end_at_signal_as_first_process() -> None:
+    """Handle SIGTERM in process 1 of a container until the event loop does.
+
+    The kernel drops a signal to process 1 that has no handler: a container that is stopped while
+    this process imports its modules would be killed at the end of its grace period.
+    """
+    if os.getpid() == 1:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def _error(message: str, exit_code: int) -> int:

@@ -7,13 +7,16 @@ import errno
 import gc
 import importlib
 import logging
+import os
 import resource
 import sys
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
 from dynamometer.errors import SettingsError
+from dynamometer.process.adopted import reap_repeatedly
 from dynamometer.process.blocking import DaemonThreads
+from dynamometer.process.tasks import restarting
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +29,9 @@ _SHORTAGE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EN
 LEAST_OPEN_FILES: Final = 32
 
 
-def run(main: Coroutine[object, object, Result], *, use_uvloop: bool = True) -> Result:
+def run(
+    main: Coroutine[object, object, Result], *, use_uvloop: bool = True, adopts: bool = False
+) -> Result:
     """Run `main` on an event loop, and return its result.
 
     A call of `asyncio.to_thread` that hangs does not keep the process alive.
@@ -35,6 +40,7 @@ def run(main: Coroutine[object, object, Result], *, use_uvloop: bool = True) -> 
         main: the coroutine to run.
         use_uvloop: run on uvloop, which relays streams faster; asyncio's own event loop needs two
             megabytes less memory.
+        adopts: this process adopts orphans: reap them. As pid 1, a process always does.
 
     Raises:
         SettingsError: The limit of open files is too low to start.
@@ -53,9 +59,20 @@ def run(main: Coroutine[object, object, Result], *, use_uvloop: bool = True) -> 
         runner.get_loop().set_default_executor(DaemonThreads())
         runner.get_loop().set_exception_handler(_report)
         try:
-            return runner.run(main)
+            if not adopts and os.getpid() != 1:
+                return runner.run(main)
+            reaping = _run_and_reap(main)
+            try:
+                return runner.run(reaping)
+            finally:
+                reaping.close()
         finally:
             main.close()  # Ctrl-C may end `run` before the coroutine starts
+
+
+async def _run_and_reap(main: Coroutine[object, object, Result]) -> Result:
+    async with restarting(reap_repeatedly, name="reaping"):
+        return await main
 
 
 def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

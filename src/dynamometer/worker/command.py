@@ -110,5 +110,5 @@ def main(argv: Sequence[str], program: str, engines: Sequence[StartableEngine]) 
         discovery_directory=flags.discovery or environment.discovery_directory,
     )
     chosen = next(engine for engine in engines if engine.name == flags.engine)
-    event_loop.run(serve(options, chosen))
+    event_loop.run(serve(options, chosen), adopts=True)
     return 0
