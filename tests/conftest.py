@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from own_files import Files
 from processes import end_orphans_afterwards
 from stack import Stack
 
@@ -83,6 +85,15 @@ def stack(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         found.frontend, found.frontend_url, found.worker = frontend, url, worker
         worker.wait_until_ready()
         yield found
+
+
+@pytest.fixture
+def files() -> Iterator[Files]:
+    with (
+        tempfile.TemporaryDirectory(dir="/dev/shm", prefix="endings-") as memory,
+        tempfile.TemporaryDirectory(prefix="endings-") as temporary,
+    ):
+        yield Files(Path(memory), Path(temporary))
 
 
 def _port(wanted: int) -> int:

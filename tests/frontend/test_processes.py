@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import re
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -455,18 +453,22 @@ async def test_a_second_signal_ends_all_processes_at_once(
         assert not any(member.is_running() for member in members)
 
 
-async def test_processes_end_with_a_killed_supervisor_and_the_next_start_clears(
-    place: Place,
+@pytest.mark.parametrize(("first", "second"), [(2, 2), (2, 1), (1, 2), (1, 1)])
+async def test_a_killed_frontend_leaves_no_process_and_the_next_start_clears(
+    place: Place, first: int, second: int
 ) -> None:
     before = directories()
-    async with place.group(2) as group:
+    async with place.group(first) as group:
         created = directories() - before
         members = group.members
-        os.kill(group.process.pid, signal.SIGKILL)
+        group.process.signal(signal.SIGKILL)
+        await asyncio.to_thread(group.process.wait, within=5)
         await eventually(lambda: not any(alive(member) for member in members))
-        assert created <= directories()
-    async with place.group(2) as group:
-        assert re.search("removed after a killed frontend", group.process.log)
+        assert not await place.discovery.records()
+    port = group.url.rpartition(":")[2]
+    async with place.group(second, "--http-port", port) as group:
+        assert len(await place.discovery.records()) == 1
+        assert (await group.json("/health"))["status"] == "healthy"
         assert not created & directories()
 
 

@@ -1,9 +1,4 @@
-"""The end of a worker: requested, by SIGKILL, or because of its engine; nothing remains of it.
-
-A worker of these tests has a mount namespace of its own, with an empty /dev/shm and an empty
-directory for temporary files: all files there are the worker's, and so are all processes in the
-namespace.
-"""
+"""The end of a worker: requested, by SIGKILL, or because of its engine; nothing remains of it."""
 
 from __future__ import annotations
 
@@ -12,8 +7,6 @@ import os
 import re
 import signal
 import socket
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +14,7 @@ import psutil
 import pytest
 from counting import Client, Request
 
+from own_files import Files, namespace, processes_in
 from processes import PYTHON, running
 from stack import Answer, Stack, Worker, eventually, http
 
@@ -31,54 +25,6 @@ pytestmark = [
 ]
 ALL_GONE_SECONDS = 15
 DEFAULT_SYSTEM_PORT = 8081
-
-
-@dataclass(frozen=True)
-class Files:
-    """The directories where a worker and its engine create files.
-
-    Attributes:
-        memory: /dev/shm of the worker; a directory of the test's /dev/shm.
-        temporary: TMPDIR of the worker; a short path, because engines create sockets there.
-    """
-
-    memory: Path
-    temporary: Path
-
-    @property
-    def before(self) -> list[str]:
-        """Words before a worker's command line."""
-        script = 'mount --bind "$0" /dev/shm && export TMPDIR="$1" && shift && exec "$@"'
-        return ["unshare", "--mount", "sh", "-c", script, str(self.memory), str(self.temporary)]
-
-    def left(self) -> set[str]:
-        """Return the names of all files and directories, except the cache that torch keeps."""
-        places = (self.memory, self.temporary)
-        names = {path.name for place in places for path in place.iterdir()}
-        return {name for name in names if not name.startswith("torchinductor_")}
-
-
-@pytest.fixture
-def files() -> Iterator[Files]:
-    with (
-        tempfile.TemporaryDirectory(dir="/dev/shm", prefix="endings-") as memory,
-        tempfile.TemporaryDirectory(prefix="endings-") as temporary,
-    ):
-        yield Files(Path(memory), Path(temporary))
-
-
-def namespace(pid: int) -> str:
-    return os.readlink(f"/proc/{pid}/ns/mnt")
-
-
-def processes_in(mounts: str) -> list[psutil.Process]:
-    """Return the living processes in a mount namespace, orphans included."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(OSError):
-            if namespace(process.pid) == mounts:
-                found.append(process)
-    return found
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
+import time
 import urllib.parse
 from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPResponse
@@ -13,10 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from dynamometer.http.addresses import free_port
 from dynamometer.process import private_directories
 from dynamometer.process.children import alive
 from dynamometer.runtime.discovery.file import FileDiscovery
 from dynamometer.runtime.identity import hexadecimal, parse_id
+from own_files import Files, namespace, processes_in
 from processes import PYTHON, running
 from stack import Answer, Stack, Worker, eventually, http
 
@@ -119,18 +123,19 @@ def worker_ids(worker: Worker) -> set[str]:
     }
 
 
-def test_a_worker_keeps_its_number_after_a_kill_and_the_next_start_clears(stack: Stack) -> None:
-    flags = (*FLAGS, "--worker-id", "worker-7")
+def test_a_worker_keeps_its_number_and_its_ports_after_a_kill(stack: Stack) -> None:
+    port, system_port = free_port(), free_port()
+    flags = (*FLAGS, "--worker-id", "worker-7", "--port", str(port))
     number = hexadecimal(parse_id("worker-7"))
     directory = private_directories.create_memory() / number
-    with stack.run_worker(*flags) as worker:
+    with stack.run_worker(*flags, system_port=system_port) as worker:
         worker.wait_until_ready()
         assert worker_ids(worker) == {number}
         started = worker.process.descendants()
         worker.process.signal(signal.SIGKILL)
         worker.process.wait(within=5)
         assert states(stack) == []
-    with stack.run_worker(*flags) as worker:
+    with stack.run_worker(*flags, system_port=system_port) as worker:
         worker.wait_until_ready()
         assert worker_ids(worker) == {number}
         assert not [process for process in started if alive(process)]
@@ -154,3 +159,30 @@ def test_a_second_worker_with_the_id_of_a_live_one_is_an_error_and_touches_nothi
         assert complete(worker).status == 200
         assert worker_ids(worker) == {hexadecimal(42)}
         assert states(stack) == ["ready"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts file systems")
+def test_the_next_start_clears_after_workers_that_were_killed_at_any_moment(
+    stack: Stack, files: Files, tmp_path: Path
+) -> None:
+    command = [*files.before, PYTHON, "-m", "dynamometer.sglang", *FLAGS]
+    environment = stack.environment | {"DYN_SYSTEM_PORT": "0"}
+    mounts = set()
+    for number in range(12):
+        with running(command, tmp_path / f"log-{number}", environment) as process:
+            time.sleep(0.1 * number)  # the moment is the subject of the test
+            mounts.add(namespace(process.pid))
+            process.signal(signal.SIGKILL)
+            process.wait(within=5)
+    with stack.run_worker(*FLAGS, before=files.before) as worker:
+        worker.wait_until_ready()
+        own = hexadecimal(next(iter(asyncio.run(FileDiscovery(stack.discovery).records()))).id)
+        assert len([name for name in files.left() if not name.startswith("dynamometer-")]) == 1
+        assert [path.name for path in files.memory.glob("dynamometer-*/*")] == [own]
+        # The namespace of a process that was killed before `unshare` is this one's.
+        mounts.discard(namespace(os.getpid()))
+        # The kernel may give a later worker the number of a namespace without processes.
+        family = {worker.process.pid, *(child.pid for child in worker.process.descendants())}
+        found = [process for one in mounts for process in processes_in(one)]
+        assert not [process for process in found if process.pid not in family and alive(process)]
+    assert files.left() == set()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dynamometer import arguments, logs, names, settings
 from dynamometer.frontend.app import FrontendOptions, serve, serve_member
 from dynamometer.frontend.member import Membership
-from dynamometer.frontend.process_group import serve_group
+from dynamometer.frontend.process_group import clear_leftovers, serve_group
 from dynamometer.frontend.routing import RouterMode
 from dynamometer.metrics.buckets import FrontendBuckets
 from dynamometer.process import cpus, event_loop
@@ -118,6 +118,7 @@ def main(argv: Sequence[str], program: str = "dyno frontend") -> int:
     if count == 0:
         count = min(cpus.available(), _MOST_AUTOMATIC)
     if count == 1:
+        clear_leftovers()
         event_loop.run(serve(options))
     else:
         event_loop.run(serve_group(options, count, argv), use_uvloop=False)

@@ -23,7 +23,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry
 
-from dynamometer.errors import DynamometerError, FrontendError
+from dynamometer.errors import DirectoryError, DynamometerError, FrontendError
 from dynamometer.frontend.app import FrontendOptions, check, record, show_draining
 from dynamometer.frontend.canary import Canary
 from dynamometer.frontend.channel import SupervisorEnd
@@ -33,7 +33,7 @@ from dynamometer.frontend.service_metrics import FrontendMetrics
 from dynamometer.frontend.shared_port import SharedPort
 from dynamometer.metrics.refresh import PageRequest
 from dynamometer.metrics.scraping import Scrapes
-from dynamometer.process import private_directories, tasks
+from dynamometer.process import locked_directories, private_directories, tasks
 from dynamometer.process.locked_directories import locked_directory
 from dynamometer.process.signals import Stop
 from dynamometer.runtime.discovery import connect
@@ -105,6 +105,15 @@ async def serve_group(options: FrontendOptions, count: int, arguments: Sequence[
             await group.run(stop, drain_seconds=options.drain_delay + options.drain_timeout)
         finally:
             await tasks.end(announcing)
+
+
+def clear_leftovers() -> None:
+    """Remove the directories of killed frontends, before a frontend of one process starts."""
+    # Without a usable directory on tmpfs there is nothing to remove.
+    with suppress(DirectoryError):
+        locked_directories.clear_leftovers(
+            private_directories.create_memory(), _LEFTOVERS, _log_leftover
+        )
 
 
 async def _announce(group: ProcessGroup, url: str, metrics_url: str, count: int) -> None:

@@ -58,6 +58,19 @@ def locked_directory(
         yield path
 
 
+def clear_leftovers(base: Path, leftovers: re.Pattern[str], clear: Callable[[Path], None]) -> None:
+    """Remove the directories of killed processes, without a directory for this process.
+
+    Args:
+        base: the parent, which is removed when it is empty.
+        leftovers: the names of the directories.
+        clear: called with each directory of a killed process, before it is removed.
+    """
+    with contextlib.suppress(OSError), locked(base, wait=True):
+        _clear_leftovers(base, leftovers, clear)
+        _remove_if_empty(base)
+
+
 @contextmanager
 def locked(path: Path, *, wait: bool) -> Iterator[None]:
     """Hold the lock of the directory `path`, which is created if it is missing.
