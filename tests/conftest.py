@@ -77,7 +77,7 @@ def stack(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """Start a frontend and a worker, on the documented ports if they are free; wait until ready."""
     directory = tmp_path_factory.mktemp("stack")
     found = Stack(directory, tiny_model, directory / "discovery")
-    flags = ("--model", str(tiny_model), "--enable-metrics")
+    flags = ("--model", str(tiny_model), "--enable-metrics", "--hang-timeout", "15")
     with (
         found.run_frontend(port=_port(8000)) as (frontend, url),
         found.run_worker(*flags, system_port=_port(8081)) as worker,

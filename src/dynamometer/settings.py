@@ -65,12 +65,28 @@ class HealthSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HealthCheckSettings:
+    """The questions of a worker to an engine that is quiet.
+
+    Attributes:
+        enabled: ask; otherwise an engine is never `unresponsive`.
+        wait_seconds: the time without answers after which the engine is asked.
+        request_seconds: the time that a question about the ranks has before it is repeated.
+    """
+
+    enabled: bool = True
+    wait_seconds: float = 10.0
+    request_seconds: float = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """The values of the environment variables; a variable that is not set has its default."""
 
     system_host: str = LOOPBACK
     system_port: int | None = None
     health: HealthSettings = HealthSettings()
+    health_check: HealthCheckSettings = HealthCheckSettings()
     http_host: str = LOOPBACK
     http_port: int = DEFAULT_HTTP_PORT
     frontend_paths: Mapping[str, str] = field(default_factory=lambda: FRONTEND_PATHS)
@@ -96,6 +112,17 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
         system_host=env.get("DYN_SYSTEM_HOST", str, Settings.system_host),
         system_port=env.get("DYN_SYSTEM_PORT", system_port, None),
         health=_health(env),
+        health_check=HealthCheckSettings(
+            enabled=env.get("DYN_HEALTH_CHECK_ENABLED", boolean, HealthCheckSettings.enabled),
+            wait_seconds=env.get(
+                "DYN_CANARY_WAIT_TIME", positive_seconds, HealthCheckSettings.wait_seconds
+            ),
+            request_seconds=env.get(
+                "DYN_HEALTH_CHECK_REQUEST_TIMEOUT",
+                positive_seconds,
+                HealthCheckSettings.request_seconds,
+            ),
+        ),
         http_host=env.get("DYN_HTTP_HOST", str, Settings.http_host),
         http_port=env.get("DYN_HTTP_PORT", port, Settings.http_port),
         frontend_paths={
@@ -220,6 +247,14 @@ def seconds(value: str) -> float:
     number = _real(value)
     if not 0 <= number < float("inf"):
         raise ValueError("must be a number of seconds, 0 or more")
+    return number
+
+
+def positive_seconds(value: str) -> float:
+    """Parse a duration in seconds, above 0."""
+    number = _real(value)
+    if not 0 < number < float("inf"):
+        raise ValueError("must be a number of seconds above 0")
     return number
 
 

@@ -151,6 +151,19 @@ VARIABLES: Final[Mapping[str, Variable]] = {
         "probe that fails while a model is loaded would kill a slow start",
         "`/live`",
     ),
+    "DYN_HEALTH_CHECK_ENABLED": Variable(
+        "1: a worker asks an engine that is quiet, and reports it as `unresponsive` if it does not "
+        "answer within `--hang-timeout`. NVIDIA Dynamo's default is `false`",
+        "1",
+    ),
+    "DYN_CANARY_WAIT_TIME": Variable(
+        "seconds without answers after which a worker asks its engine; at most a fifth of "
+        "`--hang-timeout`",
+        "10",
+    ),
+    "DYN_HEALTH_CHECK_REQUEST_TIMEOUT": Variable(
+        "seconds after which a worker repeats a question to its engine that has no answer", "3"
+    ),
     "DYN_HTTP_HOST": Variable("address of the frontend", f"`{LOOPBACK}`", "`--http-host`"),
     "DYN_HTTP_PORT": Variable(
         "port of the frontend; 0: any free port", f"{DEFAULT_HTTP_PORT}", "`--http-port`"

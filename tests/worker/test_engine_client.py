@@ -107,7 +107,7 @@ async def test_a_worker_is_ready_whatever_its_engine_says_of_itself(
 class Broken(EngineClient):
     """A client that raises an unexpected exception."""
 
-    async def check_health(self) -> bool:
+    async def check_health(self, *, timeout: float = 1.0) -> bool:
         raise KeyError("data")
 
 

@@ -10,6 +10,7 @@ each of them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -228,6 +229,53 @@ class Engine(Protocol):
         """
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankBeat:
+    """The state of one data-parallel rank.
+
+    Attributes:
+        rank: the number of the rank.
+        beat: a number that changes while the rank works or idles, and stays when it hangs.
+        waiting: the number of requests that wait in a queue of the rank.
+    """
+
+    rank: int
+    beat: float
+    waiting: int
+
+
+class Canary(Protocol):
+    """A function that creates a canary: the smallest request, which an engine does not count."""
+
+    def __call__(self, rank: int, *, ranks: int, mode: str) -> Json:
+        """Return the body of the request.
+
+        Args:
+            rank: the data-parallel rank that computes the answer.
+            ranks: the number of data-parallel ranks.
+            mode: see `Launch.mode`.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probes:
+    """Requests that test an engine while it serves, more precisely than its health route does.
+
+    Attributes:
+        beats_path: a GET route with the state of each data-parallel rank.
+        read_beats: returns the states in an answer of `beats_path`; none if the answer is invalid.
+        canary_path: a POST route that answers a canary as it answers a request.
+        canary: creates a canary.
+        log_line: finds the lines that these requests cause in the engine's log.
+    """
+
+    beats_path: str
+    read_beats: Callable[[Json], Sequence[RankBeat]]
+    canary_path: str
+    canary: Canary
+    log_line: re.Pattern[str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class CommandHelp:
     """The parts of a worker's `--help` that are about the engine.
@@ -244,9 +292,15 @@ class CommandHelp:
 
 
 class StartableEngine(Engine, Protocol):
-    """An engine that a worker can start."""
+    """An engine that a worker can start.
+
+    Attributes:
+        help: the parts of a worker's `--help`.
+        probes: requests that test the engine while it serves; None if only `health_path` does.
+    """
 
     help: CommandHelp
+    probes: Probes | None
 
     def plan(self, arguments: Sequence[str], *, directory: Path, python: str) -> Launch:
         """Return the command that starts the engine with the user's flags.

@@ -12,6 +12,7 @@ from dynamometer.engines.interface import (
     CommandHelp,
     Launch,
     MetricSources,
+    Probes,
     Route,
 )
 from dynamometer.engines.load_signals import EngineLoad
@@ -35,6 +36,7 @@ class Mocker:
     metric_prefixes: Sequence[str] = sglang.SGLang.metric_prefixes
     request_totals = sglang.SGLang.request_totals
     help: CommandHelp = sglang.SGLang.help
+    probes: Probes | None = None
 
     read_models = staticmethod(model_cards)
     request_name = staticmethod(request_name)

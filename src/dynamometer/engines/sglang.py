@@ -22,6 +22,7 @@ from dynamometer.engines.interface import (
     CommandHelp,
     Launch,
     MetricSources,
+    Probes,
     Route,
     Usage,
 )
@@ -29,6 +30,7 @@ from dynamometer.engines.load_signals import EngineLoad
 from dynamometer.engines.sglang_cpu import overlay
 from dynamometer.engines.sglang_info import engine_info, model_cards, request_name
 from dynamometer.engines.sglang_names import REQUEST_TOTALS
+from dynamometer.engines.sglang_probes import PROBES
 from dynamometer.errors import SettingsError
 from dynamometer.http.addresses import free_port
 from dynamometer.variables import LOOPBACK
@@ -109,6 +111,7 @@ class SGLang:
     metric_prefixes: Sequence[str] = (names.name_prefix.SGLANG,)
     request_totals = REQUEST_TOTALS
     help = _HELP
+    probes: Probes | None = PROBES
 
     read_models = staticmethod(model_cards)
     request_name = staticmethod(request_name)

@@ -16,7 +16,7 @@ import psutil
 from aiohttp import web
 
 from dynamometer.engines.interface import Launch, StartableEngine
-from dynamometer.errors import DirectoryError, DiscoveryError, SettingsError
+from dynamometer.errors import DirectoryError, DiscoveryError, DynamometerError, SettingsError
 from dynamometer.http import addresses, aiohttp_adapter, server
 from dynamometer.http.aiohttp_adapter import serving
 from dynamometer.http.origins import Origins
@@ -35,20 +35,23 @@ from dynamometer.runtime.distributed import Endpoint as RuntimeEndpoint
 from dynamometer.runtime.engine_metrics import EngineMetrics
 from dynamometer.runtime.identity import hexadecimal, new_id
 from dynamometer.runtime.record import ENGINE_VERSION, Record, Role, State
-from dynamometer.settings import HealthSettings
+from dynamometer.settings import HealthCheckSettings, HealthSettings
 from dynamometer.worker.build_metrics import BuildMetrics
 from dynamometer.worker.control import controlled
 from dynamometer.worker.endpoint import Endpoint, engine_client
 from dynamometer.worker.endpoint_metrics import EndpointMetrics
 from dynamometer.worker.engine_client import EngineClient
 from dynamometer.worker.run_directory import RunDirectory, run_directory
+from dynamometer.worker.stacks import write_stacks
 from dynamometer.worker.supervisor import Supervisor
 from dynamometer.worker.traffic import Traffic
+from dynamometer.worker.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
 # Creating the directory includes removing the leftovers of killed workers.
 _DIRECTORY_SECONDS: Final = 20.0
+_STACKS_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +73,8 @@ class WorkerOptions:
     system_host: str
     system_port: int | None
     health: HealthSettings
+    health_check: HealthCheckSettings
+    hang_timeout: float
     namespace: str
     component: str
     endpoint: str
@@ -192,9 +197,8 @@ class _Worker:
         self.client = engine_client()
         # For probes: each has a connection of its own.
         self.session = aiohttp_adapter.session(keepalive_seconds=None)
-        self._supervisor = Supervisor(
-            engine, launch, EngineClient(self.session, engine, launch), directory
-        )
+        self._engine_client = EngineClient(self.session, engine, launch)
+        self._supervisor = Supervisor(engine, launch, self._engine_client, directory)
         self._build = BuildMetrics(
             runtime.level({labels.COMPONENT: options.component}),
             runtime.registry,
@@ -316,9 +320,19 @@ class _Worker:
         async def publish() -> None:
             await self._publish(registration)
 
+        watchdog = Watchdog(
+            self._supervisor.lifecycle,
+            self._engine_client,
+            self._options.health_check,
+            hang_seconds=self._options.hang_timeout,
+            take_progress=self.endpoint.take_progress,
+            on_change=publish,
+            on_hang=self._write_stacks,
+        )
         async with (
             controlled(self._directory, self._traffic, publish),
             self._supervisor.running(publish, stop.immediate.is_set) as ended,
+            tasks.restarting(watchdog.run, name="the watchdog of the engine"),
             tasks.restarting(self._fetch, name="the fetching of the engine's page"),
         ):
             await tasks.first_of(stop.requested, ended)
@@ -331,6 +345,24 @@ class _Worker:
             await publish()
             await stop.delay(self._traffic.delay_left)
             await self.endpoint.in_flight.drain(stop, self._options.drain_timeout)
+
+    async def _write_stacks(self, reason: str) -> None:
+        """Write the stacks of the engine's processes to a file, and log its path."""
+        try:
+            path = await write_stacks(
+                await self._supervisor.find_pids(),
+                python=self._options.engine_python,
+                worker=hexadecimal(self.record.id),
+                reason=reason,
+                deadline=_STACKS_SECONDS,
+            )
+        except DynamometerError as error:
+            action = f"could not write the stacks of the engine: {error}"
+            logger.warning("%s", action)
+        else:
+            action = f"wrote the stacks of the engine to {path}"
+            logger.info("%s", action)
+        self._supervisor.lifecycle.note_attempt(time.time(), action)
 
     async def _publish(self, registration: Registration) -> None:
         """Write the state of the supervisor to the page and to discovery."""

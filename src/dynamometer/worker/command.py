@@ -42,6 +42,14 @@ def parser(program: str, engines: Sequence[StartableEngine]) -> argparse.Argumen
     arguments.add_engine_python(engine, default.title)
     arguments.add_drain_delay(engine, "new requests are still accepted")
     arguments.add_drain_timeout(engine)
+    engine.add_argument(
+        "--hang-timeout",
+        type=arguments.checked(settings.positive_seconds),
+        default=60.0,
+        metavar="SECONDS",
+        help="time after which an engine that was asked and does not answer is unresponsive "
+        "(default: 60)",
+    )
     address = result.add_argument_group("the worker's own OpenAI-compatible address")
     address.add_argument("--host", default=LOOPBACK, help=f"default: {LOOPBACK}")
     address.add_argument(
@@ -97,6 +105,8 @@ def main(argv: Sequence[str], program: str, engines: Sequence[StartableEngine]) 
         system_host=flags.system_host or environment.system_host,
         system_port=environment.system_port if flags.system_port is None else flags.system_port,
         health=environment.health,
+        health_check=environment.health_check,
+        hang_timeout=flags.hang_timeout,
         namespace=flags.namespace or environment.namespace or DEFAULT_NAMESPACE,
         component=flags.component or "",
         endpoint=flags.endpoint,

@@ -67,6 +67,7 @@ class Endpoint:
         self._state = state
         self._models = models
         self.in_flight = InFlight()
+        self._progressed = False
 
     def handlers(self, origins: Origins | None = None) -> Handlers:
         """Return the handlers; every other route is answered with 404.
@@ -125,10 +126,14 @@ class Endpoint:
         # Many clients close the connection at an error without reading the body.
         count.complete = reply.status >= 400
         streamed = reply.headers.media_type == b"text/event-stream"
+        # The engine's server alone answers the other routes, and errors.
+        computed = reply.status == 200 and self._routes[request.path].counts_tokens
 
         def take(chunk: bytes) -> None:
             count.add_chunk(chunk)
             stream.write(chunk)
+            if computed:
+                self._progressed = True
             if streamed:
                 count.end.add_chunk(chunk)
             elif count.bytes_out == reply.length:
@@ -137,6 +142,11 @@ class Endpoint:
         await relay.pass_on(reply, stream, take)
         count.add_chunk(b"")
         stream.end()
+
+    def take_progress(self) -> bool:
+        """Return whether bytes of an answer that the engine computed came since the last call."""
+        progressed, self._progressed = self._progressed, False
+        return progressed
 
     async def _list(self, request: Request) -> Response:
         if not self._allowed(request):

@@ -1,0 +1,188 @@
+"""Ask a ready engine that is quiet, and report whether it answers.
+
+A tick each second takes the evidence of `progress`. While a part of the engine is asked, the worker
+requests the beats of the ranks at each tick, and keeps one canary on its way. An engine that
+answers requests is not asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Final
+
+from dynamometer.process import tasks
+from dynamometer.runtime.lifecycle import Lifecycle
+from dynamometer.runtime.record import State
+from dynamometer.settings import HealthCheckSettings
+from dynamometer.worker.engine_client import CanaryResult, EngineClient
+from dynamometer.worker.progress import TICK_SECONDS, Progress
+
+logger = logging.getLogger(__name__)
+
+_WATCHED: Final = (State.READY, State.UNRESPONSIVE)
+
+
+class Watchdog:
+    """Watches the engine of one worker, across restarts of the engine.
+
+    Attributes:
+        last_progress: the time of the last evidence of each data-parallel rank, Unix time in
+            seconds, by the number of the rank.
+    """
+
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        client: EngineClient,
+        settings: HealthCheckSettings,
+        *,
+        hang_seconds: float,
+        take_progress: Callable[[], bool],
+        on_change: Callable[[], Awaitable[None]],
+        on_hang: Callable[[str], Coroutine[None, None, None]],
+    ) -> None:
+        """Store the arguments; `run` starts to watch.
+
+        Args:
+            lifecycle: the state of the engine, which this object changes.
+            client: sends the questions.
+            settings: the times of the questions.
+            hang_seconds: the time without an answer after which the engine is unresponsive.
+            take_progress: returns whether bytes of answers came since its last call.
+            on_change: called and awaited after each change of the state.
+            on_hang: called once in each incident, with its reason, while this object watches on.
+        """
+        self._lifecycle = lifecycle
+        self._client = client
+        self._settings = settings
+        self._hang_seconds = hang_seconds
+        self._take_progress = take_progress
+        self._on_change = on_change
+        self._on_hang = on_hang
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._silent_since = 0.0  # valid while a reason is reported
+        self.last_progress: dict[int, float] = {}
+
+    async def run(self) -> None:
+        """Watch each engine process while it is ready or unresponsive, until cancelled."""
+        try:
+            while self._settings.enabled:
+                await asyncio.sleep(TICK_SECONDS)
+                if self._lifecycle.engine_state in _WATCHED:
+                    await self._watch(self._lifecycle.started_at)
+                    await self._end_tasks()
+        finally:
+            await self._end_tasks()
+
+    async def _watch(self, process: float | None) -> None:
+        """Watch the engine process that started at `process`, until it ends."""
+        progress = Progress(
+            wait_seconds=self._settings.wait_seconds, hang_seconds=self._hang_seconds
+        )
+        questions = _Questions(progress, self._client, self._settings, self._hang_seconds)
+        clock = asyncio.get_running_loop().time
+        reported = ""
+        before = clock()
+        self.last_progress.clear()
+        while True:
+            if self._take_progress():
+                progress.note_answer()
+            now = clock()
+            progress.tick(now - before)
+            before = now
+            if progress.asking:
+                self._start("beats", questions.request_beats)
+            if progress.output_asked and questions.ranks_requested:
+                self._start("canary", questions.send_canary)
+            for rank in progress.take_proven_ranks():
+                self.last_progress[rank] = time.time()
+            if (reason := progress.silent_reason) != reported:
+                await self._report(reason, incident=not reported)
+                reported = reason
+            await asyncio.sleep(TICK_SECONDS)
+            lifecycle = self._lifecycle
+            if lifecycle.engine_state not in _WATCHED or lifecycle.started_at != process:
+                return
+
+    async def _report(self, reason: str, *, incident: bool) -> None:
+        now = time.time()
+        if reason:
+            if incident:
+                self._silent_since = now
+            self._lifecycle.note_silent(now, reason)
+            logger.error("the engine is unresponsive: %s", reason)
+            if incident:
+                self._start("hang", lambda: self._on_hang(reason))
+        else:
+            self._lifecycle.note_ready(now)
+            logger.warning("the engine answers again, after %.0f s", now - self._silent_since)
+        await self._on_change()
+
+    def _start(self, name: str, work: Callable[[], Coroutine[None, None, None]]) -> None:
+        """Start `work` in a task, unless the previous task of this name still runs."""
+        running = self._running.get(name)
+        if running is None or running.done():
+            if running is not None:
+                running.result()
+            self._running[name] = asyncio.create_task(work(), name=name)
+
+    async def _end_tasks(self) -> None:
+        for task in self._running.values():
+            await tasks.end(task)
+        self._running.clear()
+
+
+class _Questions:
+    """The questions to one engine process.
+
+    Attributes:
+        ranks_requested: the server has answered a request for the beats of its ranks, or has no
+            route for it.
+    """
+
+    def __init__(
+        self,
+        progress: Progress,
+        client: EngineClient,
+        settings: HealthCheckSettings,
+        hang_seconds: float,
+    ) -> None:
+        self._progress = progress
+        self._client = client
+        self._settings = settings
+        self._hang_seconds = hang_seconds
+        self._beats_known = self._canary_known = client.has_probes
+        self.ranks_requested = not client.has_probes
+
+    async def request_beats(self) -> None:
+        """Request the beats of the ranks, and record them."""
+        if not self._beats_known:
+            return
+        beats = await self._client.fetch_beats(timeout=self._settings.request_seconds)
+        if beats is not None:
+            self._progress.note_beats(beats)
+            self._beats_known = self._progress.rank_count > 0
+            self.ranks_requested = True
+
+    async def send_canary(self) -> None:
+        """Send a canary, wait for the answer, and record it.
+
+        A canary waits as long as the engine may be silent: a canary that is given up early would
+        make the engine log the end of the connection.
+        """
+        rank = self._progress.choose_canary_rank()
+        if not self._canary_known or rank is None:
+            if await self._client.check_health(timeout=self._hang_seconds):
+                self._progress.note_canary(None)
+            return
+        ranks = self._progress.rank_count
+        result = await self._client.send_canary(rank, ranks=ranks, timeout=self._hang_seconds)
+        if result is CanaryResult.ANSWERED:
+            self._progress.note_canary(rank)
+        elif result is CanaryResult.REFUSED:
+            self._progress.note_refused_canary()
+        elif result is CanaryResult.NOT_UNDERSTOOD:
+            self._canary_known = False
