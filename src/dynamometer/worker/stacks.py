@@ -114,14 +114,16 @@ async def _dump(program: str, pid: int, deadline: float) -> tuple[bool, str]:
     text = output[:_LONGEST_DUMP_BYTES].decode("utf-8", "replace")
     # A dump begins with the command line, which may contain keys.
     _, version, stacks = text.partition("\nPython v")
-    return process.returncode == 0, f"{title}\n{version.lstrip()}{stacks}" if stacks else text
+    shown = version.lstrip() + stacks if stacks else text
+    return process.returncode == 0, f"{title}\n{shown}"
 
 
 def _title(pid: int) -> str:
     try:
         process = psutil.Process(pid)
         words = process.cmdline() or [process.name()]
-        return f"{' '.join(words[:3]).strip()}, {process.status()}"
+        shown = words[:3] if words[1:2] == ["-m"] else words[:1]
+        return f"{' '.join(shown)}, {process.status()}"
     except psutil.Error:
         return "ended"
 
