@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from dynamometer.engines.interface import Probes, RankBeat
+from dynamometer.names import labels
 from dynamometer.runtime.record import AGGREGATED, Json
 
 # A query that SGLang ignores, by which its access log shows these requests.
@@ -36,7 +37,8 @@ def read_beats(answer: Json) -> Sequence[RankBeat]:
     for load in loads if isinstance(loads, list) else ():
         if not isinstance(load, dict):
             continue
-        rank, time, waiting = (load.get(n) for n in ("dp_rank", "timestamp", "num_waiting_reqs"))
+        rank, time = load.get(labels.DP_RANK), load.get("timestamp")
+        waiting = load.get("num_waiting_reqs")
         if isinstance(rank, int) and isinstance(time, int | float) and isinstance(waiting, int):
             beats.append(RankBeat(rank=rank, beat=time, waiting=waiting))
     return beats

@@ -23,7 +23,7 @@ class CanaryResult(Enum):
         ANSWERED: the engine computed the answer.
         REFUSED: the server answered with an error, such as a full queue.
         NOT_UNDERSTOOD: the server does not know such requests.
-        LOST: the connection failed, or there was no answer in time.
+        LOST: the connection failed, or the answer did not arrive in time.
     """
 
     ANSWERED = "answered"
@@ -87,7 +87,8 @@ class EngineClient:
                 async with self._session.get(
                     self._url + probes.beats_path, headers=self._headers
                 ) as answer:
-                    return probes.read_beats(await answer.json(content_type=None))
+                    content = await answer.json(content_type=None)
+                    return probes.read_beats(content) if answer.status == 200 else ()
         except _ERRORS:
             return None
         except (ValueError, RecursionError):

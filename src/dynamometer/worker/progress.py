@@ -20,7 +20,8 @@ from typing import Final
 from dynamometer.engines.interface import RankBeat
 
 TICK_SECONDS: Final = 1.0
-# The event loop of this process was stopped or starved before a tick that is later than this.
+# The event loop of this process was stopped or starved before a tick that is later than this, and
+# the server of an engine answers sooner.
 _LATE_SECONDS: Final = 2 * TICK_SECONDS
 # A part is asked so many times earlier than it would be silent, whatever the settings.
 _ASKED_EARLIER: Final = 5
@@ -31,7 +32,7 @@ class _Part:
 
     Attributes:
         quiet: the seconds since the last evidence.
-        asked: the part was asked, and there was no evidence since.
+        asked: the part was asked, and has shown no progress since.
         unanswered: the seconds since it was asked.
     """
 
@@ -182,8 +183,8 @@ class Progress:
     def silent_reason(self) -> str:
         """The parts that do not answer, one line for users; empty if all answer."""
         asked = f"(asked for {self._hang:g} s)"
-        if self._silent(self._server):
-            return f"its server does not answer {asked}"
+        if any(map(self._silent, self._parts)) and self._server.unanswered >= _LATE_SECONDS:
+            return f"its server does not answer {asked}"  # and so the others cannot
         ranks = [str(number) for number, rank in self._ranks.items() if self._silent(rank)]
         if ranks and len(self._ranks) == 1:
             return f"its scheduler does not answer {asked}"

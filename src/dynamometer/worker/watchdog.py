@@ -93,7 +93,7 @@ class Watchdog:
             now = clock()
             progress.tick(now - before)
             before = now
-            if progress.asking:
+            if progress.asking or not questions.ranks_requested:
                 self._start("beats", questions.request_beats)
             if progress.output_asked and questions.ranks_requested:
                 self._start("canary", questions.send_canary)
