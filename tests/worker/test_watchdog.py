@@ -98,7 +98,9 @@ class Worker:
             found = Watchdog(
                 self.lifecycle,
                 EngineClient(session, SGLang(), self._launch),
-                HealthCheckSettings(enabled=enabled, wait_seconds=2 * TICK, request_seconds=HANG / 2),
+                HealthCheckSettings(
+                    enabled=enabled, wait_seconds=2 * TICK, request_seconds=HANG / 2
+                ),
                 hang_seconds=HANG,
                 take_progress=lambda: self.answering,
                 on_change=self._change,
