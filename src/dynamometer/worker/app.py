@@ -326,6 +326,7 @@ class _Worker:
             self._options.health_check,
             hang_seconds=self._options.hang_timeout,
             take_progress=self.endpoint.take_progress,
+            on_progress=lambda rank: self._engine_metrics.note_progress(str(rank), time.time()),
             on_change=publish,
             on_hang=self._write_stacks,
         )
@@ -350,7 +351,7 @@ class _Worker:
         """Write the stacks of the engine's processes to a file, and log its path."""
         try:
             path = await write_stacks(
-                await self._supervisor.find_pids(),
+                await asyncio.to_thread(lambda: list(_descendant_pids())),
                 python=self._options.engine_python,
                 worker=hexadecimal(self.record.id),
                 reason=reason,

@@ -11,7 +11,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -73,7 +73,6 @@ class Supervisor:
         self.models = ModelCards()
         self.load_seconds = 0.0
         self.info: Mapping[str, Json] = {}
-        self._process: EngineProcess | None = None
 
     @asynccontextmanager
     async def running(
@@ -96,7 +95,6 @@ class Supervisor:
         process = await EngineProcess.start(
             self._launch.command, environment, owner=self._directory.path.name
         )
-        self._process = process
         self.lifecycle.note_started(time.time())
         logger.info("engine started, process %d", process.pid)
         watching = asyncio.create_task(self._watch(process, on_change), name="engine")
@@ -129,17 +127,6 @@ class Supervisor:
         with suppress(HangError):
             if removed := await removing.run(lambda: remove_unmapped(self._shared_files)):
                 logger.debug("removed files of the engine from /dev/shm: %d", removed)
-
-    async def find_pids(self) -> Sequence[int]:
-        """Return the pids of the engine's processes; of the first alone, if a check hangs."""
-        process = self._process
-        if process is None:
-            return ()
-        finding: BlockingCalls[Sequence[int]] = BlockingCalls("processes", deadline=CHECK_SECONDS)
-        try:
-            return await finding.run(lambda: [member.pid for member in process.members()])
-        except HangError:
-            return (process.pid,)
 
     @property
     def state(self) -> State:

@@ -26,12 +26,7 @@ _WATCHED: Final = (State.READY, State.UNRESPONSIVE)
 
 
 class Watchdog:
-    """Watches the engine of one worker, across restarts of the engine.
-
-    Attributes:
-        last_progress: the time of the last evidence of each data-parallel rank, Unix time in
-            seconds, by the number of the rank.
-    """
+    """Watches the engine of one worker, across restarts of the engine."""
 
     def __init__(
         self,
@@ -41,6 +36,7 @@ class Watchdog:
         *,
         hang_seconds: float,
         take_progress: Callable[[], bool],
+        on_progress: Callable[[int], None],
         on_change: Callable[[], Awaitable[None]],
         on_hang: Callable[[str], Coroutine[None, None, None]],
     ) -> None:
@@ -52,6 +48,8 @@ class Watchdog:
             settings: the times of the questions.
             hang_seconds: the time without an answer after which the engine is unresponsive.
             take_progress: returns whether bytes of answers came since its last call.
+            on_progress: called with the number of each data-parallel rank that has shown progress,
+                at most once a second.
             on_change: called and awaited after each change of the state.
             on_hang: called once in each incident, with its reason, while this object watches on.
         """
@@ -60,11 +58,11 @@ class Watchdog:
         self._settings = settings
         self._hang_seconds = hang_seconds
         self._take_progress = take_progress
+        self._on_progress = on_progress
         self._on_change = on_change
         self._on_hang = on_hang
         self._running: dict[str, asyncio.Task[None]] = {}
         self._silent_since = 0.0  # valid while a reason is reported
-        self.last_progress: dict[int, float] = {}
 
     async def run(self) -> None:
         """Watch each engine process while it is ready or unresponsive, until cancelled."""
@@ -86,7 +84,6 @@ class Watchdog:
         clock = asyncio.get_running_loop().time
         reported = ""
         before = clock()
-        self.last_progress.clear()
         while True:
             if self._take_progress():
                 progress.note_answer()
@@ -98,7 +95,7 @@ class Watchdog:
             if progress.output_asked and questions.ranks_requested:
                 self._start("canary", questions.send_canary)
             for rank in progress.take_proven_ranks():
-                self.last_progress[rank] = time.time()
+                self._on_progress(rank)
             if (reason := progress.silent_reason) != reported:
                 await self._report(reason, incident=not reported)
                 reported = reason
