@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -233,3 +234,33 @@ def test_attempts_belong_to_the_present_trouble_and_are_bounded() -> None:
     assert life.attempts
     silent(life)
     assert not life.attempts
+
+
+def test_a_report_is_json_with_every_member() -> None:
+    assert json.loads(json.dumps(engine(READY).report())) == {
+        "state": "ready", "since": 100.0, "reason": "", "last_exit": None, "attempts": [],
+    }  # fmt: skip
+    life = engine(RESTARTING)
+    life.note_attempt(101.0, "waited for memory")
+    assert json.loads(json.dumps(life.report())) == {
+        "state": "restarting",
+        "since": 100.0,
+        "reason": "killed by signal 9",
+        "last_exit": {
+            "code": -9,
+            "cause": "signal",
+            "process": "sglang::scheduler",
+            "reason": "killed by signal 9",
+            "time": 100.0,
+        },
+        "attempts": ["1970-01-01T00:01:41+00:00 waited for memory"],
+    }
+
+
+def test_every_text_of_a_report_is_cleaned() -> None:
+    life = engine(RESTARTING)
+    life.note_attempt(101.0, "used the key")
+    text = json.dumps(life.report(lambda _: "clean"))
+    assert KILLED.description not in text
+    assert KILLED.process not in text
+    assert "the key" not in text

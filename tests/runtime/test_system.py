@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dynamometer.runtime.lifecycle import Lifecycle
 from dynamometer.runtime.record import State
 from dynamometer.runtime.system import SystemStatus
 from dynamometer.settings import HealthSettings
@@ -55,6 +56,24 @@ def test_a_missing_required_endpoint_has_the_starting_status() -> None:
     assert status.ready
     assert body["endpoints"] == {"generate": "ready"}
     assert "reasons" not in body
+
+
+@pytest.mark.parametrize("state", set(State) - {State.STARTING, State.READY})
+def test_a_misspelled_endpoint_keeps_no_process_ready_that_is_in_trouble(state: State) -> None:
+    status = SystemStatus(lambda: state, dict, health=WAITS_READY)
+    assert not status.ready
+
+
+def test_health_has_the_state_and_its_details() -> None:
+    life = Lifecycle(5.0)
+    status = SystemStatus(
+        lambda: life.state, lambda: {"generate": life.state}, details=life.report
+    )
+    body = status.health_body()
+    assert body["status"] == "notready"
+    assert (body["state"], body["since"], body["last_exit"]) == ("starting", 5.0, None)
+    assert body["uptime"]
+    assert "since" not in status.body("live")
 
 
 def test_a_missing_required_endpoint_is_not_ready_after_another_failed() -> None:

@@ -317,5 +317,12 @@ class StartableEngine(Engine, Protocol):
     def describe_exit(self, log: Sequence[str], exit_code: int, launch: Launch) -> str:
         """Return the reason of the engine's end, one line, from the last lines of its log."""
 
+    def public_lines(self) -> Callable[[str], str | None]:
+        """Return a filter of the engine's log for readers who may not see requests.
+
+        The filter gets each line in order, and returns the line without the contents of a request;
+        None to omit the line.
+        """
+
     def describe_progress(self, log: Sequence[str]) -> str:
         """Return the last line of the log that shows progress; empty if there is none."""

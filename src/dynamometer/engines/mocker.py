@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dynamometer.engines import sglang, sglang_flags
@@ -17,6 +17,7 @@ from dynamometer.engines.interface import (
 )
 from dynamometer.engines.load_signals import EngineLoad
 from dynamometer.engines.sglang_info import engine_info, model_cards, request_name
+from dynamometer.engines.sglang_log import PublicLines
 from dynamometer.errors import SettingsError
 from dynamometer.http.addresses import free_port
 from dynamometer.names import label_value
@@ -88,6 +89,10 @@ class Mocker:
     def describe_exit(self, log: Sequence[str], exit_code: int, launch: Launch) -> str:  # noqa: ARG002  # the contract's parameter
         """See `interface.StartableEngine.describe_exit`."""
         return sglang.exit_reason(log, exit_code)
+
+    def public_lines(self) -> Callable[[str], str | None]:
+        """See `interface.StartableEngine.public_lines`."""
+        return PublicLines()
 
     def describe_progress(self, log: Sequence[str]) -> str:
         """See `interface.StartableEngine.describe_progress`."""

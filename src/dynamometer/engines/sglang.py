@@ -11,7 +11,7 @@ import os
 import re
 import signal
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +29,7 @@ from dynamometer.engines.interface import (
 from dynamometer.engines.load_signals import EngineLoad
 from dynamometer.engines.sglang_cpu import overlay
 from dynamometer.engines.sglang_info import engine_info, model_cards, request_name
+from dynamometer.engines.sglang_log import PublicLines
 from dynamometer.engines.sglang_names import REQUEST_TOTALS
 from dynamometer.engines.sglang_probes import PROBES
 from dynamometer.errors import SettingsError
@@ -194,6 +195,10 @@ class SGLang:
         """See `interface.StartableEngine.describe_exit`."""
         return exit_reason(log, exit_code) + _hint(launch)
 
+    def public_lines(self) -> Callable[[str], str | None]:
+        """See `interface.StartableEngine.public_lines`."""
+        return PublicLines()
+
     def describe_progress(self, log: Sequence[str]) -> str:
         """See `interface.StartableEngine.describe_progress`; SGLang stamps only its own lines."""
         stamped = (line for line in reversed(log) if _STAMP.match(line))
@@ -235,11 +240,15 @@ def exit_reason(log: Sequence[str], exit_code: int) -> str:
     """Return the last exception or usage error in `log`, or its last line, with the exit code.
 
     After a SIGKILL from outside, the last line is omitted: the engine could not log the reason.
+    Lines with the contents of a request are ignored.
+
     SGLang logs the exception of a child process before the message that a child has failed; the
     last exception is the one that ended the engine.
     """
     ended = f"exit code {exit_code}" if exit_code >= 0 else f"signal {-exit_code}"
-    lines = [_STAMP.sub("", line).strip() for line in log]
+    public = PublicLines()
+    shown = [line for line in map(public, log) if line is not None]
+    lines = [_STAMP.sub("", line).strip() for line in shown]
     crashes = [number for number, line in enumerate(lines) if _CRASH.match(line)]
     if crashes:  # later lines are consequences of the crash
         lines = lines[max(0, crashes[0] - _LINES_OF_A_CRASH) : crashes[0] + 1]

@@ -164,7 +164,7 @@ class _Exporter:
 
     def application(self) -> web.Application:
         status = system.SystemStatus(
-            self._state, self._endpoints, self._reasons, self._options.health
+            self._state, self._endpoints, self._reasons, self._options.health, self._details
         )
         return system.application(self._page, status)
 
@@ -209,6 +209,13 @@ class _Exporter:
         if not self._engines:
             return {"engines": self._no_engine_reason()}
         return {name: engine.reason for name, engine in self._engines.items() if engine.reason}
+
+    def _details(self) -> Mapping[str, object]:
+        """Return the report of each engine, and at the top that of the engine that decides."""
+        engines = self._engines.values()
+        state = self._state()
+        worst = next((one.lifecycle.report() for one in engines if one.state is state), {})
+        return {**worst, "engines": {one.name: one.lifecycle.report() for one in engines}}
 
     def _no_engine_reason(self) -> str:
         if self._search_fault:

@@ -16,14 +16,14 @@ restarts is 0. The machine does no I/O and reads no clock; each event has its Un
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
-from dynamometer.runtime.record import State
+from dynamometer.runtime.record import Json, State
 
 _ATTEMPTS_KEPT: Final = 10
 
@@ -128,6 +128,29 @@ class Lifecycle:
     def attempts(self) -> tuple[str, ...]:
         """The last actions since the engine was ready, each with its time, the oldest first."""
         return tuple(self._attempts)
+
+    def report(self, clean: Callable[[str], str] = str) -> dict[str, Json]:
+        """Return the state for `/health`; docs/reliability.md describes the members.
+
+        Args:
+            clean: returns a text, such as a reason, in the form that may be shown.
+        """
+        ended = self.last_exit
+        return {
+            "state": self.state,
+            "since": self.since,
+            "reason": clean(self.reason),
+            "last_exit": None
+            if ended is None
+            else {
+                "code": ended.code,
+                "cause": ended.cause,
+                "process": clean(ended.process),
+                "reason": clean(ended.description),
+                "time": self.last_exit_at,
+            },
+            "attempts": [clean(attempt) for attempt in self.attempts],
+        }
 
     def note_started(self, now: float) -> None:
         """Record the start of an engine process, which does not answer yet."""

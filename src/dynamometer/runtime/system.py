@@ -38,6 +38,7 @@ class SystemStatus:
         endpoints: Callable[[], Mapping[str, State]],
         reasons: Callable[[], Mapping[str, str]] = dict,
         health: HealthSettings = DEFAULT_HEALTH,
+        details: Callable[[], Mapping[str, object]] = dict,
     ) -> None:
         """Store the arguments, and start to measure the uptime.
 
@@ -46,11 +47,13 @@ class SystemStatus:
             endpoints: returns the state of each endpoint or engine, by name.
             reasons: returns the known reasons why endpoints are not ready, by name of the endpoint.
             health: the settings of `/health` and `/live`.
+            details: returns more members of `/health`, as of `Lifecycle.report`.
         """
         self.health = health
         self._endpoints = endpoints
         self._state = state
         self._reasons = reasons
+        self._details = details
         self._started_at_ns = time.monotonic_ns()
 
     @property
@@ -75,9 +78,10 @@ class SystemStatus:
 
         An endpoint that is still starting is omitted, unless it is required. A required endpoint
         that is starting or missing has the status in DYN_SYSTEM_STARTING_HEALTH_STATUS, but
-        `notready` if the process has failed.
+        `notready` if the process neither starts nor is ready.
         """
-        starts_ready = self.health.ready_at_start and self._state() is not State.FAILED
+        living = self._state() in (State.STARTING, State.READY)
+        starts_ready = self.health.ready_at_start and living
         at_start = _READY if starts_ready else _NOT_READY
         return dict.fromkeys(self.health.endpoints, at_start) | {
             name: _READY if state is State.READY else _NOT_READY
@@ -85,8 +89,13 @@ class SystemStatus:
             if state is not State.STARTING
         }
 
+    def health_body(self) -> Mapping[str, object]:
+        """Return the JSON body of `/health`."""
+        status = _READY if self.ready else _NOT_READY
+        return {**self.body(status), "state": self._state(), **self._details()}
+
     def body(self, status: str) -> Mapping[str, object]:
-        """Return the JSON body: the fields of NVIDIA Dynamo's response, and `reasons`."""
+        """Return the fields of NVIDIA Dynamo's response, and `reasons`."""
         secs, nanos = divmod(time.monotonic_ns() - self._started_at_ns, 10**9)
         endpoints = self._statuses()
         missing = {name for name in self.health.endpoints if endpoints[name] != _READY}
@@ -104,9 +113,7 @@ def application(page: MetricsPage, status: SystemStatus) -> web.Application:
     """Return the application with the routes of the system server."""
 
     async def health(_: web.Request) -> web.Response:
-        ready = status.ready
-        body = status.body(_READY if ready else _NOT_READY)
-        return web.json_response(body, status=200 if ready else 503)
+        return web.json_response(status.health_body(), status=200 if status.ready else 503)
 
     async def live(_: web.Request) -> web.Response:
         return web.json_response(status.body("live"))

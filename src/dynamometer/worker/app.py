@@ -34,7 +34,7 @@ from dynamometer.runtime.distributed import DistributedRuntime
 from dynamometer.runtime.distributed import Endpoint as RuntimeEndpoint
 from dynamometer.runtime.engine_metrics import EngineMetrics
 from dynamometer.runtime.identity import hexadecimal, new_id
-from dynamometer.runtime.record import ENGINE_VERSION, Record, Role, State
+from dynamometer.runtime.record import ENGINE_VERSION, Json, Record, Role, State
 from dynamometer.settings import HealthCheckSettings, HealthSettings
 from dynamometer.worker.build_metrics import BuildMetrics
 from dynamometer.worker.control import controlled
@@ -299,10 +299,23 @@ class _Worker:
         def state() -> State:
             return self._supervisor.state
 
+        endpoint = self._options.endpoint
         status = system.SystemStatus(
-            state, lambda: {self._options.endpoint: state()}, health=self._options.health
+            state,
+            lambda: {endpoint: state()},
+            lambda: {endpoint: reason} if (reason := str(self._report()["reason"])) else {},
+            self._options.health,
+            self._report,
         )
         return system.application(self._runtime.page, status)
+
+    def _report(self) -> Mapping[str, Json]:
+        """Return the state of the engine for `/health`, with its log unless it is ready."""
+        log = self._supervisor.public_log
+        report = self._supervisor.lifecycle.report(log.clean)
+        if self._supervisor.state is not State.READY:
+            report["log"] = list(log.lines)
+        return report
 
     async def _fetch(self) -> None:
         """Fetch the engine's own page in the background, if the page is a source."""

@@ -25,6 +25,7 @@ from dynamometer.process.shared_memory import SharedFile, mapped_by, remove_unma
 from dynamometer.runtime.lifecycle import EngineExit, ExitCause, Lifecycle, RestartPolicy
 from dynamometer.runtime.record import Json, State
 from dynamometer.worker.engine_client import EngineClient
+from dynamometer.worker.engine_log import EngineLog
 from dynamometer.worker.process_tree import CHECK_SECONDS, EngineProcess
 from dynamometer.worker.run_directory import RunDirectory
 
@@ -50,6 +51,7 @@ class Supervisor:
 
     Attributes:
         lifecycle: the state of the engine.
+        public_log: the last lines of the engine's log that `/health` may show.
         ready: set when the worker becomes ready.
         models: the models that the engine serves; empty until the engine answers.
         load_seconds: the time from the engine's start until its model answered.
@@ -68,6 +70,7 @@ class Supervisor:
         self._record_lock = threading.Lock()
         self._shared_files: frozenset[SharedFile] = frozenset()
         self._processes: frozenset[ProcessIdentity] = frozenset()
+        self.public_log = EngineLog(engine.public_lines(), launch.api_key)
         self.lifecycle = Lifecycle(time.time(), RestartPolicy(limit=0))
         self.ready = asyncio.Event()
         self.models = ModelCards()
@@ -256,5 +259,6 @@ class Supervisor:
     def _log_line(self, line: str) -> None:
         if self._engine.probes is not None and self._engine.probes.log_line.search(line):
             return
+        self.public_log.add(line)
         key = self._launch.api_key
         engine_log.info("%s", line.replace(key, "***") if key else line)

@@ -1,0 +1,50 @@
+"""SGLang's log without the contents of requests.
+
+SGLang logs requests with `--log-requests`, and parts of them in some errors. The filter knows such
+entries by words that only they have. An entry may have several lines: it ends where the next entry
+begins, with a time stamp or with uvicorn's level.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_BEGINNING: Final = re.compile(r"\[\d{4}-\d\d-\d\d|(?:DEBUG|INFO|WARNING|ERROR|CRITICAL):\s")
+_MEMBERS: Final = (
+    r"(?:text|prompt|messages|content|inputs?|input_text|input_ids|origin_input_ids|output_ids"
+    r"|input_embeds|token_ids|arguments|image_data|audio_data|video_data|image_url|sampling_params)"
+)
+# Requests as SGLang's objects (`GenerateReqInput(...)`, `Req(rid=...)`), as members of these or of
+# the JSON of a request, and as values that are not valid.
+_PRIVATE: Final = re.compile(
+    r"\b(?:Receive|Receive OpenAI|Finish): obj=|\"event\": *\"request\."
+    r"|Req(?:Input|Output)?\(|\brecv_obj=|\binput_value=|Unparsed required tool call"
+    rf"|\b{_MEMBERS} *= *\S|(['\"]){_MEMBERS}\1 *: *\S"
+)
+_TRACEBACK: Final = "Traceback (most recent call last):"
+_EXCEPTION: Final = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Refused)(?=: )")
+_OMITTED: Final = ": (its message is omitted: it may have the contents of a request)"
+# A line of the access log. SGLang's routes need no query, but a client may send any.
+_QUERY: Final = re.compile(r"(\"[A-Z]+ [^\s?\"]*)\?[^\s\"]*")
+
+
+class PublicLines:
+    """A filter of SGLang's log; see `interface.StartableEngine.public_lines`."""
+
+    def __init__(self) -> None:
+        self._private = False  # the present entry has the contents of a request
+        self._in_traceback = False
+
+    def __call__(self, line: str) -> str | None:
+        """Return the line without the contents of a request; None to omit the line."""
+        if self._in_traceback and line[:1].isspace():
+            return line  # source code
+        self._in_traceback = _TRACEBACK in line
+        if self._in_traceback or _BEGINNING.match(line):
+            self._private = False
+        if not self._private and not _PRIVATE.search(line):
+            return _QUERY.sub(r"\1", line)
+        self._private = True
+        exception = _EXCEPTION.match(line)
+        return exception[0] + _OMITTED if exception else None
