@@ -66,9 +66,7 @@ def test_a_misspelled_endpoint_keeps_no_process_ready_that_is_in_trouble(state: 
 
 def test_health_has_the_state_and_its_details() -> None:
     life = Lifecycle(5.0)
-    status = SystemStatus(
-        lambda: life.state, lambda: {"generate": life.state}, details=life.report
-    )
+    status = SystemStatus(lambda: life.state, lambda: {"generate": life.state}, details=life.report)
     body = status.health_body()
     assert body["status"] == "notready"
     assert (body["state"], body["since"], body["last_exit"]) == ("starting", 5.0, None)
