@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse
@@ -15,9 +17,10 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from dynamometer.http.addresses import free_port
 from dynamometer.runtime.discovery.file import FileDiscovery
 from dynamometer.runtime.record import State
-from exporting import Page, exporter
+from exporting import Exporter, Page, exporter
 from stack import eventually, http
 
+NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--")
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -94,6 +97,48 @@ def test_an_engine_that_starts_is_called_what_the_environment_says(
         answer = http(f"{found.url}/health")
         assert (answer.status, answer.json()["status"]) == (status, start)
         assert set(found.health()[1]["endpoints"].values()) <= {start}
+
+
+def health(found: Exporter) -> dict[str, Any]:
+    return cast(dict[str, Any], http(f"{found.url}/health").json())
+
+
+def test_health_has_the_report_of_each_engine_and_of_the_one_that_decides(tmp_path: Path) -> None:
+    servers = [Page(0, vllm_page(1), paths=("/health", "/metrics")) for _ in "ab"]
+    flags = [
+        word
+        for name, server in zip("ab", servers, strict=True)
+        for word in ("--engine-url", f"{name}=http://127.0.0.1:{server.server_address[1]}")
+    ]
+    with exporter(tmp_path, *flags) as found:
+        found.wait_until_ready("a").wait_until_ready("b")
+        body = health(found)
+        assert body["state"] == "ready"
+        assert body["engines"].keys() == {"a", "b"}
+        servers[1].end()
+        eventually(lambda: health(found)["state"] == "failed", within=8, what=found.log)
+        body = health(found)
+        assert "no process listens" in body["reason"]
+        assert body["last_exit"]["cause"] == "exit"
+        assert body["last_exit"]["code"] is None
+        shown = {"a": "ready", "b": "failed"}
+        assert {name: report["state"] for name, report in body["engines"].items()} == shown
+        page = found.page()
+        up = dict(re.findall(r'dynamometer_engine_up{engine="(.)",worker_id="(\w+)"}', page))
+        for name, state in shown.items():
+            pattern = rf'dynamometer_engine_state{{[^}}]*state="{state}",[^}}]*{up[name]}"}} 1.0'
+            assert re.search(pattern, page), page
+        assert page.count("dynamometer_engine_restarts_total{") == 8
+    servers[0].end()
+
+
+def test_health_of_an_exporter_without_engines_has_the_same_members(tmp_path: Path) -> None:
+    discovery = str(Path("/tmp") / f"dyno-test-{os.getpid()}")
+    with exporter(tmp_path, before=NOBODY, DYN_FILE_KV=discovery) as found:
+        body = health(found)
+        assert body["engines"] == {}
+        assert (body["state"], body["last_exit"]) == ("starting", None)
+        assert "has no process" in body["reason"]
 
 
 def assert_join_of_the_docs(page: str, expected: dict[str, float], directory: Path) -> None:

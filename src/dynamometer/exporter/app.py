@@ -212,10 +212,17 @@ class _Exporter:
 
     def _details(self) -> Mapping[str, object]:
         """Return the report of each engine, and at the top that of the engine that decides."""
-        engines = self._engines.values()
         state = self._state()
-        worst = next((one.lifecycle.report() for one in engines if one.state is state), {})
-        return {**worst, "engines": {one.name: one.lifecycle.report() for one in engines}}
+        own = {
+            "state": state,
+            "since": self.record.since,
+            "reason": "the exporter is ending" if self._draining else self._no_engine_reason(),
+            "last_exit": None,
+            "attempts": [],
+        }
+        reports = {name: one.lifecycle.report() for name, one in self._engines.items()}
+        decides = next((report for report in reports.values() if report["state"] is state), own)
+        return {**decides, "engines": reports}
 
     def _no_engine_reason(self) -> str:
         if self._search_fault:

@@ -92,7 +92,7 @@ class SystemStatus:
     def health_body(self) -> Mapping[str, object]:
         """Return the JSON body of `/health`."""
         status = _READY if self.ready else _NOT_READY
-        return {**self.body(status), "state": self._state(), **self._details()}
+        return {**self.body(status), **self._details()}
 
     def body(self, status: str) -> Mapping[str, object]:
         """Return the fields of NVIDIA Dynamo's response, and `reasons`."""
