@@ -71,6 +71,11 @@ class Bench:
         self._show()
         return record
 
+    def replace(self, record: Record) -> None:
+        """Replace the record of the same instance."""
+        self._records = [record if one.id == record.id else one for one in self._records]
+        self._show()
+
     def forget(self) -> None:
         self._records.clear()
         self._show()

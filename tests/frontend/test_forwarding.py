@@ -10,6 +10,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -26,6 +27,7 @@ from dynamometer.engines.requests import RequestBody
 from dynamometer.frontend import body, failures
 from dynamometer.http import openai_errors, relay
 from dynamometer.http.messages import Headers
+from dynamometer.runtime.record import State
 
 RETRIES = "dynamometer_frontend_retries_total"
 
@@ -463,6 +465,25 @@ async def test_request_that_no_engine_has_is_sent_to_one_other(bench: Bench) -> 
     assert (await bench.ask())[0] == 503
     assert asked == 2
     assert bench.count(RETRIES, model="m", reason="worker_not_ready") == 1
+
+
+@pytest.mark.parametrize("state", [state for state in State if state is not State.READY])
+async def test_worker_gets_nothing_new_while_it_is_not_ready(bench: Bench, state: State) -> None:
+    asked = 0
+
+    async def answer(_: web.Request) -> web.StreamResponse:
+        nonlocal asked
+        asked += 1
+        return web.Response()
+
+    await bench.worker(fine)
+    record = await bench.worker(answer)
+    bench.replace(replace(record, state=state))
+    assert [(await bench.ask())[0] for _ in range(6)] == [200] * 6
+    assert asked == bench.count(RETRIES) == 0
+    bench.replace(record)
+    assert [(await bench.ask())[0] for _ in range(6)] == [200] * 6
+    assert asked == 3
 
 
 async def test_retries_are_counted_by_reason_from_zero(bench: Bench) -> None:

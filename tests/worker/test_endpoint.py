@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from dynamometer.engines.interface import ModelCards, Route
-from dynamometer.http import addresses, server
+from dynamometer.http import addresses, relay, server
 from dynamometer.http.aiohttp_adapter import serving
 from dynamometer.http.origins import Origins
 from dynamometer.http.server import Limits
@@ -81,7 +81,10 @@ class Worker:
 
 
 async def start(
-    engine_url: str, api_key: str | None = None, origins: Sequence[str] = ()
+    engine_url: str,
+    api_key: str | None = None,
+    origins: Sequence[str] = (),
+    state: State = State.READY,
 ) -> AsyncIterator[Worker]:
     runtime = DistributedRuntime()
     endpoint = runtime.namespace("dynamo").component("backend").endpoint("generate")
@@ -91,7 +94,7 @@ async def start(
         routes={PATH: Route(PATH, "chat_completions")},
         metrics=EndpointMetrics(endpoint.metrics, runtime.registry, {"model": "m"}),
         client=client,
-        state=lambda: State.READY,
+        state=lambda: state,
         models=ModelCards,
         api_key=api_key,
     ).handlers(Origins(origins))
@@ -152,6 +155,43 @@ async def test_errors_are_counted_by_what_the_engine_did(
 async def test_an_engine_that_is_not_there_is_an_error(without_engine: Worker) -> None:
     assert await ask(without_engine, "hello") == 503
     assert without_engine.errors() == 1
+
+
+async def may_be_sent_elsewhere(worker: Worker, body: str) -> bool:
+    """Return whether the frontend may send the request to another worker."""
+    async with aiohttp.ClientSession() as client, client.post(worker.url + PATH, data=body) as got:
+        return relay.RETRY_HEADER.decode() in got.headers
+
+
+@pytest.mark.parametrize("state", [state for state in State if state is not State.READY])
+async def test_request_to_a_worker_that_is_not_ready_may_be_sent_elsewhere(state: State) -> None:
+    requests = []
+
+    async def note(request: web.Request) -> web.StreamResponse:
+        requests.append(request)
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_post(PATH, note)
+    listener = addresses.listen("127.0.0.1", 0, setting="")
+    async with serving(app, listener):
+        async for worker in start(addresses.url(listener), state=state):
+            assert await ask(worker, "x") == 503
+            assert await may_be_sent_elsewhere(worker, "x")
+    assert requests == []
+
+
+async def test_request_that_the_engine_did_not_get_may_be_sent_elsewhere(
+    without_engine: Worker,
+) -> None:
+    assert await may_be_sent_elsewhere(without_engine, "x")
+
+
+@pytest.mark.parametrize("body", ["all is well", "400", "429", "500", "503", "dies at once"])
+async def test_request_that_the_engine_may_have_may_not_be_sent_elsewhere(
+    worker: Worker, body: str
+) -> None:
+    assert not await may_be_sent_elsewhere(worker, body)
 
 
 async def test_a_client_that_vanishes_is_a_cancellation_and_no_error(worker: Worker) -> None:
