@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -12,21 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from pages import value
 from stack import Answer, Stack, Worker, eventually, http
 
 SLOW = ("--first-token-seconds", "60")
 WORKER = ("--engine", "mocker", "--model", "mock", "--processes", "0")
-
-
-def value(page: str, name: str, **labels: str) -> float:
-    """Return the sum of a family's series with these labels."""
-    return sum(
-        float(found["value"])
-        for found in re.finditer(
-            rf"^{name}\{{(?P<labels>.*)\}} (?P<value>\S+)$", page, re.MULTILINE
-        )
-        if all(f'{label}="{text}"' in found["labels"] for label, text in labels.items())
-    )
 
 
 def in_flight(worker: Worker) -> float:
