@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pages import value
+from page_values import value
 from stack import Answer, Stack, Worker, eventually, http
 
 SLOW = ("--first-token-seconds", "60")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from pages import value
+from page_values import value
 from stack import Stack, eventually, http
 
 WORKER = ("--engine", "mocker", "--model", "mock", "--processes", "0", "--hang-timeout", "1")
@@ -24,8 +24,14 @@ def test_frozen_engine_gets_nothing_new_until_it_answers_again(tmp_path: Path) -
 
     with ExitStack() as running:
         _, url = running.enter_context(stack.run_frontend())
-        fast = {"DYN_CANARY_WAIT_TIME": "0.2", "DYN_HEALTH_CHECK_REQUEST_TIMEOUT": "0.3"}
-        frozen, other = [running.enter_context(stack.run_worker(*WORKER, **fast)) for _ in range(2)]
+        frozen, other = [
+            running.enter_context(
+                stack.run_worker(
+                    *WORKER, DYN_CANARY_WAIT_TIME="0.2", DYN_HEALTH_CHECK_REQUEST_TIMEOUT="0.3"
+                )
+            )
+            for _ in range(2)
+        ]
         frozen.wait_until_ready()
         other.wait_until_ready()
         eventually(lambda: workers(url, "ready") == 2, within=10, what="both known")
