@@ -66,6 +66,8 @@ class Engine:
         return await self._answer(request, {"loads": members})
 
     async def _generate(self, request: web.Request) -> web.Response:
+        if request.content_type != "application/json":
+            return web.json_response({}, status=400)
         body = await request.json()
         self.canaries.append(body)
         while f"rank {body['routed_dp_rank']}" in self.stopped:

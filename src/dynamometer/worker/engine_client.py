@@ -105,10 +105,11 @@ class EngineClient:
         probes = self._engine.probes
         assert probes is not None
         body = probes.canary(rank, ranks=ranks, mode=self._mode)
+        headers = self._headers | {"Content-Type": "application/json"}
         try:
             async with asyncio.timeout(timeout):
                 async with self._session.post(
-                    self._url + probes.canary_path, json=body, headers=self._headers
+                    self._url + probes.canary_path, json=body, headers=headers
                 ) as answer:
                     await answer.read()
         except _ERRORS:

@@ -94,14 +94,17 @@ def _find_program(python: str) -> str | None:
 
 async def _dump(program: str, pid: int, deadline: float) -> tuple[bool, str]:
     """Return the stacks of a process; False and the reason if they cannot be read."""
-    command = (program, "dump", "--nonblocking", "--pid", str(pid))
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
     title = f"process {pid}: {await asyncio.to_thread(_title, pid)}"
+    command = (program, "dump", "--nonblocking", "--pid", str(pid))
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+    except OSError as error:
+        return False, f"{title}\ncannot run {program}: {error.strerror}"
     try:
         async with asyncio.timeout(deadline):
             output, _ = await process.communicate()

@@ -82,7 +82,8 @@ class Watchdog:
         )
         questions = _Questions(progress, self._client, self._settings, self._hang_seconds)
         clock = asyncio.get_running_loop().time
-        reported = ""
+        unresponsive = self._lifecycle.engine_state is State.UNRESPONSIVE  # a fault ended this task
+        reported = self._lifecycle.reason if unresponsive else ""
         before = clock()
         while True:
             if self._take_progress():
