@@ -21,7 +21,7 @@ export HF_HUB_OFFLINE := 1
 # output only after a failure.
 logged = $(1) >$(VENV)/setup.log 2>&1 || { cat $(VENV)/setup.log >&2; exit 1; }
 
-.PHONY: help setup system-packages demo test test-quick lint format bench-metrics bench-exporter bench-latency bench-serving bench-dynamo docs fuzz clean
+.PHONY: help setup system-packages demo test test-quick lint format bench-metrics bench-exporter bench-latency bench-serving bench-dynamo docs fuzz load clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -110,6 +110,9 @@ docs: setup ## generate docs/configuration.md and docs/metrics.md from the code 
 
 fuzz: setup ## run the fuzzers for a bounded time: FUZZ_FLAGS="--runs 200000 --seconds 120"
 	@$(BIN)/python tests/fuzz/run.py $(FUZZ_FLAGS)
+
+load: setup ## run the real engine under full load beside busy processes, LOAD_SECONDS long (600): no false alarm
+	@LOAD_SECONDS=$${LOAD_SECONDS:-600} $(BIN)/python -m pytest -q -s tests/worker/test_hangs.py -k never_unresponsive
 
 clean: ## remove the files that other targets created
 	rm -rf $(VENV) $(DYNAMO_VENV) $(ROUTER_VENV) .demo build dist .pytest_cache .mypy_cache .ruff_cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import re
 import signal
 import stat
@@ -143,6 +144,10 @@ def check_hang(worker: Worker, title: str, kind: str) -> str:
     return worker.process.log[before:]
 
 
+def health(worker: Worker) -> dict[str, object]:
+    return request(f"{worker.system_url}/health").json()
+
+
 KINDS = ("idle", "streamed", "in one piece")
 
 
@@ -198,11 +203,13 @@ def test_the_stacks_of_an_engine_that_hangs_are_kept(worker: Worker, state_direc
     with stopped(find(worker, "scheduler")):
         before = len(worker.process.log)
         eventually(lambda: not worker.ready(), within=DETECTED_SECONDS, what="unresponsive")
-        eventually(
-            lambda: "wrote the stacks" in worker.process.log[before:], within=10, what="stacks"
-        )
+        eventually(lambda: health(worker)["attempts"], within=10, what="stacks")
+        state, reason, attempts = (health(worker)[key] for key in ("state", "reason", "attempts"))
     eventually(worker.ready, within=ANSWERING_SECONDS, what="ready again")
+    assert state == "unresponsive"
+    assert str(reason).startswith("its scheduler does not answer")
     (found,) = re.findall(r"wrote the stacks of the engine to (\S+)", worker.process.log[before:])
+    assert found in str(attempts)
     path = Path(found)
     assert path.parent == state_directory / "dynamometer" / "stacks"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -284,13 +291,13 @@ BUSY = "while True: pass"
 
 
 def test_a_healthy_engine_is_never_unresponsive(stack: Stack, tmp_path: Path) -> None:
-    """Everything that delays answers, for a minute: a busy machine, a full engine, the longest
+    """Everything that delays answers, for LOAD_SECONDS: a busy machine, a full engine, the longest
     prompts, a client that does not read, and a worker that is stopped.
     """
     worker = stack.worker
     assert worker is not None
     before = len(worker.process.log)
-    seconds = 60
+    seconds = float(os.environ.get("LOAD_SECONDS", "60"))
     with contextlib.ExitStack() as exits:
         for number in range(2):
             command = [PYTHON, "-c", BUSY]
@@ -300,6 +307,7 @@ def test_a_healthy_engine_is_never_unresponsive(stack: Stack, tmp_path: Path) ->
         unread.send_only()
         started = time.monotonic()
         was_stopped = False
+        started_count = 0
         generations: list[Generation] = []
         while (elapsed := time.monotonic() - started) < seconds:
             generations = [one for one in generations if one.is_alive()]
@@ -312,6 +320,7 @@ def test_a_healthy_engine_is_never_unresponsive(stack: Stack, tmp_path: Path) ->
                     prompt=2000 if number % 3 == 0 else 8,
                 )
                 one.start()
+                started_count += 1
                 generations.append(one)
             if not was_stopped and elapsed > 20:
                 was_stopped = True
@@ -319,6 +328,9 @@ def test_a_healthy_engine_is_never_unresponsive(stack: Stack, tmp_path: Path) ->
                     time.sleep(20)  # longer than --hang-timeout
             assert worker.ready()
             time.sleep(0.2)
+        answered = started_count - len(generations)
         for one in generations:
             one.close()
+    print(f"{seconds:.0f} s, answered requests: {answered}")
+    assert answered
     assert "unresponsive" not in worker.process.log[before:]
