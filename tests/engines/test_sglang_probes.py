@@ -90,7 +90,7 @@ ACCESS = '[2026-11-27 12:25:14] INFO:     127.0.0.1:39722 - "{} HTTP/1.1" 200 OK
 @pytest.mark.parametrize(
     ("line", "hidden"),
     [
-        (ACCESS.format("POST /generate?dynamometer"), True),
+        (ACCESS.format("PUT /generate"), True),
         (ACCESS.format("GET /v1/loads?include=core&dynamometer"), True),
         (ACCESS.format("POST /generate"), False),
         (ACCESS.format("GET /v1/loads?include=core"), False),

@@ -258,14 +258,13 @@ def test_the_canary_leaves_request_counters_and_logs_alone(worker: Worker) -> No
     canaries = _canaries(worker)
     eventually(lambda: _canaries(worker) >= canaries + 3, within=15, what="canaries")
     assert counts() == before
-    assert not re.findall(r".*(?:/generate|/v1/loads|Prefill batch).*", worker.process.log[log:])
+    assert not re.findall(r".*(?:PUT|/v1/loads|Prefill batch).*", worker.process.log[log:])
 
 
 def _canaries(worker: Worker) -> float:
     """Return the number of requests that the engine's server has answered at the canary's route."""
-    counts = re.findall(
-        r'^sglang:http_responses_total{.*endpoint="/generate".*} (\S+)', worker.page(), re.MULTILINE
-    )
+    pattern = r'^sglang:http_responses_total{.*method="PUT".*} (\S+)'
+    counts = re.findall(pattern, worker.page(), re.MULTILINE)
     return sum(map(float, counts))
 
 

@@ -46,7 +46,7 @@ class Engine:
     def application(self) -> web.Application:
         app = web.Application()
         app.router.add_get("/v1/loads", self._loads)
-        app.router.add_post("/generate", self._generate)
+        app.router.add_put("/generate", self._generate)
         app.router.add_get("/health_generate", self._answer)
         return app
 

@@ -264,7 +264,7 @@ class Probes:
     Attributes:
         beats_path: a GET route with the state of each data-parallel rank.
         read_beats: returns the states in an answer of `beats_path`; none if the answer is invalid.
-        canary_path: a POST route that answers a canary as it answers a request.
+        canary_path: a PUT route that answers a canary as a POST route answers a request.
         canary: creates a canary.
         log_line: finds the lines that these requests cause in the engine's log.
     """

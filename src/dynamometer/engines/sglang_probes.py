@@ -9,9 +9,11 @@ members of its answer are used:
     loads[].num_waiting_reqs        requests in any of its queues; not those in the grammar queue
 
 A canary is a request for one token, as SGLang's own `/health_generate` sends it. `/health_generate`
-is not used, because a busy scheduler answers it without the detokenizer. SGLang counts no request
-whose `log_metrics` is false, and exports none whose id contains `HEALTH_CHECK`; if the id started
-with it, a busy scheduler would drop the request.
+is not used, because a busy scheduler answers it without the detokenizer. A canary uses the method
+PUT, which no client can use through a worker, so that `sglang:http_requests_total` counts it apart.
+SGLang's other counters of requests omit a request whose `log_metrics` is false, and its exporter
+omits one whose id contains `HEALTH_CHECK`; if the id started with it, a busy scheduler would drop
+the request.
 """
 
 from __future__ import annotations
@@ -62,10 +64,10 @@ def canary(rank: int, *, ranks: int, mode: str) -> Json:
 PROBES: Final = Probes(
     beats_path=f"/v1/loads?include=core&{_MARK}",
     read_beats=read_beats,
-    canary_path=f"/generate?{_MARK}",
+    canary_path="/generate",
     canary=canary,
     log_line=re.compile(
-        rf"(/v1/loads\?include=core&{_MARK}|/generate\?{_MARK}) |{_MARK}_HEALTH_CHECK_"
+        rf"GET /v1/loads\?include=core&{_MARK} |PUT /generate |{_MARK}_HEALTH_CHECK_"
         r"|Prefill batch, #new-seq: 1, #new-token: 1, #cached-token: 0,"
     ),
 )

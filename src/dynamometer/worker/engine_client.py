@@ -108,7 +108,7 @@ class EngineClient:
         headers = self._headers | {"Content-Type": "application/json"}
         try:
             async with asyncio.timeout(timeout):
-                async with self._session.post(
+                async with self._session.put(
                     self._url + probes.canary_path, json=body, headers=headers
                 ) as answer:
                     await answer.read()
