@@ -22,6 +22,7 @@ COMMANDS = {
     "worker": (WORKER, r"ready after"),
     "frontend": (("frontend", "--http-port", "0"), r"OpenAI-compatible at"),
     "frontends": (("frontend", "--http-port", "0", "--processes", "2"), r"2 processes"),
+    "mocker": (("mocker", "--port", "0", "--processes", "2"), r"serving mock"),
     "exporter": (("exporter", "--engine-url", "http://127.0.0.1:9"), r"metrics and health"),
 }
 
@@ -54,6 +55,8 @@ def test_process_1_reaps_orphans_and_ends_at_sigterm(tmp_path: Path) -> None:
             within=15,
             what="all orphans are reaped",
         )
+        _, mocker = started[list(COMMANDS).index("mocker")]
+        assert len(mocker.children()) >= 3  # two ranks, and Python's resource tracker
         for outer, inner in started:
             os.kill(inner.pid, signal.SIGTERM)
             assert outer.wait(within=15) == 0

@@ -47,7 +47,9 @@ def writing(series: SimulatedSeries) -> Iterator[None]:
     """Run the processes that write the series while the context is open."""
     context = multiprocessing.get_context("spawn")
     processes: list[BaseProcess] = [
-        context.Process(target=write, args=(series, rank), name=f"mocker-rank-{rank}", daemon=True)
+        context.Process(
+            target=write, args=(series, rank, os.getpid()), name=f"mocker-rank-{rank}", daemon=True
+        )
         for rank in range(series.processes)
     ]
     for process in processes:
@@ -61,14 +63,19 @@ def writing(series: SimulatedSeries) -> Iterator[None]:
             process.join(5)
 
 
-def write(series: SimulatedSeries, rank: int) -> None:
+def write(series: SimulatedSeries, rank: int, server: int) -> None:
     """Write one rank's part of the series, then change a fraction of them at each interval.
 
     Runs until the process is killed; requires `PROMETHEUS_MULTIPROC_DIR`.
+
+    Args:
+        series: the series of all ranks.
+        rank: the number of this rank.
+        server: the pid of the parent.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # at Ctrl-C, the server ends its processes
-    if os.getppid() == 1:
+    if os.getppid() != server:  # the server ended before the call of prctl
         return
     # Not imported at the top: prometheus_client reads the variable when it is imported.
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
