@@ -90,7 +90,9 @@ def test_a_drained_worker_finishes_its_requests_and_returns(stack: Stack, worker
         draining = command.enter_context(drain(stack, NAME))
         draining.wait_for(f"worker {ID} is out of traffic; running requests: 1", within=10)
         health = http(f"{worker.system_url}/health")
-        assert (health.status, health.json()["status"]) == (503, "notready")
+        assert health.status == 503
+        assert health.json()["state"] == "draining"
+        assert health.json()["reason"] == "taken out of traffic by dyno drain"
         assert state(stack) is State.DRAINING
         refused = complete(worker.request_url)
         assert refused.status == 503
