@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 import tracemalloc
@@ -476,6 +477,28 @@ async def test_what_does_not_come_has_a_deadline(request_: bytes, answer: bytes)
     async with make(SHORT) as bench:
         assert (await bench.sends(request_)).partition(b" ")[2][:3] == answer
         assert len(bench.app.seen) == (b"/a HTTP/1.1" in request_)
+
+
+@pytest.mark.parametrize("connection", ["keep-alive", "close"])
+async def test_a_client_that_never_reads_its_response_is_closed(connection: str) -> None:
+    size = 2**24
+
+    class App(Echo):
+        async def answer(self, request: Request) -> Response | None:
+            return Response(200, b"x" * size)
+
+    listener = addresses.listen("127.0.0.1", 0, setting="")
+    address = listener.getsockname()
+    async with serving(App(), listener, limits=SHORT):
+        with socket.socket() as raw:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            raw.connect(address)
+            before = len(os.listdir("/proc/self/fd"))
+            raw.sendall(f"GET / HTTP/1.1\r\nConnection: {connection}\r\n\r\n".encode())
+            await until(lambda: len(os.listdir("/proc/self/fd")) > before)
+            await until(lambda: len(os.listdir("/proc/self/fd")) == before)
+            got = await asyncio.to_thread(lambda: b"".join(iter(lambda: raw.recv(2**20), b"")))
+    assert 0 < len(got) < size
 
 
 async def test_a_slow_body_that_goes_on_is_read_and_a_handler_has_no_deadline() -> None:

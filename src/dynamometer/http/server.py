@@ -33,7 +33,8 @@ class Limits:
 
     Attributes:
         body_bytes: the most bytes of a request's body.
-        idle_seconds: the longest time between two requests.
+        idle_seconds: the longest time between two requests, and from the last response until the
+            client has read that response.
         head_seconds: from a head's first byte to its last.
         body_seconds: the longest pause between two pieces of a body.
         linger_seconds: how long the rest of a refused request is read and ignored, so that the
@@ -228,17 +229,23 @@ class _Connection(asyncio.Protocol):
             self._answer_next()
             self._parse()
         elif request.complete:
-            self._parser.ended = True
-            transport.close()
+            self._close(transport)
         else:
             self._linger(transport)
+
+    def _close(self, transport: asyncio.Transport) -> None:
+        """Close the connection when the client has read its response, or too slowly."""
+        self._parser.ended = True
+        transport.close()
+        if transport.get_write_buffer_size():
+            self._set_timer(self._limits.idle_seconds, transport.abort)
 
     def _linger(self, transport: asyncio.Transport) -> None:
         """Let a client that still sends read its response before the connection ends."""
         self._parser.ended = True
         if transport.can_write_eof():
             transport.write_eof()
-        self._set_timer(self._limits.linger_seconds, transport.close)
+        self._set_timer(self._limits.linger_seconds, lambda: self._close(transport))
 
     def shutdown(self) -> asyncio.Task[None] | None:
         """Close the connection; return the task of a handler that is cancelled by that."""
@@ -281,7 +288,7 @@ class _Connection(asyncio.Protocol):
 
     def _late(self) -> None:
         if self._waits_for is _Wait.IDLE and self._transport is not None:
-            self._transport.close()
+            self._close(self._transport)
         elif self._waits_for is _Wait.HEAD:
             self._parser.refuse(Refusal(408, "The request's head was not sent in time"))
             self._answer_next()
