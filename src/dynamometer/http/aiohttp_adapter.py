@@ -12,6 +12,8 @@ from contextlib import asynccontextmanager
 import aiohttp
 from aiohttp import web
 
+from dynamometer.http.messages import LONGEST_HEAD, LONGEST_LINE
+
 
 @asynccontextmanager
 async def serving(
@@ -35,6 +37,10 @@ async def serving(
         # aiohttp would decompress a body of any size on the event loop.
         auto_decompress=False,
         shutdown_timeout=0.5,
+        # A simulated engine accepts the headers that a worker accepted.
+        max_line_size=LONGEST_LINE,
+        max_field_size=LONGEST_LINE,
+        max_headers=LONGEST_HEAD,
     )
     await runner.setup()
     try:

@@ -15,6 +15,9 @@ from typing import Final
 
 Header = tuple[bytes, bytes]
 
+# Limits of a request's headers, in bytes: of one, and of all.
+LONGEST_LINE: Final = 2**15
+LONGEST_HEAD: Final = 2**16
 JSON: Final = (b"content-type", b"application/json; charset=utf-8")
 _REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
 # Statuses whose messages have no body (RFC 9110, 6.4.1).

@@ -14,10 +14,8 @@ from typing import Final
 import httptools
 
 from dynamometer.http.exchange import Request, Sender, too_large
-from dynamometer.http.messages import Headers, Refusal
+from dynamometer.http.messages import LONGEST_HEAD, LONGEST_LINE, Headers, Refusal
 
-LONGEST_LINE: Final = 2**15
-LONGEST_HEAD: Final = 2**16
 # So many bytes may follow each other without a byte of a body: a head with a long target, chunk
 # extensions, or trailers.
 _MOST_WITHOUT_BODY: Final = 2 * LONGEST_HEAD
@@ -35,17 +33,19 @@ class RequestParser:
         ended: whether the rest of the connection's bytes is ignored.
     """
 
-    def __init__(self, sender: Sender, body_limit: int) -> None:
+    def __init__(self, sender: Sender, body_limit: int, head_limit: int = LONGEST_HEAD) -> None:
         """Parse from the first byte on.
 
         Args:
             sender: sends the responses.
             body_limit: the most bytes of a body.
+            head_limit: the most bytes of the headers.
         """
         self.requests: deque[Request] = deque()
         self.in_head = self.ended = False
         self._sender = sender
         self._body_limit = body_limit
+        self._head_limit = head_limit
         self._request: Request | None = None  # the one whose body is parsed
         self._without_body = 0
         self._target = b""
@@ -127,7 +127,7 @@ class RequestParser:
     def on_headers_complete(self) -> None:
         """Check a head, and add its request."""
         assert self._parser is not None
-        if sum(len(name) + len(value) + 4 for name, value in self._headers) > LONGEST_HEAD:
+        if sum(len(name) + len(value) + 4 for name, value in self._headers) > self._head_limit:
             raise _long_head()
         version = self._parser.get_http_version()
         if version not in _VERSIONS:

@@ -17,7 +17,15 @@ from enum import Enum
 from typing import Final
 
 from dynamometer.http.exchange import Application, Request, Stream
-from dynamometer.http.messages import BODILESS, Header, Headers, Refusal, Response, response_head
+from dynamometer.http.messages import (
+    BODILESS,
+    LONGEST_HEAD,
+    Header,
+    Headers,
+    Refusal,
+    Response,
+    response_head,
+)
 from dynamometer.http.request_parser import RequestParser
 
 # A client may send so many bytes of further requests before its request is answered.
@@ -33,6 +41,7 @@ class Limits:
 
     Attributes:
         body_bytes: the most bytes of a request's body.
+        head_bytes: the most bytes of its headers.
         idle_seconds: the longest time between two requests, and from the last response until the
             client has read that response.
         head_seconds: from a head's first byte to its last.
@@ -42,6 +51,7 @@ class Limits:
     """
 
     body_bytes: int
+    head_bytes: int = LONGEST_HEAD
     idle_seconds: float = 75.0
     head_seconds: float = 30.0
     body_seconds: float = 60.0
@@ -73,7 +83,7 @@ class _Connection(asyncio.Protocol):
         self._limits = limits
         self._connections = connections
         self._loop = asyncio.get_running_loop()
-        self._parser = RequestParser(self, limits.body_bytes)
+        self._parser = RequestParser(self, limits.body_bytes, limits.head_bytes)
         self._transport: asyncio.Transport | None = None
         self._request: Request | None = None
         self._task: asyncio.Task[None] | None = None
