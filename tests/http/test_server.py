@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 import ssl
+import threading
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -479,17 +480,20 @@ async def test_what_does_not_come_has_a_deadline(request_: bytes, answer: bytes)
         assert len(bench.app.seen) == (b"/a HTTP/1.1" in request_)
 
 
-@pytest.mark.parametrize("connection", ["keep-alive", "close"])
-async def test_a_client_that_never_reads_its_response_is_closed(connection: str) -> None:
+class Large(Echo):
+    """Answers with more bytes than the kernel takes."""
+
     size = 2**24
 
-    class App(Echo):
-        async def answer(self, request: Request) -> Response | None:
-            return Response(200, b"x" * size)
+    async def answer(self, request: Request) -> Response | None:
+        return Response(200, b"x" * self.size)
 
+
+@pytest.mark.parametrize("connection", ["keep-alive", "close"])
+async def test_a_client_that_never_reads_its_response_is_closed(connection: str) -> None:
     listener = addresses.listen("127.0.0.1", 0, setting="")
     address = listener.getsockname()
-    async with serving(App(), listener, limits=SHORT):
+    async with serving(Large(), listener, limits=SHORT):
         with socket.socket() as raw:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             raw.connect(address)
@@ -498,7 +502,7 @@ async def test_a_client_that_never_reads_its_response_is_closed(connection: str)
             await until(lambda: len(os.listdir("/proc/self/fd")) > before)
             await until(lambda: len(os.listdir("/proc/self/fd")) == before)
             got = await asyncio.to_thread(lambda: b"".join(iter(lambda: raw.recv(2**20), b"")))
-    assert 0 < len(got) < size
+    assert 0 < len(got) < Large.size
 
 
 async def test_a_slow_body_that_goes_on_is_read_and_a_handler_has_no_deadline() -> None:
@@ -567,6 +571,36 @@ async def test_the_end_of_a_server_cancels_its_handlers_and_closes_idle_connecti
         await until(lambda: len(bench.app.seen) == 2)
         app = bench.app
     assert app.cancelled == ["/wait"]
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_a_server_that_ends_sends_the_rest_of_its_responses(reads: bool) -> None:
+    """A client that does not read delays the end by the time to linger."""
+    listener = addresses.listen("127.0.0.1", 0, setting="")
+    address = listener.getsockname()
+    received = threading.Event()
+
+    async def serve() -> None:  # on a loop of its own, which ends with the server
+        async with serving(Large(), listener, limits=LIMITS if reads else SHORT):
+            await asyncio.to_thread(received.wait, 5)
+
+    def receive() -> bytes:
+        return b"".join(iter(lambda: raw.recv(2**20), b""))
+
+    ended = asyncio.create_task(asyncio.to_thread(asyncio.run, serve()))
+    with socket.socket() as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.connect(address)
+        raw.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        raw.settimeout(5)
+        head = await asyncio.to_thread(raw.recv, 1)
+        received.set()
+        if not reads:
+            async with asyncio.timeout(5):
+                await ended
+        body = await asyncio.to_thread(receive)
+        await ended
+    assert (len(head + body) > Large.size) == reads
 
 
 async def test_a_server_that_stops_listening_answers_those_who_are_connected() -> None:

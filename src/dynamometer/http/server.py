@@ -93,6 +93,7 @@ class _Connection(asyncio.Protocol):
         self._write_paused = False
         self._waits_for: _Wait | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._closed: asyncio.Future[None] | None = None  # for the end of the server
 
     # Called by the transport.
 
@@ -150,6 +151,8 @@ class _Connection(asyncio.Protocol):
         self._transport = None
         if self._timer is not None:
             self._timer.cancel()
+        if self._closed is not None and not self._closed.done():
+            self._closed.set_result(None)
 
     def _leave(self) -> None:
         self._parser.ended = True
@@ -257,15 +260,26 @@ class _Connection(asyncio.Protocol):
             transport.write_eof()
         self._set_timer(self._limits.linger_seconds, lambda: self._close(transport))
 
-    def shutdown(self) -> asyncio.Task[None] | None:
-        """Close the connection; return the task of a handler that is cancelled by that."""
-        task = self._task
-        if self._transport is not None and task is None:
-            self._transport.close()
+    def shutdown(self) -> None:
+        """Close the connection: at once where a handler runs, else when its client has read all."""
+        if self._transport is not None and self._task is None:
+            self._close(self._transport)
         elif self._transport is not None:
-            self._leave()
+            self.abort()
+
+    def abort(self) -> None:
+        """Close the connection at once, and cancel its handler."""
+        self._leave()
+        if self._transport is not None:
             self._transport.abort()
-        return task
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection is closed and its handler has ended."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+        if self._transport is not None:
+            self._closed = self._loop.create_future()
+            await self._closed
 
     # Deadlines.
 
@@ -345,6 +359,16 @@ async def serving(
         yield stop
     finally:
         accepting.close()
-        tasks = [connection.shutdown() for connection in list(connections)]
-        if running := {task for task in tasks if task is not None}:
-            await asyncio.wait(running)
+        await _end(connections, limits)
+
+
+async def _end(connections: set[_Connection], limits: Limits) -> None:
+    """Close all connections; give clients the time to linger for the rest of their responses."""
+    for connection in list(connections):
+        connection.shutdown()
+    try:
+        async with asyncio.timeout(limits.linger_seconds):
+            await asyncio.gather(*(connection.wait_closed() for connection in list(connections)))
+    except TimeoutError:
+        for connection in list(connections):
+            connection.abort()
