@@ -47,7 +47,8 @@ class Limits:
         head_seconds: from a head's first byte to its last.
         body_seconds: the longest pause between two pieces of a body.
         linger_seconds: how long the rest of a refused request is read and ignored, so that the
-            client reads the response before it sees the connection's end.
+            client reads the response before it sees the connection's end; and how long a server
+            that ends waits until its clients have read their responses.
     """
 
     body_bytes: int
