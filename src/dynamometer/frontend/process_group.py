@@ -17,6 +17,7 @@ import time
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
+from errno import EMFILE
 from pathlib import Path
 from typing import Final
 
@@ -217,10 +218,7 @@ class ProcessGroup:
             if self._ending.is_set():
                 return
             if not self.serving.is_set():
-                raise FrontendError(
-                    f"process {member.number} of the frontend {reason} while it started: its "
-                    "message is above"
-                )
+                raise FrontendError(f"process {member.number} of the frontend {reason}")
             self._restarts += 1
             lived = time.monotonic() - started
             if lived > STABLE_SECONDS:
@@ -243,12 +241,14 @@ class ProcessGroup:
         try:
             pid, code = await self._run_process(member, listener)
         except OSError as error:
-            return f"cannot start ({error.strerror})"
+            advice = ": raise the limit (ulimit -n, LimitNOFILE=)" if error.errno == EMFILE else ""
+            return f"cannot start ({error.strerror}{advice})"
         finally:  # at once: the kernel gives connections to this socket until it is closed
             if not self._ending.is_set():
                 self._port.release(listener)
         await asyncio.to_thread(self._retire, pid)
-        return f"(pid {pid}) {self._describe_end(code)}"
+        starting = "" if self.serving.is_set() else " while it started: its message is above"
+        return f"(pid {pid}) {self._describe_end(code)}{starting}"
 
     async def _run_process(self, member: _Slot, listener: socket.socket) -> tuple[int, int]:
         """Start a process, wait until it has ended, and return its pid and its exit code."""
