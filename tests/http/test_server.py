@@ -448,6 +448,19 @@ async def test_a_client_that_leaves_ends_its_handler(bench: Bench, path: str, ha
     await until(lambda: bench.app.cancelled == [path])
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_a_probe_that_closes_its_sending_side_is_answered(bench: Bench, method: str) -> None:
+    client = await bench.connect()
+    client.send(f"{method} /wait HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    await until(lambda: bench.app.seen)
+    client.writer.write_eof()
+    await asyncio.sleep(0.02)
+    bench.app.go_on.set()
+    answer = await client.rest()
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"connection: close" in answer.lower()
+
+
 async def test_a_client_that_leaves_within_its_body_ends_its_handler(bench: Bench) -> None:
     client = await bench.connect()
     client.send(post(b"body")[:-1])

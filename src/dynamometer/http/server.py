@@ -33,6 +33,7 @@ _MOST_AHEAD: Final = 2**16
 # Bytes are parsed in slices of this size, so that few requests are parsed ahead.
 _SLICE: Final = 2**13
 _BACKLOG: Final = 2048
+_PROBES: Final = frozenset({"GET", "HEAD"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +125,14 @@ class _Connection(asyncio.Protocol):
         self._watch()
 
     def eof_received(self) -> bool:
-        """Treat a client that has closed its sending side as one that has left."""
+        """Treat a client that has closed its sending side as one that has left.
+
+        A probe that sends a GET and closes its sending side (`nc -N`) gets its response.
+        """
+        request, transport = self._request, self._transport
+        if request is not None and request.complete and request.method in _PROBES:
+            self._parser.ended = True
+            return transport is not None and transport.can_write_eof()  # not with TLS
         self._leave()
         return False
 
