@@ -574,6 +574,37 @@ async def test_a_client_that_does_not_read_pauses_the_source() -> None:
     assert "resume" in calls
 
 
+async def test_a_source_begins_paused_behind_bytes_that_the_client_did_not_read() -> None:
+    calls: asyncio.Queue[str] = asyncio.Queue()
+
+    class Source:
+        def pause(self) -> None:
+            calls.put_nowait("pause")
+
+        def resume(self) -> None:
+            calls.put_nowait("resume")
+
+    class App(Echo):
+        async def answer(self, request: Request) -> Response | None:
+            stream = request.begin(200, Headers([(b"a", b"x" * 2**24)]))
+            stream.flow = Source()
+            await self.go_on.wait()
+            stream.end()
+            return None
+
+    app = App()
+    listener = addresses.listen("127.0.0.1", 0, setting="")
+    async with serving(app, listener, limits=LIMITS), asyncio.timeout(5):
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        writer.write(b"POST / HTTP/1.1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+        assert await calls.get() == "pause"
+        reading = asyncio.create_task(reader.read())
+        assert await calls.get() == "resume"
+        app.go_on.set()
+        assert (await reading).endswith(b"0\r\n\r\n")
+        writer.close()
+
+
 async def test_the_end_of_a_server_cancels_its_handlers_and_closes_idle_connections() -> None:
     async with make() as bench:
         idle = await bench.connect()

@@ -121,17 +121,42 @@ class Stream:
 
     Attributes:
         ended: whether the body's end was sent.
-        flow: the source of the body, which pauses while the client reads too slowly.
         left: whether the client has left.
     """
 
-    __slots__ = ("_chunked", "_transport", "ended", "flow", "left")
+    __slots__ = ("_chunked", "_flow", "_paused", "_transport", "ended", "left")
 
-    def __init__(self, transport: asyncio.Transport, *, chunked: bool) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, *, chunked: bool, paused: bool = False
+    ) -> None:
         self._transport = transport
         self._chunked = chunked
+        self._paused = paused
+        self._flow: Flow | None = None
         self.left = self.ended = False
-        self.flow: Flow | None = None
+
+    @property
+    def flow(self) -> Flow | None:
+        """The source of the body, which pauses while the client reads too slowly."""
+        return self._flow
+
+    @flow.setter
+    def flow(self, flow: Flow) -> None:
+        self._flow = flow
+        if self._paused:
+            flow.pause()
+
+    def pause(self) -> None:
+        """Pause the source: the client reads too slowly."""
+        self._paused = True
+        if self._flow is not None:
+            self._flow.pause()
+
+    def resume(self) -> None:
+        """Resume the source."""
+        self._paused = False
+        if self._flow is not None:
+            self._flow.resume()
 
     @property
     def closed(self) -> bool:

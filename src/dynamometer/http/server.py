@@ -139,14 +139,14 @@ class _Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """Pause the source of the response's body: the client reads too slowly."""
         self._write_paused = True
-        if self._stream is not None and self._stream.flow is not None:
-            self._stream.flow.pause()
+        if self._stream is not None:
+            self._stream.pause()
 
     def resume_writing(self) -> None:
         """Resume the source of the response's body."""
         self._write_paused = False
-        if self._stream is not None and self._stream.flow is not None:
-            self._stream.flow.resume()
+        if self._stream is not None:
+            self._stream.resume()
         self._answer_next()
         self._parse()
 
@@ -206,7 +206,11 @@ class _Connection(asyncio.Protocol):
         transport = self._open_transport()
         transport.write(self._head(request, status, headers, length, reason))
         chunked = length is None and request.chunked and status not in BODILESS
-        self._stream = Stream(transport, chunked=chunked and request.method != "HEAD")
+        self._stream = Stream(
+            transport,
+            chunked=chunked and request.method != "HEAD",
+            paused=self._write_paused,  # by the head, behind an earlier response
+        )
         return self._stream
 
     def _open_transport(self) -> asyncio.Transport:
