@@ -574,6 +574,32 @@ async def test_a_client_that_does_not_read_pauses_the_source() -> None:
     assert "resume" in calls
 
 
+async def test_a_body_that_is_sent_ahead_of_an_unread_response_is_read_after_it() -> None:
+    """Reading pauses with the responses, and resumes with them."""
+    body = b"y" * 2**21
+
+    class App(Large):
+        async def answer(self, request: Request) -> Response | None:
+            self.seen.append((request.method, request.path, await request.read()))
+            return Response(200, b"x" * self.size if request.path == "/large" else b"done")
+
+    app = App()
+    listener = addresses.listen("127.0.0.1", 0, setting="")
+    limits = Limits(body_bytes=2**22, body_seconds=2)
+    async with serving(app, listener, limits=limits), asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        writer.write(post(b"", "/large"))
+        await until(lambda: app.seen)
+        await asyncio.sleep(0.05)
+        writer.write(post(body, "/a", "Connection: close"))
+        await asyncio.sleep(0.2)
+        assert len(app.seen) == 1
+        answers = await reader.read()
+        writer.close()
+    assert [seen[2] for seen in app.seen] == [b"", body]
+    assert answers.endswith(b"done")
+
+
 async def test_a_source_begins_paused_behind_bytes_that_the_client_did_not_read() -> None:
     calls: asyncio.Queue[str] = asyncio.Queue()
 

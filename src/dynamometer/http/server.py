@@ -92,7 +92,7 @@ class _Connection(asyncio.Protocol):
         self._stream: Stream | None = None
         # Bytes that follow the request that is being answered.
         self._ahead = b""
-        self._write_paused = False
+        self._read_paused = self._write_paused = False
         self._waits_for: _Wait | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._closed: asyncio.Future[None] | None = None  # for the end of the server
@@ -109,11 +109,9 @@ class _Connection(asyncio.Protocol):
         """Parse bytes, and answer the request that they complete."""
         self._ahead += data
         self._parse()
-        if len(self._ahead) > _MOST_AHEAD and self._transport is not None:
-            self._transport.pause_reading()
 
     def _parse(self) -> None:
-        """Parse up to the next request that cannot be answered yet."""
+        """Parse up to the next request that cannot be answered yet; read no further than needed."""
         data, at = self._ahead, 0
         while at < len(data) and not self._parser.requests:
             if self._request is not None and self._request.complete:
@@ -123,6 +121,15 @@ class _Connection(asyncio.Protocol):
             self._answer_next()
         self._ahead = data[at:]
         self._watch()
+        full = len(self._ahead) > _MOST_AHEAD
+        transport = self._transport
+        if full is self._read_paused or transport is None or transport.is_closing():
+            return
+        self._read_paused = full
+        if full:
+            transport.pause_reading()
+        else:
+            transport.resume_reading()
 
     def eof_received(self) -> bool:
         """Treat a client that has closed its sending side as one that has left.
@@ -248,7 +255,6 @@ class _Connection(asyncio.Protocol):
         self._request = self._task = self._stream = None
         if transport is None or transport.is_closing():
             return
-        transport.resume_reading()
         if stream is None or not stream.ended:
             transport.abort()  # the rest of what the head announced cannot be sent
         elif request.keep_alive:
@@ -269,6 +275,7 @@ class _Connection(asyncio.Protocol):
     def _linger(self, transport: asyncio.Transport) -> None:
         """Let a client that still sends read its response before the connection ends."""
         self._parser.ended = True
+        self._parse()
         if transport.can_write_eof():
             transport.write_eof()
         self._set_timer(self._limits.linger_seconds, lambda: self._close(transport))
