@@ -337,6 +337,8 @@ class _Connection(asyncio.Protocol):
             self._parser.refuse(Refusal(408, "The request's head was not sent in time"))
             self._answer_next()
             self._watch()
+            if self._request is None and self._transport is not None:
+                self._close(self._transport)  # the client does not read its last response
         elif self._request is not None:
             self._parser.ended = True
             self._request.refuse(Refusal(408, "The request's body was not sent in time"))
