@@ -152,7 +152,7 @@ def measure(options: argparse.Namespace, place: Path) -> Results:
             if options.long:
                 bench.run_long(options.long)
             else:
-                say(f"all rounds: about {bench.seconds:.0f} s")
+                say(f"all rounds: about {bench.plan():.0f} s")
                 bench.measure_idle()
                 bench.measure_streams()
                 bench.measure_requests()
@@ -164,13 +164,15 @@ def measure(options: argparse.Namespace, place: Path) -> Results:
 
 
 def _setting(options: argparse.Namespace) -> str:
+    rounds = f"medians of {options.rounds} rounds of {options.seconds:.0f} s"
+    if options.long:
+        rounds = f"one load of {options.long:.0f} s"
     connections = "kept" if options.keep_alive else "one for each request"
     return (
         f"{options.engines} simulated engines, {options.rate:.0f} tokens/s a stream, one event a "
         f"token, answers of {options.tokens} tokens, the first one after "
         f"{FIRST_TOKEN_SECONDS * 1e3:.0f} ms; client processes: {options.clients}; connections: "
-        f"{connections}; medians of {options.rounds} rounds of {options.seconds:.0f} s. CPU is of "
-        "whole processes."
+        f"{connections}; {rounds}. CPU is of whole processes."
     )
 
 

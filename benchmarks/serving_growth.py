@@ -99,7 +99,10 @@ def _held_bodies(engines: Fleet, path: ServingPath) -> tuple[str, list[list[str]
         for name, one, two in zip(("frontend", "worker"), before, during, strict=True):
             copies = (two - one) / _LARGE_AT_ONCE / PROMPTS[-1]
             rows.append([name, f"{one / MIB:.0f}", f"{two / MIB:.0f}", f"{copies:.2f}"])
-    title = f"{_LARGE_AT_ONCE} streams in flight, each with a prompt of {_size(PROMPTS[-1])}:"
+    title = (
+        f"{_LARGE_AT_ONCE} streams in flight, each with a prompt of {_size(PROMPTS[-1])}; "
+        "a hop keeps one copy of a body until the head of its response:"
+    )
     return title, rows, faults
 
 

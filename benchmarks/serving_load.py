@@ -109,6 +109,7 @@ class Run:
         figures = {
             "chunks/s": self.measured.chunks / self.seconds,
             "requests/s": self.measured.requests / self.seconds,
+            "answers": self.measured.answers,
             "front a chunk": self.front / chunks * 1e6,
             "back a chunk": self.back / chunks * 1e6,
             "engines a chunk": self.engines / chunks * 1e6,

@@ -22,8 +22,9 @@ _ABOUT = (
 )
 _ABOUT_REQUESTS = (
     "Answers of one token, one request after another in each of this many clients. Added: the "
-    "latency of the whole answer, minus the latency of the engines alone. Fixed CPU: the processor "
-    "time of a request in all hops, minus that of one chunk."
+    "latency of the whole answer, minus the latency of the engines alone. With one client, a "
+    "round has some 80 answers, and its p99 is the slowest one. Fixed CPU: the processor time of a "
+    "request in all hops, minus that of one chunk."
 )
 _ABOUT_IDLE = (
     "Without traffic, and the memory of a stream in flight (the difference between the lowest and "
@@ -92,7 +93,7 @@ def text(results: Results) -> str:
 def write(results: Results) -> None:
     """Write the tables into docs/performance.md, and draw the picture beside the page."""
     picture = f"![Processor time of a chunk by path]({PICTURE.name})\n\n" if results.rows else ""
-    block = f"{_BEGIN}\n## Serving\n\n{_ABOUT}\n\n{picture}{text(results)}{_END}"
+    block = f"{_BEGIN}\n## All paths in one run\n\n{_ABOUT}\n\n{picture}{text(results)}{_END}"
     page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else "# Performance\n"
     pattern = re.compile(f"{re.escape(_BEGIN)}.*?{re.escape(_END)}", re.DOTALL)
     if pattern.search(page):

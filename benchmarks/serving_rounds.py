@@ -34,13 +34,16 @@ class Bench:
         self._streams: dict[tuple[str, int], list[Row]] = {}
         self._requests: dict[tuple[str, int], list[Row]] = {}
         self._failed: set[tuple[str, int]] = set()
+        self._loads = 0
+        self._done = 0
 
-    @property
-    def seconds(self) -> float:
-        """The time that all rounds take, roughly."""
+    def plan(self) -> float:
+        """Count the loads of all rounds; return the seconds that they take, roughly."""
         options, paths = self._options, len(self._paths)
-        streams: int = options.rounds * (paths * len(options.levels) + options.scraped)
+        scraped = options.scraped * sum(path.name == OURS for path in self._paths)
+        streams: int = options.rounds * (paths * len(options.levels) + scraped)
         requests: int = min(3, options.rounds) * paths * len(options.concurrency)
+        self._loads = streams + requests
         one_load = float(options.seconds) + 1
         return streams * (one_load + 2 * self._shape.seconds) + requests * one_load
 
@@ -101,7 +104,7 @@ class Bench:
             for level in self._options.concurrency:
                 for path in self._paths:
                     self._measure(
-                        self._requests, f"one token, round {number + 1}", path.name, path, level,
+                        self._requests, f"round {number + 1}, one token", path.name, path, level,
                         lambda path=path, level=level: run(  # type: ignore[misc]
                             path, shape, streams=level, seconds=self._options.seconds,
                             clients=self._options.clients, checksum=checksum,
@@ -126,6 +129,8 @@ class Bench:
                 ),
             )  # fmt: skip
         self._results.rows = self._medians(self._streams, lambda _: None)
+        for row in self._results.rows:
+            say(f"{row['path']}: {row['answers']:,.0f} answers, all complete and correct")
 
     def _save(self) -> None:
         """Write the figures of the rounds until now, in case that a later one is interrupted."""
@@ -140,6 +145,8 @@ class Bench:
         self, rows: dict[tuple[str, int], list[Row]], title: str, name: str, path: ServingPath,
         level: int, load: Callable[[], Run],
     ) -> None:  # fmt: skip
+        self._done += 1
+        place = f"{self._done}/{self._loads}, " if self._loads else ""
         if (name, level) in self._failed:
             return
         try:
@@ -151,11 +158,12 @@ class Bench:
             return
         row: Row = {"path": name, "streams": level, "hops": path.hops, **done.values()}
         rows.setdefault((name, level), []).append(row)
-        cost = float(row["front a chunk"]) + float(row["back a chunk"])
+        unit = "chunk" if rows is self._streams else "request"
         say(
-            f"{title}: {name}, {level} streams: {row['chunks/s']:.0f} chunks/s, "
+            f"{place}{title}: {name}, {level} streams: "
+            f"{row[f'{unit}s/s']:.0f} {unit}s/s, "
             f"TTFT p50 {row['first p50']:.1f} p99 {row['first p99']:.1f} ms, "
-            f"CPU {cost:.1f} µs a chunk"
+            f"CPU {_cost(row, unit):.1f} µs a {unit}"
         )
 
     def _medians(

@@ -106,6 +106,18 @@ async def test_a_page_that_fails_is_an_error_and_the_next_one_is_served() -> Non
         assert await asyncio.wrap_future(ends.process.submit(PageRequest())) == b"page 2"
 
 
+async def test_failed_pages_do_not_share_an_exception() -> None:
+    """The traceback of a shared exception would grow with each failed page."""
+    errors = []
+    async with connected() as ends:
+        for _ in range(2):
+            failing = PageRequest(Selection.of(names=["fails"]))
+            with pytest.raises(RuntimeError) as raised:
+                await asyncio.wrap_future(ends.process.submit(failing))
+            errors.append(raised.value)
+    assert errors[0] is not errors[1]
+
+
 async def test_the_end_of_the_supervisor_fails_all_requests() -> None:
     async with connected() as ends:
         ends.held.clear()

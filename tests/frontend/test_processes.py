@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
+import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -330,6 +332,17 @@ def listening(*options: int) -> Iterator[int]:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         yield listener.getsockname()[1]
+
+
+async def test_too_few_open_files_for_all_processes_are_an_error(place: Place) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with place.running("--http-port", "0", "--processes", "16") as process:
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (40, limits[1]))
+        assert await asyncio.to_thread(process.wait, within=30) == 1
+        assert re.fullmatch(
+            r"error: process \d+ of the frontend cannot start \(Too many open files: .*\)\n",
+            process.log,
+        )
 
 
 @pytest.mark.parametrize("options", [(), (socket.SO_REUSEADDR, socket.SO_REUSEPORT)])

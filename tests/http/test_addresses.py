@@ -1,4 +1,4 @@
-"""Addresses to listen on, and the messages for those that cannot be used."""
+"""The addresses to listen on, and the messages for addresses that cannot be used."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from dynamometer.http import addresses
         "fe80::1",
     ],
 )
-def test_a_host_that_is_not_of_this_machine_is_a_wrong_value(host: str) -> None:
+def test_a_host_of_another_machine_is_a_wrong_value(host: str) -> None:
     with pytest.raises(SettingsError) as raised:
         addresses.listen(host, 0, setting="--port", host_setting="--host")
     assert str(raised.value) == f"--host: {host!r} must be an address or a name of this machine"
 
 
-def test_a_port_that_is_taken_is_no_wrong_value() -> None:
-    with addresses.listen("localhost", 0, setting="--port") as taken:
-        port = taken.getsockname()[1]
-        says = rf"port {port} on localhost is already in use: .* \(--port\)"
-        with pytest.raises(AddressError, match=says):
+def test_a_port_in_use_is_not_a_wrong_value() -> None:
+    with addresses.listen("localhost", 0, setting="--port") as used:
+        port = used.getsockname()[1]
+        message = rf"port {port} on localhost is already in use: .* \(--port\)"
+        with pytest.raises(AddressError, match=message):
             addresses.listen("localhost", port, setting="--port")
 
 
-def test_a_process_without_descriptors_left_does_not_blame_the_host(
+def test_a_missing_descriptor_is_not_reported_as_a_wrong_host(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""The HTTP client of the next hop, against servers that a test writes."""
+"""The HTTP client of the next hop, against servers whose bytes a test defines."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def read_request(reader: asyncio.StreamReader) -> bytes:
 
 
 class Server:
-    """Answers every request with `reply`; counts connections and requests."""
+    """A server that answers every request with `reply`, and counts connections and requests."""
 
     def __init__(self, reply: bytes = OK, *, close: bool = False) -> None:
         self.reply = reply
@@ -108,7 +108,7 @@ async def test_a_request_is_sent_with_its_length_and_host(client: Client) -> Non
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("size", [1, 1000])
-async def test_a_body_ends_as_its_head_says(
+async def test_a_body_ends_as_its_head_announces(
     client: Client, reply: bytes, length: int | None, body: bytes, size: int
 ) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -136,9 +136,7 @@ async def test_a_body_ends_as_its_head_says(
         b"HTTP/1.1 200 OK\r\nA: " + b"x" * 300_000,
     ],
 )
-async def test_a_connection_that_breaks_before_a_head_is_broken(
-    client: Client, reply: bytes
-) -> None:
+async def test_a_reply_without_a_whole_head_is_broken(client: Client, reply: bytes) -> None:
     async with running(Server(reply, close=True).serve) as url:
         with pytest.raises(BrokenError):
             await post(client, url)
@@ -162,7 +160,7 @@ async def test_a_body_that_does_not_end_as_announced_is_broken(client: Client, b
             await (await post(client, url)).read_into(parts.append)
 
 
-async def test_nobody_who_takes_a_connection_has_not_seen_the_request(client: Client) -> None:
+async def test_a_server_that_accepts_no_connection_is_not_reached(client: Client) -> None:
     for url in (f"http://127.0.0.1:{refusing_port()}", "http://nowhere.invalid:80"):
         with pytest.raises(NotReachedError):
             await post(client, url)
@@ -251,7 +249,7 @@ async def test_a_reply_that_switches_protocols_is_broken(
     assert caplog.text == ""
 
 
-async def test_a_connection_that_is_unused_for_long_is_closed() -> None:
+async def test_an_idle_connection_is_closed_after_its_timeout() -> None:
     ended = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -270,14 +268,14 @@ async def test_a_connection_that_is_unused_for_long_is_closed() -> None:
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
-    """Close as a kernel does where bytes are unread."""
+    """Reset a connection, as a kernel does if it is closed while bytes are unread."""
     raw = writer.get_extra_info("socket")
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
 
 
 class Closing:
-    """Closes each connection after one request; with `read`, when it has read a second one."""
+    """A server that closes each connection after one request, or with `read` after two."""
 
     def __init__(self, *, read: bool) -> None:
         self.read = read
@@ -297,7 +295,7 @@ class Closing:
         writer.close()
 
 
-async def test_a_connection_that_was_closed_while_unused_costs_no_request(client: Client) -> None:
+async def test_a_connection_that_was_closed_while_idle_fails_no_request(client: Client) -> None:
     server = Closing(read=False)
     async with running(server.serve) as url:
         for _ in range(5):
@@ -306,7 +304,7 @@ async def test_a_connection_that_was_closed_while_unused_costs_no_request(client
     assert server.requests == 5
 
 
-async def test_a_request_on_a_kept_connection_that_may_have_been_taken_is_not_repeated(
+async def test_a_request_that_a_kept_connection_may_have_read_is_not_repeated(
     client: Client,
 ) -> None:
     server = Closing(read=True)
@@ -317,7 +315,7 @@ async def test_a_request_on_a_kept_connection_that_may_have_been_taken_is_not_re
     assert server.requests == 2
 
 
-async def test_a_request_that_a_kept_connection_did_not_read_is_sent_once_more() -> None:
+async def test_a_request_that_a_kept_connection_did_not_read_is_sent_again() -> None:
     """A reset shows that bytes of the request were not read."""
     listener = socket.create_server(("127.0.0.1", 0))
     client = Client(idle_seconds=5)
@@ -330,17 +328,17 @@ async def test_a_request_that_a_kept_connection_did_not_read_is_sent_once_more()
             connection.recv(65536)
             connection.sendall(OK)
             if number == 0:
-                asked.wait(5)  # the second request lies unread
+                sent.wait(5)  # the second request stays unread
                 connection.close()
 
-    asked = threading.Event()
+    sent = threading.Event()
     thread = threading.Thread(target=serve)
     thread.start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     assert await ask(client, url) == b"ok"
     second = asyncio.create_task(ask(client, url))
     await asyncio.sleep(0.05)
-    asked.set()
+    sent.set()
     assert await second == b"ok"
     await asyncio.to_thread(thread.join)
     client.close()
@@ -349,7 +347,7 @@ async def test_a_request_that_a_kept_connection_did_not_read_is_sent_once_more()
         connection.close()
 
 
-async def test_a_fresh_connection_that_is_reset_is_not_tried_again(client: Client) -> None:
+async def test_a_request_on_a_reset_first_connection_is_not_repeated(client: Client) -> None:
     connections = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -364,7 +362,7 @@ async def test_a_fresh_connection_that_is_reset_is_not_tried_again(client: Clien
 
 
 @pytest.mark.parametrize("phase", ["before the head", "within the body"])
-async def test_a_request_that_is_given_up_closes_its_connection(client: Client, phase: str) -> None:
+async def test_a_cancelled_request_closes_its_connection(client: Client, phase: str) -> None:
     ended = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -387,10 +385,10 @@ async def test_a_request_that_is_given_up_closes_its_connection(client: Client, 
             await ended.wait()
 
 
-async def test_a_request_that_is_given_up_after_its_reply_leaves_its_connection_to_the_next(
+async def test_a_request_cancelled_after_its_reply_does_not_close_the_connection_of_the_next(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The connection is taken again before the task of the first request runs."""
+    """The next request takes the connection before the task of the first request runs."""
     server = Server()
     async with running(server.serve) as url:
         assert await ask(client, url) == b"ok"
@@ -400,7 +398,7 @@ async def test_a_request_that_is_given_up_after_its_reply_leaves_its_connection_
 
         def keep(*arguments: Any) -> asyncio.TimerHandle:
             timer = kept(*arguments)
-            taken.append(client._kept(url))  # as the next request does
+            taken.append(client._take_idle(url))  # as the next request does
             first.cancel()
             return timer
 
@@ -410,18 +408,18 @@ async def test_a_request_that_is_given_up_after_its_reply_leaves_its_connection_
         assert taken[0].usable
 
 
-async def test_a_sink_that_fails_ends_the_reading_with_its_error(client: Client) -> None:
+async def test_a_failed_sink_ends_the_reading_with_its_error(client: Client) -> None:
     async with running(Server().serve) as url:
         reply = await post(client, url)
 
         def fail(_: bytes) -> None:
-            raise RuntimeError("a fault of the sink's")
+            raise RuntimeError("a fault of the sink")
 
         with pytest.raises(RuntimeError, match="of the sink"):
             await reply.read_into(fail)
 
 
-async def test_a_paused_reply_stops_its_server_and_goes_on(client: Client) -> None:
+async def test_a_paused_reply_stops_its_server_until_it_is_resumed(client: Client) -> None:
     size, written = 2**24, 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
+import threading
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -23,7 +25,7 @@ LIMITS = Limits(body_bytes=1000, idle_seconds=30, head_seconds=30, body_seconds=
 
 
 class Echo:
-    """Answers a request with its body, or as its path says."""
+    """An application that answers a request with its body, or by its path."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, str, bytes]] = []
@@ -65,7 +67,7 @@ class Echo:
 
 
 class Silent:
-    """The sending side of a connection that no test reads."""
+    """A sending side that no test uses."""
 
     def begin(
         self, request: Request, status: int, headers: Headers, length: int | None, reason: bytes
@@ -95,7 +97,7 @@ class Peer:
             return await self.reader.read()
 
     async def answer(self) -> tuple[int, dict[str, str], bytes]:
-        """The next response; its length must be known."""
+        """Return the next response, whose length must be known."""
         head = (await self.until(b"\r\n\r\n")).decode().split("\r\n")
         fields = [line.split(": ", 1) for line in head[1:-2]]
         headers = {name.lower(): value for name, value in fields}
@@ -115,8 +117,8 @@ class Bench:
         self._writers.append(writer)
         return Peer(reader, writer)
 
-    async def sends(self, data: bytes) -> bytes:
-        """All that a client is answered that sends `data` and waits for the connection's end."""
+    async def send(self, data: bytes) -> bytes:
+        """Send `data`, and return all bytes until the connection closes."""
         client = await self.connect()
         client.send(data)
         return await client.rest()
@@ -199,7 +201,7 @@ async def test_any_number_of_requests_may_be_sent_ahead(bench: Bench) -> None:
     assert answers.count(b" 200 OK") == count == len(bench.app.seen)
 
 
-async def test_a_client_that_sends_many_bytes_ahead_is_read_again_after_its_answer(
+async def test_reading_pauses_for_bytes_sent_ahead_and_resumes_after_the_answer(
     bench: Bench,
 ) -> None:
     async with make(Limits(body_bytes=2**22)) as bench:
@@ -218,7 +220,7 @@ async def test_a_client_that_sends_many_bytes_ahead_is_read_again_after_its_answ
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 async def test_a_stream_has_chunks_or_ends_with_its_connection(bench: Bench, version: str) -> None:
-    """aio-libs/aiohttp#526: an HTTP/1.0 client that asks to be kept reads up to the end."""
+    """aio-libs/aiohttp#526: an HTTP/1.0 client with keep-alive reads until the end."""
     bench.app.go_on.set()
     client = await bench.connect()
     line = f"POST /stream HTTP/{version}\r\n".encode()
@@ -236,14 +238,14 @@ async def test_a_stream_has_chunks_or_ends_with_its_connection(bench: Bench, ver
         assert (await client.answer())[2] == b"again"
 
 
-async def test_an_http_1_0_client_is_kept_only_where_it_asks_for_that(bench: Bench) -> None:
+async def test_an_http_1_0_connection_is_kept_only_on_request(bench: Bench) -> None:
     client = await bench.connect()
     kept = b"POST /a HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: 1\r\n\r\nb"
     client.send(kept)
     assert (await client.answer())[1]["connection"] == "keep-alive"
     client.send(kept.replace(b"keep-alive", b"close"))
     assert b"connection: close" in (await client.rest()).lower()
-    plain = await bench.sends(b"POST /a HTTP/1.0\r\nContent-Length: 1\r\n\r\nb")
+    plain = await bench.send(b"POST /a HTTP/1.0\r\nContent-Length: 1\r\n\r\nb")
     assert plain.endswith(b"\r\n\r\nb")
 
 
@@ -265,7 +267,7 @@ async def test_a_client_that_expects_100_continue_gets_it_before_its_body(bench:
     assert await client.until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
     client.send(request[-4:])
     assert (await client.answer())[2] == b"body"
-    client.send(request)  # one that does not wait
+    client.send(request)  # without waiting for 100 Continue
     assert (await client.answer())[2] == b"body"
 
 
@@ -305,7 +307,7 @@ async def test_a_client_that_sends_too_much_reads_its_refusal(bench: Bench, chun
     ],
 )
 async def test_a_head_has_limits(bench: Bench, head: bytes, status: int) -> None:
-    answer = await bench.sends(head + b"Connection: close\r\n\r\n")
+    answer = await bench.send(head + b"Connection: close\r\n\r\n")
     assert answer.split()[1] == b"%d" % status
     assert answer.count(b"HTTP/1.1") == 1
     handled = [path for _, path, _ in bench.app.seen]
@@ -343,9 +345,7 @@ TE = b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: "
         b"\x16\x03\x01\x02\x00",
     ],
 )  # fmt: skip
-async def test_a_message_that_two_servers_could_read_in_two_ways_is_refused(
-    bench: Bench, request_: bytes
-) -> None:
+async def test_an_ambiguous_message_is_refused(bench: Bench, request_: bytes) -> None:
     client = await bench.connect()
     client.send(request_ + b"POST /smuggled HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
     assert (await client.rest()).startswith(b"HTTP/1.1 400 ")
@@ -361,8 +361,8 @@ async def test_a_body_that_breaks_later_is_refused_where_it_is_read(bench: Bench
     assert len(bench.app.seen) == 1
 
 
-async def test_garbage_after_a_request_leaves_its_answer_alone(bench: Bench) -> None:
-    answers = await bench.sends(post(b"fine") + b"\0garbage\r\n\r\n")
+async def test_garbage_after_a_request_does_not_change_its_answer(bench: Bench) -> None:
+    answers = await bench.send(post(b"fine") + b"\0garbage\r\n\r\n")
     assert [part[:3] for part in answers.split(b"HTTP/1.1 ")[1:]] == [b"200", b"400"]
 
 
@@ -409,14 +409,14 @@ TRAILER = b"1\r\na\r\n0\r\n"
 async def test_a_body_without_bytes_of_a_body_has_a_limit(
     bench: Bench, begin: bytes, more: bytes
 ) -> None:
-    """Endless extensions and trailers take neither memory nor, copied again and again, time."""
+    """Endless extensions and trailers use neither memory nor time for copies."""
     client = await bench.connect()
     client.send(CHUNKED + begin + more * 200_000)
     status, headers, _ = await client.answer()
     assert (status, headers["connection"]) in [(431, "close"), (400, "close")]
 
 
-async def test_a_body_of_tiny_chunks_takes_no_more_memory_than_its_bytes() -> None:
+async def test_the_memory_of_a_body_of_tiny_chunks_is_that_of_its_bytes() -> None:
     size = 2**19
     parser = RequestParser(Silent(), size)
     parser.feed(CHUNKED)
@@ -434,8 +434,10 @@ async def test_a_body_of_tiny_chunks_takes_no_more_memory_than_its_bytes() -> No
 
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("path", ["/wait", "/stream"])
-async def test_a_client_that_leaves_ends_its_handler(bench: Bench, path: str, half: bool) -> None:
-    """One that closes its sending side alone cannot be told from one that leaves."""
+async def test_a_disconnected_client_cancels_its_handler(
+    bench: Bench, path: str, half: bool
+) -> None:
+    """The server cannot distinguish a client that closes only its sending side."""
     client = await bench.connect()
     client.send(post(b"", path))
     await until(lambda: bench.app.seen)
@@ -446,7 +448,20 @@ async def test_a_client_that_leaves_ends_its_handler(bench: Bench, path: str, ha
     await until(lambda: bench.app.cancelled == [path])
 
 
-async def test_a_client_that_leaves_within_its_body_ends_its_handler(bench: Bench) -> None:
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_a_probe_that_closes_its_sending_side_is_answered(bench: Bench, method: str) -> None:
+    client = await bench.connect()
+    client.send(f"{method} /wait HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    await until(lambda: bench.app.seen)
+    client.writer.write_eof()
+    await asyncio.sleep(0.02)
+    bench.app.go_on.set()
+    answer = await client.rest()
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"connection: close" in answer.lower()
+
+
+async def test_a_client_that_disconnects_in_its_body_cancels_its_handler(bench: Bench) -> None:
     client = await bench.connect()
     client.send(post(b"body")[:-1])
     await asyncio.sleep(0.02)
@@ -455,7 +470,7 @@ async def test_a_client_that_leaves_within_its_body_ends_its_handler(bench: Benc
     assert bench.app.seen == []
 
 
-async def test_a_response_that_is_not_finished_breaks_its_connection(bench: Bench) -> None:
+async def test_an_unfinished_response_closes_its_connection(bench: Bench) -> None:
     client = await bench.connect()
     client.send(post(b"", "/unfinished"))
     assert b"content-length: 10" in (await client.until(b"\r\n\r\n")).lower()
@@ -472,13 +487,49 @@ SHORT = Limits(
     ("request_", "answer"),
     [(b"", b""), (b"POST /a HT", b"408"), (post(b"abc")[:-1], b"408"), (CHUNKED, b"408")],
 )
-async def test_what_does_not_come_has_a_deadline(request_: bytes, answer: bytes) -> None:
+async def test_a_missing_or_incomplete_request_has_a_deadline(
+    request_: bytes, answer: bytes
+) -> None:
     async with make(SHORT) as bench:
-        assert (await bench.sends(request_)).partition(b" ")[2][:3] == answer
+        assert (await bench.send(request_)).partition(b" ")[2][:3] == answer
         assert len(bench.app.seen) == (b"/a HTTP/1.1" in request_)
 
 
-async def test_a_slow_body_that_goes_on_is_read_and_a_handler_has_no_deadline() -> None:
+class Large(Echo):
+    """An application that answers with more bytes than the kernel buffers."""
+
+    size = 2**24
+
+    async def answer(self, request: Request) -> Response | None:
+        return Response(200, b"x" * self.size)
+
+
+@pytest.mark.parametrize("connection", ["keep-alive", "close"])
+@pytest.mark.parametrize(
+    "more", [b"", b"GET / HT", b"\0garbage", post(b"abc")[:-1], post(b""), post(b"") + b"GET"]
+)
+async def test_a_client_that_never_reads_its_response_is_closed(
+    connection: str, more: bytes
+) -> None:
+    listener = addresses.listen("127.0.0.1", 0, setting="")
+    address = listener.getsockname()
+    async with serving(Large(), listener, limits=SHORT):
+        with socket.socket() as raw:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            raw.connect(address)
+            before = len(os.listdir("/proc/self/fd"))
+            raw.sendall(f"GET / HTTP/1.1\r\nConnection: {connection}\r\n\r\n".encode())
+            await until(lambda: len(os.listdir("/proc/self/fd")) > before)
+            raw.sendall(more)
+            await until(lambda: len(os.listdir("/proc/self/fd")) == before)
+            got = 0
+            with contextlib.suppress(ConnectionResetError):  # its bytes are unread too
+                while part := await asyncio.to_thread(raw.recv, 2**20):
+                    got += len(part)
+    assert 0 < got < Large.size
+
+
+async def test_a_slow_body_is_read_and_a_handler_has_no_deadline() -> None:
     async with make(SHORT) as bench:
         client = await bench.connect()
         for byte in post(b"abcdef"):
@@ -494,7 +545,7 @@ async def test_a_slow_body_that_goes_on_is_read_and_a_handler_has_no_deadline() 
 
 
 async def test_a_client_that_does_not_read_pauses_the_source() -> None:
-    """The source is paused, resumed, and every byte arrives."""
+    """The source is paused and resumed, and every byte arrives."""
     calls: list[str] = []
     size = 2**16
 
@@ -534,6 +585,63 @@ async def test_a_client_that_does_not_read_pauses_the_source() -> None:
     assert "resume" in calls
 
 
+async def test_a_body_sent_ahead_of_an_unread_response_is_read_after_that_response() -> None:
+    """Reading pauses and resumes together with writing."""
+    body = b"y" * 2**21
+
+    class App(Large):
+        async def answer(self, request: Request) -> Response | None:
+            self.seen.append((request.method, request.path, await request.read()))
+            return Response(200, b"x" * self.size if request.path == "/large" else b"done")
+
+    app = App()
+    listener = addresses.listen("127.0.0.1", 0, setting="")
+    limits = Limits(body_bytes=2**22, body_seconds=2)
+    async with serving(app, listener, limits=limits), asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        writer.write(post(b"", "/large"))
+        await until(lambda: app.seen)
+        await asyncio.sleep(0.05)
+        writer.write(post(body, "/a", "Connection: close"))
+        await asyncio.sleep(0.2)
+        assert len(app.seen) == 1
+        answers = await reader.read()
+        writer.close()
+    assert [seen[2] for seen in app.seen] == [b"", body]
+    assert answers.endswith(b"done")
+
+
+async def test_a_source_starts_paused_after_bytes_that_the_client_did_not_read() -> None:
+    calls: asyncio.Queue[str] = asyncio.Queue()
+
+    class Source:
+        def pause(self) -> None:
+            calls.put_nowait("pause")
+
+        def resume(self) -> None:
+            calls.put_nowait("resume")
+
+    class App(Echo):
+        async def answer(self, request: Request) -> Response | None:
+            stream = request.begin(200, Headers([(b"a", b"x" * 2**24)]))
+            stream.flow = Source()
+            await self.go_on.wait()
+            stream.end()
+            return None
+
+    app = App()
+    listener = addresses.listen("127.0.0.1", 0, setting="")
+    async with serving(app, listener, limits=LIMITS), asyncio.timeout(5):
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        writer.write(b"POST / HTTP/1.1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+        assert await calls.get() == "pause"
+        reading = asyncio.create_task(reader.read())
+        assert await calls.get() == "resume"
+        app.go_on.set()
+        assert (await reading).endswith(b"0\r\n\r\n")
+        writer.close()
+
+
 async def test_the_end_of_a_server_cancels_its_handlers_and_closes_idle_connections() -> None:
     async with make() as bench:
         idle = await bench.connect()
@@ -544,6 +652,36 @@ async def test_the_end_of_a_server_cancels_its_handlers_and_closes_idle_connecti
         await until(lambda: len(bench.app.seen) == 2)
         app = bench.app
     assert app.cancelled == ["/wait"]
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_a_server_that_ends_sends_the_rest_of_its_responses(reads: bool) -> None:
+    """A client that does not read delays the end by `linger_seconds`."""
+    listener = addresses.listen("127.0.0.1", 0, setting="")
+    address = listener.getsockname()
+    received = threading.Event()
+
+    async def serve() -> None:  # on a loop of its own, which ends with the server
+        async with serving(Large(), listener, limits=LIMITS if reads else SHORT):
+            await asyncio.to_thread(received.wait, 5)
+
+    def receive() -> bytes:
+        return b"".join(iter(lambda: raw.recv(2**20), b""))
+
+    ended = asyncio.create_task(asyncio.to_thread(asyncio.run, serve()))
+    with socket.socket() as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.connect(address)
+        raw.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        raw.settimeout(5)
+        head = await asyncio.to_thread(raw.recv, 1)
+        received.set()
+        if not reads:
+            async with asyncio.timeout(5):
+                await ended
+        body = await asyncio.to_thread(receive)
+        await ended
+    assert (len(head + body) > Large.size) == reads
 
 
 async def test_a_server_can_have_a_certificate(tmp_path: Path) -> None:

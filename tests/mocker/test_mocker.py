@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,6 +108,18 @@ def test_usage_that_an_engine_always_sends_reaches_the_client(tmp_path: Path) ->
         assert re.search(r'dynamo_frontend_output_tokens_total\{model="mock"\} 5\.0', page)
 
 
+def send_head(url: str, size: int) -> bytes:
+    """Send `size` bytes of headers, many and long; return the beginning of the response."""
+    body = b'{"model": "mock", "max_tokens": "none"}'
+    lines = [b"Connection: close\r\n", b"Content-Length: %d\r\n" % len(body)]
+    lines += [*[b"A: " + b"x" * 30_000 + b"\r\n"] * 2, *[b"B: y\r\n"] * 200]
+    lines += [b"C: " + b"x" * (size - len(b"".join(lines)) - len(b"C: \r\n")) + b"\r\n"]
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\n" + b"".join(lines) + b"\r\n" + body)
+        return client.makefile("rb").read()[:13]
+
+
 def test_a_worker_serves_a_simulated_engine(tmp_path: Path) -> None:
     stack = Stack(tmp_path, Path("mock"), tmp_path / "discovery")
     flags = ("--engine", "mocker", "--model", "mock", "--enable-metrics", "--processes", "2")
@@ -123,6 +136,8 @@ def test_a_worker_serves_a_simulated_engine(tmp_path: Path) -> None:
         assert b'"usage": {' not in answer.body
         page = http(f"{frontend}/metrics").body.decode()
         assert re.search(r'dynamo_frontend_output_tokens_total\{model="mock"\} 5\.0', page)
+        assert send_head(frontend, 2**16) == b"HTTP/1.1 400 "  # of the engine
+        assert send_head(frontend, 2**16 + 1) == b"HTTP/1.1 431 "
         assert re.search(
             r"^sglang:generation_tokens_total\{.*\} 5\.0$", worker.page(), re.MULTILINE
         )

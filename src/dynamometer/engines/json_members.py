@@ -1,8 +1,7 @@
 """Set a member of a JSON object without changing any other byte.
 
-If a member of a client's body must be added or replaced, only the bytes of that member change:
-numbers keep their digits, members keep their order, and the same name inside strings or nested
-objects is left as it is.
+Only the bytes of the member change: numbers keep their digits, members keep their order, and the
+same name inside strings or nested objects is unchanged.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ _EMPTY: Final = re.compile(rb"\s*\{\s*\}\s*")
 def set_member(content: bytes, path: Sequence[str], value: bytes) -> bytes:
     """Return `content` with the member at `path` set to `value`.
 
-    If a name occurs more than once in an object, the last one is replaced: `json`, `orjson` and
-    pydantic read that one. A missing member is appended. An object on the path that is missing or
-    null is created. The time is linear in the length of `content`.
+    If a name occurs more than once in an object, the last member is replaced, because `json`,
+    `orjson` and pydantic read the last one. A missing member is appended. An object on the path
+    that is missing or null is created. The time is linear in the length of `content`.
 
     Args:
         content: a JSON object.
@@ -54,7 +53,7 @@ def _find(content: bytes, name: str) -> slice | None:
     value = _decoder(name).decode(content).value  # type: ignore[attr-defined]  # defined at run time
     if value is _MISSING:
         return None
-    # A Raw is a view into the buffer that was decoded (msgspec's documentation, "Raw").
+    # A Raw is a view of the decoded buffer (msgspec's documentation, "Raw").
     view = np.frombuffer(value, np.uint8)
     start = view.ctypes.data - np.frombuffer(content, np.uint8).ctypes.data
     return slice(start, start + view.size)

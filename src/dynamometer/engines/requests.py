@@ -1,11 +1,11 @@
 """Read the members of a request's body that routing and metrics need, and add usage if needed.
 
 `model`, `stream`, `stream_options` and `sampling_params` are read from the top level of the body,
-by the engine's rules. Another member that the frontend must read gets a field in `_Request` and in
-`RequestBody`. The engine alone checks the request; all other bytes are forwarded unchanged.
+by the engine's rules. To read another member, add a field to `_Request` and to `RequestBody`. Only
+the engine validates the request; all other bytes are forwarded unchanged.
 
 A body may be large and hostile: msgspec checks JSON without creating objects for members that are
-not read (3 to 10 ms for 16 MiB, at most 30 ms). A form is only searched for two short fields.
+not read (3 to 10 ms for 16 MiB, at most 30 ms). In a form, only two short fields are searched.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class _Sampling(msgspec.Struct):
 
 
 class _FirstSampling(msgspec.Struct, array_like=True):
-    """Sampling parameters of each prompt; SGLang uses the first `n` for all prompts."""
+    """The sampling parameters of each prompt; SGLang uses the first `n` for all prompts."""
 
     first: _Sampling
 
@@ -63,11 +63,11 @@ class BadBodyError(Exception):
 class RequestBody:
     """A request's body, with the members that were read.
 
-    An edit replaces `content`: a body may be large, and one copy of it is kept.
+    `set_model` replaces `content`, so that only one copy of a large body is kept.
 
     Attributes:
-        content: the client's bytes, as edited.
-        model: the requested model; None if the body names none.
+        content: the client's bytes, with the model of `set_model`.
+        model: the requested model; None if the body does not name a model.
         stream: True if the client requests a stream.
         add_usage: True if the client requests a stream without its usage, so that the frontend must
             request the usage (`with_usage`) to know the token counts.
@@ -95,7 +95,7 @@ def parse(content: bytes, content_type: str) -> RequestBody:
     """Parse a body: a JSON object, or a form with a file (audio transcription).
 
     Raises:
-        BadBodyError: The body is neither; the message names the fault and its place.
+        BadBodyError: The body is neither; the message names the fault and its position.
     """
     if content_type.strip().lower().startswith("multipart/form-data"):
         return _parse_form(content, content_type)
@@ -169,7 +169,7 @@ def _samples(parameters: bytes) -> int:
 
 
 def _parse_form(content: bytes, content_type: str) -> RequestBody:
-    """Parse `model` and `stream` of a form; the last field of a name is used."""
+    """Parse `model` and `stream` of a form; of several fields with one name, the last is used."""
     header = Message()
     header["Content-Type"] = content_type
     boundary = header.get_boundary()

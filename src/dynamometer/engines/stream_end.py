@@ -1,4 +1,4 @@
-"""Detect that a client has received a whole stream of server-sent events, without reading it.
+"""Detect that a client has received a whole stream of server-sent events, without parsing it.
 
 The last event announces the end of the stream, and many clients (OpenAI's own among them)
 close the connection at this event or at an error, before the HTTP response has ended. Such a client
@@ -20,15 +20,15 @@ _LAST_EVENT: Final = re.compile(
     rb"(?:\r?\n\r?\n|\r\r)\Z"
 )
 _EMPTY_LINES: Final = (b"\n\n", b"\r\n\r\n", b"\r\r")
-# The number of bytes kept of an event's beginning and of its end: more than its first line has.
+# The number of bytes kept at the beginning and at the end of an event; the first line is shorter.
 _KEPT: Final = 64
 
 
 class StreamEnd:
-    """Keep the last event that a client received; it is parsed only when the client disconnects.
+    """The last event that a client received, which is parsed only when the client disconnects.
 
-    An event may come in many chunks (the last event of `/v1/responses` contains a whole answer): of
-    the chunks before the last one, only the beginning and the end of the event are kept.
+    An event may arrive in many chunks (the last event of `/v1/responses` contains a whole answer).
+    Of the chunks before the last chunk, only the beginning and the end of the event are kept.
     """
 
     __slots__ = ("_before", "_last")
@@ -38,7 +38,7 @@ class StreamEnd:
 
     def add_chunk(self, chunk: bytes) -> None:
         """Add a chunk that the client received."""
-        if self._last[-2:] == b"\n\n":  # nearly every chunk ends with an event
+        if self._last[-2:] == b"\n\n":  # nearly every chunk ends an event
             self._before = b""
         else:
             self._before = _shorten(self._before + self._last)
@@ -53,7 +53,7 @@ class StreamEnd:
 def _shorten(received: bytes) -> bytes:
     """Return the beginning and the end of the incomplete event at the end of `received`."""
     begin = 0
-    # No empty line can follow the last line ending; the bytes after it may be many.
+    # An empty line cannot follow the last line ending, so the long rest is not searched.
     lines_end = max(received.rfind(b"\n"), received.rfind(b"\r")) + 1
     for line in _EMPTY_LINES:
         at = received.rfind(line, begin, lines_end)

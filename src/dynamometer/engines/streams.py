@@ -1,11 +1,11 @@
 """Read streamed answers: token counts, the times of content, the end, and errors.
 
-A stream is read event by event as it passes. The client receives the engine's bytes, except for a
+The reader gets each chunk before the client. The client receives the engine's bytes, except for a
 usage chunk that the frontend requested and the client did not.
 
-Most events of a stream differ only in their text. The reader parses the first one, keeps the bytes
-around its text, and recognises later events by these bytes, without parsing. The memory of a reader
-does not grow with its stream.
+Most events of a stream differ only in their text. The reader parses the first of them, keeps the
+bytes around its text, and recognises later events by these bytes, without parsing. The memory of a
+reader does not grow with its stream.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from dynamometer.engines.interface import Usage
 _EVENT_END: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n?|\n)")
 _LONGEST_END: Final = len(b"\r\n\r\n")
 _DATA: Final = b"data:"
-# The data may be text, or missing: NVIDIA Dynamo puts the error message into a comment.
+# The data of an error may be text or missing: NVIDIA Dynamo puts the message into a comment.
 _ERROR_EVENT: Final = re.compile(rb"(?:\A|[\r\n])event: ?error(?:[\r\n]|\Z)")
 _DONE: Final = b"[DONE]"
 _RESPONSE_ENDS: Final = frozenset({"response.completed", "response.incomplete", "response.failed"})
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
-# A longer event passes unread; neither usage nor a token needs so many bytes.
+# A longer event is passed on unparsed; an event with usage or a token is shorter.
 _LONGEST_EVENT: Final = 2**22
-# A text in an event: members whose value only counts as content if it is not empty. Escapes of
-# UTF-16 units (\\uXXXX) may be invalid: an event with one is parsed.
+# A JSON string without `\\uXXXX`: such an escape may be invalid, so its event is parsed. The
+# members below are content if their text is not empty.
 _TEXT: Final = rb'[^"\\\x00-\x1f]*(?:\\["\\/bfnrt][^"\\\x00-\x1f]*)*'
 _WHOLE_TEXT: Final = re.compile(_TEXT)
 _TEXT_MEMBER: Final = re.compile(
@@ -51,10 +51,10 @@ _TEXT_MEMBER: Final = re.compile(
     + _TEXT
     + rb')"'
 )
-# Members that have more effects than content.
+# Members that have another effect than content.
 _OTHER_MEMBERS: Final = ("usage", "error", "message", "response")
 _READ_BY_BYTES: Final = frozenset({Usage.OPENAI, Usage.RESPONSES, Usage.MESSAGES})
-# Patterns that recognised no event, until the reader stops to make them: its events all differ.
+# After so many patterns that matched no event, the reader learns no further ones.
 _MOST_USELESS: Final = 8
 # Members of a chat's delta that are not generated content.
 _NO_CONTENT: Final = frozenset({"role", "hidden_states"})
@@ -74,9 +74,9 @@ class StreamReader:
         """Prepare to read a stream.
 
         Args:
-            usage: the dialect of the route's answers.
+            usage: the form in which the route's answers report usage.
             hide_usage: remove the chunk that contains only usage.
-            samples: the number of answers to each prompt, by SGLang's own route.
+            samples: the number of answers to each prompt, on SGLang's own route.
             on_content: called for each event with content, with the arrival time that `feed` was
                 called with.
         """
@@ -85,9 +85,9 @@ class StreamReader:
         self._on_content = on_content
         self._events = _EventReader(usage, samples)
         self._pattern = _Pattern() if usage in _READ_BY_BYTES else None
-        # The beginning of an event that is not complete yet.
+        # The beginning of an incomplete event.
         self._held = bytearray()
-        # The current event is too long and passes unread.
+        # True while the current event is too long and is passed on unparsed.
         self._skipping = False
         self._any_event = self._any_skipped = False
 
@@ -98,7 +98,7 @@ class StreamReader:
 
     @property
     def error_code(self) -> int | None:
-        """The HTTP status of an error in the stream, or of a finish reason; None if successful."""
+        """The HTTP status of an error or a finish reason in the stream; None without an error."""
         return self._events.error_code
 
     @property
@@ -151,7 +151,7 @@ class StreamReader:
             event = bytes(held[begin:end])
             if self._skipping or self._read(event, now):
                 passed.append(bytes(held[begin:search]))
-            else:  # the \n of the \r\n that ended the event before may stand in front
+            else:  # the \n of the previous event's \r\n may precede this event
                 passed.append(event[: -len(event.lstrip(b"\r\n"))])
             self._skipping = False
             begin = search
@@ -165,7 +165,7 @@ class StreamReader:
     def _feed_events(self, chunk: bytes, now: float) -> bytes:
         """Return the bytes for the client of whole events whose lines end with a line feed."""
         events = chunk.split(b"\n\n")
-        events.pop()  # after the last empty line
+        events.pop()  # the empty rest after the last empty line
         passes = [self._read(event, now) for event in events]
         if all(passes):
             return chunk
@@ -175,7 +175,7 @@ class StreamReader:
         )
 
     def finish(self, now: float) -> bytes:
-        """Return the bytes that are still held back: an event without its empty line.
+        """Return the bytes that are still held back: an event without its final empty line.
 
         Args:
             now: the time of the stream's end, seconds.
@@ -185,11 +185,11 @@ class StreamReader:
         return rest if self._skipping or self._read(rest, now) else b""
 
     def _read(self, event: bytes, now: float) -> bool:
-        """Read one event, and return whether it is for the client."""
+        """Read one event, and return whether the client receives the event."""
         if self._pattern is not None and self._pattern.matches(event):
             self._on_content(now)
             return True
-        # Nearly always, the event has one data line, and it is the last line.
+        # Nearly every event has one data line, which is the last line.
         line = 0 if event.startswith(_DATA) else event.find(b"\n" + _DATA) + 1 or len(event)
         try:
             content = orjson.loads(event[line + len(_DATA) :])
@@ -217,10 +217,10 @@ class StreamReader:
 
 
 class _Pattern:
-    """The bytes around the text of an event: an event that differs only there is one with content.
+    """The bytes before and after the text of an event that has only content.
 
-    An event that is learned has content, and no other effect on the reader (`_has_only_content`).
-    So has any event that differs from it in the text alone, as long as the text is not empty.
+    An event with the same bytes around another text also has only content, if the text is not
+    empty (`_has_only_content`).
     """
 
     __slots__ = ("_after", "_before", "_learning", "_used", "_useless")
@@ -298,7 +298,7 @@ class _EventReader:
         self._tokens = Tokens()
         self._choices: set[object] = set()
         self._finished: set[object] = set()
-        self._last_choice: object = None  # most streams have only one, which is added once
+        self._last_choice: object = None  # most streams have one choice, which is added once
 
     @property
     def tokens(self) -> Tokens:
@@ -388,7 +388,7 @@ class _EventReader:
 
 
 def _parse_lines(event: bytes) -> object:
-    """Return the JSON value in all data lines of an event; the raw data if it is not JSON."""
+    """Return the JSON value in the data lines of an event; the raw data if they are not JSON."""
     lines = event.removeprefix(_BYTE_ORDER_MARK).splitlines()
     data = b"\n".join(line[len(_DATA) :] for line in lines if line.startswith(_DATA))
     try:

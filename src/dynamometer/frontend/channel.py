@@ -1,8 +1,8 @@
 """The channel between a frontend's supervisor and one of its processes: a pair of sockets.
 
-The process sends JSON lines: `{"ready": true}` when it accepts requests, `{"page": ...}` for the
-page of the whole frontend. The supervisor sends messages of a kind, a length and a content: the
-page, or the state of the whole frontend, whenever the state changes.
+The process sends JSON lines: `{"ready": true}` when the process accepts requests, `{"page": ...}`
+to request the page of the whole frontend. A message of the supervisor has a kind, a length and a
+content: the requested page, or the state of the whole frontend, which is sent at each change.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _HEAD: Final = struct.Struct("!cQ")
 _PAGE: Final = b"P"
 _NO_PAGE: Final = b"N"
 _STATE: Final = b"S"
-# The longest line, a request with many `name[]`; a longer one ends the channel.
+# The longest line: a request with many `name[]`. A longer line ends the channel.
 _LONGEST_LINE: Final = 2**20
 _WAIT_SECONDS: Final = 60.0
-_ENDED: Final = ConnectionError("the frontend's supervisor has ended")
-_FAILED: Final = RuntimeError("the frontend's supervisor cannot render the page: see its log")
+_ENDED: Final = "the frontend's supervisor has ended"
+_FAILED: Final = "the frontend's supervisor cannot render the page: see its log"
 
 
 class SupervisorEnd:
@@ -73,7 +73,7 @@ class SupervisorEnd:
                     await writer.drain()
                 else:
                     ready()
-        except (ConnectionError, ValueError):  # the process was killed, perhaps within a line
+        except (ConnectionError, ValueError):  # the process was killed, perhaps in mid-line
             pass
         finally:
             self._writer = None
@@ -86,7 +86,7 @@ class SupervisorEnd:
 
 
 class ProcessEnd:
-    """A process's end of a channel; the supervisor's page as a `scraping.ScrapedPage`.
+    """A process's end of a channel, with the supervisor's page as a `scraping.ScrapedPage`.
 
     Attributes:
         state: the state of the whole frontend, as last received.
@@ -96,9 +96,9 @@ class ProcessEnd:
         """Store the streams; `connected` creates this object."""
         self._reader = reader
         self._writer = writer
-        # The event loop owns these attributes; the answers have the order of the requests.
+        # The event loop owns these attributes. The supervisor answers requests in their order.
         self._loop = asyncio.get_running_loop()
-        self._asked: deque[Future[bytes]] = deque()
+        self._pending: deque[Future[bytes]] = deque()
         self._ended = False
         self.state: Mapping[str, object] = {}
 
@@ -127,25 +127,25 @@ class ProcessEnd:
         """Request the page; return the future of the bytes, which cannot be cancelled."""
         answer: Future[bytes] = Future()
         answer.set_running_or_notify_cancel()
-        self._loop.call_soon_threadsafe(self._ask, request, answer)
+        self._loop.call_soon_threadsafe(self._request, request, answer)
         return answer
 
     def wait_seconds(self) -> float:
-        """Return the time between two calls of `give_up_late`, which has no effect here."""
+        """Return the time between two calls of `give_up_late`."""
         return _WAIT_SECONDS
 
     def give_up_late(self) -> None:
         """Do nothing: the supervisor enforces the deadlines of its page."""
 
     def answer(self, request: PageRequest) -> bytes:
-        """Return another form of the page; called in a thread."""
+        """Request another form of the page, and wait for the bytes; called in a thread."""
         return self.submit(request).result()
 
-    def _ask(self, request: PageRequest, answer: Future[bytes]) -> None:
+    def _request(self, request: PageRequest, answer: Future[bytes]) -> None:
         if self._ended:
-            answer.set_exception(_ENDED)
+            answer.set_exception(ConnectionError(_ENDED))
             return
-        self._asked.append(answer)
+        self._pending.append(answer)
         form = {
             "names": sorted(request.selection.names),
             "openmetrics": request.openmetrics,
@@ -165,13 +165,13 @@ class ProcessEnd:
                     if kind == _STATE:
                         self.state = json.loads(content)
                     elif kind == _PAGE:
-                        self._asked.popleft().set_result(content)
+                        self._pending.popleft().set_result(content)
                     else:
-                        self._asked.popleft().set_exception(_FAILED)
+                        self._pending.popleft().set_exception(RuntimeError(_FAILED))
         finally:
             self._ended = True
-            for answer in self._asked:
-                answer.set_exception(_ENDED)
+            for answer in self._pending:
+                answer.set_exception(ConnectionError(_ENDED))
 
 
 def _send(writer: asyncio.StreamWriter, kind: bytes, content: bytes) -> None:

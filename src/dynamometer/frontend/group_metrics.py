@@ -1,7 +1,7 @@
 """The families of a frontend of several processes, which its supervisor's page shows.
 
-Each process counts in multiprocess files; the counts of a process that ended stay in the totals.
-The families are those of one process, with the same labels and help texts.
+Each process writes its metrics into multiprocess files; the counts of an ended process stay in the
+totals. Families, labels and help texts are the same as with one process.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from dynamometer.names import process
 
 
 class GroupCollector(Collector, CountsErrors):
-    """The families that the processes count, read from their files."""
+    """The families of all processes, read from their multiprocess files."""
 
     def __init__(self, path: Path, described: CollectorRegistry) -> None:
-        """Read no file yet.
+        """Create the collector; `collect` reads the files.
 
         Args:
             path: the directory of the files.
-            described: a registry with the instruments of one process; a family without series in
-                the files is shown empty, as by one process.
+            described: a registry with the instruments of one process, so that a family without
+                series in the files still appears, without samples.
         """
         self._directory = MultiprocessDirectory(path, owned=True, recursive=False)
         self._kept = FamilyMap(without_removed)
@@ -67,10 +67,10 @@ class ProcessesCollector(Collector):
     """
 
     def __init__(self, children: Callable[[], Sequence[int]]) -> None:
-        """Read nothing yet.
+        """Create the collector; `collect` reads the processes.
 
         Args:
-            children: returns the pids of the children that run.
+            children: a function that returns the pids of the running children.
         """
         self._children = children
         # The page's thread owns these attributes.
@@ -89,7 +89,7 @@ class ProcessesCollector(Collector):
                 if name in sums and name != process.START_TIME_SECONDS:
                     sums[name] += metric.samples[0].value
         if process.CPU_SECONDS_TOTAL in sums:
-            # A child that is reaped during this reading would lower the sum once.
+            # The sum would fall once if a child were reaped between the two readings.
             self._cpu_seconds = max(
                 self._cpu_seconds, sums[process.CPU_SECONDS_TOTAL] + ended_seconds
             )

@@ -1,7 +1,7 @@
-"""One process of a frontend that has several; the supervisor is in `process_group`.
+"""One of the processes of a frontend; `process_group` contains their supervisor.
 
-The supervisor passes a listening socket and a channel by their descriptors, in a variable. The
-process counts in multiprocess files, and its page is the supervisor's.
+An environment variable contains the descriptors of a listening socket and a channel. The process
+writes its metrics into multiprocess files, and returns the supervisor's page.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Membership:
 
     @classmethod
     def read(cls) -> Membership | None:
-        """Return the values for this process; None for a process that has no supervisor."""
+        """Return the values for this process; None for a process without a supervisor."""
         value = os.environ.pop(FRONTEND_MEMBER, "")
         return cls(*map(int, value.split())) if value else None
 
@@ -52,13 +52,13 @@ class Membership:
 
 @dataclass(frozen=True)
 class Member:
-    """The parts of a frontend that one of several processes has from its supervisor.
+    """The parts of a frontend that a process receives from its supervisor.
 
     Attributes:
         number: the number of the process, from 1.
         count: the number of processes.
         listener: the socket for requests.
-        channel: the supervisor's page, and the state of the whole frontend.
+        channel: the process's end of the channel to the supervisor.
     """
 
     number: int

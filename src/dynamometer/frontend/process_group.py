@@ -1,7 +1,7 @@
-"""The processes of a frontend that has several: their start, restart and end.
+"""The processes of a frontend: their start, restart and end.
 
-The processes serve requests at one port; the supervisor serves none. It starts a process again that
-ends, renders the page of all of them, and keeps the frontend's one record in discovery.
+The processes serve requests on one port. The supervisor serves no requests: it restarts processes
+that end, renders the page of all processes, and registers the frontend once in discovery.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
+from errno import EMFILE
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -43,11 +44,11 @@ from dynamometer.variables import FRONTEND_MEMBER, HTTP_METRICS_PATH
 
 logger = logging.getLogger(__name__)
 
-# The pause before a restart: none after a long run, else twice the last one within these limits.
+# The pause before a restart: zero after a stable run, else twice the last one within these limits.
 FIRST_PAUSE_SECONDS: Final = 0.5
 LONGEST_PAUSE_SECONDS: Final = 30.0
 STABLE_SECONDS: Final = 60.0
-# After the time that requests in flight have to finish.
+# The time between the end of the drain timeout and SIGKILL.
 _KILL_SECONDS: Final = 5.0
 _FILES_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
 _LEFTOVERS: Final = re.compile("frontend-[0-9a-f]{16}")
@@ -59,7 +60,7 @@ async def serve_group(options: FrontendOptions, count: int, arguments: Sequence[
     Args:
         options: the options of the frontend.
         count: the number of processes.
-        arguments: the flags from which the options were made.
+        arguments: the flags that were parsed into `options`.
 
     Raises:
         DynamometerError: The frontend cannot start, for example because its port is in use.
@@ -129,7 +130,7 @@ class ProcessGroup:
     """The processes of one frontend. The event loop owns all attributes.
 
     Attributes:
-        serving: set as soon as all processes have accepted requests.
+        serving: set when all processes have accepted requests at the same time.
     """
 
     def __init__(
@@ -142,15 +143,15 @@ class ProcessGroup:
         page: Callable[[PageRequest], Awaitable[bytes]],
         retire: Callable[[int], None],
     ) -> None:
-        """Start no process yet.
+        """Create the group; `run` starts the processes.
 
         Args:
             count: the number of processes.
             port: the port of the frontend.
             arguments: the flags of the frontend, which each process parses again.
             files: the directory of the processes' multiprocess files.
-            page: returns the page of the whole frontend.
-            retire: called in a thread with the pid of a process that has ended.
+            page: a function that renders the page of the whole frontend.
+            retire: a function that is called in a thread with the pid of each ended process.
         """
         self._port = port
         self._python = (sys.executable, *_path_flags())
@@ -165,7 +166,7 @@ class ProcessGroup:
 
     @property
     def pids(self) -> Sequence[int]:
-        """The pids of the processes that run. Any thread may call this method."""
+        """The pids of the running processes; any thread may read this property."""
         processes = [member.process for member in self._members]
         return [one.pid for one in processes if one is not None and one.returncode is None]
 
@@ -179,10 +180,10 @@ class ProcessGroup:
         }
 
     async def run(self, stop: Stop, *, drain_seconds: float) -> None:
-        """Keep all processes running until a signal, then wait for their end.
+        """Run all processes until a signal, then end the processes and wait for their end.
 
         Args:
-            stop: the signals.
+            stop: the signals that end the frontend.
             drain_seconds: the time that requests in flight have to finish.
 
         Raises:
@@ -200,7 +201,7 @@ class ProcessGroup:
             await tasks.end(keeping)  # kills the processes that still run
 
     async def _end(self, stop: Stop, keeping: asyncio.Task[None], drain_seconds: float) -> None:
-        """End all processes: with SIGTERM, and with SIGKILL on a second signal, or when late."""
+        """End all processes: SIGTERM first, and SIGKILL at a second signal or after the timeout."""
         self._ending.set()
         self._port.close()
         self._signal(signal.SIGTERM)
@@ -225,7 +226,7 @@ class ProcessGroup:
             raise errors.exceptions[0] from None  # the first one cancelled the others
 
     async def _keep(self, member: _Slot) -> None:
-        """Run one process, and start it again after a pause whenever it ends."""
+        """Run one process, and restart the process after a pause whenever it ends."""
         pause = 0.0
         while not self._ending.is_set():
             started = time.monotonic()
@@ -233,10 +234,7 @@ class ProcessGroup:
             if self._ending.is_set():
                 return
             if not self.serving.is_set():
-                raise FrontendError(
-                    f"process {member.number} of the frontend {reason} while it started: its "
-                    "message is above"
-                )
+                raise FrontendError(f"process {member.number} of the frontend {reason}")
             self._restarts += 1
             lived = time.monotonic() - started
             if lived > STABLE_SECONDS:
@@ -259,12 +257,14 @@ class ProcessGroup:
         try:
             pid, code = await self._run_process(member, listener)
         except OSError as error:
-            return f"cannot start ({error.strerror})"
-        finally:  # at once: the kernel gives connections to this socket until it is closed
+            advice = ": raise the limit (ulimit -n, LimitNOFILE=)" if error.errno == EMFILE else ""
+            return f"cannot start ({error.strerror}{advice})"
+        finally:  # at once: until then, the kernel gives connections to this socket
             if not self._ending.is_set():
                 self._port.release(listener)
         await asyncio.to_thread(self._retire, pid)
-        return f"(pid {pid}) {self._describe_end(code)}"
+        starting = "" if self.serving.is_set() else " while it started: its message is above"
+        return f"(pid {pid}) {self._describe_end(code)}{starting}"
 
     async def _run_process(self, member: _Slot, listener: socket.socket) -> tuple[int, int]:
         """Start a process, wait until it has ended, and return its pid and its exit code."""
@@ -326,11 +326,11 @@ class ProcessGroup:
 
 
 class _Slot:
-    """The place of one process in the group.
+    """The place of one process, and of its restarts, in the group.
 
     Attributes:
         number: the number of the process, from 1.
-        process: the process; None while none runs.
+        process: the running process, or None.
         channel: the supervisor's end of the channel to the process.
         ready: True while the process accepts requests.
     """
@@ -343,10 +343,10 @@ class _Slot:
 
 
 def _path_flags() -> Sequence[str]:
-    """Return Python's flags so that a process imports modules from where the supervisor does.
+    """Return the flags of Python with which a process imports the same modules as the supervisor.
 
-    `python -m` adds the current directory to the path; the script `dyno` does not, and a file there
-    might have the name of a module.
+    `python -m` adds the current directory to the path, where a file might have the name of a
+    module; the script `dyno` does not.
     """
     try:
         current = str(Path.cwd())

@@ -1,7 +1,7 @@
-"""One port that several processes listen on, each with a socket of its own (SO_REUSEPORT).
+"""One port on which several processes listen, each with its own socket (SO_REUSEPORT).
 
-The kernel distributes new connections among the sockets that listen. It would also let another
-group of processes share the port without an error, so the port is first bound without sharing.
+The kernel distributes new connections among the listening sockets. SO_REUSEPORT also lets another
+frontend of this user share the port without an error, so the port is first bound without sharing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _HOST_SETTING = "--http-host, DYN_HTTP_HOST"
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket of a frontend's own port; see `addresses.listen`."""
+    """Return the listening socket of a frontend of one process; see `addresses.listen`."""
     return addresses.listen(host, port, setting=_PORT_SETTING, host_setting=_HOST_SETTING)
 
 
@@ -43,8 +43,8 @@ class SharedPort:
             AddressError: The port is in use.
         """
         self._host = host
-        # The lock keeps the same check of another frontend out of the moment between the two calls;
-        # only processes of this user could share the port.
+        # While the lock is held, no other frontend of this user opens a port; another user's
+        # processes cannot share the port.
         with locked(private_directories.create_memory(), wait=True):
             if port:
                 listen(host, port).close()
@@ -64,9 +64,9 @@ class SharedPort:
         return listener
 
     def release(self, listener: socket.socket) -> None:
-        """Close the socket of a process that has ended; the kernel resets its new connections.
+        """Close the socket of an ended process; the kernel resets connections in its queue.
 
-        The last socket stays open for the next process, and queues connections until then.
+        The last socket stays open: the next process uses the socket and accepts the connections.
         """
         if len(self._used) == 1:
             self._spare = listener

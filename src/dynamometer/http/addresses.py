@@ -9,8 +9,8 @@ from typing import Final
 from dynamometer.errors import AddressError, SettingsError
 from dynamometer.process.descriptors import close_in_child
 
-# Errors of an address that is not an address of this machine: another machine's, a link-local one
-# without its interface, or IPv6 where IPv6 is switched off.
+# Errors for an address that this machine does not have: an address of another machine, a link-local
+# address without its interface, or an IPv6 address where IPv6 is off.
 _FOREIGN_ADDRESS: Final = (errno.EADDRNOTAVAIL, errno.EINVAL, errno.EAFNOSUPPORT)
 
 
@@ -24,8 +24,8 @@ def listen(
         port: 0 to 65535; 0 selects any free port.
         setting: the flags and variables that set the port, for messages.
         host_setting: the flags and variables that set the host, for messages.
-        shared: allow other sockets of this user that are shared as well (SO_REUSEPORT); the kernel
-            distributes the connections among them.
+        shared: let other shared sockets of this user listen on the same port (SO_REUSEPORT); the
+            kernel distributes the connections among all of them.
 
     Raises:
         SettingsError: The host is not a valid name or address, or not an address of this machine.
@@ -72,7 +72,7 @@ def _host_error(host: str, setting: str) -> SettingsError:
 
 
 def url(listener: socket.socket) -> str:
-    """Return the URL at which this machine reaches `listener`; a wildcard becomes loopback."""
+    """Return the URL at which this machine reaches `listener`: loopback for a wildcard address."""
     host, port = listener.getsockname()[:2]
     if host == "0.0.0.0":
         host = "127.0.0.1"
@@ -82,7 +82,7 @@ def url(listener: socket.socket) -> str:
 
 
 def free_port() -> int:
-    """Return a loopback port that is free at the moment, for a process that is about to start."""
+    """Return a loopback port that is free now, for a process that is about to start."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         number: int = probe.getsockname()[1]

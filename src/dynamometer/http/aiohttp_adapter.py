@@ -1,6 +1,6 @@
 """Servers and client sessions of aiohttp: pages, probes and simulated engines.
 
-Requests for inference have a server and a client of their own (`server`, `client`).
+The modules `server` and `client` serve and forward the requests for inference.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 from aiohttp import web
+
+from dynamometer.http.messages import LONGEST_HEAD, LONGEST_LINE
 
 
 @asynccontextmanager
@@ -30,6 +32,10 @@ async def serving(app: web.Application, listener: socket.socket) -> AsyncIterato
         # aiohttp would decompress a body of any size on the event loop.
         auto_decompress=False,
         shutdown_timeout=0.5,
+        # A simulated engine accepts the headers that a worker accepted.
+        max_line_size=LONGEST_LINE,
+        max_field_size=LONGEST_LINE,
+        max_headers=LONGEST_HEAD,
     )
     await runner.setup()
     try:
@@ -44,12 +50,12 @@ def session(
     keepalive_seconds: float | None,
     middlewares: Sequence[aiohttp.ClientMiddlewareType] = (),
 ) -> aiohttp.ClientSession:
-    """Return a client session: no limit of connections, and no time limit on a response.
+    """Return a client session without a limit of connections and without a timeout of responses.
 
     Args:
-        keepalive_seconds: the time that an idle connection stays open. It must be shorter than
-            the server's, or the server may close a connection that is just being used again. None:
-            a new connection for each request.
+        keepalive_seconds: the time that an idle connection stays open, shorter than the server
+            keeps it open: else the server may close a connection while the next request is sent.
+            With None, each request opens a new connection.
         middlewares: aiohttp's client middlewares, called for each request.
     """
     connector = (

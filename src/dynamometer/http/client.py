@@ -1,8 +1,8 @@
 """An HTTP client for the next hop, which keeps a connection only where that is safe.
 
-A connection is used again only if the whole request was sent and nothing was received since its
-last reply, and never after a status of 500 or more: an engine's server may close such a connection
-although its reply announces a kept one.
+A connection is used again only if the whole request was sent and no byte followed the last reply,
+and never after a status of 500 or more: an engine's server may close such a connection although the
+reply announces that the connection stays open.
 """
 
 from __future__ import annotations
@@ -56,6 +56,12 @@ def _address(base: str) -> _Address:
     return _Address(host, port, tls, parts.netloc.encode(), parts.path.rstrip("/").encode())
 
 
+@lru_cache(maxsize=1)
+def _tls_context() -> ssl.SSLContext:
+    """Return the context of all connections; it is made once, because it reads many files."""
+    return ssl.create_default_context()
+
+
 class Client:
     """Connections to the next hops, by their URLs. All state belongs to the event loop."""
 
@@ -63,7 +69,7 @@ class Client:
         """Keep connections for later requests.
 
         Args:
-            idle_seconds: the time that an unused connection is kept: less than the servers keep it.
+            idle_seconds: the time that an unused connection is kept; shorter than the servers' own.
         """
         self._idle_seconds = idle_seconds
         self._idle: defaultdict[str, list[_Connection]] = defaultdict(list)
@@ -84,7 +90,7 @@ class Client:
         """
         address = _address(base)
         head = request_head(b"POST", address.path + target, address.header, headers, len(body))
-        connection = self._kept(base)
+        connection = self._take_idle(base)
         if connection is not None:
             try:
                 return await connection.send(head, body)
@@ -96,7 +102,7 @@ class Client:
         except _NotReadError as error:
             raise NotReachedError(str(error)) from error
 
-    def _kept(self, base: str) -> _Connection | None:
+    def _take_idle(self, base: str) -> _Connection | None:
         idle = self._idle.get(base)
         while idle:
             connection = idle.pop()
@@ -113,7 +119,7 @@ class Client:
                     lambda: _Connection(self, base),
                     address.host,
                     address.port,
-                    ssl=ssl.create_default_context() if address.tls else None,
+                    ssl=_tls_context() if address.tls else None,
                 )
         except TimeoutError as error:
             raise NotReachedError(f"no connection in {_CONNECT_SECONDS:g} s") from error
@@ -127,12 +133,12 @@ class Client:
         loop = asyncio.get_running_loop()
         return loop.call_later(self._idle_seconds, connection.close)
 
-    def opened(self, connection: _Connection) -> None:
-        """Track a connection until it is lost."""
+    def track(self, connection: _Connection) -> None:
+        """Add a new connection to the open connections."""
         self._open.add(connection)
 
-    def lost(self, connection: _Connection, base: str) -> None:
-        """Forget a connection."""
+    def forget(self, connection: _Connection, base: str) -> None:
+        """Remove a closed connection from the open and the idle ones."""
         self._open.discard(connection)
         idle = self._idle.get(base)
         if idle is not None:
@@ -194,7 +200,7 @@ class _Connection(asyncio.Protocol):
         try:
             return await received
         except asyncio.CancelledError:
-            # After a complete reply, another request may have the connection already.
+            # After a complete reply, another request may already use the connection.
             if not received.done() or received.cancelled():
                 self.close()
             elif received.exception() is None:
@@ -220,7 +226,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # of a client: a Transport
-        self._client.opened(self)
+        self._client.track(self)
 
     def data_received(self, data: bytes) -> None:
         if self._parser is None or (self._head is None and self._reply is None):
@@ -256,7 +262,7 @@ class _Connection(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._client.lost(self, self._base)
+        self._client.forget(self, self._base)
         if self._idle_timer is not None:
             self._idle_timer.cancel()
         if self._reply is not None and self._ends_with_connection(self._reply, exc):
@@ -265,7 +271,7 @@ class _Connection(asyncio.Protocol):
             unread = self._used and not self._received and isinstance(exc, ConnectionError)
             text = connection_fault(exc) if exc else "Server disconnected"
             self._fail(_NotReadError(text) if unread else BrokenError(text))
-        self._transport = self._parser = None  # the parser and its protocol hold each other
+        self._transport = self._parser = None  # the parser and this object refer to each other
 
     # Called by the parser.
 
@@ -289,7 +295,7 @@ class _Connection(asyncio.Protocol):
         self._in_head = False
         status = self._parser.get_status_code()
         if status < 200:
-            return  # an interim reply: another one follows
+            return  # an interim reply: the final reply follows
         self._keep = status < 500 and self._parser.should_keep_alive()
         self._reply = Reply(self, status, self._reason, self._headers)
         if self._head is not None and not self._head.done():

@@ -1,4 +1,4 @@
-"""One exchange of a connection: a request, and the body of its response."""
+"""A request on a connection, and the body of its response."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ class Flow(Protocol):
 
 
 class Request:
-    """One request, from the end of its head on.
+    """A request whose head was received.
 
     Attributes:
-        method: such as POST.
+        method: the HTTP method, such as POST.
         path: decoded, without the query.
         query: as it was received, without the question mark.
         headers: as they were received.
-        keep_alive: whether the connection may stay open after the response.
-        chunked: whether the client reads chunks: HTTP/1.1.
-        complete: whether the whole body was received.
-        invalid: whether it is not a request at all: no handler sees it.
-        refusal: why the request is refused.
-        response_headers: what each response to the request needs besides its own headers.
+        keep_alive: True if the connection may stay open after the response.
+        chunked: True if the client reads chunked bodies (HTTP/1.1).
+        expects: True if the client waits for `100 Continue` before it sends the body.
+        complete: True if the whole body was received.
+        invalid: True if the bytes are not a valid request, which no handler receives.
+        refusal: the reason to refuse the request; None for a valid request.
+        response_headers: headers that are added to each response to the request.
     """
 
     __slots__ = (
@@ -58,10 +59,10 @@ class Request:
         self.response_headers = Headers()
 
     async def read(self) -> bytes:
-        """Return the whole body, and keep no reference to it.
+        """Return the whole body, and release the memory of the body here.
 
         Raises:
-            Refusal: The head or the body is too large, breaks the protocol, or is late.
+            Refusal: The head or the body is too large, violates the protocol, or was late.
         """
         if not self.complete and self.refusal is None:
             if self.expects and not self._size:
@@ -76,18 +77,18 @@ class Request:
     def begin(
         self, status: int, headers: Headers, *, length: int | None = None, reason: bytes = b""
     ) -> Stream:
-        """Send the head of the response, and return its body to write to.
+        """Send the head of the response, and return the stream for its body.
 
         Args:
             status: the HTTP status.
-            headers: without those of the connection and of the length.
-            length: of the body in bytes; None where it is not known.
-            reason: the reason phrase; the standard one where empty.
+            headers: the headers, without the connection's and without the length.
+            length: the length of the body in bytes; None if unknown.
+            reason: the reason phrase; if empty, the standard phrase.
         """
         return self._connection.begin(self, status, headers, length, reason)
 
     def receive(self, data: bytes, limit: int) -> None:
-        """Take a piece of the body; refuse the request when its body exceeds `limit` bytes."""
+        """Add a piece of the body; refuse the request when its body exceeds `limit` bytes."""
         self._size += len(data)
         if self._size > limit:
             self.refuse(too_large(limit))
@@ -100,7 +101,7 @@ class Request:
         self._wake()
 
     def refuse(self, refusal: Refusal) -> None:
-        """Let `read` raise `refusal`; the first one counts."""
+        """Let `read` raise `refusal`, unless the request was refused before."""
         if self.refusal is None:
             self.refusal = refusal
             self._body = io.BytesIO()
@@ -120,26 +121,51 @@ class Stream:
     """The body of a response whose head was sent.
 
     Attributes:
-        ended: whether the body's end was sent.
-        flow: the source of the body, which pauses while the client reads too slowly.
-        left: whether the client has left.
+        ended: True if the end of the body was sent.
+        disconnected: True if the client has disconnected.
     """
 
-    __slots__ = ("_chunked", "_transport", "ended", "flow", "left")
+    __slots__ = ("_chunked", "_flow", "_paused", "_transport", "disconnected", "ended")
 
-    def __init__(self, transport: asyncio.Transport, *, chunked: bool) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, *, chunked: bool, paused: bool = False
+    ) -> None:
         self._transport = transport
         self._chunked = chunked
-        self.left = self.ended = False
-        self.flow: Flow | None = None
+        self._paused = paused
+        self._flow: Flow | None = None
+        self.disconnected = self.ended = False
+
+    @property
+    def flow(self) -> Flow | None:
+        """The source of the body, which pauses while the client reads too slowly."""
+        return self._flow
+
+    @flow.setter
+    def flow(self, flow: Flow) -> None:
+        self._flow = flow
+        if self._paused:
+            flow.pause()
+
+    def pause(self) -> None:
+        """Pause the source: the client reads too slowly."""
+        self._paused = True
+        if self._flow is not None:
+            self._flow.pause()
+
+    def resume(self) -> None:
+        """Resume the source."""
+        self._paused = False
+        if self._flow is not None:
+            self._flow.resume()
 
     @property
     def closed(self) -> bool:
-        """True if the client receives nothing that is written from now on."""
-        return self.left or self._transport.is_closing()
+        """True if the client cannot receive further bytes."""
+        return self.disconnected or self._transport.is_closing()
 
     def write(self, data: bytes) -> None:
-        """Send a piece of the body, without waiting."""
+        """Send a piece of the body; the transport buffers it without waiting."""
         if not data or self.closed:
             return
         if self._chunked:
@@ -147,7 +173,7 @@ class Stream:
         self._transport.write(data)
 
     def end(self) -> None:
-        """Send the body's end."""
+        """Send the end of the body."""
         if self._chunked and not self.closed:
             self._transport.write(b"0\r\n\r\n")
         self.ended = True
@@ -162,7 +188,7 @@ class Sender(Protocol):
         """Send a response's head; see `Request.begin`."""
 
     def send_continue(self) -> None:
-        """Ask the client for the body that it waits to send."""
+        """Send `100 Continue` to a client that waits before it sends the body."""
 
 
 Handler = Callable[[Request], Awaitable[Response | None]]
@@ -172,7 +198,7 @@ class Application(Protocol):
     """The handlers of a server, and the form of its errors."""
 
     async def answer(self, request: Request) -> Response | None:
-        """Answer a request; return None where the handler has used `Request.begin`."""
+        """Answer a request; return None if `Request.begin` has sent the response."""
 
     def refuse(self, refusal: Refusal) -> Response:
-        """Return the response to a request that no handler sees."""
+        """Return the response to a request that is not valid."""

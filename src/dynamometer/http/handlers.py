@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from urllib.parse import parse_qs
 
@@ -18,22 +17,22 @@ logger = logging.getLogger(__name__)
 class Handlers:
     """A table of handlers.
 
-    A handler of GET has no body to read; a handler of POST reads the body itself, so that it sees a
-    request as soon as its head was received.
+    A handler of POST is called when the head was received, and reads the body. A handler of GET is
+    called after the whole request, whose body is ignored.
     """
 
     def __init__(self, origins: Origins | None = None) -> None:
-        """Begin without a handler.
+        """Create an empty table.
 
         Args:
-            origins: whose pages may read the responses; by default none.
+            origins: the origins whose web pages may read the responses; none by default.
         """
         self._origins = origins or Origins()
         self._methods: dict[str, dict[str, Handler]] = {}
         self._below: dict[str, Handler] = {}
 
     def get(self, path: str, handler: Handler) -> None:
-        """Answer GET and HEAD at `path`; one that ends with a slash is any path below it."""
+        """Answer GET and HEAD at `path`; if `path` ends with a slash, at all paths below `path`."""
         if path.endswith("/"):
             self._below[path] = handler
         else:
@@ -48,8 +47,6 @@ class Handlers:
         request.response_headers = self._origins.headers(request.headers)
         try:
             return await self._answer(request)
-        except asyncio.CancelledError:
-            raise
         except Refusal as refusal:
             return openai_errors.refused(refusal)
         except Exception:
@@ -61,7 +58,7 @@ class Handlers:
         return openai_errors.refused(refusal)
 
     async def _answer(self, request: Request) -> Response | None:
-        methods = self._of(request.path)
+        methods = self._find(request.path)
         if not methods:
             return openai_errors.unknown_path(request.method, request.path)
         handler = methods.get(request.method)
@@ -76,7 +73,7 @@ class Handlers:
             await request.read()
         return await handler(request)
 
-    def _of(self, path: str) -> dict[str, Handler]:
+    def _find(self, path: str) -> dict[str, Handler]:
         methods = self._methods.get(path)
         if methods is not None:
             return methods

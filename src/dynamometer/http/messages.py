@@ -15,6 +15,9 @@ from typing import Final
 
 Header = tuple[bytes, bytes]
 
+# Limits of a request's headers, in bytes: of one header, and of all headers together.
+LONGEST_LINE: Final = 2**15
+LONGEST_HEAD: Final = 2**16
 JSON: Final = (b"content-type", b"application/json; charset=utf-8")
 _REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
 # Statuses whose messages have no body (RFC 9110, 6.4.1).
@@ -22,12 +25,12 @@ BODILESS: Final = frozenset({204, 304})
 
 
 class Headers(list[Header]):
-    """The headers of a message, in their order; names in lower case."""
+    """The headers of a message in their order, with names in lower case."""
 
     __slots__ = ()
 
     def get(self, name: bytes) -> bytes:
-        """Return the first value of the header `name`; empty where the message has none."""
+        """Return the first value of the header `name`; empty if the message does not have it."""
         for known, value in self:
             if known == name:
                 return value
@@ -53,13 +56,13 @@ class Headers(list[Header]):
 
 
 class Response:
-    """A response whose body is known as a whole.
+    """A response with its whole body.
 
     Attributes:
         status: the HTTP status.
         body: the body.
-        headers: without `Content-Length` and those of the connection.
-        close: whether the connection ends with this response.
+        headers: the headers, without the connection's and without `Content-Length`.
+        close: True if the connection closes after this response.
     """
 
     __slots__ = ("body", "close", "headers", "status")
@@ -74,7 +77,7 @@ class Response:
 
     @classmethod
     def of_json(cls, content: object, status: int = 200) -> Response:
-        """Return a response with `content` as its JSON."""
+        """Return a response with `content` as JSON."""
         return cls(status, json.dumps(content).encode(), [JSON])
 
 
@@ -97,9 +100,9 @@ def response_head(
 
     Args:
         status: the HTTP status.
-        headers: the message's headers; a `Date` is added where they have none.
-        own: further headers, of the connection and of the body's length.
-        reason: the reason phrase; the standard one where empty.
+        headers: the message's headers; a `Date` is added if it is missing.
+        own: the headers of the connection and of the body's length.
+        reason: the reason phrase; if empty, the standard phrase.
     """
     lines = [b"HTTP/1.1 %d %b" % (status, reason or _REASONS.get(status, b"Unknown"))]
     lines += [b"%b: %b" % (_title(name), value) for name, value in headers]
@@ -111,7 +114,7 @@ def response_head(
 
 @lru_cache(maxsize=256)
 def _title(name: bytes) -> bytes:
-    """Return `Content-Type` for `content-type`: some clients compare names with their case."""
+    """Return `Content-Type` for `content-type`: some clients compare names case-sensitively."""
     return name.title()
 
 
@@ -121,11 +124,11 @@ def request_head(
     """Return the bytes of a request's head.
 
     Args:
-        method: such as POST.
+        method: the HTTP method, such as POST.
         target: path and query.
-        host: of the `Host` header.
-        headers: without `Host` and `Content-Length`.
-        length: of the body, bytes.
+        host: the value of the `Host` header.
+        headers: the other headers, without `Content-Length`.
+        length: the length of the body in bytes.
     """
     lines = [b"%b %b HTTP/1.1" % (method, target), b"host: " + host]
     lines += [b"%b: %b" % header for header in headers]

@@ -1,4 +1,4 @@
-"""Error responses in OpenAI's form; the frontend and the worker send the same ones."""
+"""Error responses in OpenAI's form, for the frontend and the worker."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def unavailable(why: str, *, retry: bool = False) -> Response:
 
     Args:
         why: the reason.
-        retry: allow the frontend to send the request to another worker at once.
+        retry: True lets the frontend send the request to another worker at once.
     """
     answer = response(503, f"Not available: {why}; try again", "server_error", "unavailable")
     answer.headers.append((b"retry-after", RETRY_AFTER_SECONDS))
@@ -62,7 +62,7 @@ def unavailable(why: str, *, retry: bool = False) -> Response:
 
 
 def engine_died() -> Response:
-    """Return 502: the engine ended, or broke the connection, while it worked on the request."""
+    """Return 502: the engine ended, or broke the connection, during the request."""
     return response(502, ENGINE_DIED, "server_error", "engine_error")
 
 
@@ -81,7 +81,7 @@ def unknown_path(method: str, path: str) -> Response:
 
 
 def wrong_method(method: str, path: str, allowed: str) -> Response:
-    """Return 405 with `Allow`: the route has other methods."""
+    """Return 405 with `Allow`: the route has only other methods."""
     message = f"{method} is not allowed for {path}"
     answer = response(405, message, "invalid_request_error", None)
     answer.headers.append((b"allow", allowed.encode()))

@@ -1,6 +1,6 @@
 """Cross-origin resource sharing: the web pages that may read responses (the Fetch standard, 3.2).
 
-By default there are none: browsers hide the responses from the pages of other origins.
+Without allowed origins, browsers hide the responses from the web pages of other origins.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final
 from dynamometer.http.messages import Headers, Response
 
 _EVERY: Final = "*"
-# How long a browser may keep the answer to a preflight request.
+# The time that a browser may cache the response to a preflight request.
 _MAX_AGE_SECONDS: Final = b"600"
 
 
@@ -36,11 +36,11 @@ class Origins:
         return headers
 
     def preflight(self, request: Headers, methods: bytes) -> Response | None:
-        """Return the response to a browser's question before a request; None for any other OPTIONS.
+        """Return the response to a browser's preflight request; None for any other request.
 
         Args:
             request: the headers of the request.
-            methods: of the route.
+            methods: the methods of the route, separated by commas.
         """
         if not (
             self._allowed

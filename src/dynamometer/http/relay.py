@@ -1,7 +1,7 @@
 """The relay of a request to the next hop, and of its response back.
 
 The frontend relays to a worker, and the worker to its engine, both with these functions. The bytes
-of a response go from the callback that received them to the client's transport: no task wakes.
+of a response go from the callback that received them to the client's transport, without a task.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from dynamometer.http.reply import Reply
 # may send the request to another worker. The header is removed from all other responses.
 RETRY_HEADER: Final = b"x-dynamometer-retry"
 
-# Headers of one connection, not of the message (RFC 9110, 7.6.1); the length is set again.
+# Headers of one connection, not of the message (RFC 9110, 7.6.1), and the length: each hop sets
+# its own.
 HOP_BY_HOP: Final = frozenset(
     {
         b"connection",
@@ -34,7 +35,7 @@ HOP_BY_HOP: Final = frozenset(
 )
 # Both hops read the response for its metrics, so the engine must not compress it.
 NOT_FORWARDED: Final = HOP_BY_HOP | {b"host", b"accept-encoding", b"expect"}
-# Each hop answers for itself which web pages may read its responses (`origins`).
+# Each hop sets its own headers for the web pages that may read its responses (`origins`).
 _CORS: Final = b"access-control-"
 
 
@@ -42,8 +43,8 @@ def request_headers(headers: Headers, *, read: bool = False) -> Headers:
     """Return the headers of a request for the next hop.
 
     Args:
-        headers: of the request.
-        read: whether the body is sent without the `Content-Encoding` that it had.
+        headers: the headers of the client's request.
+        read: True if this hop has read the body and sends it without its `Content-Encoding`.
     """
     dropped = NOT_FORWARDED | headers.tokens(b"connection")
     if read:
@@ -62,7 +63,7 @@ def response_headers(headers: Headers) -> Headers:
 
 
 def target(request: Request) -> bytes:
-    """Return path and query of `request` at the next hop; the query stays as the client sent it."""
+    """Return path and query of `request` for the next hop; the query is unchanged."""
     path = request.path.encode()
     return path + b"?" + request.query if request.query else path
 
@@ -73,7 +74,7 @@ def begin(request: Request, reply: Reply, *, length: int | None) -> Stream:
     Args:
         request: the client's request.
         reply: the response of the next hop.
-        length: the length of the body in bytes; None where it is not known.
+        length: the length of the body in bytes; None if unknown.
     """
     headers = response_headers(reply.headers)
     stream = request.begin(reply.status, headers, length=length, reason=reply.reason)
@@ -82,14 +83,14 @@ def begin(request: Request, reply: Reply, *, length: int | None) -> Stream:
 
 
 async def pass_on(reply: Reply, stream: Stream, take: Callable[[bytes], None]) -> None:
-    """Call `take` with each read of the body of `reply`, as long as the client is there.
+    """Call `take` with each piece of the body of `reply`, until the client disconnects.
 
-    While the client reads too slowly, nothing is read from the next hop.
+    While the client reads too slowly, no bytes are read from the next hop.
 
     Args:
         reply: the response of the next hop.
-        stream: where `take` writes to.
-        take: counts the bytes, and writes them, or others, to the stream.
+        stream: the body of the response to the client.
+        take: a function that counts the bytes, and writes to `stream`.
 
     Raises:
         BrokenError: The connection to the next hop broke before the end of the body.

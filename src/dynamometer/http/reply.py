@@ -1,4 +1,4 @@
-"""A reply of the next hop, whose body is passed on from the callback that received it."""
+"""The reply of the next hop; the callback that receives a piece of the body passes it on."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Reply:
     Attributes:
         status: the HTTP status.
         reason: the reason phrase.
-        headers: as they were received.
-        length: of the body in bytes; None if the head does not contain it.
+        headers: the headers, as received.
+        length: the length of the body in bytes; None if the head does not contain it.
     """
 
     __slots__ = (
@@ -60,7 +60,7 @@ class Reply:
         """Call `sink` with each piece of the body, inside the callback that received it.
 
         Raises:
-            BrokenError: The connection broke before the body's end.
+            BrokenError: The connection broke before the end of the body.
         """
         parts, self._parts = self._parts, []
         self._sink = sink
@@ -73,13 +73,13 @@ class Reply:
             raise self._error
 
     def receive(self, data: bytes) -> None:
-        """Take a piece of the body."""
+        """Pass a piece of the body to the sink; keep it until there is a sink."""
         if self._sink is None:
             self._parts.append(data)
             return
         try:
             self._sink(data)
-        except BaseException as error:  # raised where the body is awaited
+        except BaseException as error:  # `read_into` raises it
             self.end(error)
             self.close()
 
@@ -104,7 +104,7 @@ class Reply:
             self._connection.resume()
 
     def close(self) -> None:
-        """Close the connection, unless the body is complete: the next hop aborts the request."""
+        """Close the connection if the body is incomplete; the next hop then aborts the request."""
         self._sink = _ignore
         if not self._ended:
             self._connection.close()

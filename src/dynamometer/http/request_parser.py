@@ -1,8 +1,8 @@
-"""Requests from the bytes of one connection, within the limits of a head; `httptools` parses.
+"""Parse the requests on one connection with `httptools`, within limits.
 
-Refused are: what llhttp refuses in its strict mode (conflicting lengths, bare line feeds, spaces in
-names), a transfer encoding that is not `chunked` alone, any in HTTP/1.0, and several hosts. A proxy
-in front could read such a message in another way than this server does (request smuggling).
+The parser refuses each message that llhttp refuses in its strict mode (conflicting lengths, bare
+line feeds, spaces in names), each transfer encoding except `chunked` in HTTP/1.1, and several
+hosts. A proxy in front could parse such a message differently (request smuggling).
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ from typing import Final
 import httptools
 
 from dynamometer.http.exchange import Request, Sender, too_large
-from dynamometer.http.messages import Headers, Refusal
+from dynamometer.http.messages import LONGEST_HEAD, LONGEST_LINE, Headers, Refusal
 
-LONGEST_LINE: Final = 2**15
-LONGEST_HEAD: Final = 2**16
-# So many bytes may follow each other without a byte of a body: a head with a long target, chunk
+# The most bytes in sequence that are not bytes of a body: a head with a long target, chunk
 # extensions, or trailers.
 _MOST_WITHOUT_BODY: Final = 2 * LONGEST_HEAD
 # The start of a target as a client sends it to a proxy (RFC 9112, 3.2.2).
@@ -30,30 +28,32 @@ class RequestParser:
     """The parser of one connection.
 
     Attributes:
-        requests: those whose head is complete and that no handler has yet.
-        in_head: whether a head was started and is not complete.
-        ended: whether the rest of the connection's bytes is ignored.
+        requests: the requests whose head is complete and that no handler has received.
+        in_head: True while a head is partly received.
+        ended: True if all further bytes are ignored.
     """
 
-    def __init__(self, sender: Sender, body_limit: int) -> None:
-        """Parse from the first byte on.
+    def __init__(self, sender: Sender, body_limit: int, head_limit: int = LONGEST_HEAD) -> None:
+        """Create the parser of a new connection.
 
         Args:
-            sender: sends the responses.
+            sender: the sender of the responses.
             body_limit: the most bytes of a body.
+            head_limit: the most bytes of the headers of a request.
         """
         self.requests: deque[Request] = deque()
         self.in_head = self.ended = False
         self._sender = sender
         self._body_limit = body_limit
-        self._request: Request | None = None  # the one whose body is parsed
+        self._head_limit = head_limit
+        self._request: Request | None = None  # whose body is being parsed
         self._without_body = 0
         self._target = b""
         self._headers = Headers()
         self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
 
     def feed(self, data: bytes) -> None:
-        """Parse bytes: add to `requests`, and to the body of the last request."""
+        """Parse bytes: add requests to `requests`, and pieces to the body of the last request."""
         if self.ended or self._parser is None:
             return
         self._without_body += len(data)
@@ -73,7 +73,7 @@ class RequestParser:
                 self.refuse(_long_head())
 
     def _decline(self, rest: bytes) -> None:
-        """Parse a request that offers another protocol as one that does not (RFC 9110, 7.8)."""
+        """Parse the request again without its offer of another protocol (RFC 9110, 7.8)."""
         request = self.requests[-1]
         if request.method == "CONNECT":
             self.ended = True
@@ -105,29 +105,29 @@ class RequestParser:
     # Called by httptools.
 
     def on_message_begin(self) -> None:
-        """Begin a head."""
+        """Prepare to parse a head."""
         self.in_head = True
         self._without_body = 0
         self._target = b""
         self._headers = Headers()
 
     def on_url(self, part: bytes) -> None:
-        """Take a part of the request's target."""
+        """Add a part of the request's target."""
         self._target += part
         if len(self._target) > LONGEST_LINE:
             raise Refusal(414, f"The URL is longer than {LONGEST_LINE} bytes")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header; ignore a trailer."""
+        """Add a header; ignore a trailer."""
         if self.in_head:
             self._headers.append((name.lower(), value))
             if len(name) + len(value) > LONGEST_LINE:
                 raise _long_head()
 
     def on_headers_complete(self) -> None:
-        """Check a head, and add its request."""
+        """Check the head, and add the request."""
         assert self._parser is not None
-        if sum(len(name) + len(value) + 4 for name, value in self._headers) > LONGEST_HEAD:
+        if sum(len(name) + len(value) + 4 for name, value in self._headers) > self._head_limit:
             raise _long_head()
         version = self._parser.get_http_version()
         if version not in _VERSIONS:
@@ -146,13 +146,13 @@ class RequestParser:
             request.refuse(too_large(self._body_limit))
 
     def on_body(self, data: bytes) -> None:
-        """Take a piece of a body."""
+        """Add a piece of a body."""
         self._without_body = 0
         if self._request is not None:
             self._request.receive(data, self._body_limit)
 
     def on_message_complete(self) -> None:
-        """Complete a request."""
+        """Mark the body of the request as complete."""
         if self._request is not None:
             self._request.finish()
             self._request = None

@@ -1,7 +1,7 @@
 """Directories that a process locks while it runs, and that the next process removes after a kill.
 
-A directory without a lock belongs to a process that was killed: the kernel releases the lock of a
-process that ends, however it ends.
+The kernel releases the lock when a process ends for any reason, so a directory without a lock
+belongs to a killed process.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def locked_directory(
     path = base / name
     with ExitStack() as stack:
         try:
-            # A new directory has no lock of its own yet, so one process at a time creates one.
+            # A new directory is not locked yet, so only one process at a time creates a directory.
             with locked(base, wait=True):
                 _clear_leftovers(base, leftovers, clear)
                 stack.callback(_remove_if_empty, base)

@@ -19,6 +19,7 @@ from dynamometer.engines.interface import Launch, StartableEngine
 from dynamometer.errors import DirectoryError, DiscoveryError, DynamometerError, SettingsError
 from dynamometer.http import addresses, aiohttp_adapter, server
 from dynamometer.http.aiohttp_adapter import serving
+from dynamometer.http.messages import LONGEST_HEAD
 from dynamometer.http.origins import Origins
 from dynamometer.metrics.engine_callback import register_engine_metrics_callback
 from dynamometer.metrics.http_source import HttpSource
@@ -134,8 +135,10 @@ async def serve(options: WorkerOptions, engine: StartableEngine) -> None:
             server.serving(
                 worker.endpoint.handlers(Origins(options.allowed_origins)),
                 request_socket,
-                # A frontend with the same limit adds a few bytes to a body.
-                limits=server.Limits(body_bytes=options.max_body_size + 1024),
+                # A frontend with the same limits adds a few bytes to a head and to a body.
+                limits=server.Limits(
+                    body_bytes=options.max_body_size + 1024, head_bytes=LONGEST_HEAD + 1024
+                ),
             )
         )
         logger.info("requests: %s (instance %016x)", worker.record.request_url, instance_id)
