@@ -71,8 +71,9 @@ class Worker:
 
     @property
     def engine(self) -> psutil.Process:
-        """The engine's first process."""
-        (first,) = psutil.Process(self.process.pid).children()
+        """The engine's first process; a worker may also run py-spy for a moment."""
+        children = psutil.Process(self.process.pid).children()
+        (first,) = [child for child in children if child.name() != "py-spy"]
         return first
 
     @property

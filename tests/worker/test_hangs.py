@@ -24,7 +24,7 @@ from stack import http as request
 
 pytestmark = pytest.mark.engine
 
-HANG_SECONDS = 2
+HANG_SECONDS = 4
 # A question and a tick are due before and after the time of --hang-timeout.
 DETECTED_SECONDS = HANG_SECONDS + 5
 ANSWERING_SECONDS = 5
@@ -80,7 +80,7 @@ def load(worker: Worker, kind: str) -> Iterator[list[Generation]]:
     """Keep requests in flight: none, streamed ones, or ones that are answered in one piece."""
     count = 0 if kind == "idle" else 3
     requests = [
-        Generation(worker.request_url, stream=kind == "streamed", tokens=1500) for _ in range(count)
+        Generation(worker.request_url, stream=kind == "streamed", tokens=800) for _ in range(count)
     ]
     for one in requests:
         one.start()
@@ -93,7 +93,6 @@ def load(worker: Worker, kind: str) -> Iterator[list[Generation]]:
     finally:
         for one in requests:
             one.close()
-        eventually(lambda: in_flight(worker) == 0, within=20, what="the end of the requests")
 
 
 def in_flight(worker: Worker) -> float:
@@ -124,24 +123,40 @@ def stopped(process: psutil.Process) -> Iterator[None]:
         process.send_signal(signal.SIGCONT)
 
 
-def check_hang(worker: Worker, title: str, kind: str) -> str:
-    """Stop and continue a process, and return what the worker logged meanwhile."""
+def check_hang(worker: Worker, title: str, kind: str, reason: str) -> None:
+    """Stop and continue a process: before, while and after the engine is unresponsive."""
     before = len(worker.process.log)
     with load(worker, kind) as requests:
         with stopped(find(worker, title)):
-            eventually(
-                lambda: not worker.ready(),
-                within=DETECTED_SECONDS,
-                what=f"unresponsive\n{worker.process.log[-2000:]}",
-            )
+            eventually(lambda: not worker.ready(), within=DETECTED_SECONDS, what="unresponsive")
             assert not any(one.ended for one in requests), "requests in flight were ended"
             refusal = request(f"{worker.request_url}/generate", {"text": "a"})
             assert refusal.status == 503
             assert "unresponsive" in refusal.body.decode()
             assert "x-dynamometer-retry" in {name.lower() for name in refusal.headers}
+            eventually(lambda: health(worker)["attempts"], within=10, what="stacks")
+            content = health(worker)
         eventually(worker.ready, within=ANSWERING_SECONDS, what="ready again")
-        assert not any(one.status not in (0, 200) for one in requests)
-    return worker.process.log[before:]
+        for one in requests:
+            one.join(60)
+            assert (one.ended, one.status) == (True, 200)
+    log = worker.process.log[before:]
+    assert f"the engine is unresponsive: {reason} (asked for {HANG_SECONDS} s)" in log
+    assert "the engine answers again" in log
+    assert content["state"] == "unresponsive"
+    assert str(content["reason"]).startswith(reason)
+    (path,) = re.findall(r"wrote the stacks of the engine to (\S+)", log)
+    assert path in str(content["attempts"])
+    check_stacks(Path(path), reason)
+
+
+def check_stacks(path: Path, reason: str) -> None:
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    text = path.read_text()
+    assert reason in text
+    for title in ("sglang::scheduler", "sglang::detokenizer", "sglang.launch_server", "event_loop"):
+        assert title in text
+    assert KEY not in text
 
 
 def health(worker: Worker) -> dict[str, object]:
@@ -180,46 +195,7 @@ def worker(stack: Stack, state_directory: Path) -> Iterator[Worker]:
 def test_an_engine_that_hangs_is_unresponsive_until_it_answers(
     worker: Worker, title: str, reason: str, kind: str
 ) -> None:
-    log = check_hang(worker, title, kind)
-    assert f"the engine is unresponsive: {reason}" in log
-    assert "the engine answers again" in log
-
-
-def test_requests_before_the_hang_end_after_it(worker: Worker) -> None:
-    requests = [
-        Generation(worker.request_url, stream=stream, tokens=400) for stream in (True, False)
-    ]
-    for one in requests:
-        one.start()
-    eventually(lambda: requests[0].received, within=20, what="a stream")
-    with stopped(find(worker, "scheduler")):
-        eventually(lambda: not worker.ready(), within=DETECTED_SECONDS, what="unresponsive")
-    for one in requests:
-        one.join(60)
-        assert (one.ended, one.status) == (True, 200)
-
-
-def test_the_stacks_of_an_engine_that_hangs_are_kept(worker: Worker, state_directory: Path) -> None:
-    with stopped(find(worker, "scheduler")):
-        before = len(worker.process.log)
-        eventually(lambda: not worker.ready(), within=DETECTED_SECONDS, what="unresponsive")
-        eventually(lambda: health(worker)["attempts"], within=10, what="stacks")
-        state, reason, attempts = (health(worker)[key] for key in ("state", "reason", "attempts"))
-    eventually(worker.ready, within=ANSWERING_SECONDS, what="ready again")
-    assert state == "unresponsive"
-    assert str(reason).startswith("its scheduler does not answer")
-    (found,) = re.findall(r"wrote the stacks of the engine to (\S+)", worker.process.log[before:])
-    assert found in str(attempts)
-    path = Path(found)
-    assert path.parent == state_directory / "dynamometer" / "stacks"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    text = path.read_text()
-    assert "its scheduler does not answer" in text
-    for title in ("sglang::scheduler", "sglang::detokenizer", "sglang.launch_server"):
-        assert title in text
-    assert "event_loop" in text
-    assert KEY not in text
-    assert len(list(path.parent.iterdir())) <= 10
+    check_hang(worker, title, kind, reason)
 
 
 def test_new_requests_go_to_another_instance(stack: Stack, worker: Worker) -> None:
@@ -282,8 +258,7 @@ def two_ranks(stack: Stack, state_directory: Path) -> Iterator[Worker]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_of_two_ranks_that_hangs_is_named(two_ranks: Worker, kind: str) -> None:
-    log = check_hang(two_ranks, "scheduler_DP1", kind)
-    assert "the engine is unresponsive: data-parallel rank 1 does not answer" in log
+    check_hang(two_ranks, "scheduler_DP1", kind, "data-parallel rank 1 does not answer")
 
 
 BUSY = "while True: pass"

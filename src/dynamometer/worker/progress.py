@@ -20,9 +20,10 @@ from typing import Final
 from dynamometer.engines.interface import RankBeat
 
 TICK_SECONDS: Final = 1.0
-# The event loop of this process was stopped or starved before a tick that is later than this, and
-# the server of an engine answers sooner.
+# The event loop of this process was stopped or starved before a tick that is later than this.
 _LATE_SECONDS: Final = 2 * TICK_SECONDS
+# The ticks within which a rank that works or idles has changed its beat.
+_LATE_BEATS: Final = 3
 # A part is asked so many times earlier than it would be silent, whatever the settings.
 _ASKED_EARLIER: Final = 5
 
@@ -183,18 +184,20 @@ class Progress:
     def silent_reason(self) -> str:
         """The parts that do not answer, one line for users; empty if all answer."""
         asked = f"(asked for {self._hang:g} s)"
-        if any(map(self._silent, self._parts)) and self._server.unanswered >= _LATE_SECONDS:
-            return f"its server does not answer {asked}"  # and so the others cannot
-        ranks = [str(number) for number, rank in self._ranks.items() if self._silent(rank)]
+        if not any(map(self._silent, self._parts)):
+            return ""
+        # The first part that does not answer is the cause: the others cannot answer without it.
+        if self._server.unanswered >= TICK_SECONDS:
+            return f"its server does not answer {asked}"
+        late = min(self._hang, _LATE_BEATS * TICK_SECONDS)
+        ranks = [str(number) for number, rank in self._ranks.items() if rank.unanswered >= late]
         if ranks and len(self._ranks) == 1:
             return f"its scheduler does not answer {asked}"
         if len(ranks) == 1:
             return f"data-parallel rank {ranks[0]} does not answer {asked}"
         if ranks:
             return f"data-parallel ranks {', '.join(ranks)} do not answer {asked}"
-        if self._silent(self._output):
-            return f"its ranks work, but no answer reaches its server {asked}"
-        return ""
+        return f"its ranks work, but no answer reaches its server {asked}"
 
     def _silent(self, part: _Part) -> bool:
         return part.unanswered >= self._hang
