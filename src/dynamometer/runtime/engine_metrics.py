@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from dynamometer.exposition.families import Family, Metadata
 from dynamometer.exposition.merging import Source
 from dynamometer.exposition.numbers import format_number
 from dynamometer.exposition.ordering import sort_key
-from dynamometer.exposition.reuse import UnchangedFamilies
 from dynamometer.exposition.samples import Sample
 from dynamometer.exposition.series import Series
 from dynamometer.metrics.sources import NO_ERRORS
@@ -46,6 +45,8 @@ _EXIT_CODE: Final = Metadata(
     "gauge",
     "Exit code of the last engine that ended; -N if signal N killed it",
 )
+# By the name and the value of the series' own label, if it has one.
+_Values: TypeAlias = Mapping[tuple[str, str] | None, float]
 # Gauges are not compared: those of an ended process disappear, and a health check moves many.
 _TOTALS: Final = frozenset({"counter", "histogram", "summary"})
 
@@ -112,7 +113,9 @@ class EngineMetrics:
         self._changes = _Changes(totals, empty_at_start=empty_at_start)
         self._clock = clock
         self._progress: Mapping[str, float] = {}  # replaced by the event loop
-        self._unchanged = UnchangedFamilies()
+        # The page's thread owns these: the families, and what each was made from.
+        self._families: tuple[Family, ...] = ()
+        self._known: dict[str, tuple[Mapping[str, str], _Values, Family]] = {}
 
     @property
     def errors(self) -> Mapping[str, int]:
@@ -132,27 +135,44 @@ class EngineMetrics:
     def families(self) -> Sequence[Family]:
         """See `MetricsSource.families`."""
         self._changes.note(self._current_sources(self.owner), self._clock())
-        return self._unchanged.reuse(self._families())
+        constant = self._constant_labels()
+        families = tuple(
+            self._family(metadata, constant, values)
+            for metadata, values in self._values().items()
+            if values
+        )
+        if families != self._families:  # a family is equal only to itself
+            self._families = families
+        return self._families
 
-    def _families(self) -> Sequence[Family]:
-        life, constant = self._lifecycle, self._constant_labels()
-        now = life.state
-        values: dict[Metadata, Mapping[tuple[str, str] | None, float]] = {
-            _STATE: {
-                (labels.STATE, state): float(state is now) for state in {*life.past_states, now}
-            },
+    def _values(self) -> Mapping[Metadata, _Values]:
+        life = self._lifecycle
+        state, change = life.state, self._changes.last_at
+        code = life.last_exit.code if life.last_exit is not None else None
+        return {
+            _STATE: {(labels.STATE, one): one is state for one in {*life.past_states, state}},
             _RESTARTS: {(labels.REASON, cause): count for cause, count in life.restarts.items()},
             _PROGRESS: {(labels.DP_RANK, rank): at for rank, at in self._progress.items()},
+            _CHANGE: {} if change is None else {None: change},
+            _START: {} if life.started_at is None else {None: life.started_at},
+            _EXIT_CODE: {} if code is None else {None: code},
         }
-        code = life.last_exit.code if life.last_exit is not None else None
-        for metadata, value in (
-            (_CHANGE, self._changes.last_at),
-            (_START, life.started_at),
-            (_EXIT_CODE, code),
-        ):
-            if value is not None:
-                values[metadata] = {None: value}
-        return [_family(metadata, constant, found) for metadata, found in values.items() if found]
+
+    def _family(self, metadata: Metadata, constant: Mapping[str, str], values: _Values) -> Family:
+        """Return the family with these values: the same object as before if nothing changed."""
+        known = self._known.get(metadata.name)
+        if known is not None and known[:2] == (constant, values):
+            return known[2]
+        by_series = {
+            Series.of(metadata.text_name, {**constant, **dict([own] if own else [])}): value
+            for own, value in values.items()
+        }
+        samples = [
+            Sample(one, format_number(by_series[one])) for one in sorted(by_series, key=sort_key)
+        ]
+        family = Family.of_samples(metadata, samples)
+        self._known[metadata.name] = (dict(constant), values, family)
+        return family
 
 
 class _Changes:
@@ -181,18 +201,3 @@ class _Changes:
             and values(family) != values(known.get(family.name))
             for family in source.families
         )
-
-
-def _family(
-    metadata: Metadata,
-    constant: Mapping[str, str],
-    values: Mapping[tuple[str, str] | None, float],
-) -> Family:
-    by_series = {
-        Series.of(metadata.text_name, {**constant, **dict([own] if own else [])}): value
-        for own, value in values.items()
-    }
-    series = sorted(by_series, key=sort_key)
-    return Family.of_samples(
-        metadata, [Sample(one, format_number(by_series[one])) for one in series]
-    )
