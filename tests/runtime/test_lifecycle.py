@@ -236,6 +236,13 @@ def test_attempts_belong_to_the_present_trouble_and_are_bounded() -> None:
     assert not life.attempts
 
 
+def test_a_reason_is_given_before_the_first_answer() -> None:
+    life = Lifecycle(0.0)
+    assert life.reason == "the engine is not started yet"
+    life.note_started(1.0)
+    assert life.reason == "the engine has not answered yet"
+
+
 def test_a_report_is_json_with_every_member() -> None:
     assert json.loads(json.dumps(engine(READY).report())) == {
         "state": "ready", "since": 100.0, "reason": "", "last_exit": None, "attempts": [],

@@ -98,7 +98,7 @@ class Lifecycle:
         self.ever_ready = False
         self.last_exit: EngineExit | None = None
         self.last_exit_at: float | None = None
-        self._engine_reason = ""
+        self._engine_reason = "the engine is not started yet"
         self._drain_reason: str | None = None  # None: the engine is not drained
         self._start_due = False  # the engine ended, and was not started since
         self._ready_since = now  # valid while the engine is ready
@@ -160,7 +160,7 @@ class Lifecycle:
             self.note_attempt(now, "started the engine again")
         self._start_due = False
         if self.engine_state is not State.RESTARTING:
-            self._enter(now, State.STARTING, "")
+            self._enter(now, State.STARTING, "the engine has not answered yet")
 
     def note_ready(self, now: float, reason: str = "") -> None:
         """Record an answer of the engine; ignored if the engine has ended.
