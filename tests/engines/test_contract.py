@@ -114,6 +114,15 @@ def test_its_load_is_derived_from_its_own_page(engine: Engine) -> None:
 
 
 @EVERY
+def test_its_totals_of_requests_are_known(engine: Engine) -> None:
+    """A health check, a scrape and time change none of them; tests/main_job asks the engine."""
+    families = parse((SAMPLE / "expected.prom").read_bytes())
+    found = {f.metadata.sample_name for f in families if engine.request_totals.values(f)}
+    assert "sglang:generation_tokens_total" in found
+    assert not [name for name in found if "http_" in name or "cpu_seconds" in name]
+
+
+@EVERY
 def test_the_command_line_of_another_program_is_not_its(engine: Engine) -> None:
     for command in ([], ["bash"], ["vim", f"{engine.name}.py"]):
         assert engine.launch_arguments(command) is None
