@@ -145,6 +145,50 @@ def add_max_series(group: argparse._ActionsContainer, default: int) -> None:
     )
 
 
+def add_label_limits(group: argparse._ActionsContainer, *, values: int, value_bytes: int) -> None:
+    """Add `--max-label-values` and `--max-label-bytes`.
+
+    Args:
+        group: the parser, or a group of its help.
+        values: the number of values if the flag is missing.
+        value_bytes: the length of a value if the flag is missing.
+    """
+    group.add_argument(
+        "--max-label-values",
+        type=checked(settings.count),
+        default=values,
+        metavar="N",
+        help="number of values of each label that clients choose, such as the path of a request, "
+        f'that keep their series; all later ones count in one series with "other" '
+        f"(default: {values})",
+    )
+    group.add_argument(
+        "--max-label-bytes",
+        type=checked(settings.count),
+        default=value_bytes,
+        metavar="BYTES",
+        help='length of a label value of the engine; longer ones of clients count in "other", '
+        f"other series are omitted, counted and logged (default: {value_bytes})",
+    )
+
+
+def add_max_page_bytes(group: argparse._ActionsContainer, default: int) -> None:
+    """Add `--max-page-bytes`.
+
+    Args:
+        group: the parser, or a group of its help.
+        default: the limit if the flag is missing.
+    """
+    group.add_argument(
+        "--max-page-bytes",
+        type=checked(settings.count),
+        default=default,
+        metavar="BYTES",
+        help="size of the page, not compressed; the largest families that do not fit are omitted, "
+        f"counted and logged (default: {default})",
+    )
+
+
 def add_system_address(group: argparse._ActionsContainer) -> None:
     """Add `--system-host` and `--system-port`."""
     group.add_argument(

@@ -107,6 +107,8 @@ def test_its_load_is_derived_from_its_own_page(engine: Engine) -> None:
         "dynamometer_engine_queued_requests",
         "dynamometer_engine_kv_usage_ratio",
         "dynamometer_engine_generation_tokens_total",
+        "dynamometer_engine_prompt_tokens_total",
+        "dynamometer_engine_cached_prompt_tokens_total",
     } <= found
     assert load.derivable_from(())
     assert load.derivable_from(engine.metric_prefixes)
@@ -137,6 +139,20 @@ def test_flags_of_a_running_engine_have_its_address(engine: Engine, tmp_path: Pa
     unknown = engine.command_facts(["--port"], environment={}, directory=tmp_path)
     assert (unknown.model, unknown.page_has_more) == ("", None)
     assert unknown.port > 0
+
+
+@EVERY
+def test_labels_of_clients_are_those_of_its_server_and_its_flags(
+    engine: Engine, tmp_path: Path
+) -> None:
+    assert {"endpoint", "method", "priority"} <= engine.client_labels.names
+    families = parse((SAMPLE / "expected.prom").read_bytes())
+    gauges = {family.name for family in families if family.metadata.type == "gauge"}
+    assert engine.client_labels.summed_gauges <= gauges
+    flags = ["--tokenizer-metrics-allowed-custom-labels", "team", "tier", "--enable-metrics"]
+    facts = engine.command_facts(flags, environment={}, directory=tmp_path)
+    assert facts.client_labels.names == engine.client_labels.names | {"team", "tier"}
+    assert facts.client_labels.summed_gauges == engine.client_labels.summed_gauges
 
 
 @STARTED

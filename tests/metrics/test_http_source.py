@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from dynamometer.exposition.label_bounds import ClientLabels, LabelBounds, LabelLimits
 from dynamometer.exposition.parser import Parsed, Parser
 from dynamometer.exposition.rendering import render
 from dynamometer.exposition.totals import Totals
@@ -380,3 +381,57 @@ async def test_with_totals_the_same_page_gives_the_same_objects(
         await continued.fetch()
         assert continued.families() is before
         await server.stop()
+
+
+def client_page(values: int, *, amount: int = 1) -> bytes:
+    """Return a page with a counter and a gauge for each value of a client's label."""
+    text = b"# TYPE sglang:c_total counter\n"
+    text += b"".join(b'sglang:c_total{endpoint="/%d"} %d\n' % (n, amount) for n in range(values))
+    text += b'# TYPE sglang:g gauge\nsglang:g{endpoint="/1"} 5\n'
+    return text + b'sglang:g{model="%s"} 6\n' % (b"x" * 100)
+
+
+@pytest.fixture
+async def bounded(engine: Engine) -> AsyncIterator[HttpSource]:
+    bounds = LabelBounds(
+        ClientLabels(prefixes=("sglang:",), names=frozenset({"endpoint"})),
+        LabelLimits(max_values=3, max_bytes=50),
+    )
+    async with aiohttp.ClientSession() as session:
+        yield HttpSource(
+            "engine", engine.url, session=session, labels={"endpoint": "ours"},
+            totals=Totals(), label_bounds=bounds, interval=0.01,
+        )  # fmt: skip
+
+
+async def test_later_values_of_a_client_count_in_one_series(
+    engine: Engine, bounded: HttpSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine.page = client_page(100)
+    await bounded.fetch()
+    page = render(bounded.families())
+    assert b'sglang:c_total{endpoint="other"} 97.0' in page
+    assert page.count(b"sglang:c_total{") == 4
+    assert b'sglang:g{endpoint="/1"} 5' in page
+    assert b"xxx" not in page
+    engine.page = client_page(50)  # a restarted engine
+    for _ in range(2):
+        await bounded.fetch()
+    assert b'sglang:c_total{endpoint="other"} 144.0' in render(bounded.families())
+    assert bounded.errors == {"label_bytes": 3}
+    messages = [record.getMessage() for record in caplog.records]
+    assert [m for m in messages if "1 series dropped; label model of sglang:g" in m] == messages
+
+
+async def test_a_page_that_takes_long_to_read_is_fetched_less_often(
+    engine: Engine, bounded: HttpSource
+) -> None:
+    assert bounded.interval == 0.01
+    engine.page = client_page(20_000)
+    await bounded.fetch()
+    slow = bounded.interval
+    assert slow > 0.1
+    assert bounded.families()  # current until a fetch after that interval could have failed
+    engine.page = client_page(2)
+    await bounded.fetch()
+    assert bounded.interval < slow / 2

@@ -17,6 +17,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Final, Protocol
 
+from dynamometer.exposition.label_bounds import ClientLabels
 from dynamometer.metrics.derivation import Derivation
 from dynamometer.runtime.engine_metrics import RequestTotals
 from dynamometer.runtime.record import AGGREGATED, Json
@@ -91,6 +92,7 @@ class Launch:
         mode: all of the work, or only its prefill or decode phase; see `Record.mode`.
         stream_usage: True if every stream ends with its usage; see `Record.stream_usage`.
         api_key: the bearer token that the engine's routes require.
+        client_labels: the labels of the engine's series whose values come from clients.
         notes: messages for the user about flags that were added to the command line.
     """
 
@@ -103,6 +105,7 @@ class Launch:
     mode: str = AGGREGATED
     stream_usage: bool = False
     api_key: str | None = None
+    client_labels: ClientLabels = field(default_factory=ClientLabels)
     notes: tuple[str, ...] = ()
 
     @property
@@ -133,12 +136,14 @@ class CommandFacts:
         port: the port that the engine listens on.
         page_has_more: True if the engine's own page has families that its files do not have; None
             if unknown.
+        client_labels: the labels of the engine's series whose values come from clients.
     """
 
     model: str
     host: str
     port: int
     page_has_more: bool | None
+    client_labels: ClientLabels = field(default_factory=ClientLabels)
 
 
 class LoadSignals(Derivation, Protocol):
@@ -164,6 +169,8 @@ class Engine(Protocol):
         models_path: a GET route that lists the models; see `read_models`.
         info_path: a GET route that describes the configuration; see `read_info`.
         metric_prefixes: the prefixes of the engine's family names.
+        client_labels: the labels of its series whose values come from clients, without those that
+            only a command line names.
         request_totals: the totals that only requests change.
     """
 
@@ -175,6 +182,7 @@ class Engine(Protocol):
     models_path: str
     info_path: str
     metric_prefixes: Sequence[str]
+    client_labels: ClientLabels
     request_totals: RequestTotals
 
     def read_models(self, answer: Json) -> ModelCards:

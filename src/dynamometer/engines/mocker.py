@@ -36,6 +36,7 @@ class Mocker:
     info_path = sglang.SGLang.info_path
     metric_prefixes: Sequence[str] = sglang.SGLang.metric_prefixes
     request_totals = sglang.SGLang.request_totals
+    client_labels = sglang.SGLang.client_labels
     help: CommandHelp = sglang.SGLang.help
     probes: Probes | None = None
 
@@ -83,6 +84,7 @@ class Mocker:
             sources=MetricSources(directory=metrics if flags.enable_metrics else None),
             mode=sglang_flags.mode(flags),
             stream_usage=flags.stream_usage,
+            client_labels=sglang.client_labels(flags),
             notes=tuple(notes),
         )
 

@@ -6,12 +6,14 @@ the CPU flags depend on the version, 0.5.23.
 
 from __future__ import annotations
 
+import argparse
 import getpass
 import os
 import re
 import signal
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -30,9 +32,10 @@ from dynamometer.engines.load_signals import EngineLoad
 from dynamometer.engines.sglang_cpu import overlay
 from dynamometer.engines.sglang_info import engine_info, model_cards, request_name
 from dynamometer.engines.sglang_log import PublicLines
-from dynamometer.engines.sglang_names import REQUEST_TOTALS
+from dynamometer.engines.sglang_names import REQUEST_TOTALS, sglang
 from dynamometer.engines.sglang_probes import PROBES
 from dynamometer.errors import SettingsError
+from dynamometer.exposition.label_bounds import ClientLabels
 from dynamometer.http.addresses import free_port
 from dynamometer.variables import LOOPBACK
 
@@ -80,6 +83,15 @@ _ROUTES: Final = (
 )
 
 
+# The HTTP server counts by path and method, whether or not a route exists. A request's `priority`
+# is a label with --enable-priority-scheduling.
+_CLIENT_LABELS: Final = ClientLabels(
+    prefixes=(names.name_prefix.SGLANG,),
+    names=frozenset({"endpoint", "method", "priority"}),
+    summed_gauges=frozenset({sglang.HTTP_REQUESTS_ACTIVE}),
+)
+
+
 _HELP: Final = CommandHelp(
     description="""\
 Start SGLang and a worker for it. The worker serves requests at its own OpenAI-compatible address
@@ -110,6 +122,7 @@ class SGLang:
     models_path = "/v1/models"
     info_path = "/server_info"
     metric_prefixes: Sequence[str] = (names.name_prefix.SGLANG,)
+    client_labels = _CLIENT_LABELS
     request_totals = REQUEST_TOTALS
     help = _HELP
     probes: Probes | None = PROBES
@@ -141,6 +154,7 @@ class SGLang:
             host=flags.host or "",
             port=sglang_flags.port(flags),
             page_has_more=page_has_more(environment) if environment else None,
+            client_labels=client_labels(flags),
         )
 
     def plan(self, arguments: Sequence[str], *, directory: Path, python: str) -> Launch:
@@ -188,6 +202,7 @@ class SGLang:
             mode=sglang_flags.mode(flags),
             stream_usage=flags.stream_usage,
             api_key=flags.api_key,
+            client_labels=client_labels(flags),
             notes=tuple(notes),
         )
 
@@ -203,6 +218,11 @@ class SGLang:
         """See `interface.StartableEngine.describe_progress`; SGLang stamps only its own lines."""
         stamped = (line for line in reversed(log) if _STAMP.match(line))
         return _STAMP.sub("", next(stamped, ""))
+
+
+def client_labels(flags: argparse.Namespace) -> ClientLabels:
+    """Return the labels whose values come from clients, with those that a request's header sets."""
+    return replace(_CLIENT_LABELS, names=_CLIENT_LABELS.names | set(flags.custom_labels))
 
 
 def page_has_more(environment: Mapping[str, str]) -> bool:

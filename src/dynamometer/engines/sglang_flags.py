@@ -101,6 +101,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--stream-response-default-include-usage", dest="stream_usage", action="store_true"
     )
+    parser.add_argument(
+        "--tokenizer-metrics-allowed-custom-labels", dest="custom_labels", nargs="+", default=[]
+    )
     try:
         return parser.parse_known_args(list(arguments))[0]
     except argparse.ArgumentError as error:

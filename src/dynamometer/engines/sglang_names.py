@@ -19,6 +19,7 @@ class sglang:  # noqa: N801
     E2E_REQUEST_LATENCY_SECONDS: Final = "sglang:e2e_request_latency_seconds"
     GEN_THROUGHPUT: Final = "sglang:gen_throughput"
     GENERATION_TOKENS_TOTAL: Final = "sglang:generation_tokens_total"
+    HTTP_REQUESTS_ACTIVE: Final = "sglang:http_requests_active"
     INTER_TOKEN_LATENCY_SECONDS: Final = "sglang:inter_token_latency_seconds"
     KV_TRANSFER_LATENCY_MS: Final = "sglang:kv_transfer_latency_ms"
     KV_TRANSFER_SPEED_GB_S: Final = "sglang:kv_transfer_speed_gb_s"

@@ -32,6 +32,7 @@ from dynamometer.exporter.targets import (
 )
 from dynamometer.http import addresses, aiohttp_adapter
 from dynamometer.http.aiohttp_adapter import serving
+from dynamometer.metrics.page_limit import DEFAULT_MAX_PAGE_BYTES
 from dynamometer.names import engine_state, labels
 from dynamometer.process import children, tasks
 from dynamometer.process.blocking import BlockingCalls, HangError
@@ -70,6 +71,7 @@ class ExporterOptions:
     component: str
     endpoint: str
     runtime_labels: bool
+    max_page_bytes: int = DEFAULT_MAX_PAGE_BYTES
     forget_after: float
     drain_delay: float
     discovery_directory: Path | None
@@ -147,6 +149,7 @@ class _Exporter:
         id_ = new_id()
         runtime = DistributedRuntime(instance_id=id_)
         self._page = runtime.page
+        self._page.limit_size(options.max_page_bytes)
         self._up = Gauge(
             engine_state.UP,
             "Whether the engine is ready: 1, or 0",

@@ -10,7 +10,13 @@ from dynamometer import arguments, logs, settings
 from dynamometer.engines import kinds
 from dynamometer.exporter import engine_headers, targets
 from dynamometer.exporter.app import ExporterOptions, serve
+from dynamometer.exposition.label_bounds import (
+    DEFAULT_MAX_BYTES,
+    DEFAULT_MAX_VALUES,
+    LabelLimits,
+)
 from dynamometer.metrics.http_source import FETCH_DEADLINE_SECONDS
+from dynamometer.metrics.page_limit import DEFAULT_MAX_PAGE_BYTES
 from dynamometer.multiprocess.directory import DEFAULT_MAX_SERIES
 from dynamometer.names import label_value
 from dynamometer.process import event_loop
@@ -145,6 +151,8 @@ def parser(program: str) -> argparse.ArgumentParser:
         f"prefixes; '' shows all (default: {', '.join(_ENGINE.metric_prefixes)})",
     )
     arguments.add_max_series(page, DEFAULT_MAX_SERIES)
+    arguments.add_label_limits(page, values=DEFAULT_MAX_VALUES, value_bytes=DEFAULT_MAX_BYTES)
+    arguments.add_max_page_bytes(page, DEFAULT_MAX_PAGE_BYTES)
     arguments.add_system_address(page)
     arguments.add_drain_delay(page, "the page still answers")
     labels = result.add_argument_group("labels of the engines' series")
@@ -192,6 +200,9 @@ def main(argv: Sequence[str], program: str = "dyno exporter") -> int:
             model=label_value(own.model),
             prefixes=tuple(own.prefix or _ENGINE.metric_prefixes),
             max_series=own.max_series,
+            label_limits=LabelLimits(
+                max_values=own.max_label_values, max_bytes=own.max_label_bytes
+            ),
             health_path=own.health_path,
             health_interval=own.health_interval,
             health_deadline=own.health_deadline,
@@ -207,6 +218,7 @@ def main(argv: Sequence[str], program: str = "dyno exporter") -> int:
         component=own.component or "backend",
         endpoint=own.endpoint,
         runtime_labels=not own.no_runtime_labels,
+        max_page_bytes=own.max_page_bytes,
         forget_after=own.forget_after,
         drain_delay=own.drain_delay,
         discovery_directory=own.discovery or environment.discovery_directory,

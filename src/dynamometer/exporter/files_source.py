@@ -14,6 +14,7 @@ import psutil
 from dynamometer.exporter.writers import Liveness, Writers
 from dynamometer.exposition.families import Family
 from dynamometer.exposition.filters import FamilyFilter, Selection
+from dynamometer.exposition.label_bounds import LabelBounds
 from dynamometer.multiprocess import MultiprocessDirectory
 from dynamometer.names import labels
 
@@ -69,6 +70,7 @@ class FilesSource:
         prefixes: Sequence[str],
         max_series: int,
         members: Callable[[], Iterable[psutil.Process]],
+        label_bounds: LabelBounds | None = None,
         model_label: bool = True,
     ) -> None:
         """Create a source without a directory; `check` sets the directories.
@@ -79,6 +81,7 @@ class FilesSource:
             prefixes: prefixes of the families to show; empty to show all.
             max_series: the highest number of series.
             members: a function that returns the known processes of the engine.
+            label_bounds: the bounds of label values; None for no bounds.
             model_label: add the label `model`, with the engine's own `model_name`, if `constant`
                 does not contain the label.
         """
@@ -96,6 +99,7 @@ class FilesSource:
         self._prefixes = tuple(prefixes)
         self._filter = FamilyFilter(Selection.of(prefixes=prefixes))
         self._max_series = max_series
+        self._label_bounds = label_bounds
         self._members = members
         self._directory: MultiprocessDirectory | None = None
         self._families: Sequence[Family] = ()
@@ -160,7 +164,11 @@ class FilesSource:
 
     def _open(self, paths: Sequence[str]) -> MultiprocessDirectory:
         directory = MultiprocessDirectory(
-            paths[0], labels=self._constant, keep_totals=True, max_series=self._max_series
+            paths[0],
+            labels=self._constant,
+            keep_totals=True,
+            max_series=self._max_series,
+            label_bounds=self._label_bounds,
         )
         directory.follow(*paths)
         return directory

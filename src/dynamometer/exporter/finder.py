@@ -18,6 +18,7 @@ from dynamometer.engines.interface import Engine
 from dynamometer.errors import SettingsError
 from dynamometer.exporter import procfs
 from dynamometer.exporter.procfs import FileId
+from dynamometer.exposition.label_bounds import ClientLabels
 from dynamometer.process.children import alive, descendants
 from dynamometer.runtime.identity import WORKER_MARK
 
@@ -47,6 +48,7 @@ class FoundEngine:
             namespace.
         page_has_more: the engine's own page has families that its files do not have; None if
             unknown.
+        client_labels: the labels of its series whose values come from clients; None if unknown.
     """
 
     process: psutil.Process
@@ -58,6 +60,7 @@ class FoundEngine:
     port: int | None = None
     url: str | None = None
     page_has_more: bool | None = None
+    client_labels: ClientLabels | None = None
 
     @property
     def name(self) -> str:
@@ -256,6 +259,7 @@ def _found_engine(
         port=port,
         url=_url(facts.host, port) if reachable else None,
         page_has_more=facts.page_has_more,
+        client_labels=facts.client_labels,
     )
 
 

@@ -23,6 +23,7 @@ from dynamometer.exporter.health import HealthCheck
 from dynamometer.exporter.locations import FileLocations
 from dynamometer.exporter.page_fetcher import PageFetcher
 from dynamometer.exporter.targets import EngineOptions, Target
+from dynamometer.exposition.label_bounds import LabelBounds
 from dynamometer.exposition.totals import Totals
 from dynamometer.metrics.http_source import HttpSource
 from dynamometer.metrics.page import MetricsPage
@@ -85,6 +86,8 @@ class ObservedEngine:
         self._locating: BlockingCalls[FileLocations] = BlockingCalls("directories of the files")
         self._reading: BlockingCalls[FilesStatus] = BlockingCalls("files")
         kind = kinds.find(target.first.kind if target.first else "") or kinds.DEFAULT
+        client_labels = target.first.client_labels if target.first else None
+        self._label_bounds = LabelBounds(client_labels or kind.client_labels, options.label_limits)
         self._load_signals = kind.load_signals(
             self.name,
             self._load_signal_labels,
@@ -297,6 +300,7 @@ class ObservedEngine:
             model_label=self._options.model_label,
             prefixes=self._options.prefixes,
             max_series=self._options.max_series,
+            label_bounds=self._label_bounds,
             members=self._members,
         )
         files.liveness = self._evidence.liveness
@@ -361,6 +365,7 @@ class ObservedEngine:
             prefixes=self._options.prefixes,
             labels=self._labels(),
             totals=Totals(),
+            label_bounds=self._label_bounds,
             deadline=self._options.page_deadline,
         )
         return PageFetcher(source, self._page)

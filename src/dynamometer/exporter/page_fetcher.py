@@ -9,7 +9,7 @@ from typing import Final
 
 from dynamometer.exporter.files_source import FilesSource
 from dynamometer.exposition.families import Family
-from dynamometer.metrics.http_source import INTERVAL_SECONDS, HttpSource
+from dynamometer.metrics.http_source import HttpSource
 from dynamometer.metrics.page import MetricsPage
 from dynamometer.process.blocking import BlockingCalls
 
@@ -47,7 +47,9 @@ class PageFetcher:
 
     def is_due(self, needed: bool | None) -> bool:
         """Return whether it is time for the next fetch; see `fetch`."""
-        interval = INTERVAL_SECONDS if needed or self._shown else _COMPARISON_SECONDS
+        interval = self.source.interval
+        if not (needed or self._shown):
+            interval = max(interval, _COMPARISON_SECONDS)
         return time.monotonic() - self._fetched_at >= interval
 
     async def fetch(self, needed: bool | None, files: FilesSource | None) -> None:

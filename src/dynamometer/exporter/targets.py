@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from dynamometer.errors import SettingsError
 from dynamometer.exporter import finder
 from dynamometer.exporter.finder import FoundEngine
+from dynamometer.exposition.label_bounds import LabelLimits
 from dynamometer.metrics.http_source import FETCH_DEADLINE_SECONDS
 
 UNNAMED: Final = "engine"
@@ -30,6 +31,7 @@ class EngineOptions:
         model: the value of the label `model`; empty for the name that the engine serves.
         prefixes: prefixes of the families to show; empty to show all.
         max_series: the highest number of series from an engine's files.
+        label_limits: the limits of label values.
         health_path: the engine's health route; empty to check only the port.
         health_interval: seconds between two requests to the health route; 0 to send none while the
             engine is ready.
@@ -43,6 +45,7 @@ class EngineOptions:
     model: str = ""
     prefixes: tuple[str, ...] = ()
     max_series: int
+    label_limits: LabelLimits = field(default_factory=LabelLimits)
     health_path: str
     health_interval: float
     health_deadline: float

@@ -12,7 +12,7 @@ from dynamometer.exposition.families import Family
 from dynamometer.exposition.filters import EVERYTHING, Selection
 from dynamometer.exposition.untyped import UntypedFamilies, clashing_in_openmetrics
 
-_END_OF_OPENMETRICS: Final = b"# EOF\n"
+END_OF_OPENMETRICS: Final = b"# EOF\n"
 # isal's level 1 takes 1 ms for 1.9 MB and is a tenth larger than zlib's level 6, which takes 18 ms.
 _GZIP_LEVEL: Final = 1
 _GZIP_WINDOW: Final = 31  # a window of 2**15 bytes, and the header of gzip
@@ -83,7 +83,7 @@ def _join(families: Sequence[Family], *, openmetrics: bool) -> bytes:
             pieces.append(family.metadata.text_header)
             pieces.extend(family.chunks)
     if openmetrics:
-        pieces.append(_END_OF_OPENMETRICS)
+        pieces.append(END_OF_OPENMETRICS)
     return b"".join(pieces)
 
 

@@ -11,13 +11,15 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final
+from typing import Final, NamedTuple
 
 import aiohttp
 
 from dynamometer.errors import ExpositionError
 from dynamometer.exposition.families import Family
 from dynamometer.exposition.filters import FamilyFilter, Selection
+from dynamometer.exposition.folding import SeriesFolding
+from dynamometer.exposition.label_bounds import LabelBounds
 from dynamometer.exposition.ordering import Ordering
 from dynamometer.exposition.parser import Parsed, Parser
 from dynamometer.exposition.relabelling import Relabelling
@@ -31,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 INTERVAL_SECONDS: Final = 2.0
 FETCH_DEADLINE_SECONDS: Final = 10.0
+# A page with very many series is fetched less often: at most this share of the time is spent on it.
+_LARGEST_SHARE: Final = 0.1
 # A page is current for two intervals, plus these seconds, plus twice the duration of its fetch.
 _GRACE_SECONDS: Final = 1.0
 # Ten times the size of an engine's page with 16,000 series.
@@ -56,12 +60,32 @@ class _Page:
     kept_totals: Sequence[Family] = ()
 
 
+class _Result(NamedTuple):
+    """A page that was read.
+
+    Attributes:
+        parsed: the content of the page.
+        families: see `_Page`.
+        kept_totals: see `_Page`.
+        seconds: the processor time of reading the page.
+    """
+
+    parsed: Parsed
+    families: Sequence[Family]
+    kept_totals: Sequence[Family]
+    seconds: float
+
+
 class HttpSource:
     """The page at a URL, as it was at the last fetch.
 
     After two intervals and the time of a fetch, the gauges of a page are out of date, so the page
     is not shown. With `totals`, counters, histograms and summaries are still shown, and continue
     when the engine is restarted.
+
+    Attributes:
+        interval: the seconds between two fetches: more for a page that takes long to read.
+        fault: a message about the last fetch; empty after a success.
     """
 
     def __init__(
@@ -74,6 +98,7 @@ class HttpSource:
         prefixes: Sequence[str] = (),
         labels: Mapping[str, str] | None = None,
         totals: Totals | None = None,
+        label_bounds: LabelBounds | None = None,
         interval: float = INTERVAL_SECONDS,
         deadline: float = FETCH_DEADLINE_SECONDS,
     ) -> None:
@@ -87,7 +112,9 @@ class HttpSource:
             prefixes: only families whose name begins with one of these; empty for all families.
             labels: labels to add to each series that does not have the label.
             totals: keeps the page's totals across restarts of the engine; not shared.
-            interval: the seconds between two fetches.
+            label_bounds: the bounds of label values, shared with the engine's other sources; None
+                for no bounds.
+            interval: the least number of seconds between two fetches; see `interval`.
             deadline: the longest duration of a fetch in seconds.
 
         Raises:
@@ -99,7 +126,7 @@ class HttpSource:
         self.owner = owner or name
         self.url = url
         self._session = session
-        self._interval = interval
+        self._shortest_interval = interval
         self._deadline = deadline
         # Only the event loop replaces these values; any thread may read them.
         self._page = _Page()
@@ -107,17 +134,20 @@ class HttpSource:
         self._errors: Mapping[str, int] = {}
         # The event loop owns these attributes.
         self._fault_reason = ""
-        self._lines_dropped = False
-        self.fault = ""  # a message about the last fetch; empty after a success
+        self._lines_dropped = self._series_dropped = False
+        self.fault = ""
         # The thread that parses a page owns these attributes, one thread at a time.
         self._parser = Parser()
         self._filter = FamilyFilter(Selection.of(prefixes=prefixes))
+        self._folding = SeriesFolding(label_bounds) if label_bounds is not None else None
         self._relabelling = Relabelling(labels)
         self._ordering = Ordering()
         self._untyped = UntypedFamilies(clashing_in_text)
         self._untyped_kept = UntypedFamilies(clashing_in_text)
         self._totals = totals
         self._parsed_end_count = 0
+        # The seconds until the next fetch; replaced after a fetch, read by the event loop.
+        self.interval = interval
 
     @property
     def errors(self) -> Mapping[str, int]:
@@ -148,7 +178,7 @@ class HttpSource:
         """Fetch the page at each interval, until cancelled."""
         while True:
             await self.fetch()
-            await asyncio.sleep(self._interval)
+            await asyncio.sleep(self.interval)
 
     async def fetch(self) -> None:
         """Fetch the page once; count a fault, and log the fault if its reason changed."""
@@ -165,9 +195,9 @@ class HttpSource:
             if end_count != self._end_count:
                 return
             content_type = response.headers.get("Content-Type", "")
-            parsed = await asyncio.to_thread(self._parser.parse, body, content_type)
-            families, kept = await asyncio.to_thread(self._prepare, parsed, end_count)
-            self._note_dropped(parsed)
+            result = await asyncio.to_thread(self._read, body, content_type, end_count)
+            self._note_dropped(result.parsed)
+            self._note_long_values()
         except TooLargeError as error:
             self._note_fault("too_large", str(error))
         except TimeoutError:
@@ -179,15 +209,27 @@ class HttpSource:
         else:
             now = time.monotonic()
             grace = min(self._deadline, _GRACE_SECONDS + 2 * (now - started))
-            self._page = _Page(now + 2 * self._interval + grace, end_count, families, kept)
+            self.interval = max(self._shortest_interval, result.seconds / _LARGEST_SHARE)
+            current_until = now + 2 * self.interval + grace
+            self._page = _Page(current_until, end_count, result.families, result.kept_totals)
             if self._fault_reason:
                 logger.info("%s answers again", self.url)
             self._fault_reason = self.fault = ""
 
+    def _read(self, body: bytes, content_type: str, end_count: int) -> _Result:
+        """Parse a page, and return the families to show; runs in a thread."""
+        started = time.thread_time()
+        parsed = self._parser.parse(body, content_type)
+        families, kept = self._prepare(parsed, end_count)
+        return _Result(parsed, families, kept, time.thread_time() - started)
+
     def _prepare(self, parsed: Parsed, end_count: int) -> tuple[Sequence[Family], Sequence[Family]]:
         """Return the families of a page, and the totals to show after the engine has ended."""
         whole = parsed.families
-        families = self._ordering.apply(self._relabelling.apply(self._filter.apply(whole)))
+        families: Sequence[Family] = self._filter.apply(whole)
+        if self._folding is not None:
+            families = self._folding.apply(families)
+        families = self._ordering.apply(self._relabelling.apply(families))
         kept: Sequence[Family] = ()
         if self._totals is not None:
             ended, self._parsed_end_count = end_count != self._parsed_end_count, end_count
@@ -210,6 +252,20 @@ class HttpSource:
         elif self._lines_dropped:
             logger.info("metrics of %s: %s: all lines can be parsed again", self.name, self.url)
         self._lines_dropped = parsed.dropped > 0
+
+    def _note_long_values(self) -> None:
+        """Count the series whose label values are too long; log the first page with any."""
+        if self._folding is None:
+            return
+        dropped = self._folding.dropped
+        if dropped:
+            self._count_errors("label_bytes", dropped)
+            if not self._series_dropped:
+                logger.warning(
+                    "metrics of %s: %s: %d series dropped; %s", self.name, self.url, dropped,
+                    self._folding.fault,
+                )  # fmt: skip
+        self._series_dropped = dropped > 0
 
     def _note_fault(self, reason: str, message: str) -> None:
         self._count_errors(reason, 1)

@@ -19,6 +19,7 @@ from dynamometer.exposition.rendering import Renderer
 from dynamometer.metrics.derivation import Derivation, DerivedSource
 from dynamometer.metrics.error_counts import ErrorCounts
 from dynamometer.metrics.guarded_source import GuardedSource, SourceError, SourceResult
+from dynamometer.metrics.page_limit import PageLimit
 from dynamometer.metrics.refresh import PageRequest, Refreshes
 from dynamometer.metrics.sources import MetricsSource, RegistrySource, check_seconds, check_source
 from dynamometer.process.forks import renew_in_child
@@ -52,6 +53,7 @@ class MetricsPage:
         self._runtime_source = GuardedSource(RegistrySource("runtime", instruments))
         # The thread that refreshes owns these attributes, and `GuardedSource.current`.
         self._errors = ErrorCounts()
+        self._limit = PageLimit()
         self._failing: dict[str, str] = {}
         self._known_omissions: tuple[Omission, ...] = ()
         self._unexpected: set[Omission] = set()
@@ -112,6 +114,10 @@ class MetricsPage:
             self._derived_sources = {
                 one: kept for one, kept in self._derived_sources.items() if one is not source
             }
+
+    def limit_size(self, max_bytes: int) -> None:
+        """Omit the largest families of a page with more bytes; call before the first refresh."""
+        self._limit.max_bytes = max_bytes
 
     def refresh(self) -> None:
         """Read all sources; a source that fails or hangs is not on the page.
@@ -195,12 +201,17 @@ class MetricsPage:
         for one in shown:
             self._errors.show_from_zero(one.source.name)
         self._merge(shown)
-        if self._count_omissions():
+        omitted = self._count_omissions()
+        for oversized in self._limit.omitted:
+            self._errors.add(oversized.source, "page_bytes")
+        if omitted or self._limit.omitted:
             self._merge(shown)
 
     def _merge(self, shown: Sequence[GuardedSource]) -> None:
-        counts = Source(self._runtime_source.source.name, self._errors.families)
-        self._merger.merge([counts, *(Source(one.source.name, one.current) for one in shown)])
+        runtime = self._runtime_source.source.name
+        counts = Source(runtime, self._errors.families)
+        sources = [counts, *(Source(one.source.name, one.current) for one in shown)]
+        self._merger.merge(self._limit.apply(sources, whole=runtime))
 
     def _count_omissions(self) -> bool:
         """Count and log the unexpected omissions of the last merge; return whether any exist."""

@@ -17,6 +17,7 @@ from prometheus_client import Metric
 from dynamometer.exposition.conversion import to_metric
 from dynamometer.exposition.families import Family
 from dynamometer.exposition.filters import Selection
+from dynamometer.exposition.label_bounds import LabelBounds
 from dynamometer.exposition.rendering import Renderer
 from dynamometer.multiprocess.reader import Reader
 from dynamometer.multiprocess.tree import FileTree
@@ -43,6 +44,7 @@ class MultiprocessDirectory:
         owned: bool = False,
         keep_totals: bool = False,
         max_series: int = DEFAULT_MAX_SERIES,
+        label_bounds: LabelBounds | None = None,
         recursive: bool = True,
     ) -> None:
         """Describe a directory, which may be created later; no file is read yet.
@@ -59,6 +61,8 @@ class MultiprocessDirectory:
                 another process, and all its values are added.
             max_series: the maximum number of series. The first ones are shown, and a histogram
                 that is partly shown is completed. Other series replace removed ones at once.
+            label_bounds: the bounds of label values that clients choose; None for no bounds. A
+                child of `fork` keeps the values that its parent kept.
             recursive: whether the files of subdirectories count too; SGLang creates a
                 subdirectory.
         """
@@ -67,7 +71,11 @@ class MultiprocessDirectory:
         self._paths: Sequence[str] = (os.fspath(path),)
         self._recursive = recursive
         self._new_reader = partial(
-            Reader, labels=dict(labels or {}), max_series=max_series, keep_totals=keep_totals
+            Reader,
+            labels=dict(labels or {}),
+            max_series=max_series,
+            keep_totals=keep_totals,
+            label_bounds=label_bounds,
         )
         renew_in_child(self)
 

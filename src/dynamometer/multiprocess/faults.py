@@ -30,6 +30,7 @@ class Reason(StrEnum):
     TYPE_CONFLICT = "type_conflict"  # a family with another type or mode in another file
     OVERLAP = "overlap"  # another key has the same names on the page
     MAX_SERIES = "max_series"  # more series than the page may have
+    LABEL_BYTES = "label_bytes"  # a label value is too long
     NOT_REMOVED = "not_removed"  # the file of an ended process cannot be removed
 
 

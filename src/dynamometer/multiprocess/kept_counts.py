@@ -40,11 +40,24 @@ class _Counts(NamedTuple):
     cells: NDArray[np.int32]
     values: NDArray[np.float64]
 
-    def raised_to(self, cells: NDArray[np.int32], values: NDArray[np.float64]) -> _Counts:
-        """Return these counts and the given ones; for a cell in both, the larger count."""
-        merged, places = np.unique(np.concatenate([self.cells, cells]), return_inverse=True)
+    @classmethod
+    def of_values(cls, cells: NDArray[np.int32], values: NDArray[np.float64]) -> _Counts:
+        """Return the counts of a file's values; several of them may have the same cell.
+
+        Args:
+            cells: the cell of each value.
+            values: float64, same shape.
+        """
+        distinct, places = np.unique(cells, return_inverse=True)
+        sums = np.zeros(distinct.size)
+        _add_at(sums, places, values)
+        return cls(distinct, sums)
+
+    def raised_to(self, other: _Counts) -> _Counts:
+        """Return these counts and other ones; for a cell in both, the larger count."""
+        merged, places = np.unique(np.concatenate([self.cells, other.cells]), return_inverse=True)
         larger = np.full(merged.size, -np.inf)
-        np.maximum.at(larger, places, np.concatenate([self.values, values]))
+        np.maximum.at(larger, places, np.concatenate([self.values, other.values]))
         return _Counts(merged, larger)
 
     def without(self, cells: NDArray[np.int32]) -> _Counts:
@@ -85,7 +98,7 @@ class _Record:
     def hold(self) -> None:
         """Hold the values of the last complete reading."""
         if self.last is not None:
-            self.held = self.held.raised_to(self.cells, self.last)
+            self.held = self.held.raised_to(_Counts.of_values(self.cells, self.last))
             self.last = None
 
 
@@ -114,7 +127,11 @@ class KeptCounts:
         self.has_counts = self._has_added
         self._had_counts = self._has_added  # the cells in `has_counts` at any time in a reading
         self.changed = False
-        self._raised: NDArray[np.intp] = np.empty(0, np.intp)  # places of values with held counts
+        # The places of values with held counts. The values of one cell of a file are a group: for
+        # each of these places its group, and for each group its first place and its held count.
+        self._raised: NDArray[np.intp] = np.empty(0, np.intp)
+        self._groups: NDArray[np.intp] = np.empty(0, np.intp)
+        self._firsts: NDArray[np.intp] = np.empty(0, np.intp)
         self._held_values: NDArray[np.float64] = np.empty(0)
 
     @property
@@ -195,14 +212,18 @@ class KeptCounts:
         changed = False
         last = record.last
         if last is not None and self._any_fell(file, last, now[: last.size]):
-            record.held = record.held.raised_to(record.cells, last)
+            record.held = record.held.raised_to(_Counts.of_values(record.cells, last))
             self.changed = changed = True
-        places, held = record.held.find(file.cells)
+        if not record.held.cells.size:
+            return changed
+        counts = _Counts.of_values(file.cells, now)
+        places, held = record.held.find(counts.cells)
+        present = counts.values[places]
         if not places.size:
             return changed
-        if not (now[places] < held).any():
+        if not (present < held).any():
             record.held = record.held.without(file.cells)
-        elif not _of_another_process(now[places], held):
+        elif not _of_another_process(present, held):
             return changed
         elif record.seen and not suspected:
             record.replacement_suspected = True  # this reading may be wrong: the next one decides
@@ -228,19 +249,27 @@ class KeptCounts:
             del self._records[path]
         self._added = _longer(self._added, self._cells.capacity)
         self._has_added = _longer(self._has_added, self._cells.capacity)
-        places, values = [np.empty(0, np.intp)], [np.empty(0)]
+        none = np.empty(0, np.intp)
+        places, groups, firsts, values = [none], [none], [none], [np.empty(0)]
         self.has_counts = self._has_added.copy()
-        begin = 0
+        begin = group_count = 0
         for file in files if held else ():
             if file.path in held:
                 counts = held[file.path]
                 found, larger = counts.find(file.cells)
+                _, first, group = np.unique(
+                    file.cells[found], return_index=True, return_inverse=True
+                )
                 places.append(begin + found)
-                values.append(larger)
+                groups.append(group_count + group)
+                firsts.append(begin + found[first])
+                values.append(larger[first])
+                group_count += first.size
                 self.has_counts[counts.cells] = True
                 held[file.path] = counts.without(file.cells)
             begin += file.cells.size
-        self._raised, self._held_values = np.concatenate(places), np.concatenate(values)
+        self._raised, self._groups = np.concatenate(places), np.concatenate(groups)
+        self._firsts, self._held_values = np.concatenate(firsts), np.concatenate(values)
         self.base = self._added.copy()
         if held:
             cells = np.concatenate([counts.cells for counts in held.values()])
@@ -250,15 +279,19 @@ class KeptCounts:
         self.changed = True
 
     def raise_to_held(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return all values, each at least its held count.
+        """Return all values, those of a cell of a file in total at least the held count.
 
         Args:
             values: float64, the values of the files in the order of `plan`.
         """
         if not self._raised.size:
             return values
+        held = self._held_values
+        sums = np.bincount(self._groups, values[self._raised], held.size)
+        short = (sums < held) | np.isnan(held)
         raised = values.copy()
-        raised[self._raised] = np.maximum(values[self._raised], self._held_values)
+        raised[self._raised[short[self._groups]]] = 0.0
+        raised[self._firsts[short]] = held[short]
         return raised
 
     def correct(self, before: NDArray[np.float64], now: NDArray[np.float64]) -> bool:
@@ -326,7 +359,9 @@ def _of_another_process(now: NDArray[np.float64], held: NDArray[np.float64]) -> 
 
 
 def _add_at(
-    sums: NDArray[np.float64], cells: NDArray[np.int32], values: NDArray[np.float64]
+    sums: NDArray[np.float64],
+    cells: NDArray[np.int32] | NDArray[np.intp],
+    values: NDArray[np.float64],
 ) -> None:
     with np.errstate(invalid="ignore"):  # infinities of two signs
         np.add.at(sums, cells, values)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamometer.exposition.families import BUCKET_LABEL, Metadata
+from dynamometer.exposition.label_bounds import LabelBounds, LongValueError
 from dynamometer.exposition.numbers import format_number
 from dynamometer.exposition.series import label_name, label_text, series_text
 from dynamometer.multiprocess.cells import NOWHERE, Cells, HistogramGroup, Kind, MutableFamily
@@ -51,7 +52,13 @@ class KeyTable:
     """
 
     def __init__(
-        self, cells: Cells, labels: Mapping[str, str], *, max_series: int, accumulate: bool
+        self,
+        cells: Cells,
+        labels: Mapping[str, str],
+        *,
+        max_series: int,
+        accumulate: bool,
+        label_bounds: LabelBounds | None = None,
     ) -> None:
         """Start with an empty table.
 
@@ -60,12 +67,14 @@ class KeyTable:
             labels: constant labels, added to each series that does not have them.
             max_series: the maximum number of series; a partly shown histogram is completed.
             accumulate: accumulate a histogram's buckets, and derive its `_count` from them.
+            label_bounds: the bounds of label values; None for no bounds.
         """
         self.families: dict[str, MutableFamily] = {}
         self._cells = cells
         self._labels = {label_name(name): value for name, value in labels.items()}
         self._max_series = max_series
         self._accumulate = accumulate
+        self._label_bounds = label_bounds
         self._owners: dict[str, MutableFamily] = {}  # the family of each name on a page
         # The key of each cell whose names a page spells differently; see also `HistogramGroup`.
         self._original_of: dict[int, Key] = {}
@@ -92,7 +101,7 @@ class KeyTable:
         known = (file.type, file.mode, key)
         cell = NOWHERE if file.pid_label else self._cell_of_key.get(known, NOWHERE)
         if cell == NOWHERE:
-            cell = self._find_plain_cell(file, parse_key(key))
+            cell = self._find_plain_cell(file, self._parse_key(file, key))
             if not file.pid_label:
                 self._cell_of_key[known] = cell
         return cell
@@ -122,6 +131,22 @@ class KeyTable:
         for cell in unused:
             self._original_of.pop(cell, None)
         self.forget_keys()
+
+    def _parse_key(self, file: FileName, key: bytes) -> Key:
+        """Parse a key, and apply the bounds of label values.
+
+        Raises:
+            FileFault: The key is not valid.
+            OmittedError: A label value is too long.
+        """
+        parsed = parse_key(key)
+        if self._label_bounds is None:
+            return parsed
+        try:
+            labels = self._label_bounds.apply(parsed.family, file.type, parsed.labels)
+        except LongValueError as error:
+            raise OmittedError(Reason.LABEL_BYTES, str(error)) from None
+        return parsed if labels is parsed.labels else parsed._replace(labels=dict(labels))
 
     def _find_plain_cell(self, file: FileName, key: Key) -> int:
         found = spell(key, file.type)
@@ -181,7 +206,7 @@ class KeyTable:
         template = self._templates.get((before, after))
         bound = self._bounds.get(bound_text)
         if template is None or bound is None:
-            return self._parse_histogram_key(file, parse_key(key), (before, after))
+            return self._parse_histogram_key(file, self._parse_key(file, key), (before, after))
         cell = template.group.buckets.get(bound.value)
         return self._find_bucket(template, bound) if cell is None else cell
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynamometer.exposition.families import Family
+from dynamometer.exposition.label_bounds import LabelBounds
 from dynamometer.multiprocess.aggregation import Aggregation, CellValues
 from dynamometer.multiprocess.bulk_read import BulkRead, UnreadableFilesError
 from dynamometer.multiprocess.cells import HIDDEN, Cells
@@ -51,6 +52,7 @@ class Reader:
         max_series: int,
         accumulate: bool = True,
         keep_totals: bool = False,
+        label_bounds: LabelBounds | None = None,
     ) -> None:
         """Prepare to read; no file is read yet.
 
@@ -60,6 +62,7 @@ class Reader:
             max_series: the maximum number of series.
             accumulate: accumulate a histogram's buckets, and derive its `_count` from them.
             keep_totals: keep the counts of all removed files, not only of retired processes.
+            label_bounds: the bounds of label values; None for no bounds.
         """
         self.families: tuple[Family, ...] = ()
         self._tree = tree
@@ -71,7 +74,13 @@ class Reader:
         self._to_resume: frozenset[str] = frozenset()  # processes that the next reading resumes
         self._cells = Cells()
         self._kept = KeptCounts(self._cells)
-        self._table = KeyTable(self._cells, labels, max_series=max_series, accumulate=accumulate)
+        self._table = KeyTable(
+            self._cells,
+            labels,
+            max_series=max_series,
+            accumulate=accumulate,
+            label_bounds=label_bounds,
+        )
         self._chunks = Chunks(self._cells)
         # Files with omitted series, to be parsed again because other series were removed.
         self._files_to_retry: list[MetricsFile] = []

@@ -53,6 +53,11 @@ def descendants(process: psutil.Process) -> list[psutil.Process]:
         return []
 
 
+def descendant_pids() -> list[int]:
+    """Return the pids of all descendants of this process."""
+    return [process.pid for process in descendants(psutil.Process())]
+
+
 def session(pid: int) -> int:
     """Return the session id of a process; -1 if the process has ended."""
     try:

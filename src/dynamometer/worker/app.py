@@ -6,23 +6,24 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-import psutil
 from aiohttp import web
 
 from dynamometer.engines.interface import Launch, StartableEngine
 from dynamometer.errors import DirectoryError, DiscoveryError, DynamometerError, SettingsError
+from dynamometer.exposition.label_bounds import LabelBounds, LabelLimits
 from dynamometer.http import addresses, aiohttp_adapter, server
 from dynamometer.http.aiohttp_adapter import serving
 from dynamometer.http.messages import LONGEST_HEAD
 from dynamometer.http.origins import Origins
 from dynamometer.metrics.engine_callback import register_engine_metrics_callback
 from dynamometer.metrics.http_source import HttpSource
+from dynamometer.metrics.page_limit import DEFAULT_MAX_PAGE_BYTES
 from dynamometer.multiprocess import MultiprocessDirectory
 from dynamometer.names import labels
 from dynamometer.process import children, private_directories, tasks
@@ -85,6 +86,8 @@ class WorkerOptions:
     drain_timeout: float
     max_body_size: int
     max_series: int
+    label_limits: LabelLimits = field(default_factory=LabelLimits)
+    max_page_bytes: int = DEFAULT_MAX_PAGE_BYTES
     discovery_directory: Path | None
     allowed_origins: Sequence[str] = ()
 
@@ -168,11 +171,6 @@ def _plan(options: WorkerOptions, engine: StartableEngine, directory: RunDirecto
     return launch
 
 
-def _descendant_pids() -> Iterable[int]:
-    """Return the processes of the engine: a worker has no other descendants."""
-    return (process.pid for process in children.descendants(psutil.Process()))
-
-
 class _Worker:
     """The parts of a running worker.
 
@@ -193,6 +191,7 @@ class _Worker:
         self._options = options
         self._directory = directory.path
         runtime = self._runtime = DistributedRuntime(instance_id=instance_id)
+        runtime.page.limit_size(options.max_page_bytes)
         component = runtime.namespace(options.namespace).component(options.component)
         endpoint = component.endpoint(options.endpoint)
         identity = {labels.MODEL: launch.model, labels.WORKER_ID: hexadecimal(instance_id)}
@@ -222,11 +221,12 @@ class _Worker:
             self._supervisor.lifecycle, self.endpoint.in_flight, delay=options.drain_delay
         )
         own = every_label if options.runtime_labels else {}
+        self._label_bounds = LabelBounds(launch.client_labels, options.label_limits)
         self._add_files(endpoint, engine, launch, own)
         self._fetched = self._add_page(endpoint, engine, launch, own)
         runtime.page.derive(
             engine.load_signals(
-                engine.name, lambda: every_label, component=True, pids=_descendant_pids
+                engine.name, lambda: every_label, component=True, pids=children.descendant_pids
             )
         )
         self._engine_metrics = EngineMetrics(
@@ -270,6 +270,7 @@ class _Worker:
             labels=own,
             owned=True,
             max_series=self._options.max_series,
+            label_bounds=self._label_bounds,
         )
         register_engine_metrics_callback(
             endpoint, files, engine.metric_prefixes, source=engine.name
@@ -292,6 +293,7 @@ class _Worker:
             owner=engine.name,
             prefixes=engine.metric_prefixes,
             labels=own,
+            label_bounds=self._label_bounds,
         )
         endpoint.metrics.register_source(source)
         return source
@@ -367,7 +369,7 @@ class _Worker:
         """Write the stacks of the engine's processes to a file, and log its path."""
         try:
             path = await write_stacks(
-                await asyncio.to_thread(lambda: list(_descendant_pids())),
+                await asyncio.to_thread(children.descendant_pids),
                 python=self._options.engine_python,
                 worker=hexadecimal(self.record.id),
                 reason=reason,

@@ -7,6 +7,12 @@ from collections.abc import Sequence
 
 from dynamometer import arguments, logs, settings
 from dynamometer.engines.interface import StartableEngine
+from dynamometer.exposition.label_bounds import (
+    DEFAULT_MAX_BYTES,
+    DEFAULT_MAX_VALUES,
+    LabelLimits,
+)
+from dynamometer.metrics.page_limit import DEFAULT_MAX_PAGE_BYTES
 from dynamometer.multiprocess.directory import DEFAULT_MAX_SERIES
 from dynamometer.process import event_loop
 from dynamometer.runtime import identity
@@ -69,6 +75,8 @@ def parser(program: str, engines: Sequence[StartableEngine]) -> argparse.Argumen
         "worker_id to the engine's series",
     )
     arguments.add_max_series(page, DEFAULT_MAX_SERIES)
+    arguments.add_label_limits(page, values=DEFAULT_MAX_VALUES, value_bytes=DEFAULT_MAX_BYTES)
+    arguments.add_max_page_bytes(page, DEFAULT_MAX_PAGE_BYTES)
     discovery = result.add_argument_group("labels and discovery")
     arguments.add_runtime_labels(discovery, component=default.help.component)
     discovery.add_argument(
@@ -117,6 +125,10 @@ def main(argv: Sequence[str], program: str, engines: Sequence[StartableEngine]) 
         max_body_size=flags.max_body_size,
         allowed_origins=flags.allow_origin,
         max_series=flags.max_series,
+        label_limits=LabelLimits(
+            max_values=flags.max_label_values, max_bytes=flags.max_label_bytes
+        ),
+        max_page_bytes=flags.max_page_bytes,
         discovery_directory=flags.discovery or environment.discovery_directory,
     )
     chosen = next(engine for engine in engines if engine.name == flags.engine)
