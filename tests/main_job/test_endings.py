@@ -132,7 +132,7 @@ def test_the_engine_of_a_killed_worker_ends_and_the_next_start_clears_its_files(
 
 
 def test_a_worker_ends_with_its_engine_and_reports_the_reason(stack: Stack, files: Files) -> None:
-    flags = ("--model", str(stack.model), "--served-model-name", "dying")
+    flags = ("--model", str(stack.model), "--served-model-name", "dying", "--restart-limit", "0")
     with stack.run_worker(*flags, before=files.before) as worker:
         worker.wait_until_ready()
         family = Family.of(worker)

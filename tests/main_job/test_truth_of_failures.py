@@ -58,7 +58,7 @@ def frontend(place: Stack) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def worker(place: Stack, frontend: str) -> Iterator[Worker]:
     flags = ("--model", str(place.model), "--served-model-name", MODEL, "--enable-metrics")
-    limits = ("--max-running-requests", "1", "--max-queued-requests", "1")
+    limits = ("--max-running-requests", "1", "--max-queued-requests", "1", "--restart-limit", "0")
     with place.run_worker(*flags, *limits) as made:
         yield made.wait_until_ready()
 

@@ -1,9 +1,14 @@
-"""Find this machine's accelerators in /dev, /proc and /sys, without torch."""
+"""Find this machine's accelerators, and their memory in use, without torch.
+
+The accelerators are found in /dev, /proc and /sys. NVIDIA's driver shows the memory only through
+its library: `nvidia-smi` comes with the driver.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +40,15 @@ def find(root: Path = Path("/"), environment: Mapping[str, str] | None = None) -
     if not _hidden(variables, "ASCEND_RT_VISIBLE_DEVICES") and any(root.glob("dev/davinci[0-9]*")):
         return "Ascend"
     return None
+
+
+# `nvidia-smi` loads the driver first where no process keeps it loaded.
+_QUERY_SECONDS: Final = 10.0
+_NVIDIA_QUERY: Final = (
+    "nvidia-smi",
+    "--query-gpu=uuid,memory.used",
+    "--format=csv,noheader,nounits",
+)
 
 
 @dataclass(frozen=True)
@@ -72,6 +86,41 @@ def devices(root: Path = Path("/")) -> Sequence[Accelerator]:
         *(Accelerator("NVIDIA", index, uuid) for index, uuid in enumerate(nvidia)),
         *(Accelerator("AMD", index, uuid) for index, uuid in enumerate(amd)),
     ]
+
+
+def memory_in_use(root: Path = Path("/")) -> Mapping[str, int]:
+    """Return the bytes in use on each device, by a unique name; devices of other kinds are missing.
+
+    This call blocks for up to some seconds, because it may run `nvidia-smi`; run it in a thread.
+
+    Args:
+        root: the parent of `dev`, `proc` and `sys`.
+    """
+    used = {
+        str(path): int(text)
+        for path in root.glob("sys/class/drm/card*/device/mem_info_vram_used")
+        if (text := _text(path)).isdecimal()
+    }
+    if _nvidia(root):
+        for line in _nvidia_smi().splitlines():
+            uuid, _, mebibytes = line.partition(", ")
+            if mebibytes.isdecimal():
+                used[uuid] = int(mebibytes) << 20
+    return used
+
+
+def _nvidia_smi() -> str:
+    try:
+        done = subprocess.run(
+            _NVIDIA_QUERY,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_QUERY_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.decode("ascii", "replace")
 
 
 def _card(path: Path) -> int:

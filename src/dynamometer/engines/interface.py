@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Final, Protocol
@@ -85,6 +85,8 @@ class Launch:
         command: the command line.
         environment: the complete environment.
         url: the base URL of the engine.
+        port_flags: flags in `command` for which `plan` chose free ports; the first is that of
+            `url`.
         model: the served name that the flags contain; the engine's own list of models, see
             `Engine.read_models`, is available only when the engine serves.
         model_path: the model as the command line names it.
@@ -101,6 +103,7 @@ class Launch:
     url: str
     model: str
     model_path: str
+    port_flags: tuple[str, ...] = ()
     sources: MetricSources = MetricSources()
     mode: str = AGGREGATED
     stream_usage: bool = False
@@ -112,6 +115,25 @@ class Launch:
     def component(self) -> str:
         """The default component of the worker: the one that NVIDIA Dynamo uses for this mode."""
         return PREFILL if self.mode == PREFILL else "backend"
+
+    def with_other_ports(self, choose: Callable[[], int]) -> Launch:
+        """Return the launch for a restart: another program may have taken the former ports.
+
+        Args:
+            choose: returns a free port at each call.
+        """
+        if not self.port_flags:
+            return self
+        command = list(self.command)
+        ports = [str(choose()) for _ in self.port_flags]
+        for flag, port in zip(self.port_flags, ports, strict=True):
+            command[len(command) - command[::-1].index(flag)] = port  # the last such flag
+        url = f"{self.url.rpartition(':')[0]}:{ports[0]}"
+        sources = self.sources
+        if sources.page_url is not None:
+            page_url = url + sources.page_url.removeprefix(self.url)
+            sources = replace(sources, page_url=page_url)
+        return replace(self, command=command, url=url, sources=sources)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,6 +128,7 @@ class EngineLoad:
         self._readers = {name: LeadingSeries(totals_by_priority=True) for name in _GAUGES}
         # In a counter, the series with an empty priority counts the requests without a priority.
         self._counters = {name: LeadingSeries(totals_by_priority=False) for name in _COUNTERS}
+        self._counters_started: set[str] = set()
         self._counters_seen: set[str] = set()
         self._snapshots = LoadSnapshots(pids)
         self._last: tuple[Sequence[Family] | None, Mapping[str, str], bool, Set[str]]
@@ -172,9 +173,12 @@ class EngineLoad:
         reporting = complete and any(found.values())
         for name, metadata in _COUNTERS.items():
             counted = self._counters[name].read(self._by_name.get(name))
-            # A counter starts at 0, so that rate() includes its first increase. A counter that is
-            # missing later is omitted, because a fall to 0 would look like a restart.
-            if counted or (reporting and name not in self._counters_seen):
+            # A counter starts at 0, so that rate() includes its first increase, and stays there
+            # while the engine is restarted. A counter that is missing later is omitted, because a
+            # fall to 0 would look like a restart.
+            if reporting:
+                self._counters_started.add(name)
+            if counted or name in self._counters_started - self._counters_seen:
                 derived.append(_single(metadata, constant, _sum(counted)))
             if counted:
                 self._counters_seen.add(name)

@@ -79,6 +79,7 @@ class Mocker:
             ],
             environment=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(metrics)},
             url=f"http://{LOOPBACK}:{port}",
+            port_flags=("--port",),
             model=label_value(flags.served_model_name or flags.model),
             model_path=flags.model,
             sources=MetricSources(directory=metrics if flags.enable_metrics else None),

@@ -166,9 +166,11 @@ class SGLang:
         engine_port = free_port()
         command = [python, "-m", sglang_flags.MODULE_NAME, *arguments]
         command += ["--host", LOOPBACK, "--port", str(engine_port)]
+        port_flags = ["--port"]
         # Each data-parallel rank needs a port of its own, which SGLang chooses itself.
         if flags.nccl_port is None and flags.dp_size in (None, "1"):
             command += ["--nccl-port", str(free_port())]
+            port_flags.append("--nccl-port")
         environment = dict(os.environ)
         environment["PYTHONUNBUFFERED"] = "1"
         # The cache must outlive the temporary directory that the worker gives the engine.
@@ -196,6 +198,7 @@ class SGLang:
             command=command,
             environment=environment,
             url=url,
+            port_flags=tuple(port_flags),
             model=names.label_value(flags.served_model_name or flags.model),
             model_path=flags.model,
             sources=sources,

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -21,10 +22,7 @@ from dynamometer.http import addresses, aiohttp_adapter, server
 from dynamometer.http.aiohttp_adapter import serving
 from dynamometer.http.messages import LONGEST_HEAD
 from dynamometer.http.origins import Origins
-from dynamometer.metrics.engine_callback import register_engine_metrics_callback
-from dynamometer.metrics.http_source import HttpSource
 from dynamometer.metrics.page_limit import DEFAULT_MAX_PAGE_BYTES
-from dynamometer.multiprocess import MultiprocessDirectory
 from dynamometer.names import labels
 from dynamometer.process import children, private_directories, tasks
 from dynamometer.process.blocking import entered
@@ -33,9 +31,9 @@ from dynamometer.runtime import system
 from dynamometer.runtime.discovery import connect
 from dynamometer.runtime.discovery.interface import Registration
 from dynamometer.runtime.distributed import DistributedRuntime
-from dynamometer.runtime.distributed import Endpoint as RuntimeEndpoint
 from dynamometer.runtime.engine_metrics import EngineMetrics
 from dynamometer.runtime.identity import hexadecimal, new_id
+from dynamometer.runtime.lifecycle import DEFAULT_POLICY
 from dynamometer.runtime.record import ENGINE_VERSION, Json, Record, Role, State
 from dynamometer.settings import HealthCheckSettings, HealthSettings
 from dynamometer.worker.build_metrics import BuildMetrics
@@ -43,7 +41,11 @@ from dynamometer.worker.control import controlled
 from dynamometer.worker.endpoint import Endpoint, engine_client
 from dynamometer.worker.endpoint_metrics import EndpointMetrics
 from dynamometer.worker.engine_client import EngineClient
-from dynamometer.worker.run_directory import RunDirectory, run_directory
+from dynamometer.worker.engine_sources import EngineSources
+from dynamometer.worker.run_directory import (
+    RunDirectory,
+    run_directory,
+)
 from dynamometer.worker.stacks import write_stacks
 from dynamometer.worker.supervisor import Supervisor
 from dynamometer.worker.traffic import Traffic
@@ -64,6 +66,8 @@ class WorkerOptions:
         arguments: the engine's flags.
         system_port: -1 for no system server; None if no port was requested: 8081, or any free
             port if 8081 is in use.
+        restart_limit: see `RestartPolicy.limit`.
+        hang_restart: seconds after which an unresponsive engine is restarted; 0: never.
         component: empty if no component was requested: the component of the engine's mode.
         worker_id: the instance number; None for a random one.
     """
@@ -89,6 +93,8 @@ class WorkerOptions:
     label_limits: LabelLimits = field(default_factory=LabelLimits)
     max_page_bytes: int = DEFAULT_MAX_PAGE_BYTES
     discovery_directory: Path | None
+    restart_limit: int = DEFAULT_POLICY.limit
+    hang_restart: float = 0.0
     allowed_origins: Sequence[str] = ()
 
 
@@ -200,7 +206,14 @@ class _Worker:
         # For probes: each has a connection of its own.
         self.session = aiohttp_adapter.session(keepalive_seconds=None)
         self._engine_client = EngineClient(self.session, engine, launch)
-        self._supervisor = Supervisor(engine, launch, self._engine_client, directory)
+        self._supervisor = Supervisor(
+            engine,
+            launch,
+            self._engine_client,
+            directory,
+            policy=replace(DEFAULT_POLICY, limit=options.restart_limit),
+            hang_restart=options.hang_restart,
+        )
         self._build = BuildMetrics(
             runtime.level({labels.COMPONENT: options.component}),
             runtime.registry,
@@ -222,8 +235,15 @@ class _Worker:
         )
         own = every_label if options.runtime_labels else {}
         self._label_bounds = LabelBounds(launch.client_labels, options.label_limits)
-        self._add_files(endpoint, engine, launch, own)
-        self._fetched = self._add_page(endpoint, engine, launch, own)
+        self._sources = EngineSources(
+            endpoint,
+            engine,
+            launch,
+            labels=own,
+            session=self.session,
+            max_series=options.max_series,
+            label_bounds=self._label_bounds,
+        )
         runtime.page.derive(
             engine.load_signals(
                 engine.name, lambda: every_label, component=True, pids=children.descendant_pids
@@ -251,53 +271,6 @@ class _Worker:
             since=time.time(),
         )
 
-    def _add_files(
-        self,
-        endpoint: RuntimeEndpoint,
-        engine: StartableEngine,
-        launch: Launch,
-        own: Mapping[str, str],
-    ) -> None:
-        """Add the families of the engine's files to the page, with `own` labels.
-
-        The reader of the files adds the labels, which costs half as much as adding them to its
-        output.
-        """
-        if launch.sources.directory is None:
-            return
-        files = MultiprocessDirectory(
-            launch.sources.directory,
-            labels=own,
-            owned=True,
-            max_series=self._options.max_series,
-            label_bounds=self._label_bounds,
-        )
-        register_engine_metrics_callback(
-            endpoint, files, engine.metric_prefixes, source=engine.name
-        )
-
-    def _add_page(
-        self,
-        endpoint: RuntimeEndpoint,
-        engine: StartableEngine,
-        launch: Launch,
-        own: Mapping[str, str],
-    ) -> HttpSource | None:
-        """Add families that only the engine's own page has to the page, with `own` labels."""
-        if launch.sources.page_url is None:
-            return None
-        source = HttpSource(
-            f"{engine.name}_http",
-            launch.sources.page_url,
-            session=self.session,
-            owner=engine.name,
-            prefixes=engine.metric_prefixes,
-            labels=own,
-            label_bounds=self._label_bounds,
-        )
-        endpoint.metrics.register_source(source)
-        return source
-
     def system_application(self) -> web.Application:
         """Return the application of the system server."""
 
@@ -322,11 +295,10 @@ class _Worker:
             report["log"] = list(log.lines)
         return report
 
-    async def _fetch(self) -> None:
-        """Fetch the engine's own page in the background, if the page is a source."""
-        if self._fetched is not None:
-            await self._supervisor.ready.wait()
-            await self._fetched.run()
+    def _use(self, launch: Launch) -> None:
+        """Send the next requests to the engine that `launch` starts."""
+        self.endpoint.engine_url = launch.url
+        self._sources.use(launch)
 
     async def run(self, registration: Registration, stop: Stop) -> None:
         """Run the engine until a signal, and keep the record in discovery current.
@@ -350,9 +322,14 @@ class _Worker:
         )
         async with (
             controlled(self._directory, self._traffic, publish),
-            self._supervisor.running(publish, stop.immediate.is_set) as ended,
+            self._supervisor.running(
+                publish, stop.immediate.is_set, on_start=self._use, on_end=self._sources.retire
+            ) as ended,
             tasks.restarting(watchdog.run, name="the watchdog of the engine"),
-            tasks.restarting(self._fetch, name="the fetching of the engine's page"),
+            tasks.restarting(
+                partial(self._sources.fetch, self._supervisor.ready),
+                name="the fetching of the engine's page",
+            ),
         ):
             await tasks.first_of(stop.requested, ended)
             if ended.done():

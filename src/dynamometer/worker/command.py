@@ -16,6 +16,7 @@ from dynamometer.metrics.page_limit import DEFAULT_MAX_PAGE_BYTES
 from dynamometer.multiprocess.directory import DEFAULT_MAX_SERIES
 from dynamometer.process import event_loop
 from dynamometer.runtime import identity
+from dynamometer.runtime.lifecycle import DEFAULT_POLICY
 from dynamometer.variables import DEFAULT_NAMESPACE, LOOPBACK
 from dynamometer.worker.app import WorkerOptions, serve
 
@@ -55,6 +56,21 @@ def parser(program: str, engines: Sequence[StartableEngine]) -> argparse.Argumen
         metavar="SECONDS",
         help="time after which an engine that was asked and does not answer is unresponsive "
         "(default: 60)",
+    )
+    engine.add_argument(
+        "--restart-limit",
+        type=arguments.checked(settings.count),
+        default=DEFAULT_POLICY.limit,
+        metavar="COUNT",
+        help="how often an engine that ended is started again without ten minutes of ready "
+        f"between; 0: the worker ends with its engine (default: {DEFAULT_POLICY.limit})",
+    )
+    engine.add_argument(
+        "--hang-restart",
+        type=arguments.checked(settings.seconds),
+        default=0.0,
+        metavar="SECONDS",
+        help="end and restart an engine that has been unresponsive for so long (default: 0: never)",
     )
     address = result.add_argument_group("the worker's own OpenAI-compatible address")
     address.add_argument("--host", default=LOOPBACK, help=f"default: {LOOPBACK}")
@@ -122,6 +138,8 @@ def main(argv: Sequence[str], program: str, engines: Sequence[StartableEngine]) 
         worker_id=flags.worker_id,
         drain_delay=flags.drain_delay,
         drain_timeout=flags.drain_timeout,
+        restart_limit=flags.restart_limit,
+        hang_restart=flags.hang_restart,
         max_body_size=flags.max_body_size,
         allowed_origins=flags.allow_origin,
         max_series=flags.max_series,

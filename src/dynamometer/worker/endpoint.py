@@ -32,7 +32,11 @@ def engine_client() -> Client:
 
 
 class Endpoint:
-    """The HTTP routes of a worker: inference, `/v1/models` and `/health`."""
+    """The HTTP routes of a worker: inference, `/v1/models` and `/health`.
+
+    Attributes:
+        engine_url: the base URL of the engine, which a restart changes.
+    """
 
     def __init__(
         self,
@@ -60,7 +64,7 @@ class Endpoint:
         """
         self._accepts = accepts or (lambda: state() is State.READY)
         self._api_key = api_key
-        self._engine_url = engine_url
+        self.engine_url = engine_url
         self._routes = routes
         self._metrics = metrics
         self._client = client
@@ -100,7 +104,7 @@ class Endpoint:
             headers = relay.request_headers(request.headers)
             target = relay.target(request)
             try:
-                reply = await self._client.post(self._engine_url, target, headers, body)
+                reply = await self._client.post(self.engine_url, target, headers, body)
             except NotReachedError:
                 count.failed = True
                 return openai_errors.unavailable("the engine accepts no connection", retry=True)

@@ -40,6 +40,10 @@ class EngineClient:
     ) -> None:
         self._session = session
         self._engine = engine
+        self.use(launch)
+
+    def use(self, launch: Launch) -> None:
+        """Send the next requests to the engine that `launch` starts."""
         self._url = launch.url
         self._mode = launch.mode
         self._headers = {"Authorization": f"Bearer {launch.api_key}"} if launch.api_key else {}

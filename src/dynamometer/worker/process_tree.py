@@ -160,7 +160,7 @@ class EngineProcess:
         """Send SIGTERM to the first process, and later SIGKILL to all processes that still live.
 
         Args:
-            grace: the longest time between the two signals, in seconds.
+            grace: the longest time between the two signals, in seconds; 0 for SIGKILL alone.
             kill_now: returns True when the processes must be killed without waiting.
             check: called repeatedly in a thread between the two signals, while processes live.
 
@@ -168,8 +168,9 @@ class EngineProcess:
             The pids of the processes that did not end within `KILL_SECONDS` after SIGKILL. A
             process in uninterruptible sleep ends only after its system call.
         """
-        with contextlib.suppress(ProcessLookupError):
-            self._process.terminate()
+        if grace:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.terminate()
         clock = asyncio.get_running_loop().time
         deadline = clock() + grace
         checking: BlockingCalls[Sequence[int]] = BlockingCalls("checking", deadline=CHECK_SECONDS)

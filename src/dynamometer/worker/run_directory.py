@@ -67,6 +67,24 @@ class RunDirectory:
             new_file.write_text(json.dumps(content), encoding="utf-8")
             new_file.replace(self.path / "engine.json")
 
+    def clear_temporary(self) -> None:
+        """Remove the temporary files of an engine that ended; this call blocks."""
+        with contextlib.suppress(OSError):
+            for entry in self.temporary.iterdir():
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    entry.unlink(missing_ok=True)
+
+
+def remove_empty_directories(path: Path) -> None:
+    """Remove the empty directories in `path`, such as those of processes that ended."""
+    with contextlib.suppress(OSError):
+        for entry in path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                with contextlib.suppress(OSError):
+                    entry.rmdir()
+
 
 @contextmanager
 def run_directory(instance_id: int) -> Iterator[RunDirectory]:

@@ -1,0 +1,236 @@
+"""One run of an engine: from the start of its processes until all of them have ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Final
+
+import psutil
+
+from dynamometer.engines.interface import Launch, StartableEngine
+from dynamometer.process import out_of_memory
+from dynamometer.process.blocking import BlockingCalls, HangError
+from dynamometer.process.children import ProcessIdentity, identities
+from dynamometer.process.exits import Exits, ProcessExit
+from dynamometer.process.shared_memory import SharedFile, mapped_by, remove_unmapped
+from dynamometer.runtime.lifecycle import EngineExit, ExitCause
+from dynamometer.worker.process_tree import CHECK_SECONDS, EngineProcess
+from dynamometer.worker.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+# After the first end of a process: the last lines of the log arrive, and the ends that it caused.
+_SETTLE_SECONDS: Final = 0.3
+_SERVER: Final = "server"
+_LONGEST_NAME: Final = 80
+
+
+class EngineRun:
+    """The processes of one run, the files that they leave behind, and the reason of their end.
+
+    An engine ends when any of its essential processes ends: the first one, and those that
+    `Engine.is_process` recognises. Compilers and resource trackers come and go.
+
+    Attributes:
+        process: the engine's processes and log.
+    """
+
+    def __init__(
+        self,
+        engine: StartableEngine,
+        launch: Launch,
+        directory: RunDirectory,
+        first: EngineProcess,
+        kills: int,
+    ) -> None:
+        """Own the processes of an engine that was just started.
+
+        Args:
+            engine: the kind of the engine.
+            launch: the command that started it.
+            directory: the directories of the worker.
+            first: the engine's first process.
+            kills: the result of `out_of_memory.kills` before the start.
+        """
+        self._engine = engine
+        self._launch = launch
+        self._directory = directory
+        self.process = first
+        self._exits = Exits()
+        self._watchable = True
+        self._recording: BlockingCalls[Mapping[psutil.Process, str]] = BlockingCalls(
+            "processes", deadline=CHECK_SECONDS
+        )
+        self._kills_before = kills
+        # Threads hold the lock while they change the two sets and call `RunDirectory.record`.
+        self._record_lock = threading.Lock()
+        self._shared_files: frozenset[SharedFile] = frozenset()
+        self._processes: frozenset[ProcessIdentity] = frozenset()
+
+    @classmethod
+    async def start(
+        cls, engine: StartableEngine, launch: Launch, directory: RunDirectory
+    ) -> EngineRun:
+        """Start the engine.
+
+        Raises:
+            EngineError: The program is missing, or cannot be executed.
+        """
+        environment = {**launch.environment, "TMPDIR": str(directory.temporary)}
+        kills = await asyncio.to_thread(out_of_memory.kills)
+        first = await EngineProcess.start(launch.command, environment, owner=directory.path.name)
+        return cls(engine, launch, directory, first, kills)
+
+    async def note_ready(self) -> None:
+        """Forget the log and the kills of the start: they are not the reason of a later end."""
+        self.process.log.clear()
+        self._kills_before = await asyncio.to_thread(out_of_memory.kills)
+
+    async def record(self) -> bool:
+        """Record the engine's processes and shared memory, and watch the essential processes.
+
+        Returns:
+            False if the processes could not be checked now.
+        """
+        try:
+            essential = await self._recording.run(self._record)
+        except HangError:
+            return False
+        for process, name in essential.items():
+            self._watch(process, name)
+        return True
+
+    async def exited(self, log: asyncio.Task[None]) -> EngineExit:
+        """Wait until the first process, or another essential one, ends; return the reason.
+
+        Args:
+            log: the task that reads the log.
+        """
+        first = asyncio.create_task(self.process.wait())
+        other = asyncio.create_task(self._exits.any.wait())
+        try:
+            await asyncio.wait({first, other}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({log}, timeout=_SETTLE_SECONDS)
+            ended = list(self._exits.found)
+            if first.done():
+                ended.insert(0, ProcessExit(self.process.pid, _SERVER, first.result()))
+        finally:
+            first.cancel()
+            other.cancel()
+        kills = await asyncio.to_thread(out_of_memory.kills)
+        return self._reason(_cause(ended), memory_ran_out=kills > self._kills_before)
+
+    async def end(self, *, grace: float, kill_now: Callable[[], bool]) -> None:
+        """End all processes, and remove their files in /dev/shm.
+
+        Args:
+            grace: the longest time between SIGTERM and SIGKILL in seconds; 0 for SIGKILL only.
+            kill_now: returns True when the processes must be killed without waiting.
+        """
+        self._exits.close()
+        remaining = await self.process.end(grace=grace, kill_now=kill_now, check=self._check)
+        if remaining:
+            logger.error(
+                "processes of the engine did not end and keep running: %s",
+                ", ".join(map(str, remaining)),
+            )
+        else:
+            logger.info("all processes of the engine have ended")
+        removing: BlockingCalls[int] = BlockingCalls("shared memory", deadline=CHECK_SECONDS)
+        with suppress(HangError):
+            if removed := await removing.run(lambda: remove_unmapped(self._shared_files)):
+                logger.debug("removed files of the engine from /dev/shm: %d", removed)
+
+    def _watch(self, process: psutil.Process, name: str) -> None:
+        try:
+            self._exits.watch(process, name)
+        except OSError as error:
+            if self._watchable:
+                logger.warning(
+                    "the end of the engine's process %s cannot be watched: %s; only the end of the "
+                    "first process is noticed",
+                    name,
+                    error.strerror,
+                )
+            self._watchable = False
+
+    def _check(self) -> None:
+        self._record()
+
+    def _record(self) -> Mapping[psutil.Process, str]:
+        """Record the processes and the shared memory that they map; return the essential ones.
+
+        This call blocks; run it in a thread.
+        """
+        members = self.process.members()
+        # The processes are recorded first, because the rest hangs if one of them is stuck.
+        with self._record_lock:
+            self._processes |= identities(members)
+            self._directory.record(self._processes, self._shared_files)
+        shared_files = mapped_by(member.pid for member in members)
+        with self._record_lock:
+            self._shared_files |= shared_files
+            self._directory.record(self._processes, self._shared_files)
+        return essential(members, self._engine.is_process, first=self.process.pid)
+
+    def _reason(self, ended: ProcessExit, *, memory_ran_out: bool) -> EngineExit:
+        code = ended.code
+        killed = code is not None and code < 0
+        cause = ExitCause.SIGNAL if killed else ExitCause.EXIT
+        if memory_ran_out and code in (None, -signal.SIGKILL):
+            cause = ExitCause.OUT_OF_MEMORY
+            reason = (
+                "the kernel killed it because memory ran out: raise the memory limit of its "
+                "container or cgroup"
+            )
+        elif code is None:
+            reason = "its exit code is unknown"
+        else:
+            reason = self._engine.describe_exit(self.process.log, code, self._launch)
+        if code == -signal.SIGBUS:
+            reason += "; is a file system that the engine maps, such as /dev/shm, full?"
+        if ended.name != _SERVER:
+            reason = f"process {ended.name}: {reason}"
+        description = f"the engine ended: {reason}"
+        return EngineExit(code=code, cause=cause, description=description, process=ended.name)
+
+
+def essential(
+    members: Iterable[psutil.Process], is_process: Callable[[Sequence[str]], bool], *, first: int
+) -> Mapping[psutil.Process, str]:
+    """Return those processes of an engine whose end is its end, with their names.
+
+    The first process is omitted: its parent waits for it. So is a process with the command line of
+    its parent, which is a fork: until a fork runs its own program, it looks like its parent.
+
+    Args:
+        members: the processes of the engine.
+        is_process: returns whether a command line is one of the engine's.
+        first: the pid of the first process.
+    """
+    commands: dict[int, Sequence[str]] = {}
+    parents: dict[psutil.Process, int] = {}
+    for member in members:
+        with suppress(psutil.Error, OSError):
+            commands[member.pid], parents[member] = member.cmdline(), member.ppid()
+    found = {}
+    for member, parent in parents.items():
+        command = commands[member.pid]
+        if member.pid != first and is_process(command) and commands.get(parent) != command:
+            found[member] = command[0].strip()[:_LONGEST_NAME]
+    return found
+
+
+def _cause(ended: Sequence[ProcessExit]) -> ProcessExit:
+    """Return the end that caused the others, of processes that ended within a moment.
+
+    An engine that fails kills its own processes, and their first process dies last of all: so an
+    exit or another signal than SIGKILL is the cause. Else the first end is.
+    """
+    by_itself = (one for one in ended if one.code not in (None, -signal.SIGKILL))
+    return next(by_itself, ended[0])
