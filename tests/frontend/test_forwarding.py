@@ -741,6 +741,13 @@ def test_an_engines_own_retry_header_goes_no_further() -> None:
     assert relay.response_headers(headers) == [(b"x-engine", b"yes")]
 
 
+async def test_a_frontend_that_ends_closes_each_connection_after_its_response(bench: Bench) -> None:
+    await bench.worker(fine)
+    bench.forwarder.closes_connections = True
+    async with bench.session.post(bench.url + CHAT, json={"model": "m"}) as answer:
+        assert (answer.status, answer.headers["Connection"]) == (200, "close")
+
+
 async def test_a_frontend_that_ends_takes_no_new_requests(bench: Bench) -> None:
     await bench.worker(fine)
     bench.forwarder.draining = True

@@ -55,6 +55,19 @@ async def test_a_second_signal_ends_the_wait(stop: Stop) -> None:
         assert in_flight.count == 1
 
 
+async def test_a_second_signal_ends_the_delay(stop: Stop) -> None:
+    await stop.delay(0)
+    os.kill(os.getpid(), signal.SIGTERM)
+    async with asyncio.timeout(5):
+        await stop.requested.wait()
+    waiting = asyncio.create_task(stop.delay(60))
+    await run_ready_tasks()
+    assert not waiting.done()
+    os.kill(os.getpid(), signal.SIGTERM)
+    async with asyncio.timeout(5):
+        await waiting
+
+
 async def test_a_supervised_process_ignores_a_second_signal() -> None:
     stop = Stop(supervised=True)
     os.kill(os.getpid(), signal.SIGTERM)
