@@ -66,7 +66,8 @@ def clear_leftovers(base: Path, leftovers: re.Pattern[str], clear: Callable[[Pat
         leftovers: the names of the directories.
         clear: called with each directory of a killed process, before it is removed.
     """
-    with contextlib.suppress(OSError), locked(base, wait=True):
+    # Another process that holds the lock removes the directories itself, or a later start does.
+    with contextlib.suppress(OSError), locked(base, wait=False):
         _clear_leftovers(base, leftovers, clear)
         _remove_if_empty(base)
 

@@ -310,7 +310,7 @@ class FileRegistration:
             if not own and locked(fd):
                 raise DiscoveryError(
                     f"discovery: {self._path} belongs to a live process: two processes cannot "
-                    f"have the same instance id"
+                    f"have the same instance id (--worker-id)"
                 )
         finally:
             os.close(fd)
