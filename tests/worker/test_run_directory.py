@@ -21,6 +21,7 @@ from pathlib import Path
 from dynamometer.process import private_directories
 private_directories.create_memory = lambda: private_directories.create(Path(sys.argv[1]))
 from dynamometer.process.children import ProcessIdentity
+from dynamometer.runtime.identity import WORKER_MARK
 from dynamometer.worker.run_directory import run_directory
 import psutil
 with run_directory(7) as directory:
@@ -29,7 +30,10 @@ with run_directory(7) as directory:
     child = subprocess.Popen(["sleep", "60"], start_new_session=True, **quiet)
     mark = ProcessIdentity(child.pid, psutil.Process(child.pid).create_time())
     directory.record(frozenset({mark}), frozenset())
-    print(child.pid, directory.temporary, flush=True)
+    # A process that started after the last record.
+    environment = {WORKER_MARK: directory.mark, "PATH": os.environ["PATH"]}
+    later = subprocess.Popen(["sleep", "60"], start_new_session=True, env=environment, **quiet)
+    print(child.pid, later.pid, directory.temporary, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -64,14 +68,15 @@ def test_what_a_killed_worker_left_is_cleared_by_the_next(memory: Path) -> None:
         [sys.executable, "-c", KILLED, str(memory)], capture_output=True, text=True, check=False
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    child, temporary = done.stdout.split()
+    *children, temporary = done.stdout.split()
     assert Path(temporary).exists()
     assert (memory / f"{7:016x}").exists()
     with run_directory(8):
         assert [path.name for path in memory.iterdir()] == [f"{8:016x}"]
     assert not Path(temporary).exists()
-    state = Path(f"/proc/{child}/stat")
-    assert not state.exists() or state.read_text().split()[2] == "Z"
+    for child in children:
+        state = Path(f"/proc/{child}/stat")
+        assert not state.exists() or state.read_text().split()[2] == "Z"
 
 
 @pytest.mark.parametrize(

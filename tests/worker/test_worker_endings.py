@@ -186,3 +186,23 @@ def test_the_next_start_clears_after_workers_that_were_killed_at_any_moment(
         found = [process for one in mounts for process in processes_in(one)]
         assert not [process for process in found if process.pid not in family and alive(process)]
     assert files.left() == set()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts file systems")
+def test_clearing_after_a_killed_worker_touches_no_live_worker_with_its_number(
+    stack: Stack, files: Files, tmp_path: Path
+) -> None:
+    """Two containers may see each other's processes, and share neither files nor discovery."""
+    flags = (*FLAGS, "--worker-id", "container")
+    elsewhere = Stack(tmp_path, tmp_path, tmp_path / "discovery")
+    with stack.run_worker(*flags) as live:
+        live.wait_until_ready()
+        engine = live.engine
+        with elsewhere.run_worker(*flags, before=files.before) as killed:
+            killed.wait_until_ready()
+            killed.process.signal(signal.SIGKILL)
+            killed.process.wait(within=5)
+        with elsewhere.run_worker(*flags, before=files.before) as successor:
+            successor.wait_until_ready()
+            assert alive(engine)
+            assert complete(live).status == 200

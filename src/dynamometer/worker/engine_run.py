@@ -83,7 +83,7 @@ class EngineRun:
         """
         environment = {**launch.environment, "TMPDIR": str(directory.temporary)}
         kills = await asyncio.to_thread(out_of_memory.kills)
-        first = await EngineProcess.start(launch.command, environment, owner=directory.path.name)
+        first = await EngineProcess.start(launch.command, environment, owner=directory.mark)
         return cls(engine, launch, directory, first, kills)
 
     async def note_ready(self) -> None:

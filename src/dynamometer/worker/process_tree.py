@@ -72,7 +72,7 @@ class EngineProcess:
         Args:
             command: the command line.
             variables: the environment.
-            owner: the id of the worker, which marks all processes of the engine.
+            owner: the mark of the worker, which all processes of the engine carry.
 
         Raises:
             EngineError: The program is missing, or cannot be executed.

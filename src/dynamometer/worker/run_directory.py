@@ -40,10 +40,12 @@ class RunDirectory:
         path: the directory on tmpfs.
         temporary: the engine's directory for temporary files, on disk. Its path is short, because
             the engine creates sockets in it.
+        mark: the text that marks the engine's processes.
     """
 
     def __init__(self, path: Path, temporary: Path) -> None:
         self.path = path
+        self.mark = _mark(path)
         self.temporary = temporary
         self.record(frozenset(), frozenset())
 
@@ -115,7 +117,7 @@ def run_directory(instance_id: int) -> Iterator[RunDirectory]:
 def _clear_after_killed(path: Path) -> None:
     processes, shared_files, temporary = _read_record(path)
     # `kill_owned` is first: it finds sessions by processes that `kill_identified` may kill.
-    killed = kill_owned(path.name) + kill_identified(processes)
+    killed = kill_owned(_mark(path)) + kill_identified(processes)
     removed = remove_unmapped(shared_files)
     if temporary is not None:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -125,6 +127,16 @@ def _clear_after_killed(path: Path) -> None:
         f", processes: {killed}" if killed else "",
         f", files in /dev/shm: {removed}" if removed else "",
     )
+
+
+def _mark(path: Path) -> str:
+    """Return the text that marks the processes of the worker that owns the directory `path`.
+
+    The number of the worker is not enough: in another container a live worker may have the same
+    --worker-id.
+    """
+    status = path.lstat()
+    return f"{path.name}-{status.st_dev:x}-{status.st_ino:x}"
 
 
 def _read_record(path: Path) -> tuple[list[ProcessIdentity], list[SharedFile], Path | None]:
