@@ -30,6 +30,7 @@ def engine_log() -> EngineLog:
         ("with bearer s3, then", "with bearer ***, then"),
         ("http://user:s3@host/v1", "http://***@host/v1"),
         ("password=s3", "password=***"),
+        ("{'hf_token': 's3'}", "{'hf_token': ***}"),
     ],
 )
 def test_keys_are_masked(line: str, shown: str) -> None:
@@ -42,6 +43,7 @@ def test_keys_are_masked(line: str, shown: str) -> None:
     "line",
     [
         "max_total_num_tokens=8192, #token: 43, token usage: 0.00",
+        "Prefill batch, #new-seq: 1, #new-token: 43, #cached-token: 0, #pending-token: 0",
         "http://127.0.0.1:30000/v1 answers; see a@b.example",
         "Loading safetensors checkpoint shards: 100%",
         "tokenizer_path='./tiny', key_cache=True",

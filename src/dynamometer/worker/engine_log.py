@@ -14,7 +14,9 @@ _MASK: Final = "***"
 # Secrets as members (`api_key='...'`), flags (`--api-key ...`), headers and parts of a URL.
 _VALUE: Final = r"(?:'[^']*'|\"[^\"]*\"|[^\s,;)}\]]+)"
 _SECRETS: Final = (
-    rf"((?:api[_-]?key|access[_-]?key|secret|password|[_-]token)['\"]?\s*[=:]\s*){_VALUE}",
+    rf"((?:api[_-]?key|access[_-]?key|secret|password)['\"]?\s*[=:]\s*){_VALUE}",
+    # Not a number of tokens, as in "#new-token: 43".
+    rf"(_token(?:\s*=|['\"]\s*[=:])\s*){_VALUE}",
     r"(--(?:[a-z]+-){0,4}(?:key|token|secret|password)[ =])\S+",
     r"(\bauthorization['\"]?\s*[=:]\s*)(?:'[^']*'|\"[^\"]*\"|[^,}'\"]+)",
     r"(\bbearer\s+)[^\s'\",]+",
