@@ -24,6 +24,7 @@ class Health(TypedDict, total=False):
     since: float
     reason: str
     last_exit: dict[str, object] | None
+    attempts: list[str]
     log: list[str]
 
 
@@ -53,3 +54,36 @@ def test_health_shows_the_state_and_in_trouble_the_log_without_keys(tmp_path: Pa
         assert KEY not in answer.body.decode()
         assert "log" not in members(http(f"{worker.system_url}/live"))
         worker.process.signal(signal.SIGTERM)
+
+
+def test_health_has_the_last_exit_and_the_attempts(tmp_path: Path) -> None:
+    stack = Stack(tmp_path, tmp_path, tmp_path / "discovery")
+    with stack.run_worker(*FLAGS) as worker:
+        worker.wait_until_ready()
+
+        def health() -> Health:
+            return members(http(f"{worker.system_url}/health"))
+
+        killed = time.time()
+        worker.engine.kill()
+        found: list[Health] = []
+
+        def restarting() -> bool:
+            found.append(health())
+            return found[-1]["state"] == "restarting"
+
+        eventually(restarting, within=1, what="the exit is known")
+        body = found[-1]
+        ended = body["last_exit"]
+        assert ended is not None
+        assert (ended["code"], ended["cause"]) == (-9, "signal")
+        assert ended["process"]
+        assert ended["reason"] == body["reason"] == body["reasons"]["generate"]
+        assert killed < cast(float, ended["time"]) == body["since"]
+        assert any("serving" in line for line in body["log"])
+        eventually(lambda: health()["attempts"] != [], within=10, what="it is started again")
+        assert health()["attempts"][0].endswith("started the engine again")
+        eventually(lambda: health()["state"] == "ready", within=20, what="ready again")
+        assert health()["last_exit"] == ended
+        assert "dynamometer_engine_last_exit_code{" in worker.page()
+        assert 'reason="signal",worker_id=' in worker.page()

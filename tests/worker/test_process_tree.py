@@ -179,6 +179,15 @@ async def test_its_log_is_read_line_by_line_without_colours(deaf_tree: EnginePro
     assert list(deaf_tree.log) == shown
 
 
+async def test_a_key_is_neither_shown_nor_in_the_reason_of_an_end() -> None:
+    process = await start("print('ValueError: --api-key s3cret is wrong')")
+    shown: list[str] = []
+    async with asyncio.timeout(10):
+        await process.read_log(shown.append, key="s3cret")
+    assert shown == list(process.log) == ["ValueError: --api-key *** is wrong"]
+    await process.wait()
+
+
 async def test_a_log_of_odd_bytes_and_endless_lines_is_read_too() -> None:
     program = "import os; os.write(1, b'\\xff\\x00' + b'x' * 200_000 + b'\\nlast')"
     process = await start(program)

@@ -109,11 +109,17 @@ class EngineProcess:
         )
         return cls(process, (WORKER_MARK, owner), output, transport)
 
-    async def read_log(self, show: Callable[[str], None]) -> None:
-        """Call `show` with each line of the engine's output, and keep the last lines in `log`."""
+    async def read_log(self, show: Callable[[str], None], *, key: str | None = None) -> None:
+        """Call `show` with each line of the engine's output, and keep the last lines in `log`.
+
+        Args:
+            show: called with each line.
+            key: a secret that lines contain, replaced by `***`.
+        """
         async for line in self._lines():
-            self.log.append(line)
-            show(line)
+            shown = line.replace(key, "***") if key else line
+            self.log.append(shown)
+            show(shown)
 
     async def _lines(self) -> AsyncIterator[str]:
         """Yield the lines of the output without colours; each state of a progress bar is a line."""

@@ -241,7 +241,10 @@ class Supervisor:
         """
         try:
             async with asyncio.TaskGroup() as group:
-                log = group.create_task(run.process.read_log(self._log_line), name="engine log")
+                log = group.create_task(
+                    run.process.read_log(self._log_line, key=self.launch.api_key),
+                    name="engine log",
+                )
                 start = group.create_task(self._wait_until_ready(run), name="engine start")
                 ends = {group.create_task(run.exited(log), name="engine exit")}
                 if self._hang_restart:
@@ -333,5 +336,4 @@ class Supervisor:
         if self._engine.probes is not None and self._engine.probes.log_line.search(line):
             return
         self.public_log.add(line)
-        key = self.launch.api_key
-        engine_log.info("%s", line.replace(key, "***") if key else line)
+        engine_log.info("%s", line)
