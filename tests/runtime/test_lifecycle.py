@@ -156,6 +156,11 @@ def test_pauses_grow_up_to_the_longest() -> None:
     assert pauses == [2, 4, 8, 16, 32, 60, 60, 60]
 
 
+def test_an_engine_may_be_started_again_any_number_of_times() -> None:
+    life = engine(READY, limit=10_000)
+    assert exits(life, *range(101, 2101))[-1] == 60
+
+
 def exits(life: Lifecycle, *moments: float) -> list[float | None]:
     """Kill the engine at these times; it is ready from the moment of its restart."""
     pauses = []

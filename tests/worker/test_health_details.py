@@ -82,7 +82,7 @@ def test_health_has_the_last_exit_and_the_attempts(tmp_path: Path) -> None:
         assert killed < cast(float, ended["time"]) == body["since"]
         assert any("serving" in line for line in body["log"])
         eventually(lambda: health()["attempts"] != [], within=10, what="it is started again")
-        assert health()["attempts"][0].endswith("started the engine again")
+        assert health()["attempts"][0].endswith("the engine was started again")
         eventually(lambda: health()["state"] == "ready", within=20, what="ready again")
         assert health()["last_exit"] == ended
         assert "dynamometer_engine_last_exit_code{" in worker.page()

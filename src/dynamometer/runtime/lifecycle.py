@@ -26,6 +26,7 @@ from typing import Final
 from dynamometer.runtime.record import Json, State
 
 _ATTEMPTS_KEPT: Final = 10
+_MOST_DOUBLINGS: Final = 32  # 2.0**1024 overflows
 
 
 class ExitCause(StrEnum):
@@ -157,7 +158,7 @@ class Lifecycle:
         self.started_at = now
         if self._start_due and self.last_exit is not None:
             self._restarts[self.last_exit.cause] += 1
-            self.note_attempt(now, "started the engine again")
+            self.note_attempt(now, "the engine was started again")
         self._start_due = False
         if self.engine_state is not State.RESTARTING:
             self._enter(now, State.STARTING, "the engine has not answered yet")
@@ -205,7 +206,8 @@ class Lifecycle:
             self._enter(now, State.FAILED, exit_.description)
             return None
         self._enter(now, State.RESTARTING, exit_.description)
-        return min(policy.first_pause * 2.0 ** (self._exits_in_row - 1), policy.longest_pause)
+        doublings = min(self._exits_in_row - 1, _MOST_DOUBLINGS)
+        return min(policy.first_pause * 2.0**doublings, policy.longest_pause)
 
     def note_attempt(self, now: float, action: str) -> None:
         """Keep one action against the present trouble for `attempts`."""
