@@ -134,6 +134,18 @@ def test_a_drain_that_is_undone_meanwhile_is_an_error(stack: Stack, worker: Work
         assert "put back into traffic meanwhile" in draining.log
 
 
+def test_a_drained_worker_stays_drained_while_its_engine_is_restarted(
+    stack: Stack, worker: Worker
+) -> None:
+    assert result(stack, NAME)[0] == 0
+    worker.engine.kill()
+    worker.process.wait_for(r"starting it again(.|\n)*ready after", within=20)
+    assert state(stack) is State.DRAINING
+    assert http(f"{worker.system_url}/health").json()["state"] == "draining"
+    assert result(stack, NAME, "--undo")[0] == 0
+    assert http(f"{worker.system_url}/health").status == 200
+
+
 def test_a_worker_that_is_killed_or_ends_meanwhile_is_an_error(stack: Stack) -> None:
     with stack.run_worker(*FLAGS, "--worker-id", "7") as worker, contextlib.ExitStack() as clients:
         worker.wait_until_ready()

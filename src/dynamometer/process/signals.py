@@ -39,7 +39,7 @@ class Stop:
     async def delay(self, seconds: float) -> None:
         """Wait for `seconds`, or until a second signal arrives."""
         if seconds:
-            logger.info("waiting %g s (--drain-delay); Ctrl-C again ends now", seconds)
+            logger.info("waiting %.1f s (--drain-delay); Ctrl-C again ends now", seconds)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self.immediate.wait()
