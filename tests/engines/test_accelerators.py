@@ -81,3 +81,33 @@ def test_devices_have_their_drivers_names(tmp_path: Path) -> None:
 
 def test_a_machine_without_devices_has_none(tmp_path: Path) -> None:
     assert list(accelerators.devices(tmp_path)) == []
+
+
+NVIDIA_SMI = """#!/bin/sh
+echo "GPU-aa, 1024"
+echo "GPU-bb, [N/A]"
+echo "GPU-cc, 0"
+"""
+
+
+def test_the_memory_in_use_is_that_of_each_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "bin" / "nvidia-smi"
+    files = {
+        "dev/nvidia0": "",
+        "sys/class/drm/card1/device/mem_info_vram_used": "4096\n",
+        "bin/nvidia-smi": NVIDIA_SMI,
+    }
+    root = tree(tmp_path, files)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    amd = str(root / "sys/class/drm/card1/device/mem_info_vram_used")
+    assert accelerators.memory_in_use(root) == {"GPU-aa": 1 << 30, "GPU-cc": 0, amd: 4096}
+
+
+def test_a_driver_without_its_program_reports_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert accelerators.memory_in_use(tree(tmp_path, {"dev/nvidia0": ""})) == {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,36 @@ def test_a_plan_without_a_model_names_the_flag(engine: StartableEngine, tmp_path
 def test_usage_in_every_stream_is_a_known_flag(engine: StartableEngine, tmp_path: Path) -> None:
     flags = ["--model", "m", "--stream-response-default-include-usage"]
     assert engine.plan(flags, directory=tmp_path, python=sys.executable).stream_usage
+
+
+@STARTED
+def test_a_restart_has_other_ports_and_the_same_flags(
+    engine: StartableEngine, tmp_path: Path
+) -> None:
+    launch = engine.plan(["--model", "m"], directory=tmp_path, python=sys.executable)
+    ports = iter(range(1, 10))
+    again = launch.with_other_ports(lambda: next(ports))
+    changed = [
+        (again.command[place - 1], after)
+        for place, (before, after) in enumerate(zip(launch.command, again.command, strict=True))
+        if before != after
+    ]
+    assert changed == [(flag, str(port)) for port, flag in enumerate(launch.port_flags, start=1)]
+    assert again.url == "http://127.0.0.1:1"
+    assert again.environment == launch.environment
+    assert replace(again, command=launch.command, url=launch.url) == launch
+
+
+def test_a_restart_keeps_a_port_that_the_user_chose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SGLang's Rust server has a page of its own, at the address of the server."""
+    monkeypatch.setenv("SGLANG_RUST_SERVER", "1")
+    flags = ["--model", "m", "--nccl-port", "4000", "--enable-metrics"]
+    launch = SGLang().plan(flags, directory=tmp_path, python=sys.executable)
+    again = launch.with_other_ports(lambda: 5)
+    assert again.command[list(again.command).index("--nccl-port") + 1] == "4000"
+    assert again.sources.page_url == "http://127.0.0.1:5/metrics"
 
 
 @STARTED

@@ -73,9 +73,7 @@ def test_the_page_goes_on_through_deaths_and_restarts_of_the_engine(
             worker.wait_until_ready()
             assert onlooker.not_ready_after(killed) < 1
             assert former != (worker.engine.pid, worker.engine_url)
-            assert "process sglang::scheduler: it was killed by signal 9" in worker.process.log, (
-                worker.process.log
-            )
+            assert "process sglang::scheduler: it was killed by signal 9" in worker.process.log
             assert answered().status == 200
             eventually(
                 lambda: onlooker.total("sglang:generation_tokens_total") >= 16,
@@ -89,8 +87,7 @@ def test_the_page_goes_on_through_deaths_and_restarts_of_the_engine(
             assert any(hidden)
 
             process(worker, "sglang::detokenizer").kill()
-            killed = time.monotonic()
-            worker.process.wait_for("process sglang::detokenizer: it was killed", within=2)
+            worker.process.wait_for("process sglang::detokenizer: it was killed", within=5)
             # The next engine dies as well, before it is ready.
             eventually(
                 lambda: len(re.findall("engine started", worker.process.log)) == 3,
@@ -98,7 +95,7 @@ def test_the_page_goes_on_through_deaths_and_restarts_of_the_engine(
                 what="the engine is started again",
             )
             worker.engine.kill()
-            worker.process.wait_for("it was killed by signal 9 .* after 4 s", within=2)
+            worker.process.wait_for("it was killed by signal 9 .* after 4 s", within=5)
             worker.wait_until_ready()
             assert answered().status == 200
             eventually(

@@ -25,7 +25,7 @@ from dynamometer.worker.run_directory import RunDirectory
 logger = logging.getLogger(__name__)
 
 # After the first end of a process: the last lines of the log arrive, and the ends that it caused.
-_SETTLE_SECONDS: Final = 0.3
+_SETTLE_SECONDS: Final = 0.1
 _SERVER: Final = "server"
 _LONGEST_NAME: Final = 80
 
@@ -123,7 +123,7 @@ class EngineRun:
             first.cancel()
             other.cancel()
         kills = await asyncio.to_thread(out_of_memory.kills)
-        return self._reason(_cause(ended), memory_ran_out=kills > self._kills_before)
+        return self.describe(first_cause(ended), memory_ran_out=kills > self._kills_before)
 
     async def end(self, *, grace: float, kill_now: Callable[[], bool]) -> None:
         """End all processes, and remove their files in /dev/shm.
@@ -145,6 +145,37 @@ class EngineRun:
         with suppress(HangError):
             if removed := await removing.run(lambda: remove_unmapped(self._shared_files)):
                 logger.debug("removed files of the engine from /dev/shm: %d", removed)
+
+    def describe(self, ended: ProcessExit, *, memory_ran_out: bool) -> EngineExit:
+        """Return the end of the engine.
+
+        Args:
+            ended: the end of the process that caused it.
+            memory_ran_out: the kernel has killed a process because memory ran out.
+        """
+        code = ended.code
+        killed = code is not None and code < 0
+        cause = ExitCause.SIGNAL if killed else ExitCause.EXIT
+        if memory_ran_out and code in (None, -signal.SIGKILL):
+            cause = ExitCause.OUT_OF_MEMORY
+            reason = (
+                "the kernel killed it because memory ran out: raise the memory limit of its "
+                "container or cgroup"
+            )
+        elif code is None:
+            reason = "its exit code is unknown"
+        else:
+            # SGLang kills its own server last. So another process was killed from outside, and
+            # could not log a reason.
+            from_outside = code == -signal.SIGKILL and ended.name != _SERVER
+            log = () if from_outside else self.process.log
+            reason = self._engine.describe_exit(log, code, self._launch)
+        if code == -signal.SIGBUS:
+            reason += "; is a file system that the engine maps, such as /dev/shm, full?"
+        if ended.name != _SERVER:
+            reason = f"process {ended.name}: {reason}"
+        description = f"the engine ended: {reason}"
+        return EngineExit(code=code, cause=cause, description=description, process=ended.name)
 
     def _watch(self, process: psutil.Process, name: str) -> None:
         try:
@@ -178,27 +209,6 @@ class EngineRun:
             self._directory.record(self._processes, self._shared_files)
         return essential(members, self._engine.is_process, first=self.process.pid)
 
-    def _reason(self, ended: ProcessExit, *, memory_ran_out: bool) -> EngineExit:
-        code = ended.code
-        killed = code is not None and code < 0
-        cause = ExitCause.SIGNAL if killed else ExitCause.EXIT
-        if memory_ran_out and code in (None, -signal.SIGKILL):
-            cause = ExitCause.OUT_OF_MEMORY
-            reason = (
-                "the kernel killed it because memory ran out: raise the memory limit of its "
-                "container or cgroup"
-            )
-        elif code is None:
-            reason = "its exit code is unknown"
-        else:
-            reason = self._engine.describe_exit(self.process.log, code, self._launch)
-        if code == -signal.SIGBUS:
-            reason += "; is a file system that the engine maps, such as /dev/shm, full?"
-        if ended.name != _SERVER:
-            reason = f"process {ended.name}: {reason}"
-        description = f"the engine ended: {reason}"
-        return EngineExit(code=code, cause=cause, description=description, process=ended.name)
-
 
 def essential(
     members: Iterable[psutil.Process], is_process: Callable[[Sequence[str]], bool], *, first: int
@@ -226,7 +236,7 @@ def essential(
     return found
 
 
-def _cause(ended: Sequence[ProcessExit]) -> ProcessExit:
+def first_cause(ended: Sequence[ProcessExit]) -> ProcessExit:
     """Return the end that caused the others, of processes that ended within a moment.
 
     An engine that fails kills its own processes, and their first process dies last of all: so an
