@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import subprocess
 import sys
@@ -43,9 +44,10 @@ class Grandchild:
         return self.process
 
     def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self.process.kill()
         self.parent.kill()
         self.parent.communicate()
-        self.process.kill() if self.process.is_running() else None
 
 
 async def test_the_end_of_a_grandchild_is_noticed_with_its_signal(exits: Exits) -> None:
