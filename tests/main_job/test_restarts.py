@@ -118,3 +118,29 @@ def test_the_page_goes_on_through_deaths_and_restarts_of_the_engine(
         assert pids <= living
         worker.process.signal(15)
         assert worker.process.wait(within=20) == 0
+
+
+def test_families_of_the_engines_own_page_go_on_from_the_last_fetch(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """SGLang's Rust server shows its families only on its own page."""
+    stack = Stack(tmp_path, tiny_model, tmp_path / "discovery")
+    flags = ("--model", str(tiny_model), "--served-model-name", MODEL, "--enable-metrics")
+    with stack.run_worker(*flags, SGLANG_RUST_SERVER="1") as worker:
+        worker.wait_until_ready()
+
+        def answered() -> Got:
+            return Client(worker.request_url, Request(path=TEXTS, body=SHORT)).read()
+
+        with Onlooker(worker).looking() as onlooker:
+            assert [answered().status for _ in range(3)] == [200] * 3
+            counted = "sglang:num_requests_total"
+            eventually(lambda: onlooker.total(counted) == 3, within=15, what="three")
+            worker.engine.kill()
+            eventually(lambda: not worker.ready(), within=5, what="health")
+            worker.wait_until_ready()
+            assert onlooker.total(counted) == 3
+            assert answered().status == 200
+            eventually(lambda: onlooker.total(counted) == 4, within=15, what="four")
+        assert not onlooker.faults
+        check_totals(onlooker.looks)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
@@ -26,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 # After the first end of a process: the last lines of the log arrive, and the ends that it caused.
 _SETTLE_SECONDS: Final = 0.1
+# A kill that is older than one to two of these intervals is of another process.
+_KILLS_SECONDS: Final = 60.0
+_FIRST: Final = asyncio.FIRST_COMPLETED
 _SERVER: Final = "server"
 _LONGEST_NAME: Final = 80
 
@@ -66,7 +70,8 @@ class EngineRun:
         self._recording: BlockingCalls[Mapping[psutil.Process, str]] = BlockingCalls(
             "processes", deadline=CHECK_SECONDS
         )
-        self._kills_before = kills
+        # The last numbers of kills. The first one is at least some seconds old at the next end.
+        self._kills = deque([kills], maxlen=2)
         # Threads hold the lock while they change the two sets and call `RunDirectory.record`.
         self._record_lock = threading.Lock()
         self._shared_files: frozenset[SharedFile] = frozenset()
@@ -86,10 +91,9 @@ class EngineRun:
         first = await EngineProcess.start(launch.command, environment, owner=directory.mark)
         return cls(engine, launch, directory, first, kills)
 
-    async def note_ready(self) -> None:
-        """Forget the log and the kills of the start: they are not the reason of a later end."""
+    def note_ready(self) -> None:
+        """Forget the log of the start: the reason of a later end is not in it."""
         self.process.log.clear()
-        self._kills_before = await asyncio.to_thread(out_of_memory.kills)
 
     async def record(self) -> bool:
         """Record the engine's processes and shared memory, and watch the essential processes.
@@ -114,7 +118,9 @@ class EngineRun:
         first = asyncio.create_task(self.process.wait())
         other = asyncio.create_task(self._exits.any.wait())
         try:
-            await asyncio.wait({first, other}, return_when=asyncio.FIRST_COMPLETED)
+            ends = {first, other}
+            while not (await asyncio.wait(ends, timeout=_KILLS_SECONDS, return_when=_FIRST))[0]:
+                self._kills.append(await asyncio.to_thread(out_of_memory.kills))
             await asyncio.wait({log}, timeout=_SETTLE_SECONDS)
             ended = list(self._exits.found)
             if first.done():
@@ -123,7 +129,7 @@ class EngineRun:
             first.cancel()
             other.cancel()
         kills = await asyncio.to_thread(out_of_memory.kills)
-        return self.describe(first_cause(ended), memory_ran_out=kills > self._kills_before)
+        return self.describe(first_cause(ended), memory_ran_out=kills > self._kills[0])
 
     async def end(self, *, grace: float, kill_now: Callable[[], bool]) -> None:
         """End all processes, and remove their files in /dev/shm.

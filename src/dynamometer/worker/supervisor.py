@@ -278,7 +278,7 @@ class Supervisor:
     async def _wait_until_ready(self, run: EngineRun) -> None:
         started = time.monotonic()
         models = await self._wait_for_models(run, started)
-        await run.note_ready()
+        run.note_ready()
         self.models = models
         self.load_seconds = time.monotonic() - started
         self.info = await self._client.fetch_info(models, timeout=_INFO_SECONDS)
