@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import aiohttp
+import psutil
 import pytest
 
 from dynamometer.exporter.observed_engine import ObservedEngine
@@ -62,6 +64,34 @@ def test_the_end_of_an_engine_with_a_process_is_one_warning(tmp_path: Path) -> N
             reason = f"process {engine.pid} (SGLang) has ended"
             eventually(lambda: reason in found.log, within=5, what=found.log)
             assert warnings(found)[len(before) :] == [f"[exporter] warning: a: {reason}"]
+
+
+def test_an_engine_that_lives_and_does_not_answer_is_unresponsive(tmp_path: Path) -> None:
+    with imitation(tmp_path) as engine:
+        flags = ("--pid", f"a={engine.pid}", "--health-interval", "0.1")
+        with exporter(tmp_path, *flags) as found:
+            found.wait_until_ready("a")
+
+            def shown(state: str) -> bool:
+                page = found.page()
+                states = re.findall(r'dynamometer_engine_state{[^}]*state="(\w+)"[^}]*} 1', page)
+                assert len(states) == 1
+                return states == [state]
+
+            assert shown("ready")
+            engine.set_status(503)
+            eventually(lambda: shown("unresponsive"), within=8, what=found.log)
+            status, body = found.health()
+            assert status == 503
+            assert str(body["state"]) == "unresponsive"
+            assert "answers 503" in body["reasons"]["a"]
+            start = re.search(r"dynamometer_engine_start_time_seconds{[^}]*} (\S+)", found.page())
+            assert start
+            assert abs(float(start[1]) - psutil.Process(engine.pid).create_time()) < 0.1
+            engine.set_status(200)
+            eventually(lambda: shown("ready"), within=8, what=found.log)
+            engine.process.signal(9)
+            eventually(lambda: shown("failed"), within=8, what=found.log)
 
 
 WRITER = """
