@@ -80,6 +80,10 @@ def test_dyno_without_a_command_shows_the_help_and_fails() -> None:
         (["sglang", *MOCK], SYSTEM_HOST, f"--system-host, DYN_SYSTEM_HOST: {NO_HOST}"),
         (["exporter"], SYSTEM_HOST, f"--system-host, DYN_SYSTEM_HOST: {NO_HOST}"),
         (["sglang"], {}, "--model is missing"),
+        (["sglang", *MOCK, "--worker-id", "0"], {}, "--worker-id: '0' must be a number from 1"),
+        (["sglang", *MOCK, "--worker-id", "$(POD)"], {}, "'$(POD)' has a variable that was not"),
+        (["frontend", "--drain-delay", "x"], {}, "--drain-delay: 'x' must be a number of seconds"),
+        (["drain"], {}, "arguments are required: INSTANCE"),
         (["sglang", "--model", "m"], {"DYN_SYSTEM_PORT": "x"}, "DYN_SYSTEM_PORT='x'"),
     ],
 )
