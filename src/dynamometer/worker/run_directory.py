@@ -2,6 +2,7 @@
 
     <memory>/<id>/engine.json   the engine's processes, the shared memory that they map, and the
                                 path of the directory for temporary files
+                  control       the socket of `dyno drain`
                   metrics/      the engine's multiprocess files
                   plugin/       the plugin with the CPU platform, if the engine needs it
 
