@@ -65,7 +65,7 @@ def test_a_worker_that_ends_serves_the_drain_delay_and_finishes_its_streams(stac
     flags = (*FLAGS, "--tokens-per-second", "50", "--drain-delay", "2", "--drain-timeout", "30")
     with stack.run_worker(*flags) as worker:
         worker.wait_until_ready()
-        with stream(worker, 300) as response:
+        with stream(worker, 400) as response:
             worker.process.signal(signal.SIGTERM)
             eventually(lambda: not worker.ready(), within=1, what="health is 503")
             eventually(lambda: states(stack) == ["draining"], within=1, what="record not ready")
