@@ -12,7 +12,6 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -399,7 +398,8 @@ async def test_a_frontend_that_ends_serves_the_drain_delay_and_answers_until_the
         await eventually(lambda: place.worker.waiting == 2)
         await eventually(lambda: status_is(group, CHAT, 503, {"model": "m"}), within=10)
         for path, status in (("/live", 200), ("/metrics", 200), ("/health", 503)):
-            await eventually(partial(status_is, group, path, status))
+            for _ in range(20):  # each on a new connection, which any process may accept
+                assert await status_is(group, path, status)
         assert not early.done()
         place.worker.open_streams.set()
         assert list(await asyncio.gather(early, late)) == [True, True]
@@ -414,13 +414,26 @@ async def status_is(group: Group, path: str, status: int, body: object = None) -
                 return answer.status == status
     except TimeoutError:  # the request was accepted, and waits for the worker
         return False
-    except aiohttp.ClientError:  # a process of several that had no request has just ended
-        return False
 
 
 async def frontend_state(place: Place, state: State) -> bool:
     records = await place.discovery.records()
     return [record.state for record in records if record.role is Role.FRONTEND] == [state]
+
+
+async def test_a_process_that_is_ended_alone_finishes_its_streams_and_is_restarted(
+    place: Place,
+) -> None:
+    async with place.discovery.register(place.record), place.group(2) as group:
+        await eventually(lambda: model_workers(group, 1))
+        place.worker.open_streams.clear()
+        streams = asyncio.gather(*(group.chat() for _ in range(20)))
+        await eventually(lambda: place.worker.waiting == 20)
+        group.members[0].terminate()
+        await asyncio.to_thread(group.process.wait_for, "requests in flight", within=10)
+        place.worker.open_streams.set()
+        assert await streams == [True] * 20
+        await eventually(lambda: restarted(group))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -203,6 +203,8 @@ async def _answer_requests(
         await stop.delay(options.drain_delay)
         forwarder.draining = True
         await forwarder.in_flight.drain(stop, options.drain_timeout)
+        if member is not None:
+            await member.channel.wait_for_others()
 
 
 def record(options: FrontendOptions, runtime: DistributedRuntime, url: str) -> Record:

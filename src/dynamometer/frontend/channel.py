@@ -1,8 +1,10 @@
 """The channel between a frontend's supervisor and one of its processes: a pair of sockets.
 
 The process sends JSON lines: `{"ready": true}` when the process accepts requests, `{"page": ...}`
-to request the page of the whole frontend. A message of the supervisor has a kind, a length and a
-content: the requested page, or the state of the whole frontend, which is sent at each change.
+to request the page of the whole frontend, and `{"drained": true}` when the process is ending and
+its last request has finished. A message of the supervisor has a kind, a length and a content: the
+requested page, or the state of the whole frontend, which is sent at each change. The supervisor
+closes the channel when all processes are drained.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ class SupervisorEnd:
         *,
         ready: Callable[[], None],
         page: Callable[[PageRequest], Awaitable[bytes]],
+        drained: Callable[[], None] = lambda: None,
     ) -> None:
         """Answer the process until the process closes its end.
 
@@ -57,6 +60,7 @@ class SupervisorEnd:
             state: the current state of the whole frontend.
             ready: called when the process accepts requests.
             page: returns the page of the whole frontend.
+            drained: called when the process is ending, and its last request has finished.
         """
         reader, writer = await asyncio.open_connection(sock=self._connection, limit=_LONGEST_LINE)
         self._writer = writer
@@ -71,6 +75,8 @@ class SupervisorEnd:
                         logger.exception("the page cannot be rendered")
                         _send(writer, _NO_PAGE, b"")
                     await writer.drain()
+                elif "drained" in request:
+                    drained()
                 else:
                     ready()
         except (ConnectionError, ValueError):  # the process was killed, perhaps in mid-line
@@ -83,6 +89,11 @@ class SupervisorEnd:
         """Send the state of the whole frontend."""
         if self._writer is not None:
             _send(self._writer, _STATE, json.dumps(state).encode())
+
+    def close(self) -> None:
+        """Close the channel, so that a drained process ends."""
+        if self._writer is not None:
+            self._writer.close()
 
 
 class ProcessEnd:
@@ -99,7 +110,7 @@ class ProcessEnd:
         # The event loop owns these attributes. The supervisor answers requests in their order.
         self._loop = asyncio.get_running_loop()
         self._pending: deque[Future[bytes]] = deque()
-        self._ended = False
+        self._ended = asyncio.Event()
         self.state: Mapping[str, object] = {}
 
     @classmethod
@@ -123,6 +134,11 @@ class ProcessEnd:
         """Report that this process accepts requests."""
         self._send({"ready": True})
 
+    async def wait_for_others(self) -> None:
+        """Report that this process is drained, and wait until all processes are."""
+        self._send({"drained": True})
+        await self._ended.wait()
+
     def submit(self, request: PageRequest, /) -> Future[bytes]:
         """Request the page; return the future of the bytes, which cannot be cancelled."""
         answer: Future[bytes] = Future()
@@ -142,7 +158,7 @@ class ProcessEnd:
         return self.submit(request).result()
 
     def _request(self, request: PageRequest, answer: Future[bytes]) -> None:
-        if self._ended:
+        if self._ended.is_set():
             answer.set_exception(ConnectionError(_ENDED))
             return
         self._pending.append(answer)
@@ -169,7 +185,7 @@ class ProcessEnd:
                     else:
                         self._pending.popleft().set_exception(RuntimeError(_FAILED))
         finally:
-            self._ended = True
+            self._ended.set()
             for answer in self._pending:
                 answer.set_exception(ConnectionError(_ENDED))
 

@@ -295,7 +295,10 @@ class ProcessGroup:
         member.channel = SupervisorEnd(own)
         answering = asyncio.create_task(
             member.channel.serve(
-                self.state, ready=lambda: self._note_ready(member), page=self._page
+                self.state,
+                ready=lambda: self._note_ready(member),
+                page=self._page,
+                drained=lambda: self._note_drained(member),
             )
         )
         try:
@@ -306,6 +309,7 @@ class ProcessGroup:
                 await process.wait()
             member.process = member.channel = None
             member.ready = False
+            self._end_drained()
             await tasks.end(answering)
 
     def _describe_end(self, code: int) -> str:
@@ -318,6 +322,21 @@ class ProcessGroup:
         if all(one.ready for one in self._members):
             self.serving.set()
         self._send_state()
+
+    def _note_drained(self, member: _Slot) -> None:
+        if self._ending.is_set():
+            member.drained = True
+            self._end_drained()
+        elif member.channel is not None:  # only this process received a signal
+            member.channel.close()
+
+    def _end_drained(self) -> None:
+        """Let the processes end together: the port and the page answer until the last request."""
+        running = [member for member in self._members if member.channel is not None]
+        if self._ending.is_set() and all(member.drained for member in running):
+            for member in running:
+                if member.channel is not None:
+                    member.channel.close()
 
     def _send_state(self) -> None:
         for member in self._members:
@@ -333,6 +352,7 @@ class _Slot:
         process: the running process, or None.
         channel: the supervisor's end of the channel to the process.
         ready: True while the process accepts requests.
+        drained: True when the process is ending, and its last request has finished.
     """
 
     def __init__(self, number: int) -> None:
@@ -340,6 +360,7 @@ class _Slot:
         self.process: Process | None = None
         self.channel: SupervisorEnd | None = None
         self.ready = False
+        self.drained = False
 
 
 def _path_flags() -> Sequence[str]:
