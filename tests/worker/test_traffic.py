@@ -1,4 +1,4 @@
-"""When a worker accepts requests: its engine is ready, and the worker is not out of traffic."""
+"""A worker accepts requests while its engine is ready and the worker is not out of traffic."""
 
 from __future__ import annotations
 
