@@ -140,13 +140,19 @@ def test_an_unknown_exit_code_is_absent() -> None:
     assert engine.shown("last_exit_code") == {}
 
 
-def test_progress_is_by_rank_and_never_falls() -> None:
+def test_progress_is_by_rank() -> None:
     engine = Engine()
     engine.metrics.note_progress("0", 10.0)
     engine.metrics.note_progress("1", 11.0)
-    engine.metrics.note_progress("0", 9.0)
     progress = engine.shown("last_progress_timestamp_seconds", "dp_rank")
     assert progress == {"0": 10.0, "1": 11.0}
+
+
+def test_progress_after_the_clock_was_set_back_is_not_in_the_future() -> None:
+    engine = Engine()
+    engine.metrics.note_progress("0", 3600.0)
+    engine.metrics.note_progress("0", 9.0)
+    assert engine.shown("last_progress_timestamp_seconds", "dp_rank") == {"0": 9.0}
 
 
 def test_all_series_have_the_labels_of_the_engine() -> None:

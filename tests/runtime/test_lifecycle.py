@@ -19,9 +19,18 @@ KILLED = EngineExit(
 EXITED = EngineExit(code=1, cause=ExitCause.EXIT, description="exit code 1")
 
 
-def engine(state: State = STARTING, *, limit: int = 5) -> Lifecycle:
+class Clock:
+    """A steady clock that the tests move."""
+
+    seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def engine(state: State = STARTING, *, limit: int = 5, clock: Clock | None = None) -> Lifecycle:
     """Return an engine in a state that was entered at the time 100."""
-    life = Lifecycle(0.0, RestartPolicy(limit=limit))
+    life = Lifecycle(0.0, RestartPolicy(limit=limit), steady_clock=clock or Clock())
     life.note_started(1.0)
     if state in (STARTING, FAILED):
         life.since = 100.0
@@ -161,10 +170,12 @@ def test_an_engine_may_be_started_again_any_number_of_times() -> None:
     assert exits(life, *range(101, 2101))[-1] == 60
 
 
-def exits(life: Lifecycle, *moments: float) -> list[float | None]:
+def exits(life: Lifecycle, *moments: float, clock: Clock | None = None) -> list[float | None]:
     """Kill the engine at these times; it is ready from the moment of its restart."""
     pauses = []
     for moment in moments:
+        if clock is not None:
+            clock.seconds = moment
         pauses.append(life.note_exit(moment, KILLED))
         if pauses[-1] is not None:
             life.note_started(moment)
@@ -182,21 +193,43 @@ def test_no_restart_with_the_limit_0() -> None:
 
 
 def test_ten_minutes_of_ready_forget_earlier_exits() -> None:
-    assert exits(engine(READY, limit=2), 101, 102, 702, 703, 704) == [1, 2, 1, 2, None]
-    assert exits(engine(READY, limit=2), 101, 102, 701) == [1, 2, None]
+    for moments, pauses in (
+        ((101, 102, 702, 703, 704), [1, 2, 1, 2, None]),
+        ((101, 102, 701), [1, 2, None]),
+    ):
+        clock = Clock()
+        assert exits(engine(READY, limit=2, clock=clock), *moments, clock=clock) == pauses
+
+
+def test_a_clock_that_is_set_does_not_change_durations() -> None:
+    life = engine(READY, limit=2)
+    assert exits(life, 101, 102, 100_000) == [1, 2, None]  # set forward
+    clock = Clock()
+    life = engine(READY, limit=2, clock=clock)
+    assert exits(life, 101, 102) == [1, 2]
+    clock.seconds = 600
+    assert exits(life, 0) == [1]  # set back
+    assert (life.since, life.state_seconds) == (0, 0)
+    clock.seconds = 610
+    assert life.state_seconds == 10
 
 
 def test_ten_minutes_of_silence_are_not_ready() -> None:
-    life = engine(READY, limit=1)
-    assert exits(life, 101) == [1]
+    clock = Clock()
+    life = engine(READY, limit=1, clock=clock)
+    assert exits(life, 101, clock=clock) == [1]
+    clock.seconds = 102
     life.note_silent(102, "does not answer")
+    clock.seconds = 1000
     life.note_ready(1000)
-    assert exits(life, 1100) == [None]
+    assert exits(life, 1100, clock=clock) == [None]
 
 
 def test_ready_before_the_silence_counts() -> None:
-    life = engine(READY, limit=1)
-    assert exits(life, 101) == [1]
+    clock = Clock()
+    life = engine(READY, limit=1, clock=clock)
+    assert exits(life, 101, clock=clock) == [1]
+    clock.seconds = 701
     life.note_silent(701, "does not answer")
     assert life.note_exit(800, KILLED) == 1
 

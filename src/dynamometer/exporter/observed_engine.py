@@ -131,7 +131,7 @@ class ObservedEngine:
 
     def can_be_forgotten(self, seconds: float) -> bool:
         """Return whether the engine ended over `seconds` ago, or before it was ever ready."""
-        long_ago = time.time() - self.lifecycle.since > seconds
+        long_ago = self.lifecycle.state_seconds > seconds
         return self.needs_search and (long_ago or not self.lifecycle.ever_ready)
 
     @property

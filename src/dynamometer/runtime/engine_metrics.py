@@ -123,14 +123,13 @@ class EngineMetrics:
         return NO_ERRORS
 
     def note_progress(self, rank: str, unix_time: float) -> None:
-        """Record a proof that a data-parallel rank works; an earlier time changes nothing.
+        """Record a proof that a data-parallel rank works, also after the clock was set back.
 
         Args:
             rank: the value of the label `dp_rank`.
             unix_time: the time of the proof, in seconds.
         """
-        latest = max(unix_time, self._progress.get(rank, unix_time))
-        self._progress = {**self._progress, rank: latest}
+        self._progress = {**self._progress, rank: unix_time}
 
     def families(self) -> Sequence[Family]:
         """See `MetricsSource.families`."""

@@ -10,11 +10,13 @@
     any but failed ◀──▶ draining              taken out of traffic; hides the engine's own state
 
 A worker and an exporter use the same machine. An exporter never restarts an engine: its limit of
-restarts is 0. The machine does no I/O and reads no clock; each event has its Unix time, in seconds.
+restarts is 0. The machine does no I/O. Each event has its Unix time, in seconds, which is shown;
+durations are measured with a clock that is never set, because the Unix time may jump.
 """
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -89,9 +91,22 @@ class Lifecycle:
         last_exit_at: the time of `last_exit`; None before the first.
     """
 
-    def __init__(self, now: float, policy: RestartPolicy = DEFAULT_POLICY) -> None:
-        """Begin with an engine that was not started yet."""
+    def __init__(
+        self,
+        now: float,
+        policy: RestartPolicy = DEFAULT_POLICY,
+        *,
+        steady_clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Begin with an engine that was not started yet.
+
+        Args:
+            now: the Unix time.
+            policy: the limits of restarts.
+            steady_clock: returns the seconds of a clock that is never set.
+        """
         self._policy = policy
+        self._steady_clock = steady_clock
         self.engine_state = State.STARTING
         self.since = now
         self.past_states: frozenset[State] = frozenset({State.STARTING})
@@ -102,7 +117,9 @@ class Lifecycle:
         self._engine_reason = "the engine is not started yet"
         self._drain_reason: str | None = None  # None: the engine is not drained
         self._start_due = False  # the engine ended, and was not started since
-        self._ready_since = now  # valid while the engine is ready
+        # Moments of the steady clock.
+        self._entered_at = steady_clock()
+        self._ready_at = self._entered_at  # valid while the engine is ready
         self._exits_in_row = 0  # without `stable_seconds` of ready between them
         self._restarts: Counter[ExitCause] = Counter()
         self._attempts: deque[str] = deque(maxlen=_ATTEMPTS_KEPT)
@@ -119,6 +136,11 @@ class Lifecycle:
         if self._drain_reason is not None and self.state is State.DRAINING:
             return self._drain_reason
         return self._engine_reason
+
+    @property
+    def state_seconds(self) -> float:
+        """The seconds since the last change of `state`, whatever was done to the clock."""
+        return self._steady_clock() - self._entered_at
 
     @property
     def restarts(self) -> Mapping[ExitCause, int]:
@@ -174,7 +196,7 @@ class Lifecycle:
         if self._start_due or self.engine_state is State.FAILED:
             return
         if self.engine_state is not State.READY:
-            self._ready_since = now
+            self._ready_at = self._steady_clock()
         self.ever_ready = True
         self._enter(now, State.READY, reason)
 
@@ -184,7 +206,7 @@ class Lifecycle:
         An engine that is starting or restarting is not `unresponsive`: it has not answered yet.
         """
         if self.engine_state in (State.READY, State.UNRESPONSIVE):
-            self._leave_ready(now)
+            self._leave_ready()
             self._enter(now, State.UNRESPONSIVE, reason)
         elif self.engine_state is State.STARTING:
             self._enter(now, State.STARTING, reason)
@@ -199,7 +221,7 @@ class Lifecycle:
             return None
         self.last_exit, self.last_exit_at = exit_, now
         self._start_due = True
-        self._leave_ready(now)
+        self._leave_ready()
         self._exits_in_row += 1
         policy = self._policy
         if not self.ever_ready or self._exits_in_row > policy.limit:
@@ -226,11 +248,11 @@ class Lifecycle:
         self._drain_reason = None
         self._note_change(now, before)
 
-    def _leave_ready(self, now: float) -> None:
+    def _leave_ready(self) -> None:
         """Forget earlier exits and attempts if the engine is ready, and was ready long enough."""
         if self.engine_state is State.READY:
             self._attempts.clear()
-            if now - self._ready_since >= self._policy.stable_seconds:
+            if self._steady_clock() - self._ready_at >= self._policy.stable_seconds:
                 self._exits_in_row = 0
 
     def _enter(self, now: float, state: State, reason: str) -> None:
@@ -241,4 +263,5 @@ class Lifecycle:
     def _note_change(self, now: float, before: State) -> None:
         if self.state is not before:
             self.since = now
+            self._entered_at = self._steady_clock()
             self.past_states |= {self.state}

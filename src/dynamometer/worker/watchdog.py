@@ -106,16 +106,16 @@ class Watchdog:
                 return
 
     async def _report(self, reason: str, *, incident: bool) -> None:
-        now = time.time()
+        now = asyncio.get_running_loop().time()
         if reason:
             if incident:
                 self._silent_since = now
-            self._lifecycle.note_silent(now, reason)
+            self._lifecycle.note_silent(time.time(), reason)
             logger.error("the engine is unresponsive: %s", reason)
             if incident:
                 self._start("hang", lambda: self._on_hang(reason))
         else:
-            self._lifecycle.note_ready(now)
+            self._lifecycle.note_ready(time.time())
             logger.warning("the engine answers again, after %.0f s", now - self._silent_since)
         await self._on_change()
 
