@@ -55,6 +55,12 @@ def test_lines_of_the_engine_are_shown(line: str) -> None:
     assert public(line) == [line]
 
 
+@pytest.mark.parametrize("method", ["GET", "M-SEARCH"])
+def test_the_query_of_a_request_is_omitted_whatever_its_method(method: str) -> None:
+    line = f'INFO:     127.0.0.1:4 - "{method} /generate?q={SECRET[:2]} HTTP/1.1" 404 Not Found'
+    assert public(line) == [f'INFO:     127.0.0.1:4 - "{method} /generate HTTP/1.1" 404 Not Found']
+
+
 def test_the_query_of_a_request_is_omitted() -> None:
     line = f'INFO:     127.0.0.1:4 - "GET /generate?q={SECRET[:2]}&key=s HTTP/1.1" 404 Not Found'
     assert public(line) == ['INFO:     127.0.0.1:4 - "GET /generate HTTP/1.1" 404 Not Found']
@@ -79,6 +85,54 @@ def test_of_an_exception_with_contents_only_the_kind_is_shown() -> None:
     reason = exit_reason(lines, 1)
     assert reason.startswith("ValueError: (its message is omitted")
     assert SECRET not in reason
+
+
+GROUP = (
+    f"{STAMP}Exception in ASGI application",
+    "  + Exception Group Traceback (most recent call last):",
+    '  |   File "server.py", line 3, in serve',
+    "  |     raise_all(text)",
+    "  | ExceptionGroup: unhandled errors in a TaskGroup (2 sub-exceptions)",
+    "  +-+---------------- 1 ----------------",
+    "    | Traceback (most recent call last):",
+    '    |   File "tokenizer.py", line 7, in run',
+    f"    | ValueError: not valid: text='{SECRET}'",
+    f"    | {SECRET}, second line",
+    "    +---------------- 2 ----------------",
+    "    | Traceback (most recent call last):",
+    '    |   File "tokenizer.py", line 9, in run',
+    "    | RuntimeError: out of memory",
+    "    +------------------------------------",
+)
+
+
+def test_a_group_of_exceptions_is_shown_without_contents() -> None:
+    shown = public(*GROUP)
+    assert SECRET not in str(shown)
+    assert shown[:4] == list(GROUP[:4])
+    assert shown[-1] == "    | RuntimeError: out of memory"
+    assert exit_reason(GROUP, 1) == "RuntimeError: out of memory (exit code 1)"
+
+
+def test_further_lines_of_an_exception_are_omitted() -> None:
+    after = f"{STAMP}Decode batch"
+    for exception in ("ValueError: the prompt is", "mod.Failed: the prompt is", "AssertionError"):
+        lines = (*CRASH, exception, SECRET, f"  {SECRET}", f"KeyError: {SECRET}", after)
+        shown = public(*lines)
+        assert SECRET not in str(shown)
+        assert shown[-1] == after
+        assert SECRET not in exit_reason(lines, 1)
+
+
+def test_lines_between_exceptions_and_of_a_native_crash_are_shown() -> None:
+    lines = [
+        *(*CRASH, "KeyError: 3"),
+        "During handling of the above exception, another exception occurred:",
+        *("Traceback (most recent call last):", '  File "a.py", line 1', "RuntimeError: second"),
+        "Fatal Python error: Segmentation fault",
+        "[rank0]:[W1127 12:00:00.1 socket.cpp:752] the connection broke",
+    ]
+    assert public(*lines) == lines
 
 
 def test_the_reason_of_an_end_has_no_contents_of_requests() -> None:

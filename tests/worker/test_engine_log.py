@@ -30,6 +30,14 @@ def engine_log() -> EngineLog:
         ("with bearer s3, then", "with bearer ***, then"),
         ("http://user:s3@host/v1", "http://***@host/v1"),
         ("password=s3", "password=***"),
+        ("passwd: s3", "passwd: ***"),
+        ("['serve', '--api-key', 's3', '--port', '1']", "['serve', '--api-key', ***, '--port', '1']"),
+        ('{"token": "s3", "a": 1}', '{"token": ***, "a": 1}'),
+        ("GET https://hub.example/m?token=s3&a=1", "GET https://hub.example/m?token=***"),
+        ("Incorrect API key provided: s3.", "Incorrect API key provided: ***"),
+        ("Cookie: session=s3; a=b", "Cookie: ***"),
+        ("with hf_abcdefghijklmnopqrstuvwx in it", "with *** in it"),
+        ("with sk-proj-abcdefghijklmnopqrst", "with ***"),
         ("{'hf_token': 's3'}", "{'hf_token': ***}"),
     ],
 )
@@ -47,6 +55,8 @@ def test_keys_are_masked(line: str, shown: str) -> None:
         "http://127.0.0.1:30000/v1 answers; see a@b.example",
         "Loading safetensors checkpoint shards: 100%",
         "tokenizer_path='./tiny', key_cache=True",
+        "#token: 10, token usage: 0.5, sk-learn, hf_config",
+        "a key: 3, cookies: 2",
     ],
 )
 def test_other_lines_stay_as_they_are(line: str) -> None:

@@ -241,6 +241,8 @@ def _on_cpu(device: str | None) -> bool:
 
 # The time stamp of a log line: "[2026-01-31 12:00:00 TP0] ".
 _STAMP: Final = re.compile(r"^\[\d{4}-\d\d-\d\d[^\]]*\]\s*")
+# A time stamp, or the margin of an exception group.
+_PREFIX: Final = re.compile(rf"{_STAMP.pattern}|^\s+[|+] ")
 _EXCEPTION: Final = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Refused): \S")
 _USAGE: Final = re.compile(r"^[\w. -]+: error: (?P<what>.+)")
 _CRASH: Final = re.compile(r"^Subprocess \S+ .*crashed with exit code")
@@ -271,7 +273,7 @@ def exit_reason(log: Sequence[str], exit_code: int) -> str:
     ended = f"exit code {exit_code}" if exit_code >= 0 else f"signal {-exit_code}"
     public = PublicLines()
     shown = [line for line in map(public, log) if line is not None]
-    lines = [_STAMP.sub("", line).strip() for line in shown]
+    lines = [_PREFIX.sub("", line).strip() for line in shown]
     crashes = [number for number, line in enumerate(lines) if _CRASH.match(line)]
     if crashes:  # later lines are consequences of the crash
         lines = lines[max(0, crashes[0] - _LINES_OF_A_CRASH) : crashes[0] + 1]

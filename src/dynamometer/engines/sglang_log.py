@@ -2,7 +2,8 @@
 
 SGLang logs requests with `--log-requests`, and parts of them in some errors. The filter knows such
 entries by words that only they have. An entry may have several lines: it ends where the next entry
-begins, with a time stamp or with uvicorn's level.
+begins, with a time stamp or with uvicorn's level. The further lines of an exception's message are
+omitted, because the message may quote anything.
 """
 
 from __future__ import annotations
@@ -10,7 +11,12 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_BEGINNING: Final = re.compile(r"\[\d{4}-\d\d-\d\d|(?:DEBUG|INFO|WARNING|ERROR|CRITICAL):\s")
+_BEGINNING: Final = re.compile(
+    r"\[\d{4}-\d\d-\d\d|(?:DEBUG|INFO|WARNING|ERROR|CRITICAL):\s"
+    # Lines that Python, the C++ library and torch write after an exception.
+    r"|During handling of the above exception|The above exception was the direct cause"
+    r"|Fatal Python error:|terminate called|\[rank\d+\]:|\[[WEF]\d{4} "
+)
 _MEMBERS: Final = (
     r"(?:text|prompt|messages|content|inputs?|input_text|input_ids|origin_input_ids|output_ids"
     r"|input_embeds|token_ids|arguments|image_data|audio_data|video_data|image_url|sampling_params)"
@@ -23,10 +29,13 @@ _PRIVATE: Final = re.compile(
     rf"|\b{_MEMBERS} *= *\S|(['\"]){_MEMBERS}\1 *: *\S"
 )
 _TRACEBACK: Final = "Traceback (most recent call last):"
+# The margin of the lines of an exception group, and the lines between its exceptions.
+_MARGIN: Final = re.compile(r"\s+[|+] ")
+_RULE: Final = re.compile(r"\s+\+-[-+]*(?: \d+ -+| \.\.\. -+)?$")
 _EXCEPTION: Final = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Refused)(?=: )")
 _OMITTED: Final = ": (its message is omitted: it may have the contents of a request)"
 # A line of the access log. SGLang's routes need no query, but a client may send any.
-_QUERY: Final = re.compile(r"(\"[A-Z]+ [^\s?\"]*)\?[^\s\"]*")
+_QUERY: Final = re.compile(r"(\"[A-Z-]+ [^\s?\"]*)\?[^\s\"]*")
 
 
 class PublicLines:
@@ -38,13 +47,20 @@ class PublicLines:
 
     def __call__(self, line: str) -> str | None:
         """Return the line without the contents of a request; None to omit the line."""
-        if self._in_traceback and line[:1].isspace():
+        if _RULE.match(line):
+            return None
+        margin = _MARGIN.match(line)
+        text = line[margin.end() :] if margin else line
+        in_traceback = self._in_traceback
+        if in_traceback and text[:1].isspace():
             return line  # source code
-        self._in_traceback = _TRACEBACK in line
-        if self._in_traceback or _BEGINNING.match(line):
-            self._private = False
-        if not self._private and not _PRIVATE.search(line):
+        self._in_traceback = _TRACEBACK in text
+        if self._in_traceback or _BEGINNING.match(text):
+            self._private = in_traceback = False
+        if not self._private and not _PRIVATE.search(text):
+            # After the source code comes the message, whose further lines are omitted.
+            self._private = in_traceback
             return _QUERY.sub(r"\1", line)
         self._private = True
-        exception = _EXCEPTION.match(line)
+        exception = _EXCEPTION.match(text)
         return exception[0] + _OMITTED if exception else None

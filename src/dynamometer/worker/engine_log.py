@@ -14,10 +14,16 @@ _MASK: Final = "***"
 # Secrets as members (`api_key='...'`), flags (`--api-key ...`), headers and parts of a URL.
 _VALUE: Final = r"(?:'[^']*'|\"[^\"]*\"|[^\s,;)}\]]+)"
 _SECRETS: Final = (
-    rf"((?:api[_-]?key|access[_-]?key|secret|password)['\"]?\s*[=:]\s*){_VALUE}",
+    rf"((?:api[_-]?key|access[_-]?key|secret|passwo?r?d)['\"]?\s*[=:]\s*){_VALUE}",
+    r"(\bapi key provided: )\S+",
     # Not a number of tokens, as in "#new-token: 43".
-    rf"(_token(?:\s*=|['\"]\s*[=:])\s*){_VALUE}",
+    rf"((?:_|['\"?&])token(?:\s*=|['\"]\s*[=:])\s*){_VALUE}",
     r"(--(?:[a-z]+-){0,4}(?:key|token|secret|password)[ =])\S+",
+    # The words of a command line, as Python shows a list.
+    r"(--(?:[a-z]+-){0,4}(?:key|token|secret|password)['\"], )(?:'[^']*'|\"[^\"]*\")",
+    r"(\bcookie['\"]?\s*[=:]\s*)(?:'[^']*'|\"[^\"]*\"|[^}'\"]+)",
+    # Keys of model hubs and of OpenAI, by their form.
+    r"()\b(?:hf_|sk-)[A-Za-z0-9_-]{16,}",
     r"(\bauthorization['\"]?\s*[=:]\s*)(?:'[^']*'|\"[^\"]*\"|[^,}'\"]+)",
     r"(\bbearer\s+)[^\s'\",]+",
     r"(://)[^/\s@'\"]+(?=@)",
