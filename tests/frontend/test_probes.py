@@ -141,6 +141,13 @@ async def test_one_model_is_ready_when_it_can_be_served(site: Site) -> None:
     assert (status, body["reason"]) == (503, "no worker serves 'unknown' now")
 
 
+async def test_an_empty_name_of_a_model_is_not_any_model(site: Site) -> None:
+    site.show(worker(1))
+    for query in ("?model=", "?model", "?model=m&model="):
+        status, body = await site.get(READY + query)
+        assert (status, body["reason"]) == (503, "no worker serves '' now")
+
+
 async def test_frontend_that_is_ending_is_not_ready(site: Site) -> None:
     site.show(worker(1))
     site.frontend.probes.draining = True

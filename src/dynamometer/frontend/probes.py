@@ -64,7 +64,8 @@ class Probes:
 
     async def ready(self, request: Request) -> Response:
         """Return 200 if the models in the query, or any model, can be served now; else 503."""
-        models = parse_qs(request.query.decode("latin-1")).get("model", [])
+        query = parse_qs(request.query.decode("latin-1"), keep_blank_values=True)
+        models = query.get("model", [])
         reason = self._missing_reason(models)
         outcome = {"status": "ready" if reason is None else "notready"}
         if reason is not None:

@@ -10,6 +10,7 @@ from typing import Final
 
 # The environment variable that marks all processes of an engine with the number of their worker.
 WORKER_MARK: Final = "DYNAMOMETER_WORKER"
+_MOST_DIGITS: Final = 100  # more than any number in the range needs
 
 
 def new_id() -> int:
@@ -36,7 +37,8 @@ def parse_id(text: str) -> int:
     if re.fullmatch(r"(0x)?[0-9a-f]{16}", text, re.IGNORECASE | re.ASCII):
         number = int(text, 16)
     elif re.fullmatch(r"[+-]?(0x[0-9a-f]+|[0-9]+)", text, re.IGNORECASE | re.ASCII):
-        number = int(text, 16 if "x" in text.lower() else 10)
+        # `int` refuses thousands of digits.
+        number = int(text, 16 if "x" in text.lower() else 10) if len(text) <= _MOST_DIGITS else 0
     elif not text or not text.isprintable():
         raise ValueError("must be a number or a name of printable characters")
     elif "$" in text:
