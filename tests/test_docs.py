@@ -21,7 +21,7 @@ import generate
 from dynamometer.cli import COMMANDS
 from dynamometer.names import build, engine_state
 from dynamometer.variables import OTHERS, VARIABLES
-from stack import Stack, http
+from stack import Stack, eventually, http
 
 
 def test_the_configuration_is_current() -> None:
@@ -118,7 +118,11 @@ def test_live_pages_are_as_documented(stack: Stack) -> None:
     for stream in (False, True):
         asked = body | {"stream": stream, "max_tokens": 4}
         assert http(f"{stack.frontend_url}/v1/chat/completions", asked).status == 200
-    pages = (http(f"{stack.frontend_url}/metrics").body.decode(), stack.worker.page())
+    # The watchdog records the progress of the ranks once a second.
+    page = stack.worker.page
+    shown = engine_state.LAST_PROGRESS_TIMESTAMP_SECONDS
+    eventually(lambda: shown in page(), within=15, what=shown)
+    pages = (http(f"{stack.frontend_url}/metrics").body.decode(), page())
     live = {
         generate.text_name(family): generate.documented(family)
         for page in pages

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import signal
+import socket
 import urllib.parse
 from collections.abc import Iterator
 from http.client import HTTPConnection
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from dynamometer.drain import find
+from dynamometer.drain import _run, find
 from dynamometer.errors import DrainError
 from dynamometer.runtime.discovery.file import FileDiscovery
 from dynamometer.runtime.identity import hexadecimal, parse_id
@@ -182,6 +183,21 @@ async def test_a_worker_of_another_machine_is_an_error(tmp_path: Path) -> None:
             assert "cannot be reached at" in process.log
             assert "run this command on the machine of the worker" in process.log
             assert process.log.count("\n") == 1
+
+
+async def test_a_worker_that_is_stopped_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynamometer.drain._ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("dynamometer.drain.socket_path", lambda _: tmp_path / "control")
+    directory = tmp_path / "discovery"
+    record = Record(role=Role.WORKER, id=9, namespace="n", component="c", state=State.READY)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "control"))
+        listener.listen()
+        async with FileDiscovery(directory).register(record):
+            with pytest.raises(DrainError, match=r"has not answered within 0\.2 s: it is"):
+                await _run("9", directory, undo=False, timeout=None)
 
 
 def of(id_: int, role: Role = Role.WORKER) -> Record:

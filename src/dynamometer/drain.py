@@ -170,13 +170,15 @@ class _Control:
                 )
         except (ValueError, TypeError, KeyError):
             raise DrainError(f"{self.name} is of another version of dyno") from None
-        except (aiohttp.ClientError, OSError) as error:
-            reason = (
-                "no answer in time" if isinstance(error, TimeoutError) else "no process listens"
-            )
+        except TimeoutError:
             raise DrainError(
-                f"{self.name} cannot be reached at {self._path} ({reason}): run this command on "
-                "the machine of the worker, in its container, and as its user"
+                f"{self.name} has not answered within {_ANSWER_SECONDS:g} s: it is stopped or "
+                "hangs; try again, or end the worker"
+            ) from None
+        except (aiohttp.ClientError, OSError):
+            raise DrainError(
+                f"{self.name} cannot be reached at {self._path}: run this command on the machine "
+                "of the worker, in its container, and as its user"
             ) from None
 
 

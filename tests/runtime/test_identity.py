@@ -41,7 +41,9 @@ def test_the_number_of_a_name_never_changes() -> None:
     assert hexadecimal(parse_id("sglang-0")) == "a93f1e5db1f3e9cf"
 
 
-@pytest.mark.parametrize("text", ["0", "0x0", "-1", "+0", "18446744073709551616", "0x" + "f" * 17, "1" * 5000])
+@pytest.mark.parametrize(
+    "text", ["0", "0x0", "-1", "+0", "18446744073709551616", "0x" + "f" * 17, "1" * 5000]
+)
 def test_a_number_outside_the_range_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match="from 1 to 18446744073709551615"):
         parse_id(text)

@@ -31,7 +31,10 @@ def engine_log() -> EngineLog:
         ("http://user:s3@host/v1", "http://***@host/v1"),
         ("password=s3", "password=***"),
         ("passwd: s3", "passwd: ***"),
-        ("['serve', '--api-key', 's3', '--port', '1']", "['serve', '--api-key', ***, '--port', '1']"),
+        (
+            "['serve', '--api-key', 's3', '--port', '1']",
+            "['serve', '--api-key', ***, '--port', '1']",
+        ),
         ('{"token": "s3", "a": 1}', '{"token": ***, "a": 1}'),
         ("GET https://hub.example/m?token=s3&a=1", "GET https://hub.example/m?token=***"),
         ("Incorrect API key provided: s3.", "Incorrect API key provided: ***"),
