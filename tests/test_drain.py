@@ -169,7 +169,9 @@ def test_an_unknown_worker_is_an_error_that_names_the_known_ones(
 ) -> None:
     code, output = result(stack, "nowhere")
     assert code == 1
-    assert output == f"error: there is not a worker 'nowhere': the workers are {ID} (ready, mock)\n"
+    assert output == (
+        f"error: no worker has the number or name 'nowhere': the workers are {ID} (ready, mock)\n"
+    )
 
 
 async def test_a_worker_of_another_machine_is_an_error(tmp_path: Path) -> None:
@@ -232,17 +234,25 @@ def test_a_worker_is_named_by_its_number_its_beginning_or_its_name(
     ("instance", "message"),
     [
         ("3f2a", r"beginning of several workers: 3f2a0+ \(ready\), 3f2a80+ \(ready\)"),
-        ("3f2", "there is not a worker '3f2': the workers are 0"),  # too short, may be a mistake
-        ("abcd", "there is not a worker 'abcd'"),
-        ("", "there is not a worker ''"),
-        ("$(POD)", "there is not a worker"),
-        ("pod-2", "there is not a worker 'pod-2'"),
+        (
+            "3f2",
+            "no worker has the number or name '3f2': the workers are 0",
+        ),  # too short, may be a mistake
+        ("abcd", "no worker has the number or name 'abcd'"),
+        ("", "no worker has the number or name ''"),
+        ("$(POD)", "no worker has the number or name"),
+        ("pod-2", "no worker has the number or name 'pod-2'"),
         ("5", r"'5' is not a worker .role: frontend.: only workers can be taken out of traffic"),
     ],
 )
 def test_a_name_of_no_worker_or_of_several_is_an_error(instance: str, message: str) -> None:
     with pytest.raises(DrainError, match=message):
         find(WORKERS, instance)
+
+
+def test_an_error_lists_few_of_many_workers() -> None:
+    with pytest.raises(DrainError, match=r"\), and 90 more$"):
+        find([of(number) for number in range(1, 101)], "nowhere")
 
 
 def test_without_workers_the_error_says_so() -> None:

@@ -22,6 +22,7 @@ from dynamometer.worker.control import ROUTE, DrainStatus, socket_path
 
 # A shorter text is more likely the number of a worker that has ended.
 _SHORTEST_BEGINNING: Final = 4
+_MOST_LISTED: Final = 10
 _POLL_SECONDS: Final = 0.3
 _PROGRESS_SECONDS: Final = 10.0
 # The worker answers in milliseconds, but writes its record before that.
@@ -126,16 +127,18 @@ def find(records: Collection[Record], instance: str) -> Record:
             "of traffic"
         )
     raise DrainError(
-        f"there is not a worker {instance!r}: "
+        f"no worker has the number or name {instance!r}: "
         + (f"the workers are {_list(workers)}" if workers else "discovery shows no workers")
     )
 
 
 def _list(workers: Sequence[Record]) -> str:
-    return ", ".join(
+    shown = [
         f"{hexadecimal(worker.id)} ({', '.join([str(worker.state), *worker.models])})"
-        for worker in workers
-    )
+        for worker in workers[:_MOST_LISTED]
+    ]
+    more = len(workers) - len(shown)
+    return ", ".join([*shown, f"and {more} more"] if more else shown)
 
 
 class _Control:
