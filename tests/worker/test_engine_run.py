@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from unittest import mock
 
 import psutil
@@ -74,7 +75,9 @@ def test_the_cause_of_several_ends_is_the_one_that_is_no_consequence(
 
 def test_a_process_that_was_killed_from_outside_has_no_reason_in_the_log() -> None:
     log = ["ValueError: of a request, long ago"]
-    run = engine_run.EngineRun(SGLang(), LAUNCH, mock.Mock(), mock.Mock(pid=1, log=log), 0)
+    run = engine_run.EngineRun(
+        SGLang(), LAUNCH, mock.Mock(), mock.Mock(pid=1, log=log), temporary=Path(), kills=0
+    )
     killed = run.describe(ProcessExit(2, "sglang::scheduler", -9), memory_ran_out=False)
     assert killed == EngineExit(
         code=-9,

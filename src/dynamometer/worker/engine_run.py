@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 import psutil
 
 from dynamometer.engines.interface import Launch, StartableEngine
+from dynamometer.errors import EngineError
 from dynamometer.process import out_of_memory
 from dynamometer.process.blocking import BlockingCalls, HangError
 from dynamometer.process.children import ProcessIdentity, identities
@@ -26,7 +29,9 @@ from dynamometer.worker.run_directory import RunDirectory
 logger = logging.getLogger(__name__)
 
 # After the first end of a process: the last lines of the log arrive, and the ends that it caused.
+# Before the engine is ready, the last lines are the reason of its end, and no stream waits.
 _SETTLE_SECONDS: Final = 0.1
+_START_SETTLE_SECONDS: Final = 1.0
 # A kill that is older than one to two of these intervals is of another process.
 _KILLS_SECONDS: Final = 60.0
 _FIRST: Final = asyncio.FIRST_COMPLETED
@@ -50,6 +55,8 @@ class EngineRun:
         launch: Launch,
         directory: RunDirectory,
         first: EngineProcess,
+        *,
+        temporary: Path,
         kills: int,
     ) -> None:
         """Own the processes of an engine that was just started.
@@ -59,14 +66,17 @@ class EngineRun:
             launch: the command that started it.
             directory: the directories of the worker.
             first: the engine's first process.
+            temporary: the engine's directory for temporary files.
             kills: the result of `out_of_memory.kills` before the start.
         """
         self._engine = engine
         self._launch = launch
         self._directory = directory
         self.process = first
+        self._temporary = temporary
         self._exits = Exits()
         self._watchable = True
+        self._settle_seconds = _START_SETTLE_SECONDS
         self._recording: BlockingCalls[Mapping[psutil.Process, str]] = BlockingCalls(
             "processes", deadline=CHECK_SECONDS
         )
@@ -84,16 +94,24 @@ class EngineRun:
         """Start the engine.
 
         Raises:
-            EngineError: The program is missing, or cannot be executed.
+            EngineError: The program is missing or cannot be executed, or the file system is full.
         """
-        environment = {**launch.environment, "TMPDIR": str(directory.temporary)}
+        try:
+            temporary = await asyncio.to_thread(directory.create_temporary)
+        except OSError as error:
+            raise EngineError(
+                f"cannot create a directory in {directory.temporary} for the engine's temporary "
+                f"files: {error.strerror}"
+            ) from None
         kills = await asyncio.to_thread(out_of_memory.kills)
+        environment = {**launch.environment, "TMPDIR": str(temporary)}
         first = await EngineProcess.start(launch.command, environment, owner=directory.mark)
-        return cls(engine, launch, directory, first, kills)
+        return cls(engine, launch, directory, first, temporary=temporary, kills=kills)
 
     def note_ready(self) -> None:
         """Forget the log of the start: the reason of a later end is not in it."""
         self.process.log.clear()
+        self._settle_seconds = _SETTLE_SECONDS
 
     async def record(self) -> bool:
         """Record the engine's processes and shared memory, and watch the essential processes.
@@ -121,7 +139,7 @@ class EngineRun:
             ends = {first, other}
             while not (await asyncio.wait(ends, timeout=_KILLS_SECONDS, return_when=_FIRST))[0]:
                 self._kills.append(await asyncio.to_thread(out_of_memory.kills))
-            await asyncio.wait({log}, timeout=_SETTLE_SECONDS)
+            await asyncio.wait({log}, timeout=self._settle_seconds)
             ended = list(self._exits.found)
             if first.done():
                 ended.insert(0, ProcessExit(self.process.pid, _SERVER, first.result()))
@@ -132,7 +150,7 @@ class EngineRun:
         return self.describe(first_cause(ended), memory_ran_out=kills > self._kills[0])
 
     async def end(self, *, grace: float, kill_now: Callable[[], bool]) -> None:
-        """End all processes, and remove their files in /dev/shm.
+        """End all processes, and remove their temporary files and their files in /dev/shm.
 
         Args:
             grace: the longest time between SIGTERM and SIGKILL in seconds; 0 for SIGKILL only.
@@ -147,10 +165,9 @@ class EngineRun:
             )
         else:
             logger.info("all processes of the engine have ended")
-        removing: BlockingCalls[int] = BlockingCalls("shared memory", deadline=CHECK_SECONDS)
+        removing: BlockingCalls[None] = BlockingCalls("leftovers", deadline=CHECK_SECONDS)
         with suppress(HangError):
-            if removed := await removing.run(lambda: remove_unmapped(self._shared_files)):
-                logger.debug("removed files of the engine from /dev/shm: %d", removed)
+            await removing.run(self._remove_leftovers)
 
     def describe(self, ended: ProcessExit, *, memory_ran_out: bool) -> EngineExit:
         """Return the end of the engine.
@@ -195,6 +212,11 @@ class EngineRun:
                     error.strerror,
                 )
             self._watchable = False
+
+    def _remove_leftovers(self) -> None:
+        if removed := remove_unmapped(self._shared_files):
+            logger.debug("removed files of the engine from /dev/shm: %d", removed)
+        shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _check(self) -> None:
         self._record()

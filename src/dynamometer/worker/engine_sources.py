@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import aiohttp
+import psutil
 
 from dynamometer.engines.interface import Launch, StartableEngine
 from dynamometer.exposition.label_bounds import LabelBounds
@@ -17,6 +19,7 @@ from dynamometer.metrics.engine_callback import register_engine_metrics_callback
 from dynamometer.metrics.http_source import HttpSource
 from dynamometer.multiprocess import MultiprocessDirectory
 from dynamometer.process.blocking import BlockingCalls, HangError
+from dynamometer.process.children import alive
 from dynamometer.runtime.distributed import Endpoint
 from dynamometer.worker.run_directory import remove_empty_directories
 
@@ -97,14 +100,27 @@ class EngineSources:
         """Hide the gauges of an engine that ended, and keep its totals without its files."""
         if self._page is not None:
             self._page.note_end()
+        now = time.time()
         try:
-            await self._retiring.run(self._retire_files)
+            await self._retiring.run(lambda: self._retire_files(now))
         except HangError as error:
             logger.warning("%s; the gauges of the engine that ended may stay on the page", error)
 
-    def _retire_files(self) -> None:
+    def _retire_files(self, ended_at: float) -> None:
+        """Retire the files of all processes that have ended.
+
+        A file system may hang here until the next engine has started: its files stay.
+        """
         if self._files is not None:
             self._files.families()  # finds the files that no scrape has found yet
-            self._files.retire(self._files.processes)
+            self._files.retire(name for name in self._files.processes if not _lives(name))
             for path in self._files.paths:
-                remove_empty_directories(Path(path))
+                remove_empty_directories(Path(path), before=ended_at)
+
+
+def _lives(name: str) -> bool:
+    """Return whether the process with the pid `name` lives."""
+    try:
+        return alive(psutil.Process(int(name)))
+    except (psutil.Error, ValueError, OverflowError):
+        return False

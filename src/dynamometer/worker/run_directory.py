@@ -17,6 +17,7 @@ import json
 import logging
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -39,8 +40,8 @@ class RunDirectory:
 
     Attributes:
         path: the directory on tmpfs.
-        temporary: the engine's directory for temporary files, on disk. Its path is short, because
-            the engine creates sockets in it.
+        temporary: the parent of the engine's directories for temporary files, on disk. Its path is
+            short, because the engine creates sockets there.
         mark: the text that marks the engine's processes.
     """
 
@@ -48,6 +49,7 @@ class RunDirectory:
         self.path = path
         self.mark = _mark(path)
         self.temporary = temporary
+        self._runs = 0
         self.record(frozenset(), frozenset())
 
     def record(
@@ -70,22 +72,25 @@ class RunDirectory:
             new_file.write_text(json.dumps(content), encoding="utf-8")
             new_file.replace(self.path / "engine.json")
 
-    def clear_temporary(self) -> None:
-        """Remove the temporary files of an engine that ended; this call blocks."""
-        with contextlib.suppress(OSError):
-            for entry in self.temporary.iterdir():
-                if entry.is_dir() and not entry.is_symlink():
-                    shutil.rmtree(entry, ignore_errors=True)
-                else:
-                    entry.unlink(missing_ok=True)
+    def create_temporary(self) -> Path:
+        """Create the directory for temporary files of one run of the engine; this call blocks.
+
+        Raises:
+            OSError: The directory cannot be created.
+        """
+        self._runs += 1
+        path = self.temporary / str(self._runs)
+        path.mkdir(mode=0o700, parents=True)
+        return path
 
 
-def remove_empty_directories(path: Path) -> None:
-    """Remove the empty directories in `path`, such as those of processes that ended."""
+def remove_empty_directories(path: Path, *, before: float) -> None:
+    """Remove the empty directories in `path` that did not change since `before`, a Unix time."""
     with contextlib.suppress(OSError):
         for entry in path.iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):
+                status = entry.lstat()
+                if stat.S_ISDIR(status.st_mode) and status.st_mtime < before:
                     entry.rmdir()
 
 

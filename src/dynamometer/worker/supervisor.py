@@ -18,7 +18,6 @@ from dynamometer.engines.interface import Launch, ModelCards, StartableEngine
 from dynamometer.errors import EngineError
 from dynamometer.http.addresses import free_port
 from dynamometer.process import tasks
-from dynamometer.process.blocking import BlockingCalls, HangError
 from dynamometer.runtime.lifecycle import (
     DEFAULT_POLICY,
     EngineExit,
@@ -219,13 +218,10 @@ class Supervisor:
         return self._run
 
     async def _kill(self) -> None:
-        """Kill the processes of an engine that ended, and remove its temporary files."""
+        """Kill the other processes of an engine that ended."""
         if self._run is not None:
             await self._run.end(grace=0, kill_now=self._kill_now)
             self._run = None
-            clearing: BlockingCalls[None] = BlockingCalls("temporary files")
-            with suppress(HangError):
-                await clearing.run(self._directory.clear_temporary)
 
     async def _end_run(self, run: EngineRun) -> None:
         grace = 0 if self._died else END_GRACE_SECONDS
