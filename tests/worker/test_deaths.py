@@ -140,6 +140,10 @@ def test_an_engine_that_dies_while_it_restarts_is_started_again(stack: Stack) ->
         worker.process.wait_for("starting it again after 2 s", within=5)
         worker.wait_until_ready()
         assert complete(worker).status == 200
+        engine = worker.engine
+        temporary = Path(engine.environ()["TMPDIR"])
+        assert list(temporary.parent.iterdir()) == [temporary]  # nothing of the former engines
+        assert metrics_files(worker) <= {str(one.pid) for one in worker.process.descendants()}
 
 
 def test_a_worker_that_waits_for_a_restart_ends_at_once(stack: Stack) -> None:
