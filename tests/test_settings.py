@@ -31,6 +31,20 @@ def test_values_are_typed() -> None:
     assert (read.discovery_directory, read.log_level, read.log_json) == (Path("/x"), "debug", True)
 
 
+def test_questions_to_an_engine_have_the_names_of_nvidia_dynamo() -> None:
+    assert settings.read({}).health_check == settings.HealthCheckSettings(
+        enabled=True, wait_seconds=10, request_seconds=3
+    )
+    environment = {
+        "DYN_HEALTH_CHECK_ENABLED": "false",
+        "DYN_CANARY_WAIT_TIME": "2.5",
+        "DYN_HEALTH_CHECK_REQUEST_TIMEOUT": "1",
+    }
+    assert settings.read(environment).health_check == settings.HealthCheckSettings(
+        enabled=False, wait_seconds=2.5, request_seconds=1
+    )
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "allowed"),
     [
@@ -48,6 +62,10 @@ def test_values_are_typed() -> None:
         ("DYN_SYSTEM_HEALTH_PATH", "/a/{b}", "a path"),
         ("DYN_SYSTEM_HEALTH_PATH", "/metrics", "not /metrics"),
         ("DYN_SYSTEM_LIVE_PATH", "/", "a path"),
+        ("DYN_HEALTH_CHECK_ENABLED", "maybe", "1, true"),
+        ("DYN_CANARY_WAIT_TIME", "0", "above 0"),
+        ("DYN_CANARY_WAIT_TIME", "10s", "a number of seconds"),
+        ("DYN_HEALTH_CHECK_REQUEST_TIMEOUT", "-1", "above 0"),
         ("DYN_LOG", "loud", "one of trace, debug"),
         ("DYN_LOGGING_JSONL", "perhaps", "1, true"),
     ],

@@ -202,11 +202,11 @@ async def test_nothing_is_asked_if_the_checks_are_disabled(engine: Engine, worke
     assert not engine.requests
 
 
-@pytest.mark.parametrize("status", [400, 404, 422])
+@pytest.mark.parametrize("status", [400, 404, 405, 422])
 async def test_an_engine_that_does_not_know_canaries_is_asked_by_its_health_route(
     engine: Engine, worker: Worker, status: int
 ) -> None:
-    engine.statuses["/generate"] = status  # of a model for embeddings, for example
+    engine.statuses["/generate"] = status  # SGLang's Rust server: 405
     async with worker.watched():
         await asked(engine, "/health_generate")
         assert engine.requests["/generate"] == 1
