@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import socket
 import urllib.parse
@@ -23,7 +24,7 @@ from processes import PYTHON, Process, running
 from stack import Answer, Stack, Worker, eventually, http
 
 FLAGS = ("--engine", "mocker", "--model", "mock", "--tokens-per-second", "20")
-NAME = "worker-0"
+NAME = f"worker-{os.getpid()}"  # another run of the tests may have a worker, too
 ID = hexadecimal(parse_id(NAME))
 
 

@@ -105,6 +105,18 @@ def test_streams_that_exceed_the_drain_timeout_are_ended(stack: Stack) -> None:
             assert worker.process.wait(within=15) == 0
 
 
+def test_an_engine_that_dies_while_its_worker_ends_is_not_started_again(stack: Stack) -> None:
+    with stack.run_worker(*FLAGS, "--drain-delay", "3") as worker:
+        worker.wait_until_ready()
+        worker.process.signal(signal.SIGTERM)
+        worker.process.wait_for("SIGTERM", within=5)
+        worker.engine.kill()
+        assert worker.process.wait(within=15) == 0
+        assert "the engine ended: it was killed by signal 9" in worker.process.log
+        assert worker.process.log.count("engine started") == 1
+        assert "starting it again" not in worker.process.log
+
+
 def test_a_worker_that_is_still_starting_ends_at_once(stack: Stack) -> None:
     flags = (*FLAGS, "--first-token-seconds", "60", "--drain-delay", "60")
     with stack.run_worker(*flags) as worker:

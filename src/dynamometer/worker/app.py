@@ -337,6 +337,7 @@ class _Worker:
                 # Time to send the errors of the requests in flight.
                 await self.endpoint.in_flight.drain(stop, 1.0)
                 raise ended.result()
+            self._supervisor.stop_restarts()
             self._traffic.end("the worker is ending")
             await publish()
             await stop.delay(self._traffic.delay_left)

@@ -93,6 +93,7 @@ class Supervisor:
         self._memory = AcceleratorMemory()
         self._starting: asyncio.Task[EngineRun] | None = None
         self._run: EngineRun | None = None  # until all of its processes have ended
+        self._restarts_wanted = True  # until the worker is ending
         self._died = False  # the present run has ended by itself; its other processes may live
         self.public_log = EngineLog(engine.public_lines(), launch.api_key)
         self.lifecycle = Lifecycle(time.time(), policy)
@@ -158,6 +159,10 @@ class Supervisor:
         if self.state is not State.DRAINING:
             self.lifecycle.drain(time.time(), "the worker is ending")
 
+    def stop_restarts(self) -> None:
+        """Do not start the engine again, because the worker is ending."""
+        self._restarts_wanted = False
+
     async def _supervise(self, run: EngineRun) -> EngineError:
         """Watch the engine and restart it, until it is given up; return the reason as an error."""
         ended = await self._watch(run)
@@ -167,7 +172,8 @@ class Supervisor:
             pause = self.lifecycle.note_exit(time.time(), ended)
             restart_at = time.monotonic() + (pause or 0)
             if pause is not None:
-                logger.error("%s; starting it again after %.0f s", ended.description, pause)
+                plan = f"; starting it again after {pause:.0f} s" if self._restarts_wanted else ""
+                logger.error("%s%s", ended.description, plan)
             await asyncio.gather(self._on_change(), self._kill())
             if pause is None:
                 return self._error(ended)
@@ -176,6 +182,8 @@ class Supervisor:
             if not await self._memory.wait_until_free():
                 self.lifecycle.note_attempt(time.time(), "waited for the accelerators' memory")
             await asyncio.sleep(restart_at - time.monotonic())
+            if not self._restarts_wanted:
+                return self._error(ended)
             self.launch = self.launch.with_other_ports(free_port)
             try:
                 run = await self._start()
