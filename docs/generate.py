@@ -29,7 +29,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 
 from dynamometer.cli import COMMANDS
 from dynamometer.frontend import failures
-from dynamometer.names import labels
+from dynamometer.names import engine_state, labels
 from dynamometer.variables import OTHERS, VARIABLES
 
 CONFIGURATION, METRICS = HERE / "configuration.md", HERE / "metrics.md"
@@ -177,6 +177,8 @@ def live_pages() -> tuple[str, str]:
                 fetch(f"{url}/v1/chat/completions", body | {"stream": stream})
             _abort(url, body | {"stream": True, "max_tokens": 1800})
             eventually(lambda: _ABORTED in worker.page(), within=30, what="the engine aborts it")
+            proof = engine_state.LAST_PROGRESS_TIMESTAMP_SECONDS
+            eventually(lambda: proof in worker.page(), within=30, what=proof)
             return fetch(f"{url}/metrics").body.decode(), worker.page()
 
 
