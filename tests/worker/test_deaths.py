@@ -142,7 +142,7 @@ def test_an_engine_that_dies_while_it_restarts_is_started_again(stack: Stack) ->
         assert complete(worker).status == 200
         engine = worker.engine
         temporary = Path(engine.environ()["TMPDIR"])
-        assert list(temporary.parent.iterdir()) == [temporary]  # nothing of the former engines
+        assert list(temporary.parent.iterdir()) == [temporary]  # no older ones
         assert metrics_files(worker) <= {str(one.pid) for one in worker.process.descendants()}
 
 
