@@ -25,6 +25,7 @@ FIELDS = {"cached_tokens", names.frontend_service.METRICS_PREFIX_ENV}
 FAMILIES = {
     "frontend_service",
     "frontend_perf",
+    "frontend_processes",
     "request_plane",
     "work_handler",
     "kvstats",
