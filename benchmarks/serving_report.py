@@ -154,7 +154,11 @@ def _requests(rows: Iterable[dict[str, float | str]]) -> str:
 
 
 def _idle(rows: Iterable[dict[str, float | str]]) -> str:
-    head = ["path", "CPU of a core: frontend, worker", "resident: frontend, worker, MiB"]
+    head = [
+        "path",
+        "CPU of a core: frontend, worker (each)",
+        "resident: frontend, worker (each), MiB",
+    ]
     found = [[*head, "a stream in flight: frontend, worker, KiB"]]
     for row in rows:
         stream = "not measured"
