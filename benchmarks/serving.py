@@ -1,10 +1,11 @@
 """Measure what serving costs, on several paths in one run: `make bench-serving`.
 
-The same simulated engines are reached directly, through a bare relay of bytes of one and two hops,
-through Dynamometer's frontend and workers, and on request through SGLang's Rust router and NVIDIA
-Dynamo, each in an environment of its own. All paths get the same load in each round, one after
-another, and the tables have the medians of the rounds. Each answer is checked: its number of
-tokens, their order, all of its bytes. An answer that fails the check makes the exit code 1.
+A hop is one program that relays. The same simulated engines are measured alone, through a bare
+relay of bytes of one and two hops, through Dynamometer's frontend and workers, and on request
+through SGLang's Rust router and NVIDIA Dynamo, each in an environment of its own. All paths get the
+same load in each round, one after another, and the tables have the medians of the rounds. Each
+answer is checked: its number of tokens, their order, all of its bytes. An answer that fails the
+check makes the exit code 1.
 
 `--real` adds the real engine, measured with SGLang's own `bench_serving`; `--growth` adds large
 prompts, long answers and idle connections; `--long` is a check of one load over a long time.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import signal
 import sys
 import tempfile
@@ -25,7 +27,16 @@ from dynamo_stack import run_in_namespaces
 from serving_growth import growth
 from serving_load import Shape
 from serving_machine import cores, describe, refuse_left_over_engines
-from serving_paths import ServingPath, dynamo, fleet, frontend, has_processes, relays, router
+from serving_paths import (
+    ServingPath,
+    dynamo,
+    fleet,
+    frontend,
+    has_processes,
+    path_names,
+    relays,
+    router,
+)
 from serving_real import real
 from serving_report import Results
 from serving_rounds import FIRST_TOKEN_SECONDS, FIXED_AT, SCRAPES_A_SECOND, Bench
@@ -61,40 +72,64 @@ def _options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--quick", action="store_true", help="one short round at 64 streams, under a minute")
-    add("--rounds", type=int, default=5, help="default: 5")
-    add("--seconds", type=float, default=4.0, help="of each measurement (default: 4)")
+    quick = {"rounds": 1, "seconds": 2.0, "levels": [64], "concurrency": [FIXED_AT]}
+    add(
+        "--quick",
+        action="store_true",
+        help="about 40 s: the defaults become --rounds 1 --seconds 2 --levels 64 "
+        f"--concurrency {FIXED_AT}, and the start of processes is not measured",
+    )
+    add("--rounds", type=_count, default=5, metavar="N", help="default: 5")
+    add(
+        "--seconds",
+        type=_amount,
+        default=4.0,
+        metavar="SECONDS",
+        help="of each measurement (default: 4)",
+    )
     add(
         "--levels",
-        type=_numbers,
+        type=_counts,
         default=[64, 256, 1024] if many else [64, 256],
         metavar="N,...",
         help="concurrent streams (default: 64,256, and 1024 with 8 cores)",
     )
     add(
         "--concurrency",
-        type=_numbers,
+        type=_counts,
         default=[1, 16, 64],
         metavar="N,...",
         help="for answers of one token (default: 1,16,64)",
     )
-    add("--engines", type=int, default=4 if many else 2, help="default: 2, or 4 with 8 cores")
+    add(
+        "--engines",
+        type=_count,
+        default=4 if many else 2,
+        metavar="N",
+        help="default: 2, or 4 with 8 cores",
+    )
     add(
         "--clients",
-        type=int,
+        type=_count,
         default=4 if many else 1,
+        metavar="N",
         help="client processes (default: 1, or 4 with 8 cores)",
     )
-    add("--rate", type=float, default=50.0, help="tokens/s of a stream (default: 50)")
-    add("--tokens", type=int, default=64, help="of an answer (default: 64)")
+    add("--rate", type=_amount, default=50.0, help="tokens/s of a stream (default: 50)")
+    add("--tokens", type=_count, default=64, metavar="N", help="of an answer (default: 64)")
     add(
         "--processes",
-        type=_numbers,
+        type=_counts,
         default=[1, 4] if many else [1],
         metavar="N,...",
-        help="frontend processes, as in dyno frontend --processes (default: 1, and 4 with 8 cores)",
+        help="numbers of frontend processes, each of which is a path (default: 1, and 4 with 8 "
+        "cores); not auto",
     )
-    add("--paths", metavar="TEXT", help="only paths whose name contains one of these, by commas")
+    add(
+        "--paths",
+        metavar="TEXT,...",
+        help="only paths whose name contains one of these; the engines alone are always measured",
+    )
     add("--keep-alive", action="store_true", help="several requests over one connection")
     add(
         "--scraped",
@@ -114,7 +149,7 @@ def _options() -> argparse.Namespace:
     )
     add(
         "--long",
-        type=float,
+        type=_amount,
         metavar="SECONDS",
         help="one load at the highest level for this long, through the frontend only",
     )
@@ -126,13 +161,55 @@ def _options() -> argparse.Namespace:
     add("--inside", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.quick:
-        options.rounds, options.seconds, options.levels = 1, 2.0, options.levels[:1]
-        options.concurrency = [FIXED_AT]
+        parser.set_defaults(**quick)
+        options = parser.parse_args()
+    if options.paths is not None:
+        _check_paths(parser, options)
     return options
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+def _check_paths(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    names = path_names(
+        options.processes, router=bool(options.router_python), dynamo=bool(options.dynamo_python)
+    )
+    for part in _parts(options.paths):
+        if not part or not any(part in name for name in names):
+            parser.error(
+                f"argument --paths: no path has {part!r} in its name: give parts of "
+                f"{'; '.join(names)} (make bench-serving adds others with ROUTER=1 and DYNAMO=1)"
+            )
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
+
+
+def _count(text: str) -> int:
+    """Parse a whole number above 0."""
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number above 0")
+    return int(text)
+
+
+def _counts(text: str) -> list[int]:
+    """Parse whole numbers above 0, separated by commas."""
+    try:
+        return [_count(part) for part in _parts(text)]
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: give whole numbers above 0, such as 1,4"
+        ) from None
+
+
+def _amount(text: str) -> float:
+    """Parse a number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not (number > 0 and math.isfinite(number)):
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number above 0")
+    return number
 
 
 def measure(options: argparse.Namespace, place: Path) -> Results:
@@ -164,12 +241,14 @@ def measure(options: argparse.Namespace, place: Path) -> Results:
 
 
 def _setting(options: argparse.Namespace) -> str:
-    rounds = f"medians of {options.rounds} rounds of {options.seconds:.0f} s"
+    rounds = f"medians of {options.rounds} rounds of {options.seconds:g} s"
+    if options.rounds == 1:
+        rounds = f"one round of {options.seconds:g} s"
     if options.long:
-        rounds = f"one load of {options.long:.0f} s"
+        rounds = f"one load of {options.long:g} s"
     connections = "kept" if options.keep_alive else "one for each request"
     return (
-        f"{options.engines} simulated engines, {options.rate:.0f} tokens/s a stream, one event a "
+        f"{options.engines} simulated engines, {options.rate:g} tokens/s a stream, one event a "
         f"token, answers of {options.tokens} tokens, the first one after "
         f"{FIRST_TOKEN_SECONDS * 1e3:.0f} ms; client processes: {options.clients}; connections: "
         f"{connections}; {rounds}. CPU is of whole processes."
@@ -201,7 +280,7 @@ def _paths(options: argparse.Namespace, place: Path) -> Iterator[list[ServingPat
                 )
             )  # fmt: skip
         if options.paths:
-            parts = options.paths.split(",")
+            parts = _parts(options.paths)
             paths = [
                 path for path in paths
                 if not path.hops or any(part in path.name for part in parts)

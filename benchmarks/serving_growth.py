@@ -73,7 +73,9 @@ def _prompts(engines: Fleet, path: ServingPath) -> tuple[str, list[list[str]], l
         )
         checksum = reference(engines.direct(), shape)
         load = {"streams": 1, "seconds": 3, "checksum": checksum}
-        alone = _try(faults, f"prompts of {_size(size)}, direct", engines.direct(), shape, **load)
+        alone = _try(
+            faults, f"prompts of {_size(size)}, engine alone", engines.direct(), shape, **load
+        )
         done = _try(faults, f"prompts of {_size(size)}", path, shape, **load)
         if done and alone:
             values = done.values()
@@ -84,7 +86,9 @@ def _prompts(engines: Fleet, path: ServingPath) -> tuple[str, list[list[str]], l
 
 
 def _held_bodies(engines: Fleet, path: ServingPath) -> tuple[str, list[list[str]], list[str]]:
-    rows = [["process", "resident before, MiB", "resident during, MiB", "copies of each body"]]
+    rows = [
+        ["process", "resident before, MiB", "while they stream, MiB", "copies of each body kept"]
+    ]
     faults: list[str] = []
     shape = Shape(
         tokens=100, rate=_RATE, first_token_seconds=_FIRST_TOKEN_SECONDS, prompt_bytes=PROMPTS[-1]
@@ -101,7 +105,8 @@ def _held_bodies(engines: Fleet, path: ServingPath) -> tuple[str, list[list[str]
             rows.append([name, f"{one / MIB:.0f}", f"{two / MIB:.0f}", f"{copies:.2f}"])
     title = (
         f"{_LARGE_AT_ONCE} streams in flight, each with a prompt of {_size(PROMPTS[-1])}; "
-        "a hop keeps one copy of a body until the head of its response:"
+        "a hop keeps one copy of a body until the head of its response. "
+        "The memory was read while the answers streamed, thus after the heads:"
     )
     return title, rows, faults
 

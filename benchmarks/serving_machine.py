@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
 
 _ENGINE_TITLE = "sglang::"
-_ENGINE_MODULE = "sglang.launch_server"
+_ENGINE_MODULES = frozenset({"sglang.launch_server", "dynamometer.mocker"})
+_COMMANDS = frozenset({"dyno", "dynamometer", "dynamometer.cli"})
 
 
 def describe() -> str:
@@ -26,7 +28,7 @@ def describe() -> str:
     memory = psutil.virtual_memory().total / 2**30
     return (
         f"{model}, {cores()} cores, {memory:.0f} GiB, Linux {platform.release()}, "
-        f"Python {platform.python_version()}, revision {_revision()}, "
+        f"Python {platform.python_version()}, revision {revision()}, "
         f"load {os.getloadavg()[0]:.1f} at the start, {time.strftime('%Y-%m-%d')}"
     )
 
@@ -41,27 +43,60 @@ def cores() -> int:
     return available
 
 
-def _revision() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=9"]
+def revision(place: Path = Path(__file__).parent) -> str:
+    """Return the commit of a working tree; if it is not on `main`, the last one that is.
+
+    Args:
+        place: a directory in the working tree.
+    """
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
-        return done.stdout.strip()
+        head = _git(place, "rev-parse", "HEAD")
+        with contextlib.suppress(subprocess.SubprocessError):  # a clone without `main`
+            head = _git(place, "merge-base", head, "main")
+        changes = " with local changes" if _git(place, "diff", "--name-only", head) else ""
+        return head[:9] + changes
     return "unknown"
 
 
+def _git(place: Path, *words: str) -> str:
+    done = subprocess.run(
+        ["git", *words], cwd=place, capture_output=True, text=True, check=True
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
 def refuse_left_over_engines() -> None:
-    """End the program if an engine runs that this program has not started."""
-    found = []
-    for process in psutil.process_iter(["pid", "name", "cmdline"]):
-        words = process.info["cmdline"] or []
-        titles = [process.info["name"] or "", *words[:1]]
-        if any(title.startswith(_ENGINE_TITLE) for title in titles) or _ENGINE_MODULE in words:
-            title = " ".join(words) or titles[0]  # no words: the process is ending
-            found.append(f"{process.info['pid']} ({title[:60]})")
-    if found:
+    """End the program if an engine runs, simulated or real; called before the first one starts."""
+    if found := left_over_engines():
         sys.exit(f"an engine still runs, and would disturb every figure: end {', '.join(found)}")
+
+
+def left_over_engines() -> list[str]:
+    """Return the pid and the command of each engine that runs; its own processes are omitted."""
+    found = {
+        process.pid: process
+        for process in psutil.process_iter(["ppid", "name", "cmdline"])
+        if _is_engine(process.info["name"] or "", process.info["cmdline"] or [])
+    }
+    return [
+        f"{pid} ({_title(process)})"
+        for pid, process in found.items()
+        if process.info["ppid"] not in found
+    ]
+
+
+def _is_engine(name: str, words: list[str]) -> bool:
+    return (
+        any(title.startswith(_ENGINE_TITLE) for title in (name, *words[:1]))
+        or not _ENGINE_MODULES.isdisjoint(words)
+        or any(Path(one).name in _COMMANDS and two == "mocker" for one, two in pairwise(words))
+    )
+
+
+def _title(process: psutil.Process) -> str:
+    # An engine that sets its title pads its command line; without words, the process is ending.
+    first, *words = " ".join(process.info["cmdline"] or []).split() or [process.info["name"]]
+    return " ".join([first if _ENGINE_TITLE in first else Path(first).name, *words])[:60].strip()
 
 
 def cpu_seconds(processes: Iterable[psutil.Process]) -> float:

@@ -1,9 +1,9 @@
 """The paths that `make bench-serving` compares, and their processes.
 
-All paths lead to the same simulated engines, each started by its own worker: directly, through a
-bare relay of one and two hops, through Dynamometer's frontend and workers, and through SGLang's
-router and NVIDIA Dynamo where an interpreter with them is given. NVIDIA Dynamo's engine is a part
-of its worker, and simulated in the same way.
+All paths lead to the same simulated engines, each started by its own worker: to the engines alone,
+through a bare relay of one and two hops, through Dynamometer's frontend and workers, and through
+SGLang's router and NVIDIA Dynamo where an interpreter with them is given. NVIDIA Dynamo's engine is
+a part of its worker, and simulated in the same way.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,8 +25,8 @@ from starting import started
 from dynamometer.http.addresses import free_port
 
 MODEL = "mock"
-DIRECT, RELAY, OURS, ROUTER = "direct", "bare relay", "Dynamometer", "sglang-router"
-DYNAMO = "NVIDIA Dynamo (back: with the engine)"
+DIRECT, RELAY, OURS, ROUTER = "engines alone", "bare relay", "Dynamometer", "sglang-router"
+DYNAMO = "NVIDIA Dynamo (worker: with the engine)"
 _RELAY_SCRIPT = Path(__file__).with_name("serving_relay.py")
 _DYNAMO_WORKER = Path(__file__).with_name("serving_dynamo_worker.py")
 _DYNAMO_PLANES = ("--discovery-backend", "file", "--request-plane", "tcp", "--event-plane", "zmq")
@@ -146,10 +146,9 @@ def relays(found: Fleet, *, processes: int) -> Iterator[list[ServingPath]]:
         def path(hops: int, targets: list[int], count: int, back: list[psutil.Process]) -> None:
             first, port = relay(targets)
             front = [first, *(relay(targets, port)[0] for _ in range(count - 1))]
-            name = f"{RELAY}, {hops} hop{'s' * (hops > 1)}" + _times(count)
             paths.append(
                 ServingPath(
-                    name=name, hops=hops, ports=[port], engines=found.engines,
+                    name=_relay_name(hops, count), hops=hops, ports=[port], engines=found.engines,
                     front=front, back=back,
                 )
             )  # fmt: skip
@@ -160,6 +159,24 @@ def relays(found: Fleet, *, processes: int) -> Iterator[list[ServingPath]]:
         for count in sorted({1, processes}):
             path(2, [port for _, port in far], count, [process for process, _ in far])
         yield paths
+
+
+def path_names(processes: Sequence[int], *, router: bool, dynamo: bool) -> list[str]:
+    """Return the names of all paths.
+
+    Args:
+        processes: the numbers of frontend processes.
+        router: SGLang's router is one of the paths.
+        dynamo: NVIDIA Dynamo is one of the paths.
+    """
+    relays = [_relay_name(1, 1)]
+    relays += [_relay_name(2, count) for count in sorted({1, max(processes)})]
+    ours = [OURS + _times(count) for count in processes]
+    return [DIRECT, *relays, *ours, *[ROUTER] * router, *[DYNAMO] * dynamo]
+
+
+def _relay_name(hops: int, processes: int) -> str:
+    return f"{RELAY}, {hops} hop{'s' * (hops > 1)}{_times(processes)}"
 
 
 def _times(processes: int) -> str:

@@ -15,10 +15,15 @@ _DOCS = Path(__file__).parent.parent / "docs"
 PAGE, PICTURE = _DOCS / "performance.md", _DOCS / "serving-cost.svg"
 _BEGIN, _END = "<!-- make bench-serving: begin -->", "<!-- make bench-serving: end -->"
 _ABOUT = (
-    "`make bench-serving BENCH_FLAGS=--write` measures these figures and writes them here. "
+    "`make bench-serving BENCH_FLAGS=--write` measures these figures. "
     "`ROUTER=1` adds SGLang's Rust router, `DYNAMO=1` NVIDIA Dynamo, `REAL=1` the real engine, "
     "`GROWTH=1` large prompts, long answers and idle connections. Compare the paths of one run "
     "only: machines differ."
+)
+_ABOUT_ROWS = (
+    "A hop is one program that relays: the frontend is the first one, the worker the second; the "
+    "bare relay has two programs in their places. A chunk is one event of a stream, here a token. "
+    "The last column is the processor time of the engines themselves."
 )
 _ABOUT_REQUESTS = (
     "Answers of one token, one request after another in each of this many clients. Added: the "
@@ -75,7 +80,7 @@ def text(results: Results) -> str:
     """Return the tables as Markdown."""
     parts = [f"Machine: {results.machine}.", results.setting]
     if results.rows:
-        parts += [_rows(results.rows)]
+        parts += [_ABOUT_ROWS, _rows(results.rows)]
     if results.requests:
         parts += [_ABOUT_REQUESTS, _requests(results.requests)]
     if results.idle:
@@ -113,10 +118,10 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 def _rows(rows: Sequence[dict[str, float | str]]) -> str:
     head = ["path", "streams", "chunks/s", "requests/s", "TTFT p50 / p99, ms", "gap p50 / p99, ms"]
-    head += ["CPU a chunk, µs: front + back", "÷ bare relay, 2 hops"]
+    head += ["CPU a chunk, µs: frontend + worker", "÷ bare relay, 2 hops"]
     with_router = any("router ratio" in row for row in rows)
     head += ["÷ sglang-router"] * with_router
-    found = [[*head, "engine, µs"]]
+    found = [[*head, "engines' CPU a chunk, µs"]]
     for row in rows:
         hops = row["hops"]
         cost = _number(row, "front a chunk", 1) if hops else ""
@@ -149,8 +154,12 @@ def _requests(rows: Iterable[dict[str, float | str]]) -> str:
 
 
 def _idle(rows: Iterable[dict[str, float | str]]) -> str:
-    head = ["path", "CPU of a core: front, back (each)", "resident: front, back (each), MiB"]
-    found = [[*head, "a stream in flight: front, back, KiB"]]
+    head = [
+        "path",
+        "CPU of a core: frontend, worker (each)",
+        "resident: frontend, worker (each), MiB",
+    ]
+    found = [[*head, "a stream in flight: frontend, worker, KiB"]]
     for row in rows:
         stream = "not measured"
         if "front stream bytes" in row:
@@ -181,7 +190,7 @@ def _pair(
 
 
 def picture_of(rows: Sequence[dict[str, float | str]]) -> str:
-    """Return bars of the processor time of a chunk, front and back, at each number of streams."""
+    """Return bars of the processor time of a chunk in both hops, at each number of streams."""
     shown = [row for row in rows if row["hops"]]
     most = max(float(row["front a chunk"]) + float(row["back a chunk"]) for row in shown)
     left, width, step = 380, 330, 24

@@ -149,18 +149,19 @@ class Bench:
         place = f"{self._done}/{self._loads}, " if self._loads else ""
         if (name, level) in self._failed:
             return
+        unit = "chunk" if rows is self._streams else "request"
+        load_name = f"{level} streams" if unit == "chunk" else f"concurrency {level}"
         try:
             done = load()
         except FailedAnswersError as error:
             self._failed.add((name, level))
-            self._results.faults.append(f"{title}, {name}, {level} streams: {error}")
+            self._results.faults.append(f"{title}, {name}, {load_name}: {error}")
             say(self._results.faults[-1])
             return
         row: Row = {"path": name, "streams": level, "hops": path.hops, **done.values()}
         rows.setdefault((name, level), []).append(row)
-        unit = "chunk" if rows is self._streams else "request"
         say(
-            f"{place}{title}: {name}, {level} streams: "
+            f"{place}{title}: {name}, {load_name}: "
             f"{row[f'{unit}s/s']:.0f} {unit}s/s, "
             f"TTFT p50 {row['first p50']:.1f} p99 {row['first p99']:.1f} ms, "
             f"CPU {_cost(row, unit):.1f} µs a {unit}"

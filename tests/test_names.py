@@ -26,6 +26,7 @@ FAMILIES = {
     "frontend_service",
     "frontend_perf",
     "frontend_resilience",
+    "frontend_processes",
     "request_plane",
     "work_handler",
     "kvstats",

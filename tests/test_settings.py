@@ -141,6 +141,11 @@ def test_anything_else_is_not_an_origin(text: str) -> None:
         settings.origin(text)
 
 
+def test_origins_are_separated_by_spaces() -> None:
+    with pytest.raises(ValueError, match="separate origins by spaces"):
+        settings.origin("https://a.example,https://b.example")
+
+
 def test_white_space_around_a_value_is_ignored() -> None:
     assert settings.read({"DYN_SYSTEM_PORT": " 8099\n"}).system_port == 8099
 

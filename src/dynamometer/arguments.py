@@ -108,8 +108,8 @@ def add_allow_origin(group: argparse._ActionsContainer) -> None:
         action="extend",
         default=[],
         metavar="ORIGIN",
-        help="origins of web pages that may read the responses, such as https://chat.example; "
-        "*: all origins (default: none)",
+        help="origins of web pages that may read the responses of all routes of this address, such "
+        "as https://chat.example, separated by spaces; *: all origins (default: none)",
     )
 
 

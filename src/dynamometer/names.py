@@ -123,6 +123,12 @@ class frontend_perf:  # noqa: N801
     STAGE_TRANSPORT_ROUNDTRIP: Final = "transport_roundtrip"
 
 
+class frontend_processes:  # noqa: N801
+    """Families of a frontend's processes: full names."""
+
+    RESTARTS_TOTAL: Final = "dynamometer_frontend_process_restarts_total"
+
+
 class request_plane:  # noqa: N801
     """Families of the requests to the workers: suffixes to `name_prefix.REQUEST_PLANE` and `_`."""
 

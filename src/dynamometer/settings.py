@@ -308,6 +308,8 @@ def origin(value: str) -> str:
     """Parse the origin of web pages, as browsers send it: https://HOST, http://HOST:PORT, or *."""
     if value == "*":
         return value
+    if "," in value:
+        raise ValueError("must be one origin: separate origins by spaces, not by commas")
     scheme, separator, host = value.lower().partition("://")
     default_port = {"http": ":80", "https": ":443"}.get(scheme)
     valid = re.fullmatch(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:[0-9]{1,5})?", host)

@@ -9,12 +9,15 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import serving_machine
 import serving_report
 from serving_answers import checksum_of, fault_of
 from serving_client import Load, Measured, percentile, run
@@ -175,7 +178,7 @@ def test_the_page_gets_the_tables_once(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(serving_report, "PAGE", tmp_path / "performance.md")
     monkeypatch.setattr(serving_report, "PICTURE", tmp_path / "serving-cost.svg")
     serving_report.PAGE.write_text("# Performance\n\nBy hand.\n")
-    rows = [row("direct", 0, 0, 0), row("Dynamometer", 2, 70.5, 80)]
+    rows = [row("engines alone", 0, 0, 0), row("Dynamometer", 2, 70.5, 80)]
     for machine in ("one machine", "another machine"):
         results = Results(machine=machine, setting="A setting.", rows=rows)
         results.save(tmp_path / "results.json")
@@ -198,3 +201,117 @@ def test_a_saved_run_is_printed_again(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr  # a run with a fault
     assert "| Dynamometer | 64 | 3,000 |" in done.stdout
     assert "**Failed: a fault**" in done.stdout
+
+
+def benchmark(*flags: str) -> subprocess.CompletedProcess[str]:
+    command = [PYTHON, str(ROOT / "benchmarks" / "serving.py"), *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--levels 64,x", "--levels: '64,x': give whole numbers above 0, such as 1,4"),
+        ("--levels 0", "--levels: '0': give whole numbers"),
+        ("--concurrency 1,,2", "--concurrency: '1,,2': give whole numbers"),
+        ("--processes auto", "--processes: 'auto': give whole numbers"),
+        ("--rounds 0", "--rounds: '0': give a whole number above 0"),
+        ("--clients 1.5", "--clients: '1.5': give a whole number above 0"),
+        ("--engines -1", "--engines: '-1': give a whole number above 0"),
+        ("--seconds nan", "--seconds: 'nan': give a number above 0"),
+        ("--rate 0", "--rate: '0': give a number above 0"),
+        ("--long x", "--long: 'x': give a number above 0"),
+        ("--paths rowter", "no path has 'rowter' in its name: give parts of engines alone; bare"),
+        ("--paths relay,", "no path has '' in its name"),
+        ("--paths sglang-router", "others with ROUTER=1"),
+    ],
+)
+def test_a_wrong_flag_has_a_clear_error(flags: str, message: str) -> None:
+    done = benchmark(*flags.split())
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_quick_keeps_the_flags_that_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    import serving
+
+    monkeypatch.setattr(sys, "argv", ["serving.py", "--quick", "--levels", "8,16"])
+    options = serving._options()
+    assert (options.rounds, options.seconds, options.levels) == (1, 2.0, [8, 16])
+    assert options.concurrency == [16]
+
+
+def test_a_simulated_engine_that_runs_is_refused(tmp_path: Path) -> None:
+    command = [PYTHON, "-m", "dynamometer.mocker", "--model", "mock", "--processes", "2"]
+    with running(command, tmp_path / "log", {}) as process:
+        process.wait_for("serving mock", within=30)
+        done = benchmark("--quick")
+    assert done.returncode == 1
+    assert done.stderr.count(f"{process.pid} (") == 1
+    assert "-m dynamometer.mocker --model mock" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["python", "-m", "sglang.launch_server"],
+        ["python", "-m", "dynamometer.mocker"],
+        ["python", "/usr/bin/dyno", "mocker", "--model", "m"],
+        ["python", "-m", "dynamometer.cli", "mocker"],
+        ["sglang::scheduler", "", ""],
+    ],
+)
+def test_every_form_of_an_engine_is_found(words: list[str]) -> None:
+    assert serving_machine._is_engine("python", words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["python", "/usr/bin/dyno", "sglang", "--engine", "mocker"],
+        ["grep", "mocker"],
+        ["python", "-m", "pytest", "tests/mocker"],
+    ],
+)
+def test_other_processes_are_not_engines(words: list[str]) -> None:
+    assert not serving_machine._is_engine("python", words)
+
+
+def test_an_engine_of_several_processes_is_shown_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = ["/usr/bin/python", "-m", "sglang.launch_server", *[""] * 9]
+    processes = [
+        SimpleNamespace(pid=pid, info={"ppid": ppid, "name": "python", "cmdline": words})
+        for pid, ppid, words in (
+            (7, 1, launch), (8, 7, ["sglang::scheduler" + " " * 90]), (9, 8, ["sglang::x"]),
+            (10, 1, ["sglang::detokenizer", ""]), (11, 7, ["cat"]),
+        )
+    ]  # fmt: skip
+    monkeypatch.setattr(psutil, "process_iter", lambda _: processes)
+    shown = ["7 (python -m sglang.launch_server)", "10 (sglang::detokenizer)"]
+    assert serving_machine.left_over_engines() == shown
+
+
+def test_the_revision_is_a_commit_of_main(tmp_path: Path) -> None:
+    def git(*words: str) -> str:
+        own = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        command = ["git", *own, *words]
+        return subprocess.run(
+            command, cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    assert serving_machine.revision(tmp_path) == "unknown"
+    git("init", "-b", "main")
+    (tmp_path / "code").write_text("one")
+    git("add", "code")
+    git("commit", "-m", "one")
+    first = git("rev-parse", "HEAD")[:9]
+    assert serving_machine.revision(tmp_path) == first
+    git("checkout", "-b", "topic")
+    (tmp_path / "code").write_text("two")
+    assert serving_machine.revision(tmp_path) == f"{first} with local changes"
+    git("commit", "-am", "two")
+    assert serving_machine.revision(tmp_path) == f"{first} with local changes"
+    topic = git("rev-parse", "HEAD")[:9]
+    git("branch", "-D", "main")
+    assert serving_machine.revision(tmp_path) == topic

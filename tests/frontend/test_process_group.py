@@ -36,9 +36,12 @@ async def group(port: SharedPort, files: Path) -> AsyncIterator[tuple[ProcessGro
         return b""
 
     yield (
-        ProcessGroup(3, port=port, arguments=(), files=files, page=page, retire=retired.append),
+        ProcessGroup(
+            3, port=port, arguments=(), files=files, page=page, count_restart=lambda: None,
+            retire=retired.append,
+        ),
         retired,
-    )
+    )  # fmt: skip
 
 
 def program(path: Path, text: str) -> str:

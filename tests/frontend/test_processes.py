@@ -264,6 +264,11 @@ async def test_a_process_that_dies_again_and_again_is_restarted_after_growing_pa
             await asyncio.to_thread(group.process.wait_for, pattern, within=10)
             await eventually(lambda: any(map(is_first, group.members)))
             await eventually(lambda: group.serving(2))
+        await eventually(lambda: restarts_shown(group, 3))
+
+
+async def restarts_shown(group: Group, number: int) -> bool:
+    return (await group.series())["dynamometer_frontend_process_restarts_total", ()] == number
 
 
 def is_first(member: psutil.Process) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -76,6 +77,23 @@ async def test_a_supervised_process_ignores_a_second_signal() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     await run_ready_tasks()
     assert not stop.immediate.is_set()
+    for number in SIGNALS:
+        asyncio.get_running_loop().remove_signal_handler(number)
+
+
+async def test_only_the_supervisor_logs_a_signal(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("dynamometer"), "propagate", True)
+    caplog.set_level(logging.DEBUG, logger="dynamometer")
+    for supervised, level in ((True, logging.DEBUG), (False, logging.INFO)):
+        caplog.clear()
+        stop = Stop(supervised=supervised)
+        os.kill(os.getpid(), signal.SIGTERM)
+        async with asyncio.timeout(5):
+            await stop.requested.wait()
+        found = [(record.levelno, record.getMessage()) for record in caplog.records]
+        assert found == [(level, "SIGTERM: ending")]
     for number in SIGNALS:
         asyncio.get_running_loop().remove_signal_handler(number)
 

@@ -23,7 +23,7 @@ from dynamometer.frontend.load_poller import LoadPoller
 from dynamometer.frontend.member import Member, Membership, joined
 from dynamometer.frontend.probes import Probes
 from dynamometer.frontend.routing import Router, RouterMode
-from dynamometer.frontend.service_metrics import FrontendMetrics
+from dynamometer.frontend.service_metrics import FrontendMetrics, restart_counter
 from dynamometer.http import addresses, aiohttp_adapter, openai_errors
 from dynamometer.http.client import Client
 from dynamometer.http.exchange import Request
@@ -91,6 +91,7 @@ async def serve(options: FrontendOptions) -> None:
     check(options)
     stop = Stop()
     runtime = DistributedRuntime()
+    restart_counter(runtime.registry)  # stays 0: one process is not restarted
     discovery = await connect(options.discovery_directory)
     listener = shared_port.listen(options.host, options.port)
     url = addresses.url(listener)

@@ -30,7 +30,7 @@ from dynamometer.frontend.canary import Canary
 from dynamometer.frontend.channel import SupervisorEnd
 from dynamometer.frontend.group_metrics import GroupCollector, ProcessesCollector
 from dynamometer.frontend.member import Membership
-from dynamometer.frontend.service_metrics import FrontendMetrics
+from dynamometer.frontend.service_metrics import FrontendMetrics, restart_counter
 from dynamometer.frontend.shared_port import SharedPort
 from dynamometer.metrics.refresh import PageRequest
 from dynamometer.metrics.scraping import Scrapes
@@ -86,6 +86,7 @@ async def serve_group(options: FrontendOptions, count: int, arguments: Sequence[
         collector = GroupCollector(files, described)
         stack.callback(collector.close)
         runtime.registry.register(collector)
+        restarts = restart_counter(runtime.registry)
         own = record(options, runtime, port.url)
         registration = await stack.enter_async_context(discovery.register(own))
         await stack.enter_async_context(
@@ -97,6 +98,7 @@ async def serve_group(options: FrontendOptions, count: int, arguments: Sequence[
             arguments=arguments,
             files=files,
             page=Scrapes(runtime.page).render,
+            count_restart=restarts.inc,
             retire=collector.retire,
         )
         announcing = asyncio.create_task(
@@ -141,6 +143,7 @@ class ProcessGroup:
         arguments: Sequence[str],
         files: Path,
         page: Callable[[PageRequest], Awaitable[bytes]],
+        count_restart: Callable[[], None],
         retire: Callable[[int], None],
     ) -> None:
         """Create the group; `run` starts the processes.
@@ -151,6 +154,7 @@ class ProcessGroup:
             arguments: the flags of the frontend, which each process parses again.
             files: the directory of the processes' multiprocess files.
             page: a function that renders the page of the whole frontend.
+            count_restart: a function that is called before each restart of a process.
             retire: a function that is called in a thread with the pid of each ended process.
         """
         self._port = port
@@ -158,6 +162,7 @@ class ProcessGroup:
         self._arguments = arguments
         self._files = files
         self._page = page
+        self._count_restart = count_restart
         self._retire = retire
         self._members = [_Slot(number) for number in range(1, count + 1)]
         self._restarts = 0
@@ -236,6 +241,7 @@ class ProcessGroup:
             if not self.serving.is_set():
                 raise FrontendError(f"process {member.number} of the frontend {reason}")
             self._restarts += 1
+            self._count_restart()
             lived = time.monotonic() - started
             if lived > STABLE_SECONDS:
                 pause = 0.0

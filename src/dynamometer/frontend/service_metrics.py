@@ -21,6 +21,7 @@ from dynamometer.metrics.histogram import BatchHistogram
 from dynamometer.names import (
     error_type,
     frontend_perf,
+    frontend_processes,
     frontend_service,
     labels,
     name_prefix,
@@ -53,6 +54,12 @@ _INITIAL_ROUTES: Final = (
 # The value of a gauge of several processes: the sum of those that run.
 _SUM: Final = "livesum"
 _DEFAULT_BUCKETS: Final = FrontendBuckets.of(DEFAULT_BUCKET_RANGES)
+
+
+def restart_counter(registry: CollectorRegistry) -> Counter:
+    """Register and return the counter of restarts of the frontend's processes."""
+    name = frontend_processes.RESTARTS_TOTAL
+    return Counter(name, "Number of restarts of the frontend's processes", registry=registry)
 
 
 class FrontendMetrics:

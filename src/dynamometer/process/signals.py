@@ -25,7 +25,8 @@ class Stop:
 
         Args:
             supervised: ignore all signals after the first: a supervisor ends this process at once
-                with SIGKILL, and may send the first signal to a process that has it already.
+                with SIGKILL, and may send the first signal to a process that has it already. The
+                supervisor logs the signal.
         """
         self._supervised = supervised
         self.requested = asyncio.Event()
@@ -49,7 +50,9 @@ class Stop:
             if self._supervised:
                 return
             self.immediate.set()
-        logger.info("%s: ending%s", number.name, " at once" if self.requested.is_set() else "")
+        level = logging.DEBUG if self._supervised else logging.INFO
+        at_once = " at once" if self.requested.is_set() else ""
+        logger.log(level, "%s: ending%s", number.name, at_once)
         self.requested.set()
 
 
