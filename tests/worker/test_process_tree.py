@@ -242,10 +242,20 @@ os.execv(sys.executable, [sys.executable, "-c", {DEAF!r}])
     await process.end(grace=0, kill_now=lambda: True, check=lambda: None)
 
 
+async def test_the_identity_of_a_process_does_not_change_when_the_clock_is_set(
+    deaf_tree: EngineProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (child,) = [m for m in deaf_tree.members() if m.pid != deaf_tree.pid]
+    before = identities([child])
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: 3600.0)
+    assert identities([psutil.Process(child.pid)]) == before
+    assert kill_identified(before) == 1
+
+
 async def test_only_the_process_that_was_marked_is_ended(deaf_tree: EngineProcess) -> None:
     (child,) = [m for m in deaf_tree.members() if m.pid != deaf_tree.pid]
     (identity,) = identities([child])
-    assert kill_identified([ProcessIdentity(identity.pid, identity.started - 100)]) == 0
+    assert kill_identified([ProcessIdentity(identity.pid, f"1{identity.start}")]) == 0
     assert child.is_running()
     assert kill_identified([identity]) == 1
-    assert kill_identified([ProcessIdentity(2**22 + 1, 0.0)]) == 0
+    assert kill_identified([ProcessIdentity(2**22 + 1, "")]) == 0

@@ -20,7 +20,7 @@ import os, signal, subprocess, sys
 from pathlib import Path
 from dynamometer.process import private_directories
 private_directories.create_memory = lambda: private_directories.create(Path(sys.argv[1]))
-from dynamometer.process.children import ProcessIdentity
+from dynamometer.process.children import identities
 from dynamometer.runtime.identity import WORKER_MARK
 from dynamometer.worker.run_directory import run_directory
 import psutil
@@ -28,8 +28,7 @@ with run_directory(7) as directory:
     # With a pipe of ours it would be waited for, until it ends by itself.
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     child = subprocess.Popen(["sleep", "60"], start_new_session=True, **quiet)
-    mark = ProcessIdentity(child.pid, psutil.Process(child.pid).create_time())
-    directory.record(frozenset({mark}), frozenset())
+    directory.record(identities([psutil.Process(child.pid)]), frozenset())
     # A process that started after the last record.
     environment = {WORKER_MARK: directory.mark, "PATH": os.environ["PATH"]}
     later = subprocess.Popen(["sleep", "60"], start_new_session=True, env=environment, **quiet)

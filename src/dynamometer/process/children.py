@@ -14,10 +14,14 @@ from dynamometer.errors import DirectoryError
 
 
 class ProcessIdentity(NamedTuple):
-    """The identity of a process: its pid and its start time, because the kernel reuses pids."""
+    """The identity of a process: its pid and its start, because the kernel reuses pids.
+
+    The start is the number of clock ticks from a boot of the machine, and the id of this boot. A
+    Unix time would change when the clock is set.
+    """
 
     pid: int
-    started: float
+    start: str
 
 
 def require_proc() -> None:
@@ -84,9 +88,23 @@ def identities(processes: Iterable[psutil.Process]) -> frozenset[ProcessIdentity
     """Return the identities of those `processes` that have not ended."""
     found = set()
     for process in processes:
-        with contextlib.suppress(psutil.Error):
-            found.add(ProcessIdentity(process.pid, process.create_time()))
+        if process.is_running() and (start := _start(process.pid)):
+            found.add(ProcessIdentity(process.pid, start))
     return frozenset(found)
+
+
+def _start(pid: int) -> str:
+    """Return the start of a process for its identity; empty if the process has ended."""
+    try:
+        # proc(5): the name in parentheses may contain spaces; field 22 is the start.
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        ticks = stat.rpartition(b")")[2].split()[19].decode()
+    except (OSError, IndexError):
+        return ""
+    boot = ""
+    with contextlib.suppress(OSError):  # some sandboxes have no such file
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{ticks} {boot}"
 
 
 def kill_identified(identified: Iterable[ProcessIdentity]) -> int:
@@ -95,7 +113,7 @@ def kill_identified(identified: Iterable[ProcessIdentity]) -> int:
     for identity in identified:
         with contextlib.suppress(psutil.Error, ValueError):
             process = psutil.Process(identity.pid)
-            if process.create_time() == identity.started and alive(process):
+            if _start(identity.pid) == identity.start and alive(process):
                 process.kill()
                 killed += 1
     return killed

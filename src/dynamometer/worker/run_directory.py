@@ -149,7 +149,7 @@ def _read_record(path: Path) -> tuple[list[ProcessIdentity], list[SharedFile], P
     try:
         content = json.loads((path / "engine.json").read_bytes())
         return (
-            [ProcessIdentity(int(pid), float(since)) for pid, since in content["processes"]],
+            [ProcessIdentity(int(pid), str(start)) for pid, start in content["processes"]],
             [SharedFile(int(inode), str(name)) for inode, name in content["shared_memory"]],
             Path(content["temporary"]),
         )
