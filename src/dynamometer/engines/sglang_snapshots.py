@@ -30,7 +30,7 @@ _MAGIC: Final = b"SLNS"
 _VERSION: Final = 2
 _LARGEST_FILE_BYTES: Final = 64 << 20
 # Searching an engine's processes costs some milliseconds each.
-_SEARCH_SECONDS: Final = 10.0
+_SEARCH_SECONDS: Final = 4.0
 
 
 class _Disaggregation(msgspec.Struct):
