@@ -19,7 +19,12 @@ from dynamometer.engines.load_signals import EngineLoad
 from dynamometer.engines.sglang_snapshots import LoadSnapshots
 
 SLOT = 16 * 1024
-IDLE: dict[str, object] = {"timestamp": 1.0, "max_total_num_tokens": 8192}
+NO_QUEUES = ["null", 0, 0, 0, 0, 0, 0.0, 0.0]
+IDLE: dict[str, object] = {
+    "timestamp": 1.0,
+    "max_total_num_tokens": 8192,
+    "disaggregation": NO_QUEUES,
+}
 # A process that maps a file, as a scheduler does.
 MAPS = """
 import mmap, sys
@@ -89,8 +94,8 @@ def test_a_rank_without_requests_is_idle(engine: Engine) -> None:
         {"num_running_reqs": 1},
         {"num_waiting_reqs": 1},
         {"num_total_tokens": 300},  # a first prefill, or a session
-        {"disaggregation": {"mode": "prefill", "prefill_inflight_queue_reqs": 1}},
-        {"disaggregation": {"mode": "decode", "decode_retracted_queue_reqs": 1}},
+        {"disaggregation": ["prefill", 0, 1, 0, 0, 0, 0.0, 0.0]},
+        {"disaggregation": ["decode", 0, 0, 0, 0, 1, 0.0, 0.0]},
     ],
     ids=str,
 )

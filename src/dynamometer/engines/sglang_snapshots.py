@@ -33,15 +33,26 @@ _LARGEST_FILE_BYTES: Final = 64 << 20
 _SEARCH_SECONDS: Final = 4.0
 
 
-class _Disaggregation(msgspec.Struct):
+class _Disaggregation(msgspec.Struct, array_like=True):
+    """The first members of an array; `mode` is "null" for an engine that does all of the work."""
+
+    mode: str
     prefill_bootstrap_queue_reqs: int = 0
     prefill_inflight_queue_reqs: int = 0
     decode_prealloc_queue_reqs: int = 0
     decode_transfer_queue_reqs: int = 0
     decode_retracted_queue_reqs: int = 0
 
-
-_NOT_DISAGGREGATED: Final = _Disaggregation()
+    @property
+    def idle(self) -> bool:
+        """True if all queues are empty."""
+        return not (
+            self.prefill_bootstrap_queue_reqs
+            or self.prefill_inflight_queue_reqs
+            or self.decode_prealloc_queue_reqs
+            or self.decode_transfer_queue_reqs
+            or self.decode_retracted_queue_reqs
+        )
 
 
 class _Snapshot(msgspec.Struct):
@@ -58,7 +69,7 @@ class _Snapshot(msgspec.Struct):
     def idle(self) -> bool:
         """True if the rank has no request. A request in its prefill has tokens only."""
         own = self.num_running_reqs + self.num_waiting_reqs + self.num_total_tokens
-        return own == 0 and self.disaggregation in (None, _NOT_DISAGGREGATED)
+        return own == 0 and (self.disaggregation is None or self.disaggregation.idle)
 
 
 _DECODER: Final = msgspec.msgpack.Decoder(_Snapshot)
