@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from dynamometer.engines.interface import Launch
 from dynamometer.engines.mocker import Mocker
 from dynamometer.http import addresses, aiohttp_adapter
+from dynamometer.http.aiohttp_adapter import serving
 from dynamometer.runtime.identity import new_id
 from dynamometer.runtime.record import Json, State
 from dynamometer.worker.engine_client import EngineClient
@@ -70,6 +73,30 @@ class Scripted(Mocker):
 
     def describe_progress(self, log: Sequence[str]) -> str:
         return ""
+
+
+async def test_an_engine_that_stops_between_head_and_body_is_not_healthy(tmp_path: Path) -> None:
+    stuck = asyncio.Event()
+    body = b"fine"
+
+    async def health(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": str(len(body))})
+        await response.prepare(request)
+        await stuck.wait()
+        await response.write(body)
+        return response
+
+    app = web.Application()
+    app.router.add_get("/health_generate", health)
+    listener = addresses.listen("127.0.0.1", 0, setting="port", host_setting="host")
+    engine = Scripted("answers")
+    launch = engine.plan((), directory=tmp_path, python=sys.executable)
+    launch = replace(launch, url=addresses.url(listener))
+    async with serving(app, listener), aiohttp_adapter.session(keepalive_seconds=None) as session:
+        client = EngineClient(session, engine, launch)
+        assert not await client.check_health(timeout=0.3)
+        stuck.set()
+        assert await client.check_health(timeout=5)
 
 
 TOLD = {"version": "1", "context_length": 64, "total_kv_blocks": 100, "kv_block_size": 16}

@@ -63,6 +63,7 @@ class EngineClient:
                 async with self._session.get(
                     self._url + self._engine.health_path, headers=self._headers
                 ) as answer:
+                    await answer.content.read(1)  # an engine may stop between head and body
                     return answer.status == 200
         except _ERRORS:
             return False
