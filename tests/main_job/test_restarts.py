@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import re
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -42,82 +44,88 @@ def process(worker: Worker, title: str) -> psutil.Process:
     raise AssertionError(f"no {title}")
 
 
-def test_the_page_goes_on_through_deaths_and_restarts_of_the_engine(
-    tiny_model: Path, tmp_path: Path
-) -> None:
-    stack = Stack(tmp_path, tiny_model, tmp_path / "discovery")
+@dataclass(frozen=True)
+class Mortal:
+    """A worker whose engine the tests kill, and the address of its frontend."""
+
+    worker: Worker
+    frontend: str
+
+    def answered(self) -> Got:
+        return Client(self.frontend, Request(path=TEXTS, body=SHORT)).read()
+
+
+@pytest.fixture(scope="module")
+def mortal(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mortal]:
+    directory = tmp_path_factory.mktemp("mortal")
+    stack = Stack(directory, tiny_model, directory / "discovery")
     flags = ("--model", str(tiny_model), "--served-model-name", MODEL, "--enable-metrics")
     with stack.run_frontend() as (_, frontend), stack.run_worker(*flags) as worker:
+        yield Mortal(worker.wait_until_ready(), frontend)
+
+
+def test_the_page_goes_on_through_the_death_of_a_scheduler_and_the_restart(mortal: Mortal) -> None:
+    worker, answered = mortal.worker, mortal.answered
+    with Onlooker(worker).looking() as onlooker:
+        assert [answered().status for _ in range(3)] == [200] * 3
+        counted = "sglang:num_requests_total"
+        eventually(lambda: onlooker.total(counted) == 3, within=15, what="three are counted")
+        former = worker.engine.pid, worker.engine_url
+        stream = Client(mortal.frontend, Request(path=TEXTS, body=LONG))
+        stream.read_events(5)
+        process(worker, "sglang::scheduler").kill()
+        killed = time.monotonic()
+        events = stream.read().body.split(b"\n\n")
+        assert b'"code": "engine_error"' in events[-2]
+        eventually(lambda: not worker.ready(), within=5, what="health")
+        assert answered().status == 503
         worker.wait_until_ready()
+        assert onlooker.not_ready_after(killed) < 3  # about 0.2 s without other load
+        assert former != (worker.engine.pid, worker.engine_url)
+        assert "process sglang::scheduler: it was killed by signal 9" in worker.process.log
+        assert answered().status == 200
+        eventually(lambda: onlooker.total(counted) == 4, within=15, what="four are counted")
+    assert onlooker.faults == []
+    check_totals(onlooker.looks)
+    gauges = [total(page, "sglang:max_total_num_tokens") for page in onlooker.pages_since(killed)]
+    assert -1 in gauges  # while no scheduler lives
+    assert gauges[-1] > 0
+    page = onlooker.looks[-1].page
+    assert len(set(re.findall(rb'worker_id="(\w+)"', page))) == 1
 
-        def answered() -> Got:
-            return Client(frontend, Request(path=TEXTS, body=SHORT)).read()
 
-        with Onlooker(worker).looking() as onlooker:
-            assert [answered().status for _ in range(3)] == [200] * 3
-            eventually(
-                lambda: onlooker.total("sglang:num_requests_total") == 3,
-                within=10,
-                what="three requests are counted",
-            )
-            former = worker.engine.pid, worker.engine_url
-            stream = Client(frontend, Request(path=TEXTS, body=LONG))
-            stream.read_events(5)
-            process(worker, "sglang::scheduler").kill()
-            killed = time.monotonic()
-            events = stream.read().body.split(b"\n\n")
-            assert time.monotonic() - killed < 2
-            assert b'"code": "engine_error"' in events[-2]
-            assert answered().status == 503
-            eventually(lambda: not worker.ready(), within=1, what="health")
-            worker.wait_until_ready()
-            assert onlooker.not_ready_after(killed) < 1
-            assert former != (worker.engine.pid, worker.engine_url)
-            assert "process sglang::scheduler: it was killed by signal 9" in worker.process.log
-            assert answered().status == 200
-            eventually(
-                lambda: onlooker.total("sglang:generation_tokens_total") >= 16,
-                within=10,
-                what="the first request after the restart is counted",
-            )
-            hidden = [
-                total(page, "sglang:max_total_num_tokens") < 0
-                for page in onlooker.pages_since(killed)
-            ]
-            assert any(hidden)
-
-            process(worker, "sglang::detokenizer").kill()
-            worker.process.wait_for("process sglang::detokenizer: it was killed", within=5)
-            # The next engine dies as well, before it is ready.
-            eventually(
-                lambda: len(re.findall("engine started", worker.process.log)) == 3,
-                within=20,
-                what="the engine is started again",
-            )
-            worker.engine.kill()
-            worker.process.wait_for("it was killed by signal 9 .* after 4 s", within=5)
-            worker.wait_until_ready()
-            assert answered().status == 200
-            eventually(
-                lambda: onlooker.total("sglang:num_requests_total") == 5,
-                within=10,
-                what="the requests that were answered are counted",
-            )
-        assert onlooker.faults == []
-        check_totals(onlooker.looks)
-        page = onlooker.looks[-1].page
-        assert b'worker_id="' in page
-        assert len(set(re.findall(rb'worker_id="(\w+)"', page))) == 1
-        (directory,) = {
-            Path(found.path).parent
-            for found in process(worker, "sglang::scheduler").memory_maps()
-            if found.path.endswith(".db")
-        }
-        pids = {path.stem.rpartition("_")[2] for path in directory.rglob("*.db")}
-        living = {str(one.pid) for one in worker.process.descendants()}
-        assert pids <= living
-        worker.process.signal(15)
-        assert worker.process.wait(within=20) == 0
+def test_the_page_goes_on_when_an_engine_dies_again_while_it_restarts(mortal: Mortal) -> None:
+    worker, answered = mortal.worker, mortal.answered
+    started = worker.process.log.count("engine started")
+    counted = "sglang:num_requests_total"
+    with Onlooker(worker).looking() as onlooker:
+        eventually(lambda: onlooker.total(counted) >= 0, within=15, what="a page")
+        before = onlooker.total(counted)
+        process(worker, "sglang::detokenizer").kill()
+        worker.process.wait_for("process sglang::detokenizer: it was killed", within=5)
+        eventually(
+            lambda: worker.process.log.count("engine started") == started + 1,
+            within=20,
+            what="the engine is started again",
+        )
+        worker.engine.kill()
+        eventually(
+            lambda: worker.process.log.count("engine started") == started + 2,
+            within=20,
+            what="the engine is started a second time",
+        )
+        worker.wait_until_ready()
+        assert answered().status == 200
+        eventually(lambda: onlooker.total(counted) == before + 1, within=15, what="one more")
+    assert onlooker.faults == []
+    check_totals(onlooker.looks)
+    (directory,) = {
+        Path(found.path).parent
+        for found in process(worker, "sglang::scheduler").memory_maps()
+        if found.path.endswith(".db")
+    }
+    pids = {path.stem.rpartition("_")[2] for path in directory.rglob("*.db")}
+    assert pids <= {str(one.pid) for one in worker.process.descendants()}
 
 
 def test_families_of_the_engines_own_page_go_on_from_the_last_fetch(
