@@ -57,7 +57,10 @@ class Generation(threading.Thread):
         self._connection.request("POST", "/generate", self._body, headers)
 
     def run(self) -> None:
-        with contextlib.suppress(OSError, http.client.HTTPException, AttributeError):
+        with (
+            contextlib.closing(self._connection),
+            contextlib.suppress(OSError, http.client.HTTPException, AttributeError),
+        ):
             self.send_only()
             response = self._connection.getresponse()
             while chunk := response.read1():
