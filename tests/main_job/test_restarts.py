@@ -99,8 +99,10 @@ def test_the_page_goes_on_when_an_engine_dies_again_while_it_restarts(mortal: Mo
     started = worker.process.log.count("engine started")
     counted = "sglang:num_requests_total"
     with Onlooker(worker).looking() as onlooker:
-        eventually(lambda: onlooker.total(counted) >= 0, within=15, what="a page")
-        before = onlooker.total(counted)
+        eventually(lambda: onlooker.looks, within=15, what="a page")
+        before = max(onlooker.total(counted), 0) + 1  # no series before the first request
+        assert answered().status == 200
+        eventually(lambda: onlooker.total(counted) == before, within=15, what="one is counted")
         process(worker, "sglang::detokenizer").kill()
         worker.process.wait_for("process sglang::detokenizer: it was killed", within=5)
         eventually(
