@@ -25,6 +25,7 @@ from dynamometer.engines.interface import Route, Usage
 from dynamometer.engines.mocker import Mocker
 from dynamometer.engines.requests import RequestBody
 from dynamometer.frontend import body, failures
+from dynamometer.frontend.routing import AVOID_SECONDS
 from dynamometer.http import openai_errors, relay
 from dynamometer.http.messages import Headers
 from dynamometer.runtime.record import State
@@ -504,24 +505,52 @@ async def test_retries_are_counted_by_reason_from_zero(bench: Bench) -> None:
 
 
 async def test_retries_are_at_most_a_tenth_of_the_requests_and_a_few_more(bench: Bench) -> None:
-    bench.register(nobody(), id=1)
-    await bench.worker(fine, id=2)
+    for _ in range(2):
+        bench.register(nobody())
     started = time.monotonic()
-    answers = [await bench.ask() for _ in range(200)]  # every second one begins at the first
+    answers = [await bench.ask() for _ in range(200)]
     seconds = time.monotonic() - started
     retried = bench.count(RETRIES, reason="cannot_connect")
     assert 10 <= retried <= 10 + 0.1 * len(answers) + seconds
-    refused = [json.loads(body) for status, body in answers if status == 503]
-    assert len(refused) == 100 - retried == bench.count(RETRIES, reason="budget_exhausted")
-    assert {answer["error"]["code"] for answer in refused} == {"unavailable"}
+    assert bench.count(RETRIES, reason="budget_exhausted") == len(answers) - retried
+    assert {status for status, _ in answers} == {503}
+    assert {json.loads(body)["error"]["code"] for _, body in answers} == {"unavailable"}
     failure = failures.NOT_REACHED
-    assert bench.count("failures_total", reason=failure.reason) == len(refused)
+    assert bench.count("failures_total", reason=failure.reason) == len(answers)
+
+
+@pytest.mark.parametrize("fault", ["refuses the connection", refuses_now])
+async def test_worker_that_refuses_is_avoided(bench: Bench, fault: Handler | str) -> None:
+    if isinstance(fault, str):
+        bench.register(nobody())
+    else:
+        await bench.worker(fault)
+    await bench.worker(fine)
+    started = time.monotonic()
+    assert {(await bench.ask())[0] for _ in range(200)} == {200}
+    assert 1 <= bench.count(RETRIES) <= 1 + (time.monotonic() - started) / AVOID_SECONDS
+
+
+@pytest.mark.parametrize("fault", ["refuses the connection", refuses_now])
+async def test_requests_at_the_same_time_survive_a_worker_that_refuses(
+    bench: Bench, fault: Handler | str
+) -> None:
+    """Many requests are sent to the worker before its first refusal arrives."""
+    if isinstance(fault, str):
+        bench.register(nobody())
+    else:
+        await bench.worker(fault)
+    await bench.worker(fine)
+    answers = await asyncio.gather(*(bench.ask() for _ in range(100)))
+    assert {status for status, _ in answers} == {200}
+    assert 1 <= bench.count(RETRIES) <= 50
+    assert bench.count(RETRIES, reason="budget_exhausted") == 0
 
 
 async def test_retries_of_one_model_leave_the_budget_of_another(bench: Bench) -> None:
     for number, model in enumerate(("m", "other")):
         bench.register(nobody(), model, id=1 + 2 * number)
-        await bench.worker(fine, model, id=2 + 2 * number)
+        await bench.worker(refuses_now if model == "m" else fine, model, id=2 + 2 * number)
     while bench.count(RETRIES, model="m", reason="budget_exhausted") == 0:
         await bench.ask()
     assert (await bench.ask(model="other"))[0] == 200

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import heapq
 import random
+import time
 from collections import Counter
 from contextlib import ExitStack
 
 import pytest
 
-from dynamometer.frontend.routing import Router, RouterMode
+from dynamometer.frontend.routing import AVOID_SECONDS, Router, RouterMode
 from dynamometer.runtime.fleet import Fleet
 from dynamometer.runtime.record import Record, Role, State
 
@@ -145,6 +146,75 @@ def test_a_choice_without_all_but_one_finds_that_one(mode: RouterMode) -> None:
         assert {chosen(table, without={1, 2, 3} - {left}) for _ in range(20)} == {left}
     assert table.choose("m", without={1, 2, 3}) is None
     assert {chosen(table) for _ in range(100)} == {1, 2, 3}
+
+
+@pytest.mark.parametrize("mode", RouterMode)
+def test_avoided_worker_is_chosen_only_without_another(mode: RouterMode) -> None:
+    table = router(mode)
+    assert table.avoid(worker(1))
+    assert {chosen(table) for _ in range(200)} == {2, 3}
+    assert {chosen(table, without={2}) for _ in range(20)} == {3}
+    assert {chosen(table, without={2, 3}) for _ in range(20)} == {1}
+    assert table.choose("m", without={1, 2, 3}) is None
+    assert table.avoid(worker(3))
+    assert {chosen(table) for _ in range(20)} == {2}
+    assert table.avoid(worker(2))
+    assert {chosen(table) for _ in range(200)} == {1, 2, 3}
+
+
+def test_round_robin_takes_turns_when_all_workers_are_avoided() -> None:
+    table = router()
+    for number in (1, 2, 3):
+        table.avoid(worker(number))
+    assert Counter(chosen(table) for _ in range(9)) == {1: 3, 2: 3, 3: 3}
+
+
+@pytest.mark.parametrize("mode", [RouterMode.ROUND_ROBIN, RouterMode.RANDOM])
+def test_turns_of_an_avoided_worker_are_shared_by_all_others(mode: RouterMode) -> None:
+    table = Router(mode, Fleet())
+    table.fleet.update([worker(number) for number in range(1, 5)])
+    table.avoid(worker(1))
+    counts = Counter(chosen(table) for _ in range(3000))
+    assert counts.keys() == {2, 3, 4}
+    assert min(counts.values()) > 800
+
+
+@pytest.mark.parametrize("mode", RouterMode)
+@pytest.mark.parametrize("end", ["time", "another record", "a new process", "a new worker"])
+def test_avoidance_ends(mode: RouterMode, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    table = router(mode)
+    others = [worker(2), worker(3)]
+    table.avoid(worker(1))
+    now += AVOID_SECONDS / 2
+    assert not table.avoid(worker(1))  # and the second starts again
+    now += AVOID_SECONDS * 0.9
+    table.fleet.update([worker(1), *others, worker(4, "other")])
+    assert table.avoids(worker(1))
+    assert {chosen(table) for _ in range(50)} == {2, 3}
+    if end == "time":
+        now += AVOID_SECONDS / 2
+    elif end == "another record":
+        table.fleet.update([worker(1, since=2.0), *others])
+    elif end == "a new process":
+        table.fleet.update(others)
+        table.fleet.update([worker(1), *others])
+    else:
+        table.fleet.update([worker(5), *others])
+    assert not table.avoids(worker(1))
+    assert len({chosen(table) for _ in range(200)}) == 3
+
+
+@pytest.mark.parametrize("mode", RouterMode)
+def test_late_refusal_of_an_earlier_record_avoids_no_worker(mode: RouterMode) -> None:
+    table = router(mode)
+    others = [worker(2), worker(3)]
+    table.fleet.update(others)
+    assert not table.avoid(worker(1))
+    table.fleet.update([worker(1, since=2.0), *others])
+    assert not table.avoid(worker(1))
+    assert {chosen(table) for _ in range(200)} == {1, 2, 3}
 
 
 def test_least_loaded_is_exact_among_many() -> None:

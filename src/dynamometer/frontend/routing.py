@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import heapq
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from typing import Final
 
 from dynamometer.runtime.fleet import Change, Fleet
 from dynamometer.runtime.record import Record
+
+# Longer than discovery needs to show the end of a worker.
+AVOID_SECONDS: Final = 1.0
 
 
 class RouterMode(StrEnum):
@@ -28,6 +33,9 @@ class Router:
     of requests from others in the worker's last report. Of several processes of one frontend, each
     knows its own requests only. Since the report, each process assumes that the others have started
     and ended as many as itself, or all of them would choose the same worker until the next report.
+
+    A worker that has refused a request is avoided for `AVOID_SECONDS`, or until its record changes:
+    it is chosen only if all other workers are avoided, too.
 
     Attributes:
         fleet: the workers.
@@ -50,12 +58,16 @@ class Router:
         # This process's requests in flight at the last report, where other processes matter.
         self._reported: dict[int, int] = {}
         self._by_load: dict[str, _ByLoad] = {}
+        # The time at which the avoidance of a worker ends, by id; only of workers in the fleet.
+        self._avoided: dict[int, float] = {}
         fleet.on_change(self._changed)
 
     def _changed(self, change: Change) -> None:
         for record in change.left:
             self._others.pop(record.id, None)
             self._reported.pop(record.id, None)
+        for record in (*change.left, *change.changed):
+            self._avoided.pop(record.id, None)
         for model in change.unserved:
             self._by_load.pop(model, None)
 
@@ -84,6 +96,25 @@ class Router:
         """Return the number of this frontend's requests in flight to an instance."""
         return self._in_flight[id_]
 
+    def avoids(self, instance: Record) -> bool:
+        """Return whether an instance is avoided now."""
+        return time.monotonic() < self._avoided.get(instance.id, 0.0)
+
+    def avoid(self, instance: Record) -> bool:
+        """Avoid an instance that has refused a request, unless its record has changed since.
+
+        Args:
+            instance: the record with which the instance was chosen.
+
+        Returns:
+            True if this is news: the instance was not avoided, and its record has not changed.
+        """
+        if self.fleet.records.get(instance.id) != instance:
+            return False
+        news = not self.avoids(instance)
+        self._avoided[instance.id] = time.monotonic() + AVOID_SECONDS
+        return news
+
     def choose(self, model: str, *, without: Collection[int] = ()) -> Record | None:
         """Return a worker that serves `model`; None without such a worker.
 
@@ -94,8 +125,9 @@ class Router:
         workers = self.fleet.workers(model)
         if not workers:
             return None
+        skipped = self._with_avoided(workers, without) if self._avoided else without
         if self._mode is RouterMode.LEAST_LOADED:
-            return self._least_loaded(model, workers, without)
+            return self._least_loaded(model, workers, skipped)
         if self._mode is RouterMode.RANDOM or without:
             # A second choice for a request takes no turn: with two workers, each request would
             # else begin at the one that refused the request before.
@@ -105,11 +137,20 @@ class Router:
             first = random.randrange(len(workers)) if self._other_processes else 0  # noqa: S311
             start = self._turns.setdefault(model, first)
             self._turns[model] += 1
-        for turn in range(start, start + min(len(workers), len(without) + 1)):
-            worker = workers[turn % len(workers)]
-            if worker.id not in without:
-                return worker
-        return None
+        worker = workers[start % len(workers)]
+        if worker.id not in skipped:
+            return worker
+        others = [worker for worker in workers if worker.id not in skipped]
+        return random.choice(others) if others else None  # noqa: S311
+
+    def _with_avoided(
+        self, workers: tuple[Record, ...], without: Collection[int]
+    ) -> Collection[int]:
+        """Return `without` and the avoided ids; only `without` if no worker is in neither."""
+        now = time.monotonic()
+        self._avoided = {id_: end for id_, end in self._avoided.items() if now < end}
+        skipped = {*without, *self._avoided}
+        return skipped if any(worker.id not in skipped for worker in workers) else without
 
     def _least_loaded(
         self, model: str, workers: tuple[Record, ...], without: Collection[int]
