@@ -531,22 +531,6 @@ async def test_worker_that_refuses_is_avoided(bench: Bench, fault: Handler | str
     assert 1 <= bench.count(RETRIES) <= 1 + (time.monotonic() - started) / AVOID_SECONDS
 
 
-@pytest.mark.parametrize("fault", ["refuses the connection", refuses_now])
-async def test_requests_at_the_same_time_survive_a_worker_that_refuses(
-    bench: Bench, fault: Handler | str
-) -> None:
-    """Many requests are sent to the worker before its first refusal arrives."""
-    if isinstance(fault, str):
-        bench.register(nobody())
-    else:
-        await bench.worker(fault)
-    await bench.worker(fine)
-    answers = await asyncio.gather(*(bench.ask() for _ in range(100)))
-    assert {status for status, _ in answers} == {200}
-    assert 1 <= bench.count(RETRIES) <= 50
-    assert bench.count(RETRIES, reason="budget_exhausted") == 0
-
-
 async def test_retries_of_one_model_leave_the_budget_of_another(bench: Bench) -> None:
     for number, model in enumerate(("m", "other")):
         bench.register(nobody(), model, id=1 + 2 * number)

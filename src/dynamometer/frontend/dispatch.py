@@ -128,25 +128,19 @@ class Dispatcher:
         registered = body.model == model  # else an adapter of the model, or no name
         tried: set[int] = set()
         refused: Unanswered | None = None
-        free = False
         for _ in range(_ATTEMPTS):
             metrics.start_routing()
             chosen = self._choose(model, request.path, tried)
-            if chosen is None or (
-                refused and not self._may_retry(model, refused.retry_reason, free=free)
-            ):
+            if chosen is None or (refused and not self._may_retry(model, refused.retry_reason)):
                 break
             instance, route = chosen
-            avoided = self._router.avoids(instance)
             metrics.start_dispatch(instance.id)
             name = _request_name(instance, model) if registered else None
             outcome = await self._attempt(request, headers, body, name, instance, route, held)
             if isinstance(outcome, Accepted) or not outcome.retry_reason:
                 return outcome
             refused = outcome
-            # The budget does not limit requests that were sent before the first refusal arrived:
-            # later requests avoid the instance.
-            free = not self._router.avoid(instance) and not avoided
+            self._router.avoid(instance)
         if refused is not None:
             return refused
         if tried:  # no engine of the model has the route
@@ -171,9 +165,9 @@ class Dispatcher:
                 return instance, engine.routes[path]
         return None
 
-    def _may_retry(self, model: str, reason: str, *, free: bool) -> bool:
-        """Return whether a retry is free or the budget allows it, and count it by its reason."""
-        allowed = free or self._budgets[model].take(time.monotonic())
+    def _may_retry(self, model: str, reason: str) -> bool:
+        """Return whether the budget of a model allows a retry, and count it by its reason."""
+        allowed = self._budgets[model].take(time.monotonic())
         self._metrics.count(model, reason if allowed else retry_reason.BUDGET_EXHAUSTED)
         return allowed
 

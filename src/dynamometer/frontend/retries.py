@@ -1,9 +1,7 @@
 """The retries of requests: how many are allowed, and their counts.
 
 A request is retried at most once, and only if no engine can have it. Without a limit, workers that
-refuse requests would double the load on the workers that remain. The limit does not apply to
-requests that were sent to a worker before its first refusal arrived: from then on, the router
-avoids the worker.
+refuse requests would double the load on the workers that remain.
 """
 
 from __future__ import annotations

@@ -96,24 +96,14 @@ class Router:
         """Return the number of this frontend's requests in flight to an instance."""
         return self._in_flight[id_]
 
-    def avoids(self, instance: Record) -> bool:
-        """Return whether an instance is avoided now."""
-        return time.monotonic() < self._avoided.get(instance.id, 0.0)
-
-    def avoid(self, instance: Record) -> bool:
+    def avoid(self, instance: Record) -> None:
         """Avoid an instance that has refused a request, unless its record has changed since.
 
         Args:
             instance: the record with which the instance was chosen.
-
-        Returns:
-            True if this is news: the instance was not avoided, and its record has not changed.
         """
-        if self.fleet.records.get(instance.id) != instance:
-            return False
-        news = not self.avoids(instance)
-        self._avoided[instance.id] = time.monotonic() + AVOID_SECONDS
-        return news
+        if self.fleet.records.get(instance.id) == instance:
+            self._avoided[instance.id] = time.monotonic() + AVOID_SECONDS
 
     def choose(self, model: str, *, without: Collection[int] = ()) -> Record | None:
         """Return a worker that serves `model`; None without such a worker.
