@@ -14,7 +14,6 @@ import psutil
 from dynamometer.engines.interface import Launch, StartableEngine
 from dynamometer.exposition.label_bounds import LabelBounds
 from dynamometer.exposition.totals import Totals
-from dynamometer.metrics import http_source
 from dynamometer.metrics.engine_callback import register_engine_metrics_callback
 from dynamometer.metrics.http_source import HttpSource
 from dynamometer.multiprocess import MultiprocessDirectory
@@ -94,7 +93,7 @@ class EngineSources:
         while self._page is not None:
             await ready.wait()
             await self._page.fetch()
-            await asyncio.sleep(http_source.INTERVAL_SECONDS)
+            await asyncio.sleep(self._page.interval)
 
     async def retire(self) -> None:
         """Hide the gauges of an engine that ended, and keep its totals without its files."""
