@@ -146,6 +146,25 @@ async def test_a_process_that_takes_too_long_is_left(
     assert not [p for p in os.listdir("/proc") if p.isdigit() and _runs(p, str(program))]
 
 
+async def test_only_some_processes_are_read_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = largest = 0
+
+    async def dump(_program: str, _pid: int) -> tuple[bool, str]:
+        nonlocal running, largest
+        running += 1
+        largest = max(largest, running)
+        await asyncio.sleep(0)
+        running -= 1
+        return True, ""
+
+    monkeypatch.setattr(stacks, "_find_program", lambda _: "py-spy")
+    monkeypatch.setattr(stacks, "_dump", dump)
+    await written(*range(300))
+    assert largest == 8
+
+
 def _runs(pid: str, program: str) -> bool:
     try:
         return program.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()

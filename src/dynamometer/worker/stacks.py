@@ -25,6 +25,8 @@ from dynamometer.process import private_directories
 
 _FILES_KEPT: Final = 10
 _LONGEST_DUMP_BYTES: Final = 2**18
+# An engine may have hundreds of processes that compile kernels.
+_DUMPS_AT_ONCE: Final = 8
 _YAMA: Final = Path("/proc/sys/kernel/yama/ptrace_scope")
 _DENIED: Final = ("permission denied", "operation not permitted")
 
@@ -48,11 +50,20 @@ async def write_stacks(
     Raises:
         StacksError: py-spy is missing, no process could be read, or the file cannot be written.
     """
-    program = _find_program(python)
+    program = await asyncio.to_thread(_find_program, python)
     if program is None:
         raise StacksError(f"py-spy is not installed beside {python}: install it there")
+    slots = asyncio.Semaphore(_DUMPS_AT_ONCE)
+
+    async def dump(pid: int) -> tuple[bool, str]:
+        try:
+            async with asyncio.timeout(deadline), slots:
+                return await _dump(program, pid)
+        except TimeoutError:
+            return False, f"process {pid}: py-spy did not end within {deadline:g} s"
+
     async with asyncio.TaskGroup() as group:
-        dumping = [group.create_task(_dump(program, pid, deadline)) for pid in pids]
+        dumping = [group.create_task(dump(pid)) for pid in pids]
     dumps = [task.result() for task in dumping]
     if not any(complete for complete, _ in dumps):
         denied = [text for _, text in dumps if any(word in text.lower() for word in _DENIED)]
@@ -92,7 +103,7 @@ def _find_program(python: str) -> str | None:
     return next((found for found in map(shutil.which, [*beside, "py-spy"]) if found), None)
 
 
-async def _dump(program: str, pid: int, deadline: float) -> tuple[bool, str]:
+async def _dump(program: str, pid: int) -> tuple[bool, str]:
     """Return the stacks of a process; False and the reason if they cannot be read."""
     title = f"process {pid}: {await asyncio.to_thread(_title, pid)}"
     command = (program, "dump", "--nonblocking", "--pid", str(pid))
@@ -106,10 +117,7 @@ async def _dump(program: str, pid: int, deadline: float) -> tuple[bool, str]:
     except OSError as error:
         return False, f"{title}\ncannot run {program}: {error.strerror}"
     try:
-        async with asyncio.timeout(deadline):
-            output, _ = await process.communicate()
-    except TimeoutError:
-        return False, f"{title}\npy-spy did not end within {deadline:g} s"
+        output, _ = await process.communicate()
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
