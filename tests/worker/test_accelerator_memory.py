@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from dynamometer.engines import accelerators
@@ -49,6 +51,24 @@ async def test_a_device_whose_memory_stays_in_use_is_waited_for_no_longer_than_t
     monkeypatch.setattr(accelerator_memory, "WAIT_SECONDS", 0)
     assert await wait(monkeypatch, (0, 0), (2 * GIB, 0)) == (False, 1)
     assert "2048 MiB of the accelerators' memory are still in use" in caplog.text
+
+
+async def test_a_driver_that_hangs_is_logged_and_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    answered = threading.Event()
+
+    def hang() -> dict[str, int]:
+        answered.wait()
+        return {}
+
+    monkeypatch.setattr(accelerators, "QUERY_SECONDS", -0.9)
+    monkeypatch.setattr(accelerators, "memory_in_use", hang)
+    try:
+        await AcceleratorMemory().measure()
+    finally:
+        answered.set()
+    assert "a restart does not wait until the memory is free" in caplog.text
 
 
 async def test_a_machine_without_accelerators_waits_for_nothing(

@@ -43,7 +43,7 @@ def find(root: Path = Path("/"), environment: Mapping[str, str] | None = None) -
 
 
 # `nvidia-smi` loads the driver first where no process keeps it loaded.
-_QUERY_SECONDS: Final = 10.0
+QUERY_SECONDS: Final = 10.0
 _NVIDIA_QUERY: Final = (
     "nvidia-smi",
     "--query-gpu=uuid,memory.used",
@@ -115,7 +115,7 @@ def _nvidia_smi() -> str:
             _NVIDIA_QUERY,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=_QUERY_SECONDS,
+            timeout=QUERY_SECONDS,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Final
 
 from dynamometer.engines import accelerators
@@ -25,7 +24,9 @@ class AcceleratorMemory:
 
     def __init__(self) -> None:
         self._before: Mapping[str, int] = {}
-        self._reading: BlockingCalls[Mapping[str, int]] = BlockingCalls("the accelerators' memory")
+        self._reading: BlockingCalls[Mapping[str, int]] = BlockingCalls(
+            "the accelerators' memory", deadline=accelerators.QUERY_SECONDS + 1
+        )
 
     async def measure(self) -> None:
         """Record the memory in use before a start of the engine."""
@@ -57,6 +58,8 @@ class AcceleratorMemory:
         return sum(held for held in more if held > _TOLERANCE_BYTES)
 
     async def _in_use(self) -> Mapping[str, int]:
-        with suppress(HangError):
+        try:
             return await self._reading.run(accelerators.memory_in_use)
-        return {}
+        except HangError as error:
+            logger.warning("%s; a restart does not wait until the memory is free", error)
+            return {}
