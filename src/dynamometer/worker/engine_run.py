@@ -17,7 +17,7 @@ import psutil
 
 from dynamometer.engines.interface import Launch, StartableEngine
 from dynamometer.errors import EngineError
-from dynamometer.process import out_of_memory
+from dynamometer.process import out_of_memory, tasks
 from dynamometer.process.blocking import BlockingCalls, HangError
 from dynamometer.process.children import ProcessIdentity, identities
 from dynamometer.process.exits import Exits, ProcessExit
@@ -144,8 +144,8 @@ class EngineRun:
             if first.done():
                 ended.insert(0, ProcessExit(self.process.pid, _SERVER, first.result()))
         finally:
-            first.cancel()
-            other.cancel()
+            await tasks.end(first)
+            await tasks.end(other)
         kills = await asyncio.to_thread(out_of_memory.kills)
         return self.describe(first_cause(ended), memory_ran_out=kills > self._kills[0])
 
@@ -165,9 +165,13 @@ class EngineRun:
             )
         else:
             logger.info("all processes of the engine have ended")
-        removing: BlockingCalls[None] = BlockingCalls("leftovers", deadline=CHECK_SECONDS)
-        with suppress(HangError):
+        removing: BlockingCalls[None] = BlockingCalls(
+            "removal of the engine's files", deadline=CHECK_SECONDS
+        )
+        try:
             await removing.run(self._remove_leftovers)
+        except HangError as error:
+            logger.warning("%s; files of the engine may stay", error)
 
     def describe(self, ended: ProcessExit, *, memory_ran_out: bool) -> EngineExit:
         """Return the end of the engine.
