@@ -42,10 +42,7 @@ from dynamometer.worker.endpoint import Endpoint, engine_client
 from dynamometer.worker.endpoint_metrics import EndpointMetrics
 from dynamometer.worker.engine_client import EngineClient
 from dynamometer.worker.engine_sources import EngineSources
-from dynamometer.worker.run_directory import (
-    RunDirectory,
-    run_directory,
-)
+from dynamometer.worker.run_directory import RunDirectory, run_directory
 from dynamometer.worker.stacks import write_stacks
 from dynamometer.worker.supervisor import Supervisor
 from dynamometer.worker.traffic import Traffic
@@ -281,11 +278,15 @@ class _Worker:
         status = system.SystemStatus(
             state,
             lambda: {endpoint: state()},
-            lambda: {endpoint: reason} if (reason := str(self._report()["reason"])) else {},
+            lambda: {endpoint: reason} if (reason := self._reason()) else {},
             self._options.health,
             self._report,
         )
         return system.application(self._runtime.page, status)
+
+    def _reason(self) -> str:
+        """Return the reason of the engine's state for `/health`; may be empty."""
+        return self._supervisor.public_log.clean(self._supervisor.lifecycle.reason)
 
     def _report(self) -> Mapping[str, Json]:
         """Return the state of the engine for `/health`, with its log unless it is ready."""

@@ -94,7 +94,7 @@ async def controlled(
 
 def _application(traffic: Traffic, publish: Callable[[], Awaitable[None]]) -> web.Application:
     def status() -> web.Response:
-        found = DrainStatus(
+        current = DrainStatus(
             state=str(traffic.state),
             reason=traffic.reason,
             accepts=traffic.accepts,
@@ -102,7 +102,7 @@ def _application(traffic: Traffic, publish: Callable[[], Awaitable[None]]) -> we
             drained=traffic.drained,
             ending=traffic.ending,
         )
-        return web.json_response(asdict(found))
+        return web.json_response(asdict(current))
 
     async def show(_: web.Request) -> web.Response:
         return status()
