@@ -63,7 +63,7 @@ class RestartPolicy:
     """The limits of restarts.
 
     Attributes:
-        limit: the number of restarts without `stable_seconds` of ready between them.
+        limit: the number of restarts between which the engine was never ready for `stable_seconds`.
         stable_seconds: an engine that is ready for this time has its restarts forgotten.
         first_pause: seconds between the first exit and the restart; doubled for each further exit.
         longest_pause: the longest pause, in seconds.
@@ -120,7 +120,7 @@ class Lifecycle:
         # Moments of the steady clock.
         self._entered_at = steady_clock()
         self._ready_at = self._entered_at  # valid while the engine is ready
-        self._exits_in_row = 0  # without `stable_seconds` of ready between them
+        self._exits_in_row = 0  # between them, it was never ready for `stable_seconds`
         self._restarts: Counter[ExitCause] = Counter()
         self._attempts: deque[str] = deque(maxlen=_ATTEMPTS_KEPT)
 

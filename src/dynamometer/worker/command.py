@@ -62,8 +62,8 @@ def parser(program: str, engines: Sequence[StartableEngine]) -> argparse.Argumen
         type=arguments.checked(settings.count),
         default=DEFAULT_POLICY.limit,
         metavar="COUNT",
-        help="how often an engine that ended is started again without ten minutes of ready "
-        f"between; 0: the worker ends with its engine (default: {DEFAULT_POLICY.limit})",
+        help="number of restarts of an engine that is never ready for ten minutes between two of "
+        f"them; 0: the worker ends with its engine (default: {DEFAULT_POLICY.limit})",
     )
     engine.add_argument(
         "--hang-restart",

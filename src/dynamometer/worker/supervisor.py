@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -108,11 +107,6 @@ class Supervisor:
         """The state of the worker."""
         return self.lifecycle.state
 
-    @property
-    def log(self) -> Sequence[str]:
-        """The last lines of the engine's log since it was ready; empty between two runs."""
-        return self._run.process.log if self._run is not None else deque()
-
     @asynccontextmanager
     async def running(
         self,
@@ -195,8 +189,9 @@ class Supervisor:
     def _error(self, ended: EngineExit) -> EngineError:
         limit = self._policy.limit
         given_up = (
-            f"; it ended more than {limit} times without {self._policy.stable_seconds / 60:g} "
-            "minutes of ready between (--restart-limit)"
+            f"; it ended {limit + 1} times, and was not ready for "
+            f"{self._policy.stable_seconds / 60:g} minutes between any two of these ends "
+            "(--restart-limit)"
         )
         counted = limit > 0 and self.lifecycle.ever_ready
         return EngineError(f"{ended.description}{given_up if counted else ''}")
