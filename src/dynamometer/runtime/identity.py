@@ -8,7 +8,7 @@ import secrets
 import socket
 from typing import Final
 
-# The environment variable that marks all processes of an engine with the number of their worker.
+# The environment variable that marks all processes of an engine with their worker.
 WORKER_MARK: Final = "DYNAMOMETER_WORKER"
 _MOST_DIGITS: Final = 100  # more than any number in the range needs
 

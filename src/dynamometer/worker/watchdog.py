@@ -1,8 +1,8 @@
 """Ask a ready engine that is quiet, and report whether it answers.
 
 A tick each second takes the evidence of `progress`. While a part of the engine is asked, the worker
-requests the beats of the ranks at each tick, and keeps one canary on its way. An engine that
-answers requests is not asked.
+requests the beats of the ranks at each tick, and keeps one canary in flight. An engine that answers
+requests is not asked.
 """
 
 from __future__ import annotations
