@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import stat
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
@@ -20,7 +22,6 @@ from dynamometer.multiprocess import MultiprocessDirectory
 from dynamometer.process.blocking import BlockingCalls, HangError
 from dynamometer.process.children import alive
 from dynamometer.runtime.distributed import Endpoint
-from dynamometer.worker.run_directory import remove_empty_directories
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ class EngineSources:
             self._files.families()  # finds the files that no scrape has found yet
             self._files.retire(name for name in self._files.processes if not _lives(name))
             for path in self._files.paths:
-                remove_empty_directories(Path(path), before=ended_at)
+                _remove_empty_directories(Path(path), before=ended_at)
 
 
 def _lives(name: str) -> bool:
@@ -123,3 +124,13 @@ def _lives(name: str) -> bool:
         return alive(psutil.Process(int(name)))
     except (psutil.Error, ValueError, OverflowError):
         return False
+
+
+def _remove_empty_directories(path: Path, *, before: float) -> None:
+    """Remove the empty directories in `path` that did not change since `before`, a Unix time."""
+    with suppress(OSError):
+        for entry in path.iterdir():
+            with suppress(OSError):
+                status = entry.lstat()
+                if stat.S_ISDIR(status.st_mode) and status.st_mtime < before:
+                    entry.rmdir()

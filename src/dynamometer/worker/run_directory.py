@@ -17,7 +17,6 @@ import json
 import logging
 import re
 import shutil
-import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -82,16 +81,6 @@ class RunDirectory:
         path = self.temporary / str(self._runs)
         path.mkdir(mode=0o700, parents=True)
         return path
-
-
-def remove_empty_directories(path: Path, *, before: float) -> None:
-    """Remove the empty directories in `path` that did not change since `before`, a Unix time."""
-    with contextlib.suppress(OSError):
-        for entry in path.iterdir():
-            with contextlib.suppress(OSError):
-                status = entry.lstat()
-                if stat.S_ISDIR(status.st_mode) and status.st_mtime < before:
-                    entry.rmdir()
 
 
 @contextmanager
