@@ -29,7 +29,8 @@ from dynamometer.runtime.record import AGGREGATED, Json
 
 # A query that SGLang ignores, by which its access log shows these requests.
 _MARK: Final = "dynamometer"
-_HOST_OF_NO_TRANSFER: Final = "2.2.2.2"  # SGLang's FAKE_BOOTSTRAP_HOST
+# With this host SGLang transfers no KV cache to another engine.
+_FAKE_BOOTSTRAP_HOST: Final = "2.2.2.2"
 
 
 def read_beats(answer: Json) -> Sequence[RankBeat]:
@@ -57,7 +58,7 @@ def canary(rank: int, *, ranks: int, mode: str) -> Json:
     if ranks > 1:
         body["routed_dp_rank"] = rank
     if mode != AGGREGATED:
-        body |= {"bootstrap_host": _HOST_OF_NO_TRANSFER, "bootstrap_room": rank}
+        body |= {"bootstrap_host": _FAKE_BOOTSTRAP_HOST, "bootstrap_room": rank}
     return body
 
 

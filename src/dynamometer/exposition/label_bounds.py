@@ -85,7 +85,7 @@ class LabelBounds:
             folded = {
                 label: OTHER
                 for label in client.names
-                if (value := labels.get(label)) and not self._keeps(label, value)
+                if (value := labels.get(label)) and not self._admit(label, value)
             }
         for label, value in labels.items():
             if label not in folded and self.is_long(value):
@@ -104,7 +104,8 @@ class LabelBounds:
         """Return whether `apply` may change or refuse a series; fast, and True too often."""
         return self.is_long(series) or any(f'{name}="' in series for name in self.client.names)
 
-    def _keeps(self, label: str, value: str) -> bool:
+    def _admit(self, label: str, value: str) -> bool:
+        """Keep a value of a client label if the limits allow it; return whether it is kept."""
         kept = self._kept.setdefault(label, set())
         if value in kept:
             return True

@@ -45,7 +45,7 @@ class RetryBudget:
         self._balance = FLOOR
 
     def add_request(self, now: float) -> None:
-        """Allow the retries that one more request entitles to."""
+        """Add the share of one more request to the balance."""
         self._update(now)
         self._balance += SHARE
 

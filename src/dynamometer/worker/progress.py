@@ -6,7 +6,7 @@ it had no answer for a long time. The parts, and the evidence for each of them:
     server      answers of any kind
     ranks       beats: numbers that the engine reports and that change while a rank works or idles;
                 with a single rank, also the bytes of answers
-    output      the way of an answer from a rank to the server: the bytes of answers, a canary
+    output      the path of an answer from a rank to the server: the bytes of answers, a canary
 
 A question is not unanswered while its canary waits in a queue of its rank. Time in which this
 process itself was late does not count. Nothing here does I/O or reads a clock.
@@ -24,8 +24,8 @@ TICK_SECONDS: Final = 1.0
 _LATE_SECONDS: Final = 2 * TICK_SECONDS
 # The ticks within which a rank that works or idles has changed its beat.
 _LATE_BEATS: Final = 3
-# A part is asked so many times earlier than it would be silent, whatever the settings.
-_ASKED_EARLIER: Final = 5
+# A quiet part is asked after this share of the time after which it is silent, or earlier.
+_LARGEST_WAIT_SHARE: Final = 0.2
 
 
 class _Part:
@@ -75,7 +75,7 @@ class Progress:
             wait_seconds: a part that is quiet for this time is asked.
             hang_seconds: a part that does not answer for this time is silent.
         """
-        self._wait = min(wait_seconds, hang_seconds / _ASKED_EARLIER)
+        self._wait = min(wait_seconds, hang_seconds * _LARGEST_WAIT_SHARE)
         self._hang = hang_seconds
         self._server = _Part(self._wait)
         self._output = _Part(self._wait)

@@ -132,8 +132,8 @@ async def _dump(program: str, pid: int) -> tuple[bool, str]:
 def _title(pid: int) -> str:
     try:
         process = psutil.Process(pid)
-        words = process.cmdline() or [process.name()]
-        shown = words[:3] if words[1:2] == ["-m"] else words[:1]
+        arguments = process.cmdline() or [process.name()]
+        shown = arguments[:3] if arguments[1:2] == ["-m"] else arguments[:1]
         return f"{' '.join(shown)}, {process.status()}"
     except psutil.Error:
         return "ended"

@@ -75,8 +75,8 @@ class Watchdog:
         finally:
             await self._end_tasks()
 
-    async def _watch(self, process: float | None) -> None:
-        """Watch the engine process that started at `process`, until it ends."""
+    async def _watch(self, started_at: float | None) -> None:
+        """Watch the engine that started at this Unix time, until it ends."""
         progress = Progress(
             wait_seconds=self._settings.wait_seconds, hang_seconds=self._hang_seconds
         )
@@ -102,7 +102,7 @@ class Watchdog:
                 reported = reason
             await asyncio.sleep(TICK_SECONDS)
             lifecycle = self._lifecycle
-            if lifecycle.engine_state not in _WATCHED or lifecycle.started_at != process:
+            if lifecycle.engine_state not in _WATCHED or lifecycle.started_at != started_at:
                 return
 
     async def _report(self, reason: str, *, incident: bool) -> None:
