@@ -14,6 +14,7 @@ WAIT, HANG = 2.0, 15.0
 #   0  rank 0 reports a new beat        1  rank 1 does
 #   s  the server reports old beats     w  it does, and a request waits in each queue
 #   c  the canary is answered           r  the canary is refused
+#   e  the server answers without its ranks, for example with an error
 #   L  this process is stopped for a minute
 SERVER = "its server does not answer (asked for 15 s)"
 SCHEDULER = "its scheduler does not answer (asked for 15 s)"
@@ -49,6 +50,8 @@ class Engine:
                 self._report(waiting=0, moved={int(event): 0.0})
             case "s" | "w":
                 self._report(waiting=event == "w")
+            case "e":
+                progress.note_beats(())
             case "c":
                 progress.note_canary(0)
             case "r":
@@ -96,6 +99,10 @@ class Engine:
         (1, ".." + "rb" * 40, ""),
         # A queue does not excuse a scheduler.
         (1, ".." + "w" * 15, SCHEDULER),
+        # A server that answers requests, and does not report its ranks any longer.
+        (2, "ae" * 50, ""),
+        (1, ".." + "e" * 15, OUTPUT),
+        (2, ".." + "0" * 16 + "e", RANK_1),
         # A long step of the scheduler, such as the prefill of a long prompt.
         (1, (".." + "s" * 13 + "bc") * 5, ""),
         # A client that does not read its stream: the engine answers the canary.

@@ -8,8 +8,9 @@ it had no answer for a long time. The parts, and the evidence for each of them:
                 with a single rank, also the bytes of answers
     output      the path of an answer from a rank to the server: the bytes of answers, a canary
 
-A question is not unanswered while its canary waits in a queue of its rank. Time in which this
-process itself was late does not count. Nothing here does I/O or reads a clock.
+A question is not unanswered while its canary waits in a queue of its rank, or while the server
+answers without its ranks, for example with an error. Time in which this process itself was late
+does not count. Nothing here does I/O or reads a clock.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ class Progress:
         self._server = _Part(self._wait)
         self._output = _Part(self._wait)
         self._ranks: dict[int, _Rank] = {}  # empty until the server reports them
+        self._beats_missing = False  # in the server's last answer about its ranks
         self._canary_rank: int | None = None
         self._proven: set[int] = set()
 
@@ -114,12 +116,18 @@ class Progress:
         for part in self._parts:
             part.quiet += counted
             if part.asked:
-                if part is not self._output or not self._canary_waits:
+                if not self._excused(part):
                     part.unanswered += counted
             elif part.quiet >= self._wait:
                 part.asked = True
                 if isinstance(part, _Rank):
                     part.beat = None
+
+    def _excused(self, part: _Part) -> bool:
+        """Return whether the silence of a part that was asked shows nothing now."""
+        if part is self._output:
+            return self._canary_waits
+        return isinstance(part, _Rank) and self._beats_missing
 
     @property
     def _canary_waits(self) -> bool:
@@ -147,6 +155,7 @@ class Progress:
     def note_beats(self, beats: Sequence[RankBeat]) -> None:
         """Record the answer of the server about its ranks; empty if it knows none."""
         self._server.prove()
+        self._beats_missing = not beats
         for one in beats:
             rank = self._ranks.get(one.rank)
             if rank is None:
