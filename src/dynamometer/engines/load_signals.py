@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from dynamometer.engines.ranks import LeadingSeries, RankValue
 from dynamometer.engines.sglang_names import sglang
+from dynamometer.engines.sglang_snapshots import LoadSnapshots
 from dynamometer.exposition.families import Family, Metadata
 from dynamometer.exposition.numbers import format_number
 from dynamometer.exposition.ordering import sort_key
@@ -20,9 +21,6 @@ from dynamometer.exposition.reuse import UnchangedFamilies
 from dynamometer.exposition.samples import Sample
 from dynamometer.exposition.series import Series
 from dynamometer.names import engine_load, kvstats, labels, name_prefix
-
-if TYPE_CHECKING:
-    from dynamometer.engines.sglang_snapshots import LoadSnapshots
 
 # A request is in one of these queues at a time. SGLang's queue of transfers into the host's memory
 # is omitted, because its requests are also in the transfer queue.
@@ -132,8 +130,7 @@ class EngineLoad:
         self._counters = {name: LeadingSeries(totals_by_priority=False) for name in _COUNTERS}
         self._counters_started: set[str] = set()
         self._counters_seen: set[str] = set()
-        self._pids = pids
-        self._snapshots: LoadSnapshots | None = None
+        self._snapshots = LoadSnapshots(pids)
         self._last: tuple[Sequence[Family] | None, Mapping[str, str], bool, Set[str]]
         self._last = (None, {}, False, frozenset())
         self._by_name: Mapping[str, Family] = {}
@@ -154,19 +151,11 @@ class EngineLoad:
                 name: reader.read(self._by_name.get(name)) for name, reader in self._readers.items()
             }
         busy = any(one.value for name in _LOAD for one in self._gauges[name])
-        idle = self._idle_ranks() if busy else frozenset()
+        idle = self._snapshots.idle_ranks() if busy else frozenset()
         if families is not self._last[0] or (constant, complete, idle) != self._last[1:]:
             self._last = (families, dict(constant), complete, idle)
             self._derived = self._unchanged.reuse(self._derive(constant, complete, idle))
         return self._derived
-
-    def _idle_ranks(self) -> Set[str]:
-        if self._snapshots is None:
-            # The import takes a megabyte, which an exporter beside an idle engine saves.
-            from dynamometer.engines.sglang_snapshots import LoadSnapshots
-
-            self._snapshots = LoadSnapshots(self._pids)
-        return self._snapshots.idle_ranks()
 
     def _derive(self, constant: Mapping[str, str], complete: bool, idle: Set[str]) -> list[Family]:
         found = {

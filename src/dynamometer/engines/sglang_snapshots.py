@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-import msgspec
+from dynamometer.engines import messagepack
 
 _MAPPING: Final = re.compile(r" (/dev/shm/sglang_loads_\S+\.shm)$", re.MULTILINE)
 _HEADER: Final = struct.Struct("<4sHHI")
@@ -33,46 +33,13 @@ _LARGEST_FILE_BYTES: Final = 64 << 20
 _SEARCH_SECONDS: Final = 4.0
 
 
-class _Disaggregation(msgspec.Struct, array_like=True):
-    """The first members of an array; `mode` is "null" for an engine that does all of the work."""
-
-    mode: str
-    prefill_bootstrap_queue_reqs: int = 0
-    prefill_inflight_queue_reqs: int = 0
-    decode_prealloc_queue_reqs: int = 0
-    decode_transfer_queue_reqs: int = 0
-    decode_retracted_queue_reqs: int = 0
-
-    @property
-    def idle(self) -> bool:
-        """True if all queues are empty."""
-        return not (
-            self.prefill_bootstrap_queue_reqs
-            or self.prefill_inflight_queue_reqs
-            or self.decode_prealloc_queue_reqs
-            or self.decode_transfer_queue_reqs
-            or self.decode_retracted_queue_reqs
-        )
-
-
-class _Snapshot(msgspec.Struct):
-    """The members of a snapshot that are read; the first two are never 0."""
-
-    timestamp: float
-    max_total_num_tokens: int
-    num_running_reqs: int = 0
-    num_waiting_reqs: int = 0
-    num_total_tokens: int = 0  # in the KV cache, or waiting for it
-    disaggregation: _Disaggregation | None = None
-
-    @property
-    def idle(self) -> bool:
-        """True if the rank has no request. A request in its prefill has tokens only."""
-        own = self.num_running_reqs + self.num_waiting_reqs + self.num_total_tokens
-        return own == 0 and (self.disaggregation is None or self.disaggregation.idle)
-
-
-_DECODER: Final = msgspec.msgpack.Decoder(_Snapshot)
+# The members of a snapshot that every version of SGLang since 0.5.23 writes; they are never 0.
+_ESSENTIAL: Final = ("timestamp", "max_total_num_tokens")
+# A request in its prefill has tokens only.
+_LOAD: Final = ("num_running_reqs", "num_waiting_reqs", "num_total_tokens")
+# The array of prefill and decode: the mode, and the lengths of five queues.
+_DISAGGREGATION: Final = "disaggregation"
+_QUEUES: Final = slice(1, 6)
 
 
 class LoadSnapshots:
@@ -102,11 +69,11 @@ class LoadSnapshots:
             ranks = self._read()
         if not ranks:
             return frozenset()
-        idle = {str(rank) for rank, snapshot in enumerate(ranks) if snapshot and snapshot.idle}
+        idle = {str(rank) for rank, snapshot in enumerate(ranks) if _idle(snapshot)}
         return frozenset(idle | {""} if len(idle) == len(ranks) else idle)
 
-    def _read(self) -> list[_Snapshot | None] | None:
-        """Return the snapshot of each rank, None where it is not valid; None without a file."""
+    def _read(self) -> list[messagepack.Value] | None:
+        """Return the snapshot of each rank; None without a file."""
         if self._path is None:
             return None
         try:
@@ -136,7 +103,7 @@ def _find(pids: Iterable[int]) -> str | None:
     return None
 
 
-def _parse(content: bytes) -> list[_Snapshot | None]:
+def _parse(content: bytes) -> list[messagepack.Value]:
     """Return the snapshot of each rank; an empty list for another version of the format."""
     if len(content) < _HEADER.size:
         return []
@@ -147,11 +114,21 @@ def _parse(content: bytes) -> list[_Snapshot | None]:
     return [_parse_slot(content[begin : begin + slot_bytes]) for begin in begins]
 
 
-def _parse_slot(slot: bytes) -> _Snapshot | None:
+def _parse_slot(slot: bytes) -> messagepack.Value:
+    """Return the snapshot in a slot; None if the slot has no valid one."""
     if len(slot) < _LENGTH.size:
         return None
     (length,) = _LENGTH.unpack_from(slot)
     try:
-        return _DECODER.decode(slot[_LENGTH.size : _LENGTH.size + length])
-    except msgspec.MsgspecError:
+        return messagepack.decode(slot[_LENGTH.size : _LENGTH.size + length])
+    except ValueError:
         return None  # nothing was written yet
+
+
+def _idle(snapshot: messagepack.Value) -> bool:
+    """Return whether a snapshot shows that its rank has no request."""
+    if not isinstance(snapshot, dict) or not all(map(snapshot.get, _ESSENTIAL)):
+        return False
+    queues = snapshot.get(_DISAGGREGATION)
+    waiting = isinstance(queues, list) and any(queues[_QUEUES])
+    return not waiting and not any(map(snapshot.get, _LOAD))
