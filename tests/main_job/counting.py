@@ -89,6 +89,8 @@ class Counts:
         return made
 
     def _add(self, kind: str, name: str, labels: Mapping[str, str], value: float) -> None:
+        if name.startswith("sglang:http_") and labels["method"] != "POST":
+            return  # the worker's own questions to the engine
         if name in GAUGES or name in LATE_GAUGES:
             gauges = self.gauges if name in GAUGES else self.late_gauges
             gauges[name] = gauges.get(name, 0) + value

@@ -76,6 +76,8 @@ def of_aborted_run(*, certain: bool = True, stream: bool = True) -> dict[str, Ra
         "sglang:inter_token_latency_seconds_count": at_least(0),
         "sglang:prompt_tokens_total": at_least(0),
         "sglang:generation_tokens_total": at_least(0),
+        "dynamometer_engine_prompt_tokens_total": at_least(0),
+        "dynamometer_engine_cached_prompt_tokens_total": at_least(0),
         "dynamometer_engine_generation_tokens_total": at_least(0),
     }
 
@@ -166,5 +168,8 @@ def of_engine(request: Request, tokens: dict[str, int]) -> dict[str, Range]:
         "sglang:inter_token_latency_seconds_count": exactly(between),
         "sglang:prompt_tokens_total": exactly(tokens["input"] * prompts),
         "sglang:generation_tokens_total": exactly(tokens["output"]),
+        "dynamometer_engine_prompt_tokens_total": exactly(tokens["input"] * prompts),
+        # The number depends on the prefix cache.
+        "dynamometer_engine_cached_prompt_tokens_total": Range(0, tokens["input"] * prompts),
         "dynamometer_engine_generation_tokens_total": exactly(tokens["output"]),
     }
