@@ -230,6 +230,20 @@ async def test_an_engine_without_beats_is_asked_by_its_health_route(
         await until(ready(worker))
 
 
+async def test_ranks_are_watched_after_an_error_of_their_route(
+    engine: Engine, worker: Worker
+) -> None:
+    engine.statuses["/v1/loads"] = 500
+    async with worker.watched():
+        await asked(engine, "/health_generate")
+        assert ready(worker)()
+        engine.statuses.clear()
+        await asked(engine, "/generate")
+        engine.stopped = {"rank 1"}
+        await until(unresponsive(worker))
+    assert "rank 1" in worker.lifecycle.reason
+
+
 async def test_a_full_queue_is_not_a_hang(engine: Engine, worker: Worker) -> None:
     engine.statuses["/generate"] = 503
     async with worker.watched():

@@ -13,6 +13,7 @@ from dynamometer.engines.interface import Launch, ModelCards, RankBeat, Startabl
 from dynamometer.runtime.record import Json
 
 _TIMEOUT_SECONDS: Final = 30.0
+_UNKNOWN_ROUTE: Final = frozenset({404, 405, 501})
 _ERRORS: Final = (aiohttp.ClientError, TimeoutError, OSError)
 
 
@@ -30,6 +31,10 @@ class CanaryResult(Enum):
     REFUSED = "refused"
     NOT_UNDERSTOOD = "not understood"
     LOST = "lost"
+
+
+class UnknownRouteError(Exception):
+    """The engine has no such route: it is another version, or has another server."""
 
 
 class EngineClient:
@@ -84,7 +89,11 @@ class EngineClient:
         return self._engine.read_info(await self._get(self._engine.info_path, timeout), models)
 
     async def fetch_beats(self, *, timeout: float) -> Sequence[RankBeat] | None:
-        """Return the state of each rank: none if the answer has none; None without an answer."""
+        """Return the state of each rank: none if the answer has none; None without an answer.
+
+        Raises:
+            UnknownRouteError: The engine has no route for the state of its ranks.
+        """
         probes = self._engine.probes
         assert probes is not None
         try:
@@ -92,6 +101,8 @@ class EngineClient:
                 async with self._session.get(
                     self._url + probes.beats_path, headers=self._headers
                 ) as answer:
+                    if answer.status in _UNKNOWN_ROUTE:
+                        raise UnknownRouteError
                     content = await answer.json(content_type=None)
                     return probes.read_beats(content) if answer.status == 200 else ()
         except _ERRORS:

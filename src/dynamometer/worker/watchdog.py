@@ -17,7 +17,7 @@ from dynamometer.process import tasks
 from dynamometer.runtime.lifecycle import Lifecycle
 from dynamometer.runtime.record import State
 from dynamometer.settings import HealthCheckSettings
-from dynamometer.worker.engine_client import CanaryResult, EngineClient
+from dynamometer.worker.engine_client import CanaryResult, EngineClient, UnknownRouteError
 from dynamometer.worker.progress import TICK_SECONDS, Progress
 
 logger = logging.getLogger(__name__)
@@ -159,10 +159,13 @@ class _Questions:
         """Request the beats of the ranks, and record them."""
         if not self._beats_known:
             return
-        beats = await self._client.fetch_beats(timeout=self._settings.request_seconds)
+        try:
+            beats = await self._client.fetch_beats(timeout=self._settings.request_seconds)
+        except UnknownRouteError:
+            beats = ()
+            self._beats_known = False
         if beats is not None:
             self._progress.note_beats(beats)
-            self._beats_known = self._progress.rank_count > 0
             self.ranks_requested = True
 
     async def send_canary(self) -> None:
