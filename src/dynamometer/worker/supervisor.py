@@ -168,7 +168,9 @@ class Supervisor:
             if pause is not None:
                 plan = f"; starting it again after {pause:.0f} s" if self._restarts_wanted else ""
                 logger.error("%s%s", ended.description, plan)
-            await asyncio.gather(self._on_change(), self._kill())
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._kill(), name="killing the engine")
+                await self._on_change()
             if pause is None:
                 return self._error(ended)
             if self._on_end is not None:
