@@ -28,6 +28,7 @@ from dynamometer.runtime.fleet import Fleet
 from dynamometer.runtime.identity import new_id
 from dynamometer.runtime.record import Record, Role, State
 from processes import refusing_port
+from raw_http import exchange
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 CHAT = "/v1/chat/completions"
@@ -94,13 +95,7 @@ class Bench:
 
     async def sends(self, data: bytes) -> bytes:
         """Send bytes on a connection of their own; return what is received until its end."""
-        reader, writer = await asyncio.open_connection(*self.url.removeprefix("http://").split(":"))
-        writer.write(data)
-        async with asyncio.timeout(10):
-            answer = await reader.read()
-        writer.close()
-        await writer.wait_closed()
-        return answer
+        return await exchange(self.url, data)
 
     async def ask(self, path: str = CHAT, **body: object) -> tuple[int, bytes]:
         async with self.session.post(self.url + path, json={"model": "m"} | body) as answer:

@@ -22,6 +22,7 @@ from dynamometer.runtime.record import State
 from dynamometer.worker.endpoint import Endpoint, engine_client
 from dynamometer.worker.endpoint_metrics import EndpointMetrics
 from processes import refusing_port
+from raw_http import exchange
 from waiting import until
 
 PATH = "/v1/chat/completions"
@@ -306,14 +307,7 @@ async def authorized(worker: Worker, path: bytes, value: bytes) -> int:
 
 async def sends(worker: Worker, data: bytes) -> bytes:
     """Send bytes on a connection of their own; return what is received until its end."""
-    host, port = worker.url.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(data)
-    async with asyncio.timeout(10):
-        answer = await reader.read()
-    writer.close()
-    await writer.wait_closed()
-    return answer
+    return await exchange(worker.url, data)
 
 
 async def test_a_stream_for_an_http_1_0_client_ends_with_its_connection(worker: Worker) -> None:
