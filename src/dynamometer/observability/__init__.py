@@ -1,0 +1,1 @@
+"""Prometheus and Grafana for this project's pages: `dyno observe`, rules and dashboards."""
