@@ -89,6 +89,8 @@ class Settings:
     health_check: HealthCheckSettings = HealthCheckSettings()
     http_host: str = LOOPBACK
     http_port: int = DEFAULT_HTTP_PORT
+    ops_host: str = LOOPBACK
+    ops_port: int | None = None
     frontend_paths: Mapping[str, str] = field(default_factory=lambda: FRONTEND_PATHS)
     processes: int = 1
     namespace: str | None = None
@@ -125,6 +127,8 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
         ),
         http_host=env.get("DYN_HTTP_HOST", str, Settings.http_host),
         http_port=env.get("DYN_HTTP_PORT", port, Settings.http_port),
+        ops_host=env.get("DYN_OPS_HOST", str, Settings.ops_host),
+        ops_port=env.get("DYN_OPS_PORT", system_port, None),
         frontend_paths={
             variable: env.get(variable, route_path, default)
             for variable, default in FRONTEND_PATHS.items()
@@ -235,7 +239,7 @@ def port(value: str) -> int:
 
 
 def system_port(value: str) -> int:
-    """Parse a TCP port, or -1 for none."""
+    """Parse the TCP port of a server that can be switched off; -1 is none."""
     try:
         return -1 if value == "-1" else port(value)
     except ValueError as error:

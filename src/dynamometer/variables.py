@@ -14,6 +14,7 @@ from typing import Final
 LOOPBACK: Final = "127.0.0.1"
 DEFAULT_SYSTEM_PORT: Final = 8081
 DEFAULT_HTTP_PORT: Final = 8000
+DEFAULT_OPS_PORT: Final = 8002
 DEFAULT_NAMESPACE: Final = "dynamo"
 FRONTEND_MEMBER: Final = "DYNAMOMETER_FRONTEND_MEMBER"
 
@@ -167,6 +168,16 @@ VARIABLES: Final[Mapping[str, Variable]] = {
     "DYN_HTTP_HOST": Variable("address of the frontend", f"`{LOOPBACK}`", "`--http-host`"),
     "DYN_HTTP_PORT": Variable(
         "port of the frontend; 0: any free port", f"{DEFAULT_HTTP_PORT}", "`--http-port`"
+    ),
+    "DYN_OPS_HOST": Variable(
+        "address of the frontend's ops listener: `/sd` and `/metrics_endpoints`",
+        f"`{LOOPBACK}`",
+        "`--ops-host`",
+    ),
+    "DYN_OPS_PORT": Variable(
+        "port of the frontend's ops listener; 0: any free port, -1: no ops listener",
+        f"{DEFAULT_OPS_PORT}, or any free port if that one is in use",
+        "`--ops-port`",
     ),
     HTTP_HEALTH_PATH: _path(HTTP_HEALTH_PATH),
     HTTP_LIVE_PATH: _path(HTTP_LIVE_PATH),

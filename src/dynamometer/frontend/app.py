@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from dynamometer.engines import kinds
 from dynamometer.errors import DiscoveryError, SettingsError
-from dynamometer.frontend import shared_port
+from dynamometer.frontend import ops, shared_port
 from dynamometer.frontend.canary import Canary
 from dynamometer.frontend.forwarding import Forwarder
 from dynamometer.frontend.load_poller import LoadPoller
@@ -48,6 +48,7 @@ from dynamometer.variables import (
     HTTP_LIVE_PATH,
     HTTP_METRICS_PATH,
     HTTP_READY_PATH,
+    LOOPBACK,
 )
 
 logger = logging.getLogger(__name__)
@@ -66,10 +67,17 @@ _OTHER_PREFIXES: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class FrontendOptions:
-    """The options of a frontend, from flags and variables. Port 0 is any free port."""
+    """The options of a frontend, from flags and variables. Port 0 is any free port.
+
+    Attributes:
+        ops_port: -1 for no ops listener; None if no port was requested: 8002, or any free port if
+            8002 is in use.
+    """
 
     host: str
     port: int
+    ops_host: str = LOOPBACK
+    ops_port: int | None = None
     namespace: str | None
     router_mode: RouterMode
     max_body_size: int
@@ -94,9 +102,10 @@ async def serve(options: FrontendOptions) -> None:
     restart_counter(runtime.registry)  # stays 0: one process is not restarted
     discovery = await connect(options.discovery_directory)
     listener = shared_port.listen(options.host, options.port)
-    url = addresses.url(listener)
-    own = record(options, runtime, url)
+    ops_listener = ops.listen(options.ops_host, options.ops_port)
+    own = record(options, runtime, addresses.url(listener), ops_listener)
     async with (
+        ops.serving(ops_listener, discovery, own),
         discovery.register(own) as registration,
         restarting(partial(show_draining, stop, registration, own), name="draining"),
     ):
@@ -208,13 +217,19 @@ async def _answer_requests(
             await member.channel.wait_for_others()
 
 
-def record(options: FrontendOptions, runtime: DistributedRuntime, url: str) -> Record:
+def record(
+    options: FrontendOptions,
+    runtime: DistributedRuntime,
+    url: str,
+    ops_listener: socket.socket | None,
+) -> Record:
     """Return the record of a frontend in discovery.
 
     Args:
         options: the options of the frontend.
         runtime: the runtime, which has the id of the frontend.
         url: the URL of the frontend's port.
+        ops_listener: the socket of the ops listener, or None.
     """
     return Record(
         role=Role.FRONTEND,
@@ -223,6 +238,8 @@ def record(options: FrontendOptions, runtime: DistributedRuntime, url: str) -> R
         component="frontend",
         request_url=url,
         system_url=url,
+        metrics_path=options.paths[HTTP_METRICS_PATH],
+        ops_url=None if ops_listener is None else addresses.url(ops_listener),
         state=State.READY,
         since=time.time(),
     )

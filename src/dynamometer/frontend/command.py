@@ -12,7 +12,7 @@ from dynamometer.frontend.process_group import clear_leftovers, serve_group
 from dynamometer.frontend.routing import RouterMode
 from dynamometer.metrics.buckets import FrontendBuckets
 from dynamometer.process import cpus, event_loop
-from dynamometer.variables import DEFAULT_HTTP_PORT, LOOPBACK
+from dynamometer.variables import DEFAULT_HTTP_PORT, DEFAULT_OPS_PORT, LOOPBACK
 
 # More processes take memory, and each one polls the workers; four fill 40,000 chunks/s.
 _MOST_AUTOMATIC = 16
@@ -55,6 +55,17 @@ def parser(program: str) -> argparse.ArgumentParser:
         "--http-port",
         type=arguments.checked(settings.port),
         help=f"port to listen on; 0: any free port (DYN_HTTP_PORT; default: {DEFAULT_HTTP_PORT})",
+    )
+    result.add_argument(
+        "--ops-host",
+        help="address of the ops listener, which has the routes for Prometheus and for operators: "
+        f"/sd and /metrics_endpoints (DYN_OPS_HOST; default: {LOOPBACK})",
+    )
+    result.add_argument(
+        "--ops-port",
+        type=arguments.checked(settings.system_port),
+        help=f"port of the ops listener; -1: do not serve it (DYN_OPS_PORT; default: "
+        f"{DEFAULT_OPS_PORT}, or any free port if that one is in use)",
     )
     result.add_argument(
         "--processes",
@@ -100,6 +111,8 @@ def main(argv: Sequence[str], program: str = "dyno frontend") -> int:
     options = FrontendOptions(
         host=own.http_host or environment.http_host,
         port=environment.http_port if own.http_port is None else own.http_port,
+        ops_host=own.ops_host or environment.ops_host,
+        ops_port=environment.ops_port if own.ops_port is None else own.ops_port,
         namespace=own.namespace or environment.namespace,
         router_mode=RouterMode(own.router_mode),
         max_body_size=own.max_body_size,

@@ -25,6 +25,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry
 
 from dynamometer.errors import DirectoryError, DynamometerError, FrontendError
+from dynamometer.frontend import ops
 from dynamometer.frontend.app import FrontendOptions, check, record, show_draining
 from dynamometer.frontend.canary import Canary
 from dynamometer.frontend.channel import SupervisorEnd
@@ -87,7 +88,9 @@ async def serve_group(options: FrontendOptions, count: int, arguments: Sequence[
         stack.callback(collector.close)
         runtime.registry.register(collector)
         restarts = restart_counter(runtime.registry)
-        own = record(options, runtime, port.url)
+        ops_listener = ops.listen(options.ops_host, options.ops_port)
+        own = record(options, runtime, port.url, ops_listener)
+        await stack.enter_async_context(ops.serving(ops_listener, discovery, own))
         registration = await stack.enter_async_context(discovery.register(own))
         await stack.enter_async_context(
             tasks.restarting(partial(show_draining, stop, registration, own), name="draining")

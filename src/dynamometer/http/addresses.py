@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 from typing import Final
 
 from dynamometer.errors import AddressError, SettingsError
 from dynamometer.process.descriptors import close_in_child
+
+logger = logging.getLogger(__name__)
 
 # Errors for an address that this machine does not have: an address of another machine, a link-local
 # address without its interface, or an IPv6 address where IPv6 is off.
@@ -48,6 +51,42 @@ def listen(
         ) from None
     listener.setblocking(False)
     return listener
+
+
+def listen_optionally(
+    host: str, port: int | None, *, default: int, served: str, settings: tuple[str, str]
+) -> socket.socket | None:
+    """Return the listening socket of a server that users can switch off; None if it is off.
+
+    Args:
+        host: see `listen`.
+        port: the port; 0 selects any free port, -1 switches the server off. None (the user set no
+            port) selects `default`, or any free port if `default` is in use.
+        default: the documented port.
+        served: the routes of the server, for the message about another port.
+        settings: the flags and variables that set the host and the port, for messages.
+
+    Raises:
+        SettingsError: The host is not an address of this machine.
+        AddressError: The port is not available.
+    """
+    if port == -1:
+        return None
+    host_setting, port_setting = settings
+    if port is not None:
+        return listen(host, port, setting=port_setting, host_setting=host_setting)
+    try:
+        return listen(host, default, setting=port_setting, host_setting=host_setting)
+    except AddressError:
+        listener = listen(host, 0, setting=port_setting, host_setting=host_setting)
+        logger.warning(
+            "port %d is already in use: %s of this process are at %s; choose a port with %s",
+            default,
+            served,
+            url(listener),
+            port_setting,
+        )
+        return listener
 
 
 def _bind(host: str, port: int, *, shared: bool) -> socket.socket:

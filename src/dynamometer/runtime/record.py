@@ -13,6 +13,8 @@ of each field; a field without a default is required.
 - `engine`: string, `""`; kind of the engine.
 - `stream_usage`: boolean, false; the engine ends every stream with a usage chunk, requested or not.
 - `request_url`, `system_url`: http(s) URL, null; address of inference requests, and of `/metrics`.
+- `metrics_path`: string, `/metrics`; path of the metrics page below `system_url`.
+- `ops_url`: http(s) URL, null; address of a frontend's ops listener (`/sd`).
 - `bootstrap`: string, null; bootstrap address of a prefill worker.
 - `model_info`: object, `{}`; maps each model to its entry in the engine's `/v1/models`.
 - `engine_info`: object, `{}`; properties of the engine: strings, and numbers from 0 to 2^63; other
@@ -110,6 +112,8 @@ class Record:
     stream_usage: bool = False
     request_url: str | None = None
     system_url: str | None = None
+    metrics_path: str = "/metrics"
+    ops_url: str | None = None
     bootstrap: str | None = None
     model_info: Mapping[str, Json] = field(default_factory=lambda: MappingProxyType({}))
     engine_info: Mapping[str, Json] = field(default_factory=lambda: MappingProxyType({}))
@@ -289,6 +293,13 @@ def _url(value: Json) -> str | None:
     return text.rstrip("/")  # paths are appended
 
 
+def _path(value: Json) -> str:
+    text = _text(value)
+    if not re.fullmatch(r"/[^\s?#\\]*", text):
+        raise _FieldError(f"must be a path that begins with '/', not {_shown(text)}")
+    return text
+
+
 def _optional_name(value: Json) -> str | None:
     return None if value is None else _name(value)
 
@@ -364,6 +375,8 @@ _FIELDS: Final[Mapping[str, Callable[[Json], object]]] = {
     "stream_usage": _flag,
     "request_url": _url,
     "system_url": _url,
+    "metrics_path": _path,
+    "ops_url": _url,
     "bootstrap": _optional_name,
     "model_info": _cards,
     "engine_info": _facts,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -10,15 +9,12 @@ from typing import Final
 
 from aiohttp import web
 
-from dynamometer.errors import AddressError
 from dynamometer.http import addresses
 from dynamometer.metrics import scraping
 from dynamometer.metrics.page import MetricsPage
 from dynamometer.runtime.record import State
 from dynamometer.settings import HealthSettings
 from dynamometer.variables import DEFAULT_SYSTEM_PORT
-
-logger = logging.getLogger(__name__)
 
 _FLAGS: Final = ("--system-host, DYN_SYSTEM_HOST", "--system-port, DYN_SYSTEM_PORT")
 _NO_ENDPOINT: Final = (
@@ -135,29 +131,13 @@ def listen(
 
     Args:
         host: the address to listen on.
-        port: the port; 0 selects any free port, -1 disables the server. None (the user set no
-            port) selects 8081, or any free port if 8081 is in use.
+        port: see `addresses.listen_optionally`; by default 8081.
         settings: the names of the flags and variables for host and port, for messages.
 
     Raises:
         SettingsError: The host is not an address of this machine.
         AddressError: The port is not available.
     """
-    if port == -1:
-        return None
-    host_setting, port_setting = settings
-    if port is not None:
-        return addresses.listen(host, port, setting=port_setting, host_setting=host_setting)
-    try:
-        return addresses.listen(
-            host, DEFAULT_SYSTEM_PORT, setting=port_setting, host_setting=host_setting
-        )
-    except AddressError:
-        listener = addresses.listen(host, 0, setting=port_setting, host_setting=host_setting)
-        logger.warning(
-            "port %d is already in use: /metrics and /health of this process are at %s; "
-            "choose a port with DYN_SYSTEM_PORT",
-            DEFAULT_SYSTEM_PORT,
-            addresses.url(listener),
-        )
-        return listener
+    return addresses.listen_optionally(
+        host, port, default=DEFAULT_SYSTEM_PORT, served="/metrics and /health", settings=settings
+    )

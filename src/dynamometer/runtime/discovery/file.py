@@ -28,6 +28,7 @@ from dynamometer.process import private_directories
 from dynamometer.process.background import BackgroundThread
 from dynamometer.process.descriptors import close_in_child
 from dynamometer.process.tasks import restarting
+from dynamometer.runtime.discovery.interface import Processes
 from dynamometer.runtime.discovery.locks import directory_lock, locked, same_file, write_locked
 from dynamometer.runtime.identity import hexadecimal
 from dynamometer.runtime.record import MAX_BYTES, Record
@@ -74,7 +75,7 @@ class FileDiscovery:
         self._parsed: dict[str, tuple[_Stamp, Record | None]] = {}
         self._faults: dict[str, str] = {}
         self._current: dict[str, Record | None] = {}
-        self._last: frozenset[Record] = frozenset()
+        self._last = Processes()
         # The event loop owns these attributes.
         self._reading: _Reading | None = None
         self._hanging: _Reading | None = None
@@ -108,6 +109,10 @@ class FileDiscovery:
 
     async def records(self) -> frozenset[Record]:
         """See `Discovery.records`."""
+        return (await self.processes()).live
+
+    async def processes(self) -> Processes:
+        """See `Discovery.processes`."""
         if self._hanging is not None and not self._hanging.future.done():
             raise DiscoveryError(f"discovery: {self.directory} does not answer")
         reading = self._reading
@@ -125,11 +130,11 @@ class FileDiscovery:
             raise DiscoveryError(f"discovery: {self.directory} does not answer")
         return reading.future.result()
 
-    def _start(self, reading: _Reading) -> frozenset[Record]:
+    def _start(self, reading: _Reading) -> Processes:
         reading.started = True
         return self._read_all()
 
-    def _read_all(self) -> frozenset[Record]:
+    def _read_all(self) -> Processes:
         try:
             listed = {name for name in os.listdir(self.directory) if _NAME.fullmatch(name)}  # noqa: PTH208
         except OSError as error:
@@ -142,7 +147,7 @@ class FileDiscovery:
             del self._faults[name]
         if found != self._current:
             self._current = found
-            self._last = frozenset(record for record in found.values() if record is not None)
+            self._last = Processes(frozenset(r for r in found.values() if r is not None))
         return self._last
 
     def _read(self, name: str) -> Record | None:
@@ -205,7 +210,7 @@ class FileDiscovery:
 class _Reading:
     """A reading of the directory, which all callers share that request it before it starts."""
 
-    future: asyncio.Future[frozenset[Record]]
+    future: asyncio.Future[Processes]
     # The discovery's thread sets this flag, the event loop reads it.
     started = False
 

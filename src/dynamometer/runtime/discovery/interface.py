@@ -4,9 +4,28 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 from dynamometer.runtime.record import Record
+
+# The time for which discovery remembers a process that ended without withdrawing its record.
+VANISHED_SECONDS: Final = 900.0
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that discovery shows at one time.
+
+    Attributes:
+        live: the records of all live processes.
+        vanished: the last records of the processes that ended without withdrawing their records
+            during the last `VANISHED_SECONDS`, in the order of their ends. A process whose id
+            another live process has is not among them.
+    """
+
+    live: frozenset[Record] = frozenset()
+    vanished: tuple[Record, ...] = ()
 
 
 class Registration(Protocol):
@@ -29,6 +48,9 @@ class Discovery(Protocol):
     def register(self, record: Record) -> AbstractAsyncContextManager[Registration]:
         """Keep `record` visible while the context is open and the process lives.
 
+        The end of the context withdraws the record: the process has ended cleanly. If an
+        `Exception` ends the context, the process counts as vanished, like a killed process.
+
         Raises:
             DiscoveryError: The registry cannot be written; the message names its location.
         """
@@ -37,6 +59,13 @@ class Discovery(Protocol):
         """Yield the records of all live processes: once at the start, then after each change.
 
         While the registry cannot be read, the iterator waits.
+        """
+
+    async def processes(self) -> Processes:
+        """Return the live processes and those that vanished, from a reading that starts now.
+
+        Raises:
+            DiscoveryError: The registry cannot be read or does not answer; the message names it.
         """
 
     async def records(self) -> frozenset[Record]:

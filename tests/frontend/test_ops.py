@@ -1,0 +1,245 @@
+"""The ops listener of a frontend: its routes, and their separation from the API."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from dynamometer.errors import DiscoveryError
+from dynamometer.frontend import ops
+from dynamometer.http import addresses
+from dynamometer.runtime.discovery.file import FileDiscovery
+from dynamometer.runtime.discovery.interface import Discovery, Processes
+from dynamometer.runtime.record import Record, Role, State
+from processes import PYTHON, Process, refusing_port, running
+from stack import http
+
+ROUTES = ("/sd", "/metrics_endpoints")
+OWN = Record(
+    role=Role.FRONTEND, id=1, namespace="", component="frontend", system_url="http://127.0.0.1:8000"
+)
+WORKER = Record(
+    role=Role.WORKER, id=2, namespace="dynamo", component="backend",
+    system_url="http://127.0.0.1:8081",
+)  # fmt: skip
+
+
+class Scripted(FileDiscovery):
+    """A discovery whose readings a test sets: the processes, or an error."""
+
+    outcome: Processes | DiscoveryError
+
+    async def processes(self) -> Processes:
+        if isinstance(self.outcome, DiscoveryError):
+            raise self.outcome
+        return self.outcome
+
+
+@asynccontextmanager
+async def listening(discovery: Discovery) -> AsyncIterator[tuple[str, aiohttp.ClientSession]]:
+    async with AsyncExitStack() as stack:
+        listener = ops.listen("127.0.0.1", 0)
+        assert listener is not None
+        await stack.enter_async_context(ops.serving(listener, discovery, OWN))
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        yield addresses.url(listener), session
+
+
+def seen(*records: Record) -> Processes:
+    return Processes(frozenset(records))
+
+
+@pytest.mark.parametrize("route", ROUTES)
+async def test_a_frontend_that_has_not_read_discovery_has_no_list(
+    tmp_path: Path, route: str
+) -> None:
+    discovery = Scripted(tmp_path)
+    async with listening(discovery) as (url, session):
+        outcomes: list[tuple[Processes | DiscoveryError, str]] = [
+            (DiscoveryError("discovery: /kv does not answer"), "/kv does not answer"),
+            (seen(), "does not show this frontend yet"),
+            (seen(WORKER), "does not show this frontend yet"),
+        ]
+        for outcome, reason in outcomes:
+            discovery.outcome = outcome
+            async with session.get(url + route) as answer:
+                assert answer.status == 503
+                assert reason in (await answer.json())["error"]
+        discovery.outcome = seen(OWN)
+        async with session.get(url + route) as answer:
+            assert answer.status == 200
+            assert answer.headers["Content-Type"] == "application/json"
+            assert len(await answer.json()) > 0
+
+
+@pytest.mark.parametrize("route", ROUTES)
+async def test_the_last_known_targets_stay_while_discovery_cannot_be_read(
+    tmp_path: Path, route: str
+) -> None:
+    discovery = Scripted(tmp_path)
+    discovery.outcome = seen(OWN, WORKER)
+    async with listening(discovery) as (url, session):
+        async with session.get(url + route) as answer:
+            known = await answer.json()
+        for outcome in (DiscoveryError("discovery: /kv: No such file or directory"), seen()):
+            discovery.outcome = outcome
+            async with session.get(url + route) as answer:
+                assert answer.status == 200
+                assert await answer.json() == known
+        discovery.outcome = seen(OWN)
+        async with session.get(url + route) as answer:
+            assert await answer.json() != known
+
+
+async def test_an_unknown_path_is_answered_with_the_routes(tmp_path: Path) -> None:
+    async with listening(Scripted(tmp_path)) as (url, session):
+        for path in ("/", "/sd/", "/metrics", "/v1/models"):
+            async with session.get(url + path) as answer:
+                assert answer.status == 404
+                assert answer.headers["Content-Type"] == "application/json"
+                body = await answer.json()
+                assert path in body["error"]
+                assert body["routes"] == list(ROUTES)
+
+
+async def test_only_get_and_head_are_allowed(tmp_path: Path) -> None:
+    discovery = Scripted(tmp_path)
+    discovery.outcome = seen(OWN)
+    async with listening(discovery) as (url, session):
+        async with session.head(f"{url}/sd") as answer:
+            assert (answer.status, await answer.read()) == (200, b"")
+        for method in ("POST", "PUT", "DELETE", "OPTIONS"):
+            async with session.request(method, f"{url}/sd", data=b"x") as answer:
+                assert answer.status == 405
+                assert answer.headers["Allow"] == "GET, HEAD"
+                assert method in (await answer.json())["error"]
+
+
+async def test_a_fault_of_a_route_is_answered_and_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    discovery = Scripted(tmp_path)  # without an outcome
+    async with listening(discovery) as (url, session), session.get(f"{url}/sd") as answer:
+        assert answer.status == 500
+        assert "see the log" in (await answer.json())["error"]
+    assert "GET /sd failed" in caplog.text
+
+
+# Real frontends.
+
+
+def frontend(directory: Path, *flags: str, **environment: str) -> tuple[list[str], dict[str, str]]:
+    command = [PYTHON, "-m", "dynamometer.frontend", "--http-port", "0", *flags]
+    return command, {"DYN_FILE_KV": str(directory / "kv")} | environment
+
+
+def ops_url(process: Process) -> str:
+    return process.wait_for(r"ops routes at (http://\S+): ", within=20)[1]
+
+
+def api_url(process: Process) -> str:
+    return process.wait_for(r"OpenAI-compatible at (\S+)/v1", within=20)[1]
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_the_two_ports_have_different_routes(tmp_path: Path, processes: str) -> None:
+    command, environment = frontend(tmp_path, "--ops-port", "0", "--processes", processes)
+    with running(command, tmp_path / "log", environment) as process:
+        api, operations = api_url(process), ops_url(process)
+        for path in ROUTES:
+            assert http(operations + path).status == 200
+            assert http(api + path).status == 404
+        for path in ("/metrics", "/health", "/live", "/v1/health/ready", "/v1/models"):
+            assert http(operations + path).status == 404
+        for path in ("/metrics", "/health", "/live", "/v1/models"):
+            assert http(api + path).status == 200
+        (group,) = json.loads(http(f"{operations}/sd").body)
+        assert group["targets"] == [api.removeprefix("http://")]
+        assert group["labels"]["__meta_dynamometer_role"] == "frontend"
+
+
+def test_the_moved_page_of_a_frontend_is_the_target(tmp_path: Path) -> None:
+    command, environment = frontend(
+        tmp_path, "--ops-port", "0", DYN_HTTP_SVC_METRICS_PATH="/own/metrics"
+    )
+    with running(command, tmp_path / "log", environment) as process:
+        (group,) = json.loads(http(f"{ops_url(process)}/sd").body)
+        page = f"http://{group['targets'][0]}{group['labels']['__metrics_path__']}"
+        assert http(page).body.startswith(b"# HELP")
+
+
+def test_a_wildcard_address_is_listed_as_a_reachable_one(tmp_path: Path) -> None:
+    command, environment = frontend(tmp_path, "--ops-port", "0", "--http-host", "0.0.0.0")
+    with running(command, tmp_path / "log", environment) as process:
+        (group,) = json.loads(http(f"{ops_url(process)}/sd").body)
+        assert http(f"http://{group['targets'][0]}/metrics").status == 200
+
+
+def test_a_frontend_without_an_ops_listener_says_nothing_about_it(tmp_path: Path) -> None:
+    command, environment = frontend(tmp_path, DYN_OPS_PORT="-1")
+    with running(command, tmp_path / "log", environment) as process:
+        api_url(process)
+        assert "ops" not in process.log
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_requested_port_that_is_in_use_is_an_error(tmp_path: Path, processes: str) -> None:
+    port = str(refusing_port())
+    command, environment = frontend(tmp_path, "--processes", processes, DYN_OPS_PORT=port)
+    with running(command, tmp_path / "log", environment) as process:
+        assert process.wait(within=20) == 1
+        assert f"port {port} on 127.0.0.1 is already in use" in process.log
+        assert "--ops-port, DYN_OPS_PORT" in process.log
+        assert "Traceback" not in process.log
+
+
+def test_an_address_of_another_machine_is_an_error(tmp_path: Path) -> None:
+    command, environment = frontend(tmp_path, "--ops-host", "192.0.2.1", "--ops-port", "0")
+    with running(command, tmp_path / "log", environment) as process:
+        assert process.wait(within=20) == 2
+        assert "--ops-host, DYN_OPS_HOST: '192.0.2.1'" in process.log
+
+
+def test_the_default_port_that_is_in_use_is_replaced_by_a_free_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        monkeypatch.setattr(ops, "DEFAULT_OPS_PORT", port)
+        listener = ops.listen("127.0.0.1", None)
+        assert listener is not None
+        with listener:
+            assert listener.getsockname()[1] != port
+            assert f"port {port} is already in use" in caplog.text
+            assert addresses.url(listener) in caplog.text
+            assert "--ops-port" in caplog.text
+
+
+def test_the_ops_listener_survives_the_death_of_a_process(tmp_path: Path) -> None:
+    command, environment = frontend(tmp_path, "--ops-port", "0", "--processes", "2")
+    with running(command, tmp_path / "log", environment) as process:
+        api_url(process)
+        url = f"{ops_url(process)}/sd"
+        before = http(url).body
+        for member in process.descendants():
+            member.kill()
+        assert http(url).body == before
+        process.wait_for("restarting now", within=10)
+        assert http(url).body == before
+
+
+def test_the_record_names_the_ops_listener(tmp_path: Path) -> None:
+    command, environment = frontend(tmp_path, "--ops-port", "0")
+    with running(command, tmp_path / "log", environment) as process:
+        url = ops_url(process)
+        api_url(process)
+        (file,) = (tmp_path / "kv/instances").glob("*.json")
+        record = Record.from_json(file.read_bytes())
+        assert (record.ops_url, record.state) == (url, State.READY)

@@ -1,0 +1,87 @@
+"""A real Prometheus that tests start: Debian's package `prometheus`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import urllib.error
+import urllib.parse
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from dynamometer.http.addresses import free_port
+from processes import Process, running
+from stack import eventually, http
+
+needs_prometheus = pytest.mark.skipif(not shutil.which("prometheus"), reason="needs prometheus")
+
+
+@dataclass(frozen=True)
+class Prometheus:
+    """A running Prometheus.
+
+    Attributes:
+        url: the address of its API.
+    """
+
+    url: str
+    process: Process
+
+    def ask(self, path: str, **query: str) -> Any:
+        """Return the `data` of an answer of the API, such as of `targets` or `rules`."""
+        url = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(query)}"
+        return cast(Mapping[str, Any], http(url).json())["data"]
+
+    def query(self, expression: str) -> Sequence[Mapping[str, Any]]:
+        """Return the series of an instant query: `metric` and `value` of each."""
+        return cast(Sequence[Mapping[str, Any]], self.ask("query", query=expression)["result"])
+
+    def values(self, expression: str, label: str = "instance") -> Mapping[str, float]:
+        """Return the values of an instant query by one label."""
+        found = self.query(expression)
+        return {one["metric"].get(label, ""): float(one["value"][1]) for one in found}
+
+    def wait_for(self, expression: str, *, within: float = 30) -> Sequence[Mapping[str, Any]]:
+        """Wait until an instant query returns series, and return them."""
+        found: Sequence[Mapping[str, Any]] = ()
+
+        def returns() -> bool:
+            nonlocal found
+            found = self.query(expression)
+            return bool(found)
+
+        eventually(returns, within=within, what=f"a result of {expression}\n{self.process.log}")
+        return found
+
+
+@contextlib.contextmanager
+def running_prometheus(configuration: Mapping[str, Any] | str, place: Path) -> Iterator[Prometheus]:
+    """Run Prometheus on a free loopback port until the context ends.
+
+    Args:
+        configuration: the content of prometheus.yml: YAML, or an object.
+        place: a directory for the configuration, the data and the log.
+    """
+    place.mkdir(exist_ok=True)
+    text = configuration if isinstance(configuration, str) else json.dumps(configuration)
+    (place / "prometheus.yml").write_text(text)  # JSON is YAML
+    url = f"http://127.0.0.1:{free_port()}"
+    command = ["prometheus", f"--config.file={place / 'prometheus.yml'}"]
+    command += [f"--storage.tsdb.path={place / 'tsdb'}"]
+    command += [f"--web.listen-address={url.removeprefix('http://')}"]
+
+    def ready() -> bool:
+        assert process.running, process.log
+        try:
+            return http(f"{url}/-/ready").status == 200
+        except (urllib.error.URLError, ConnectionError):
+            return False
+
+    with running(command, place / "prometheus.log", {}) as process:
+        eventually(ready, within=30, what=f"Prometheus ready\n{process.log}")
+        yield Prometheus(url, process)
