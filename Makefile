@@ -21,7 +21,7 @@ export HF_HUB_OFFLINE := 1
 # output only after a failure.
 logged = $(1) >$(VENV)/setup.log 2>&1 || { cat $(VENV)/setup.log >&2; exit 1; }
 
-.PHONY: help setup system-packages demo test test-quick lint format bench-metrics bench-exporter bench-latency bench-serving bench-dynamo docs fuzz load clean
+.PHONY: help setup system-packages demo test test-quick lint format bench-metrics bench-exporter bench-latency bench-serving bench-dynamo docs dashboards fuzz load clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -105,8 +105,11 @@ $(DYNAMO_VENV)/.ready: $(ENGINE_PACKAGES) $(DYNAMO_PACKAGES) pyproject.toml src/
 	@$(call logged,$(PIP) install -e .)
 	@touch $@
 
-docs: setup ## generate docs/configuration.md and docs/metrics.md from the code and from live pages
+docs: setup dashboards ## generate docs/configuration.md and docs/metrics.md from the code and from live pages
 	@$(BIN)/python docs/generate.py
+
+dashboards: setup ## write Grafana's JSON of the dashboards
+	@$(BIN)/python docs/dashboards.py
 
 fuzz: setup ## run the fuzzers for a bounded time: FUZZ_FLAGS="--runs 200000 --seconds 120"
 	@$(BIN)/python tests/fuzz/run.py $(FUZZ_FLAGS)

@@ -29,7 +29,7 @@ FLOORS = (
     {"exposition"},
     {"process"},
     {"arguments", "logs"},
-    {"settings", "names"},
+    {"settings", "names", "panels"},
     {"variables"},
     {"errors", "public", "__init__"},
 )

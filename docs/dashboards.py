@@ -1,0 +1,145 @@
+"""Grafana's JSON of the dashboards, by Grafana's own library.
+
+The JSON is for Grafana 11.6 and later, the version that the library's release is generated from.
+`make docs` and `make dashboards` write it; tests/observability/test_dashboards.py checks that it is
+current.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+
+from grafana_foundation_sdk.builders import common, prometheus, timeseries
+from grafana_foundation_sdk.builders import dashboard as build
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models import common as options
+from grafana_foundation_sdk.models import dashboard as model
+
+from dynamometer.observability.dashboards import DASHBOARDS, path
+from dynamometer.panels import Dashboard, Panel, Row, Variable
+
+TAG = "dynamometer"
+SOURCE = model.DataSourceRef("prometheus", "${datasource}")
+ALL = ".*"
+WIDTH, HEIGHT = 8, 8
+
+
+def main() -> None:
+    for dashboard in DASHBOARDS:
+        path(dashboard).parent.mkdir(parents=True, exist_ok=True)
+        path(dashboard).write_text(render(dashboard), encoding="utf-8")
+        print(f"wrote {path(dashboard).name}")
+
+
+def render(dashboard: Dashboard) -> str:
+    """Return the file of a dashboard: the same text for the same data."""
+    built = json.dumps(_dashboard(dashboard).build(), cls=JSONEncoder, indent=1, sort_keys=True)
+    return built + "\n"
+
+
+def _dashboard(dashboard: Dashboard) -> build.Dashboard:
+    others = build.DashboardLink("Dynamometer").type(model.DashboardLinkType.DASHBOARDS)
+    built = (
+        build.Dashboard(dashboard.title)
+        .uid(dashboard.uid)
+        .description(dashboard.description)
+        .tags([TAG])
+        .tooltip(model.DashboardCursorSync.CROSSHAIR)
+        .refresh("10s")
+        .time("now-15m", "now")
+        .link(others.tags([TAG]).as_dropdown(True).keep_time(True))
+        .with_variable(
+            build.DatasourceVariable("datasource").label("Data source").type("prometheus")
+        )
+    )
+    for variable in dashboard.variables:
+        built.with_variable(_variable(variable))
+    for row in dashboard.always:
+        built.with_row(build.Row(row.title).id(_id(row.title)))
+        for panel in row.panels:
+            built.with_panel(_panel(panel))
+    for row in dashboard.sometimes:
+        built.with_row(_collapsed(row))
+    return built
+
+
+def _collapsed(row: Row) -> build.Row:
+    built = build.Row(row.title).id(_id(row.title)).collapsed(True)
+    for panel in row.panels:
+        built.with_panel(_panel(panel))
+    return built
+
+
+def _variable(variable: Variable) -> build.QueryVariable:
+    return (
+        build.QueryVariable(variable.name)
+        .label(variable.label)
+        .query(f"label_values({variable.series}, {variable.of})")
+        .datasource(SOURCE)
+        .refresh(model.VariableRefresh.ON_TIME_RANGE_CHANGED)
+        .sort(model.VariableSort.NATURAL_ASC)
+        .multi(True)
+        .include_all(True)
+        .all_value(ALL)
+        .current(model.VariableOption(True, ["All"], ["$__all"]))
+    )
+
+
+def _panel(panel: Panel) -> timeseries.Panel:
+    legend = common.VizLegendOptions().display_mode(options.LegendDisplayMode.LIST)
+    tooltip = common.VizTooltipOptions().mode(options.TooltipDisplayMode.MULTI)
+    built = (
+        timeseries.Panel()
+        .id(_id(panel.title))
+        .title(panel.title)
+        .description(panel.description)
+        .datasource(SOURCE)
+        .unit(panel.unit.value)
+        .min(0)
+        .height(HEIGHT)
+        .span(WIDTH)
+        .fill_opacity(30 if panel.stacked else 10)
+        .show_points(options.VisibilityMode.NEVER)
+        .legend(legend.placement(options.LegendPlacement.BOTTOM).show_legend(True))
+        .tooltip(tooltip.sort(options.SortOrder.DESCENDING))
+    )
+    if panel.stacked:
+        built.stacking(common.StackingConfig().mode(options.StackingMode.NORMAL).group("A"))
+    if panel.maximum is not None:
+        built.max(panel.maximum)
+    if panel.needs is not None:
+        built.no_value(f"Only with {panel.needs.value}")
+    if steps := _steps(panel):
+        built.thresholds(
+            build.ThresholdsConfig().mode(model.ThresholdsMode.ABSOLUTE).steps(steps)
+        ).thresholds_style(
+            common.GraphThresholdsStyleConfig().mode(options.GraphThresholdsStyleMode.DASHED)
+        )
+    for number, query in enumerate(panel.queries):
+        built.with_target(
+            prometheus.Dataquery()
+            .ref_id(chr(ord("A") + number))
+            .expr(query.expr)
+            .legend_format(query.legend)
+            .datasource(SOURCE)
+            .range()
+        )
+    return built
+
+
+def _steps(panel: Panel) -> list[model.Threshold]:
+    if panel.bad_from is not None:
+        return [model.Threshold(None, "green"), model.Threshold(panel.bad_from, "red")]
+    if panel.bad_below is not None:
+        return [model.Threshold(None, "red"), model.Threshold(panel.bad_below, "green")]
+    return []
+
+
+def _id(title: str) -> int:
+    """Return a number that stays the same when panels are added or moved."""
+    return zlib.crc32(title.encode()) % 1_000_000
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Parts of PromQL queries for SGLang's families.
+
+Data-parallel ranks are added up. Ranks of any other parallelism report the same values, so each
+value counts once, as in `ranks`. Of a gauge with priorities, the series without a priority is the
+total.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from dynamometer.engines.sglang_names import sglang
+from dynamometer.names import labels
+from dynamometer.panels import Variable, rate
+
+# Series of requests; series of the ranks that compute them; gauges that may have priorities.
+REQUESTS: Final = 'model_name=~"$model", instance=~"$instance"'
+RANKS: Final = f'{REQUESTS}, dp_rank=~"$rank"'
+TOTALS: Final = f'{RANKS}, priority=""'
+
+VARIABLES: Final = (
+    Variable("model", "Model", sglang.NUM_RUNNING_REQS, labels.MODEL_NAME),
+    Variable(
+        "instance", "Instance", f'{sglang.NUM_RUNNING_REQS}{{model_name=~"$model"}}', "instance"
+    ),
+    Variable("rank", "Rank", f"{sglang.NUM_RUNNING_REQS}{{{REQUESTS}}}", labels.DP_RANK),
+)
+
+
+def once(expr: str) -> str:
+    """Return one value of each data-parallel rank."""
+    return f"max without (tp_rank, pp_rank, moe_ep_rank, pid) ({expr})"
+
+
+def total(expr: str, *, by: str = labels.MODEL_NAME) -> str:
+    """Return the sum over all ranks, by one label."""
+    return f"sum by ({by}) ({once(expr)})"
+
+
+def gauge(family: str, matchers: str = RANKS) -> str:
+    """Return the sum of a gauge over all ranks, by model."""
+    return total(f"{family}{{{matchers}}}")
+
+
+def events(family: str, matchers: str = RANKS) -> str:
+    """Return the rate of a counter that SGLang creates at the first event; 0 before."""
+    return f"{total(rate(family, matchers))} or 0 * {gauge(sglang.NUM_RUNNING_REQS, TOTALS)}"

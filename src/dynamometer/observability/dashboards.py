@@ -1,0 +1,20 @@
+"""All dashboards, and their files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from dynamometer.engines.engine_dashboards import ENGINE_DASHBOARDS
+from dynamometer.panels import Dashboard
+
+DASHBOARDS: Final[Sequence[Dashboard]] = (*ENGINE_DASHBOARDS,)
+
+DIRECTORY: Final = Path(__file__).parent / "files" / "dashboards"
+"""The directory of Grafana's JSON files, which `make docs` writes."""
+
+
+def path(dashboard: Dashboard) -> Path:
+    """Return the file of a dashboard."""
+    return DIRECTORY / f"{dashboard.uid}.json"
