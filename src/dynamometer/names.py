@@ -178,6 +178,9 @@ class process:  # noqa: N801
     """Families of prometheus_client: full names."""
 
     CPU_SECONDS_TOTAL: Final = "process_cpu_seconds_total"
+    MAX_FDS: Final = "process_max_fds"
+    OPEN_FDS: Final = "process_open_fds"
+    RESIDENT_MEMORY_BYTES: Final = "process_resident_memory_bytes"
     START_TIME_SECONDS: Final = "process_start_time_seconds"
 
 

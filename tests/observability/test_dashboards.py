@@ -26,6 +26,8 @@ import dashboards as writer
 import generate
 
 FACTS = ROOT / "tests" / "samples" / "sglang-0.5.23" / "families.tsv"
+# Series that Prometheus adds for each target.
+PROMETHEUS_OWN = {"up", "scrape_duration_seconds", "scrape_samples_scraped"}
 # Labels of every target; labels that a worker adds to the engine's series; labels of all ranks.
 OF_TARGETS = {"instance", "job", "role"}
 OF_WORKERS = {"worker_id", "model"}
@@ -57,6 +59,8 @@ def facts() -> dict[str, tuple[set[str], bool]]:
             own = set(re.findall(r"\w+", row["labels"]))
             labels = own | (OF_RANKS | SOMETIMES if "common" in own else set())
             known[row["name"]] = (labels | OF_WORKERS, row["seen on a CPU"] == "yes")
+    for name in PROMETHEUS_OWN:
+        known[name] = (set(), True)
     for name, family in generate.read():  # more precise than the engine's source
         ranked = SOMETIMES if "tp_rank" in family.labels else set()
         known[name] = (set(family.labels) | ranked | OF_WORKERS, True)
