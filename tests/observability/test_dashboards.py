@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from conftest import ROOT
+from dynamometer.names import build, labels
 from dynamometer.observability.dashboards import DASHBOARDS, DIRECTORY, path
 from dynamometer.panels import Dashboard, Panel
 
@@ -26,6 +27,15 @@ import dashboards as writer
 import generate
 
 FACTS = ROOT / "tests" / "samples" / "sglang-0.5.23" / "families.tsv"
+# Families in dcgm-exporter's default list (NVIDIA/dcgm-exporter 00d6d34, etc/default-counters.csv).
+DCGM = """
+    DCGM_FI_DEV_FB_FREE DCGM_FI_DEV_FB_USED DCGM_FI_DEV_GPU_TEMP DCGM_FI_DEV_GPU_UTIL
+    DCGM_FI_DEV_MEM_COPY_UTIL DCGM_FI_DEV_PCIE_REPLAY_COUNTER DCGM_FI_DEV_POWER_USAGE
+    DCGM_FI_DEV_ROW_REMAP_FAILURE DCGM_FI_DEV_SM_CLOCK DCGM_FI_DEV_XID_ERRORS
+"""
+OF_DCGM = {"gpu", "UUID", "pci_bus_id", "device", "modelName", "Hostname"}
+# Families of a machine with accelerators, which the pages of a CPU do not have.
+OF_ACCELERATORS = {build.ACCELERATOR_INFO: {labels.KIND, labels.INDEX, labels.UUID}}
 # Series that Prometheus adds for each target.
 PROMETHEUS_OWN = {"up", "scrape_duration_seconds", "scrape_samples_scraped"}
 # Labels of every target; labels that a worker adds to the engine's series; labels of all ranks.
@@ -57,10 +67,12 @@ def facts() -> dict[str, tuple[set[str], bool]]:
     with FACTS.open(encoding="utf-8") as file:
         for row in csv.DictReader(file, delimiter="\t"):
             own = set(re.findall(r"\w+", row["labels"]))
-            labels = own | (OF_RANKS | SOMETIMES if "common" in own else set())
-            known[row["name"]] = (labels | OF_WORKERS, row["seen on a CPU"] == "yes")
+            found = own | (OF_RANKS | SOMETIMES if "common" in own else set())
+            known[row["name"]] = (found | OF_WORKERS, row["seen on a CPU"] == "yes")
     for name in PROMETHEUS_OWN:
         known[name] = (set(), True)
+    known |= dict.fromkeys(DCGM.split(), (OF_DCGM, False))
+    known |= {name: (own, False) for name, own in OF_ACCELERATORS.items()}
     for name, family in generate.read():  # more precise than the engine's source
         ranked = SOMETIMES if "tp_rank" in family.labels else set()
         known[name] = (set(family.labels) | ranked | OF_WORKERS, True)
@@ -96,9 +108,9 @@ def test_every_label_exists_on_its_family(panel: Panel) -> None:
     for query in panel.queries:
         known = OF_TARGETS | {"le"}
         for name, matchers in selected(query.expr):
-            labels = FAMILIES[name][0] | OF_TARGETS
-            assert set(MATCHER.findall(matchers)) <= labels, name
-            known |= labels
+            own = FAMILIES[name][0] | OF_TARGETS
+            assert set(MATCHER.findall(matchers)) <= own, name
+            known |= own
         used = {label for listed in GROUPING.findall(query.expr) for label in listed.split(", ")}
         assert used - {""} <= known
         assert set(LEGEND.findall(query.legend)) <= known
