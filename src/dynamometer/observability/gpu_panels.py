@@ -60,7 +60,7 @@ _WORK: Final = Row(
             Unit.MEBIBYTES,
             f"DCGM_FI_DEV_FB_USED{{{_ALL}}}",
             "Does another process use the GPU? An engine takes its memory at the start and keeps "
-            "it; a change later is somebody else's, or a restart.",
+            "it; a later change is a restart, or another process.",
         ),
         _panel(
             "Free memory",
