@@ -105,11 +105,11 @@ $(DYNAMO_VENV)/.ready: $(ENGINE_PACKAGES) $(DYNAMO_PACKAGES) pyproject.toml src/
 	@$(call logged,$(PIP) install -e .)
 	@touch $@
 
-docs: setup dashboards ## generate docs/configuration.md and docs/metrics.md from the code and from live pages
+docs: setup ## generate docs/configuration.md, docs/metrics.md and the dashboards from the code and from live pages
 	@$(BIN)/python docs/generate.py
 
-dashboards: setup ## write Grafana's JSON of the dashboards
-	@$(BIN)/python docs/dashboards.py
+dashboards: setup ## write Grafana's JSON of the dashboards, and docs/dashboards.md
+	@$(BIN)/python docs/generate.py dashboards
 
 fuzz: setup ## run the fuzzers for a bounded time: FUZZ_FLAGS="--runs 200000 --seconds 120"
 	@$(BIN)/python tests/fuzz/run.py $(FUZZ_FLAGS)

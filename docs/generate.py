@@ -1,6 +1,6 @@
-"""Generate docs/configuration.md from the code, docs/metrics.md from the code and live pages.
+"""Generate docs/configuration.md and the dashboards from the code, docs/metrics.md from live pages.
 
-Run with `make docs`; tests/test_docs.py checks that both pages are current.
+Run with `make docs`; tests/test_docs.py and tests/observability/ check that all are current.
 """
 
 from __future__ import annotations
@@ -27,11 +27,14 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 
 
+import dashboards
+
 from dynamometer.cli import COMMANDS
 from dynamometer.frontend import failures
 from dynamometer.names import engine_state, labels
 from dynamometer.variables import OTHERS, VARIABLES
 
+PAGES = ["configuration", "dashboards", "metrics"]
 CONFIGURATION, METRICS = HERE / "configuration.md", HERE / "metrics.md"
 DYNAMO_FAMILIES = HERE.parent / "tests" / "samples" / "dynamo-metrics.tsv"
 COLUMNS = "| family | type | labels | unit | changes | buckets |\n" + 6 * "| --- " + "|"
@@ -91,12 +94,15 @@ class Documented:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "pages", nargs="*", default=["configuration", "metrics"], help="configuration, metrics"
+        "pages", nargs="*", default=PAGES, choices=PAGES, help=f"by default all: {', '.join(PAGES)}"
     )
     wanted = parser.parse_args().pages
     if "configuration" in wanted:
         CONFIGURATION.write_text(configuration(), encoding="utf-8")
         print(f"wrote {CONFIGURATION.name}")
+    if "dashboards" in wanted:
+        dashboards.write()
+        print(f"wrote {dashboards.PAGE.name}, and the JSON of the dashboards")
     if "metrics" in wanted:
         print("starting a frontend and a worker around the real SGLang (half a minute)", flush=True)
         METRICS.write_text(metrics(*live_pages()), encoding="utf-8")

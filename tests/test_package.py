@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dynamometer import __version__
+from dynamometer.observability.dashboards import DASHBOARDS, path
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,6 +32,7 @@ def test_a_wheel_of_the_sdist_installs_without_the_engine(tmp_path: Path) -> Non
         "py.typed",
         "engines/sglang_cpu/requirements.txt",
         "engines/sglang_cpu/checkpoint.py",
+        *(f"observability/files/dashboards/{path(one).name}" for one in DASHBOARDS),
     ):
         assert f"dynamometer/{needed}" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)

@@ -190,6 +190,10 @@ def test_the_file_is_current(dashboard: Dashboard) -> None:
     assert path(dashboard).read_text(encoding="utf-8") == writer.render(dashboard), "make docs"
 
 
+def test_the_page_is_current() -> None:
+    assert writer.PAGE.read_text(encoding="utf-8") == writer.page(), "make docs"
+
+
 @every_dashboard
 def test_a_panel_that_needs_a_mode_is_in_a_collapsed_row_of_that_name(dashboard: Dashboard) -> None:
     needs = {panel.title: panel.needs for panel in dashboard.panels}

@@ -262,6 +262,14 @@ _MEMORY: Final = Row(
             bad_from=1,
         ),
         Panel(
+            title="Evicted tokens per second",
+            unit=Unit.TOKENS_PER_SECOND,
+            queries=[Query(events(sglang.EVICTED_TOKENS_TOTAL), "{{model_name}}")],
+            description="How fast do cached prefixes give way to new requests? Normal for a full "
+            "pool. Together with a falling hit rate, prefixes are evicted before requests use "
+            "them again.",
+        ),
+        Panel(
             title="Memory by use",
             unit=Unit.GIBIBYTES,
             queries=[
@@ -273,6 +281,12 @@ _MEMORY: Final = Row(
             "what weights and graphs leave.",
             stacked=True,
         ),
+    ],
+)
+
+_SCHEDULER: Final = Row(
+    "Scheduler and start",
+    [
         Panel(
             title="Time of the scheduler",
             unit=Unit.RATIO,
@@ -305,5 +319,5 @@ ENGINE: Final = Dashboard(
     description="SGLang's own families: latency, throughput, KV cache, memory and features. All "
     "queries work on the pages of workers and exporters, and on /engine_metrics.",
     variables=VARIABLES,
-    rows=[_LATENCY, _THROUGHPUT, _CACHE, _MEMORY, *FEATURES],
+    rows=[_LATENCY, _THROUGHPUT, _CACHE, _MEMORY, _SCHEDULER, *FEATURES],
 )
