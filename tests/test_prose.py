@@ -88,6 +88,7 @@ OTHERS = [
     ROOT / "Makefile",
     ROOT / ".ci" / "run",
     *(path for path in sorted((ROOT / "deploy").rglob("*")) if path.is_file()),
+    *sorted(SOURCE.rglob("*.yml")),
     *sorted((ROOT / "examples").glob("*.py")),
     *sorted((ROOT / "benchmarks").glob("*.py")),
     *(path for path in sorted((ROOT / "tests").rglob("*.py")) if path != Path(__file__)),

@@ -1,0 +1,159 @@
+"""The recording rules and alerts: promtool's cases, the runbooks, and the names that the rules read."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "docs"))
+
+import generate
+
+FILES = ROOT / "src" / "dynamometer" / "observability" / "files"
+RULES = sorted((FILES / "rules").glob("*.yml"))
+CASES = sorted((Path(__file__).parent / "rules").glob("*.yml"))
+RUNBOOKS = (ROOT / "docs" / "runbooks.md").read_text(encoding="utf-8")
+PARTS = ("Users", "Confirm", "Causes", "Do", "Back to sleep")
+# Alerts for which a person is woken: what users feel.
+PAGES = {"DynamometerModelNotReady", "DynamometerErrorBudgetBurn", "DynamometerFirstTokenSlow"}
+
+
+def load(path: Path) -> dict[str, Any]:
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert isinstance(content, dict)
+    return content
+
+
+def rules() -> list[dict[str, Any]]:
+    return [rule for path in RULES for group in load(path)["groups"] for rule in group["rules"]]
+
+
+ALERTS = {rule["alert"]: rule for rule in rules() if "alert" in rule}
+
+
+def promtool(*arguments: str | Path) -> str:
+    assert shutil.which("promtool"), "install Debian's package prometheus"
+    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def cases(alert: str, result: str) -> list[dict[str, Any]]:
+    """Return promtool's cases in which an alert `fires`, or `does not fire`."""
+    found = load(Path(__file__).parent / "rules" / f"{alert}.yml")["tests"]
+    return [case for case in found if case["name"].startswith(f"{result}: ")]
+
+
+@cache
+def engine_source() -> str:
+    """Return the source in which SGLang names its families."""
+    found = importlib.util.find_spec("sglang")
+    assert found is not None, "run make setup"
+    assert found.submodule_search_locations
+    directory = Path(found.submodule_search_locations[0]) / "srt" / "observability"
+    return "\n".join(path.read_text(encoding="utf-8") for path in directory.rglob("*.py"))
+
+
+def test_promtool_accepts_the_rules() -> None:
+    found = promtool("check", "rules", *RULES)
+    assert found.count("SUCCESS") == len(RULES)
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
+def test_the_cases_of_promtool_pass(path: Path) -> None:
+    promtool("test", "rules", path)
+
+
+def test_an_alert_is_a_page_only_if_users_feel_it() -> None:
+    assert {rule["labels"]["severity"] for rule in ALERTS.values()} == {"page", "ticket"}
+    paged = {name for name, rule in ALERTS.items() if rule["labels"]["severity"] == "page"}
+    assert paged == PAGES
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+def test_an_alert_waits_and_describes_itself(alert: str) -> None:
+    rule = ALERTS[alert]
+    assert alert.startswith("Dynamometer")
+    assert re.fullmatch(r"[1-9]\d*m", rule["for"])
+    assert set(rule["labels"]) == {"severity"}
+    summary, description, runbook = (
+        rule["annotations"][name] for name in ("summary", "description", "runbook_url")
+    )
+    assert summary
+    assert "$labels" in description
+    assert runbook == f"docs/runbooks.md#{alert.lower()}"
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+def test_an_alert_has_cases_that_fire_and_that_do_not(alert: str) -> None:
+    fires = [test for case in cases(alert, "fires") for test in case.get("alert_rule_test", ())]
+    assert any(test["alertname"] == alert and test.get("exp_alerts") for test in fires)
+    quiet = [test for case in cases(alert, "does not fire") for test in case["alert_rule_test"]]
+    assert quiet
+    assert all(test["alertname"] == alert and not test.get("exp_alerts") for test in quiet)
+
+
+def test_every_case_belongs_to_an_alert() -> None:
+    assert {path.stem for path in CASES} == {*ALERTS, "quiet"}
+    for alert in ALERTS:
+        named = cases(alert, "fires") + cases(alert, "does not fire")
+        assert len(named) == len(load(Path(__file__).parent / "rules" / f"{alert}.yml")["tests"])
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+def test_an_alert_has_a_section_in_the_runbooks(alert: str) -> None:
+    (section,) = re.findall(rf"^## {alert}\n(.*?)(?=^## |\Z)", RUNBOOKS, re.MULTILINE | re.DOTALL)
+    assert re.findall(r"^\*\*(.+?):\*\*", section, re.MULTILINE) == list(PARTS)
+    confirm = section[section.index("**Confirm:**") : section.index("**Causes:**")]
+    assert "curl" in confirm
+
+
+def test_the_runbooks_have_no_section_of_a_missing_alert() -> None:
+    assert set(re.findall(r"^## (Dynamometer\w+)$", RUNBOOKS, re.MULTILINE)) == set(ALERTS)
+
+
+def test_the_runbooks_list_every_objective_with_its_default() -> None:
+    documented = re.findall(r"^\| `(dynamometer:objective:\w+)` \| ([\d.]+) \|", RUNBOOKS, re.M)
+    defined = [
+        (rule["record"], rule["expr"].removeprefix("vector(").removesuffix(")"))
+        for rule in rules()
+        if rule.get("record", "").startswith("dynamometer:objective:")
+    ]
+    assert documented == defined
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.get("alert") or rule["record"])
+def test_a_rule_reads_only_names_that_exist(rule: dict[str, Any]) -> None:
+    expression = re.sub(r'"[^"]*"', '""', rule["expr"])
+    recorded = {other["record"] for other in rules() if "record" in other}
+    documented = {name for name, _ in generate.read()}
+    for name in re.findall(r"\b(?:dynamo|dynamometer|sglang|process)[_:][\w:]+", expression):
+        family = re.sub(r"_(bucket|count|sum)$", "", name)
+        known = name in recorded or {name, family} & documented
+        if name.startswith("sglang:"):
+            known = f'"{family}"' in engine_source()
+        assert known, name
+
+
+def test_alertmanagers_rules_name_alerts_and_their_labels() -> None:
+    rules_of_inhibition = load(FILES / "alertmanager.yml")["inhibit_rules"]
+    assert rules_of_inhibition
+    for rule in rules_of_inhibition:
+        for matcher in rule["source_matchers"] + rule["target_matchers"]:
+            name, pattern = re.fullmatch(r'(\w+)=~?"(.+)"', matcher).groups()  # type: ignore[union-attr]
+            assert name == "alertname"
+            assert any(re.fullmatch(pattern, alert) for alert in ALERTS), matcher
+            prefix, _, choices = pattern.removesuffix(")").partition("(")
+            for choice in choices.split("|"):
+                assert prefix + choice in ALERTS
