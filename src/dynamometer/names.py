@@ -200,6 +200,8 @@ class engine_state:  # noqa: N801
     LAST_CHANGE_TIMESTAMP_SECONDS: Final = "dynamometer_engine_last_change_timestamp_seconds"
     START_TIME_SECONDS: Final = "dynamometer_engine_start_time_seconds"
     LAST_EXIT_CODE: Final = "dynamometer_engine_last_exit_code"
+    DIRECTORY_BYTES: Final = "dynamometer_engine_metrics_directory_bytes"
+    DIRECTORY_AVAILABLE_BYTES: Final = "dynamometer_engine_metrics_directory_available_bytes"
 
 
 class engine_load:  # noqa: N801

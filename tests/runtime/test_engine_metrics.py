@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 
 import pytest
@@ -30,12 +31,14 @@ class Engine:
         self.sources: Sequence[Source] = ()
         self.now = 1000.0
         self.labels = {"model": "m", "worker_id": "7"}
+        self.directories: Sequence[str] = ()
         self.metrics = EngineMetrics(
             "e",
             self.life,
             lambda: self.labels,
             lambda _: self.sources,
             totals=TOTALS,
+            directories=lambda: self.directories,
             empty_at_start=empty_at_start,
             clock=lambda: self.now,
         )
@@ -74,6 +77,20 @@ def test_a_state_that_never_was_is_absent_and_one_is_1() -> None:
     engine.life.note_silent(3.0, "does not answer")
     engine.life.note_ready(4.0)
     assert states(engine) == {"starting": 0, "ready": 1, "unresponsive": 0}
+
+
+def test_the_space_of_the_metrics_files_is_shown_while_their_directory_exists(
+    tmp_path: Path,
+) -> None:
+    engine = Engine()
+    assert not engine.shown("metrics_directory_bytes")
+    (tmp_path / "counter_1.db").write_bytes(b"x" * 4096)
+    engine.directories = [str(tmp_path)]
+    assert engine.shown("metrics_directory_bytes", "model").keys() == {"m"}
+    assert engine.shown("metrics_directory_available_bytes", "model")["m"] > 0
+    engine.directories = [str(tmp_path / "missing")]
+    assert not engine.shown("metrics_directory_bytes")
+    assert not engine.shown("metrics_directory_available_bytes")
 
 
 def test_a_state_between_two_scrapes_was() -> None:
@@ -254,7 +271,7 @@ def test_a_change_is_found_in_the_same_refresh_of_the_page() -> None:
     files = Files()
     metrics = EngineMetrics(
         "e", Lifecycle(0.0), dict, page.current_sources,
-        totals=TOTALS, empty_at_start=False, clock=lambda: 5.0,
+        totals=TOTALS, directories=lambda: (), empty_at_start=False, clock=lambda: 5.0,
     )  # fmt: skip
     page.add_derived(metrics)
     page.add(files)

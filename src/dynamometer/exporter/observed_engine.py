@@ -102,6 +102,7 @@ class ObservedEngine:
             self._load_signal_labels,
             page.current_sources,
             totals=kind.request_totals,
+            directories=lambda: self._locations.readable,
             empty_at_start=False,
         )
         page.add_derived(self._metrics)

@@ -13,6 +13,7 @@ from dynamometer.exposition.numbers import format_number
 from dynamometer.exposition.ordering import sort_key
 from dynamometer.exposition.samples import Sample
 from dynamometer.exposition.series import Series
+from dynamometer.metrics.directory_space import DirectorySpace
 from dynamometer.metrics.sources import NO_ERRORS
 from dynamometer.names import engine_state, labels
 from dynamometer.runtime.lifecycle import Lifecycle
@@ -44,6 +45,14 @@ _EXIT_CODE: Final = Metadata(
     engine_state.LAST_EXIT_CODE,
     "gauge",
     "Exit code of the last engine that ended; -N if signal N killed it",
+)
+_DIRECTORY: Final = Metadata(
+    engine_state.DIRECTORY_BYTES, "gauge", "Bytes that the engine's metrics files occupy"
+)
+_AVAILABLE: Final = Metadata(
+    engine_state.DIRECTORY_AVAILABLE_BYTES,
+    "gauge",
+    "Bytes that the file system of the engine's metrics files has left",
 )
 # By the name and the value of the series' own label, if it has one.
 _Values: TypeAlias = Mapping[tuple[str, str] | None, float]
@@ -91,6 +100,7 @@ class EngineMetrics:
         current_sources: Callable[[str], Sequence[Source]],
         *,
         totals: RequestTotals,
+        directories: Callable[[], Sequence[str]],
         empty_at_start: bool,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -102,6 +112,7 @@ class EngineMetrics:
             constant_labels: returns the labels of all series; called at each refresh.
             current_sources: see `MetricsPage.current_sources`.
             totals: the totals that only requests change.
+            directories: returns the directories of the engine's metrics files.
             empty_at_start: the engine has no values yet, so that its first ones are a change.
             clock: returns the Unix time.
         """
@@ -111,6 +122,7 @@ class EngineMetrics:
         self._constant_labels = constant_labels
         self._current_sources = current_sources
         self._changes = _Changes(totals, empty_at_start=empty_at_start)
+        self._space = DirectorySpace(directories)
         self._clock = clock
         self._progress: Mapping[str, float] = {}  # replaced by the event loop
         # The page's thread owns these: the families, and what each was made from.
@@ -145,7 +157,7 @@ class EngineMetrics:
         return self._families
 
     def _values(self) -> Mapping[Metadata, _Values]:
-        life = self._lifecycle
+        life, space = self._lifecycle, self._space.measure()
         state, change = life.state, self._changes.last_at
         code = life.last_exit.code if life.last_exit is not None else None
         return {
@@ -155,6 +167,8 @@ class EngineMetrics:
             _CHANGE: {} if change is None else {None: change},
             _START: {} if life.started_at is None else {None: life.started_at},
             _EXIT_CODE: {} if code is None else {None: code},
+            _DIRECTORY: {} if space is None else {None: space.used},
+            _AVAILABLE: {} if space is None else {None: space.available},
         }
 
     def _family(self, metadata: Metadata, constant: Mapping[str, str], values: _Values) -> Family:

@@ -252,6 +252,7 @@ class _Worker:
             lambda: every_label,
             runtime.page.current_sources,
             totals=engine.request_totals,
+            directories=self._sources.directories,
             empty_at_start=True,
         )
         runtime.page.add_derived(self._engine_metrics)

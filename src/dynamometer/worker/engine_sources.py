@@ -6,7 +6,7 @@ import asyncio
 import logging
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -83,6 +83,10 @@ class EngineSources:
                 totals=Totals(),
             )
             endpoint.metrics.register_source(self._page)
+
+    def directories(self) -> Sequence[str]:
+        """Return the directories of the engine's files; empty if the engine writes none."""
+        return self._files.paths if self._files is not None else ()
 
     def use(self, launch: Launch) -> None:
         """Read the engine that `launch` starts; it writes its files to the same directory."""
