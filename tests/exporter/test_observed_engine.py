@@ -127,6 +127,27 @@ def test_the_end_of_a_writer_whose_directory_is_removed_is_one_warning(tmp_path:
     assert all(end.endswith("has ended") for end in ends)
 
 
+def test_the_space_of_the_files_is_shown_while_their_directory_exists(tmp_path: Path) -> None:
+    directory = tmp_path / "files"
+    directory.mkdir()
+    variables = {"PROMETHEUS_MULTIPROC_DIR": str(directory)}
+    values = r"^dynamometer_engine_metrics_directory_(\w+){[^}]*} (\S+)"
+    with (
+        running([PYTHON, "-c", WRITER], tmp_path / "writer.log", variables) as writer,
+        exporter(tmp_path, "--multiproc-dir", str(directory)) as found,
+    ):
+        writer.wait_for("written", within=10)
+
+        def shown() -> dict[str, float]:
+            page = found.page()
+            return {name: float(value) for name, value in re.findall(values, page, re.MULTILINE)}
+
+        eventually(lambda: shown().keys() == {"bytes", "available_bytes"}, within=8, what=found.log)
+        assert min(shown().values()) > 0
+        shutil.rmtree(directory)
+        eventually(lambda: not shown(), within=15, what=found.log)
+
+
 def test_missing_files_are_reported_once_the_engine_is_ready(tmp_path: Path) -> None:
     """A loading engine has not created its files yet."""
     missing = "have no multiprocess files"

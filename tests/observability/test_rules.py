@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from shipped_rules import ALERTS, FILES, RULES, load, rules, scaled
 
 from conftest import ROOT
 
@@ -18,26 +18,11 @@ sys.path.insert(0, str(ROOT / "docs"))
 
 import generate
 
-FILES = ROOT / "src" / "dynamometer" / "observability" / "files"
-RULES = sorted((FILES / "rules").glob("*.yml"))
 CASES = sorted((Path(__file__).parent / "rules").glob("*.yml"))
 RUNBOOKS = (ROOT / "docs" / "runbooks.md").read_text(encoding="utf-8")
 PARTS = ("Users", "Confirm", "Causes", "Do", "Back to sleep")
 # Alerts for which a person is woken: what users feel.
 PAGES = {"DynamometerModelNotReady", "DynamometerErrorBudgetBurn", "DynamometerFirstTokenSlow"}
-
-
-def load(path: Path) -> dict[str, Any]:
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert isinstance(content, dict)
-    return content
-
-
-def rules() -> list[dict[str, Any]]:
-    return [rule for path in RULES for group in load(path)["groups"] for rule in group["rules"]]
-
-
-ALERTS = {rule["alert"]: rule for rule in rules() if "alert" in rule}
 
 
 def promtool(*arguments: str | Path) -> str:
@@ -62,6 +47,15 @@ def engine_families() -> set[str]:
 def test_promtool_accepts_the_rules() -> None:
     found = promtool("check", "rules", *RULES)
     assert found.count("SUCCESS") == len(RULES)
+
+
+def test_scaled_rules_differ_only_in_their_durations(tmp_path: Path) -> None:
+    assert scaled("[5m] [1h] for: 2m [1d] 0.5 p99 1e9") == (
+        "[5000ms] [60000ms] for: 2000ms [1440000ms] 0.5 p99 1e9"
+    )
+    for path in RULES:
+        (tmp_path / path.name).write_text(scaled(path.read_text(encoding="utf-8")))
+    promtool("check", "rules", *tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)

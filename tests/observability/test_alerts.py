@@ -1,0 +1,202 @@
+"""Alerts that fire and resolve in a real Prometheus, on real faults.
+
+The shipped rules run with every duration divided by 60, as docs/runbooks.md describes: `for: 2m`
+is two seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import psutil
+import pytest
+from shipped_rules import ALERTS, RULES, scaled
+
+from prometheus import Prometheus, running_prometheus
+from stack import Stack, Worker, eventually, http
+
+pytestmark = pytest.mark.skipif(not shutil.which("prometheus"), reason="needs prometheus")
+
+# A fault that is seen in a minute would be an hour without the scale.
+SOON: Final = 60.0
+
+
+def configuration(place: Path, **targets: object) -> Mapping[str, object]:
+    """Write the scaled rules, and return a configuration that scrapes every second."""
+    for path in RULES:
+        (place / path.name).write_text(scaled(path.read_text(encoding="utf-8")))
+    role = {"source_labels": ["__meta_dynamometer_role"], "target_label": "role"}
+    return {
+        "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "500ms"},
+        "rule_files": [str(place / path.name) for path in RULES],
+        "scrape_configs": [{"job_name": "dynamometer", "relabel_configs": [role], **targets}],
+    }
+
+
+def alert(name: str, **labels: str) -> str:
+    """Return the expression of a firing alert."""
+    selected = {"alertname": name, "alertstate": "firing", **labels}
+    return "ALERTS{" + ", ".join(f'{key}="{value}"' for key, value in selected.items()) + "}"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A frontend and a Prometheus, which the faults of all tests share."""
+
+    stack: Stack
+    frontend_url: str
+    prometheus: Prometheus
+
+    def wait_until_fires(self, name: str, **labels: str) -> None:
+        self.prometheus.wait_for(alert(name, **labels), within=SOON)
+
+    def wait_until_resolved(self, name: str, **labels: str) -> None:
+        self.prometheus.wait_for(f"absent({alert(name, **labels)})", within=SOON)
+
+    @contextlib.contextmanager
+    def worker(self, model: str, *flags: str) -> Iterator[Worker]:
+        """Run a worker with a simulated engine until Prometheus knows that its model is ready."""
+        engine = ("--engine", "mocker", "--model", model, "--enable-metrics")
+        with self.stack.run_worker(*engine, *flags, DYN_CANARY_WAIT_TIME="1") as worker:
+            worker.wait_until_ready()
+            known = f'dynamometer:model_ready{{model="{model}"}} == 1'
+            self.prometheus.wait_for(known, within=SOON)
+            yield worker
+
+    @contextlib.contextmanager
+    def traffic(self, model: str) -> Iterator[None]:
+        """Send ten requests a second through the frontend, whatever their result is."""
+        ended = threading.Event()
+
+        def send() -> None:
+            while not ended.wait(0.1):
+                body = {"model": model, "prompt": "x", "max_tokens": 1}
+                http(f"{self.frontend_url}/v1/completions", body)
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+@contextlib.contextmanager
+def stopped(process: psutil.Process) -> Iterator[None]:
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+# Faults. Each function returns when its alerts have fired, and have resolved after the repair.
+
+
+def killed_worker(site: Site) -> None:
+    model = "killed"
+    with site.traffic(model):
+        with site.worker(model) as worker:
+            worker.process.signal(signal.SIGKILL)
+            site.wait_until_fires("DynamometerModelNotReady", model=model)
+            site.wait_until_fires("DynamometerErrorBudgetBurn", model=model)
+        with site.worker(model):
+            site.wait_until_resolved("DynamometerModelNotReady", model=model)
+            site.wait_until_resolved("DynamometerErrorBudgetBurn", model=model)
+
+
+def frozen_engine(site: Site) -> None:
+    with site.worker("frozen", "--hang-timeout", "2") as worker:
+        with stopped(worker.engine):
+            site.wait_until_fires("DynamometerEngineUnresponsive", model="frozen")
+        site.wait_until_resolved("DynamometerEngineUnresponsive", model="frozen")
+
+
+def stopped_worker(site: Site) -> None:
+    with site.worker("stopped") as worker:
+        instance = worker.system_url.removeprefix("http://")
+        with stopped(psutil.Process(worker.process.pid)):
+            site.wait_until_fires("DynamometerTargetDown", instance=instance)
+        site.wait_until_resolved("DynamometerTargetDown", instance=instance)
+
+
+def dying_engine(site: Site) -> None:
+    with site.worker("dying") as worker:
+        for _ in range(3):
+            worker.engine.kill()
+            eventually(lambda: not worker.ready(), within=5, what="the end of the engine")
+            worker.wait_until_ready()
+        site.wait_until_fires("DynamometerRestartLoop", model="dying")
+        site.wait_until_resolved("DynamometerRestartLoop", model="dying")
+
+
+def calm_worker(site: Site) -> None:
+    """Serve requests while all faults happen."""
+    with site.worker("calm"), site.traffic("calm"):
+        time.sleep(20)
+        found = site.prometheus.query('count_over_time(ALERTS{model="calm"}[10m])')
+        assert not [one["metric"] for one in found]
+
+
+FAULTS = (killed_worker, frozen_engine, stopped_worker, dying_engine, calm_worker)
+
+
+@pytest.fixture(scope="module")
+def results(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Mapping[Callable[[Site], None], Future[None]]]:
+    """Cause all faults at once, and return their results when all are repaired."""
+    place = tmp_path_factory.mktemp("alerts")
+    stack = Stack(place, place, place / "discovery")
+    with stack.run_frontend("--ops-port", "0") as (frontend, url):
+        operations = frontend.wait_for(r"ops routes at (http://\S+): ", within=20)[1]
+        discovery = {"url": f"{operations}/sd", "refresh_interval": "1s"}
+        settings = configuration(place, http_sd_configs=[discovery])
+        with (
+            running_prometheus(settings, place / "prometheus") as prometheus,
+            ThreadPoolExecutor(len(FAULTS)) as executor,
+        ):
+            site = Site(stack, url, prometheus)
+            yield {fault: executor.submit(fault, site) for fault in FAULTS}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_alerts_fire_and_resolve(
+    fault: Callable[[Site], None], results: Mapping[Callable[[Site], None], Future[None]]
+) -> None:
+    results[fault].result(timeout=150)
+
+
+@pytest.mark.engine
+def test_a_scheduler_that_hangs_is_a_ticket(stack: Stack, tmp_path: Path) -> None:
+    """The real engine: one rule is enough to see that its page has what the rules need."""
+    assert stack.worker is not None
+    (scheduler,) = [
+        process
+        for process in stack.worker.process.descendants()
+        if process.cmdline() and "scheduler" in process.cmdline()[0]
+    ]
+    instance = stack.worker.system_url.removeprefix("http://")
+    settings = configuration(tmp_path, static_configs=[{"targets": [instance]}])
+    hangs = alert("DynamometerEngineUnresponsive", instance=instance)
+    with running_prometheus(settings, tmp_path / "prometheus") as prometheus:
+        prometheus.wait_for('dynamometer_engine_state{state="ready"} == 1')
+        assert not prometheus.query("ALERTS")
+        with stopped(scheduler):
+            prometheus.wait_for(hangs, within=SOON)
+        prometheus.wait_for(f"absent({hangs})", within=SOON)
+        groups = prometheus.ask("rules")["groups"]
+        health = {rule["health"] for group in groups for rule in group["rules"]}
+        assert health == {"ok"}
+        assert {rule["name"] for group in groups for rule in group["rules"]} >= set(ALERTS)
+    stack.worker.wait_until_ready()
