@@ -30,14 +30,13 @@ WORKERS: Final = Row(
             unit=Unit.NUMBER,
             queries=[
                 Query(
-                    f"sum by (mode, state) ({frontend_resilience.WORKERS}{{{MODEL}}})",
-                    "{{mode}} {{state}}",
+                    f"max by (model, mode, state) ({frontend_resilience.WORKERS}{{{MODEL}}})",
+                    "{{model}} {{mode}} {{state}}",
                 )
             ],
-            description="How many workers does the frontend see, and can they serve? Only ready "
+            description="How many workers does each model have, and can they serve? Only ready "
             "ones get requests; draining ones are on their way out.",
             pages=FRONTEND_PAGE,
-            stacked=True,
         ),
         Panel(
             title="Ready workers of each model",
