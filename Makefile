@@ -57,8 +57,9 @@ system-packages:
 	    export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1; \
 	    $(call logged,apt-get update -qq && apt-get install -y -qq --no-install-recommends $(SYSTEM_PACKAGES)); fi; }
 
+# OBSERVE=1 starts Prometheus, too, and prints its answers to three questions.
 demo: setup ## start frontend, worker and real SGLang, send requests, print a part of the page
-	@$(BIN)/dyno demo
+	@$(BIN)/dyno demo $(if $(OBSERVE),--observe)
 
 test: setup ## run the tests, with the real engine; with CI=true also the slow tests
 	@$(BIN)/python -m pytest $(if $(filter true,$(CI)),,-m "not slow") $(PYTEST_FLAGS)
@@ -118,4 +119,4 @@ load: setup ## run the real engine under full load beside busy processes, LOAD_S
 	@LOAD_SECONDS=$${LOAD_SECONDS:-600} $(BIN)/python -m pytest -q -s tests/worker/test_hangs.py -k never_unresponsive
 
 clean: ## remove the files that other targets created
-	rm -rf $(VENV) $(DYNAMO_VENV) $(ROUTER_VENV) .demo build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(DYNAMO_VENV) $(ROUTER_VENV) .demo .observe build dist .pytest_cache .mypy_cache .ruff_cache

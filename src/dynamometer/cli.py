@@ -25,6 +25,10 @@ COMMANDS = {
     "frontend": ("dynamometer.frontend.command", "OpenAI-compatible HTTP in front of all workers"),
     "sglang": ("dynamometer.sglang", "a worker: SGLang, with its endpoint and its /metrics"),
     "exporter": ("dynamometer.exporter.command", "only /metrics, for an engine that already runs"),
+    "observe": (
+        "dynamometer.observability.command",
+        "Prometheus and Grafana, with targets, alerts and dashboards",
+    ),
     "drain": ("dynamometer.drain", "take one worker out of traffic, and put it back"),
     "mocker": ("dynamometer.mocker.command", "a simulated engine, for tests and dashboards"),
     "tiny-model": ("dynamometer.tiny_model", "create a tiny random model, for demos and tests"),
@@ -140,6 +144,7 @@ def _help() -> str:
             "  dyno frontend                                    # in one terminal",
             "  dyno sglang --model MODEL --enable-metrics       # in another",
             "  curl localhost:8081/metrics                      # all metrics on one page",
+            "  dyno observe                                     # Prometheus and Grafana",
             "or, for an SGLang that already runs:",
             "  dyno exporter",
         ]

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import time
@@ -26,9 +27,20 @@ from dynamometer import arguments, names, settings, tiny_model
 from dynamometer.engines.sglang_names import SGLANG_CATEGORIES
 from dynamometer.errors import AddressError, DynamometerError, EngineError
 from dynamometer.http import addresses
+from dynamometer.observability import configuration, written_files
+from dynamometer.observability.configuration import PROMETHEUS_FILE, Targets
+from dynamometer.observability.programs import (
+    DEFAULT_PROMETHEUS_PORT,
+    Program,
+    find_prometheus,
+    started,
+)
+from dynamometer.observability.prometheus_api import PrometheusApi
+from dynamometer.observability.questions import QUESTIONS, ask
 from dynamometer.process import tasks
 from dynamometer.variables import (
     DEFAULT_HTTP_PORT,
+    DEFAULT_OPS_PORT,
     DEFAULT_SYSTEM_PORT,
     HTTP_METRICS_PATH,
     LOOPBACK,
@@ -36,7 +48,8 @@ from dynamometer.variables import (
 
 _DESCRIPTION = """\
 Try everything at once: create a tiny model, start a frontend and a worker with the real SGLang,
-send a request and a few streams, and show a part of the /metrics pages.
+send a request and a few streams, and show a part of the /metrics pages. With --observe, a
+Prometheus scrapes these pages, and answers three questions.
 """
 QUESTION: Final = (
     "Explain why Roger Federer is considered one of the greatest tennis players of all time"
@@ -58,6 +71,11 @@ def parser(program: str) -> argparse.ArgumentParser:
         default=Path(".demo"),
         help="directory of the model and the logs (default: .demo)",
     )
+    result.add_argument(
+        "--observe",
+        action="store_true",
+        help="also start Prometheus, as dyno observe does, and print the answers to three queries",
+    )
     arguments.add_engine_python(result, "SGLang")
     return result
 
@@ -69,11 +87,13 @@ def main(argv: Sequence[str], program: str = "dyno demo") -> int:
         DynamometerError: A process or a request failed; the message is for the user.
     """
     flags = parser(program).parse_args(list(argv))
-    asyncio.run(_demo(flags.directory, flags.engine_python))
+    asyncio.run(_demo(flags.directory, flags.engine_python, observe=flags.observe))
     return 0
 
 
-async def _demo(directory: Path, engine_python: str) -> None:
+async def _demo(directory: Path, engine_python: str, *, observe: bool) -> None:
+    ops_port = _choose_port(DEFAULT_OPS_PORT)
+    prometheus = _prepare_prometheus(directory / "observe", ops_port) if observe else None
     model = directory / "tiny"
     if not (model / "config.json").exists():
         _say(f"creating a tiny model in {model}")
@@ -85,6 +105,7 @@ async def _demo(directory: Path, engine_python: str) -> None:
         "DYN_FILE_KV": str((directory / "discovery").resolve()),
         "DYN_HTTP_PORT": frontend.rsplit(":", 1)[1],
         "DYN_SYSTEM_PORT": worker.rsplit(":", 1)[1],
+        "DYN_OPS_PORT": str(ops_port),
     }
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -101,17 +122,27 @@ async def _demo(directory: Path, engine_python: str) -> None:
             _say(f"$ {' '.join(('dyno', name, *flags))}   (log: {directory / name}.log)")
             process = await _start_command(directory / f"{name}.log", environment, name, *flags)
             stack.push_async_callback(_stop_command, process, name)
+        ended = []
+        if prometheus:
+            _say(f"$ prometheus --config.file={directory}/observe/{PROMETHEUS_FILE} …")
+            running = started(prometheus, immediate=asyncio.Event())
+            ended.append(await stack.enter_async_context(running))
         steps = asyncio.create_task(
-            _run_steps(session, frontend, worker, str(model), process, directory)
+            _run_steps(session, frontend, worker, str(model), process, directory, prometheus)
         )
-        await tasks.first_of(stopped, steps)
-        if not steps.done():
-            await tasks.end(steps)
+        stack.push_async_callback(tasks.end, steps)
+        stopping = asyncio.create_task(stopped.wait())
+        stack.push_async_callback(tasks.end, stopping)
+        done, _ = await asyncio.wait((stopping, steps, *ended), return_when=asyncio.FIRST_COMPLETED)
+        if stopping in done:
             return
-        steps.result()
+        for task in done:
+            task.result()
         if _on_terminal():
-            _say("all processes run until Ctrl-C")
+            _say(f"all processes run until Ctrl-C; in another terminal: {_next_command(ops_port)}")
             await stopped.wait()
+    _say(f"next, beside a frontend and workers that run: {_next_command(DEFAULT_OPS_PORT)}")
+    print("  shows their pages in Prometheus and Grafana, with alerts and dashboards")
 
 
 async def _run_steps(
@@ -121,6 +152,7 @@ async def _run_steps(
     model: str,
     worker_process: asyncio.subprocess.Process,
     directory: Path,
+    prometheus: Program | None,
 ) -> None:
     await _wait_until_ready(session, frontend, worker, model, worker_process, directory)
     _say("the request of the README:")
@@ -137,11 +169,7 @@ async def _run_steps(
     print(f"  {' '.join(text.split())[:200]!r} (random text from a random model)")
     usage = completion["usage"]
     print(f"  usage: {usage['prompt_tokens']} + {usage['completion_tokens']} tokens")
-    _say(f"{STREAMS} streams of {TOKENS} tokens at once")
-    start = time.perf_counter()
-    await asyncio.gather(*(_request_stream(session, frontend, model, i) for i in range(STREAMS)))
-    seconds = time.perf_counter() - start
-    print(f"  {STREAMS * TOKENS} tokens in {seconds:.2f} s")
+    await _request_streams(session, frontend, model)
     _say(f"a part of {worker}/metrics:")
     page = await _fetch_families(session, f"{worker}/metrics")
     _show_engine(page)
@@ -150,6 +178,13 @@ async def _run_steps(
     _say(f"a part of {frontend_page}:")
     page = await _fetch_families(session, frontend_page)
     _show_own("dynamo_frontend_*", page, names.name_prefix.FRONTEND)
+    if prometheus:
+        api = PrometheusApi(session, prometheus.url)
+        _say("the same streams again, between two scrapes by Prometheus")
+        await api.wait_for_scrapes(targets=2)
+        await _request_streams(session, frontend, model)
+        await api.wait_for_scrapes(targets=2)
+        await _show_answers(api)
     if not _on_terminal():
         _say("not on a terminal: ending now; on a terminal, all processes run until Ctrl-C")
         return
@@ -157,6 +192,45 @@ async def _run_steps(
     for address in (f"{frontend}/v1/models", frontend_page, f"{worker}/metrics"):
         print(f"  curl {address}")
     print(f"  curl {worker}/health")
+    if prometheus:
+        print(f"  {prometheus.url}, Prometheus in a browser")
+
+
+async def _request_streams(session: aiohttp.ClientSession, frontend: str, model: str) -> None:
+    _say(f"{STREAMS} streams of {TOKENS} tokens at once")
+    start = time.perf_counter()
+    await asyncio.gather(*(_request_stream(session, frontend, model, i) for i in range(STREAMS)))
+    seconds = time.perf_counter() - start
+    print(f"  {STREAMS * TOKENS} tokens in {seconds:.2f} s")
+
+
+async def _show_answers(api: PrometheusApi) -> None:
+    _say("three questions to Prometheus:")
+    for question in QUESTIONS:
+        print(f"  {question.title}\n    {question.promql}")
+        for line in await ask(api, question):
+            print(f"    = {line}")
+
+
+def _prepare_prometheus(directory: Path, ops_port: int) -> Program:
+    """Write the files of Prometheus, without the data of an earlier demo.
+
+    Raises:
+        ObserveError: Prometheus is not installed.
+    """
+    shutil.rmtree(directory, ignore_errors=True)
+    targets = Targets(sd_url=f"http://{LOOPBACK}:{ops_port}/sd", interval="1s")
+    program = find_prometheus(directory.absolute(), _choose_port(DEFAULT_PROMETHEUS_PORT))
+    files = configuration.files(directory.absolute(), targets, prometheus_url=program.url)
+    written_files.write(directory.absolute(), files)
+    return program
+
+
+def _next_command(ops_port: int) -> str:
+    """Return the command that a user runs next, as this shell finds it."""
+    program = sys.argv[0] if Path(sys.argv[0]).name == "dyno" else "dyno"
+    listed = f" --sd-url http://{LOOPBACK}:{ops_port}/sd" if ops_port != DEFAULT_OPS_PORT else ""
+    return f"{program} observe{listed}"
 
 
 def _say(text: str) -> None:

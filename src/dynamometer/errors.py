@@ -16,6 +16,7 @@ __all__ = [
     "EngineError",
     "ExpositionError",
     "FrontendError",
+    "ObserveError",
     "SettingsError",
 ]
 
@@ -64,3 +65,7 @@ class ExpositionError(DynamometerError):
 
 class FrontendError(DynamometerError):
     """A frontend of several processes cannot start one of them; the message has the reason."""
+
+
+class ObserveError(DynamometerError):
+    """Prometheus or Grafana is not installed, does not start, or ended."""

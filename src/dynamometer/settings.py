@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
+from urllib.parse import urlsplit
 
 from dynamometer.errors import SettingsError
 from dynamometer.variables import (
@@ -320,6 +321,30 @@ def origin(value: str) -> str:
     if not separator or default_port is None or valid is None:
         raise ValueError("must be * or an origin without a path, such as https://chat.example:8443")
     return f"{scheme}://{host.removesuffix(default_port)}"
+
+
+def http_url(value: str) -> str:
+    """Parse an http or https URL."""
+    try:
+        parts = urlsplit(value)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid or not value.isprintable() or " " in value:
+        raise ValueError("must be a URL such as http://127.0.0.1:8002/sd")
+    return value
+
+
+def address(value: str) -> str:
+    """Parse the address of a server: HOST:PORT, with brackets around an IPv6 address."""
+    host, _, number = value.rpartition(":")
+    if (
+        not re.fullmatch(r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+", host)
+        or not 0 < port(number) < 65536
+    ):
+        raise ValueError("must be an address such as 127.0.0.1:8081")
+    port(number)
+    return value
 
 
 def bucket_bound(value: str) -> float:

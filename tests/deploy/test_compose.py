@@ -20,12 +20,15 @@ from recipes import DEPLOY, checked_by, exporter_target, read, sglang_port
 COMPOSE = read("compose.yaml")
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 ENGINE, EXPORTER = SERVICES["engine"], SERVICES["exporter"]
+PROMETHEUS, GRAFANA = SERVICES["prometheus"], SERVICES["grafana"]
+# The directory that the service `observe` writes, in all containers.
+OBSERVE = "/observe"
 
 
 def mounts(service: dict[str, Any]) -> dict[str, tuple[str, bool]]:
     """Return the source of each mount by target, and whether the mount is read-only."""
     found = {}
-    for volume in service["volumes"]:
+    for volume in service.get("volumes", ()):
         source, target, *mode = volume.split(":")
         found[target] = (source, mode == ["ro"])
     return found
@@ -70,19 +73,64 @@ def test_the_exporter_asks_the_engine_where_it_listens() -> None:
     assert url.port == sglang_port(ENGINE["command"]) == published(ENGINE)
 
 
-def test_prometheus_scrapes_the_exporter_and_grafana_asks_prometheus() -> None:
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory with the files that the service `observe` writes."""
+    directory = tmp_path_factory.mktemp("written")
+    program, *words = SERVICES["observe"]["entrypoint"]
+    assert program == "dyno"
+    flags = [str(directory) if word == OBSERVE else word for word in SERVICES["observe"]["command"]]
+    command = [PYTHON, "-m", "dynamometer", *words, *flags]
+    subprocess.run(command, check=True, capture_output=True)
+    return directory
+
+
+def at(directory: Path, inside: str) -> Path:
+    """Return a written file by its path in the containers."""
+    return directory / Path(inside).relative_to(OBSERVE)
+
+
+def test_prometheus_scrapes_the_exporter_and_grafana_asks_prometheus(written: Path) -> None:
     port = EXPORTER["environment"]["DYN_SYSTEM_PORT"]
     assert published(EXPORTER) == int(port)
-    (job,) = read("prometheus.yml")["scrape_configs"]
-    assert job["static_configs"] == [{"targets": [f"exporter:{port}"]}]
-    (source,) = read("grafana/provisioning/datasources/prometheus.yaml")["datasources"]
-    assert source["url"] == f"http://prometheus:{published(SERVICES['prometheus'])}"
+    (flag,) = (word for word in PROMETHEUS["command"] if word.startswith("--config.file="))
+    configuration = yaml.safe_load(at(written, flag.partition("=")[2]).read_text())
+    job, gpu_job = configuration["scrape_configs"]
+    assert [one["targets"] for one in job["static_configs"]] == [[f"exporter:{port}"]]
+    assert not job["http_sd_configs"]  # without a frontend
+    assert gpu_job["dns_sd_configs"] == [
+        {"names": ["dcgm-exporter"], "type": "A", "port": published(SERVICES["dcgm-exporter"])}
+    ]
+    provisioning = at(written, GRAFANA["environment"]["GF_PATHS_PROVISIONING"])
+    text = (provisioning / "datasources/dynamometer.yaml").read_text()
+    (source,) = yaml.safe_load(text)["datasources"]
+    assert source["url"] == f"http://prometheus:{published(PROMETHEUS)}"
 
 
-def test_promtool_accepts_its_prometheus_configuration() -> None:
-    command = ["promtool", "check", "config", str(DEPLOY / "prometheus.yml")]
+def test_promtool_accepts_its_prometheus_configuration(written: Path) -> None:
+    command = ["promtool", "check", "config", str(written / "prometheus/prometheus.yml")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_all_services_see_the_written_files_at_one_path() -> None:
+    assert mounts(SERVICES["observe"])[OBSERVE] == ("observe", False)
+    for service in (PROMETHEUS, GRAFANA):
+        assert mounts(service)[OBSERVE] == ("observe", True)
+        assert service["depends_on"]["observe"]["condition"] == "service_completed_successfully"
+
+
+def test_no_port_is_published_beyond_this_machine_and_no_password_set() -> None:
+    for service in SERVICES.values():
+        for port in service.get("ports", ()):
+            assert port.startswith("127.0.0.1:")
+        assert not [name for name in service.get("environment", ()) if "PASSWORD" in name]
+    assert GRAFANA["environment"]["GF_PATHS_CONFIG"] == f"{OBSERVE}/grafana/grafana.ini"
+
+
+def test_the_gpu_exporter_is_off_by_default() -> None:
+    off = {name for name, service in SERVICES.items() if service.get("profiles")}
+    assert off == {"dcgm-exporter"}
 
 
 def test_every_file_and_volume_that_it_names_is_there() -> None:
@@ -97,12 +145,14 @@ def test_every_file_and_volume_that_it_names_is_there() -> None:
         assert set(service.get("depends_on", ())) <= SERVICES.keys()
 
 
-def test_grafana_finds_its_dashboard() -> None:
-    (provider,) = read("grafana/provisioning/dashboards/sglang.yaml")["providers"]
-    source, _ = mounts(SERVICES["grafana"])[provider["options"]["path"]]
-    home = Path(SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
-    assert (DEPLOY / source / home.name).is_file()
-    assert str(home.parent) == provider["options"]["path"]
+def test_grafana_finds_its_dashboards(written: Path) -> None:
+    provisioning = at(written, GRAFANA["environment"]["GF_PATHS_PROVISIONING"])
+    text = (provisioning / "dashboards/dynamometer.yaml").read_text()
+    (provider,) = yaml.safe_load(text)["providers"]
+    assert provider["options"]["path"].endswith("/grafana/dashboards")
+    home = at(written, GRAFANA["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
+    assert home.parent == Path(provider["options"]["path"])
+    assert home.is_file()
 
 
 def test_the_exporters_health_check_succeeds_while_it_runs(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ own, but for: ports, the host name of the container, its directory, and a shorte
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -24,6 +23,8 @@ import pytest
 from conftest import ROOT
 from dynamometer.exporter import finder
 from dynamometer.http.addresses import free_port
+from dynamometer.observability.dashboards import DASHBOARDS
+from dynamometer.panels import Page, Panel
 from exporting import Exporter, Sglang, sglang
 from processes import Process, running
 from recipes import unit_settings, with_a_containers_rights, with_the_units_rights
@@ -38,14 +39,16 @@ COMMANDS = [text.strip() for language, text in BLOCKS if language == "sh"]
 # What stays up until it is ended; the rest ends by itself.
 INSTALL, EXPORTER, *_ = COMMANDS
 (PROMETHEUS,) = [command for command in COMMANDS if command.startswith("prometheus ")]
+(OBSERVE,) = [command for command in COMMANDS if " observe " in command]
 OTHER_EXPORTERS = [command for command in COMMANDS if command.startswith(f"{EXPORTER} ")]
 QUESTIONS = [
     command
     for command in COMMANDS
-    if command not in (INSTALL, EXPORTER, PROMETHEUS, *OTHER_EXPORTERS)
+    if command not in (INSTALL, EXPORTER, PROMETHEUS, OBSERVE, *OTHER_EXPORTERS)
 ]
-DASHBOARD = json.loads((ROOT / "deploy/grafana/dashboards/sglang.json").read_text(encoding="utf-8"))
-EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+(LINKED,) = re.findall(r"\]\(\.\./(\S+/dashboards/(\S+)\.json)\)", PAGE)
+(DASHBOARD,) = [one for one in DASHBOARDS if one.uid == LINKED[1]]
+PANELS = [panel for row in DASHBOARD.always for panel in row.panels if Page.EXPORTER in panel.pages]
 
 
 @dataclass(frozen=True)
@@ -213,13 +216,26 @@ def test_the_whole_page_has_been_taken_apart() -> None:
     assert len(OTHER_EXPORTERS) == 4
 
 
-@pytest.mark.parametrize("expression", EXPRESSIONS)
-def test_a_panel_of_the_dashboard_has_data(prometheus: str, expression: str) -> None:
-    filled = expression.replace("$__rate_interval", "1m").replace("$model", ".*")
-    assert "$" not in filled
-    found = query(prometheus, filled)
-    assert found, f"no data for {filled}"
-    assert all(one["value"][1] not in ("NaN", "+Inf") for one in found), found
+@pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel.title)
+def test_a_panel_of_the_dashboard_has_data(prometheus: str, panel: Panel) -> None:
+    found = []
+    for asked in panel.queries:
+        filled = asked.expr.replace("$__rate_interval", "1m").replace("$__range", "15m")
+        filled = re.sub(r"\$(model|instance|rank)\b", ".*", filled)
+        assert "$" not in filled
+        found += query(prometheus, filled)
+    assert [one for one in found if one["value"][1] not in ("NaN", "+Inf")], panel.queries
+
+
+def test_the_dashboard_that_it_links_is_there() -> None:
+    assert (ROOT / LINKED[0]).is_file()
+
+
+def test_one_command_replaces_prometheus_and_its_configuration(
+    installed: Shell, exporter: Exporter
+) -> None:
+    with installed.start(f"{OBSERVE} --prometheus-port 0") as process:
+        process.wait_for(f"exporter localhost:{installed.system_port} is up", within=60)
 
 
 def test_what_the_panels_say_is_what_happened(

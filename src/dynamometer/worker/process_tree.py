@@ -22,11 +22,17 @@ import psutil
 
 from dynamometer.errors import EngineError
 from dynamometer.process.blocking import BlockingCalls, HangError
-from dynamometer.process.children import alive, descendants, environment, kill, session
+from dynamometer.process.children import (
+    alive,
+    descendants,
+    die_with_parent,
+    environment,
+    kill,
+    session,
+)
 from dynamometer.runtime.identity import WORKER_MARK
 
 # <linux/prctl.h>
-_PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _libc: Final = ctypes.CDLL(None)
 
@@ -91,7 +97,7 @@ class EngineProcess:
                     stdout=writing,
                     stderr=asyncio.subprocess.STDOUT,
                     start_new_session=True,
-                    preexec_fn=_die_with_parent,
+                    preexec_fn=die_with_parent,
                 )
             except BaseException:
                 pipe.close()
@@ -262,10 +268,6 @@ def kill_owned(owner: str) -> int:
     for process in owned:
         kill(process)
     return len(owned)
-
-
-def _die_with_parent() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _decode(line: bytes) -> str:

@@ -1,0 +1,176 @@
+"""Run Prometheus and Grafana in the foreground, and log the state of the targets."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Final
+
+import aiohttp
+
+from dynamometer.errors import ObserveError
+from dynamometer.observability import prometheus_api
+from dynamometer.observability.programs import Program, started
+from dynamometer.observability.prometheus_api import PrometheusApi, Target
+from dynamometer.observability.questions import QUESTIONS
+from dynamometer.process import tasks
+from dynamometer.process.signals import Stop
+
+logger = logging.getLogger(__name__)
+
+_START_SECONDS: Final = 60.0
+# After this time the addresses are logged although a target is down.
+_TARGETS_SECONDS: Final = 30.0
+_CHECK_SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Programs:
+    """The programs to run.
+
+    Attributes:
+        prometheus: None if it is not installed.
+        grafana: None if it is not installed.
+        sd_url: the frontend's list of targets; empty without a frontend.
+    """
+
+    prometheus: Program | None
+    grafana: Program | None
+    sd_url: str
+
+
+async def serve(programs: Programs) -> None:
+    """Run the programs until a signal asks this process to end.
+
+    Raises:
+        ObserveError: A program did not start, or ended.
+    """
+    stop = Stop()
+    async with AsyncExitStack() as stack:
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        watched = []
+        for program in filter(None, (programs.prometheus, programs.grafana)):
+            logger.info("starting %s; its log: %s", program.title, program.log)
+            watched.append(
+                await stack.enter_async_context(started(program, immediate=stop.immediate))
+            )
+        watched.append(asyncio.create_task(_report(session, programs)))
+        stack.push_async_callback(tasks.end, watched[-1])
+        stopping = asyncio.create_task(stop.requested.wait())
+        stack.push_async_callback(tasks.end, stopping)
+        done, _ = await asyncio.wait((stopping, *watched), return_when=asyncio.FIRST_COMPLETED)
+        if stopping not in done:
+            for task in done:
+                task.result()
+
+
+async def wait_until_ready(session: aiohttp.ClientSession, program: Program) -> None:
+    """Wait until a started program answers.
+
+    Raises:
+        ObserveError: The program does not answer in time.
+    """
+    deadline = time.monotonic() + _START_SECONDS
+    while not await prometheus_api.answers(session, program.url + program.health_path):
+        if time.monotonic() > deadline:
+            raise ObserveError(
+                f"{program.title} did not answer at {program.url}{program.health_path} in "
+                f"{_START_SECONDS:.0f} s: see {program.log}"
+            )
+        await asyncio.sleep(0.1)
+
+
+async def _report(session: aiohttp.ClientSession, programs: Programs) -> None:
+    """Log addresses, and each change of a target, until cancelled."""
+    for program in filter(None, (programs.prometheus, programs.grafana)):
+        await wait_until_ready(session, program)
+        logger.info("%s answers at %s", program.title, program.url)
+    if programs.prometheus is None:
+        _announce(programs)
+        await asyncio.Event().wait()
+    else:
+        api = PrometheusApi(session, programs.prometheus.url)
+        log = _TargetLog(session, api, programs.sd_url)
+        first_seen: float | None = None
+        announced = False
+        while True:
+            await log.update()
+            if log.targets and not announced:
+                first_seen = first_seen or time.monotonic()
+                if log.complete or time.monotonic() - first_seen > _TARGETS_SECONDS:
+                    announced = True
+                    up = sum(target.health == "up" for target in log.targets)
+                    logger.info("%d of %d targets are up", up, len(log.targets))
+                    _announce(programs)
+            await asyncio.sleep(_CHECK_SECONDS)
+
+
+def _announce(programs: Programs) -> None:
+    if programs.prometheus:
+        url = programs.prometheus.url
+        logger.info("Prometheus: %s (alerts: %s/alerts)", url, url)
+    if programs.grafana:
+        logger.info("Grafana: %s (folder Dynamometer, without a login)", programs.grafana.url)
+    if programs.prometheus:
+        logger.info("to start, with promtool query instant %s 'QUERY':", programs.prometheus.url)
+        for question in QUESTIONS:
+            logger.info("  %s (%s)", question.promql, question.title)
+    logger.info("running until Ctrl-C")
+
+
+class _TargetLog:
+    """Logs the targets and the frontend's list, whenever they change.
+
+    Attributes:
+        targets: the targets at the last update.
+        complete: all targets are known, and up.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession, api: PrometheusApi, sd_url: str) -> None:
+        self._session = session
+        self._api = api
+        self._sd_url = sd_url
+        self._listed = 0
+        self._problem = ""
+        self.targets: Sequence[Target] = ()
+        self.complete = False
+
+    async def update(self) -> None:
+        problem = ""
+        try:
+            if self._sd_url:
+                self._listed = await prometheus_api.count_discovered(self._session, self._sd_url)
+        except ObserveError as error:
+            problem = f"{error}; waiting for dyno frontend, or for the one that --sd-url names"
+        try:
+            targets = await self._api.targets()
+        except ObserveError as error:
+            targets, problem = self.targets, str(error)
+        if problem and problem != self._problem:
+            logger.warning("%s", problem)
+        elif self._problem and not problem:
+            logger.info("%s lists targets: %d", self._sd_url, self._listed)
+        self._problem = problem
+        self._log_changes(targets)
+        self.targets = targets
+        self.complete = (
+            not problem
+            and len(targets) >= max(self._listed, 1)
+            and all(target.health == "up" for target in targets)
+        )
+
+    def _log_changes(self, targets: Sequence[Target]) -> None:
+        before = {target.name: (target.health, target.error) for target in self.targets}
+        for target in targets:
+            if before.pop(target.name, None) == (target.health, target.error):
+                continue
+            if target.health == "up":
+                logger.info("%s is up", target.name)
+            elif target.health == "down":
+                logger.warning("%s is down: %s", target.name, target.error)
+        for name in before:
+            logger.info("%s is no longer a target", name)

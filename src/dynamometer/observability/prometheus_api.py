@@ -1,0 +1,177 @@
+"""Questions to Prometheus' HTTP API, and to the frontend's list of targets."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import aiohttp
+import msgspec
+
+from dynamometer.errors import ObserveError
+from dynamometer.observability.configuration import JOB, ROLE
+
+Content = TypeVar("Content")
+SCRAPE_SECONDS: Final = 60.0
+_DEADLINE: Final = aiohttp.ClientTimeout(total=5)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A page that Prometheus scrapes.
+
+    Attributes:
+        name: the role and the address, such as `worker 127.0.0.1:8081`.
+        health: `up`, `down`, or `unknown` before the first scrape.
+        error: the error of the last scrape; empty if it succeeded.
+        scraped: the time of the last scrape, as text.
+    """
+
+    name: str
+    health: str
+    error: str
+    scraped: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A value of a query's answer, with the labels of its series."""
+
+    labels: Mapping[str, str]
+    value: float
+
+
+class _Target(msgspec.Struct, rename="camel"):
+    labels: dict[str, str]
+    health: str
+    last_error: str
+    last_scrape: str
+
+
+class _Targets(msgspec.Struct, rename="camel"):
+    active_targets: list[_Target]
+
+
+class _Series(msgspec.Struct):
+    metric: dict[str, str]
+    value: tuple[float, str]
+
+
+class _Vector(msgspec.Struct):
+    result: list[_Series]
+
+
+class _TargetsAnswer(msgspec.Struct):
+    data: _Targets
+
+
+class _VectorAnswer(msgspec.Struct):
+    data: _Vector
+
+
+class _Group(msgspec.Struct):
+    targets: list[str]
+
+
+class PrometheusApi:
+    """The HTTP API of a Prometheus server."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+        self._session = session
+        self._url = url
+
+    async def targets(self) -> Sequence[Target]:
+        """Return the targets of this project's job, in the order of their names.
+
+        Raises:
+            ObserveError: Prometheus does not answer as expected.
+        """
+        url = f"{self._url}/api/v1/targets?state=active"
+        answer = await _fetch(self._session, url, _TargetsAnswer)
+        found = [
+            Target(
+                f"{one.labels.get(ROLE, 'target')} {one.labels['instance']}",
+                one.health,
+                one.last_error,
+                one.last_scrape,
+            )
+            for one in answer.data.active_targets
+            if one.labels.get("job") == JOB
+        ]
+        return sorted(found, key=lambda target: target.name)
+
+    async def wait_for_scrapes(self, *, targets: int) -> None:
+        """Wait until a scrape has started and ended for each of at least `targets` targets.
+
+        Raises:
+            ObserveError: Prometheus does not answer, or a target is not up in time.
+        """
+        seen: dict[str, set[str]] = {}
+        deadline = time.monotonic() + SCRAPE_SECONDS
+        # The first time can be that of a scrape before this call, the second that of a scrape
+        # which began before this call.
+        while len(seen) < targets or any(len(times) < 3 for times in seen.values()):
+            found = await self.targets()
+            for target in found:
+                if target.health == "up":
+                    seen.setdefault(target.name, set()).add(target.scraped)
+            if time.monotonic() > deadline:
+                states = ", ".join(f"{one.name}: {one.error or one.health}" for one in found)
+                raise ObserveError(
+                    f"Prometheus did not scrape {targets} pages in {SCRAPE_SECONDS:.0f} s: "
+                    + (states or "it has no targets")
+                )
+            await asyncio.sleep(0.2)
+
+    async def query(self, promql: str) -> Sequence[Sample]:
+        """Return the answer to an instant query; without samples that are not a number.
+
+        Raises:
+            ObserveError: Prometheus does not answer as expected.
+        """
+        url = f"{self._url}/api/v1/query"
+        answer = await _fetch(self._session, url, _VectorAnswer, query=promql)
+        found = [Sample(one.metric, float(one.value[1])) for one in answer.data.result]
+        return [sample for sample in found if not math.isnan(sample.value)]
+
+
+async def answers(session: aiohttp.ClientSession, url: str) -> bool:
+    """Return whether a server answers at `url` with 200."""
+    try:
+        async with session.get(url, timeout=_DEADLINE) as response:
+            return response.status == 200
+    except (aiohttp.ClientError, TimeoutError):
+        return False
+
+
+async def count_discovered(session: aiohttp.ClientSession, sd_url: str) -> int:
+    """Return the number of targets that the frontend lists.
+
+    Raises:
+        ObserveError: No frontend answers at `sd_url`, or it is not ready yet.
+    """
+    return sum(len(one.targets) for one in await _fetch(session, sd_url, list[_Group]))
+
+
+async def _fetch(
+    session: aiohttp.ClientSession, url: str, form: type[Content], **query: str
+) -> Content:
+    try:
+        async with session.get(url, params=query, timeout=_DEADLINE) as response:
+            body = await response.read()
+            if response.status != 200:
+                reason = body.decode("utf-8", "replace").strip()[:200]
+                raise ObserveError(f"{url} returned {response.status}: {reason or 'no reason'}")
+        return msgspec.json.decode(body, type=form)
+    except aiohttp.ClientConnectorError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise ObserveError(f"no server answers at {url} ({reason})") from None
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise ObserveError(f"{url} did not answer: {error or 'timeout'}") from None
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise ObserveError(f"{url} returned another format: {error}") from None

@@ -1,0 +1,301 @@
+"""`dyno observe` with a real Prometheus, a real frontend and a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+import pytest
+from observing import (
+    GRAFANA,
+    frontend,
+    observe_once,
+    observing,
+    program,
+    prometheus_url,
+    query,
+    worker,
+)
+
+from dynamometer.http import addresses
+from dynamometer.http.addresses import free_port
+from dynamometer.observability.prometheus_api import PrometheusApi
+from dynamometer.observability.questions import QUESTIONS, ask
+from processes import Process, refusing_port
+from prometheus import needs_prometheus
+from stack import eventually, http
+
+NO_SD = ("--sd-url", f"http://127.0.0.1:{refusing_port()}/sd")
+# Programs that hang at their start, and that fail.
+HANGS = "#!/bin/sh\ntrap '' TERM\necho hanging\nsleep 300\n"
+WAITS = "#!/bin/sh\nexec sleep 300\n"
+FAILS = "#!/bin/sh\necho 'err=\"no space left\"'\nexit 3\n"
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A `dyno observe` beside a frontend and a worker, with a Grafana that records its start."""
+
+    process: Process
+    directory: Path
+    frontend: str
+    worker: str
+    grafana: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
+    place = tmp_path_factory.mktemp("observed")
+    programs = program(place / "bin", "grafana-server", GRAFANA).parent
+    environment = {
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "RECORD": str(place / "record.json"),
+        "GF_SECURITY_ADMIN_PASSWORD": "admin",
+        "GF_SERVER_HTTP_ADDR": "0.0.0.0",
+    }
+    with frontend(place) as (url, sd_url), worker(place) as page:
+        flags = ("--sd-url", sd_url, "--grafana-home", str(place))
+        with observing(place / "observe", *flags, environment=environment) as process:
+            process.wait_for("running until Ctrl-C", within=60)
+            record = json.loads((place / "record.json").read_text())
+            yield Observed(process, place / "observe", url, page, record)
+
+
+@needs_prometheus
+def test_one_command_shows_the_frontend_and_the_worker(observed: Observed) -> None:
+    assert "2 of 2 targets are up" in observed.process.log
+    assert f"worker {observed.worker} is up" in observed.process.log
+    url = prometheus_url(observed.process)
+    up = query(url, "up")
+    assert {(one["role"], one["value"]) for one in up} == {("frontend", "1"), ("worker", "1")}
+    assert {one["job"] for one in up} == {"dynamometer"}
+    assert query(url, "dynamometer_engine_state")
+
+
+@needs_prometheus
+def test_no_target_label_hides_a_label_of_a_series(observed: Observed) -> None:
+    url = prometheus_url(observed.process)
+    found = query(url, '{__name__=~".+"}')
+    assert len(found) > 100
+    hidden = {name for one in found for name in one if name.startswith("exported_")}
+    assert hidden == set()
+    frontends = [one for one in found if one.get("role") == "frontend"]
+    assert {one["dynamo_namespace"] for one in frontends} == {"dynamo"}
+
+
+@needs_prometheus
+async def test_the_first_questions_have_answers(observed: Observed) -> None:
+    async with aiohttp.ClientSession() as session:
+        api = PrometheusApi(session, prometheus_url(observed.process))
+        for _ in range(2):
+            await stream(observed.frontend)
+            await api.wait_for_scrapes(targets=2)
+        latency, throughput, requests = [await ask(api, question) for question in QUESTIONS]
+    assert [line.endswith(" s") for line in latency] == [True]
+    assert [line.endswith(" tokens/s") for line in throughput] == [True]
+    assert "success: 2 requests" in requests
+    for question in QUESTIONS:
+        assert question.promql in observed.process.log
+
+
+async def stream(frontend: str) -> None:
+    """Send a streamed request: only these have a time to first token."""
+    body = {"model": "mock", "prompt": "hi", "max_tokens": 16, "stream": True}
+    answer = await asyncio.to_thread(http, f"{frontend}/v1/completions", body)
+    assert answer.status == 200
+
+
+@needs_prometheus
+def test_everything_listens_on_loopback(observed: Observed) -> None:
+    listening = [
+        connection.laddr.ip
+        for child in observed.process.descendants()
+        for connection in child.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(listening) == 2
+    assert set(listening) == {"127.0.0.1"}
+
+
+@needs_prometheus
+def test_grafana_has_its_files_and_no_variable_of_the_user(observed: Observed) -> None:
+    files = observed.directory / "grafana"
+    assert observed.grafana["flags"] == [
+        f"--homepath={observed.directory.parent}",
+        f"--config={files / 'grafana.ini'}",
+    ]
+    variables = {k: v for k, v in observed.grafana["environment"].items() if k.startswith("GF_")}
+    assert http(f"http://127.0.0.1:{variables.pop('GF_SERVER_HTTP_PORT')}/api/health").status == 200
+    assert variables == {
+        "GF_SERVER_HTTP_ADDR": "127.0.0.1",
+        "GF_PATHS_DATA": str(files / "data"),
+        "GF_PATHS_LOGS": str(files / "data/log"),
+        "GF_PATHS_PLUGINS": str(files / "data/plugins"),
+        "GF_PATHS_PROVISIONING": str(files / "provisioning"),
+        "GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH": str(
+            files / "dashboards/dynamometer-engine.json"
+        ),
+    }
+
+
+@needs_prometheus
+def test_a_second_one_on_the_same_directory_is_refused(observed: Observed) -> None:
+    done = observe_once("--directory", str(observed.directory))
+    assert done.returncode == 1
+    assert f"another dyno observe uses {observed.directory}" in done.stderr
+
+
+@needs_prometheus
+def test_data_is_bounded(observed: Observed) -> None:
+    words = [word for one in observed.process.descendants() for word in one.cmdline()]
+    assert "--storage.tsdb.retention.time=604800s" in words
+    assert "--storage.tsdb.retention.size=2000000000B" in words
+
+
+@needs_prometheus
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_runs_after_the_end(tmp_path: Path, number: signal.Signals) -> None:
+    with observing(tmp_path / "observe", *NO_SD) as process:
+        url = prometheus_url(process)
+        children = process.descendants()
+        process.signal(number)
+        assert process.wait(within=30) == (-number if number == signal.SIGKILL else 0)
+        eventually(lambda: not alive(children), within=10, what="Prometheus ended")
+    # The next one starts on the same directory and port.
+    port = url.rpartition(":")[2]
+    with observing(tmp_path / "observe", *NO_SD, "--prometheus-port", port) as process:
+        assert prometheus_url(process) == url
+
+
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_signal_during_the_start_ends_all(tmp_path: Path) -> None:
+    programs = program(tmp_path / "bin", "prometheus", HANGS).parent
+    path = {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    with observing(tmp_path / "observe", *NO_SD, environment=path) as process:
+        log = tmp_path / "observe/prometheus/prometheus.log"
+        eventually(lambda: log.exists() and "hanging" in log.read_text(), within=20, what="started")
+        children = process.descendants()
+        assert len(children) == 2
+        process.signal(signal.SIGINT)
+        process.wait_for("SIGINT: ending", within=10)
+        process.signal(signal.SIGINT)  # Prometheus ignores SIGTERM
+        assert process.wait(within=10) == 0
+        assert not alive(children)
+
+
+@pytest.mark.parametrize("name", ["prometheus", "grafana-server"])
+def test_a_program_that_fails_is_reported_with_the_end_of_its_log(
+    tmp_path: Path, name: str
+) -> None:
+    programs = tmp_path / "bin"
+    program(programs, "prometheus", WAITS)
+    program(programs, name, FAILS)
+    path = f"{programs}{os.pathsep}/usr/bin{os.pathsep}/bin"
+    done = observe_once("--directory", str(tmp_path / "observe"), *NO_SD, PATH=path, within=60)
+    title = name.removesuffix("-server")
+    assert done.returncode == 1
+    log = tmp_path / f"observe/{title}/{title}.log"
+    assert f"{title.title()} ended with exit code 3; the end of {log}:" in done.stderr
+    assert 'err="no space left"' in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@needs_prometheus
+def test_a_prometheus_that_is_killed_ends_the_command(tmp_path: Path) -> None:
+    with observing(tmp_path / "observe", *NO_SD) as process:
+        prometheus_url(process)
+        (child,) = process.descendants()
+        child.kill()
+        assert process.wait(within=20) == 1
+        assert "Prometheus ended with signal SIGKILL" in process.log
+
+
+@needs_prometheus
+def test_a_frontend_that_starts_later_is_found(tmp_path: Path) -> None:
+    port = free_port()
+    sd_url = f"http://127.0.0.1:{port}/sd"
+    with observing(tmp_path / "observe", "--sd-url", sd_url) as process:
+        process.wait_for(
+            rf"no server answers at {sd_url} \(Connection refused\); waiting for dyno frontend",
+            within=60,
+        )
+        assert "running until Ctrl-C" not in process.log
+        with frontend(tmp_path, "--ops-port", str(port)):
+            process.wait_for(r"frontend \S+ is up", within=40)
+            process.wait_for("1 of 1 targets are up", within=10)
+
+
+@needs_prometheus
+def test_a_target_that_is_down_is_named_with_its_reason(tmp_path: Path) -> None:
+    address = f"127.0.0.1:{refusing_port()}"
+    with observing(tmp_path / "observe", "--exporter", address) as process:
+        process.wait_for(rf"exporter {address} is down: .*connection refused", within=60)
+        assert "waiting for" not in process.log  # no frontend is expected
+
+
+def test_without_any_program_the_files_are_written_and_the_packages_named(tmp_path: Path) -> None:
+    directory = tmp_path / "observe"
+    done = observe_once("--directory", str(directory), PATH=str(tmp_path))
+    assert done.returncode == 1
+    assert "prometheus is not installed (or not in PATH): " in done.stderr
+    assert "grafana-server is not installed" in done.stderr
+    assert f"wrote configuration, rules and dashboards into {directory}" in done.stderr
+    assert (directory / "prometheus/prometheus.yml").exists()
+
+
+def test_grafana_runs_without_prometheus(tmp_path: Path) -> None:
+    programs = program(tmp_path / "bin", "grafana-server", GRAFANA).parent
+    environment = {"PATH": str(programs), "RECORD": str(tmp_path / "record.json")}
+    with observing(tmp_path / "observe", environment=environment) as process:
+        process.wait_for("running until Ctrl-C", within=30)
+        assert "prometheus is not installed" in process.log
+        assert "Grafana: http://127.0.0.1:" in process.log
+
+
+@needs_prometheus
+def test_a_requested_port_that_is_in_use_is_an_error(tmp_path: Path) -> None:
+    with addresses.listen("127.0.0.1", 0, setting="") as taken:
+        port = str(taken.getsockname()[1])
+        for flag in ("--prometheus-port", "--grafana-port"):
+            done = observe_once("--directory", str(tmp_path / "observe"), flag, port)
+            assert done.returncode == 1
+            assert f"port {port} on 127.0.0.1 is already in use" in done.stderr
+            assert flag in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--sd-url", "127.0.0.1:8002"), "--sd-url: '127.0.0.1:8002' must be a URL"),
+        (("--exporter", "localhost"), "--exporter: 'localhost' must be an address"),
+        (("--exporter", "h:99999"), "--exporter: 'h:99999' must be a port"),
+        (("--gpu-exporter", "http://h:1"), "--gpu-exporter: 'http://h:1' must be an address"),
+        (("--retention-days", "0"), "--retention-days: '0' must be"),
+        (("--retention-size", "2 parsecs"), "--retention-size: '2 parsecs' must be"),
+        (("--prometheus-port", "-1"), "--prometheus-port: '-1' must be a port"),
+        (("--write", "x", "--directory", "y"), "not allowed with"),
+        (("--prometheus-url", "http://h"), "--prometheus-url is for --write"),
+    ],
+)
+def test_a_wrong_flag_is_named(flags: tuple[str, ...], says: str) -> None:
+    done = observe_once(*flags)
+    assert done.returncode == 2
+    assert says in done.stderr
+
+
+def test_help_teaches() -> None:
+    done = observe_once("--help")
+    assert done.returncode == 0
+    for words in ("dyno observe --write", "ssh -L", "default: .observe", "8002/sd", "no login"):
+        assert words in done.stdout
