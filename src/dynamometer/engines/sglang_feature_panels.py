@@ -6,9 +6,22 @@ from collections.abc import Sequence
 from typing import Final
 
 from dynamometer.engines.sglang_names import sglang
-from dynamometer.engines.sglang_queries import RANKS, events, gauge
+from dynamometer.engines.sglang_queries import RANKS, events, gauge, total
 from dynamometer.names import labels
-from dynamometer.panels import Mode, Panel, Query, Row, Unit, mean
+from dynamometer.panels import Mode, Panel, Query, Row, Unit, mean, rate
+
+# The host pool exists only with a hierarchical cache; the number of drafts is 0 without drafts.
+_HOST_POOL: Final = gauge(sglang.HICACHE_HOST_TOTAL_TOKENS)
+_DRAFTS: Final = f"max by (model_name) ({sglang.SPEC_NUM_DRAFT_TOKENS}{{{RANKS}}} > 0)"
+
+
+def _cache_rate(family: str) -> str:
+    return events(family, present=_HOST_POOL)
+
+
+def _rate(family: str) -> str:
+    return total(rate(family, RANKS))
+
 
 _HIERARCHICAL_CACHE: Final = Row(
     "Hierarchical cache",
@@ -18,7 +31,7 @@ _HIERARCHICAL_CACHE: Final = Row(
             unit=Unit.TOKENS,
             queries=[
                 Query(gauge(sglang.HICACHE_HOST_USED_TOKENS), "used {{model_name}}"),
-                Query(gauge(sglang.HICACHE_HOST_TOTAL_TOKENS), "size {{model_name}}"),
+                Query(_HOST_POOL, "size {{model_name}}"),
             ],
             description="How full is the cache in the host's memory? Full is its normal state; "
             "what counts is the share of hits from the host.",
@@ -28,8 +41,14 @@ _HIERARCHICAL_CACHE: Final = Row(
             title="Traffic between device and host",
             unit=Unit.BYTES_PER_SECOND,
             queries=[
-                Query(events(sglang.HICACHE_BACKUP_BYTES_TOTAL), "to the host {{model_name}}"),
-                Query(events(sglang.LOAD_BACK_BYTES_TOTAL), "to the device {{model_name}}"),
+                Query(
+                    _cache_rate(sglang.HICACHE_BACKUP_BYTES_TOTAL),
+                    "to the host {{model_name}}",
+                ),
+                Query(
+                    _cache_rate(sglang.LOAD_BACK_BYTES_TOTAL),
+                    "to the device {{model_name}}",
+                ),
             ],
             description="Is the host cache worth its traffic? Much to the host and little to the "
             "device: prefixes are kept that no request uses again.",
@@ -56,9 +75,12 @@ _HIERARCHICAL_CACHE: Final = Row(
             title="Dropped tokens per second",
             unit=Unit.TOKENS_PER_SECOND,
             queries=[
-                Query(events(sglang.HICACHE_DROPPED_TOKENS_TOTAL), "dropped {{model_name}}"),
                 Query(
-                    events(sglang.HICACHE_BACKUP_DROPPED_TOKENS_TOTAL),
+                    _cache_rate(sglang.HICACHE_DROPPED_TOKENS_TOTAL),
+                    "dropped {{model_name}}",
+                ),
+                Query(
+                    _cache_rate(sglang.HICACHE_BACKUP_DROPPED_TOKENS_TOTAL),
                     "not written {{model_name}}",
                 ),
             ],
@@ -70,10 +92,13 @@ _HIERARCHICAL_CACHE: Final = Row(
             title="Prefetched tokens per second",
             unit=Unit.TOKENS_PER_SECOND,
             queries=[
-                Query(events(sglang.PREFETCHED_TOKENS_TOTAL), "prefetched {{model_name}}"),
-                Query(events(sglang.STORAGE_PREFETCH_HIT_TOKENS_TOTAL), "found {{model_name}}"),
+                Query(_rate(sglang.PREFETCHED_TOKENS_TOTAL), "prefetched {{model_name}}"),
                 Query(
-                    events(sglang.STORAGE_PREFETCH_UNFULFILLED_TOKENS_TOTAL),
+                    _rate(sglang.STORAGE_PREFETCH_HIT_TOKENS_TOTAL),
+                    "found {{model_name}}",
+                ),
+                Query(
+                    _rate(sglang.STORAGE_PREFETCH_UNFULFILLED_TOKENS_TOTAL),
                     "not in time {{model_name}}",
                 ),
             ],
@@ -92,7 +117,8 @@ _SPECULATIVE: Final = Row(
             unit=Unit.RATIO,
             queries=[
                 Query(
-                    f"avg by (model_name) ({sglang.SPEC_ACCEPT_RATE}{{{RANKS}}})", "{{model_name}}"
+                    f"avg by (model_name) ({sglang.SPEC_ACCEPT_RATE}{{{RANKS}}}) and {_DRAFTS}",
+                    "{{model_name}}",
                 )
             ],
             description="Is the draft model a good one for this traffic? A low share makes "
@@ -105,11 +131,11 @@ _SPECULATIVE: Final = Row(
             unit=Unit.TOKENS,
             queries=[
                 Query(
-                    f"avg by (model_name) ({sglang.SPEC_ACCEPT_LENGTH}{{{RANKS}}})",
+                    f"avg by (model_name) ({sglang.SPEC_ACCEPT_LENGTH}{{{RANKS}}}) and {_DRAFTS}",
                     "accepted {{model_name}}",
                 ),
                 Query(
-                    f"max by (model_name) ({sglang.SPEC_NUM_DRAFT_TOKENS}{{{RANKS}}})",
+                    _DRAFTS,
                     "drafted {{model_name}}",
                 ),
             ],
@@ -120,7 +146,9 @@ _SPECULATIVE: Final = Row(
         Panel(
             title="Verifications per second",
             unit=Unit.PER_SECOND,
-            queries=[Query(events(sglang.SPEC_VERIFY_CALLS_TOTAL), "{{model_name}}")],
+            queries=[
+                Query(events(sglang.SPEC_VERIFY_CALLS_TOTAL, present=_DRAFTS), "{{model_name}}")
+            ],
             description="Are drafts in use at all? 0 under traffic: speculative decoding was "
             "turned off, for example for large batches.",
             needs=Mode.SPECULATIVE,

@@ -42,6 +42,15 @@ def gauge(family: str, matchers: str = RANKS) -> str:
     return total(f"{family}{{{matchers}}}")
 
 
-def events(family: str, matchers: str = RANKS) -> str:
-    """Return the rate of a counter that SGLang creates at the first event; 0 before."""
-    return f"{total(rate(family, matchers))} or 0 * {gauge(sglang.NUM_RUNNING_REQS, TOTALS)}"
+_PRESENT: Final = gauge(sglang.NUM_RUNNING_REQS, TOTALS)
+
+
+def events(family: str, matchers: str = RANKS, *, present: str = _PRESENT) -> str:
+    """Return the rate of a counter that SGLang creates at the first event; 0 before.
+
+    Args:
+        family: the counter.
+        matchers: the selected series.
+        present: an expression, by model, that has a value wherever the event can occur.
+    """
+    return f"{total(rate(family, matchers))} or 0 * {present}"

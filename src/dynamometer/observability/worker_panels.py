@@ -203,6 +203,21 @@ LIFE: Final = Row(
             pages=ENGINE_OWNERS,
         ),
         Panel(
+            title="Space left for metrics files",
+            unit=Unit.BYTES,
+            queries=[
+                Query(
+                    f"min by (instance) ({engine_state.DIRECTORY_AVAILABLE_BYTES}{{{MODEL}}})",
+                    "{{instance}}",
+                )
+            ],
+            description="Will the engine run out of space? Its files grow with label values, in a "
+            "file system that usually is the machine's memory. An engine that cannot write may "
+            "end with SIGBUS.",
+            pages=ENGINE_OWNERS,
+            bad_below=16 * 1024**2,
+        ),
+        Panel(
             title="Age of the engine",
             unit=Unit.SECONDS,
             queries=[
