@@ -36,6 +36,7 @@ FAMILIES = {
     "scrape",
     "engine_state",
     "engine_load",
+    "fleet",
     "build",
 }
 

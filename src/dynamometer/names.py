@@ -205,14 +205,27 @@ class engine_state:  # noqa: N801
 
 
 class engine_load:  # noqa: N801
-    """Families derived from the engine's own, with one series per engine: full names."""
+    """Families derived from the engine's own, with one series per engine: full names.
+
+    Those with `RANK_` in their names have one series per data-parallel rank.
+    """
 
     RUNNING_REQUESTS: Final = "dynamometer_engine_running_requests"
     QUEUED_REQUESTS: Final = "dynamometer_engine_queued_requests"
     KV_USAGE_RATIO: Final = "dynamometer_engine_kv_usage_ratio"
+    RANK_RUNNING_REQUESTS: Final = "dynamometer_engine_rank_running_requests"
+    RANK_QUEUED_REQUESTS: Final = "dynamometer_engine_rank_queued_requests"
+    RANK_KV_USAGE_RATIO: Final = "dynamometer_engine_rank_kv_usage_ratio"
     GENERATION_TOKENS_TOTAL: Final = "dynamometer_engine_generation_tokens_total"
     PROMPT_TOKENS_TOTAL: Final = "dynamometer_engine_prompt_tokens_total"
     CACHED_PROMPT_TOKENS_TOTAL: Final = "dynamometer_engine_cached_prompt_tokens_total"
+
+
+class fleet:  # noqa: N801
+    """Families of the page about all workers: full names."""
+
+    UP: Final = "dynamometer_fleet_up"
+    LAST_SUCCESS_TIMESTAMP_SECONDS: Final = "dynamometer_fleet_last_success_timestamp_seconds"
 
 
 class build:  # noqa: N801

@@ -19,11 +19,12 @@ from dynamometer.frontend.service_metrics import FrontendMetrics
 from dynamometer.http import addresses, server
 from dynamometer.http.aiohttp_adapter import serving
 from dynamometer.http.client import Client
-from dynamometer.http.handlers import Handlers, scrapes_of
+from dynamometer.http.handlers import Handlers, scrapes_by
 from dynamometer.http.messages import Response
 from dynamometer.http.origins import Origins
 from dynamometer.http.server import Limits
 from dynamometer.metrics.page import MetricsPage
+from dynamometer.metrics.scraping import Scrapes
 from dynamometer.runtime.fleet import Fleet
 from dynamometer.runtime.identity import new_id
 from dynamometer.runtime.record import Record, Role, State
@@ -125,7 +126,7 @@ async def make_bench(
         handlers = Handlers(Origins(origins))
         for path in kinds.ROUTES:
             handlers.post(path, forwarder.handle)
-        handlers.get("/metrics", scrapes_of(MetricsPage(registry)))
+        handlers.get("/metrics", scrapes_by(Scrapes(MetricsPage(registry)).render))
         listener = addresses.listen("127.0.0.1", 0, setting="")
         limits = limits or Limits(body_bytes=max_body_size)
         await stack.enter_async_context(server.serving(handlers, listener, limits=limits))

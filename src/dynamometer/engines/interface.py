@@ -227,6 +227,7 @@ class Engine(Protocol):
         constant_labels: Callable[[], Mapping[str, str]],
         *,
         component: bool = False,
+        ranks: bool = False,
         complete: Callable[[], bool] = lambda: True,
         pids: Callable[[], Iterable[int]] = tuple,
     ) -> LoadSignals:
@@ -236,6 +237,7 @@ class Engine(Protocol):
             owner: the owner of the sources that read the engine.
             constant_labels: returns the labels of all series; called at each refresh.
             component: add the KV cache families of a worker's component.
+            ranks: add the load of each data-parallel rank.
             complete: returns whether all sources of the engine are known. Then a counter that is
                 missing in all of them is 0.
             pids: returns the processes of the engine; the page's thread calls it.

@@ -59,6 +59,21 @@ _USAGE: Final = Metadata(
     "gauge",
     "Fraction of the KV cache in use, 0 to 1, mean of the data-parallel ranks",
 )
+_RANK_RUNNING: Final = Metadata(
+    engine_load.RANK_RUNNING_REQUESTS,
+    "gauge",
+    "Requests that the data-parallel rank of the engine is running",
+)
+_RANK_QUEUED: Final = Metadata(
+    engine_load.RANK_QUEUED_REQUESTS,
+    "gauge",
+    "Requests that wait in any queue of the data-parallel rank of the engine",
+)
+_RANK_USAGE: Final = Metadata(
+    engine_load.RANK_KV_USAGE_RATIO,
+    "gauge",
+    "Fraction of the KV cache of the data-parallel rank in use, 0 to 1",
+)
 # SGLang counts cached tokens by the cache that had them, so that their sum has each token once.
 _COUNTERS: Final = {
     sglang.GENERATION_TOKENS_TOTAL: Metadata(
@@ -106,6 +121,7 @@ class EngineLoad:
         constant_labels: Callable[[], Mapping[str, str]],
         *,
         component: bool = False,
+        ranks: bool = False,
         complete: Callable[[], bool] = lambda: True,
         pids: Callable[[], Iterable[int]] = tuple,
     ) -> None:
@@ -116,6 +132,7 @@ class EngineLoad:
             constant_labels: returns the labels of all series; called at each refresh.
             component: add the KV cache families of a worker's component, with one series for each
                 data-parallel rank.
+            ranks: add the load of each data-parallel rank.
             complete: returns whether all sources of the engine are known. Then a counter that is
                 missing in all of them is 0.
             pids: returns the processes of the engine; may block.
@@ -124,6 +141,7 @@ class EngineLoad:
         self.owner = owner
         self._constant_labels = constant_labels
         self._component = component
+        self._ranks = ranks
         self._complete = complete
         self._readers = {name: LeadingSeries(totals_by_priority=True) for name in _GAUGES}
         # In a counter, the series with an empty priority counts the requests without a priority.
@@ -170,6 +188,13 @@ class EngineLoad:
             derived.append(_single(_QUEUED, constant, _sum(queued)))
         if usage := found[sglang.TOKEN_USAGE]:
             derived.append(_single(_USAGE, constant, _mean(usage)))
+        if self._ranks:
+            for metadata, values, combine in (
+                (_RANK_RUNNING, running, _sum),
+                (_RANK_QUEUED, queued, _sum),
+                (_RANK_USAGE, usage, _mean),
+            ):
+                derived += _of_each_rank(metadata, constant, values, combine)
         reporting = complete and any(found.values())
         for name, metadata in _COUNTERS.items():
             counted = self._counters[name].read(self._by_name.get(name))
@@ -190,6 +215,23 @@ class EngineLoad:
 def _without_stale(values: Sequence[RankValue], idle: Set[str]) -> Sequence[RankValue]:
     """Return the values, 0 for the ranks that have no request."""
     return [replace(one, value=0.0) if one.dp_rank in idle else one for one in values]
+
+
+def _of_each_rank(
+    metadata: Metadata,
+    constant: Mapping[str, str],
+    values: Sequence[RankValue],
+    combine: Callable[[Sequence[RankValue]], float],
+) -> list[Family]:
+    """Return the family with one series for each data-parallel rank; none without values."""
+    by_rank: dict[str, list[RankValue]] = {}
+    for one in values:
+        by_rank.setdefault(one.dp_rank or _ONLY_RANK, []).append(one)
+    series = {
+        Series.of(metadata.text_name, {**constant, labels.DP_RANK: rank}): combine(found)
+        for rank, found in by_rank.items()
+    }
+    return [_family(metadata, series)] if series else []
 
 
 def _component_families(

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import orjson
 
-from dynamometer.metrics.http_source import connection_fault
+from dynamometer.metrics.remote_page import connection_fault
 from dynamometer.metrics.response_body import read_body
 from dynamometer.names import label_value
 from dynamometer.process.blocking import BlockingCalls, HangError

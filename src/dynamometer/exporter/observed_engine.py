@@ -91,6 +91,7 @@ class ObservedEngine:
         self._load_signals = kind.load_signals(
             self.name,
             self._load_signal_labels,
+            ranks=True,
             complete=self._sources_known,
             pids=lambda: (process.pid for process in self._members()),
         )

@@ -46,10 +46,14 @@ class Source:
     Attributes:
         name: the name of the source.
         families: the families; the same object as before if nothing changed.
+        label: the text of a label that every series of the source has. Sources with different
+            values of the label have different series, and need no comparison. Empty without such a
+            label.
     """
 
     name: str
     families: Sequence[Family]
+    label: str = ""
 
 
 class _Part(NamedTuple):
@@ -57,6 +61,7 @@ class _Part(NamedTuple):
 
     source: str
     family: Family
+    label: str
 
 
 _Joined: TypeAlias = tuple[Family, Sequence[Omission]]
@@ -107,7 +112,7 @@ class Merger:
 
     def _unchanged(self, sources: Sequence[Source]) -> bool:
         return len(sources) == len(self._sources) and all(
-            new.families is old.families and new.name == old.name
+            new.families is old.families and (new.name, new.label) == (old.name, old.label)
             for new, old in zip(sources, self._sources, strict=True)
         )
 
@@ -121,7 +126,7 @@ def _parts_by_name(
     conflicts: list[Omission] = []
     for source in sources:
         for family in source.families:
-            metadata, part = family.metadata, _Part(source.name, family)
+            metadata, part = family.metadata, _Part(source.name, family, source.label)
             name, names = metadata.text_name, metadata.text_names
             if owners.keys().isdisjoint(names):
                 owners.update(dict.fromkeys(names, name))
@@ -141,10 +146,13 @@ def _parts_by_name(
 def _join(parts: Sequence[_Part]) -> _Joined:
     """Join families of one name and type; take each label set from the first source that has it."""
     metadata = parts[0].family.metadata
+    if all(part.label for part in parts) and len({part.label for part in parts}) == len(parts):
+        joined = Family.of_samples(metadata, [s for part in parts for s in part.family.samples])
+        return joined, ()
     source_of_label_set: dict[str, str] = {}
     samples: list[Sample] = []
     omissions: dict[Omission, None] = {}
-    for source, family in parts:
+    for source, family, _ in parts:
         added: dict[str, str] = {}
         for sample in family.samples:
             label_set = metadata.label_set(sample.series)

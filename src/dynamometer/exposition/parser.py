@@ -8,7 +8,9 @@ families.
 
 from __future__ import annotations
 
+import math
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -49,6 +51,8 @@ _INFO: Final = "_info"
 _TYPE_SUFFIXES: Final = {"counter": _TOTAL, "info": _INFO}
 _WITHOUT_UNIT: Final = ("info", "stateset")
 _EXEMPLARS: Final = {"counter": _TOTAL, "histogram": "_bucket", "gaugehistogram": "_bucket"}
+# The number of lines between two readings of the clock.
+_LINES_BETWEEN: Final = 500
 # September 2001: a smaller value is not the time at which a counter was created.
 _EARLIEST_CREATED: Final = 1e9
 
@@ -75,15 +79,18 @@ class Parser:
         self._unchanged = UnchangedFamilies()
         self._series = SeriesParser()
 
-    def parse(self, page: bytes, content_type: str = "") -> Parsed:
+    def parse(self, page: bytes, content_type: str = "", *, until: float = math.inf) -> Parsed:
         """Parse a page; unchanged families are the objects of the last page.
 
         Args:
             page: the whole page.
             content_type: the response's Content-Type. As in Prometheus, OpenMetrics' own type
                 selects OpenMetrics, and any other type the text format.
+            until: the time of the monotonic clock after which the parser stops.
 
         Raises:
+            TimeoutError: The page is so large that it cannot be parsed before `until`. The series
+                that were parsed are known when the next page is parsed.
             ExpositionError: The page cannot be used: every sample line is invalid, the page is
                 HTML, or an OpenMetrics page does not end with `# EOF` and is incomplete.
         """
@@ -92,7 +99,9 @@ class Parser:
         openmetrics = content_type.partition(";")[0].strip().lower() == _OPENMETRICS
         found = _Page(self._series, openmetrics=openmetrics)
         self._series.begin_page()
-        for line in page.split(b"\n"):
+        for number, line in enumerate(page.split(b"\n")):
+            if number % _LINES_BETWEEN == 0 and time.monotonic() > until:
+                raise TimeoutError("the page cannot be parsed in time")
             found.add_line(line)
         found.check()
         families = self._unchanged.reuse(found.families())

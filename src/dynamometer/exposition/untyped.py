@@ -30,7 +30,7 @@ class UntypedFamilies:
         self._find_clashing = find_clashing
         self._metadata: Sequence[Metadata] = ()
         self._clashing: frozenset[str] = frozenset()
-        self._parts = FamilyMap(_split)
+        self._parts = FamilyMap(split)
 
     def apply(self, families: Sequence[Family]) -> Sequence[Family]:
         """Return the families of one page, each name and type once, without clashing names.
@@ -74,7 +74,7 @@ def clashing_in_openmetrics(page: Sequence[Metadata]) -> frozenset[str]:
     return frozenset(found)
 
 
-def _split(family: Family) -> Sequence[Family]:
+def split(family: Family) -> Sequence[Family]:
     """Return an untyped family for each sample name, without exemplars.
 
     An untyped sample has the name of the text format, also in OpenMetrics, and cannot have an

@@ -27,12 +27,12 @@ from dynamometer.frontend.service_metrics import FrontendMetrics, restart_counte
 from dynamometer.http import addresses, aiohttp_adapter, openai_errors
 from dynamometer.http.client import Client
 from dynamometer.http.exchange import Request
-from dynamometer.http.handlers import Handlers, scrapes_of
+from dynamometer.http.handlers import Handlers, scrapes_by
 from dynamometer.http.messages import Response
 from dynamometer.http.origins import Origins
 from dynamometer.http.server import Limits, serving
 from dynamometer.metrics.buckets import FrontendBuckets
-from dynamometer.metrics.scraping import ScrapedPage
+from dynamometer.metrics.scraping import ScrapedPage, Scrapes
 from dynamometer.names import frontend_service, name_prefix
 from dynamometer.process.signals import Stop
 from dynamometer.process.tasks import restarting
@@ -371,7 +371,7 @@ class Frontend:
         handlers.get(self._paths[HTTP_HEALTH_PATH], self.probes.health)
         handlers.get(self._paths[HTTP_LIVE_PATH], self.probes.live)
         handlers.get(self._paths[HTTP_READY_PATH], self.probes.ready)
-        handlers.get(self._paths[HTTP_METRICS_PATH], scrapes_of(self._page))
+        handlers.get(self._paths[HTTP_METRICS_PATH], scrapes_by(Scrapes(self._page).render))
         return handlers
 
     async def _list(self, _: Request) -> Response:

@@ -19,8 +19,7 @@ import aiohttp
 from dynamometer.errors import ExpositionError
 from dynamometer.exposition.parser import parse
 from dynamometer.frontend.routing import Router
-from dynamometer.metrics.http_source import connection_fault
-from dynamometer.metrics.response_body import read_body
+from dynamometer.metrics.remote_page import RemotePageError, fetch_page
 from dynamometer.names import engine_load
 from dynamometer.process.tasks import restarting
 from dynamometer.runtime.record import Record
@@ -34,7 +33,6 @@ STALE_SECONDS: Final = 5.0
 _LARGEST_PAGE_BYTES: Final = 64 << 10
 _GAUGES: Final = (engine_load.RUNNING_REQUESTS, engine_load.QUEUED_REQUESTS)
 _QUERY: Final = urlencode([("name[]", name) for name in _GAUGES])
-_HEADERS: Final = {"Accept-Encoding": "identity", "Accept": "text/plain;version=0.0.4"}
 
 
 class LoadPoller:
@@ -91,8 +89,8 @@ class LoadPoller:
         before = self._router.in_flight(worker.id)
         try:
             load = await self._fetch_load(worker)
-        except (aiohttp.ClientError, OSError, ValueError, ExpositionError) as error:
-            self._record_error(worker, connection_fault(error))
+        except (RemotePageError, ExpositionError, ValueError) as error:
+            self._record_error(worker, str(error))
             return
         # Own requests that started or ended during the poll may be part of the load, so the larger
         # count is subtracted.
@@ -106,21 +104,19 @@ class LoadPoller:
 
         Raises:
             ValueError: The worker's page does not have a valid load.
-            aiohttp.ClientError, OSError, ExpositionError: The page cannot be read.
+            RemotePageError, ExpositionError: The page cannot be read.
         """
         if worker.system_url is None:
             raise ValueError("the worker has no system server")
-        async with asyncio.timeout(self._deadline):
-            url = f"{worker.system_url}/metrics?{_QUERY}"
-            async with self._session.get(
-                url, headers=_HEADERS, allow_redirects=False, auto_decompress=False
-            ) as answer:
-                page = await read_body(answer, _LARGEST_PAGE_BYTES)
-        if answer.status != 200:
-            raise ValueError(f"the worker's page has status {answer.status}")
+        page = await fetch_page(
+            self._session,
+            f"{worker.system_url}/metrics?{_QUERY}",
+            limit=_LARGEST_PAGE_BYTES,
+            deadline=self._deadline,
+        )
         loads = {
             family.name: sum(float(sample.value) for sample in family.samples)
-            for family in parse(page).families
+            for family in parse(page.body, page.content_type).families
             if family.name in _GAUGES
         }
         if engine_load.RUNNING_REQUESTS not in loads:

@@ -20,7 +20,7 @@ import httptools
 
 from dynamometer.http.messages import Headers, request_head
 from dynamometer.http.reply import BrokenError, Reply
-from dynamometer.metrics.http_source import connection_fault
+from dynamometer.metrics.remote_page import connection_fault
 
 _CONNECT_SECONDS: Final = 10.0
 _LONGEST_HEAD: Final = 2**18

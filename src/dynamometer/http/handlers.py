@@ -9,7 +9,7 @@ from dynamometer.http import openai_errors
 from dynamometer.http.exchange import Handler, Request
 from dynamometer.http.messages import Refusal, Response
 from dynamometer.http.origins import Origins
-from dynamometer.metrics.scraping import ScrapedPage, Scrapes
+from dynamometer.metrics import scraping
 
 logger = logging.getLogger(__name__)
 
@@ -83,12 +83,12 @@ class Handlers:
         return {}
 
 
-def scrapes_of(page: ScrapedPage) -> Handler:
-    """Return the handler of `/metrics`."""
-    scrapes = Scrapes(page)
+def scrapes_by(render: scraping.Render) -> Handler:
+    """Return the handler of a page of metrics, which `render` renders."""
 
     async def handle(request: Request) -> Response:
-        body, headers = await scrapes.answer(
+        body, headers = await scraping.answer(
+            render,
             accept=request.headers.all(b"accept").decode("latin-1"),
             accept_encoding=request.headers.all(b"accept-encoding").decode("latin-1"),
             names=parse_qs(request.query.decode("latin-1")).get("name[]", ()),

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import socket
-import ssl
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Final, NamedTuple
 
 import aiohttp
@@ -25,7 +21,7 @@ from dynamometer.exposition.parser import Parsed, Parser
 from dynamometer.exposition.relabelling import Relabelling
 from dynamometer.exposition.totals import Totals
 from dynamometer.exposition.untyped import UntypedFamilies, clashing_in_text
-from dynamometer.metrics.response_body import TooLargeError, read_body
+from dynamometer.metrics.remote_page import RemotePageError, fetch_page
 from dynamometer.metrics.sources import check_seconds
 from dynamometer.names import process
 
@@ -39,8 +35,6 @@ _LARGEST_SHARE: Final = 0.1
 _GRACE_SECONDS: Final = 1.0
 # Ten times the size of an engine's page with 16,000 series.
 LARGEST_PAGE_BYTES: Final = 32 << 20
-# Compression would cost the engine more than sending the plain page.
-_HEADERS: Final = {"Accept-Encoding": "identity", "Accept": "text/plain;version=0.0.4,*/*;q=0.1"}
 
 
 @dataclass(frozen=True)
@@ -184,26 +178,20 @@ class HttpSource:
         """Fetch the page once; count a fault, and log the fault if its reason changed."""
         end_count, started = self._end_count, time.monotonic()
         try:
-            async with asyncio.timeout(self._deadline):
-                async with self._session.get(
-                    self.url, headers=_HEADERS, auto_decompress=False
-                ) as response:
-                    body = await read_body(response, LARGEST_PAGE_BYTES)
-            if response.status != 200:
-                self._note_fault("status", f"answers {_status(response.status)}")
-                return
+            page = await fetch_page(
+                self._session,
+                self.url,
+                limit=LARGEST_PAGE_BYTES,
+                deadline=self._deadline,
+                redirects=True,
+            )
             if end_count != self._end_count:
                 return
-            content_type = response.headers.get("Content-Type", "")
-            result = await asyncio.to_thread(self._read, body, content_type, end_count)
+            result = await asyncio.to_thread(self._read, page.body, page.content_type, end_count)
             self._note_dropped(result.parsed)
             self._note_long_values()
-        except TooLargeError as error:
-            self._note_fault("too_large", str(error))
-        except TimeoutError:
-            self._note_fault("timeout", f"no answer within {self._deadline:g} s")
-        except (aiohttp.ClientError, OSError) as error:
-            self._note_fault("unreachable", connection_fault(error))
+        except RemotePageError as error:
+            self._note_fault(error.reason, str(error))
         except (ExpositionError, ValueError) as error:
             self._note_fault("invalid", str(error))
         else:
@@ -276,26 +264,6 @@ class HttpSource:
 
     def _count_errors(self, reason: str, number: int) -> None:
         self._errors = {**self._errors, reason: self._errors.get(reason, 0) + number}
-
-
-def connection_fault(error: Exception) -> str:
-    """Return why a request failed, without the internal values in aiohttp's own messages."""
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return str(error.certificate_error)
-    reason = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    if isinstance(reason, socket.gaierror):
-        return reason.strerror or str(reason)
-    if isinstance(reason, OSError) and reason.errno and not isinstance(reason, ssl.SSLError):
-        return os.strerror(reason.errno)
-    return str(reason) or type(reason).__name__
-
-
-def _status(code: int) -> str:
-    """Return a status with its phrase: 401 Unauthorized."""
-    try:
-        return f"{code} {HTTPStatus(code).phrase}"
-    except ValueError:
-        return str(code)
 
 
 def _start_time(families: Sequence[Family]) -> float | None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from aiohttp import web
 
 from dynamometer.exposition.filters import Selection
 from dynamometer.exposition.negotiation import accepts_gzip, choose_format
 from dynamometer.metrics.refresh import PageRequest
+
+Render: TypeAlias = Callable[[PageRequest], Awaitable[bytes]]
+"""A function that renders the current page, such as `Scrapes.render`."""
 
 
 class ScrapedPage(Protocol):
@@ -36,6 +39,26 @@ def add_route(app: web.Application, page: ScrapedPage) -> None:
     app.router.add_get("/metrics", Scrapes(page).handle)
 
 
+async def answer(
+    render: Render, *, accept: str, accept_encoding: str, names: Sequence[str]
+) -> tuple[bytes, dict[str, str]]:
+    """Return the body and the headers of the response to one scrape.
+
+    Args:
+        render: renders the page.
+        accept: the values of the header `Accept`.
+        accept_encoding: the value of the header `Accept-Encoding`.
+        names: the values of `name[]` in the query.
+    """
+    form = choose_format(accept)
+    wanted = PageRequest(Selection.of(names=names), form.openmetrics, accepts_gzip(accept_encoding))
+    body = await render(wanted)
+    headers = {"Content-Type": form.content_type, "Vary": "Accept, Accept-Encoding"}
+    if wanted.gzip:
+        headers["Content-Encoding"] = "gzip"
+    return body, headers
+
+
 @dataclass(frozen=True)
 class _Scrape:
     """A refresh and the rendered page, shared by all scrapers that arrive before it is done."""
@@ -57,32 +80,13 @@ class Scrapes:
 
     async def handle(self, request: web.Request) -> web.Response:
         """Answer one scrape of aiohttp's server."""
-        body, headers = await self.answer(
+        body, headers = await answer(
+            self.render,
             accept=", ".join(request.headers.getall("Accept", ())),
             accept_encoding=request.headers.get("Accept-Encoding", ""),
             names=request.query.getall("name[]", ()),
         )
         return web.Response(body=body, headers=headers)
-
-    async def answer(
-        self, *, accept: str, accept_encoding: str, names: Sequence[str]
-    ) -> tuple[bytes, dict[str, str]]:
-        """Return the body and the headers of the response to one scrape.
-
-        Args:
-            accept: the values of the header `Accept`.
-            accept_encoding: the value of the header `Accept-Encoding`.
-            names: the values of `name[]` in the query.
-        """
-        form = choose_format(accept)
-        wanted = PageRequest(
-            Selection.of(names=names), form.openmetrics, accepts_gzip(accept_encoding)
-        )
-        body = await self.render(wanted)
-        headers = {"Content-Type": form.content_type, "Vary": "Accept, Accept-Encoding"}
-        if wanted.gzip:
-            headers["Content-Encoding"] = "gzip"
-        return body, headers
 
     async def render(self, wanted: PageRequest) -> bytes:
         """Return the page after the running refresh, or after a new one."""

@@ -243,7 +243,11 @@ class _Worker:
         )
         runtime.page.derive(
             engine.load_signals(
-                engine.name, lambda: every_label, component=True, pids=children.descendant_pids
+                engine.name,
+                lambda: every_label,
+                component=True,
+                ranks=True,
+                pids=children.descendant_pids,
             )
         )
         self._engine_metrics = EngineMetrics(

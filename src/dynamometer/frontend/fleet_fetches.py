@@ -1,0 +1,264 @@
+"""Fetches of the pages of all workers and exporters, shared by all who ask at one time.
+
+No page is requested while no reader asks. One fetch takes a limited time: a process that is late,
+or whose page has a fault, has no families in it, and is logged once for each change of its state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, NamedTuple
+from urllib.parse import urlencode
+
+import aiohttp
+
+from dynamometer.engines import kinds
+from dynamometer.errors import ExpositionError
+from dynamometer.exposition.families import Family
+from dynamometer.exposition.filters import Selection
+from dynamometer.exposition.parser import Parser
+from dynamometer.exposition.relabelling import Relabelling
+from dynamometer.exposition.series import label_text
+from dynamometer.metrics.remote_page import RemotePage, RemotePageError, fetch_page
+from dynamometer.names import labels, name_prefix
+from dynamometer.process import tasks
+from dynamometer.process.background import BackgroundThread
+from dynamometer.runtime.identity import hexadecimal
+from dynamometer.runtime.record import Record
+
+logger = logging.getLogger(__name__)
+
+# One second is promised; the rest of it is for merging and rendering.
+DEADLINE_SECONDS: Final = 0.8
+# A page of 30,000 series. A larger one could not be parsed before the deadline.
+LARGEST_PAGE_BYTES: Final = 8 << 20
+# A longer query may exceed the longest request line of a worker.
+_LONGEST_QUERY: Final = 4096
+# The families of engines, and those that are derived from them.
+_ENGINE_FAMILIES: Final = Selection.of(
+    prefixes=(*kinds.METRIC_PREFIXES, f"{name_prefix.DYNAMOMETER}_engine_")
+)
+Processes = Callable[[], Awaitable[Iterable[Record]]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ProcessPage:
+    """The engine families of one process, or the reason why they are missing.
+
+    Attributes:
+        record: the process.
+        families: the families, all series with the label `worker_id`; empty after an error.
+        label: see `merging.Source`.
+        requested_at: the time of the monotonic clock at which the page was requested.
+        last_success: the Unix time at which the last page was read; None if none was.
+        error: the reason why the page could not be read; None after a success.
+    """
+
+    record: Record
+    families: Sequence[Family] = ()
+    label: str = ""
+    requested_at: float
+    last_success: float | None
+    error: RemotePageError | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class FleetPages:
+    """The result of one fetch.
+
+    Attributes:
+        whole: True if the families were not selected by name.
+        pages: the pages of all processes, ordered by id.
+    """
+
+    whole: bool
+    pages: Sequence[ProcessPage]
+
+
+class FleetFetches:
+    """Fetches the pages of all processes, each fetch once for all who ask while it runs.
+
+    The event loop owns all attributes.
+    """
+
+    def __init__(
+        self,
+        processes: Processes,
+        session: aiohttp.ClientSession,
+        thread: BackgroundThread,
+        *,
+        page_bytes: int = LARGEST_PAGE_BYTES,
+        deadline: float = DEADLINE_SECONDS,
+    ) -> None:
+        """Store the arguments; each call of `fetch` reads the pages.
+
+        Args:
+            processes: returns the processes whose pages are fetched.
+            session: the session that sends the requests.
+            thread: parses the pages.
+            page_bytes: the largest size of one page in bytes.
+            deadline: the longest duration of a fetch in seconds.
+        """
+        self._processes = processes
+        self._session = session
+        self._thread = thread
+        self._page_bytes = page_bytes
+        self._deadline = deadline
+        self._running: dict[asyncio.Task[FleetPages], frozenset[str]] = {}
+        self._readers: dict[int, _PageReader] = {}
+
+    async def close(self) -> None:
+        """End the fetches that are running."""
+        for task in tuple(self._running):
+            await tasks.end(task)
+
+    async def fetch(self, names: frozenset[str] = frozenset()) -> FleetPages:
+        """Return the pages of a running fetch that has the families, or else of a new fetch.
+
+        Args:
+            names: the names of families or samples, in the legacy character set, that are needed;
+                empty for all.
+
+        Raises:
+            DynamometerError: The processes are unknown.
+        """
+        query = urlencode([("name[]", name) for name in sorted(names)])
+        if len(query) > _LONGEST_QUERY:
+            names, query = frozenset(), ""
+        for task, selected in self._running.items():
+            if not selected or (names and names <= selected):
+                return await asyncio.shield(task)
+        task = asyncio.create_task(self._fetch(query), name="pages of the fleet")
+        self._running[task] = names
+        task.add_done_callback(self._forget)
+        return await asyncio.shield(task)
+
+    def _forget(self, task: asyncio.Task[FleetPages]) -> None:
+        del self._running[task]
+        if not task.cancelled():
+            task.exception()  # all readers may have stopped waiting
+
+    async def _fetch(self, query: str) -> FleetPages:
+        records = sorted(await self._processes(), key=lambda record: record.id)
+        readers = self._readers
+        self._readers = {one.id: readers.get(one.id) or _PageReader(one.id) for one in records}
+        until = time.monotonic() + self._deadline
+        async with asyncio.TaskGroup() as group:
+            reading = [group.create_task(self._read(one, query, until)) for one in records]
+        return FleetPages(not query, [task.result() for task in reading])
+
+    async def _read(self, record: Record, query: str, until: float) -> ProcessPage:
+        reader, requested_at = self._readers[record.id], time.monotonic()
+        try:
+            async with asyncio.timeout(until - requested_at):
+                page = await self._request(record, query)
+                parse = partial(reader.read, page, whole=not query, until=until)
+                found = await self._thread.submit(parse)
+        except TimeoutError:
+            error = RemotePageError("timeout", f"no page within {self._deadline:g} s")
+        except ExpositionError as fault:
+            error = RemotePageError("invalid", str(fault))
+        except RemotePageError as fault:
+            error = fault
+        else:
+            reader.note_success(record)
+            return ProcessPage(
+                record=record,
+                families=found.families,
+                label=found.label,
+                requested_at=requested_at,
+                last_success=reader.last_success,
+            )
+        reader.note_error(record, error)
+        return ProcessPage(
+            record=record,
+            requested_at=requested_at,
+            last_success=reader.last_success,
+            error=error,
+        )
+
+    async def _request(self, record: Record, query: str) -> RemotePage:
+        if record.system_url is None:
+            raise RemotePageError("no_page", "the process has no page: its --system-port is -1")
+        url = f"{record.system_url}/metrics{query and '?'}{query}"
+        return await fetch_page(
+            self._session, url, limit=self._page_bytes, deadline=self._deadline
+        )
+
+
+class _EngineFamilies(NamedTuple):
+    """See `ProcessPage`."""
+
+    families: Sequence[Family]
+    label: str
+
+
+class _PageReader:
+    """Reads the pages of one process, and remembers its last success and its state.
+
+    Attributes:
+        last_success: see `ProcessPage`.
+    """
+
+    def __init__(self, id_: int) -> None:
+        """Create a reader.
+
+        Args:
+            id_: the id of the process.
+        """
+        self._label = label_text(labels.WORKER_ID, hexadecimal(id_))
+        # The thread that parses owns the parser and the relabelling.
+        self._parser = Parser()
+        self._relabelling = Relabelling({labels.WORKER_ID: hexadecimal(id_)})
+        # The event loop owns these attributes.
+        self.last_success: float | None = None
+        self._fault_reason = ""
+
+    def read(self, page: RemotePage, *, whole: bool, until: float) -> _EngineFamilies:
+        """Return the families of engines on a page; runs in the thread that parses.
+
+        Args:
+            page: the page.
+            whole: True if the families of the page were not selected by name.
+            until: see `Parser.parse`.
+
+        Raises:
+            ExpositionError: A line of the page is not valid: other lines may be missing.
+            TimeoutError: The page cannot be parsed in time.
+        """
+        # Only the next whole page has the series of this one again.
+        parser = self._parser if whole else Parser()
+        parsed = parser.parse(page.body, page.content_type, until=until)
+        if parsed.dropped:
+            raise ExpositionError(parsed.fault)
+        families = _ENGINE_FAMILIES.apply(parsed.families)
+        if not self._labelled(families):
+            families = self._relabelling.apply(families)
+        return _EngineFamilies(families, self._label if self._labelled(families) else "")
+
+    def _labelled(self, families: Sequence[Family]) -> bool:
+        """Return whether each series has the label `worker_id` with the id of this process."""
+        texts = (f"{{{self._label}", f",{self._label}")
+        return all(
+            texts[1] in sample.series.text or texts[0] in sample.series.text
+            for family in families
+            for sample in family.samples
+        )
+
+    def note_success(self, record: Record) -> None:
+        """Note that a page was read now."""
+        self.last_success = time.time()
+        if self._fault_reason:
+            logger.info("the page of %s %016x can be read again", record.role, record.id)
+        self._fault_reason = ""
+
+    def note_error(self, record: Record, error: RemotePageError) -> None:
+        """Note that the page could not be read; log the first such error, and a new reason."""
+        if self._fault_reason != error.reason:
+            self._fault_reason = error.reason
+            logger.warning("the page of %s %016x is omitted: %s", record.role, record.id, error)
