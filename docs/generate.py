@@ -45,6 +45,7 @@ NOT_SERVED: Mapping[str, str] = DESCRIPTIONS["not_served"]
 CREATED_LATE: Sequence[str] = DESCRIPTIONS["dynamo_creates_late"]
 _ENGINE = "sglang:"
 _PROCESS = "process_"
+_FLEET = "dynamometer_fleet_"
 # Labels of every series of an engine; the page names them once.
 RUNTIME_LABELS = {
     labels.NAMESPACE,
@@ -158,10 +159,13 @@ def _help(module: str, command: str) -> str:
 # docs/metrics.md
 
 
-def live_pages() -> tuple[str, str]:
-    """Return the pages of a frontend and of a worker around the real engine, after requests."""
+def live_pages() -> tuple[str, str, str]:
+    """Return the pages of a frontend, a worker around the real engine, and the fleet.
+
+    The worker has answered requests.
+    """
     from dynamometer import tiny_model
-    from stack import Stack, eventually
+    from stack import Stack, eventually, ops_url
     from stack import http as fetch
 
     with tempfile.TemporaryDirectory() as directory:
@@ -170,7 +174,7 @@ def live_pages() -> tuple[str, str]:
         tiny_model.create(model, engine_python=sys.executable)
         stack = Stack(temporary, model, temporary / "discovery")
         with (
-            stack.run_frontend() as (_, url),
+            stack.run_frontend() as (frontend, url),
             stack.run_worker("--model", str(model), "--enable-metrics", system_port=0) as worker,
         ):
             worker.wait_until_ready()
@@ -186,7 +190,9 @@ def live_pages() -> tuple[str, str]:
             eventually(lambda: _ABORTED in worker.page(), within=30, what="the engine aborts it")
             proof = engine_state.LAST_PROGRESS_TIMESTAMP_SECONDS
             eventually(lambda: proof in worker.page(), within=30, what=proof)
-            return fetch(f"{url}/metrics").body.decode(), worker.page()
+            pages = (f"{url}/metrics", f"{ops_url(frontend)}/engine_metrics")
+            of_frontend, of_fleet = (fetch(page).body.decode() for page in pages)
+            return of_frontend, worker.page(), of_fleet
 
 
 _ABORTED = "sglang:num_aborted_requests_total"
@@ -202,12 +208,13 @@ def _abort(url: str, body: Mapping[str, object]) -> None:
     client.close()
 
 
-def metrics(frontend: str, worker: str) -> str:
+def metrics(frontend: str, worker: str, fleet: str) -> str:
     """Return docs/metrics.md.
 
     Args:
         frontend: the page of a frontend.
         worker: the page of a worker with the real engine.
+        fleet: the page of all engines.
     """
     template = (HERE / "metrics.in.md").read_text(encoding="utf-8")
     of_frontend, of_worker = _by_name(frontend), _by_name(worker)
@@ -216,6 +223,7 @@ def metrics(frontend: str, worker: str) -> str:
         "worker": _table(of_worker, lambda n: not n.startswith(_ENGINE) and n not in of_frontend),
         "both": _table(of_frontend, lambda n: n in of_worker),
         "engine": _table(of_worker, lambda n: n.startswith(_ENGINE)),
+        "fleet": _table(_by_name(fleet), lambda n: n.startswith(_FLEET)),
         "failures": _failures(),
         "not_served": _not_served({*of_frontend, *of_worker}),
     }

@@ -49,6 +49,11 @@ def eventually(condition: Callable[[], object], *, within: float, what: str) -> 
         time.sleep(0.02)
 
 
+def ops_url(frontend: Process) -> str:
+    """Return the address of a frontend's ops listener."""
+    return frontend.wait_for(r"ops routes at (http://\S+): ", within=20)[1]
+
+
 @dataclass
 class Worker:
     process: Process

@@ -21,7 +21,7 @@ import generate
 from dynamometer.cli import COMMANDS
 from dynamometer.names import build, engine_state
 from dynamometer.variables import OTHERS, VARIABLES
-from stack import Stack, eventually, http
+from stack import Stack, eventually, http, ops_url
 
 
 def test_the_configuration_is_current() -> None:
@@ -122,7 +122,9 @@ def test_live_pages_are_as_documented(stack: Stack) -> None:
     page = stack.worker.page
     shown = engine_state.LAST_PROGRESS_TIMESTAMP_SECONDS
     eventually(lambda: shown in page(), within=15, what=shown)
-    pages = (http(f"{stack.frontend_url}/metrics").body.decode(), page())
+    assert stack.frontend is not None
+    urls = (f"{stack.frontend_url}/metrics", f"{ops_url(stack.frontend)}/engine_metrics")
+    pages = (page(), *(http(url).body.decode() for url in urls))
     live = {
         generate.text_name(family): generate.documented(family)
         for page in pages

@@ -226,6 +226,36 @@ def test_the_families_of_the_component_have_only_its_labels() -> None:
     )
 
 
+RANKS = {
+    "one rank": {"running/0": 3, "queued/0": 3, "usage/0": 0.25},
+    "two data-parallel ranks": {
+        "running/0": 3, "running/1": 4, "queued/0": 1, "queued/1": 0,
+        "usage/0": 0.5, "usage/1": 0.25,
+    },
+    "data-parallel attention over four tensor ranks, all of which write": {
+        "running/0": 3, "running/1": 5, "usage/0": 0.5, "usage/1": 1.0,
+    },
+    "priorities": {"running/0": 6, "queued/0": 5},
+    "a prefill engine": {"running/0": 1, "queued/0": 9},
+    "nothing written yet but a constant": {},
+    "nonsense beside what is right": {"running/1": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_a_data_parallel_rank_has_its_own_load(name: str) -> None:
+    engine = EngineLoad("sglang", lambda: CONSTANT, ranks=True)
+    found = shown(engine.families(page(*SHAPES[name].lines)))
+    short = {"running_requests": "running", "queued_requests": "queued", "kv_usage_ratio": "usage"}
+    of_ranks = {
+        f"{short[name.partition('/')[0].removeprefix('rank_')]}/{name.partition('/')[2]}": value
+        for name, value in found.items()
+        if name.startswith("rank_")
+    }
+    assert of_ranks == RANKS[name]
+    assert {n: v for n, v in found.items() if not n.startswith("rank_")} == SHAPES[name].expected()
+
+
 INPUTS = {
     "running_requests": "num_running_reqs{} 0",
     "queued_requests": "num_grammar_queue_reqs{} 0",

@@ -162,6 +162,14 @@ def test_stale_gauges_of_an_idle_rank_are_no_load(engine: Engine) -> None:
     assert load.families(gauges) is idle
 
 
+def test_stale_gauges_of_an_idle_rank_are_not_its_load(engine: Engine) -> None:
+    load = EngineLoad("sglang", lambda: CONSTANT, ranks=True, pids=lambda: [engine.process.pid])
+    engine.write(IDLE, IDLE | {"num_running_reqs": 3})
+    found = shown(load.families(page(*BUSY_GAUGES)))
+    assert (found["rank_running_requests/0"], found["rank_running_requests/1"]) == (0, 3)
+    assert (found["rank_kv_usage_ratio/0"], found["rank_kv_usage_ratio/1"]) == (0, 0.25)
+
+
 def test_gauges_without_ranks_are_stale_only_if_all_ranks_are_idle(engine: Engine) -> None:
     load = EngineLoad("sglang", dict, pids=lambda: [engine.process.pid])
     gauges = page("num_running_reqs{} 4")

@@ -244,3 +244,27 @@ def test_timestamps_of_one_source_stay_in_both_formats() -> None:
     assert b'a_total{x="9"} 1 1700000000000\n' in render(families)
     assert b'a_total{x="9"} 1 1700000000.0\n' in render(families, openmetrics=True)
     assert b'a_total{x="1"} 1\n' in render(families, openmetrics=True)
+
+
+def test_sources_with_different_values_of_a_label_are_joined_without_comparison() -> None:
+    one, two = (
+        f'# TYPE g gauge\ng{{w="{w}",x="1"}} {w}\n'
+        f'# TYPE h histogram\nh_bucket{{le="+Inf",w="{w}"}} {w}\nh_count{{w="{w}"}} {w}\n'
+        for w in (1, 2)
+    )
+    families = parse(one.encode()), parse(two.encode())
+    labelled = [Source(f"{w}", parts, f'w="{w}"') for w, parts in enumerate(families, 1)]
+    compared = [Source(source.name, source.families) for source in labelled]
+    merger = Merger()
+    assert render(merger.merge(labelled)) == render(Merger().merge(compared))
+    assert merger.omissions == ()
+
+
+def test_sources_of_which_one_has_no_label_are_compared() -> None:
+    families = parse(b'# TYPE g gauge\ng{w="1"} 1\n')
+    merger = Merger()
+    merged = merger.merge([Source("one", families, 'w="1"'), Source("two", families)])
+    assert render(merged).count(b'g{w="1"}') == 1
+    assert merger.omissions == (Omission("two", "one", "g", OmissionReason.OVERLAP),)
+    same = [Source("one", families, 'w="1"'), Source("two", families, 'w="1"')]
+    assert render(Merger().merge(same)).count(b'g{w="1"}') == 1

@@ -557,3 +557,12 @@ def outcome(parser: Parser, page: bytes, content_type: str) -> tuple[object, ...
         return (str(error),)
     rendered = [render(parsed.families, openmetrics=one) for one in (False, True)]
     return (*rendered, parsed.dropped, parsed.fault)
+
+
+def test_a_page_that_cannot_be_parsed_in_time_does_not_spoil_the_next_one() -> None:
+    parser = Parser()
+    page = b'a{x="1"} 1\n'
+    before = parser.parse(page).families
+    with pytest.raises(TimeoutError):
+        parser.parse(b'a{x="2"} 2\n' * 1000, until=0.0)
+    assert parser.parse(page).families is before

@@ -32,6 +32,7 @@ from dynamometer.http.messages import Response
 from dynamometer.http.origins import Origins
 from dynamometer.http.server import Limits, serving
 from dynamometer.metrics.buckets import FrontendBuckets
+from dynamometer.metrics.page_limit import DEFAULT_MAX_PAGE_BYTES
 from dynamometer.metrics.scraping import ScrapedPage, Scrapes
 from dynamometer.names import frontend_service, name_prefix
 from dynamometer.process.signals import Stop
@@ -86,6 +87,7 @@ class FrontendOptions:
     discovery_directory: Path | None
     metrics_prefix: str
     buckets: FrontendBuckets
+    max_page_bytes: int = DEFAULT_MAX_PAGE_BYTES
     allowed_origins: Sequence[str] = ()
     paths: Mapping[str, str] = field(default_factory=lambda: FRONTEND_PATHS)
 
@@ -99,13 +101,14 @@ async def serve(options: FrontendOptions) -> None:
     check(options)
     stop = Stop()
     runtime = DistributedRuntime()
+    runtime.page.limit_size(options.max_page_bytes)
     restart_counter(runtime.registry)  # stays 0: one process is not restarted
     discovery = await connect(options.discovery_directory)
     listener = shared_port.listen(options.host, options.port)
     ops_listener = ops.listen(options.ops_host, options.ops_port)
     own = record(options, runtime, addresses.url(listener), ops_listener)
     async with (
-        ops.serving(ops_listener, discovery, own),
+        ops.serving(ops_listener, discovery, own, max_page_bytes=options.max_page_bytes),
         discovery.register(own) as registration,
         restarting(partial(show_draining, stop, registration, own), name="draining"),
     ):

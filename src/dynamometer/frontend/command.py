@@ -11,6 +11,7 @@ from dynamometer.frontend.member import Membership
 from dynamometer.frontend.process_group import clear_leftovers, serve_group
 from dynamometer.frontend.routing import RouterMode
 from dynamometer.metrics.buckets import FrontendBuckets
+from dynamometer.metrics.page_limit import DEFAULT_MAX_PAGE_BYTES
 from dynamometer.process import cpus, event_loop
 from dynamometer.variables import DEFAULT_HTTP_PORT, DEFAULT_OPS_PORT, LOOPBACK
 
@@ -59,7 +60,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     result.add_argument(
         "--ops-host",
         help="address of the ops listener, which has the routes for Prometheus and for operators: "
-        f"/sd and /metrics_endpoints (DYN_OPS_HOST; default: {LOOPBACK})",
+        f"/sd, /metrics_endpoints, /engine_metrics and /loads (DYN_OPS_HOST; default: {LOOPBACK})",
     )
     result.add_argument(
         "--ops-port",
@@ -92,6 +93,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     arguments.add_drain_delay(result, "new requests are still accepted")
     arguments.add_drain_timeout(result)
     arguments.add_max_body_size(result)
+    arguments.add_max_page_bytes(result, DEFAULT_MAX_PAGE_BYTES)
     arguments.add_allow_origin(result)
     arguments.add_discovery(result)
     return result
@@ -116,6 +118,7 @@ def main(argv: Sequence[str], program: str = "dyno frontend") -> int:
         namespace=own.namespace or environment.namespace,
         router_mode=RouterMode(own.router_mode),
         max_body_size=own.max_body_size,
+        max_page_bytes=own.max_page_bytes,
         allowed_origins=own.allow_origin,
         drain_delay=own.drain_delay,
         drain_timeout=own.drain_timeout,

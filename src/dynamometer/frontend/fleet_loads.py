@@ -127,11 +127,13 @@ def _worker(load: _EngineLoad, now: float) -> Json:
 
 def _total(loads: Collection[_EngineLoad], now: float) -> Json:
     """Return the sums, the mean KV usage of all ranks, and the largest age."""
-    usage = [rank[_USAGE] for load in loads for rank in load.ranks.values() if _USAGE in rank]
-    figures = {
-        name: sum(load.figures[name] for load in loads if name in load.figures)
+    # A missing value is omitted: a load of 0 would attract all requests.
+    of_engines = {
+        name: [load.figures[name] for load in loads if name in load.figures]
         for name in (_RUNNING, _QUEUED)
     }
+    figures = {name: sum(values) for name, values in of_engines.items() if values}
+    usage = [rank[_USAGE] for load in loads for rank in load.ranks.values() if _USAGE in rank]
     if usage:
         figures[_USAGE] = sum(usage) / len(usage)
     return {

@@ -10,16 +10,22 @@ import json
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
 from dynamometer.errors import DiscoveryError
-from dynamometer.http import addresses, server
+from dynamometer.frontend.fleet_fetches import FleetFetches
+from dynamometer.frontend.fleet_loads import FleetLoads
+from dynamometer.frontend.fleet_page import FleetPage
+from dynamometer.http import addresses, aiohttp_adapter, server
 from dynamometer.http.exchange import Handler, Request
+from dynamometer.http.handlers import scrapes_by
 from dynamometer.http.messages import Refusal, Response
+from dynamometer.metrics.page_limit import DEFAULT_MAX_PAGE_BYTES
+from dynamometer.process.background import BackgroundThread
 from dynamometer.runtime.discovery.interface import Discovery, Processes
-from dynamometer.runtime.record import Json, Record
-from dynamometer.runtime.scrape_targets import metrics_endpoints, target_groups
+from dynamometer.runtime.record import Json, Record, Role
+from dynamometer.runtime.scrape_targets import metrics_endpoints, target_groups, with_pages
 from dynamometer.variables import DEFAULT_OPS_PORT
 
 logger = logging.getLogger(__name__)
@@ -28,6 +34,9 @@ _SETTINGS: Final = ("--ops-host, DYN_OPS_HOST", "--ops-port, DYN_OPS_PORT")
 # Prometheus refuses the response of a service discovery with another type.
 _JSON: Final = (b"content-type", b"application/json")
 _MOST_BODY_BYTES: Final = 2**16
+# Shorter than the 75 s after which a worker closes an idle connection, longer than most intervals
+# between two scrapes.
+_IDLE_SECONDS: Final = 65.0
 
 
 def listen(host: str, port: int | None) -> socket.socket | None:
@@ -39,7 +48,11 @@ def listen(host: str, port: int | None) -> socket.socket | None:
 
 @asynccontextmanager
 async def serving(
-    listener: socket.socket | None, discovery: Discovery, own: Record
+    listener: socket.socket | None,
+    discovery: Discovery,
+    own: Record,
+    *,
+    max_page_bytes: int = DEFAULT_MAX_PAGE_BYTES,
 ) -> AsyncIterator[None]:
     """Answer the ops routes while the context is open.
 
@@ -47,16 +60,25 @@ async def serving(
         listener: the listening socket; None for no ops listener.
         discovery: shows the processes.
         own: the record of this frontend, which discovery shows, too.
+        max_page_bytes: the size of the page of all engines; see `FleetPage`.
     """
     if listener is None:
         yield
         return
-    routes = OpsRoutes()
-    known = KnownProcesses(discovery, own)
-    routes.get("/sd", _shows(known, target_groups))
-    routes.get("/metrics_endpoints", _shows(known, metrics_endpoints))
-    limits = server.Limits(body_bytes=_MOST_BODY_BYTES)
-    async with server.serving(routes, listener, limits=limits):
+    async with AsyncExitStack() as stack:
+        known = KnownProcesses(discovery, own)
+        thread = BackgroundThread("fleet")
+        session = aiohttp_adapter.session(keepalive_seconds=_IDLE_SECONDS)
+        fetches = FleetFetches(known.with_engines, await stack.enter_async_context(session), thread)
+        stack.push_async_callback(fetches.close)
+        page = FleetPage(fetches, thread, own_id=own.id, max_bytes=max_page_bytes)
+        routes = OpsRoutes()
+        routes.get("/sd", _shows(known, target_groups))
+        routes.get("/metrics_endpoints", _shows(known, metrics_endpoints))
+        routes.get("/engine_metrics", scrapes_by(page.render))
+        routes.get("/loads", _loads(FleetLoads(fetches, thread)))
+        limits = server.Limits(body_bytes=_MOST_BODY_BYTES)
+        await stack.enter_async_context(server.serving(routes, listener, limits=limits))
         logger.info("ops routes at %s: %s", addresses.url(listener), ", ".join(routes.paths))
         yield
 
@@ -92,6 +114,8 @@ class OpsRoutes:
             return await handler(request)
         except Refusal as refusal:
             return self.refuse(refusal)
+        except DiscoveryError as error:
+            return _json({"error": f"the processes are not known yet: {error}"}, 503)
         except Exception:
             logger.exception("%s %s failed", request.method, request.path)
             return _json({"error": "internal error: see the log of the frontend"}, 500)
@@ -130,17 +154,30 @@ class KnownProcesses:
             self._last = now
         return self._last
 
+    async def with_engines(self) -> list[Record]:
+        """Return the processes whose pages have engine families: all except frontends.
+
+        Raises:
+            DiscoveryError: See `read`.
+        """
+        processes = await self.read()
+        without_page = [record for record in processes.live if record.system_url is None]
+        found = (*with_pages(processes), *without_page)
+        return [record for record in found if record.role != Role.FRONTEND]
+
 
 def _shows(known: KnownProcesses, content: Callable[[Processes], Json]) -> Handler:
-    """Return a handler that shows the processes; 503 while they are unknown."""
+    """Return a handler that shows the processes."""
 
     async def handle(_: Request) -> Response:
-        try:
-            processes = await known.read()
-        except DiscoveryError as error:
-            reason = f"the processes are not known yet: {error}"
-            return _json({"error": reason}, 503)
-        return _json(content(processes))
+        return _json(content(await known.read()))
+
+    return handle
+
+
+def _loads(loads: FleetLoads) -> Handler:
+    async def handle(_: Request) -> Response:
+        return Response(200, await loads.read(), [_JSON])
 
     return handle
 

@@ -73,6 +73,7 @@ async def serve_group(options: FrontendOptions, count: int, arguments: Sequence[
     runtime = DistributedRuntime(
         process_collector=ProcessesCollector(lambda: group.pids if group else ())
     )
+    runtime.page.limit_size(options.max_page_bytes)
     described = CollectorRegistry()
     FrontendMetrics(described, prefix=options.metrics_prefix, bounds=options.buckets)
     Canary(described, prefix=options.metrics_prefix)
@@ -90,7 +91,9 @@ async def serve_group(options: FrontendOptions, count: int, arguments: Sequence[
         restarts = restart_counter(runtime.registry)
         ops_listener = ops.listen(options.ops_host, options.ops_port)
         own = record(options, runtime, port.url, ops_listener)
-        await stack.enter_async_context(ops.serving(ops_listener, discovery, own))
+        await stack.enter_async_context(
+            ops.serving(ops_listener, discovery, own, max_page_bytes=options.max_page_bytes)
+        )
         registration = await stack.enter_async_context(discovery.register(own))
         await stack.enter_async_context(
             tasks.restarting(partial(show_draining, stop, registration, own), name="draining")

@@ -27,7 +27,7 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 def target_groups(processes: Processes) -> list[Json]:
     """Return the body of `/sd`: one group for each process, ordered by role and id."""
-    return [_group(record) for record in _with_pages(processes)]
+    return [_group(record) for record in with_pages(processes)]
 
 
 def metrics_endpoints(processes: Processes) -> Json:
@@ -41,12 +41,12 @@ def metrics_endpoints(processes: Processes) -> Json:
             "instance_id": f"{record.id:x}",
             "url": f"{record.system_url}{record.metrics_path}",
         }
-        for record in _with_pages(processes)
+        for record in with_pages(processes)
     ]
     return {"object": "list", "data": data}
 
 
-def _with_pages(processes: Processes) -> list[Record]:
+def with_pages(processes: Processes) -> list[Record]:
     """Return the processes that have a page, without those whose address a later process has."""
     found = [record for record in processes.live if record.system_url is not None]
     taken = {_address(record) for record in found}
