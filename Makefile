@@ -21,7 +21,7 @@ export HF_HUB_OFFLINE := 1
 # output only after a failure.
 logged = $(1) >$(VENV)/setup.log 2>&1 || { cat $(VENV)/setup.log >&2; exit 1; }
 
-.PHONY: help setup system-packages demo test test-quick lint format bench-metrics bench-exporter bench-latency bench-serving bench-dynamo docs dashboards fuzz load clean
+.PHONY: help setup system-packages demo test test-quick lint format bench-metrics bench-fleet bench-exporter bench-latency bench-serving bench-dynamo docs dashboards fuzz load clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -77,6 +77,9 @@ bench-metrics: setup ## compare the cost of pages and instruments with prometheu
 	@$(BIN)/python benchmarks/metrics.py --svg docs/metrics-cost.svg $(BENCH_FLAGS)
 	@$(BIN)/python benchmarks/scrape.py
 	@$(BIN)/python benchmarks/instruments.py
+
+bench-fleet: setup ## compare a scrape of the fleet's page with scrapes of each worker
+	@$(BIN)/python benchmarks/fleet.py $(BENCH_FLAGS)
 
 bench-exporter: setup ## measure the cost of an exporter beside a real SGLang, against the engine's own page
 	@$(BIN)/python benchmarks/exporter.py $(BENCH_FLAGS)

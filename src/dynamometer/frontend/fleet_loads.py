@@ -108,7 +108,7 @@ def _worker(load: _EngineLoad, now: float) -> Json:
     models = record.models or tuple(filter(None, [load.labels.get(labels.MODEL)]))
     age = _age(load, now)
     return {
-        "worker_id": load.labels.get(labels.WORKER_ID, hexadecimal(record.id)),
+        labels.WORKER_ID: load.labels.get(labels.WORKER_ID, hexadecimal(record.id)),
         "role": record.role,
         "namespace": record.namespace,
         "component": record.component,
@@ -119,7 +119,7 @@ def _worker(load: _EngineLoad, now: float) -> Json:
         "error": None if error is None else {"reason": error.reason, "message": str(error)},
         **_shown(load.figures, age),
         "ranks": [
-            {"dp_rank": rank, **_shown(load.ranks[rank], age)}
+            {labels.DP_RANK: rank, **_shown(load.ranks[rank], age)}
             for rank in sorted(load.ranks, key=lambda rank: (len(rank), rank))
         ],
     }
