@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from dynamometer.engines.load_signals import EngineLoad
+from dynamometer.exposition.families import Family
 from dynamometer.frontend.fleet_fetches import FleetFetches
 from dynamometer.frontend.fleet_loads import FleetLoads
 from dynamometer.http.aiohttp_adapter import session
@@ -28,14 +29,11 @@ class Engine:
     """The source of an engine's families."""
 
     name: str
+    owner: str
     lines: str
-    errors: Mapping[str, int]
+    errors: Mapping[str, int] = field(default_factory=dict)
 
-    @property
-    def owner(self) -> str:
-        return self.name
-
-    def families(self) -> object:
+    def families(self) -> Sequence[Family]:
         return parse(self.lines.encode())
 
 
@@ -57,7 +55,7 @@ def page(*engines: tuple[str, str]) -> MetricsPage:
         own = {labels.MODEL: "m", labels.WORKER_ID: id_}
         if len(engines) > 1:
             own[labels.ENGINE] = name
-        made.add(Engine(name, lines, {}))  # type: ignore[arg-type]
+        made.add(Engine(name, name, lines))
         made.derive(EngineLoad(name, lambda own=own: own, ranks=True))  # type: ignore[misc]
     return made
 

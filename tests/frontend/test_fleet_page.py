@@ -8,7 +8,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ import pytest
 from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
+from dynamometer.exposition.families import Family
 from dynamometer.exposition.filters import Selection
 from dynamometer.frontend.fleet_fetches import FleetFetches
 from dynamometer.frontend.fleet_page import FleetPage
@@ -394,7 +395,7 @@ class Fixed:
     def __init__(self, page: bytes) -> None:
         self._families = parse(page)
 
-    def families(self) -> object:
+    def families(self) -> Sequence[Family]:
         return self._families
 
 

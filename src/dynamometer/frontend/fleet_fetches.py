@@ -145,15 +145,19 @@ class FleetFetches:
 
     async def _fetch(self, query: str) -> FleetPages:
         records = sorted(await self._processes(), key=lambda record: record.id)
-        readers = self._readers
-        self._readers = {one.id: readers.get(one.id) or _PageReader(one.id) for one in records}
+        readers = {one.id: self._readers.get(one.id) or _PageReader(one.id) for one in records}
+        self._readers = readers
         until = time.monotonic() + self._deadline
         async with asyncio.TaskGroup() as group:
-            reading = [group.create_task(self._read(one, query, until)) for one in records]
+            reading = [
+                group.create_task(self._read(one, readers[one.id], query, until)) for one in records
+            ]
         return FleetPages(not query, [task.result() for task in reading])
 
-    async def _read(self, record: Record, query: str, until: float) -> ProcessPage:
-        reader, requested_at = self._readers[record.id], time.monotonic()
+    async def _read(
+        self, record: Record, reader: _PageReader, query: str, until: float
+    ) -> ProcessPage:
+        requested_at = time.monotonic()
         try:
             async with asyncio.timeout(until - requested_at):
                 page = await self._request(record, query)
@@ -161,7 +165,7 @@ class FleetFetches:
                 found = await self._thread.submit(parse)
         except TimeoutError:
             error = RemotePageError("timeout", f"no page within {self._deadline:g} s")
-        except ExpositionError as fault:
+        except (ExpositionError, ValueError) as fault:
             error = RemotePageError("invalid", str(fault))
         except RemotePageError as fault:
             error = fault
