@@ -24,6 +24,11 @@ VALID_TEXT = {
         b'# HELP a \n# TYPE a untyped\na{x="1",y="2"} 3.5\n# HELP b \n# TYPE b untyped\nb 4\n',
     ),
     "labels in order": (b'a{y="2",x="1"} 1\n', b'# HELP a \n# TYPE a untyped\na{x="1",y="2"} 1\n'),
+    "labels in the order of their names": (
+        b'a{b1="x",b="=,b2=",b_="\\\\\\"\\n"} 1\na{b="\\t",b1="x"} 2\n',
+        b'# HELP a \n# TYPE a untyped\na{b="=,b2=",b1="x",b_="\\\\\\"\\n"} 1\n'
+        b'a{b="\\\\t",b1="x"} 2\n',
+    ),
     "special values": (
         b'a{x="1"} nan\na{x="2"} inf\na{x="3"} -INF\n',
         b'# HELP a \n# TYPE a untyped\na{x="1"} NaN\na{x="2"} +Inf\na{x="3"} -Inf\n',

@@ -30,6 +30,10 @@ _LABEL: Final = re.compile(
     rf"{_SPACE}(?:([a-zA-Z_][a-zA-Z0-9_]*)|({QUOTED})){_SPACE}(?:={_SPACE}({QUOTED}){_SPACE})?,?",
     re.ASCII,
 )
+# Labels in the form that we write, in any order.
+_PLAIN_LABEL: Final = r'([a-zA-Z_][a-zA-Z0-9_]*)(="(?:[^"\\\n]|\\[\\n"])*")'
+_EACH_LABEL: Final = re.compile(_PLAIN_LABEL, re.ASCII)
+_PLAIN_LABELS: Final = re.compile(rf"\{{{_PLAIN_LABEL}(?:,{_PLAIN_LABEL})*\}}", re.ASCII)
 _METRIC_NAME_LABEL: Final = "__name__"
 _INTEGER: Final = re.compile(r"-?[0-9]{1,19}", re.ASCII)
 _MILLISECONDS: Final = 1000
@@ -75,6 +79,12 @@ class SeriesParser:
 
 def _parse_series(match: re.Match[str]) -> Series:
     name, braces = match[1], match[2] or match[3]
+    if name and braces and _PLAIN_LABELS.fullmatch(braces):
+        # These labels need no decoding, which takes two thirds of the time.
+        written = sorted(_EACH_LABEL.findall(braces))
+        names = {label for label, _ in written}
+        if len(names) == len(written) and _METRIC_NAME_LABEL not in names:
+            return Series(f"{name}{{{','.join([label + value for label, value in written])}}}")
     labels: dict[str, str] = {}
     if braces:
         quoted_name = _parse_labels(braces, labels)
