@@ -26,8 +26,10 @@ VALID_TEXT = {
     "labels in order": (b'a{y="2",x="1"} 1\n', b'# HELP a \n# TYPE a untyped\na{x="1",y="2"} 1\n'),
     "labels in the order of their names": (
         b'a{b1="x",b="=,b2=",b_="\\\\\\"\\n"} 1\na{b="\\t",b1="x"} 2\n',
-        b'# HELP a \n# TYPE a untyped\na{b="=,b2=",b1="x",b_="\\\\\\"\\n"} 1\n'
-        b'a{b="\\\\t",b1="x"} 2\n',
+        (
+            b"# HELP a \n# TYPE a untyped\n"
+            b'a{b="=,b2=",b1="x",b_="\\\\\\"\\n"} 1\na{b="\\\\t",b1="x"} 2\n'
+        ),
     ),
     "special values": (
         b'a{x="1"} nan\na{x="2"} inf\na{x="3"} -INF\n',
