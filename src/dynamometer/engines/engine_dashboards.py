@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from dynamometer.engines import sglang_panels
+from dynamometer.engines.sglang_fleet_panels import FLEET
+from dynamometer.engines.sglang_panels import ENGINE
 from dynamometer.panels import Dashboard
 
-ENGINE_DASHBOARDS: Final[Sequence[Dashboard]] = (sglang_panels.ENGINE,)
+ENGINE_DASHBOARDS: Final[Sequence[Dashboard]] = (ENGINE, FLEET)

@@ -14,7 +14,6 @@ RANK: Final = f'{MODEL}, dp_rank=~"$rank"'
 
 FRONTEND_PAGE: Final = frozenset({Page.FRONTEND})
 WORKER_PAGE: Final = frozenset({Page.WORKER})
-ENGINE_OWNERS: Final = frozenset({Page.WORKER, Page.EXPORTER})
 PROCESSES: Final = frozenset({Page.FRONTEND, Page.WORKER, Page.EXPORTER})
 
 

@@ -12,7 +12,6 @@ from dynamometer.names import (
     work_handler,
 )
 from dynamometer.observability.runtime_queries import (
-    ENGINE_OWNERS,
     FRONTEND_PAGE,
     MODEL,
     RANK,
@@ -20,7 +19,7 @@ from dynamometer.observability.runtime_queries import (
     frontend,
     worker,
 )
-from dynamometer.panels import Panel, Query, Row, Unit, quantiles, rate
+from dynamometer.panels import ENGINE_PAGES, Panel, Query, Row, Unit, quantiles, rate
 
 WORKERS: Final = Row(
     "Workers",
@@ -155,7 +154,7 @@ LIFE: Final = Row(
             description="Are all engines well? unresponsive: alive and without an answer; "
             "restarting: died and comes up again; draining: ends on request. /health has the "
             "reason.",
-            pages=ENGINE_OWNERS,
+            pages=ENGINE_PAGES,
             stacked=True,
         ),
         Panel(
@@ -170,7 +169,7 @@ LIFE: Final = Row(
             ],
             description="Do engines die, and why? out_of_memory is the machine's memory, hang an "
             "engine that was killed because it did not answer. Several within an hour: a loop.",
-            pages=ENGINE_OWNERS,
+            pages=ENGINE_PAGES,
             bad_from=1,
         ),
         Panel(
@@ -185,7 +184,7 @@ LIFE: Final = Row(
             ],
             description="Does every rank work? Some seconds are normal, also for an idle engine; "
             "a line that climbs is a rank that hangs.",
-            pages=ENGINE_OWNERS,
+            pages=ENGINE_PAGES,
             bad_from=60,
         ),
         Panel(
@@ -200,7 +199,7 @@ LIFE: Final = Row(
             ],
             description="Which engines are idle? The time since a total changed that only "
             "requests change. One idle engine beside busy ones gets no traffic.",
-            pages=ENGINE_OWNERS,
+            pages=ENGINE_PAGES,
         ),
         Panel(
             title="Space left for metrics files",
@@ -214,7 +213,7 @@ LIFE: Final = Row(
             description="Will the engine run out of space? Its files grow with label values, in a "
             "file system that usually is the machine's memory. An engine that cannot write may "
             "end with SIGBUS.",
-            pages=ENGINE_OWNERS,
+            pages=ENGINE_PAGES,
             bad_below=16 * 1024**2,
         ),
         Panel(
@@ -227,7 +226,7 @@ LIFE: Final = Row(
                 )
             ],
             description="Since when does each engine run? A line that falls to 0 is a start.",
-            pages=ENGINE_OWNERS,
+            pages=ENGINE_PAGES,
         ),
     ],
 )
