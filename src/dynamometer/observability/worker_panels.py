@@ -12,6 +12,8 @@ from dynamometer.names import (
     work_handler,
 )
 from dynamometer.observability.runtime_queries import (
+    ENGINE,
+    ENGINE_LEGEND,
     FRONTEND_PAGE,
     MODEL,
     RANK,
@@ -177,9 +179,9 @@ LIFE: Final = Row(
             unit=Unit.SECONDS,
             queries=[
                 Query(
-                    "time() - max by (instance, dp_rank) "
+                    f"time() - max by ({ENGINE}, dp_rank) "
                     f"({engine_state.LAST_PROGRESS_TIMESTAMP_SECONDS}{{{RANK}}})",
-                    "{{instance}} {{dp_rank}}",
+                    "{{instance}} {{worker_id}} {{dp_rank}}",
                 )
             ],
             description="Does every rank work? Some seconds are normal, also for an idle engine; "
@@ -192,9 +194,9 @@ LIFE: Final = Row(
             unit=Unit.SECONDS,
             queries=[
                 Query(
-                    "time() - max by (instance) "
+                    f"time() - max by ({ENGINE}) "
                     f"({engine_state.LAST_CHANGE_TIMESTAMP_SECONDS}{{{MODEL}}})",
-                    "{{instance}}",
+                    ENGINE_LEGEND,
                 )
             ],
             description="Which engines are idle? The time since a total changed that only "
@@ -206,8 +208,8 @@ LIFE: Final = Row(
             unit=Unit.BYTES,
             queries=[
                 Query(
-                    f"min by (instance) ({engine_state.DIRECTORY_AVAILABLE_BYTES}{{{MODEL}}})",
-                    "{{instance}}",
+                    f"min by ({ENGINE}) ({engine_state.DIRECTORY_AVAILABLE_BYTES}{{{MODEL}}})",
+                    ENGINE_LEGEND,
                 )
             ],
             description="Will the engine run out of space? Its files grow with label values, in a "
@@ -221,8 +223,8 @@ LIFE: Final = Row(
             unit=Unit.SECONDS,
             queries=[
                 Query(
-                    f"time() - max by (instance) ({engine_state.START_TIME_SECONDS}{{{MODEL}}})",
-                    "{{instance}}",
+                    f"time() - max by ({ENGINE}) ({engine_state.START_TIME_SECONDS}{{{MODEL}}})",
+                    ENGINE_LEGEND,
                 )
             ],
             description="Since when does each engine run? A line that falls to 0 is a start.",
