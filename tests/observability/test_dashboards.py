@@ -117,6 +117,16 @@ def test_every_label_exists_on_its_family(panel: Panel) -> None:
 
 
 @every_panel
+def test_engines_that_share_an_instance_are_distinguished(panel: Panel) -> None:
+    """An exporter's page and /engine_metrics have several engines."""
+    for query in panel.queries:
+        of_engines = ("sglang:", "dynamometer_engine_")
+        if any(name.startswith(of_engines) for name, _ in selected(query.expr)):
+            for listed in GROUPING.findall(query.expr):
+                assert "instance" not in listed.split(", ") or "worker_id" in listed, query.expr
+
+
+@every_panel
 def test_a_panel_needs_a_mode_if_a_plain_stack_does_not_have_its_families(panel: Panel) -> None:
     """A counter of events is missing before the first event: `or 0 * ...` shows 0 until then."""
     for query in panel.queries:
