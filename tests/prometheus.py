@@ -21,6 +21,10 @@ from stack import eventually, http
 needs_prometheus = pytest.mark.skipif(not shutil.which("prometheus"), reason="needs prometheus")
 
 
+class QueryError(Exception):
+    """A query that Prometheus has refused, with its reason."""
+
+
 @dataclass(frozen=True)
 class Prometheus:
     """A running Prometheus.
@@ -33,9 +37,16 @@ class Prometheus:
     process: Process
 
     def ask(self, path: str, **query: str) -> Any:
-        """Return the `data` of an answer of the API, such as of `targets` or `rules`."""
+        """Return the `data` of an answer of the API, such as of `targets` or `rules`.
+
+        Raises:
+            QueryError: Prometheus has refused the query.
+        """
         url = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(query)}"
-        return cast(Mapping[str, Any], http(url).json())["data"]
+        answer = cast(Mapping[str, Any], http(url).json())
+        if answer["status"] != "success":
+            raise QueryError(answer["error"])
+        return answer["data"]
 
     def query(self, expression: str) -> Sequence[Mapping[str, Any]]:
         """Return the series of an instant query: `metric` and `value` of each."""

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
-import urllib.error
-import urllib.parse
 from collections.abc import Iterator, Mapping
 from email.message import Message
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -19,13 +15,12 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from conftest import ROOT
 from dynamometer.exposition import choose_format
-from dynamometer.http.addresses import free_port
 from dynamometer.multiprocess import MultiprocessDirectory
 from page_server import Page, serving
-from processes import running
-from stack import eventually, http
+from prometheus import needs_prometheus, running_prometheus
+from stack import eventually
 
-pytestmark = pytest.mark.skipif(not shutil.which("prometheus"), reason="needs prometheus")
+pytestmark = needs_prometheus
 
 FILES = ROOT / "tests/samples/sglang-0.5.23/multiproc"
 PAGE = (ROOT / "docs/two-minutes.md").read_text(encoding="utf-8")
@@ -63,26 +58,14 @@ def stored(target: str, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str
     text = re.sub(r"(job_name: sglang(?:-underscores)?)(,|\n)", _at_our_page, text)
     text = text.replace("localhost:30000", target)
     text += f'  - {{job_name: as-it-is, static_configs: [{{targets: ["{target}"]}}]}}\n'
-    (place / "prometheus.yml").write_text(text)
-    port = free_port()
-    command = ["prometheus", f"--config.file={place / 'prometheus.yml'}"]
-    command += [f"--storage.tsdb.path={place / 'tsdb'}", f"--web.listen-address=127.0.0.1:{port}"]
-    with running(command, place / "prometheus.log", {}) as process:
-
-        def ask(query: str) -> list[dict[str, Any]]:
-            url = f"http://127.0.0.1:{port}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
-            answer = cast(Mapping[str, Mapping[str, list[dict[str, Any]]]], http(url).json())
-            return answer["data"]["result"]
+    with running_prometheus(text, place) as server:
 
         def all_scraped() -> bool:
-            try:
-                return len(ask("scrape_samples_scraped > 0")) == len(JOBS) + 1
-            except (urllib.error.URLError, ConnectionError, ValueError, KeyError):
-                return False
+            return len(server.query("scrape_samples_scraped > 0")) == len(JOBS) + 1
 
-        eventually(all_scraped, within=30, what=f"all scraped\n{process.log}")
+        eventually(all_scraped, within=30, what="all scraped")
         found: dict[str, set[str]] = {}
-        for one in ask('{__name__=~"sglang.*"}'):
+        for one in server.query('{__name__=~"sglang.*"}'):
             found.setdefault(one["metric"]["job"], set()).add(one["metric"]["__name__"])
         return found
 

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import json
-import shutil
-import urllib.error
-import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 
 from dynamometer.exposition.merging import Merger, Source
 from dynamometer.exposition.parser import Parser
 from dynamometer.exposition.rendering import render
-from dynamometer.http.addresses import free_port
 from page_server import serving
 from parsing import OPENMETRICS
-from processes import running
-from stack import eventually, http
+from prometheus import needs_prometheus, running_prometheus
+from stack import eventually
 
-pytestmark = pytest.mark.skipif(not shutil.which("prometheus"), reason="needs prometheus")
+pytestmark = needs_prometheus
 
 TEXT = "text/plain; version=0.0.4"
 # Pages that Prometheus reads, by content type.
@@ -119,29 +114,17 @@ def _scrape(address: str, count: int, place: Path) -> Sequence[Scraped]:
         for number in range(count)
     ]
     settings = {"global": {"scrape_interval": "1s"}, "scrape_configs": jobs}
-    (place / "prometheus.yml").write_text(json.dumps(settings))  # JSON is YAML
-    port = free_port()
-    command = ["prometheus", f"--config.file={place / 'prometheus.yml'}"]
-    command += [f"--storage.tsdb.path={place / 'tsdb'}", f"--web.listen-address=127.0.0.1:{port}"]
-    with running(command, place / "prometheus.log", {}) as process:
-
-        def ask(path: str, **query: str) -> Mapping[str, list[dict[str, Any]]]:
-            url = f"http://127.0.0.1:{port}/api/v1/{path}?{urllib.parse.urlencode(query)}"
-            answer = cast(Mapping[str, Mapping[str, list[dict[str, Any]]]], http(url).json())
-            return answer["data"]
+    with running_prometheus(settings, place) as server:
 
         def scraped() -> bool:
-            try:
-                found = ask("query", query="count(count by (job) (up))")["result"]
-            except (urllib.error.URLError, ConnectionError, ValueError, KeyError):
-                return False
+            found = server.query("count(count by (job) (up))")
             return bool(found) and found[0]["value"][1] == str(count)
 
-        eventually(scraped, within=30, what=f"all scraped\n{process.log}")
-        targets = ask("targets")["activeTargets"]
+        eventually(scraped, within=30, what="all scraped")
+        targets = server.ask("targets")["activeTargets"]
         errors = {one["labels"]["job"]: str(one["lastError"]) for one in targets}
         series: dict[str, Stored] = {str(number): set() for number in range(count)}
-        for one in ask("query", query='{instance!="", __name__!~"up|scrape_.*"}')["result"]:
+        for one in server.query('{instance!="", __name__!~"up|scrape_.*"}'):
             labels = one["metric"]
             own = {name: labels[name] for name in sorted(labels) if name not in ("job", "instance")}
             series[labels["job"]].add((json.dumps(own), str(one["value"][1])))
