@@ -215,9 +215,8 @@ _SKEWS: Final = Row(
                     "{{model}}",
                 )
             ],
-            description="Is the load of a model's instances equal? 1: equal; from 2 on, one "
-            "instance has twice the mean. The value is missing while no request runs.",
-            bad_from=2,
+            description="Is the load of a model's instances equal? 1: equal; 2: one instance has "
+            "twice the mean. With few requests it is always high; without a request it is missing.",
         ),
         Panel(
             title="Skew of answer tokens",
