@@ -21,6 +21,7 @@ import psutil
 import pytest
 from shipped_rules import ALERTS, RULES, scaled
 
+from exporting import exporter, imitation
 from prometheus import Prometheus, running_prometheus
 from stack import Stack, Worker, eventually, http
 
@@ -61,6 +62,12 @@ class Site:
 
     def wait_until_resolved(self, name: str, **labels: str) -> None:
         self.prometheus.wait_for(f"absent({alert(name, **labels)})", within=SOON)
+
+    def fired(self, **labels: str) -> set[str]:
+        """Return the alerts with these labels that have fired so far, without their prefix."""
+        expression = f"count_over_time({alert('.*', **labels)}[10m])".replace('="', '=~"')
+        names = [one["metric"]["alertname"] for one in self.prometheus.query(expression)]
+        return {name.removeprefix("Dynamometer") for name in names}
 
     @contextlib.contextmanager
     def worker(self, model: str, *flags: str) -> Iterator[Worker]:
@@ -113,21 +120,48 @@ def killed_worker(site: Site) -> None:
         with site.worker(model):
             site.wait_until_resolved("DynamometerModelNotReady", model=model)
             site.wait_until_resolved("DynamometerErrorBudgetBurn", model=model)
+    assert site.fired(model=model) == {"ModelNotReady", "ErrorBudgetBurn"}
 
 
 def frozen_engine(site: Site) -> None:
     with site.worker("frozen", "--hang-timeout", "2") as worker:
         with stopped(worker.engine):
             site.wait_until_fires("DynamometerEngineUnresponsive", model="frozen")
+            site.wait_until_fires("DynamometerModelNotReady", model="frozen")
         site.wait_until_resolved("DynamometerEngineUnresponsive", model="frozen")
+        site.wait_until_resolved("DynamometerModelNotReady", model="frozen")
+    assert site.fired(model="frozen") == {"EngineUnresponsive", "ModelNotReady"}
+
+
+def frozen_engine_beside_an_exporter(site: Site) -> None:
+    """Without a frontend and a worker: the exporter's page is enough."""
+    directory = site.stack.directory
+    with (
+        imitation(directory) as engine,
+        exporter(directory, "--pid", f"a={engine.pid}", "--health-interval", "0.1") as found,
+    ):
+        found.wait_until_ready("a")
+        site.prometheus.wait_for('dynamometer:model_ready{model="m"} == 1', within=SOON)
+        engine.set_status(503)
+        site.wait_until_fires("DynamometerEngineUnresponsive", model="m", engine="a")
+        site.wait_until_fires("DynamometerModelNotReady", model="m")
+        engine.set_status(200)
+        site.wait_until_resolved("DynamometerEngineUnresponsive", model="m", engine="a")
+        site.wait_until_resolved("DynamometerModelNotReady", model="m")
 
 
 def stopped_worker(site: Site) -> None:
+    """The frontend takes the worker for ready: no request that it sends there is answered."""
     with site.worker("stopped") as worker:
         instance = worker.system_url.removeprefix("http://")
-        with stopped(psutil.Process(worker.process.pid)):
-            site.wait_until_fires("DynamometerTargetDown", instance=instance)
-        site.wait_until_resolved("DynamometerTargetDown", instance=instance)
+        with site.traffic("stopped"):
+            with stopped(psutil.Process(worker.process.pid)):
+                site.wait_until_fires("DynamometerTargetDown", instance=instance)
+                site.wait_until_fires("DynamometerModelNotReady", model="stopped")
+            site.wait_until_resolved("DynamometerTargetDown", instance=instance)
+            site.wait_until_resolved("DynamometerModelNotReady", model="stopped")
+    assert site.fired(instance=instance) == {"TargetDown"}
+    assert site.fired(model="stopped") == {"ModelNotReady"}
 
 
 def dying_engine(site: Site) -> None:
@@ -138,17 +172,25 @@ def dying_engine(site: Site) -> None:
             worker.wait_until_ready()
         site.wait_until_fires("DynamometerRestartLoop", model="dying")
         site.wait_until_resolved("DynamometerRestartLoop", model="dying")
+    assert "RestartLoop" in site.fired(model="dying") <= {"RestartLoop", "ModelNotReady"}
 
 
 def calm_worker(site: Site) -> None:
     """Serve requests while all faults happen."""
-    with site.worker("calm"), site.traffic("calm"):
+    with site.worker("calm") as worker, site.traffic("calm"):
         time.sleep(20)
-        found = site.prometheus.query('count_over_time(ALERTS{model="calm"}[10m])')
-        assert not [one["metric"] for one in found]
+        assert not site.fired(model="calm")
+        assert not site.fired(instance=worker.system_url.removeprefix("http://"))
 
 
-FAULTS = (killed_worker, frozen_engine, stopped_worker, dying_engine, calm_worker)
+FAULTS = (
+    killed_worker,
+    frozen_engine,
+    frozen_engine_beside_an_exporter,
+    stopped_worker,
+    dying_engine,
+    calm_worker,
+)
 
 
 @pytest.fixture(scope="module")
@@ -188,13 +230,14 @@ def test_a_scheduler_that_hangs_is_a_ticket(stack: Stack, tmp_path: Path) -> Non
     ]
     instance = stack.worker.system_url.removeprefix("http://")
     settings = configuration(tmp_path, static_configs=[{"targets": [instance]}])
-    hangs = alert("DynamometerEngineUnresponsive", instance=instance)
+    hangs, model = "DynamometerEngineUnresponsive", str(stack.model)
     with running_prometheus(settings, tmp_path / "prometheus") as prometheus:
-        prometheus.wait_for('dynamometer_engine_state{state="ready"} == 1')
-        assert not prometheus.query("ALERTS")
+        site = Site(stack, stack.frontend_url, prometheus)
+        prometheus.wait_for(f'dynamometer:model_ready{{model="{model}"}} == 1')
         with stopped(scheduler):
-            prometheus.wait_for(hangs, within=SOON)
-        prometheus.wait_for(f"absent({hangs})", within=SOON)
+            site.wait_until_fires(hangs, instance=instance)
+        site.wait_until_resolved(hangs, instance=instance)
+        assert site.fired() == {"EngineUnresponsive", "ModelNotReady"}
         groups = prometheus.ask("rules")["groups"]
         health = {rule["health"] for group in groups for rule in group["rules"]}
         assert health == {"ok"}
