@@ -134,7 +134,7 @@ def frozen_engine(site: Site) -> None:
 
 
 def frozen_engine_beside_an_exporter(site: Site) -> None:
-    """Without a frontend and a worker: the exporter's page is enough."""
+    """The page of an exporter is enough: neither a frontend nor a worker knows the model."""
     directory = site.stack.directory
     with (
         imitation(directory) as engine,
