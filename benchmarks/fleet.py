@@ -27,7 +27,7 @@ from aiohttp import web
 from multiprocess_load import Load
 from scrape import get
 
-from dynamometer.frontend import ops
+from dynamometer.frontend.ops import OpsListener
 from dynamometer.http import addresses
 from dynamometer.http.aiohttp_adapter import serving
 from dynamometer.metrics.engine_callback import register_engine_metrics_callback
@@ -177,10 +177,9 @@ async def serve_frontend(place: Path) -> None:
         for id_ in range(1, WORKERS + 1):
             worker = replace(OWN, role=Role.WORKER, id=id_, system_url=f"{url}/{id_}")
             await stack.enter_async_context(discovery.register(worker))
-        listener = ops.listen("127.0.0.1", 0)
-        assert listener is not None
-        await stack.enter_async_context(ops.serving(listener, discovery, OWN))
-        print(listener.getsockname()[1], flush=True)
+        ops = OpsListener("127.0.0.1", 0)
+        await stack.enter_async_context(ops.serving(discovery, OWN))
+        print(str(ops.url).rpartition(":")[2], flush=True)
         await asyncio.Event().wait()
 
 

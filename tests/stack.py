@@ -50,7 +50,7 @@ def eventually(condition: Callable[[], object], *, within: float, what: str) -> 
 
 
 def ops_url(frontend: Process) -> str:
-    """Return the address of a frontend's ops listener."""
+    """Return the URL of a frontend's ops listener."""
     return frontend.wait_for(r"ops routes at (http://\S+): ", within=20)[1]
 
 
@@ -113,7 +113,8 @@ class Stack:
 
     @contextlib.contextmanager
     def run_frontend(self, *flags: str, port: int = 0) -> Iterator[tuple[Process, str]]:
-        command = [PYTHON, "-m", "dynamometer.frontend", "--http-port", str(port), *flags]
+        ports = ("--http-port", str(port), "--ops-port", "0")
+        command = [PYTHON, "-m", "dynamometer.frontend", *ports, *flags]
         with running(command, self._log("frontend"), self.environment) as process:
             url = process.wait_for(r"OpenAI-compatible at (\S+)/v1", within=20)[1]
             yield process, url

@@ -79,6 +79,30 @@ def test_devices_have_their_drivers_names(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [
+        (None, ("GPU-0a", "GPU-0b", "GPU-1c")),
+        ("2, 0", ("GPU-1c", "GPU-0a")),
+        ("0,0", ("GPU-0a",)),
+        ("GPU-1,GPU-0a", ("GPU-1c", "GPU-0a")),
+        ("1,7,0", ("GPU-0b",)),
+        ("GPU-0,1", ()),  # the beginning of two names
+        ("-1", ()),
+        ("", ()),
+        ("MIG-0a/1/0", ()),
+    ],
+)
+def test_visible_devices_are_those_that_cuda_shows(
+    tmp_path: Path, visible: str | None, expected: tuple[str, ...]
+) -> None:
+    for number, uuid in enumerate(("GPU-0a", "GPU-0b", "GPU-1c")):
+        file = f"proc/driver/nvidia/gpus/0000:{number}b:00.0/information"
+        tree(tmp_path, {file: f"GPU UUID: {uuid}\n"})
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    assert accelerators.visible_nvidia_uuids(tmp_path, environment) == expected
+
+
 def test_a_machine_without_devices_has_none(tmp_path: Path) -> None:
     assert list(accelerators.devices(tmp_path)) == []
 

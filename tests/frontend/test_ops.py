@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,12 +14,12 @@ import pytest
 
 from dynamometer.errors import DiscoveryError
 from dynamometer.frontend import ops
-from dynamometer.http import addresses
+from dynamometer.frontend.ops import OpsListener
 from dynamometer.runtime.discovery.file import FileDiscovery
 from dynamometer.runtime.discovery.interface import Discovery, Processes
 from dynamometer.runtime.record import Record, Role, State
 from processes import PYTHON, Process, refusing_port, running
-from stack import http, ops_url
+from stack import eventually, http, ops_url
 
 ROUTES = ("/sd", "/metrics_endpoints", "/engine_metrics", "/loads")
 LISTS = ("/sd", "/metrics_endpoints")
@@ -45,11 +46,10 @@ class Scripted(FileDiscovery):
 @asynccontextmanager
 async def listening(discovery: Discovery) -> AsyncIterator[tuple[str, aiohttp.ClientSession]]:
     async with AsyncExitStack() as stack:
-        listener = ops.listen("127.0.0.1", 0)
-        assert listener is not None
-        await stack.enter_async_context(ops.serving(listener, discovery, OWN))
+        listener = OpsListener("127.0.0.1", 0)
+        await stack.enter_async_context(listener.serving(discovery, OWN))
         session = await stack.enter_async_context(aiohttp.ClientSession())
-        yield addresses.url(listener), session
+        yield str(listener.url), session
 
 
 def seen(*records: Record) -> Processes:
@@ -201,20 +201,20 @@ def test_an_address_of_another_machine_is_an_error(tmp_path: Path) -> None:
         assert "--ops-host, DYN_OPS_HOST: '192.0.2.1'" in process.log
 
 
-def test_the_default_port_that_is_in_use_is_replaced_by_a_free_one(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_the_default_port_that_is_in_use_is_replaced_by_a_free_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         port = other.getsockname()[1]
         monkeypatch.setattr(ops, "DEFAULT_OPS_PORT", port)
-        listener = ops.listen("127.0.0.1", None)
-        assert listener is not None
-        with listener:
-            assert listener.getsockname()[1] != port
-            assert f"port {port} is already in use" in caplog.text
-            assert addresses.url(listener) in caplog.text
-            assert "--ops-port" in caplog.text
+        listener = OpsListener("127.0.0.1", None)
+        async with listener.serving(Scripted(tmp_path), OWN):
+            listener.announce()
+        assert not str(listener.url).endswith(f":{port}")
+        assert f"port {port} is already in use" in caplog.text
+        assert f"are at {listener.url};" in caplog.text
+        assert "--ops-port" in caplog.text
 
 
 def test_the_ops_listener_survives_the_death_of_a_process(tmp_path: Path) -> None:
@@ -238,3 +238,15 @@ def test_the_record_names_the_ops_listener(tmp_path: Path) -> None:
         (file,) = (tmp_path / "kv/instances").glob("*.json")
         record = Record.from_json(file.read_bytes())
         assert (record.ops_url, record.state) == (url, State.READY)
+
+
+def test_the_ops_listener_answers_until_the_end(tmp_path: Path) -> None:
+    command, environment = frontend(tmp_path, "--ops-port", "0", "--drain-delay", "30")
+    with running(command, tmp_path / "log", environment) as process:
+        api, url = api_url(process), f"{ops_url(process)}/sd"
+        before = http(url).body
+        process.signal(signal.SIGTERM)
+        eventually(lambda: http(f"{api}/health").status == 503, within=10, what="draining")
+        assert http(url).body == before
+        process.signal(signal.SIGTERM)
+        assert process.wait(within=10) == 0

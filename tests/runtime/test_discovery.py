@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from dynamometer.errors import DiscoveryError
+from dynamometer.errors import DiscoveryError, EngineError
 from dynamometer.runtime.discovery import connect, file
 from dynamometer.runtime.discovery.file import FileDiscovery
-from dynamometer.runtime.discovery.interface import Discovery
+from dynamometer.runtime.discovery.interface import Discovery, Processes
 from dynamometer.runtime.identity import new_id
 from dynamometer.runtime.record import Record, Role, State
 from processes import PYTHON
@@ -78,6 +78,10 @@ def spawn(tmp_path: Path) -> Iterator[Callable[[Record], subprocess.Popen[str]]]
         process.wait()
         assert process.stdout is not None
         process.stdout.close()
+
+
+async def vanished(discovery: Discovery) -> list[Record]:
+    return list((await discovery.processes()).vanished)
 
 
 async def until(watch: AsyncIterator[frozenset[Record]], wanted: set[Record]) -> None:
@@ -152,6 +156,94 @@ async def test_a_killed_process_is_withdrawn_at_once(
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert await discovery.records() == {two}
+
+
+async def test_a_killed_process_has_vanished(
+    discovery: Discovery, spawn: Callable[[Record], subprocess.Popen[str]]
+) -> None:
+    one, two = record(system_url="http://127.0.0.1:1"), record()
+    for what in (one, two):
+        process = spawn(what)
+        process.kill()
+        process.wait()
+        # The death of the first one is noticed first.
+        assert (await vanished(discovery))[-1] == what
+    assert await discovery.processes() == Processes(frozenset(), (one, two))
+
+
+async def test_a_process_that_ended_cleanly_has_not_vanished(discovery: Discovery) -> None:
+    async with discovery.register(record()):
+        pass  # shorter than any interval of polling
+    async with discovery.register(record()):
+        assert len((await discovery.processes()).live) == 1
+    assert await discovery.processes() == Processes()
+
+
+async def test_a_process_that_is_cancelled_has_not_vanished(discovery: Discovery) -> None:
+    async def live() -> None:
+        async with discovery.register(record()):
+            registered.set()
+            await asyncio.Event().wait()
+
+    registered = asyncio.Event()
+    task = asyncio.create_task(live())
+    await registered.wait()
+    task.cancel()
+    await asyncio.wait({task})
+    assert await discovery.processes() == Processes()
+
+
+async def test_a_process_that_ended_with_an_error_has_vanished(discovery: Discovery) -> None:
+    one = record()
+
+    async def give_up() -> None:
+        async with discovery.register(one) as registration:
+            await registration.update(replace(one, state=State.FAILED))
+            raise EngineError("the engine was given up")
+
+    with pytest.raises(EngineError):
+        await give_up()
+    failed = replace(one, state=State.FAILED)
+    assert await discovery.processes() == Processes(frozenset(), (failed,))
+
+
+async def test_a_process_with_the_id_of_a_vanished_one_replaces_it(
+    discovery: Discovery, spawn: Callable[[Record], subprocess.Popen[str]]
+) -> None:
+    one = record()
+    process = spawn(one)
+    process.kill()
+    process.wait()
+    assert await vanished(discovery) == [one]
+    again = replace(one, since=2.0)
+    async with discovery.register(again):
+        assert await discovery.processes() == Processes(frozenset({again}))
+    assert await discovery.processes() == Processes()
+
+
+async def test_a_frozen_process_is_live(
+    discovery: Discovery, spawn: Callable[[Record], subprocess.Popen[str]]
+) -> None:
+    one = record()
+    process = spawn(one)
+    process.send_signal(signal.SIGSTOP)
+    assert await discovery.processes() == Processes(frozenset({one}))
+
+
+async def test_a_dying_process_is_live_or_vanished_for_every_reader(
+    discovery: Discovery, spawn: Callable[[Record], subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    readers = [discovery, *[FileDiscovery(tmp_path / "kv") for _ in range(3)]]
+    for _ in range(5):
+        one = record()
+        process = spawn(one)
+        readings = [reader.processes() for reader in readers for _ in range(20)]
+        process.kill()
+        for seen in await asyncio.gather(*readings):
+            assert one in {*seen.live, *seen.vanished}
+        process.wait()
+        for seen in await asyncio.gather(*(reader.processes() for reader in readers)):
+            assert one in seen.vanished
 
 
 async def test_simultaneous_readers_are_not_mistaken_for_owners(

@@ -390,3 +390,69 @@ async def test_connect_returns_the_file_discovery_of_the_directory(tmp_path: Pat
     (tmp_path / "file").write_text("")
     with pytest.raises(DiscoveryError, match="file"):
         await connect(tmp_path / "file")
+
+
+# Files of vanished processes.
+
+
+def dead(directory: Path, what: Record) -> Path:
+    """Write the file of a process that was killed."""
+    path = FileDiscovery(directory).directory / f"{what.id:016x}.json"
+    path.write_bytes(what.to_json())
+    return path
+
+
+async def test_a_reader_that_starts_after_a_death_sees_the_vanished_process(tmp_path: Path) -> None:
+    one = record()
+    path = dead(tmp_path, one)
+    os.utime(path, (1, 1))  # the process registered long ago, and was not read since its death
+    for _ in range(2):  # the second one finds the renamed file
+        assert (await FileDiscovery(tmp_path).processes()).vanished == (one,)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(("seconds", "kept"), [(-890, True), (-910, False), (910, False)])
+async def test_a_vanished_process_is_forgotten_after_15_minutes(
+    tmp_path: Path, seconds: float, kept: bool
+) -> None:
+    one = record()
+    dead(tmp_path, one)
+    discovery = FileDiscovery(tmp_path)
+    assert (await discovery.processes()).vanished == (one,)
+    (file,) = discovery.directory.iterdir()
+    ended = time.time() + seconds
+    os.utime(file, (ended, ended))
+    assert (await discovery.processes()).vanished == ((one,) if kept else ())
+    assert file.exists() is kept
+
+
+async def test_vanished_processes_are_in_the_order_of_their_ends(tmp_path: Path) -> None:
+    discovery = FileDiscovery(tmp_path)
+    records = [record() for _ in range(5)]
+    for one in records:
+        dead(tmp_path, one)
+    await discovery.processes()
+    for age, one in enumerate(records):
+        ended = time.time() - age
+        os.utime(discovery.directory / f"{one.id:016x}.vanished", (ended, ended))
+    assert (await discovery.processes()).vanished == tuple(reversed(records))
+    assert await discovery.processes() is await discovery.processes()
+
+
+async def test_a_file_of_a_vanished_process_is_parsed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead(tmp_path, record())
+    discovery = FileDiscovery(tmp_path)
+    first = await discovery.processes()
+    monkeypatch.setattr(Record, "from_json", None)
+    assert await discovery.processes() is first
+
+
+async def test_files_that_are_not_of_vanished_processes_are_ignored(tmp_path: Path) -> None:
+    discovery = FileDiscovery(tmp_path)
+    os.mkfifo(discovery.directory / f"{1:016x}.vanished")
+    (discovery.directory / f"{2:016x}.vanished").symlink_to("/etc/hostname")
+    (discovery.directory / f"{3:016x}.vanished").write_text("{")
+    (discovery.directory / f"{4:016x}.vanished").mkdir()
+    assert (await discovery.processes()).vanished == ()

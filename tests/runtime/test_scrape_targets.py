@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from conftest import ROOT
 from dynamometer.runtime.discovery.interface import Processes
 from dynamometer.runtime.record import VERSION, Record, Role, State
 from dynamometer.runtime.scrape_targets import metrics_endpoints, target_groups
@@ -152,19 +155,46 @@ def test_the_list_has_the_form_of_nvidia_dynamo() -> None:
         role=Role.FRONTEND, id=7, namespace="", component="frontend",
         system_url="http://[::1]:8000", metrics_path="/own/metrics",
     )  # fmt: skip
+    worker = replace(WORKER, gpu_uuids=("GPU-1", "GPU-2"))
     no_page = replace(WORKER, id=9, system_url=None)
-    assert metrics_endpoints(Processes(frozenset({WORKER, frontend, no_page}))) == {
+    assert metrics_endpoints(Processes(frozenset({worker, frontend, no_page}))) == {
         "object": "list",
         "data": [
             {
                 "namespace": "dynamo",
                 "instance_id": "7",
                 "url": "http://[::1]:8000/own/metrics",
+                "gpu_uuids": [],
             },
             {
                 "namespace": "prod",
                 "instance_id": "ab",
                 "url": "http://127.0.0.1:8081/metrics",
+                "gpu_uuids": ["GPU-1", "GPU-2"],
             },
         ],
     }
+
+
+def labels_by_section() -> Mapping[str, set[str]]:
+    """Return the labels of the families in docs/metrics.md, by section of the page."""
+    page = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+    return {
+        title: {
+            label
+            for row in re.findall(r"^\| `[^|]+\|[^|]+\|([^|]+)\|.*\|.*\|.*\|$", text, re.MULTILINE)
+            for label in re.findall(r"`(\w+)`", row)
+        }
+        for title, text in sections
+    }
+
+
+def test_no_page_has_the_labels_that_the_documented_rules_give_to_targets() -> None:
+    found = labels_by_section()
+    assert {"worker_id", "model", "endpoint", "tp_rank"} <= set().union(*found.values())
+    for labels in found.values():
+        assert not labels & {"role", "instance", "job"}
+    for of_frontends in ("The frontend", "Every process"):
+        assert found[of_frontends]
+        assert "dynamo_namespace" not in found[of_frontends]

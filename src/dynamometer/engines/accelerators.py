@@ -88,6 +88,32 @@ def devices(root: Path = Path("/")) -> Sequence[Accelerator]:
     ]
 
 
+def visible_nvidia_uuids(
+    root: Path = Path("/"), environment: Mapping[str, str] | None = None
+) -> tuple[str, ...]:
+    """Return the UUIDs of the NVIDIA devices that CUDA_VISIBLE_DEVICES shows to an engine.
+
+    Args:
+        root: the parent of `proc` and `sys`.
+        environment: the variables; by default those of this process.
+    """
+    uuids = [device.uuid for device in devices(root) if device.kind == "NVIDIA"]
+    variables = os.environ if environment is None else environment
+    visible = variables.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return tuple(uuids)
+    found: list[str] = []
+    for entry in map(str.strip, visible.split(",")):
+        if re.fullmatch(r"[0-9]{1,9}", entry):
+            matches = uuids[int(entry) :][:1]
+        else:
+            matches = [uuid for uuid in uuids if entry and uuid.startswith(entry)]
+        if len(matches) != 1:
+            break  # CUDA ignores the entries from the first invalid one
+        found += matches
+    return tuple(dict.fromkeys(found))
+
+
 def memory_in_use(root: Path = Path("/")) -> Mapping[str, int]:
     """Return the bytes in use on each device, by a unique name; devices of other kinds are missing.
 

@@ -16,11 +16,12 @@ from prometheus_client import CollectorRegistry
 
 from dynamometer.engines import kinds
 from dynamometer.errors import DiscoveryError, SettingsError
-from dynamometer.frontend import ops, shared_port
+from dynamometer.frontend import shared_port
 from dynamometer.frontend.canary import Canary
 from dynamometer.frontend.forwarding import Forwarder
 from dynamometer.frontend.load_poller import LoadPoller
 from dynamometer.frontend.member import Member, Membership, joined
+from dynamometer.frontend.ops import OpsListener
 from dynamometer.frontend.probes import Probes
 from dynamometer.frontend.routing import Router, RouterMode
 from dynamometer.frontend.service_metrics import FrontendMetrics, restart_counter
@@ -105,15 +106,21 @@ async def serve(options: FrontendOptions) -> None:
     restart_counter(runtime.registry)  # stays 0: one process is not restarted
     discovery = await connect(options.discovery_directory)
     listener = shared_port.listen(options.host, options.port)
-    ops_listener = ops.listen(options.ops_host, options.ops_port)
-    own = record(options, runtime, addresses.url(listener), ops_listener)
+    ops = OpsListener(options.ops_host, options.ops_port)
+    own = record(options, runtime, addresses.url(listener), ops.url)
     async with (
-        ops.serving(ops_listener, discovery, own, max_page_bytes=options.max_page_bytes),
+        ops.serving(discovery, own, max_page_bytes=options.max_page_bytes),
         discovery.register(own) as registration,
         restarting(partial(show_draining, stop, registration, own), name="draining"),
     ):
         await _answer_requests(
-            options, stop, discovery, listener, registry=runtime.registry, page=runtime.page
+            options,
+            stop,
+            discovery,
+            listener,
+            registry=runtime.registry,
+            page=runtime.page,
+            ops=ops,
         )
 
 
@@ -150,6 +157,7 @@ async def _answer_requests(
     registry: CollectorRegistry,
     page: ScrapedPage,
     member: Member | None = None,
+    ops: OpsListener | None = None,
 ) -> None:
     """Answer requests until a signal, then wait for the requests in flight.
 
@@ -164,6 +172,7 @@ async def _answer_requests(
         registry: the registry of the frontend's instruments.
         page: the page of the frontend.
         member: for one process of a frontend that has several; None for the only process.
+        ops: the ops listener of the only process.
     """
     url = addresses.url(listener)
     processes = member.count if member else 1
@@ -207,6 +216,8 @@ async def _answer_requests(
         if member is None:
             metrics_url = url + options.paths[HTTP_METRICS_PATH]
             logger.info("OpenAI-compatible at %s/v1, metrics at %s", url, metrics_url)
+            if ops is not None:
+                ops.announce()
         else:
             member.channel.send_ready()
         if not fleet.ready and frontend.logs_fleet:
@@ -224,7 +235,7 @@ def record(
     options: FrontendOptions,
     runtime: DistributedRuntime,
     url: str,
-    ops_listener: socket.socket | None,
+    ops_url: str | None,
 ) -> Record:
     """Return the record of a frontend in discovery.
 
@@ -232,7 +243,7 @@ def record(
         options: the options of the frontend.
         runtime: the runtime, which has the id of the frontend.
         url: the URL of the frontend's port.
-        ops_listener: the socket of the ops listener, or None.
+        ops_url: the URL of the ops listener, or None.
     """
     return Record(
         role=Role.FRONTEND,
@@ -242,7 +253,7 @@ def record(
         request_url=url,
         system_url=url,
         metrics_path=options.paths[HTTP_METRICS_PATH],
-        ops_url=None if ops_listener is None else addresses.url(ops_listener),
+        ops_url=ops_url,
         state=State.READY,
         since=time.time(),
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
@@ -39,48 +38,70 @@ _MOST_BODY_BYTES: Final = 2**16
 _IDLE_SECONDS: Final = 65.0
 
 
-def listen(host: str, port: int | None) -> socket.socket | None:
-    """Return the listening socket; see `addresses.listen_optionally`."""
-    return addresses.listen_optionally(
-        host, port, default=DEFAULT_OPS_PORT, served="the ops routes", settings=_SETTINGS
-    )
+class OpsListener:
+    """The listener of a frontend, which users can switch off.
 
-
-@asynccontextmanager
-async def serving(
-    listener: socket.socket | None,
-    discovery: Discovery,
-    own: Record,
-    *,
-    max_page_bytes: int = DEFAULT_MAX_PAGE_BYTES,
-) -> AsyncIterator[None]:
-    """Answer the ops routes while the context is open.
-
-    Args:
-        listener: the listening socket; None for no ops listener.
-        discovery: shows the processes.
-        own: the record of this frontend, which discovery shows, too.
-        max_page_bytes: the size of the page of all engines; see `FleetPage`.
+    Attributes:
+        url: the URL; None without a listener.
     """
-    if listener is None:
-        yield
-        return
-    async with AsyncExitStack() as stack:
-        known = KnownProcesses(discovery, own)
-        thread = BackgroundThread("fleet")
-        session = aiohttp_adapter.session(keepalive_seconds=_IDLE_SECONDS)
-        fetches = FleetFetches(known.with_engines, await stack.enter_async_context(session), thread)
-        stack.push_async_callback(fetches.close)
-        page = FleetPage(fetches, thread, own_id=own.id, max_bytes=max_page_bytes)
-        routes = OpsRoutes()
-        routes.get("/sd", _shows(known, target_groups))
-        routes.get("/metrics_endpoints", _shows(known, metrics_endpoints))
-        routes.get("/engine_metrics", scrapes_by(page.render))
-        routes.get("/loads", _loads(FleetLoads(fetches, thread)))
-        limits = server.Limits(body_bytes=_MOST_BODY_BYTES)
-        await stack.enter_async_context(server.serving(routes, listener, limits=limits))
-        logger.info("ops routes at %s: %s", addresses.url(listener), ", ".join(routes.paths))
-        yield
+
+    def __init__(self, host: str, port: int | None) -> None:
+        """Open the port; see `addresses.listen_optionally`.
+
+        Raises:
+            SettingsError: The host is not an address of this machine.
+            AddressError: The port is not available.
+        """
+        self._port = port
+        self._listener = addresses.listen_optionally(
+            host, port, default=DEFAULT_OPS_PORT, settings=_SETTINGS
+        )
+        self._routes = OpsRoutes()
+        self.url = None if self._listener is None else addresses.url(self._listener)
+
+    @asynccontextmanager
+    async def serving(
+        self, discovery: Discovery, own: Record, *, max_page_bytes: int = DEFAULT_MAX_PAGE_BYTES
+    ) -> AsyncIterator[None]:
+        """Answer requests while the context is open.
+
+        Args:
+            discovery: shows the processes.
+            own: the record of this frontend, which discovery shows, too.
+            max_page_bytes: the size of the page of all engines; see `FleetPage`.
+        """
+        if self._listener is None:
+            yield
+            return
+        async with AsyncExitStack() as stack:
+            known = KnownProcesses(discovery, own)
+            thread = BackgroundThread("fleet")
+            session = await stack.enter_async_context(
+                aiohttp_adapter.session(keepalive_seconds=_IDLE_SECONDS)
+            )
+            fetches = FleetFetches(known.with_engines, session, thread)
+            stack.push_async_callback(fetches.close)
+            page = FleetPage(fetches, thread, own_id=own.id, max_bytes=max_page_bytes)
+            routes = self._routes
+            routes.get("/sd", _shows(known, target_groups))
+            routes.get("/metrics_endpoints", _shows(known, metrics_endpoints))
+            routes.get("/engine_metrics", scrapes_by(page.render))
+            routes.get("/loads", _loads(FleetLoads(fetches, thread)))
+            limits = server.Limits(body_bytes=_MOST_BODY_BYTES)
+            await stack.enter_async_context(server.serving(routes, self._listener, limits=limits))
+            yield
+
+    def announce(self) -> None:
+        """Log the address; called when the frontend accepts requests."""
+        if self._listener is not None:
+            addresses.warn_of_another_port(
+                self._listener,
+                self._port,
+                default=DEFAULT_OPS_PORT,
+                served="the ops routes",
+                setting=_SETTINGS[1],
+            )
+            logger.info("ops routes at %s: %s", self.url, ", ".join(self._routes.paths))
 
 
 class OpsRoutes:

@@ -1,7 +1,7 @@
 """The processes of a frontend: their start, restart and end.
 
-The processes serve requests on one port. The supervisor serves no requests: it restarts processes
-that end, renders the page of all processes, and registers the frontend once in discovery.
+The processes serve requests on one port. The supervisor serves only the ops listener: it restarts
+processes that end, renders the page of all processes, and registers the frontend once in discovery.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from typing import Final
 from prometheus_client import CollectorRegistry
 
 from dynamometer.errors import DirectoryError, DynamometerError, FrontendError
-from dynamometer.frontend import ops
 from dynamometer.frontend.app import FrontendOptions, check, record, show_draining
 from dynamometer.frontend.canary import Canary
 from dynamometer.frontend.channel import SupervisorEnd
 from dynamometer.frontend.group_metrics import GroupCollector, ProcessesCollector
 from dynamometer.frontend.member import Membership
+from dynamometer.frontend.ops import OpsListener
 from dynamometer.frontend.service_metrics import FrontendMetrics, restart_counter
 from dynamometer.frontend.shared_port import SharedPort
 from dynamometer.metrics.refresh import PageRequest
@@ -89,10 +89,10 @@ async def serve_group(options: FrontendOptions, count: int, arguments: Sequence[
         stack.callback(collector.close)
         runtime.registry.register(collector)
         restarts = restart_counter(runtime.registry)
-        ops_listener = ops.listen(options.ops_host, options.ops_port)
-        own = record(options, runtime, port.url, ops_listener)
+        ops = OpsListener(options.ops_host, options.ops_port)
+        own = record(options, runtime, port.url, ops.url)
         await stack.enter_async_context(
-            ops.serving(ops_listener, discovery, own, max_page_bytes=options.max_page_bytes)
+            ops.serving(discovery, own, max_page_bytes=options.max_page_bytes)
         )
         registration = await stack.enter_async_context(discovery.register(own))
         await stack.enter_async_context(
@@ -108,7 +108,7 @@ async def serve_group(options: FrontendOptions, count: int, arguments: Sequence[
             retire=collector.retire,
         )
         announcing = asyncio.create_task(
-            _announce(group, port.url, options.paths[HTTP_METRICS_PATH], count)
+            _announce(group, port.url, options.paths[HTTP_METRICS_PATH], count, ops)
         )
         try:
             await group.run(stop, drain_seconds=options.drain_delay + options.drain_timeout)
@@ -125,9 +125,12 @@ def clear_leftovers() -> None:
         )
 
 
-async def _announce(group: ProcessGroup, url: str, metrics_url: str, count: int) -> None:
+async def _announce(
+    group: ProcessGroup, url: str, metrics_url: str, count: int, ops: OpsListener
+) -> None:
     await group.serving.wait()
     logger.info("OpenAI-compatible at %s/v1, metrics at %s, %d processes", url, metrics_url, count)
+    ops.announce()
 
 
 def _log_leftover(path: Path) -> None:

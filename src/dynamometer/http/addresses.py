@@ -54,7 +54,7 @@ def listen(
 
 
 def listen_optionally(
-    host: str, port: int | None, *, default: int, served: str, settings: tuple[str, str]
+    host: str, port: int | None, *, default: int, settings: tuple[str, str], served: str = ""
 ) -> socket.socket | None:
     """Return the listening socket of a server that users can switch off; None if it is off.
 
@@ -63,8 +63,9 @@ def listen_optionally(
         port: the port; 0 selects any free port, -1 switches the server off. None (the user set no
             port) selects `default`, or any free port if `default` is in use.
         default: the documented port.
-        served: the routes of the server, for the message about another port.
         settings: the flags and variables that set the host and the port, for messages.
+        served: the routes of the server, for a message about another port than the documented
+            one; if empty, the caller calls `warn_of_another_port` later.
 
     Raises:
         SettingsError: The host is not an address of this machine.
@@ -76,17 +77,34 @@ def listen_optionally(
     if port is not None:
         return listen(host, port, setting=port_setting, host_setting=host_setting)
     try:
-        return listen(host, default, setting=port_setting, host_setting=host_setting)
+        listener = listen(host, default, setting=port_setting, host_setting=host_setting)
     except AddressError:
         listener = listen(host, 0, setting=port_setting, host_setting=host_setting)
+    if served:
+        warn_of_another_port(listener, port, default=default, served=served, setting=port_setting)
+    return listener
+
+
+def warn_of_another_port(
+    listener: socket.socket, port: int | None, *, default: int, served: str, setting: str
+) -> None:
+    """Log a warning if `listen_optionally` selected another port than the documented one.
+
+    Args:
+        listener: the listening socket.
+        port: the port that the user set, or None.
+        default: the documented port.
+        served: the routes of the server.
+        setting: the flags and variables that set the port.
+    """
+    if port is None and listener.getsockname()[1] != default:
         logger.warning(
             "port %d is already in use: %s of this process are at %s; choose a port with %s",
             default,
             served,
             url(listener),
-            port_setting,
+            setting,
         )
-        return listener
 
 
 def _bind(host: str, port: int, *, shared: bool) -> socket.socket:

@@ -16,6 +16,7 @@ of each field; a field without a default is required.
 - `metrics_path`: string, `/metrics`; path of the metrics page below `system_url`.
 - `ops_url`: http(s) URL, null; address of a frontend's ops listener (`/sd`).
 - `bootstrap`: string, null; bootstrap address of a prefill worker.
+- `gpu_uuids`: array of strings, `[]`; names of a worker's visible NVIDIA devices.
 - `model_info`: object, `{}`; maps each model to its entry in the engine's `/v1/models`.
 - `engine_info`: object, `{}`; properties of the engine: strings, and numbers from 0 to 2^63; other
   values are dropped.
@@ -115,6 +116,7 @@ class Record:
     metrics_path: str = "/metrics"
     ops_url: str | None = None
     bootstrap: str | None = None
+    gpu_uuids: tuple[str, ...] = ()
     model_info: Mapping[str, Json] = field(default_factory=lambda: MappingProxyType({}))
     engine_info: Mapping[str, Json] = field(default_factory=lambda: MappingProxyType({}))
     state: str = State.STARTING
@@ -378,6 +380,7 @@ _FIELDS: Final[Mapping[str, Callable[[Json], object]]] = {
     "metrics_path": _path,
     "ops_url": _url,
     "bootstrap": _optional_name,
+    "gpu_uuids": _names,
     "model_info": _cards,
     "engine_info": _facts,
     "state": _name,

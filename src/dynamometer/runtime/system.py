@@ -139,5 +139,5 @@ def listen(
         AddressError: The port is not available.
     """
     return addresses.listen_optionally(
-        host, port, default=DEFAULT_SYSTEM_PORT, served="/metrics and /health", settings=settings
+        host, port, default=DEFAULT_SYSTEM_PORT, settings=settings, served="/metrics and /health"
     )

@@ -15,6 +15,7 @@ from typing import Final
 
 from aiohttp import web
 
+from dynamometer.engines import accelerators
 from dynamometer.engines.interface import Launch, StartableEngine
 from dynamometer.errors import DirectoryError, DiscoveryError, DynamometerError, SettingsError
 from dynamometer.exposition.label_bounds import LabelBounds, LabelLimits
@@ -126,7 +127,11 @@ async def serve(options: WorkerOptions, engine: StartableEngine) -> None:
             options.host, options.port, setting="--port", host_setting="--host"
         )
         worker = _Worker(options, engine, launch, instance_id, directory)
-        worker.record = replace(worker.record, request_url=addresses.url(request_socket))
+        worker.record = replace(
+            worker.record,
+            request_url=addresses.url(request_socket),
+            gpu_uuids=await asyncio.to_thread(accelerators.visible_nvidia_uuids),
+        )
         await stack.enter_async_context(worker.session)
         if listener is not None:
             worker.record = replace(worker.record, system_url=addresses.url(listener))

@@ -1,8 +1,9 @@
 """Instance discovery.
 
 A process registers itself, and disappears from discovery when it ends, even if it is killed. A
-frontend watches the set of live processes. `interface` defines the contract; the only variant is
-`file`, for one machine.
+process that ended without withdrawing its record is remembered for 15 minutes, so that Prometheus
+shows it as down. A frontend watches the set of live processes. `interface` defines the contract;
+the only variant is `file`, for one machine.
 """
 
 from __future__ import annotations

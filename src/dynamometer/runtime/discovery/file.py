@@ -1,7 +1,8 @@
 """Discovery on one machine: one locked file per process.
 
 A process is alive while it holds the `flock` of its file. The kernel releases the lock when the
-process ends, so a killed worker disappears at once, and the next reader removes its file.
+process ends, so a killed worker is not live at once, and the next reader renames its file
+(`vanished`). A process that ends cleanly removes its file.
 
 A process writes and locks its record under a temporary name that readers ignore, then renames the
 file: no reader sees a partial record, or a record that is not locked yet. The directory must be on
@@ -30,6 +31,7 @@ from dynamometer.process.descriptors import close_in_child
 from dynamometer.process.tasks import restarting
 from dynamometer.runtime.discovery.interface import Processes
 from dynamometer.runtime.discovery.locks import directory_lock, locked, same_file, write_locked
+from dynamometer.runtime.discovery.vanished import SUFFIX, VanishedFiles, mark
 from dynamometer.runtime.identity import hexadecimal
 from dynamometer.runtime.record import MAX_BYTES, Record
 
@@ -45,6 +47,8 @@ KEEP_SECONDS: Final = 1.0
 READ_SECONDS: Final = 2.0
 WRITE_SECONDS: Final = 5.0
 _LOCK_SECONDS: Final = 4.0
+# Readers that find the same dead process wait for each other.
+_MARK_SECONDS: Final = 0.05
 _NAME: Final = re.compile(r"[0-9a-f]{16}\.json")
 
 _Stamp = tuple[int, int, int]
@@ -75,6 +79,7 @@ class FileDiscovery:
         self._parsed: dict[str, tuple[_Stamp, Record | None]] = {}
         self._faults: dict[str, str] = {}
         self._current: dict[str, Record | None] = {}
+        self._vanished = VanishedFiles(self.directory)
         self._last = Processes()
         # The event loop owns these attributes.
         self._reading: _Reading | None = None
@@ -84,12 +89,16 @@ class FileDiscovery:
     async def register(self, record: Record) -> AsyncIterator[FileRegistration]:
         """See `Discovery.register`."""
         registration = FileRegistration(self.directory / _file_name(record), self._thread)
+        end = registration.withdraw
         try:
             await registration.update(record)
             async with restarting(registration.keep, name="registration"):
                 yield registration
+        except Exception:
+            end = registration.abandon
+            raise
         finally:
-            await registration.withdraw()
+            await end()
 
     async def watch(self) -> AsyncIterator[frozenset[Record]]:
         """See `Discovery.watch`."""
@@ -136,22 +145,32 @@ class FileDiscovery:
 
     def _read_all(self) -> Processes:
         try:
-            listed = {name for name in os.listdir(self.directory) if _NAME.fullmatch(name)}  # noqa: PTH208
+            names = os.listdir(self.directory)  # noqa: PTH208
         except OSError as error:
             self._report("", f"{self.directory}: {error.strerror}")
             raise DiscoveryError(f"discovery: {self.directory}: {error.strerror}") from None
         self._faults.pop("", None)
+        listed = {name for name in names if _NAME.fullmatch(name)}
         # A listing may omit a file that is just replaced, so all known names are read, too.
         found = {name: self._read(name) for name in listed | self._parsed.keys()}
         for name in self._faults.keys() - listed:
             del self._faults[name]
+        # A file that another reader renames after the listing is in neither list of names.
+        missing = {Path(name).stem + SUFFIX for name, record in found.items() if record is None}
+        ended = self._vanished.read(missing.union(names))
+        live = self._last.live
         if found != self._current:
             self._current = found
-            self._last = Processes(frozenset(r for r in found.values() if r is not None))
+            current = frozenset(record for record in found.values() if record is not None)
+            live = live if current == live else current
+        ids = {record.id for record in live}
+        vanished = tuple(record for record in ended if record.id not in ids)
+        if live is not self._last.live or vanished != self._last.vanished:
+            self._last = Processes(live, vanished)
         return self._last
 
     def _read(self, name: str) -> Record | None:
-        """Return the record of a live process, or remove the file of a dead process."""
+        """Return the record of a live process; rename the file of a dead process."""
         path = f"{self.directory}/{name}"
         try:
             while True:
@@ -163,7 +182,7 @@ class FileDiscovery:
                     if locked(fd):
                         return self._parse(name, fd, status)
                     if same_file(path, fd):
-                        self._remove(path, fd)
+                        self._mark(path, fd)
                         break
                 finally:
                     os.close(fd)
@@ -194,11 +213,11 @@ class FileDiscovery:
         self._parsed[name] = (stamp, record)
         return record
 
-    def _remove(self, path: str, fd: int) -> None:
-        """Remove the file of a dead process, unless a new process is replacing the file."""
-        with contextlib.suppress(OSError), directory_lock(self.directory, seconds=0):
+    def _mark(self, path: str, fd: int) -> None:
+        """Rename the file of a dead process, unless a new process is replacing the file."""
+        with contextlib.suppress(OSError), directory_lock(self.directory, seconds=_MARK_SECONDS):
             if same_file(path, fd):
-                os.unlink(path)  # noqa: PTH108
+                mark(Path(path), fd)
 
     def _report(self, name: str, message: str) -> None:
         """Log a fault, unless the last message about this file was the same."""
@@ -258,6 +277,11 @@ class FileRegistration:
             await asyncio.sleep(KEEP_SECONDS)
             await self._thread.submit(self._restore)
 
+    async def abandon(self) -> None:
+        """Withdraw the record, and leave it as that of a process that vanished."""
+        self._withdrawn = True
+        await asyncio.wait({self._thread.submit(self._vanish)}, timeout=READ_SECONDS)
+
     async def withdraw(self) -> None:
         """Remove the file and release its lock; wait for at most `READ_SECONDS`.
 
@@ -293,6 +317,8 @@ class FileRegistration:
             with directory_lock(self._path.parent, seconds=_LOCK_SECONDS):
                 self._check_unused()
                 fd = write_locked(self._path, content)
+                if self._fd is None:
+                    self._path.with_suffix(SUFFIX).unlink(missing_ok=True)
         except OSError as error:
             raise DiscoveryError(
                 f"discovery: cannot write {self._path}: {error.strerror}"
@@ -325,6 +351,13 @@ class FileRegistration:
             with contextlib.suppress(OSError):
                 if same_file(self._path, self._fd):
                     self._path.unlink()
+        self.close()
+
+    def _vanish(self) -> None:
+        if self._fd is not None:
+            with contextlib.suppress(OSError):
+                if same_file(self._path, self._fd):
+                    mark(self._path, self._fd)
         self.close()
 
     def close(self) -> None:

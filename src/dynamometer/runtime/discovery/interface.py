@@ -17,6 +17,10 @@ VANISHED_SECONDS: Final = 900.0
 class Processes:
     """The processes that discovery shows at one time.
 
+    The registry distinguishes a clean end, in which a process removes its own record, from all
+    others, in which the registry finds a record without its owner: a lock that is free, or a
+    lifetime that has expired. No reader needs to have seen the process alive.
+
     Attributes:
         live: the records of all live processes.
         vanished: the last records of the processes that ended without withdrawing their records

@@ -5,8 +5,8 @@ Three rules coordinate readers and writers:
 - A file belongs to a dead process if no process has locked the file and the file is still at its
   path. A process that rewrites its record unlocks the old file only after the new file has replaced
   it at the path.
-- A process locks the directory while it writes a record or removes the record of a dead process: no
-  reader removes the file of a new process that has the id of a dead process.
+- A process locks the directory while it writes a record or renames the record of a dead process: no
+  reader renames the file of a new process that has the id of a dead process.
 - A reader locks a file only for a moment and only with a shared lock, so that it never blocks the
   process that owns the file.
 """
