@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+# Longer lines would take long to search, in the event loop.
+_LONGEST_LINE: Final = 2000
 _BEGINNING: Final = re.compile(
     r"\[\d{4}-\d\d-\d\d|(?:DEBUG|INFO|WARNING|ERROR|CRITICAL):\s"
     # Lines that Python, the C++ library and torch write after an exception.
