@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import subprocess
 import sys
@@ -93,7 +94,7 @@ async def test_a_context_is_entered_and_left_off_the_loop() -> None:
     assert threading.current_thread() not in threads
 
 
-async def test_a_call_that_hangs_is_waited_for_and_not_repeated() -> None:
+async def test_a_call_that_hangs_is_neither_repeated_nor_the_answer_to_the_next_one() -> None:
     calls: BlockingCalls[str] = BlockingCalls("a file system", deadline=0.05)
     free, started = threading.Event(), []
 
@@ -109,8 +110,27 @@ async def test_a_call_that_hangs_is_waited_for_and_not_repeated() -> None:
     assert started[0].daemon
     free.set()
     started[0].join()
-    assert await calls.run(lambda: "another") == "late"
     assert await calls.run(lambda: "another") == "another"
+
+
+async def test_a_call_whose_caller_was_cancelled_gives_no_result_to_the_next_one() -> None:
+    calls: BlockingCalls[str] = BlockingCalls("a file system", deadline=20)
+    free, started = threading.Event(), threading.Event()
+
+    def wait() -> str:
+        started.set()
+        free.wait()
+        return "late"
+
+    first = asyncio.create_task(calls.run(wait))
+    while not started.is_set():
+        await asyncio.sleep(0.001)
+    first.cancel()
+    await asyncio.wait({first})
+    second = asyncio.create_task(calls.run(lambda: "another"))
+    await asyncio.sleep(0)
+    free.set()
+    assert await second == "another"
 
 
 async def test_an_error_is_raised_where_the_call_is_awaited() -> None:

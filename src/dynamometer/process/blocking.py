@@ -65,8 +65,8 @@ class BlockingCalls(Generic[Result]):
     """Blocking calls for one purpose, at most one at a time.
 
     One task of one event loop uses an object of this class. While a call that exceeded its deadline
-    still runs, `run` waits for that call and starts no other: a hanging file system occupies one
-    thread.
+    still runs, `run` starts no other: a hanging file system occupies one thread. The late result of
+    such a call is dropped, because it may be the answer to another question.
     """
 
     def __init__(self, purpose: str, *, deadline: float = DEADLINE_SECONDS) -> None:
@@ -82,24 +82,32 @@ class BlockingCalls(Generic[Result]):
         self._running: asyncio.Future[Result] | None = None
 
     async def run(self, function: Callable[[], Result]) -> Result:
-        """Call `function` in a thread; if the previous call still runs, wait for that call instead.
+        """Call `function` in a thread, after the end of a previous call that still runs.
+
+        Raises:
+            HangError: This call, or the previous one, exceeded the deadline.
+        """
+        loop = asyncio.get_running_loop()
+        if self._running is not None:
+            await self._wait(self._running)
+        self._started = loop.time()
+        running = self._running = loop.run_in_executor(_threads, function)
+        running.add_done_callback(retrieve_exception)
+        await self._wait(running)
+        return running.result()
+
+    async def _wait(self, running: asyncio.Future[Result]) -> None:
+        """Wait until the running call ends.
 
         Raises:
             HangError: The call exceeded the deadline.
         """
-        loop = asyncio.get_running_loop()
-        if self._running is None:
-            self._started = loop.time()
-            self._running = loop.run_in_executor(_threads, function)
-            self._running.add_done_callback(retrieve_exception)
-        running = self._running
-        remaining = max(0.0, self._started + self._deadline - loop.time())
-        await asyncio.wait({running}, timeout=remaining)
+        remaining = self._started + self._deadline - asyncio.get_running_loop().time()
+        await asyncio.wait({running}, timeout=max(0.0, remaining))
         if not running.done():
             raise HangError(f"{self._purpose}: no answer within {self._deadline:g} s")
         if self._running is running:
             self._running = None
-        return running.result()
 
 
 @asynccontextmanager
