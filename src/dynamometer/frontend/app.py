@@ -360,6 +360,8 @@ class Frontend:
     async def _list(self, _: Request) -> Response:
         await self._refresh()
         cards = list(self.fleet.models.values())
+        if not cards and self.fleet.fault():
+            return openai_errors.unavailable(self.fleet.missing_reason(None))
         return Response.of_json({"object": "list", "data": cards})
 
     async def _one(self, request: Request) -> Response:
@@ -367,5 +369,5 @@ class Frontend:
         model = request.path.removeprefix(f"{_MODELS_PATH}/")
         name = self.fleet.resolve(model)
         if name is None or name not in self.fleet.models:
-            return openai_errors.unknown_model(model)
+            return openai_errors.unknown_model(model, fault=self.fleet.fault())
         return Response.of_json(self.fleet.models[name])

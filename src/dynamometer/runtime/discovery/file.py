@@ -50,7 +50,12 @@ _Stamp = tuple[int, int, int]
 
 
 class FileDiscovery:
-    """The file discovery, whose registry is a directory."""
+    """The file discovery, whose registry is a directory.
+
+    Attributes:
+        directory: the directory of the records.
+        fault: see `Discovery.fault`.
+    """
 
     def __init__(self, directory: Path | None = None) -> None:
         """Create the directory if it is missing; `connect` runs this blocking call in a thread.
@@ -76,6 +81,7 @@ class FileDiscovery:
         self._current: dict[str, Record | None] = {}
         self._last: frozenset[Record] = frozenset()
         # The event loop owns these attributes.
+        self.fault = ""
         self._reading: _Reading | None = None
         self._hanging: _Reading | None = None
 
@@ -108,6 +114,15 @@ class FileDiscovery:
 
     async def records(self) -> frozenset[Record]:
         """See `Discovery.records`."""
+        try:
+            found = await self._records()
+        except DiscoveryError as error:
+            self.fault = str(error)
+            raise
+        self.fault = ""
+        return found
+
+    async def _records(self) -> frozenset[Record]:
         if self._hanging is not None and not self._hanging.future.done():
             raise DiscoveryError(f"discovery: {self.directory} does not answer")
         reading = self._reading
