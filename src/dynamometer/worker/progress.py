@@ -204,7 +204,7 @@ class Progress:
         # The first part that does not answer is the cause: the others cannot answer without it.
         if self._server.unanswered >= TICK_SECONDS:
             return f"its server does not answer {asked}"
-        late = min(self.hang_seconds, _LATE_BEATS * TICK_SECONDS)
+        late = _LATE_BEATS * TICK_SECONDS
         ranks = [str(number) for number, rank in self._ranks.items() if rank.unanswered >= late]
         if ranks and len(self._ranks) == 1:
             return f"its scheduler does not answer {asked}"
