@@ -94,7 +94,7 @@ async def test_a_context_is_entered_and_left_off_the_loop() -> None:
     assert threading.current_thread() not in threads
 
 
-async def test_a_call_that_hangs_is_neither_repeated_nor_the_answer_to_the_next_one() -> None:
+async def test_a_call_that_hangs_is_waited_for_and_not_repeated() -> None:
     calls: BlockingCalls[str] = BlockingCalls("a file system", deadline=0.05)
     free, started = threading.Event(), []
 
@@ -110,7 +110,34 @@ async def test_a_call_that_hangs_is_neither_repeated_nor_the_answer_to_the_next_
     assert started[0].daemon
     free.set()
     started[0].join()
+    assert await calls.run(hang) == "late"
+    assert len(started) == 1
     assert await calls.run(lambda: "another") == "another"
+
+
+@pytest.mark.parametrize("late", [("of the engine that ended",), (), ("of the engine", "b")])
+async def test_a_late_result_is_not_the_answer_to_another_question(
+    late: tuple[str, ...],
+) -> None:
+    calls: BlockingCalls[tuple[str, ...]] = BlockingCalls("a file system", deadline=0.05)
+    free = threading.Event()
+
+    def question(*words: str) -> tuple[str, ...]:
+        free.wait(20)
+        return words
+
+    with pytest.raises(HangError):
+        await calls.run(question, *late)
+    with pytest.raises(HangError):
+        await calls.run(question, "of the engine")
+    free.set()
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                assert await calls.run(question, "of the engine") == ("of the engine",)
+                break
+            except HangError:
+                await asyncio.sleep(0.01)
 
 
 async def test_a_call_whose_caller_was_cancelled_gives_no_result_to_the_next_one() -> None:

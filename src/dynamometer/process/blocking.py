@@ -11,6 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager
+from functools import partial
 from typing import Final, Generic, ParamSpec, TypeVar
 
 from dynamometer.errors import DynamometerError
@@ -65,8 +66,8 @@ class BlockingCalls(Generic[Result]):
     """Blocking calls for one purpose, at most one at a time.
 
     One task of one event loop uses an object of this class. While a call that exceeded its deadline
-    still runs, `run` starts no other: a hanging file system occupies one thread. The late result of
-    such a call is dropped, because it may be the answer to another question.
+    still runs, `run` starts no other: a hanging file system occupies one thread. A late result is
+    the result of the next call only if that is the same call; otherwise it is dropped.
     """
 
     def __init__(self, purpose: str, *, deadline: float = DEADLINE_SECONDS) -> None:
@@ -79,19 +80,31 @@ class BlockingCalls(Generic[Result]):
         self._purpose = purpose
         self._deadline = deadline
         self._started = 0.0
+        self._call: object = None
         self._running: asyncio.Future[Result] | None = None
 
-    async def run(self, function: Callable[[], Result]) -> Result:
-        """Call `function` in a thread, after the end of a previous call that still runs.
+    async def run(
+        self,
+        function: Callable[Arguments, Result],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Result:
+        """Call `function` in a thread; if a previous call still runs, wait for its end first.
+
+        The same call, with an equal function and equal arguments, is not repeated then.
 
         Raises:
             HangError: This call, or the previous one, exceeded the deadline.
         """
         loop = asyncio.get_running_loop()
+        call = (function, args, kwargs)
         if self._running is not None:
-            await self._wait(self._running)
-        self._started = loop.time()
-        running = self._running = loop.run_in_executor(_threads, function)
+            late = self._running
+            await self._wait(late)
+            if call == self._call:
+                return late.result()
+        self._call, self._started = call, loop.time()
+        running = self._running = loop.run_in_executor(_threads, partial(function, *args, **kwargs))
         running.add_done_callback(retrieve_exception)
         await self._wait(running)
         return running.result()
@@ -132,7 +145,7 @@ async def entered(
     finally:
         leaving: BlockingCalls[bool | None] = BlockingCalls(name, deadline=within)
         try:
-            await leaving.run(lambda: context.__exit__(None, None, None))
+            await leaving.run(context.__exit__, None, None, None)
         except HangError as error:
             logger.warning("%s; the clean-up is abandoned", error)
 
