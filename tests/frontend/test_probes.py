@@ -179,8 +179,8 @@ async def test_health_has_the_form_of_nvidia_dynamo_in_any_state(site: Site) -> 
 async def test_reasons_name_a_discovery_that_was_never_read(site: Site, tmp_path: Path) -> None:
     (tmp_path / "instances").rmdir()
     error = f"discovery: {tmp_path}/instances: No such file or directory"
-    assert await site.message("/v1/models") == (503, f"Not available: {error}; try again")
-    assert await site.message(CHAT, "m") == (503, f"Not available: {error}; try again")
+    for path, model in (("/v1/models", None), ("/v1/models/m", None), (CHAT, "m")):
+        assert await site.message(path, model) == (503, f"Not available: {error}; try again")
     for path in (READY, f"{READY}?model=m"):
         assert await site.get(path) == (503, {"status": "notready", "reason": error, "models": []})
     status, body = await site.get("/health")
