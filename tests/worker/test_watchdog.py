@@ -262,11 +262,13 @@ async def test_a_full_queue_is_not_a_hang(engine: Engine, worker: Worker) -> Non
 
 
 @pytest.mark.parametrize("tick", [0.1])
-@pytest.mark.parametrize("times", [{"request": 1e-9}, {"wait": 1e-9}, {"hang": 1e-9}])
+@pytest.mark.parametrize(
+    ("wait", "request_time", "hang"), [(1.0, 1e-9, 1.0), (1e-9, 1.0, 1.0), (1.0, 1.0, 1e-9)]
+)
 async def test_an_engine_that_answers_is_not_a_hang_whatever_the_settings(
-    engine: Engine, worker: Worker, times: dict[str, float]
+    engine: Engine, worker: Worker, wait: float, request_time: float, hang: float
 ) -> None:
-    async with worker.watched(**times):
+    async with worker.watched(wait=wait, request=request_time, hang=hang):
         await asked(engine, "/v1/loads", 10)
         await asked(engine, "/generate", 3)
     assert not worker.changes
