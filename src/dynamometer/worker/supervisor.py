@@ -175,7 +175,7 @@ class Supervisor:
                 return self._error(ended)
             if self._on_end is not None:
                 await self._on_end()
-            if not await self._memory.wait_until_free():
+            if await self._memory.wait_until_free():
                 self.lifecycle.note_attempt(time.time(), "waited for the accelerators' memory")
             await asyncio.sleep(restart_at - time.monotonic())
             if not self._restarts_wanted:
