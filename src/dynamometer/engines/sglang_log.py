@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-# The event loop searches the lines: 400 lines of this length take some milliseconds.
+# The event loop searches the lines: 400 lines of this length take up to 0.1 s.
 _LONGEST_LINE: Final = 2000
 _BEGINNING: Final = re.compile(
     r"\[\d{4}-\d\d-\d\d|(?:DEBUG|INFO|WARNING|ERROR|CRITICAL):\s"
