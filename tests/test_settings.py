@@ -94,7 +94,14 @@ def test_a_whole_number_has_only_ascii_digits(parse: Callable[[str], int], value
 
 @pytest.mark.parametrize("value", [*(odd for odd in ODD if odd != "9" * 5000), "-1", "1e", "."])
 @pytest.mark.parametrize(
-    "parse", [settings.seconds, settings.rate, settings.fraction, settings.bucket_bound]
+    "parse",
+    [
+        settings.seconds,
+        settings.positive_seconds,
+        settings.rate,
+        settings.fraction,
+        settings.bucket_bound,
+    ],
 )
 def test_a_number_is_ascii_decimal_and_has_no_sign(
     parse: Callable[[str], float], value: str

@@ -72,7 +72,8 @@ class HealthCheckSettings:
     Attributes:
         enabled: ask; otherwise an engine is never `unresponsive`.
         wait_seconds: the time without answers after which the engine is asked.
-        request_seconds: the time that a question about the ranks has before it is repeated.
+        request_seconds: the time that a question about the ranks has before it is repeated; at
+            least a second.
     """
 
     enabled: bool = True

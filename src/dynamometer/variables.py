@@ -163,7 +163,9 @@ VARIABLES: Final[Mapping[str, Variable]] = {
         "10",
     ),
     "DYN_HEALTH_CHECK_REQUEST_TIMEOUT": Variable(
-        "seconds after which a worker repeats a question to its engine that has no answer", "3"
+        "seconds after which a worker repeats a question to its engine that has no answer; at "
+        "least 1",
+        "3",
     ),
     "DYN_HTTP_HOST": Variable("address of the frontend", f"`{LOOPBACK}`", "`--http-host`"),
     "DYN_HTTP_PORT": Variable(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -53,6 +54,25 @@ def test_contents_of_requests_are_omitted(line: str, stamp: str) -> None:
 )
 def test_lines_of_the_engine_are_shown(line: str) -> None:
     assert public(line) == [line]
+
+
+def test_a_long_line_is_truncated_and_the_rest_of_its_entry_is_omitted() -> None:
+    line = f"{STAMP}{'x' * 3000}"
+    shown = public(f"{line} text='{SECRET}'", SECRET, "RuntimeError: of it", f"{STAMP}next")
+    assert shown == [
+        line[:2000],
+        "RuntimeError: (its message is omitted: it may have the contents of a request)",
+        f"{STAMP}next",
+    ]
+
+
+@pytest.mark.parametrize("unit", ["x", " ", "text ", '"A ', "A.", "A", "|", "\u6f22"])
+def test_the_reason_of_an_end_is_found_at_once_whatever_the_log(unit: str) -> None:
+    log = [(unit * 80_000)[:80_000]] * 399 + [f"RuntimeError: {unit * 80_000}"]
+    started = time.perf_counter()
+    reason = exit_reason(log, 1)
+    assert time.perf_counter() - started < 0.2
+    assert len(reason) < 2100
 
 
 @pytest.mark.parametrize("method", ["GET", "M-SEARCH"])

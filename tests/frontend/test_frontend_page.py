@@ -369,6 +369,8 @@ async def test_a_discovery_that_hangs_stops_neither_pages_nor_requests(
 class Listed:
     """A discovery whose records a test sets."""
 
+    fault = ""
+
     def __init__(self) -> None:
         self.shown: frozenset[Record] = frozenset()
 

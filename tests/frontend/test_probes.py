@@ -63,6 +63,12 @@ class Site:
         async with self.session.get(self.url + path) as answer:
             return answer.status, await answer.json()
 
+    async def message(self, path: str, model: str | None = None) -> tuple[int, str]:
+        """Return the status and the message of an error; with a model, of a request to it."""
+        method, body = ("GET", None) if model is None else ("POST", {"model": model})
+        async with self.session.request(method, self.url + path, json=body) as answer:
+            return answer.status, (await answer.json())["error"]["message"]
+
 
 @pytest.fixture
 def paths() -> Mapping[str, str]:
@@ -168,6 +174,37 @@ async def test_health_has_the_form_of_nvidia_dynamo_in_any_state(site: Site) -> 
     }
     expected |= {"endpoints": ["dyn://dynamo.backend.generate"], "instances": [instance]}
     assert await site.get("/health") == (200, expected)
+
+
+async def test_reasons_name_a_discovery_that_was_never_read(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "instances").rmdir()
+    error = f"discovery: {tmp_path}/instances: No such file or directory"
+    for path, model in (("/v1/models", None), ("/v1/models/m", None), (CHAT, "m")):
+        assert await site.message(path, model) == (503, f"Not available: {error}; try again")
+    for path in (READY, f"{READY}?model=m"):
+        assert await site.get(path) == (503, {"status": "notready", "reason": error, "models": []})
+    status, body = await site.get("/health")
+    assert (status, body["status"], body["message"]) == (200, "healthy", error)
+
+
+async def test_reasons_name_a_discovery_that_cannot_be_read_any_longer(
+    site: Site, tmp_path: Path
+) -> None:
+    (tmp_path / "instances").rmdir()
+    error = f"discovery: {tmp_path}/instances: No such file or directory"
+    site.show(worker(1), worker(2, "n", state=State.STARTING))
+    for path in ("/v1/models/unknown", CHAT):
+        status, message = await site.message(path, "unknown" if path == CHAT else None)
+        assert status == 404
+        assert message.endswith(f"'unknown' is not known, and new workers cannot be found: {error}")
+    assert (await site.get(READY))[0] == (await site.get("/v1/models"))[0] == 200
+    status, body = await site.get(f"{READY}?model=n")
+    known = "(last known: no worker serves 'n' now (1 starting))"
+    assert (status, body["reason"]) == (503, f"{error} {known}")
+    (tmp_path / "instances").mkdir()
+    assert await site.get("/v1/models") == (200, {"object": "list", "data": []})
+    assert (await site.get(READY))[1]["reason"] == "no worker is ready"
+    assert "message" not in (await site.get("/health"))[1]
 
 
 async def test_probes_do_not_wait_for_discovery(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import subprocess
 import sys
@@ -109,8 +110,54 @@ async def test_a_call_that_hangs_is_waited_for_and_not_repeated() -> None:
     assert started[0].daemon
     free.set()
     started[0].join()
-    assert await calls.run(lambda: "another") == "late"
+    assert await calls.run(hang) == "late"
+    assert len(started) == 1
     assert await calls.run(lambda: "another") == "another"
+
+
+@pytest.mark.parametrize("late", [("of the engine that ended",), (), ("of the engine", "b")])
+async def test_a_late_result_is_not_the_answer_to_another_question(
+    late: tuple[str, ...],
+) -> None:
+    calls: BlockingCalls[tuple[str, ...]] = BlockingCalls("a file system", deadline=0.05)
+    free = threading.Event()
+
+    def question(*words: str) -> tuple[str, ...]:
+        free.wait(20)
+        return words
+
+    with pytest.raises(HangError):
+        await calls.run(question, *late)
+    with pytest.raises(HangError):
+        await calls.run(question, "of the engine")
+    free.set()
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                assert await calls.run(question, "of the engine") == ("of the engine",)
+                break
+            except HangError:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_call_whose_caller_was_cancelled_gives_no_result_to_the_next_one() -> None:
+    calls: BlockingCalls[str] = BlockingCalls("a file system", deadline=20)
+    free, started = threading.Event(), threading.Event()
+
+    def wait() -> str:
+        started.set()
+        free.wait()
+        return "late"
+
+    first = asyncio.create_task(calls.run(wait))
+    while not started.is_set():
+        await asyncio.sleep(0.001)
+    first.cancel()
+    await asyncio.wait({first})
+    second = asyncio.create_task(calls.run(lambda: "another"))
+    await asyncio.sleep(0)
+    free.set()
+    assert await second == "another"
 
 
 async def test_an_error_is_raised_where_the_call_is_awaited() -> None:

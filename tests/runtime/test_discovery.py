@@ -147,6 +147,20 @@ async def test_a_watch_shows_what_is_there_and_each_change(discovery: Discovery)
         await until(watch, set())
 
 
+async def test_a_registry_that_cannot_be_read_is_the_fault(
+    discovery: Discovery, tmp_path: Path
+) -> None:
+    assert discovery.fault == ""
+    (tmp_path / "kv").rename(tmp_path / "elsewhere")
+    with pytest.raises(DiscoveryError) as raised:
+        await discovery.records()
+    assert discovery.fault == str(raised.value)
+    assert str(tmp_path / "kv") in discovery.fault
+    (tmp_path / "elsewhere").rename(tmp_path / "kv")
+    await discovery.records()
+    assert discovery.fault == ""
+
+
 async def test_a_killed_process_is_withdrawn_at_once(
     discovery: Discovery, spawn: Callable[[Record], subprocess.Popen[str]]
 ) -> None:

@@ -284,6 +284,7 @@ async def test_a_directory_that_hangs_stops_nothing_else(
             for _ in range(20):  # the first waits, the others know
                 with pytest.raises(DiscoveryError, match="does not answer"):
                     await discovery.records()
+                assert discovery.fault == f"discovery: {tmp_path}/kv/instances does not answer"
             with pytest.raises(DiscoveryError, match="does not answer"):
                 await registration.update(record())
             assert time.monotonic() - begun < 1.0
@@ -297,6 +298,7 @@ async def test_a_directory_that_hangs_stops_nothing_else(
                 except DiscoveryError:
                     await asyncio.sleep(0.01)
         assert one in found
+        assert discovery.fault == ""
     assert sum("does not answer" in message for message in caplog.messages) == 1
 
 

@@ -39,17 +39,20 @@ async def wait(monkeypatch: pytest.MonkeyPatch, *readings: tuple[int, int]) -> t
 
 
 async def test_a_restart_waits_until_no_device_has_more_memory_in_use_than_before(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     used = [(GIB, 0), (70 * GIB, 70 * GIB), (GIB, 70 * GIB), (GIB, 1 << 20), (9 * GIB, 0)]
     assert await wait(monkeypatch, *used) == (True, 1)
+    (line,) = caplog.messages
+    assert "waits up to 30 s until 142336 MiB of the accelerators' memory" in line
 
 
 async def test_a_device_whose_memory_stays_in_use_is_waited_for_no_longer_than_the_limit(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(accelerator_memory, "WAIT_SECONDS", 0)
-    assert await wait(monkeypatch, (0, 0), (2 * GIB, 0)) == (False, 1)
+    assert await wait(monkeypatch, (0, 0), (2 * GIB, 0)) == (True, 1)
     assert "2048 MiB of the accelerators' memory are still in use" in caplog.text
 
 
@@ -77,4 +80,4 @@ async def test_a_machine_without_accelerators_waits_for_nothing(
     monkeypatch.setattr(accelerators, "memory_in_use", dict)
     memory = AcceleratorMemory()
     await memory.measure()
-    assert await memory.wait_until_free()
+    assert not await memory.wait_until_free()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -14,9 +15,11 @@ import pytest
 
 from dynamometer.engines.interface import Launch
 from dynamometer.engines.sglang import SGLang
+from dynamometer.errors import EngineError
 from dynamometer.process.exits import ProcessExit
 from dynamometer.runtime.lifecycle import EngineExit, ExitCause
 from dynamometer.worker import engine_run
+from dynamometer.worker.run_directory import run_directory
 
 # A process with a title, which forks one child with the same title, and starts another program.
 TITLED = """
@@ -71,6 +74,18 @@ def test_the_cause_of_several_ends_is_the_one_that_is_no_consequence(
 ) -> None:
     exits = [ProcessExit(number, name, code) for number, (name, code) in enumerate(ended)]
     assert engine_run.first_cause(exits).name == cause
+
+
+async def test_a_program_that_cannot_be_run_leaves_no_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    launch = replace(LAUNCH, command=["/nonexistent/python"])
+    with run_directory(15) as directory:
+        for _ in range(2):
+            with pytest.raises(EngineError, match="cannot run /nonexistent/python: No such file"):
+                await engine_run.EngineRun.start(SGLang(), launch, directory)
+        assert list(directory.temporary.iterdir()) == []
 
 
 def test_a_process_that_was_killed_from_outside_has_no_reason_in_the_log() -> None:

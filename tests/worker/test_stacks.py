@@ -40,8 +40,8 @@ def runtime_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-async def written(*pids: int, python: str = sys.executable, reason: str = "it sleeps") -> Path:
-    return await write_stacks(pids, python=python, worker="00ab", reason=reason, deadline=20)
+async def written(*pids: int, python: str = sys.executable, worker: str = "00ab") -> Path:
+    return await write_stacks(pids, python=python, worker=worker, reason="it sleeps", deadline=20)
 
 
 async def test_the_stacks_are_in_a_file_that_only_this_user_can_read(
@@ -71,9 +71,31 @@ async def test_a_process_that_ended_does_not_hide_the_others(pid: int) -> None:
     assert "waits_for_the_end" in text
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def dump(_program: str, _pid: int) -> tuple[bool, str]:
+        return True, ""
+
+    monkeypatch.setattr(stacks, "_dump", dump)
+
+
 async def test_ten_files_are_kept(pid: int) -> None:
     paths = [await written(pid) for _ in range(12)]
     assert [path.exists() for path in paths] == [False] * 2 + [True] * 10
+
+
+@pytest.mark.usefixtures("quick")
+async def test_incidents_of_one_worker_remove_no_files_of_another() -> None:
+    other = [await written(1, worker="1") for _ in range(10)]
+    for _ in range(30):
+        await written(1, worker="00a1")
+    assert all(path.exists() for path in other)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_files_of_workers_that_are_gone_are_limited() -> None:
+    paths = [await written(1, worker=str(number)) for number in range(102)]
+    assert [path.exists() for path in paths] == [False] * 2 + [True] * 100
 
 
 async def test_a_missing_program_is_named(pid: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,15 +96,20 @@ class Worker:
         self._launch = Launch(command=[], environment={}, url=url, model="m", model_path="m")
 
     @asynccontextmanager
-    async def watched(self, *, enabled: bool = True) -> AsyncIterator[Watchdog]:
+    async def watched(
+        self,
+        *,
+        enabled: bool = True,
+        wait: float = 2 * TICK,
+        request: float = HANG / 2,
+        hang: float = HANG,
+    ) -> AsyncIterator[Watchdog]:
         async with aiohttp_adapter.session(keepalive_seconds=None) as session:
             found = Watchdog(
                 self.lifecycle,
                 EngineClient(session, SGLang(), self._launch),
-                HealthCheckSettings(
-                    enabled=enabled, wait_seconds=2 * TICK, request_seconds=HANG / 2
-                ),
-                hang_seconds=HANG,
+                HealthCheckSettings(enabled=enabled, wait_seconds=wait, request_seconds=request),
+                hang_seconds=hang,
                 take_progress=lambda: self.answering,
                 on_progress=self.progressed.add,
                 on_change=self._change,
@@ -124,11 +129,16 @@ class Worker:
         self.hangs.append(reason)
 
 
+@pytest.fixture
+def tick() -> float:
+    return TICK
+
+
 @pytest.fixture(autouse=True)
-def short_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "TICK_SECONDS", TICK)
-    monkeypatch.setattr(progress, "_LATE_SECONDS", 5 * TICK)
-    monkeypatch.setattr(watchdog, "TICK_SECONDS", TICK)
+def short_ticks(monkeypatch: pytest.MonkeyPatch, tick: float) -> None:
+    monkeypatch.setattr(progress, "TICK_SECONDS", tick)
+    monkeypatch.setattr(progress, "_LATE_SECONDS", 5 * tick)
+    monkeypatch.setattr(watchdog, "TICK_SECONDS", tick)
 
 
 @pytest.fixture
@@ -248,6 +258,19 @@ async def test_a_full_queue_is_not_a_hang(engine: Engine, worker: Worker) -> Non
     engine.statuses["/generate"] = 503
     async with worker.watched():
         await asked(engine, "/generate", 30)
+    assert not worker.changes
+
+
+@pytest.mark.parametrize("tick", [0.1])
+@pytest.mark.parametrize(
+    ("wait", "request_time", "hang"), [(1.0, 1e-9, 1.0), (1e-9, 1.0, 1.0), (1.0, 1.0, 1e-9)]
+)
+async def test_an_engine_that_answers_is_not_a_hang_whatever_the_settings(
+    engine: Engine, worker: Worker, wait: float, request_time: float, hang: float
+) -> None:
+    async with worker.watched(wait=wait, request=request_time, hang=hang):
+        await asked(engine, "/v1/loads", 10)
+        await asked(engine, "/generate", 3)
     assert not worker.changes
 
 

@@ -3,7 +3,8 @@
 SGLang logs requests with `--log-requests`, and parts of them in some errors. The filter knows such
 entries by words that only they have. An entry may have several lines: it ends where the next entry
 begins, with a time stamp or with uvicorn's level. The further lines of an exception's message are
-omitted, because the message may quote anything.
+omitted, because the message may quote anything, and so are those of an entry whose first line is
+too long to be searched.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+# The event loop searches the lines: 400 lines of this length take up to 0.1 s.
+_LONGEST_LINE: Final = 2000
 _BEGINNING: Final = re.compile(
     r"\[\d{4}-\d\d-\d\d|(?:DEBUG|INFO|WARNING|ERROR|CRITICAL):\s"
     # Lines that Python, the C++ library and torch write after an exception.
@@ -46,7 +49,12 @@ class PublicLines:
         self._in_traceback = False
 
     def __call__(self, line: str) -> str | None:
-        """Return the line without the contents of a request; None to omit the line."""
+        """Return the line without the contents of a request, truncated; None to omit the line."""
+        shown = self._filter(line[:_LONGEST_LINE])
+        self._private |= len(line) > _LONGEST_LINE
+        return shown
+
+    def _filter(self, line: str) -> str | None:
         if _RULE.match(line):
             return None
         margin = _MARGIN.match(line)

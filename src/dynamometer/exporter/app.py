@@ -88,10 +88,10 @@ async def serve(options: ExporterOptions) -> None:
     stop = Stop()
     async with AsyncExitStack() as stack:
         selecting: BlockingCalls[list[Target]] = BlockingCalls("--pid")
-        targets = await selecting.run(partial(select, options.selection))
+        targets = await selecting.run(select, options.selection)
         checking: BlockingCalls[None] = BlockingCalls("--multiproc-dir")
         try:
-            await checking.run(partial(check_directories, targets))
+            await checking.run(check_directories, targets)
         except HangError as error:
             logger.warning("%s: the file system may hang", error)
         headers = engine_headers.by_origin(options.headers, targets)
@@ -290,7 +290,7 @@ class _Exporter:
             return
         known = frozenset(engine.process for engine in engines if engine.process is not None)
         try:
-            self._last_search = await self._searching.run(partial(finder.find, known))
+            self._last_search = await self._searching.run(finder.find, known)
         except (HangError, *procfs.ERRORS) as error:
             fault = f"the processes of this machine cannot be searched: {error}"
             if fault != self._search_fault:

@@ -10,7 +10,6 @@ import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -82,7 +81,7 @@ class HealthCheck:
             parts = urlsplit(self._url)
             port = parts.port or (443 if parts.scheme == "https" else 80)
             host = parts.hostname or ""
-            addresses = await self._resolving.run(partial(_addresses, host, port))
+            addresses = await self._resolving.run(_addresses, host, port)
             async with asyncio.timeout(_CONNECT_SECONDS):
                 writer = await _connect(addresses, port)
         except TimeoutError:

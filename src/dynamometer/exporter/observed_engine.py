@@ -255,7 +255,7 @@ class ObservedEngine:
         first = self._first
         if first is None or self._evidence.first_ended:
             return
-        lives = await self._checking_process.run(partial(alive, first.process))
+        lives = await self._checking_process.run(alive, first.process)
         if not lives and first is self._first:
             self._evidence.note_first_ended(first.description)
 
@@ -266,7 +266,7 @@ class ObservedEngine:
         if self._files is not None:
             paths = self._locations.directories
             read = self._first is None and (bool(evidence.end_reason) or evidence.has_only_files)
-            status = await self._reading.run(partial(self._files.check, paths, read=read))
+            status = await self._reading.run(self._files.check, paths, read=read)
             evidence.note_files(status, ", ".join(paths))
         if not evidence.end_reason:  # an engine that has ended may remove its directory
             for text in self._locations.warnings:
@@ -279,7 +279,7 @@ class ObservedEngine:
             return
         # All processes and files of an engine exist once the engine is ready.
         ready = self.state is State.READY
-        found = await self._locating.run(partial(locations.locate, self._target, first))
+        found = await self._locating.run(locations.locate, self._target, first)
         if found.first is not self._first:
             return
         self._located = ready and first is not None

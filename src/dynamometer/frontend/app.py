@@ -388,15 +388,24 @@ class Frontend:
         handlers.get(self._paths[HTTP_METRICS_PATH], scrapes_by(Scrapes(self._page).render))
         return handlers
 
-    async def _list(self, _: Request) -> Response:
+    async def _find_fault(self) -> Response | None:
+        """Read discovery; return an error if that fails and no model is known."""
         await self._refresh()
+        if self.fleet.models or not self.fleet.fault():
+            return None
+        return openai_errors.unavailable(self.fleet.missing_reason(None))
+
+    async def _list(self, _: Request) -> Response:
+        if fault := await self._find_fault():
+            return fault
         cards = list(self.fleet.models.values())
         return Response.of_json({"object": "list", "data": cards})
 
     async def _one(self, request: Request) -> Response:
-        await self._refresh()
+        if fault := await self._find_fault():
+            return fault
         model = request.path.removeprefix(f"{_MODELS_PATH}/")
         name = self.fleet.resolve(model)
         if name is None or name not in self.fleet.models:
-            return openai_errors.unknown_model(model)
+            return openai_errors.unknown_model(model, fault=self.fleet.fault())
         return Response.of_json(self.fleet.models[name])

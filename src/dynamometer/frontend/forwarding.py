@@ -136,7 +136,7 @@ class Forwarder:
             message = f"model is missing; served models: {choice}"
             return _refuse(metrics, failures.REFUSED, openai_errors.invalid(message, "model"))
         if model is None:
-            answer = openai_errors.unknown_model(body.model or "")
+            answer = openai_errors.unknown_model(body.model or "", fault=self._fleet.fault())
             return _refuse(metrics, failures.NOT_FOUND, answer)
         if model not in served:
             return _unavailable(metrics, self._fleet.missing_reason(model))

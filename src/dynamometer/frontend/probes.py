@@ -50,12 +50,14 @@ class Probes:
         endpoints = sorted(
             {f"dyn://{i['namespace']}.{i['component']}.{i['endpoint']}" for i in instances}
         )
-        health = {
+        health: dict[str, object] = {
             "status": "draining" if self.draining else "healthy",
             "endpoints": endpoints,
             "instances": instances,
             **self._processes(),
         }
+        if fault := self._fleet.fault():
+            health["message"] = fault
         return Response.of_json(health, 503 if self.draining else 200)
 
     async def live(self, _: Request) -> Response:

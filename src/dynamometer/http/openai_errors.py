@@ -34,10 +34,18 @@ def unauthorized() -> Response:
     return response(401, message, "authentication_error", "invalid_api_key")
 
 
-def unknown_model(model: str) -> Response:
-    """Return 404: no worker serves the model."""
+def unknown_model(model: str, *, fault: str = "") -> Response:
+    """Return 404: no worker serves the model.
+
+    Args:
+        model: the model.
+        fault: the reason why new workers cannot be found now.
+    """
     shown = model if len(model) <= 200 else model[:200] + "…"
-    message = f"The model {shown!r} does not exist: GET /v1/models lists the existing models"
+    if fault:
+        message = f"The model {shown!r} is not known, and new workers cannot be found: {fault}"
+    else:
+        message = f"The model {shown!r} does not exist: GET /v1/models lists the existing models"
     return response(404, message, "invalid_request_error", "model_not_found", "model")
 
 

@@ -9,13 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from typing import Final
-
-import psutil
-
-from dynamometer.process.children import ProcessIdentity, identities
+from pathlib import Path
+from typing import Final, NamedTuple
 
 CHECK_SECONDS: Final = 2.0
+
+
+class _Zombie(NamedTuple):
+    """A child that has ended: its pid, and the clock ticks at its start."""
+
+    pid: int
+    start: bytes
 
 
 async def reap_repeatedly() -> None:
@@ -24,7 +28,7 @@ async def reap_repeatedly() -> None:
     asyncio and subprocess reap the processes that this process started, within milliseconds. So a
     process that is a zombie at two checks was adopted.
     """
-    zombies: frozenset[ProcessIdentity] = frozenset()
+    zombies: frozenset[_Zombie] = frozenset()
     while True:
         await asyncio.sleep(CHECK_SECONDS)
         if _any_ended():
@@ -40,16 +44,27 @@ def _any_ended() -> bool:
     return False
 
 
-def _reap(known: frozenset[ProcessIdentity]) -> frozenset[ProcessIdentity]:
+def _reap(known: frozenset[_Zombie]) -> frozenset[_Zombie]:
     """Reap the zombies of the previous check, `known`, and return the other ones."""
-    zombies = identities(child for child in psutil.Process().children() if _is_zombie(child))
+    zombies = _zombies()
     for pid, _ in zombies & known:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
     return zombies - known
 
 
-def _is_zombie(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.Error):
-        return bool(process.status() == psutil.STATUS_ZOMBIE)
-    return False
+def _zombies() -> frozenset[_Zombie]:
+    """Return the children of this process that have ended, from /proc.
+
+    psutil would be the only reason for which a frontend imports it.
+    """
+    found = set()
+    for entry in Path("/proc").iterdir():
+        # proc(5): the name in parentheses may contain spaces. The state, the parent and the start
+        # are fields 3, 4 and 22.
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            pid = int(entry.name)
+            fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
+            if fields[0] == b"Z" and int(fields[1]) == os.getpid():
+                found.add(_Zombie(pid, fields[19]))
+    return frozenset(found)

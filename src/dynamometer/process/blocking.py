@@ -11,6 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager
+from functools import partial
 from typing import Final, Generic, ParamSpec, TypeVar
 
 from dynamometer.errors import DynamometerError
@@ -65,8 +66,8 @@ class BlockingCalls(Generic[Result]):
     """Blocking calls for one purpose, at most one at a time.
 
     One task of one event loop uses an object of this class. While a call that exceeded its deadline
-    still runs, `run` waits for that call and starts no other: a hanging file system occupies one
-    thread.
+    still runs, `run` starts no other: a hanging file system occupies one thread. A late result is
+    the result of the next call only if that is the same call; otherwise it is dropped.
     """
 
     def __init__(self, purpose: str, *, deadline: float = DEADLINE_SECONDS) -> None:
@@ -79,27 +80,47 @@ class BlockingCalls(Generic[Result]):
         self._purpose = purpose
         self._deadline = deadline
         self._started = 0.0
+        self._call: object = None
         self._running: asyncio.Future[Result] | None = None
 
-    async def run(self, function: Callable[[], Result]) -> Result:
-        """Call `function` in a thread; if the previous call still runs, wait for that call instead.
+    async def run(
+        self,
+        function: Callable[Arguments, Result],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Result:
+        """Call `function` in a thread; if a previous call still runs, wait for its end first.
+
+        The same call, with an equal function and equal arguments, is not repeated then.
+
+        Raises:
+            HangError: This call, or the previous one, exceeded the deadline.
+        """
+        loop = asyncio.get_running_loop()
+        call = (function, args, kwargs)
+        if self._running is not None:
+            late = self._running
+            await self._wait(late)
+            if call == self._call:
+                return late.result()
+        self._call, self._started = call, loop.time()
+        running = self._running = loop.run_in_executor(_threads, partial(function, *args, **kwargs))
+        running.add_done_callback(retrieve_exception)
+        await self._wait(running)
+        return running.result()
+
+    async def _wait(self, running: asyncio.Future[Result]) -> None:
+        """Wait until the running call ends.
 
         Raises:
             HangError: The call exceeded the deadline.
         """
-        loop = asyncio.get_running_loop()
-        if self._running is None:
-            self._started = loop.time()
-            self._running = loop.run_in_executor(_threads, function)
-            self._running.add_done_callback(retrieve_exception)
-        running = self._running
-        remaining = max(0.0, self._started + self._deadline - loop.time())
-        await asyncio.wait({running}, timeout=remaining)
+        remaining = self._started + self._deadline - asyncio.get_running_loop().time()
+        await asyncio.wait({running}, timeout=max(0.0, remaining))
         if not running.done():
             raise HangError(f"{self._purpose}: no answer within {self._deadline:g} s")
         if self._running is running:
             self._running = None
-        return running.result()
 
 
 @asynccontextmanager
@@ -124,7 +145,7 @@ async def entered(
     finally:
         leaving: BlockingCalls[bool | None] = BlockingCalls(name, deadline=within)
         try:
-            await leaving.run(lambda: context.__exit__(None, None, None))
+            await leaving.run(context.__exit__, None, None, None)
         except HangError as error:
             logger.warning("%s; the clean-up is abandoned", error)
 

@@ -40,7 +40,12 @@ _Workers = dict[str, dict[str, tuple[Record, ...]]]
 
 
 class Fleet:
-    """All processes, indexed by id, and the ready workers, indexed by model and mode."""
+    """All processes, indexed by id, and the ready workers, indexed by model and mode.
+
+    Attributes:
+        fault: returns the reason why the records may be out of date; empty if they are not. The
+            follower sets this function.
+    """
 
     def __init__(
         self, *, namespace: str | None = None, engines: Collection[str] | None = None
@@ -60,6 +65,7 @@ class Fleet:
         self._models: dict[str, Json] = {}
         self._registered: set[str] = set()
         self._listeners: list[Listener] = []
+        self.fault: Callable[[], str] = lambda: ""
 
     def on_change(self, listener: Listener) -> None:
         """Call `listener` after each update that changed a record."""
@@ -180,6 +186,13 @@ class Fleet:
         Args:
             model: a registered name; None for any model.
         """
+        fault = self.fault()
+        if not fault:
+            return self._known_reason(model)
+        return f"{fault} (last known: {self._known_reason(model)})" if self._records else fault
+
+    def _known_reason(self, model: str | None) -> str:
+        """Return the reason by the known records; see `missing_reason`."""
         if model is None or model not in self._workers:
             others = sorted({record.mode for record in self._ready})
             if self._models or not others:

@@ -35,12 +35,24 @@ class AcceleratorMemory:
     async def wait_until_free(self) -> bool:
         """Wait until no device has more memory in use than before the start.
 
+        The log names the wait when it begins, and again if it ends at `WAIT_SECONDS` because
+        another program may use the memory.
+
         Returns:
-            False if the memory is still in use after `WAIT_SECONDS`; other programs may use it.
+            Whether there was a wait.
         """
         clock = asyncio.get_running_loop().time
         deadline = clock() + WAIT_SECONDS
+        waited = False
         while held := self._held(await self._in_use()):
+            if not waited:
+                logger.info(
+                    "the restart waits up to %.0f s until %d MiB of the accelerators' memory, in "
+                    "use since the engine was started, are free",
+                    WAIT_SECONDS,
+                    held >> 20,
+                )
+            waited = True
             if clock() >= deadline:
                 logger.warning(
                     "%d MiB of the accelerators' memory are still in use %.0f s after the end of "
@@ -48,9 +60,9 @@ class AcceleratorMemory:
                     held >> 20,
                     WAIT_SECONDS,
                 )
-                return False
+                break
             await asyncio.sleep(_POLL_SECONDS)
-        return True
+        return waited
 
     def _held(self, in_use: Mapping[str, int]) -> int:
         """Return the bytes in use now that were free before the start, or 0 within a tolerance."""

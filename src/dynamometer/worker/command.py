@@ -55,7 +55,7 @@ def parser(program: str, engines: Sequence[StartableEngine]) -> argparse.Argumen
         default=60.0,
         metavar="SECONDS",
         help="time after which an engine that was asked and does not answer is unresponsive "
-        "(default: 60)",
+        "(at least 4; default: 60)",
     )
     engine.add_argument(
         "--restart-limit",

@@ -35,15 +35,13 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 class EngineLog:
     """The last lines of the log, over restarts, without contents of requests and without keys."""
 
-    def __init__(self, public: Callable[[str], str | None], api_key: str | None) -> None:
+    def __init__(self, public: Callable[[str], str | None]) -> None:
         """Begin without lines.
 
         Args:
-            public: see `Engine.public_lines`.
-            api_key: the key that the engine's routes require.
+            public: see `StartableEngine.public_lines`.
         """
         self._public = public
-        self._api_key = api_key
         self._lines: deque[str] = deque(maxlen=_LINES)
 
     @property
@@ -52,7 +50,7 @@ class EngineLog:
         return tuple(map(self.clean, self._lines))
 
     def add(self, line: str) -> None:
-        """Append a line of the engine's output, unless it must not be shown."""
+        """Append a line of `EngineProcess.read_log`, unless it must not be shown."""
         shown = self._public(line)
         if shown is not None:
             self._lines.append(shown)
@@ -60,8 +58,6 @@ class EngineLog:
     def clean(self, text: str) -> str:
         """Return a text with a mask for each key, as one line of limited length."""
         text = text[:_LONGEST_TEXT]
-        if self._api_key:
-            text = text.replace(self._api_key, _MASK)
         for pattern in _PATTERNS:
             text = pattern.sub(rf"\1{_MASK}", text)
         shown = _CONTROL.sub(" ", text).encode("utf-8", "replace")

@@ -105,7 +105,11 @@ class EngineRun:
             ) from None
         kills = await asyncio.to_thread(out_of_memory.kills)
         environment = {**launch.environment, "TMPDIR": str(temporary)}
-        first = await EngineProcess.start(launch.command, environment, owner=directory.mark)
+        try:
+            first = await EngineProcess.start(launch.command, environment, owner=directory.mark)
+        except EngineError:
+            await asyncio.to_thread(shutil.rmtree, temporary, ignore_errors=True)
+            raise
         return cls(engine, launch, directory, first, temporary=temporary, kills=kills)
 
     def note_ready(self) -> None:

@@ -106,7 +106,7 @@ class EngineSources:
             self._page.note_end()
         now = time.time()
         try:
-            await self._retiring.run(lambda: self._retire_files(now))
+            await self._retiring.run(self._retire_files, now)
         except HangError as error:
             logger.warning("%s; the gauges of the engine that ended may stay on the page", error)
 

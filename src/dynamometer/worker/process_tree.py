@@ -188,7 +188,7 @@ class EngineProcess:
         checking: BlockingCalls[Sequence[int]] = BlockingCalls("checking", deadline=CHECK_SECONDS)
         with contextlib.suppress(HangError):
             while (
-                await checking.run(lambda: self._find_living(check))
+                await checking.run(self._find_living, check)
                 and clock() < deadline
                 and not kill_now()
             ):

@@ -25,6 +25,8 @@ TICK_SECONDS: Final = 1.0
 _LATE_SECONDS: Final = 2 * TICK_SECONDS
 # The ticks within which a rank that works or idles has changed its beat.
 _LATE_BEATS: Final = 3
+# A rank that was just asked needs some ticks to change its beat, and then a canary.
+_LEAST_HANG_TICKS: Final = 4
 # A quiet part is asked after this share of the time after which it is silent, or earlier.
 _LARGEST_WAIT_SHARE: Final = 0.2
 
@@ -67,17 +69,21 @@ class _Rank(_Part):
 
 
 class Progress:
-    """The evidence for the parts of one engine process."""
+    """The evidence for the parts of one engine process.
+
+    Attributes:
+        hang_seconds: a part that was asked and does not answer for this time is silent.
+    """
 
     def __init__(self, *, wait_seconds: float, hang_seconds: float) -> None:
         """Start with parts that are asked at the first tick.
 
         Args:
             wait_seconds: a part that is quiet for this time is asked.
-            hang_seconds: a part that does not answer for this time is silent.
+            hang_seconds: the requested `hang_seconds`; some ticks at least.
         """
-        self._wait = min(wait_seconds, hang_seconds * _LARGEST_WAIT_SHARE)
-        self._hang = hang_seconds
+        self.hang_seconds = max(hang_seconds, _LEAST_HANG_TICKS * TICK_SECONDS)
+        self._wait = min(wait_seconds, self.hang_seconds * _LARGEST_WAIT_SHARE)
         self._server = _Part(self._wait)
         self._output = _Part(self._wait)
         self._ranks: dict[int, _Rank] = {}  # empty until the server reports them
@@ -192,13 +198,13 @@ class Progress:
     @property
     def silent_reason(self) -> str:
         """The parts that do not answer, one line for users; empty if all answer."""
-        asked = f"(asked for {self._hang:g} s)"
+        asked = f"(asked for {self.hang_seconds:g} s)"
         if not any(map(self._silent, self._parts)):
             return ""
         # The first part that does not answer is the cause: the others cannot answer without it.
         if self._server.unanswered >= TICK_SECONDS:
             return f"its server does not answer {asked}"
-        late = min(self._hang, _LATE_BEATS * TICK_SECONDS)
+        late = _LATE_BEATS * TICK_SECONDS
         ranks = [str(number) for number, rank in self._ranks.items() if rank.unanswered >= late]
         if ranks and len(self._ranks) == 1:
             return f"its scheduler does not answer {asked}"
@@ -209,7 +215,7 @@ class Progress:
         return f"its ranks work, but no answer reaches its server {asked}"
 
     def _silent(self, part: _Part) -> bool:
-        return part.unanswered >= self._hang
+        return part.unanswered >= self.hang_seconds
 
     def _prove_rank(self, number: int) -> None:
         if number in self._ranks:

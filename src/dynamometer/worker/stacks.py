@@ -1,8 +1,9 @@
 """The stacks of the processes of an engine that hangs, read by py-spy, without local variables.
 
-    <runtime directory>/stacks/<time>-<worker>.txt    mode 0600; the last ten files are kept
+    <runtime directory>/stacks/<time>-<worker>.txt    mode 0600
 
-The directory outlives the worker. A program may read the stacks of another process of its user only
+The last ten files of each worker are kept, and at most a hundred in total, because the directory
+outlives the workers. A program may read the stacks of another process of its user only
 where the kernel allows it to trace that process.
 """
 
@@ -13,7 +14,7 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -23,7 +24,8 @@ import psutil
 from dynamometer.errors import DynamometerError
 from dynamometer.process import private_directories
 
-_FILES_KEPT: Final = 10
+_FILES_OF_A_WORKER: Final = 10
+_FILES_IN_TOTAL: Final = 100
 _LONGEST_DUMP_BYTES: Final = 2**18
 # An engine may have hundreds of processes that compile kernels.
 _DUMPS_AT_ONCE: Final = 8
@@ -75,7 +77,7 @@ async def write_stacks(
     text = f"{moment.isoformat(timespec='seconds')} the engine is unresponsive: {reason}\n"
     text += "".join(f"\n{one.rstrip()}\n" for _, one in dumps)
     name = f"{moment.strftime('%Y%m%dT%H%M%S.%fZ')}-{worker}.txt"
-    return await asyncio.to_thread(_write, name, text)
+    return await asyncio.to_thread(_write, name, text, worker)
 
 
 def tracing_hint() -> str:
@@ -139,15 +141,20 @@ def _title(pid: int) -> str:
         return "ended"
 
 
-def _write(name: str, text: str) -> Path:
+def _write(name: str, text: str, worker: str) -> Path:
     try:
         directory = private_directories.create(private_directories.create_runtime() / "stacks")
         path = directory / name
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
-        for old in sorted(directory.glob("*.txt"))[:-_FILES_KEPT]:
-            old.unlink(missing_ok=True)
+        _remove_oldest(directory.glob(f"*-{worker}.txt"), kept=_FILES_OF_A_WORKER)
+        _remove_oldest(directory.glob("*.txt"), kept=_FILES_IN_TOTAL)
     except OSError as error:
         raise StacksError(f"cannot write {error.filename}: {error.strerror}") from None
     return path
+
+
+def _remove_oldest(paths: Iterable[Path], *, kept: int) -> None:
+    for path in sorted(paths, key=lambda path: path.name)[:-kept]:
+        path.unlink(missing_ok=True)

@@ -94,7 +94,7 @@ class Supervisor:
         self._run: EngineRun | None = None  # until all of its processes have ended
         self._restarts_wanted = True  # until the worker is ending
         self._died = False  # the present run has ended by itself; its other processes may live
-        self.public_log = EngineLog(engine.public_lines(), launch.api_key)
+        self.public_log = EngineLog(engine.public_lines())
         self.lifecycle = Lifecycle(time.time(), policy)
         self.launch = launch
         self.ready = asyncio.Event()
@@ -175,7 +175,7 @@ class Supervisor:
                 return self._error(ended)
             if self._on_end is not None:
                 await self._on_end()
-            if not await self._memory.wait_until_free():
+            if await self._memory.wait_until_free():
                 self.lifecycle.note_attempt(time.time(), "waited for the accelerators' memory")
             await asyncio.sleep(restart_at - time.monotonic())
             if not self._restarts_wanted:

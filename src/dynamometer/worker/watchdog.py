@@ -46,7 +46,7 @@ class Watchdog:
             lifecycle: the state of the engine, which this object changes.
             client: sends the questions.
             settings: the times of the questions.
-            hang_seconds: the time without an answer after which the engine is unresponsive.
+            hang_seconds: see `Progress`.
             take_progress: returns whether bytes of answers came since its last call.
             on_progress: called with the number of each data-parallel rank that has shown progress,
                 at most once a second.
@@ -80,7 +80,7 @@ class Watchdog:
         progress = Progress(
             wait_seconds=self._settings.wait_seconds, hang_seconds=self._hang_seconds
         )
-        questions = _Questions(progress, self._client, self._settings, self._hang_seconds)
+        questions = _Questions(progress, self._client, self._settings)
         clock = asyncio.get_running_loop().time
         unresponsive = self._lifecycle.engine_state is State.UNRESPONSIVE  # a fault ended this task
         reported = self._lifecycle.reason if unresponsive else ""
@@ -142,16 +142,12 @@ class _Questions:
     """
 
     def __init__(
-        self,
-        progress: Progress,
-        client: EngineClient,
-        settings: HealthCheckSettings,
-        hang_seconds: float,
+        self, progress: Progress, client: EngineClient, settings: HealthCheckSettings
     ) -> None:
         self._progress = progress
         self._client = client
-        self._settings = settings
-        self._hang_seconds = hang_seconds
+        # A healthy server may be busy for some time before it answers.
+        self._request_seconds = max(settings.request_seconds, TICK_SECONDS)
         self._beats_known = self._canary_known = client.has_probes
         self.ranks_requested = not client.has_probes
 
@@ -160,7 +156,7 @@ class _Questions:
         if not self._beats_known:
             return
         try:
-            beats = await self._client.fetch_beats(timeout=self._settings.request_seconds)
+            beats = await self._client.fetch_beats(timeout=self._request_seconds)
         except UnknownRouteError:
             beats = ()
             self._beats_known = False
@@ -174,13 +170,14 @@ class _Questions:
         A canary waits as long as the engine may be silent: a canary that is given up early would
         make the engine log the end of the connection.
         """
+        timeout = self._progress.hang_seconds
         rank = self._progress.choose_canary_rank()
         if not self._canary_known or rank is None:
-            if await self._client.check_health(timeout=self._hang_seconds):
+            if await self._client.check_health(timeout=timeout):
                 self._progress.note_canary(None)
             return
         ranks = self._progress.rank_count
-        result = await self._client.send_canary(rank, ranks=ranks, timeout=self._hang_seconds)
+        result = await self._client.send_canary(rank, ranks=ranks, timeout=timeout)
         if result is CanaryResult.ANSWERED:
             self._progress.note_canary(rank)
         elif result is CanaryResult.REFUSED:

@@ -32,7 +32,7 @@ async def connect(directory: Path | None) -> Discovery:
     """
     opening: BlockingCalls[Discovery] = BlockingCalls("discovery", deadline=_CONNECT_SECONDS)
     try:
-        return await opening.run(lambda: FileDiscovery(directory))
+        return await opening.run(FileDiscovery, directory)
     except HangError:
         place = "this user's directory" if directory is None else directory
         raise DiscoveryError(

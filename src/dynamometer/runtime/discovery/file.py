@@ -55,7 +55,12 @@ _Stamp = tuple[int, int, int]
 
 
 class FileDiscovery:
-    """The file discovery, whose registry is a directory."""
+    """The file discovery, whose registry is a directory.
+
+    Attributes:
+        directory: the directory of the records.
+        fault: see `Discovery.fault`.
+    """
 
     def __init__(self, directory: Path | None = None) -> None:
         """Create the directory if it is missing; `connect` runs this blocking call in a thread.
@@ -82,6 +87,7 @@ class FileDiscovery:
         self._vanished = VanishedFiles(self.directory)
         self._last = Processes()
         # The event loop owns these attributes.
+        self.fault = ""
         self._reading: _Reading | None = None
         self._hanging: _Reading | None = None
 
@@ -122,6 +128,15 @@ class FileDiscovery:
 
     async def processes(self) -> Processes:
         """See `Discovery.processes`."""
+        try:
+            found = await self._processes()
+        except DiscoveryError as error:
+            self.fault = str(error)
+            raise
+        self.fault = ""
+        return found
+
+    async def _processes(self) -> Processes:
         if self._hanging is not None and not self._hanging.future.done():
             raise DiscoveryError(f"discovery: {self.directory} does not answer")
         reading = self._reading

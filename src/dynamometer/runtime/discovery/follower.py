@@ -28,6 +28,7 @@ class Follower:
 
     def __init__(self, discovery: Discovery, fleet: Fleet) -> None:
         """Store the arguments; `following` starts the watch."""
+        fleet.fault = lambda: discovery.fault
         self.fleet = fleet
         self._discovery = discovery
         self._read_at = float("-inf")

@@ -49,6 +49,10 @@ class Registration(Protocol):
 class Discovery(Protocol):
     """The contract of every variant; tests/runtime/test_discovery.py runs against each variant."""
 
+    @property
+    def fault(self) -> str:
+        """The error of the last reading, which names the registry; empty if there was none."""
+
     def register(self, record: Record) -> AbstractAsyncContextManager[Registration]:
         """Keep `record` visible while the context is open and the process lives.
 
