@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -122,14 +123,31 @@ def test_the_runbooks_list_every_objective_with_its_default() -> None:
     assert documented == defined
 
 
+def known_names() -> set[str]:
+    recorded = {rule["record"] for rule in rules() if "record" in rule}
+    return recorded | {name for name, _ in generate.read()} | engine_families()
+
+
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.get("alert") or rule["record"])
 def test_a_rule_reads_only_names_that_exist(rule: dict[str, Any]) -> None:
     expression = re.sub(r'"[^"]*"|\b(by|on) \([^)]*\)', "", rule["expr"])
-    recorded = {other["record"] for other in rules() if "record" in other}
-    documented = {name for name, _ in generate.read()} | engine_families()
     for name in re.findall(r"\b(?:dynamo|dynamometer|sglang|process)[_:][\w:]+", expression):
-        family = re.sub(r"_(bucket|count|sum)$", "", name)
-        assert name in recorded or {name, family} & documented, name
+        assert {name, re.sub(r"_(bucket|count|sum)$", "", name)} & known_names(), name
+
+
+def test_the_runbooks_read_only_names_that_exist() -> None:
+    """A name may be the beginning of a family's name, as in patterns."""
+    known = known_names()
+    for name in set(re.findall(r"\b(?:dynamo|dynamometer|sglang)[_:][\w:]+", RUNBOOKS)):
+        assert any(one.startswith(name) for one in known), name
+
+
+def test_the_queries_of_the_runbooks_are_valid(tmp_path: Path) -> None:
+    queries = re.findall(r"--data-urlencode 'query=(.+)'$", RUNBOOKS, re.MULTILINE)
+    assert len(queries) == RUNBOOKS.count("/api/v1/query ") > 0
+    rule_file = {"groups": [{"name": "g", "rules": [{"record": "r", "expr": q} for q in queries]}]}
+    (tmp_path / "rules.yml").write_text(json.dumps(rule_file))  # JSON is YAML
+    promtool("check", "rules", "--lint=none", tmp_path / "rules.yml")
 
 
 def test_alertmanagers_rules_name_alerts_and_their_labels() -> None:
