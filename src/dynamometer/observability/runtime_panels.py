@@ -60,7 +60,7 @@ _HEALTH: Final = Row(
             ],
             description="Is a page complete? Each error is a source, a file or a series that the "
             "page omits; the log names it.",
-            pages=PROCESSES,
+            pages=PROCESSES | {Page.FLEET},
         ),
         Panel(
             title="CPU in use",
@@ -150,7 +150,13 @@ RUNTIME: Final = Dashboard(
             f'{{__name__=~"{frontend(frontend_service.MODEL_READY)}|{engine_state.STATE}"}}',
             labels.MODEL,
         ),
-        Variable("instance", "Instance", worker(distributed_runtime.UPTIME_SECONDS), "instance"),
+        # /engine_metrics has the second family only.
+        Variable(
+            "instance",
+            "Instance",
+            f'{{__name__=~"{worker(distributed_runtime.UPTIME_SECONDS)}|{engine_state.STATE}"}}',
+            "instance",
+        ),
         Variable(
             "rank",
             "Rank",
