@@ -92,12 +92,18 @@ class Documented:
     buckets: tuple[float, ...]
 
 
-def main() -> None:
+def requested(arguments: Sequence[str] | None = None) -> Sequence[str]:
+    """Return the pages to write; all of them without arguments."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "pages", nargs="*", default=PAGES, choices=PAGES, help=f"by default all: {', '.join(PAGES)}"
-    )
-    wanted = parser.parse_args().pages
+    parser.add_argument("pages", nargs="*", help=f"default: {', '.join(PAGES)}")
+    pages: list[str] = parser.parse_args(arguments).pages
+    if unknown := set(pages) - set(PAGES):
+        parser.error(f"unknown page: {', '.join(sorted(unknown))}")
+    return pages or PAGES
+
+
+def main() -> None:
+    wanted = requested()
     if "configuration" in wanted:
         CONFIGURATION.write_text(configuration(), encoding="utf-8")
         print(f"wrote {CONFIGURATION.name}")

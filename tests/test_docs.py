@@ -24,6 +24,11 @@ from dynamometer.variables import OTHERS, VARIABLES
 from stack import Stack, eventually, http, ops_url
 
 
+@pytest.mark.parametrize("arguments", [[], ["dashboards"], ["metrics", "configuration"]])
+def test_all_pages_are_written_unless_some_are_requested(arguments: list[str]) -> None:
+    assert generate.requested(arguments) == (arguments or generate.PAGES)
+
+
 def test_the_configuration_is_current() -> None:
     written = generate.CONFIGURATION.read_text(encoding="utf-8")
     assert written == generate.configuration(), "make docs"
