@@ -126,6 +126,15 @@ def test_everything_listens_on_loopback(observed: Observed) -> None:
 
 
 @needs_prometheus
+def test_no_web_page_of_another_origin_reads_from_prometheus(observed: Observed) -> None:
+    url = f"{prometheus_url(observed.process)}/api/v1/query?query=up"
+    for origin in ("https://evil.example", "null"):
+        answer = http(url, Origin=origin)
+        assert answer.status == 200
+        assert "access-control-allow-origin" not in {name.lower() for name in answer.headers}
+
+
+@needs_prometheus
 def test_grafana_has_its_files_and_no_variable_of_the_user(observed: Observed) -> None:
     files = observed.directory / "grafana"
     assert observed.grafana["flags"] == [

@@ -22,7 +22,7 @@ from dynamometer.process.signals import Stop
 
 logger = logging.getLogger(__name__)
 
-_START_SECONDS: Final = 60.0
+_START_SECONDS: Final = 15.0
 # After this time the addresses are logged although a target is down.
 _TARGETS_SECONDS: Final = 30.0
 _CHECK_SECONDS: Final = 1.0
@@ -68,26 +68,22 @@ async def serve(programs: Programs) -> None:
                 task.result()
 
 
-async def wait_until_ready(session: aiohttp.ClientSession, program: Program) -> None:
-    """Wait until a started program answers.
-
-    Raises:
-        ObserveError: The program does not answer in time.
-    """
-    deadline = time.monotonic() + _START_SECONDS
-    while not await prometheus_api.answers(session, program.url + program.health_path):
-        if time.monotonic() > deadline:
-            raise ObserveError(
-                f"{program.title} did not answer at {program.url}{program.health_path} in "
-                f"{_START_SECONDS:.0f} s: see {program.log}"
-            )
+async def _wait_until_ready(session: aiohttp.ClientSession, program: Program) -> None:
+    """Wait until a started program answers: with much data, Prometheus takes minutes."""
+    url = program.url + program.health_path
+    started_at = reported = time.monotonic()
+    while not await prometheus_api.answers(session, url):
+        if time.monotonic() - reported > _START_SECONDS:
+            reported = time.monotonic()
+            seconds = reported - started_at
+            logger.warning("%s does not answer after %.0f s: see its log", program.title, seconds)
         await asyncio.sleep(0.1)
 
 
 async def _report(session: aiohttp.ClientSession, programs: Programs) -> None:
     """Log addresses, and each change of a target, until cancelled."""
     for program in filter(None, (programs.prometheus, programs.grafana)):
-        await wait_until_ready(session, program)
+        await _wait_until_ready(session, program)
         logger.info("%s answers at %s", program.title, program.url)
     if programs.prometheus is None:
         _announce(programs)

@@ -1,7 +1,7 @@
 """The files of `dyno observe`: the configuration of Prometheus and Grafana, rules and dashboards.
 
-Rules, dashboards and grafana.ini are files of this package (`files/`). The rest has addresses and
-paths, and is made here.
+Rules, dashboards, alertmanager.yml and grafana.ini are files of this package (`files/`). The rest
+has addresses and paths, and is made here.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ MARK: Final = (
     "# Written by dyno observe, which replaces this file at its next start: change a copy.\n"
 )
 PROMETHEUS_FILE: Final = "prometheus/prometheus.yml"
+ALERTMANAGER_FILE: Final = "alertmanager/alertmanager.yml"
 GRAFANA_FILE: Final = "grafana/grafana.ini"
 PROVISIONING: Final = "grafana/provisioning"
 DASHBOARDS: Final = "grafana/dashboards"
@@ -71,6 +72,7 @@ def files(directory: Path, targets: Targets, *, prometheus_url: str) -> dict[str
     return {
         PROMETHEUS_FILE: _yaml(_prometheus(targets, rules)),
         **{f"prometheus/rules/{name}": MARK.encode() + text for name, text in rules.items()},
+        ALERTMANAGER_FILE: MARK.encode() + _packaged("", ".yml")["alertmanager.yml"],
         GRAFANA_FILE: MARK.encode() + _packaged("", ".ini")["grafana.ini"],
         **{f"{PROVISIONING}/{kind}/{JOB}.yaml": _yaml(it) for kind, it in provisioning.items()},
         **{f"{DASHBOARDS}/{name}": text for name, text in _packaged("dashboards", ".json").items()},

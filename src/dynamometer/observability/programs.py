@@ -33,6 +33,8 @@ DEFAULT_PROMETHEUS_PORT: Final = 9090
 DEFAULT_GRAFANA_PORT: Final = 3000
 DEFAULT_RETENTION_DAYS: Final = 7.0
 DEFAULT_RETENTION_BYTES: Final = 2 * 10**9
+# By default, any web page in a browser may read the answers; an origin never has this value.
+NO_FOREIGN_PAGES: Final = "--web.cors.origin=none"
 # Prometheus writes its newest samples to disk after SIGTERM.
 END_SECONDS: Final = 20.0
 _LOG_LINES: Final = 10
@@ -95,6 +97,7 @@ def find_prometheus(
             f"--storage.tsdb.retention.time={round(retention_days * 86400)}s",
             f"--storage.tsdb.retention.size={retention_size}B",
             f"--web.listen-address={LOOPBACK}:{port}",
+            NO_FOREIGN_PAGES,
         ),
         log=directory / "prometheus/prometheus.log",
         url=f"http://{LOOPBACK}:{port}",
