@@ -192,8 +192,9 @@ def worker(exporter: Exporter, engine: Sglang) -> str:
 
 
 def stream(engine: Sglang) -> None:
-    """Send a streamed request: only these have a time between tokens."""
-    body = {"model": "tiny", "prompt": "hi", "max_tokens": 16, "ignore_eos": True, "stream": True}
+    """Send a streamed request: only these have a time between tokens; the prompt fits the cache."""
+    prompt = "Why is the sky blue? " * 8
+    body = {"model": "tiny", "prompt": prompt, "max_tokens": 16, "ignore_eos": True, "stream": True}
     assert http(f"{engine.url}/v1/completions", body).status == 200
 
 
