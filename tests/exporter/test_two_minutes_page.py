@@ -165,10 +165,12 @@ def prometheus(installed: Shell, exporter: Exporter, engine: Sglang) -> Iterator
         process.wait_for("Server is ready", within=30)
         count = f"sum(sglang:num_requests_total{worker(exporter, engine)})"
         eventually(lambda: query(url, "sglang:num_running_reqs"), within=30, what="a scrape")
-        engine.complete(3, tokens=16)
+        engine.complete(2, tokens=16)
+        stream(engine)
         stream(engine)
         eventually(lambda: query(url, f"{count} >= 4"), within=30, what="scraped again")
-        engine.complete(3, tokens=16)
+        engine.complete(2, tokens=16)
+        stream(engine)
         stream(engine)
         eventually(lambda: query(url, f"{count} >= 8"), within=30, what="and once more")
         yield url
@@ -192,7 +194,10 @@ def worker(exporter: Exporter, engine: Sglang) -> str:
 
 
 def stream(engine: Sglang) -> None:
-    """Send a streamed request: only these have a time between tokens; the prompt fits the cache."""
+    """Send a streamed request, whose prompt is long enough for the cache.
+
+    Only streams have a time between tokens.
+    """
     prompt = "Why is the sky blue? " * 8
     body = {"model": "tiny", "prompt": prompt, "max_tokens": 16, "ignore_eos": True, "stream": True}
     assert http(f"{engine.url}/v1/completions", body).status == 200
