@@ -7,9 +7,11 @@ import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -116,6 +118,11 @@ def test_prometheus_takes_the_rules_for_older_names(tmp_path: Path) -> None:
     assert read <= {name for name, _ in generate.read()}
 
 
+def of_fleet(page: str) -> Iterator[Metric]:
+    """Return the families that only the page of all engines has."""
+    return (family for family in parse(page) if family.name.startswith("dynamometer_fleet_"))
+
+
 @pytest.mark.engine
 def test_live_pages_are_as_documented(stack: Stack) -> None:
     """Families of the runtime are compared in both directions; of the engine, those on the page."""
@@ -129,12 +136,11 @@ def test_live_pages_are_as_documented(stack: Stack) -> None:
     shown = engine_state.LAST_PROGRESS_TIMESTAMP_SECONDS
     eventually(lambda: shown in page(), within=15, what=shown)
     assert stack.frontend is not None
-    urls = (f"{stack.frontend_url}/metrics", f"{ops_url(stack.frontend)}/engine_metrics")
-    pages = (page(), *(http(url).body.decode() for url in urls))
+    fleet = http(f"{ops_url(stack.frontend)}/engine_metrics").body.decode()
+    pages = (http(f"{stack.frontend_url}/metrics").body.decode(), page())
     live = {
         generate.text_name(family): generate.documented(family)
-        for page in pages
-        for family in parse(page)
+        for family in [*(one for page in pages for one in parse(page)), *of_fleet(fleet)]
         if family.samples
     }
     written = dict(generate.read())

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from dynamometer.engines.sglang_snapshots import LoadSnapshots
-from stack import Stack, Worker, eventually
+from stack import Stack, Worker, eventually, ops_url
 from stack import http as get
 
 pytestmark = pytest.mark.engine
@@ -180,3 +180,11 @@ def test_two_data_parallel_ranks_are_one_worker(stack: Stack) -> None:
         assert load(worker, "kv_usage_ratio") == pytest.approx(
             sum(values(worker, "sglang:token_usage")) / 2
         )
+        assert stack.frontend is not None
+        workers = json.loads(get(f"{ops_url(stack.frontend)}/loads").body)["workers"]
+        page = worker.page()
+        (shown,) = [one for one in workers if f'worker_id="{one["worker_id"]}"' in page]
+        assert [rank["dp_rank"] for rank in shown["ranks"]] == ["0", "1"]
+        assert shown["running"] == sum(rank["running"] for rank in shown["ranks"]) == 0
+        usage = sum(rank["kv_usage"] for rank in shown["ranks"]) / 2
+        assert usage == pytest.approx(load(worker, "kv_usage_ratio"))

@@ -239,16 +239,17 @@ class _PageReader:
         if parsed.dropped:
             raise ExpositionError(parsed.fault)
         families = _ENGINE_FAMILIES.apply(parsed.families)
-        if not self._labelled(families):
-            families = self._relabelling.apply(families)
-        return _EngineFamilies(families, self._label if self._labelled(families) else "")
+        unlabelled = [family for family in families if not self._labelled(family)]
+        labelled = dict(zip(unlabelled, self._relabelling.apply(unlabelled), strict=True))
+        complete = all(map(self._labelled, labelled.values()))
+        found = [labelled.get(family, family) for family in families]
+        return _EngineFamilies(found, self._label if complete else "")
 
-    def _labelled(self, families: Sequence[Family]) -> bool:
+    def _labelled(self, family: Family) -> bool:
         """Return whether each series has the label `worker_id` with the id of this process."""
-        texts = (f"{{{self._label}", f",{self._label}")
+        texts = (f",{self._label}", f"{{{self._label}")
         return all(
-            texts[1] in sample.series.text or texts[0] in sample.series.text
-            for family in families
+            texts[0] in sample.series.text or texts[1] in sample.series.text
             for sample in family.samples
         )
 
