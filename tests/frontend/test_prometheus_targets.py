@@ -171,8 +171,22 @@ def test_a_worker_that_ended_cleanly_is_gone(site: Site) -> None:
     site.wait_until_up_is(None, worker.system_url)
 
 
-def test_no_label_of_a_target_is_a_label_of_a_page(site: Site) -> None:
-    """Prometheus would rename the label of the page, such as `exported_role`."""
-    labels = set(site.prometheus.ask("labels"))
-    assert labels > {"instance", "job", "role", "dynamo_namespace", "worker_id", "model"}
+def check_labels(prometheus: Prometheus) -> None:
+    """Check that Prometheus has renamed no label of a page, such as to `exported_role`."""
+    labels = set(prometheus.ask("labels"))
+    assert labels > {"instance", "job", "role", "dynamo_namespace", "worker_id", "model_name"}
     assert not {label for label in labels if label.startswith("exported_")}
+
+
+def test_no_label_of_a_target_is_a_label_of_a_page(site: Site) -> None:
+    check_labels(site.prometheus)
+
+
+@pytest.mark.engine
+def test_no_label_of_a_target_is_a_label_of_the_real_engine(stack: Stack, tmp_path: Path) -> None:
+    assert stack.frontend is not None
+    settings = configuration(ops_url(stack.frontend))
+    with running_prometheus(settings, tmp_path / "prometheus") as prometheus:
+        prometheus.wait_for('count(up{role="worker"} == 1) == 1 and count(up == 1) == 2')
+        assert prometheus.query("sglang:num_running_reqs")
+        check_labels(prometheus)
