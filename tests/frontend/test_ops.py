@@ -17,7 +17,7 @@ from dynamometer.frontend import ops
 from dynamometer.frontend.ops import OpsListener
 from dynamometer.runtime.discovery.file import FileDiscovery
 from dynamometer.runtime.discovery.interface import Discovery, Processes
-from dynamometer.runtime.record import Record, Role, State
+from dynamometer.runtime.record import Record, Role
 from processes import PYTHON, Process, refusing_port, running
 from stack import eventually, http, ops_url
 
@@ -159,21 +159,15 @@ def test_the_two_ports_have_different_routes(tmp_path: Path, processes: str) -> 
         assert group["labels"]["__meta_dynamometer_role"] == "frontend"
 
 
-def test_the_moved_page_of_a_frontend_is_the_target(tmp_path: Path) -> None:
+def test_a_moved_page_and_a_wildcard_address_are_listed_as_reachable(tmp_path: Path) -> None:
     command, environment = frontend(
-        tmp_path, "--ops-port", "0", DYN_HTTP_SVC_METRICS_PATH="/own/metrics"
-    )
+        tmp_path, "--ops-port", "0", "--http-host", "0.0.0.0",
+        DYN_HTTP_SVC_METRICS_PATH="/own/metrics",
+    )  # fmt: skip
     with running(command, tmp_path / "log", environment) as process:
         (group,) = json.loads(http(f"{ops_url(process)}/sd").body)
         page = f"http://{group['targets'][0]}{group['labels']['__metrics_path__']}"
         assert http(page).body.startswith(b"# HELP")
-
-
-def test_a_wildcard_address_is_listed_as_a_reachable_one(tmp_path: Path) -> None:
-    command, environment = frontend(tmp_path, "--ops-port", "0", "--http-host", "0.0.0.0")
-    with running(command, tmp_path / "log", environment) as process:
-        (group,) = json.loads(http(f"{ops_url(process)}/sd").body)
-        assert http(f"http://{group['targets'][0]}/metrics").status == 200
 
 
 def test_a_frontend_without_an_ops_listener_says_nothing_about_it(tmp_path: Path) -> None:
@@ -228,16 +222,6 @@ def test_the_ops_listener_survives_the_death_of_a_process(tmp_path: Path) -> Non
         assert http(url).body == before
         process.wait_for("restarting now", within=10)
         assert http(url).body == before
-
-
-def test_the_record_names_the_ops_listener(tmp_path: Path) -> None:
-    command, environment = frontend(tmp_path, "--ops-port", "0")
-    with running(command, tmp_path / "log", environment) as process:
-        url = ops_url(process)
-        api_url(process)
-        (file,) = (tmp_path / "kv/instances").glob("*.json")
-        record = Record.from_json(file.read_bytes())
-        assert (record.ops_url, record.state) == (url, State.READY)
 
 
 def test_the_ops_listener_answers_until_the_end(tmp_path: Path) -> None:

@@ -82,7 +82,6 @@ def test_unknown_fields_of_a_later_version_are_ignored() -> None:
         {"metrics_path": "metrics"},
         {"metrics_path": "/me trics"},
         {"metrics_path": "/metrics?a=1"},
-        {"ops_url": "127.0.0.1:8002"},
         {"bootstrap": 7},
         {"bootstrap": ""},
         {"model_info": {"a": "\ud800"}},

@@ -107,7 +107,7 @@ async def serve(options: FrontendOptions) -> None:
     discovery = await connect(options.discovery_directory)
     listener = shared_port.listen(options.host, options.port)
     ops = OpsListener(options.ops_host, options.ops_port)
-    own = record(options, runtime, addresses.url(listener), ops.url)
+    own = record(options, runtime, addresses.url(listener))
     async with (
         ops.serving(discovery, own, max_page_bytes=options.max_page_bytes),
         discovery.register(own) as registration,
@@ -231,19 +231,13 @@ async def _answer_requests(
             await member.channel.wait_for_others()
 
 
-def record(
-    options: FrontendOptions,
-    runtime: DistributedRuntime,
-    url: str,
-    ops_url: str | None,
-) -> Record:
+def record(options: FrontendOptions, runtime: DistributedRuntime, url: str) -> Record:
     """Return the record of a frontend in discovery.
 
     Args:
         options: the options of the frontend.
         runtime: the runtime, which has the id of the frontend.
         url: the URL of the frontend's port.
-        ops_url: the URL of the ops listener, or None.
     """
     return Record(
         role=Role.FRONTEND,
@@ -253,7 +247,6 @@ def record(
         request_url=url,
         system_url=url,
         metrics_path=options.paths[HTTP_METRICS_PATH],
-        ops_url=ops_url,
         state=State.READY,
         since=time.time(),
     )

@@ -90,7 +90,7 @@ async def serve_group(options: FrontendOptions, count: int, arguments: Sequence[
         runtime.registry.register(collector)
         restarts = restart_counter(runtime.registry)
         ops = OpsListener(options.ops_host, options.ops_port)
-        own = record(options, runtime, port.url, ops.url)
+        own = record(options, runtime, port.url)
         await stack.enter_async_context(
             ops.serving(discovery, own, max_page_bytes=options.max_page_bytes)
         )

@@ -14,7 +14,6 @@ of each field; a field without a default is required.
 - `stream_usage`: boolean, false; the engine ends every stream with a usage chunk, requested or not.
 - `request_url`, `system_url`: http(s) URL, null; address of inference requests, and of `/metrics`.
 - `metrics_path`: string, `/metrics`; path of the metrics page below `system_url`.
-- `ops_url`: http(s) URL, null; address of a frontend's ops listener (`/sd`).
 - `bootstrap`: string, null; bootstrap address of a prefill worker.
 - `gpu_uuids`: array of strings, `[]`; names of a worker's visible NVIDIA devices.
 - `model_info`: object, `{}`; maps each model to its entry in the engine's `/v1/models`.
@@ -114,7 +113,6 @@ class Record:
     request_url: str | None = None
     system_url: str | None = None
     metrics_path: str = "/metrics"
-    ops_url: str | None = None
     bootstrap: str | None = None
     gpu_uuids: tuple[str, ...] = ()
     model_info: Mapping[str, Json] = field(default_factory=lambda: MappingProxyType({}))
@@ -378,7 +376,6 @@ _FIELDS: Final[Mapping[str, Callable[[Json], object]]] = {
     "request_url": _url,
     "system_url": _url,
     "metrics_path": _path,
-    "ops_url": _url,
     "bootstrap": _optional_name,
     "gpu_uuids": _names,
     "model_info": _cards,
