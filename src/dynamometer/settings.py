@@ -95,6 +95,7 @@ class Settings:
     ops_port: int | None = None
     frontend_paths: Mapping[str, str] = field(default_factory=lambda: FRONTEND_PATHS)
     processes: int = 1
+    forward_custom_labels: bool = False
     namespace: str | None = None
     discovery_directory: Path | None = None
     log_level: str = "info"
@@ -136,6 +137,7 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
             for variable, default in FRONTEND_PATHS.items()
         },
         processes=env.get("DYN_FRONTEND_PROCESSES", processes, Settings.processes),
+        forward_custom_labels=env.get("DYN_FORWARD_CUSTOM_LABELS", boolean, False),
         namespace=env.get("DYN_NAMESPACE", name, None),
         discovery_directory=env.get("DYN_FILE_KV", Path, None),
         log_level=env.get("DYN_LOG", log_level, Settings.log_level),

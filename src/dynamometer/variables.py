@@ -194,6 +194,11 @@ VARIABLES: Final[Mapping[str, Variable]] = {
         "1",
         "`--processes`",
     ),
+    "DYN_FORWARD_CUSTOM_LABELS": Variable(
+        "1: the frontend forwards the header that sets labels of an engine's metrics",
+        "0",
+        "`--forward-custom-labels`",
+    ),
     "DYN_NAMESPACE": Variable(
         "value of the label `dynamo_namespace` of a worker or an exporter; the only namespace that "
         "a frontend serves",

@@ -197,6 +197,17 @@ def test_usage_in_every_stream_is_a_known_flag(engine: StartableEngine, tmp_path
 
 
 @STARTED
+@pytest.mark.parametrize(
+    ("header", "known"), [("X-Tenant", "x-tenant"), ("a b", ""), ("a\nb", ""), ("\ud800", "")]
+)
+def test_a_renamed_header_of_labels_is_known(
+    engine: StartableEngine, tmp_path: Path, header: str, known: str
+) -> None:
+    flags = ["--model", "m", "--tokenizer-metrics-custom-labels-header", header]
+    assert engine.plan(flags, directory=tmp_path, python=sys.executable).labels_header == known
+
+
+@STARTED
 def test_a_restart_has_other_ports_and_the_same_flags(
     engine: StartableEngine, tmp_path: Path
 ) -> None:

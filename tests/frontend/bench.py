@@ -105,7 +105,11 @@ class Bench:
 
 @asynccontextmanager
 async def make_bench(
-    max_body_size: int = 2**20, origins: Sequence[str] = (), limits: Limits | None = None
+    max_body_size: int = 2**20,
+    origins: Sequence[str] = (),
+    limits: Limits | None = None,
+    *,
+    forward_custom_labels: bool = False,
 ) -> AsyncIterator[Bench]:
     async with AsyncExitStack() as stack:
         workers = Client(idle_seconds=3)
@@ -122,6 +126,7 @@ async def make_bench(
             client=workers,
             refresh=nothing_new,
             max_body_size=max_body_size,
+            forward_custom_labels=forward_custom_labels,
         )
         handlers = Handlers(Origins(origins))
         for path in kinds.ROUTES:

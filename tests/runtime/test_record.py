@@ -82,6 +82,8 @@ def test_unknown_fields_of_a_later_version_are_ignored() -> None:
         {"metrics_path": "metrics"},
         {"metrics_path": "/me trics"},
         {"metrics_path": "/metrics?a=1"},
+        {"labels_header": 1},
+        {"labels_header": "x\ny"},
         {"bootstrap": 7},
         {"bootstrap": ""},
         {"model_info": {"a": "\ud800"}},

@@ -93,6 +93,7 @@ class Launch:
         sources: the sources of the engine's families.
         mode: all of the work, or only its prefill or decode phase; see `Record.mode`.
         stream_usage: True if every stream ends with its usage; see `Record.stream_usage`.
+        labels_header: the header by which clients set labels; see `Record.labels_header`.
         api_key: the bearer token that the engine's routes require.
         client_labels: the labels of the engine's series whose values come from clients.
         notes: messages for the user about flags that were added to the command line.
@@ -107,6 +108,7 @@ class Launch:
     sources: MetricSources = MetricSources()
     mode: str = AGGREGATED
     stream_usage: bool = False
+    labels_header: str = ""
     api_key: str | None = None
     client_labels: ClientLabels = field(default_factory=ClientLabels)
     notes: tuple[str, ...] = ()
@@ -193,6 +195,8 @@ class Engine(Protocol):
         metric_prefixes: the prefixes of the engine's family names.
         client_labels: the labels of its series whose values come from clients, without those that
             only a command line names.
+        labels_header: the header by which clients set labels of its series, unless a record names
+            another one.
         request_totals: the totals that only requests change.
     """
 
@@ -205,6 +209,7 @@ class Engine(Protocol):
     info_path: str
     metric_prefixes: Sequence[str]
     client_labels: ClientLabels
+    labels_header: str
     request_totals: RequestTotals
 
     def read_models(self, answer: Json) -> ModelCards:

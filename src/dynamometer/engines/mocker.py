@@ -37,6 +37,7 @@ class Mocker:
     metric_prefixes: Sequence[str] = sglang.SGLang.metric_prefixes
     request_totals = sglang.SGLang.request_totals
     client_labels = sglang.SGLang.client_labels
+    labels_header = sglang.SGLang.labels_header
     help: CommandHelp = sglang.SGLang.help
     probes: Probes | None = None
 
@@ -85,6 +86,7 @@ class Mocker:
             sources=MetricSources(directory=metrics if flags.enable_metrics else None),
             mode=sglang_flags.mode(flags),
             stream_usage=flags.stream_usage,
+            labels_header=sglang_flags.labels_header(flags),
             client_labels=sglang.client_labels(flags),
             notes=tuple(notes),
         )

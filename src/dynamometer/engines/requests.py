@@ -1,8 +1,8 @@
 """Read the members of a request's body that routing and metrics need, and add usage if needed.
 
-`model`, `stream`, `stream_options` and `sampling_params` are read from the top level of the body,
-by the engine's rules. To read another member, add a field to `_Request` and to `RequestBody`. Only
-the engine validates the request; all other bytes are forwarded unchanged.
+`model`, `stream`, `stream_options`, `sampling_params` and `custom_labels` are read from the top
+level of the body, by the engine's rules. To read another member, add a field to `_Request` and to
+`RequestBody`. Only the engine validates the request; all other bytes are forwarded unchanged.
 
 A body may be large and hostile: msgspec checks JSON without creating objects for members that are
 not read (3 to 10 ms for 16 MiB, at most 30 ms). In a form, only two short fields are searched.
@@ -35,6 +35,7 @@ class _Request(msgspec.Struct):
     stream: msgspec.Raw = _NULL
     stream_options: msgspec.Raw = _NULL
     sampling_params: msgspec.Raw = _NULL
+    custom_labels: msgspec.Raw = _NULL
 
 
 class _StreamOptions(msgspec.Struct):
@@ -72,6 +73,8 @@ class RequestBody:
         add_usage: True if the client requests a stream without its usage, so that the frontend must
             request the usage (`with_usage`) to know the token counts.
         samples: the number of answers to each prompt; above 1 only on SGLang's own route.
+        custom_labels: True if the body sets labels of the engine's metrics, which SGLang's own
+            route reads.
     """
 
     content: bytes
@@ -79,6 +82,12 @@ class RequestBody:
     stream: bool = False
     add_usage: bool = False
     samples: int = 1
+    custom_labels: bool = False
+
+    def remove_custom_labels(self) -> None:
+        """Set no labels of the engine's metrics."""
+        self.content = set_member(self.content, ("custom_labels",), b"null")
+        self.custom_labels = False
 
     def set_model(self, name: str) -> None:
         """Request another model; a form stays unchanged."""
@@ -120,6 +129,7 @@ def parse(content: bytes, content_type: str) -> RequestBody:
         stream=stream,
         add_usage=add_usage,
         samples=_samples(bytes(request.sampling_params)),
+        custom_labels=bytes(request.custom_labels) != b"null",
     )
 
 

@@ -123,6 +123,7 @@ class SGLang:
     info_path = "/server_info"
     metric_prefixes: Sequence[str] = (names.name_prefix.SGLANG,)
     client_labels = _CLIENT_LABELS
+    labels_header = sglang_flags.LABELS_HEADER
     request_totals = REQUEST_TOTALS
     help = _HELP
     probes: Probes | None = PROBES
@@ -204,6 +205,7 @@ class SGLang:
             sources=sources,
             mode=sglang_flags.mode(flags),
             stream_usage=flags.stream_usage,
+            labels_header=sglang_flags.labels_header(flags),
             api_key=flags.api_key,
             client_labels=client_labels(flags),
             notes=tuple(notes),

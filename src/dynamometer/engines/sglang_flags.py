@@ -7,6 +7,7 @@ they need: the model, the address, and what the engine reports.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Final
@@ -18,7 +19,10 @@ from dynamometer.runtime.record import AGGREGATED
 
 MODULE_NAME: Final = "sglang.launch_server"
 DEFAULT_PORT: Final = 30000
+LABELS_HEADER: Final = "x-custom-labels"
 _SERVE: Final = ("sglang", "serve")
+# RFC 9110, 5.6.2. No request has a header of another name.
+_HEADER_NAME: Final = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,256}")
 _LARGEST_FILE_BYTES: Final = 1 << 20
 
 
@@ -104,6 +108,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--tokenizer-metrics-allowed-custom-labels", dest="custom_labels", nargs="+", default=[]
     )
+    parser.add_argument(
+        "--tokenizer-metrics-custom-labels-header", dest="labels_header", default=""
+    )
     try:
         return parser.parse_known_args(list(arguments))[0]
     except argparse.ArgumentError as error:
@@ -114,6 +121,12 @@ def mode(flags: argparse.Namespace) -> str:
     """Return the `Record.mode` of `--disaggregation-mode`; SGLang itself refuses invalid modes."""
     phase: str = flags.disaggregation_mode
     return phase if phase in (PREFILL, DECODE) else AGGREGATED
+
+
+def labels_header(flags: argparse.Namespace) -> str:
+    """Return `Record.labels_header`: the header of the flag; empty without a valid name."""
+    name: str = flags.labels_header.lower()
+    return name if _HEADER_NAME.fullmatch(name) else ""
 
 
 def port(flags: argparse.Namespace) -> int:

@@ -90,6 +90,7 @@ class FrontendOptions:
     buckets: FrontendBuckets
     max_page_bytes: int = DEFAULT_MAX_PAGE_BYTES
     allowed_origins: Sequence[str] = ()
+    forward_custom_labels: bool = False
     paths: Mapping[str, str] = field(default_factory=lambda: FRONTEND_PATHS)
 
 
@@ -195,6 +196,7 @@ async def _answer_requests(
             refresh=follower.refresh,
             max_body_size=options.max_body_size,
             processes=processes,
+            forward_custom_labels=options.forward_custom_labels,
         )
         stack.callback(forwarder.close)
         await stack.enter_async_context(canary.watching())

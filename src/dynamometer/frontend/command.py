@@ -95,6 +95,14 @@ def parser(program: str) -> argparse.ArgumentParser:
     arguments.add_max_body_size(result)
     arguments.add_max_page_bytes(result, DEFAULT_MAX_PAGE_BYTES)
     arguments.add_allow_origin(result)
+    result.add_argument(
+        "--forward-custom-labels",
+        action="store_true",
+        help="forward the header by which requests set labels of their engine's metrics: "
+        "x-custom-labels, or the one that a worker's --tokenizer-metrics-custom-labels-header "
+        "names. Only behind a gateway that replaces the header: a client could use the name of any "
+        "tenant (DYN_FORWARD_CUSTOM_LABELS; default: the header is removed)",
+    )
     arguments.add_discovery(result)
     return result
 
@@ -120,6 +128,7 @@ def main(argv: Sequence[str], program: str = "dyno frontend") -> int:
         max_body_size=own.max_body_size,
         max_page_bytes=own.max_page_bytes,
         allowed_origins=own.allow_origin,
+        forward_custom_labels=own.forward_custom_labels or environment.forward_custom_labels,
         drain_delay=own.drain_delay,
         drain_timeout=own.drain_timeout,
         discovery_directory=own.discovery or environment.discovery_directory,

@@ -27,7 +27,7 @@ from dynamometer.frontend.routing import Router
 from dynamometer.http import openai_errors, relay
 from dynamometer.http.client import Client, NotReachedError
 from dynamometer.http.exchange import Request
-from dynamometer.http.messages import Headers, Response
+from dynamometer.http.messages import Response
 from dynamometer.http.reply import BrokenError, Reply
 from dynamometer.names import retry_reason
 from dynamometer.runtime.record import Record
@@ -87,7 +87,13 @@ class Dispatcher:
     """Sends requests to workers. All state belongs to the event loop."""
 
     def __init__(
-        self, *, router: Router, client: Client, threads: BodyThreads, metrics: RetryMetrics
+        self,
+        *,
+        router: Router,
+        client: Client,
+        threads: BodyThreads,
+        metrics: RetryMetrics,
+        forward_custom_labels: bool = False,
     ) -> None:
         """Store the arguments.
 
@@ -96,12 +102,15 @@ class Dispatcher:
             client: sends requests to the workers.
             threads: edit large bodies.
             metrics: counts retries.
+            forward_custom_labels: keep the header by which clients set labels of an engine's
+                metrics.
         """
         self._router = router
         self._fleet = router.fleet
         self._client = client
         self._threads = threads
         self._metrics = metrics
+        self._forward_custom_labels = forward_custom_labels
         self._budgets: defaultdict[str, RetryBudget] = defaultdict(
             lambda: RetryBudget(time.monotonic())
         )
@@ -124,7 +133,6 @@ class Dispatcher:
             held: receives what must be released when an accepted request is over.
         """
         self._budgets[model].add_request(time.monotonic())
-        headers = relay.request_headers(request.headers, read=True)
         registered = body.model == model  # else an adapter of the model, or no name
         tried: set[int] = set()
         refused: Unanswered | None = None
@@ -136,7 +144,7 @@ class Dispatcher:
             instance, route = chosen
             metrics.start_dispatch(instance.id)
             name = _request_name(instance, model) if registered else None
-            outcome = await self._attempt(request, headers, body, name, instance, route, held)
+            outcome = await self._attempt(request, body, name, instance, route, held)
             if isinstance(outcome, Accepted) or not outcome.retry_reason:
                 return outcome
             refused = outcome
@@ -174,7 +182,6 @@ class Dispatcher:
     async def _attempt(
         self,
         request: Request,
-        headers: Headers,
         body: RequestBody,
         name: str | None,
         instance: Record,
@@ -188,6 +195,8 @@ class Dispatcher:
         add_usage = body.add_usage and route.takes_stream_options and not instance.stream_usage
         await self._edit(body, name, add_usage=add_usage)
         url, target = instance.request_url or "", relay.target(request)
+        without = frozenset() if self._forward_custom_labels else _label_headers(instance)
+        headers = relay.request_headers(request.headers, read=True, without=without)
         with ExitStack() as carried:
             carried.enter_context(self._router.carrying(instance))
             try:
@@ -205,9 +214,11 @@ class Dispatcher:
         return Accepted(reply, route, body.samples, add_usage)
 
     async def _edit(self, body: RequestBody, name: str | None, *, add_usage: bool) -> None:
-        """Edit the body for a worker: `name` as the model, and a request for usage."""
+        """Edit the body for a worker: `name` as the model, no labels, and a request for usage."""
 
         def edit() -> None:
+            if body.custom_labels:
+                body.remove_custom_labels()
             if name is not None:
                 body.set_model(name)
             if add_usage:
@@ -220,6 +231,13 @@ def _request_name(instance: Record, model: str) -> str:
     """Return the name that an instance's engine expects for a model in its list."""
     engine = kinds.find(instance.engine)
     return engine.request_name(model, instance.model_info.get(model)) if engine else model
+
+
+def _label_headers(instance: Record) -> frozenset[bytes]:
+    """Return the headers by which clients could set labels of the metrics of an instance."""
+    engine = kinds.find(instance.engine)
+    names = {instance.labels_header, engine.labels_header if engine else ""}
+    return frozenset(name.lower().encode() for name in names)
 
 
 def _log_failure(instance: Record, error: Exception) -> None:

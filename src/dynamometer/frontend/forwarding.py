@@ -50,6 +50,7 @@ class Forwarder:
         refresh: Callable[[], Awaitable[None]],
         max_body_size: int,
         processes: int = 1,
+        forward_custom_labels: bool = False,
     ) -> None:
         """Store the arguments, and prepare the threads that read bodies.
 
@@ -61,6 +62,7 @@ class Forwarder:
             refresh: updates the router's fleet from discovery.
             max_body_size: the largest accepted body, in bytes.
             processes: the number of processes of the frontend.
+            forward_custom_labels: see `Dispatcher`.
         """
         self._max_body_size = max_body_size
         self._refresh = refresh
@@ -69,7 +71,11 @@ class Forwarder:
         self._metrics = metrics
         self._threads = BodyThreads(processes=processes)
         self._dispatcher = Dispatcher(
-            router=router, client=client, threads=self._threads, metrics=metrics.retries
+            router=router,
+            client=client,
+            threads=self._threads,
+            metrics=metrics.retries,
+            forward_custom_labels=forward_custom_labels,
         )
         self.in_flight = InFlight()
         self.closes_connections = False

@@ -7,6 +7,7 @@ of a response go from the callback that received them to the client's transport,
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from typing import Final
 
 from dynamometer.http.exchange import Request, Stream
@@ -39,14 +40,17 @@ NOT_FORWARDED: Final = HOP_BY_HOP | {b"host", b"accept-encoding", b"expect"}
 _CORS: Final = b"access-control-"
 
 
-def request_headers(headers: Headers, *, read: bool = False) -> Headers:
+def request_headers(
+    headers: Headers, *, read: bool = False, without: AbstractSet[bytes] = frozenset()
+) -> Headers:
     """Return the headers of a request for the next hop.
 
     Args:
         headers: the headers of the client's request.
         read: True if this hop has read the body and sends it without its `Content-Encoding`.
+        without: names of headers, in lower case, that are removed.
     """
-    dropped = NOT_FORWARDED | headers.tokens(b"connection")
+    dropped = NOT_FORWARDED | headers.tokens(b"connection") | without
     if read:
         dropped |= {b"content-encoding"}
     kept = Headers(header for header in headers if header[0] not in dropped)

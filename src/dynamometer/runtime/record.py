@@ -12,6 +12,8 @@ of each field; a field without a default is required.
 - `mode`: string, `aggregated`; or `prefill` or `decode`, which cannot answer a request alone.
 - `engine`: string, `""`; kind of the engine.
 - `stream_usage`: boolean, false; the engine ends every stream with a usage chunk, requested or not.
+- `labels_header`: string, `""`; name of the header by which requests set labels of the engine's
+  metrics, in lower case, if it is not the default of the engine's kind.
 - `request_url`, `system_url`: http(s) URL, null; address of inference requests, and of `/metrics`.
 - `metrics_path`: string, `/metrics`; path of the metrics page below `system_url`.
 - `bootstrap`: string, null; bootstrap address of a prefill worker.
@@ -110,6 +112,7 @@ class Record:
     mode: str = AGGREGATED
     engine: str = ""
     stream_usage: bool = False
+    labels_header: str = ""
     request_url: str | None = None
     system_url: str | None = None
     metrics_path: str = "/metrics"
@@ -373,6 +376,7 @@ _FIELDS: Final[Mapping[str, Callable[[Json], object]]] = {
     "mode": _name,
     "engine": _text,
     "stream_usage": _flag,
+    "labels_header": _text,
     "request_url": _url,
     "system_url": _url,
     "metrics_path": _path,

@@ -275,6 +275,7 @@ class _Worker:
             mode=launch.mode,
             engine=engine.name,
             stream_usage=launch.stream_usage,
+            labels_header=launch.labels_header,
             since=time.time(),
         )
 
