@@ -142,6 +142,12 @@ def test_the_configuration_of_the_page_is_the_written_one(stand: Running) -> Non
     assert job == {name: value for name, value in wanted.items() if value != []}
 
 
+def test_the_written_directory_has_the_files_that_the_page_names(stand: Running) -> None:
+    named = set(re.findall(r"`(monitoring/[\w./-]+)`", OBSERVABILITY))
+    assert "monitoring/prometheus/prometheus.yml" in named
+    assert {name for name in named if (stand.directory / name).exists()} == named
+
+
 @pytest.mark.parametrize("command", [*COMMANDS, *lines(TROUBLESHOOTING)])
 def test_a_command_of_a_page_runs(stand: Running, command: str) -> None:
     if "check config" in command:
