@@ -172,8 +172,8 @@ VARIABLES: Final[Mapping[str, Variable]] = {
         "port of the frontend; 0: any free port", f"{DEFAULT_HTTP_PORT}", "`--http-port`"
     ),
     "DYN_OPS_HOST": Variable(
-        "address of the frontend's ops listener: `/sd`, `/metrics_endpoints`, `/engine_metrics` and "
-        "`/loads`",
+        "address of the frontend's ops listener: `/sd`, `/metrics_endpoints`, `/engine_metrics` "
+        "and `/loads`",
         f"`{LOOPBACK}`",
         "`--ops-host`",
     ),
