@@ -236,6 +236,7 @@ def test_a_scheduler_that_hangs_is_a_ticket(stack: Stack, tmp_path: Path) -> Non
         prometheus.wait_for(f'dynamometer:model_ready{{model="{model}"}} == 1')
         with stopped(scheduler):
             site.wait_until_fires(hangs, instance=instance)
+            site.wait_until_fires("DynamometerModelNotReady", model=model)
         site.wait_until_resolved(hangs, instance=instance)
         assert site.fired() == {"EngineUnresponsive", "ModelNotReady"}
         groups = prometheus.ask("rules")["groups"]
