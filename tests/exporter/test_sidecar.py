@@ -135,7 +135,8 @@ def test_gauges_of_another_users_idle_writer_stand_while_its_url_answers(
         command = flags(files, engine)
         with exporter(tmp_path, *command, before=NOBODY, DYN_FILE_KV=discovery) as found:
             found.wait_until_ready("engine")
-            assert busy(found) == [3.0]
+            # The engine is ready by its URL even if the check of the files is late.
+            eventually(lambda: busy(found) == [3.0], within=5, what=f"gauges\n{found.log}")
             writer.kill()
             engine.end()
             eventually(lambda: busy(found) == [], within=8, what=f"gauges gone\n{found.log}")

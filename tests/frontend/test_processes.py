@@ -561,7 +561,8 @@ async def test_retries_are_summed_over_processes(place: Place) -> None:
             if name == "dynamometer_frontend_retries_total"
             and dict(labels)["reason"] == "cannot_connect"
         )
-        assert 4 <= retried <= 8  # each process takes turns
+        # Each process takes turns, and avoids a worker that refused for a second.
+        assert 2 <= retried <= 8
 
 
 def alive(process: psutil.Process) -> bool:

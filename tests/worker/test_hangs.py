@@ -276,7 +276,7 @@ def test_a_healthy_engine_is_never_unresponsive(stack: Stack, tmp_path: Path) ->
     worker = stack.worker
     assert worker is not None
     before = len(worker.process.log)
-    seconds = float(os.environ.get("LOAD_SECONDS", "60"))
+    seconds = float(os.environ.get("LOAD_SECONDS", "120"))
     with contextlib.ExitStack() as exits:
         for number in range(2):
             command = [PYTHON, "-c", BUSY]
