@@ -17,13 +17,21 @@ from grafana_foundation_sdk.models import common as options
 from grafana_foundation_sdk.models import dashboard as model
 
 from dynamometer.observability.dashboards import DASHBOARDS, DIRECTORY, path
-from dynamometer.panels import Dashboard, Page, Panel, Row, Variable
+from dynamometer.panels import Dashboard, Mode, Page, Panel, Row, Variable
 
 PAGE = Path(__file__).with_name("dashboards.md")
 TAG = "dynamometer"
 SOURCE = model.DataSourceRef("prometheus", "${datasource}")
 ALL = ".*"
 WIDTH, HEIGHT = 8, 8
+# Features that SGLang does not have on a CPU.
+NOT_ON_A_CPU = (
+    Mode.HIERARCHICAL_CACHE,
+    Mode.CACHE_STORAGE,
+    Mode.SPECULATIVE,
+    Mode.LORA,
+    Mode.GPU,
+)
 
 
 def write() -> None:
@@ -162,10 +170,33 @@ title, has the finding to look for.
   collapsed rows.
 """
 
+_ON_A_CPU = """\
+## Empty on a CPU
+
+Without a GPU, SGLang does not have the features that these panels need. Every other panel has data
+on a CPU: tests/observability/test_panels.py evaluates all queries in a real Prometheus, after
+requests and faults of a real SGLang.
+"""
+
 
 def page() -> str:
     """Return docs/dashboards.md."""
-    return "\n".join([_HEADER, *(_section(dashboard) for dashboard in DASHBOARDS)])
+    return "\n".join(
+        [_HEADER, *(_section(dashboard) for dashboard in DASHBOARDS), _empty_on_a_cpu()]
+    )
+
+
+def _empty_on_a_cpu() -> str:
+    lines = []
+    for mode in NOT_ON_A_CPU:
+        titles = [
+            f"{dashboard.title}: {panel.title}"
+            for dashboard in DASHBOARDS
+            for panel in dashboard.panels
+            if mode in (panel.needs, dashboard.needs)
+        ]
+        lines.append(f"- with {mode.value}: {', '.join(titles)}")
+    return "\n".join([_ON_A_CPU, *lines, ""])
 
 
 def _section(dashboard: Dashboard) -> str:

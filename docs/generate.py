@@ -28,13 +28,14 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 
 
 import dashboards
+import integrations
 
 from dynamometer.cli import COMMANDS
 from dynamometer.frontend import failures
 from dynamometer.names import engine_state, labels
 from dynamometer.variables import OTHERS, VARIABLES
 
-PAGES = ["configuration", "dashboards", "metrics"]
+PAGES = ["configuration", "dashboards", "integrations", "metrics"]
 CONFIGURATION, METRICS = HERE / "configuration.md", HERE / "metrics.md"
 DYNAMO_FAMILIES = HERE.parent / "tests" / "samples" / "dynamo-metrics.tsv"
 COLUMNS = "| family | type | labels | unit | changes | buckets |\n" + 6 * "| --- " + "|"
@@ -110,6 +111,9 @@ def main() -> None:
     if "dashboards" in wanted:
         dashboards.write()
         print(f"wrote {dashboards.PAGE.name}, and the JSON of the dashboards")
+    if "integrations" in wanted:
+        integrations.PAGE.write_text(integrations.page(published()), encoding="utf-8")
+        print(f"wrote {integrations.PAGE.name}")
     if "metrics" in wanted:
         print("starting a frontend and a worker around the real SGLang (half a minute)", flush=True)
         METRICS.write_text(metrics(*live_pages()), encoding="utf-8")
@@ -293,6 +297,11 @@ def unit(name: str) -> str:
         if word in _UNITS:
             return _UNITS[word]
     return ""
+
+
+def published() -> Sequence[integrations.Integration]:
+    """Return the names that published integrations read, and those that are not on our pages."""
+    return integrations.read({name for name, _ in read()}, NOT_SERVED)
 
 
 def _not_served(served: set[str]) -> str:

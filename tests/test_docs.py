@@ -19,6 +19,7 @@ SOURCE = DOCS.parent / "src"
 sys.path.insert(0, str(DOCS))
 
 import generate
+import integrations
 
 from dynamometer.cli import COMMANDS
 from dynamometer.names import build, engine_state
@@ -34,6 +35,11 @@ def test_all_pages_are_written_unless_some_are_requested(arguments: list[str]) -
 def test_the_configuration_is_current() -> None:
     written = generate.CONFIGURATION.read_text(encoding="utf-8")
     assert written == generate.configuration(), "make docs"
+
+
+def test_the_table_of_integrations_is_current() -> None:
+    written = integrations.PAGE.read_text(encoding="utf-8")
+    assert written == integrations.page(generate.published()), "make docs"
 
 
 def test_every_variable_and_every_command_is_there() -> None:
