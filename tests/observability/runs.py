@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import psutil
 from recorded import Recorded
 from traffic import FLAGS, Traffic
 
@@ -45,7 +46,7 @@ def recorded_runs(model: Path, directory: Path) -> Iterator[Mapping[str, Recorde
             worker = processes.enter_context(stack.run_worker(*flags))
             elsewhere = directory / "elsewhere"  # the frontend does not find the exporter
             elsewhere.mkdir()
-            beside = processes.enter_context(exporter(elsewhere, "--pid", str(worker.engine.pid)))
+            beside = processes.enter_context(exporter(elsewhere, "--pid", _engine(worker)))
             ops = frontend.wait_for(r"ops routes at http://(\S+): ", within=20)[1]
             sets = {
                 "stack": _written(Targets(sd_url=f"http://{ops}/sd", interval=INTERVAL)),
@@ -64,6 +65,18 @@ def recorded_runs(model: Path, directory: Path) -> Iterator[Mapping[str, Recorde
             _change_everything(stack, worker, Traffic(url, str(model)), [*started.values()])
             end = time.time()
         yield {name: Recorded(server, start, end) for name, server in started.items()}
+
+
+def _engine(worker: Worker) -> str:
+    """Wait until the worker has started its engine, and return the engine's pid."""
+
+    def started() -> bool:
+        with contextlib.suppress(ValueError, psutil.Error):
+            return "sglang.launch_server" in worker.engine.cmdline()
+        return False
+
+    eventually(started, within=20, what=f"the engine starts\n{worker.process.log[-2000:]}")
+    return str(worker.engine.pid)
 
 
 def _written(targets: Targets) -> Mapping[str, str]:
