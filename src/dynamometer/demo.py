@@ -28,7 +28,11 @@ from dynamometer.engines.sglang_names import SGLANG_CATEGORIES
 from dynamometer.errors import AddressError, DynamometerError, EngineError
 from dynamometer.http import addresses
 from dynamometer.observability import configuration, written_files
-from dynamometer.observability.configuration import PROMETHEUS_FILE, Targets
+from dynamometer.observability.configuration import (
+    PROMETHEUS_DATA,
+    PROMETHEUS_FILE,
+    Targets,
+)
 from dynamometer.observability.programs import (
     DEFAULT_PROMETHEUS_PORT,
     Program,
@@ -213,16 +217,17 @@ async def _show_answers(api: PrometheusApi) -> None:
 
 
 def _prepare_prometheus(directory: Path, ops_port: int) -> Program:
-    """Write the files of Prometheus, without the data of an earlier demo.
+    """Write the files of Prometheus, and remove the data of an earlier demo.
 
     Raises:
         ObserveError: Prometheus is not installed.
+        DirectoryError: The directory has a file of another origin; see `written_files.write`.
     """
-    shutil.rmtree(directory, ignore_errors=True)
+    place = directory.absolute()
     targets = Targets(sd_url=f"http://{LOOPBACK}:{ops_port}/sd", interval="1s")
-    program = find_prometheus(directory.absolute(), _choose_port(DEFAULT_PROMETHEUS_PORT))
-    files = configuration.files(directory.absolute(), targets, prometheus_url=program.url)
-    written_files.write(directory.absolute(), files)
+    program = find_prometheus(place, _choose_port(DEFAULT_PROMETHEUS_PORT))
+    written_files.write(place, configuration.files(place, targets, prometheus_url=program.url))
+    shutil.rmtree(place / PROMETHEUS_DATA, ignore_errors=True)
     return program
 
 

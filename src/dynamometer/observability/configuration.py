@@ -23,6 +23,7 @@ MARK: Final = (
     "# Written by dyno observe, which replaces this file at its next start: change a copy.\n"
 )
 PROMETHEUS_FILE: Final = "prometheus/prometheus.yml"
+PROMETHEUS_DATA: Final = "prometheus/data"
 ALERTMANAGER_FILE: Final = "alertmanager/alertmanager.yml"
 GRAFANA_FILE: Final = "grafana/grafana.ini"
 PROVISIONING: Final = "grafana/provisioning"

@@ -22,6 +22,7 @@ from dynamometer.observability.configuration import (
     DASHBOARDS,
     GRAFANA_FILE,
     HOME_DASHBOARD,
+    PROMETHEUS_DATA,
     PROMETHEUS_FILE,
     PROVISIONING,
 )
@@ -93,7 +94,7 @@ def find_prometheus(
         command=(
             executable,
             f"--config.file={directory / PROMETHEUS_FILE}",
-            f"--storage.tsdb.path={directory / 'prometheus/data'}",
+            f"--storage.tsdb.path={directory / PROMETHEUS_DATA}",
             f"--storage.tsdb.retention.time={round(retention_days * 86400)}s",
             f"--storage.tsdb.retention.size={retention_size}B",
             f"--web.listen-address={LOOPBACK}:{port}",
