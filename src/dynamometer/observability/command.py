@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 _DIRECTORY: Final = Path(".observe")
 _SD_URL: Final = f"http://{LOOPBACK}:{DEFAULT_OPS_PORT}/sd"
+# In seconds. A rate over a minute needs two scrapes.
+_LONGEST_INTERVAL: Final = 30
 
 _DESCRIPTION = """\
 Start Prometheus and Grafana for the frontend and the workers of this machine: with their targets,
@@ -100,10 +102,10 @@ def parser(program: str) -> argparse.ArgumentParser:
     )
     targets.add_argument(
         "--scrape-interval",
-        type=arguments.checked(settings.count),
+        type=arguments.checked(_interval),
         default=5,
         metavar="SECONDS",
-        help="time between two scrapes of a page (default: 5)",
+        help=f"time between two scrapes of a page, at most {_LONGEST_INTERVAL} (default: 5)",
     )
     result.add_argument(
         "--prometheus-port",
@@ -148,6 +150,13 @@ def parser(program: str) -> argparse.ArgumentParser:
         help="size from which Prometheus removes its oldest data, such as 500MB (default: 2GB)",
     )
     return result
+
+
+def _interval(value: str) -> int:
+    number = settings.count(value)
+    if not 1 <= number <= _LONGEST_INTERVAL:
+        raise ValueError(f"must be 1 to {_LONGEST_INTERVAL}: rules need two scrapes in a minute")
+    return number
 
 
 def main(argv: Sequence[str], program: str = "dyno observe") -> int:
