@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
-import urllib.parse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from processes import PYTHON, Process, running
-from stack import http
+from prometheus import Prometheus
 
 DYNO = (PYTHON, "-m", "dynamometer.cli")
 # A real Grafana is not available: this one records how it was started, and answers.
@@ -80,8 +77,9 @@ def discovery(place: Path) -> dict[str, str]:
     return {"DYN_FILE_KV": str(place / "discovery")}
 
 
-def prometheus_url(process: Process) -> str:
-    return process.wait_for(r"Prometheus answers at (\S+)", within=60)[1]
+def prometheus_of(process: Process) -> Prometheus:
+    """Return the Prometheus of a `dyno observe`, when it answers."""
+    return Prometheus(process.wait_for(r"Prometheus answers at (\S+)", within=60)[1], process)
 
 
 def observe_once(
@@ -96,10 +94,3 @@ def observe_once(
         timeout=within,
         check=False,
     )
-
-
-def query(url: str, expression: str) -> Sequence[Mapping[str, str]]:
-    """Return the labels of an instant query's series, each with its `value`."""
-    answer = http(f"{url}/api/v1/query?{urllib.parse.urlencode({'query': expression})}")
-    found: Sequence[Mapping[str, Any]] = json.loads(answer.body)["data"]["result"]
-    return [one["metric"] | {"value": one["value"][1]} for one in found]

@@ -12,13 +12,12 @@ import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from observing import DYNO, frontend, observing, prometheus_url, query, worker
+from observing import DYNO, frontend, observing, prometheus_of, worker
 
 from conftest import ROOT
 from prometheus import needs_prometheus
@@ -86,7 +85,7 @@ def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         worker(place) as page,
         observing(place / "observe", "--sd-url", sd_url) as process,
     ):
-        prometheus = prometheus_url(process)
+        prometheus = prometheus_of(process)
         for count in (1, 2):
             body = {"model": "mock", "prompt": "hi", "max_tokens": 16, "stream": True}
             assert http(f"{url}/v1/completions", body).status == 200
@@ -94,12 +93,12 @@ def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
                 f'dynamo_frontend_requests_total{{status="success"}} >= {count}',
                 f"dynamometer_engine_generation_tokens_total >= {16 * count}",
             ):
-                eventually(partial(query, prometheus, expression), within=30, what=expression)
+                prometheus.wait_for(expression)
         addresses = {
             "8000": url,
             "8002": sd_url.removesuffix("/sd"),
             "8081": page,
-            "9090": prometheus,
+            "9090": prometheus.url,
         }
         ports = {default: address.rpartition(":")[2] for default, address in addresses.items()}
         stand = Running(place / "commands", ports)

@@ -20,8 +20,7 @@ from observing import (
     observe_once,
     observing,
     program,
-    prometheus_url,
-    query,
+    prometheus_of,
     worker,
 )
 
@@ -73,17 +72,16 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
 def test_one_command_shows_the_frontend_and_the_worker(observed: Observed) -> None:
     assert "2 of 2 targets are up" in observed.process.log
     assert f"worker {observed.worker} is up" in observed.process.log
-    url = prometheus_url(observed.process)
-    up = query(url, "up")
-    assert {(one["role"], one["value"]) for one in up} == {("frontend", "1"), ("worker", "1")}
-    assert {one["job"] for one in up} == {"dynamometer"}
-    assert query(url, "dynamometer_engine_state")
+    prometheus = prometheus_of(observed.process)
+    assert prometheus.values("up", "role") == {"frontend": 1, "worker": 1}
+    assert prometheus.values("count by (job) (up)", "job") == {"dynamometer": 2}
+    assert prometheus.query("dynamometer_engine_state")
 
 
 @needs_prometheus
 def test_no_target_label_hides_a_label_of_a_series(observed: Observed) -> None:
-    url = prometheus_url(observed.process)
-    found = query(url, '{__name__=~".+"}')
+    series = prometheus_of(observed.process).query('{__name__=~".+"}')
+    found = [one["metric"] for one in series]
     assert len(found) > 100
     hidden = {name for one in found for name in one if name.startswith("exported_")}
     assert hidden == set()
@@ -94,7 +92,7 @@ def test_no_target_label_hides_a_label_of_a_series(observed: Observed) -> None:
 @needs_prometheus
 async def test_the_first_questions_have_answers(observed: Observed) -> None:
     async with aiohttp.ClientSession() as session:
-        api = PrometheusApi(session, prometheus_url(observed.process))
+        api = PrometheusApi(session, prometheus_of(observed.process).url)
         for _ in range(2):
             await stream(observed.frontend)
             await api.wait_for_scrapes(targets=2)
@@ -127,7 +125,7 @@ def test_everything_listens_on_loopback(observed: Observed) -> None:
 
 @needs_prometheus
 def test_no_web_page_of_another_origin_reads_from_prometheus(observed: Observed) -> None:
-    url = f"{prometheus_url(observed.process)}/api/v1/query?query=up"
+    url = f"{prometheus_of(observed.process).url}/api/v1/query?query=up"
     for origin in ("https://evil.example", "null"):
         answer = http(url, Origin=origin)
         assert answer.status == 200
@@ -173,7 +171,7 @@ def test_data_is_bounded(observed: Observed) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_runs_after_the_end(tmp_path: Path, number: signal.Signals) -> None:
     with observing(tmp_path / "observe", *NO_SD) as process:
-        url = prometheus_url(process)
+        url = prometheus_of(process).url
         children = process.descendants()
         process.signal(number)
         assert process.wait(within=30) == (-number if number == signal.SIGKILL else 0)
@@ -181,7 +179,7 @@ def test_nothing_runs_after_the_end(tmp_path: Path, number: signal.Signals) -> N
     # The next one starts on the same directory and port.
     port = url.rpartition(":")[2]
     with observing(tmp_path / "observe", *NO_SD, "--prometheus-port", port) as process:
-        assert prometheus_url(process) == url
+        assert prometheus_of(process).url == url
 
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
@@ -223,7 +221,7 @@ def test_a_program_that_fails_is_reported_with_the_end_of_its_log(
 @needs_prometheus
 def test_a_prometheus_that_is_killed_ends_the_command(tmp_path: Path) -> None:
     with observing(tmp_path / "observe", *NO_SD) as process:
-        prometheus_url(process)
+        prometheus_of(process)
         (child,) = process.descendants()
         child.kill()
         assert process.wait(within=20) == 1
@@ -293,6 +291,8 @@ def test_a_requested_port_that_is_in_use_is_an_error(tmp_path: Path) -> None:
         (("--retention-days", "0"), "--retention-days: '0' must be"),
         (("--retention-size", "2 parsecs"), "--retention-size: '2 parsecs' must be"),
         (("--prometheus-port", "-1"), "--prometheus-port: '-1' must be a port"),
+        (("--scrape-interval", "0"), "--scrape-interval: '0' must be 1 to 30"),
+        (("--scrape-interval", "31"), "--scrape-interval: '31' must be 1 to 30"),
         (("--write", "x", "--directory", "y"), "not allowed with"),
         (("--prometheus-url", "http://h"), "--prometheus-url is for --write"),
     ],
