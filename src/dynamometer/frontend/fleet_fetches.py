@@ -187,9 +187,9 @@ class FleetFetches:
         )
 
     async def _request(self, record: Record, query: str) -> RemotePage:
-        if record.system_url is None:
+        if record.page_url is None:
             raise RemotePageError("no_page", "the process has no page: its --system-port is -1")
-        url = f"{record.system_url}{record.metrics_path}{query and '?'}{query}"
+        url = f"{record.page_url}{query and '?'}{query}"
         return await fetch_page(self._session, url, limit=self._page_bytes, deadline=self._deadline)
 
 

@@ -106,11 +106,11 @@ class LoadPoller:
             ValueError: The worker's page does not have a valid load.
             RemotePageError, ExpositionError: The page cannot be read.
         """
-        if worker.system_url is None:
-            raise ValueError("the worker has no system server")
+        if worker.page_url is None:
+            raise ValueError("the worker has no page")
         page = await fetch_page(
             self._session,
-            f"{worker.system_url}/metrics?{_QUERY}",
+            f"{worker.page_url}?{_QUERY}",
             limit=_LARGEST_PAGE_BYTES,
             deadline=self._deadline,
         )

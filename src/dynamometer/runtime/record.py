@@ -130,6 +130,11 @@ class Record:
         return hash((self.id, self.state, self.since))
 
     @property
+    def page_url(self) -> str | None:
+        """The URL of the metrics page; None for a process without a page."""
+        return None if self.system_url is None else f"{self.system_url}{self.metrics_path}"
+
+    @property
     def unusable_reason(self) -> str | None:
         """The reason why this version cannot use the record, in any state; None if it can."""
         if self.min_version > VERSION:

@@ -39,7 +39,7 @@ def metrics_endpoints(processes: Processes) -> Json:
         {
             "namespace": _namespace(record),
             "instance_id": f"{record.id:x}",
-            "url": f"{record.system_url}{record.metrics_path}",
+            "url": record.page_url,
             "gpu_uuids": list(record.gpu_uuids),
         }
         for record in with_pages(processes)
