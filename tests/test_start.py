@@ -35,9 +35,9 @@ SERVERS = [
 ]
 # The rooms that each process never needs.
 OTHER_ROOMS = {
-    "frontend": {"worker", "exporter", "mocker", "demo", "tiny_model"},
-    "worker": {"frontend", "exporter", "mocker", "demo", "tiny_model"},
-    "exporter": {"frontend", "worker", "mocker", "demo", "tiny_model"},
+    "frontend": {"worker", "exporter", "mocker", "observability", "demo", "tiny_model"},
+    "worker": {"frontend", "exporter", "mocker", "observability", "demo", "tiny_model"},
+    "exporter": {"frontend", "worker", "mocker", "observability", "demo", "tiny_model"},
 }
 
 
