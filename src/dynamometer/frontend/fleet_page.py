@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 # The label `source` of the errors of this page.
 _SOURCE: Final = "fleet"
 _UP: Final = Metadata(
-    fleet.UP, "gauge", "Whether the page of the process was read for this page: 1, or 0"
+    fleet.UP, "gauge", "1 if the page of the process is part of this page, else 0"
 )
 _LAST_SUCCESS: Final = Metadata(
     fleet.LAST_SUCCESS_TIMESTAMP_SECONDS,

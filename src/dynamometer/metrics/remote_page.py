@@ -22,7 +22,8 @@ class RemotePageError(DynamometerError):
     """A page that cannot be read now.
 
     Attributes:
-        reason: `timeout`, `unreachable`, `status`, `too_large` or `invalid`, as in error counts.
+        reason: `timeout`, `unreachable`, `status`, `too_large` or `invalid`, as in error counts;
+            `no_page` for a process without a page.
     """
 
     def __init__(self, reason: str, message: str) -> None:

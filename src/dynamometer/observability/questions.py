@@ -28,8 +28,8 @@ class Question:
         return f"{label}{sample.value:.4g}{unit}"
 
 
-def _rate(family: str, labels: str = "") -> str:
-    return f"sum{labels}(rate({family}[1m]))"
+def _rate(family: str, by: str = "") -> str:
+    return f"sum{by}(rate({family}[1m]))"
 
 
 QUESTIONS: Final[Sequence[Question]] = (

@@ -21,7 +21,7 @@ from dynamometer.runtime.lifecycle import Lifecycle
 _STATE: Final = Metadata(
     engine_state.STATE,
     "gauge",
-    "Whether the engine is in this state: 1, or 0; without the states that it never had",
+    "1 if the engine is in this state, else 0; missing for a state that the engine never had",
 )
 _RESTARTS: Final = Metadata(
     engine_state.RESTARTS_TOTAL.removesuffix("_total"),
