@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import yaml
 
 from dynamometer.http.addresses import free_port
+from dynamometer.observability import configuration
+from dynamometer.observability.configuration import Targets
 from processes import Process, running
 from stack import eventually, http
 
@@ -70,16 +73,32 @@ class Prometheus:
         return found
 
 
+def written_configuration(targets: Targets) -> dict[str, Any]:
+    """Return the prometheus.yml that `dyno observe` writes, without rules, and with less waiting.
+
+    Args:
+        targets: the pages; scraped every second, whatever the interval is.
+    """
+    files = configuration.files(Path("/"), targets, prometheus_url="http://127.0.0.1")
+    written: dict[str, Any] = yaml.safe_load(files[configuration.PROMETHEUS_FILE])
+    written["global"] = {"scrape_interval": "1s", "evaluation_interval": "500ms"}
+    written["rule_files"] = []
+    for job in written["scrape_configs"]:
+        for listed in job["http_sd_configs"]:
+            listed["refresh_interval"] = "1s"
+    return written
+
+
 @contextlib.contextmanager
-def running_prometheus(configuration: Mapping[str, Any] | str, place: Path) -> Iterator[Prometheus]:
+def running_prometheus(content: Mapping[str, Any] | str, place: Path) -> Iterator[Prometheus]:
     """Run Prometheus on a free loopback port until the context ends.
 
     Args:
-        configuration: the content of prometheus.yml: YAML, or an object.
+        content: the content of prometheus.yml: YAML, or an object.
         place: a directory for the configuration, the data and the log.
     """
     place.mkdir(exist_ok=True)
-    text = configuration if isinstance(configuration, str) else json.dumps(configuration)
+    text = content if isinstance(content, str) else json.dumps(content)
     (place / "prometheus.yml").write_text(text)  # JSON is YAML
     url = f"http://127.0.0.1:{free_port()}"
     command = ["prometheus", f"--config.file={place / 'prometheus.yml'}"]

@@ -21,8 +21,9 @@ import psutil
 import pytest
 from shipped_rules import ALERTS, RULES, scaled
 
+from dynamometer.observability.configuration import Targets
 from exporting import exporter, imitation
-from prometheus import Prometheus, running_prometheus
+from prometheus import Prometheus, running_prometheus, written_configuration
 from stack import Stack, Worker, eventually, http
 
 pytestmark = pytest.mark.skipif(not shutil.which("prometheus"), reason="needs prometheus")
@@ -31,16 +32,12 @@ pytestmark = pytest.mark.skipif(not shutil.which("prometheus"), reason="needs pr
 SOON: Final = 60.0
 
 
-def configuration(place: Path, **targets: object) -> Mapping[str, object]:
-    """Write the scaled rules, and return a configuration that scrapes every second."""
+def configuration(place: Path, targets: Targets) -> Mapping[str, object]:
+    """Write the scaled rules, and return the shipped configuration with them."""
     for path in RULES:
         (place / path.name).write_text(scaled(path.read_text(encoding="utf-8")))
-    role = {"source_labels": ["__meta_dynamometer_role"], "target_label": "role"}
-    return {
-        "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "500ms"},
-        "rule_files": [str(place / path.name) for path in RULES],
-        "scrape_configs": [{"job_name": "dynamometer", "relabel_configs": [role], **targets}],
-    }
+    rules = [str(place / path.name) for path in RULES]
+    return written_configuration(targets) | {"rule_files": rules}
 
 
 def alert(name: str, **labels: str) -> str:
@@ -202,8 +199,7 @@ def results(
     stack = Stack(place, place, place / "discovery")
     with stack.run_frontend("--ops-port", "0") as (frontend, url):
         operations = frontend.wait_for(r"ops routes at (http://\S+): ", within=20)[1]
-        discovery = {"url": f"{operations}/sd", "refresh_interval": "1s"}
-        settings = configuration(place, http_sd_configs=[discovery])
+        settings = configuration(place, Targets(sd_url=f"{operations}/sd"))
         with (
             running_prometheus(settings, place / "prometheus") as prometheus,
             ThreadPoolExecutor(len(FAULTS)) as executor,
@@ -229,7 +225,7 @@ def test_a_scheduler_that_hangs_is_a_ticket(stack: Stack, tmp_path: Path) -> Non
         if process.cmdline() and "scheduler" in process.cmdline()[0]
     ]
     instance = stack.worker.system_url.removeprefix("http://")
-    settings = configuration(tmp_path, static_configs=[{"targets": [instance]}])
+    settings = configuration(tmp_path, Targets(sd_url="", exporters=[instance]))
     hangs, model = "DynamometerEngineUnresponsive", str(stack.model)
     with running_prometheus(settings, tmp_path / "prometheus") as prometheus:
         site = Site(stack, stack.frontend_url, prometheus)
