@@ -12,12 +12,10 @@ import argparse
 import asyncio
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +23,7 @@ from pathlib import Path
 import psutil
 from aiohttp import web
 from multiprocess_load import Load
-from scrape import get
+from scrape import get, server
 
 from dynamometer.frontend.ops import OpsListener
 from dynamometer.http import addresses
@@ -64,9 +62,9 @@ def main() -> None:
             (place / str(id_)).mkdir()
             loads.append(Load(place / str(id_), processes=1, label_sets=LABEL_SETS))
             stack.callback(loads[-1].close)
-        workers, worker_port = stack.enter_context(server("workers", place))
+        workers, worker_port = stack.enter_context(server("workers", place, __file__))
         (place / "port").write_text(str(worker_port))
-        frontend, frontend_port = stack.enter_context(server("frontend", place))
+        frontend, frontend_port = stack.enter_context(server("frontend", place, __file__))
         paths = [f"/{id_}/metrics" for id_ in range(1, WORKERS + 1)]
         measured = [
             Measured("each worker's page", [workers], partial(get_all, worker_port, paths)),
@@ -141,17 +139,6 @@ class Measured:
 def get_all(port: int, paths: list[str]) -> int:
     """Request pages one after another, and return the bytes of all bodies."""
     return sum(len(get(port, path)) for path in paths)
-
-
-@contextmanager
-def server(name: str, place: Path) -> Iterator[tuple[psutil.Process, int]]:
-    command = [sys.executable, __file__, "--serve", name, str(place)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield psutil.Process(process.pid), int(process.stdout.readline())
-        finally:
-            process.terminate()
 
 
 async def serve_workers(place: Path) -> None:

@@ -152,8 +152,9 @@ class Measured:
 
 
 @contextmanager
-def server(name: str, path: Path) -> Iterator[tuple[psutil.Process, int]]:
-    command = [sys.executable, __file__, "--serve", name, str(path)]
+def server(name: str, path: Path, script: str = __file__) -> Iterator[tuple[psutil.Process, int]]:
+    """Run a benchmark's script as a server of `path`, and return its process and its port."""
+    command = [sys.executable, script, "--serve", name, str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

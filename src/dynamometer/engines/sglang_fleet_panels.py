@@ -5,21 +5,35 @@ from __future__ import annotations
 from typing import Final
 
 from dynamometer.engines.sglang_names import sglang
-from dynamometer.engines.sglang_queries import RANKS, REQUESTS, TOTALS, VARIABLES, once
+from dynamometer.engines.sglang_queries import (
+    CACHED,
+    PREFILL,
+    RANKS,
+    REQUESTS,
+    TOTALS,
+    VARIABLES,
+    once,
+)
 from dynamometer.names import build, engine_load, fleet, labels
-from dynamometer.panels import Dashboard, Mode, Page, Panel, Query, Row, Unit, rate
+from dynamometer.panels import (
+    ENGINE_LABELS,
+    ENGINE_LEGEND,
+    Dashboard,
+    Mode,
+    Page,
+    Panel,
+    Query,
+    Row,
+    Unit,
+    rate,
+)
 
-# Several engines may share an instance: on an exporter's page, and on /engine_metrics.
-_INSTANCE: Final = "instance, worker_id"
-_INSTANCE_LEGEND: Final = "{{instance}} {{worker_id}}"
-_RANK: Final = f"{_INSTANCE}, dp_rank"
-_RANK_LEGEND: Final = "{{instance}} {{worker_id}} {{dp_rank}}"
+_RANK: Final = f"{ENGINE_LABELS}, dp_rank"
+_RANK_LEGEND: Final = f"{ENGINE_LEGEND} {{{{dp_rank}}}}"
 _MODEL_LEGEND: Final = "{{model_name}}"
 # Values without the delay of SGLang's own gauges: see docs/metrics.md, "Stale values".
 _LOAD: Final = 'model=~"$model", instance=~"$instance"'
 _RANK_LOAD: Final = f'{_LOAD}, dp_rank=~"$rank"'
-_PREFILL: Final = f'{RANKS}, mode=~"prefill_.+"'
-_CACHED: Final = f'{RANKS}, mode="prefill_cache"'
 _ANSWERS: Final = f'{RANKS}, mode="decode"'
 
 _TOKENS: Final = once(rate(sglang.REALTIME_TOKENS_TOTAL, _ANSWERS))
@@ -42,7 +56,7 @@ _INSTANCES: Final = Row(
             unit=Unit.REQUESTS,
             queries=[
                 Query(
-                    _by(_INSTANCE, f"{engine_load.RUNNING_REQUESTS}{{{_LOAD}}}"), _INSTANCE_LEGEND
+                    _by(ENGINE_LABELS, f"{engine_load.RUNNING_REQUESTS}{{{_LOAD}}}"), ENGINE_LEGEND
                 )
             ],
             description="Does the router spread the load? Instances of one model should have "
@@ -53,7 +67,9 @@ _INSTANCES: Final = Row(
             title="Queued requests by instance",
             unit=Unit.REQUESTS,
             queries=[
-                Query(_by(_INSTANCE, f"{engine_load.QUEUED_REQUESTS}{{{_LOAD}}}"), _INSTANCE_LEGEND)
+                Query(
+                    _by(ENGINE_LABELS, f"{engine_load.QUEUED_REQUESTS}{{{_LOAD}}}"), ENGINE_LEGEND
+                )
             ],
             description="Where do requests wait? One instance with a queue beside others without "
             "one: the router does not see the load. All of them: add instances.",
@@ -64,8 +80,8 @@ _INSTANCES: Final = Row(
             unit=Unit.RATIO,
             queries=[
                 Query(
-                    f"max by ({_INSTANCE}) ({engine_load.KV_USAGE_RATIO}{{{_LOAD}}})",
-                    _INSTANCE_LEGEND,
+                    f"max by ({ENGINE_LABELS}) ({engine_load.KV_USAGE_RATIO}{{{_LOAD}}})",
+                    ENGINE_LEGEND,
                 )
             ],
             description="Which instance is full? From 0.95 on, its requests wait; the dashboard "
@@ -76,7 +92,7 @@ _INSTANCES: Final = Row(
         Panel(
             title="Answer tokens by instance",
             unit=Unit.TOKENS_PER_SECOND,
-            queries=[Query(_by(_INSTANCE, _TOKENS), _INSTANCE_LEGEND)],
+            queries=[Query(_by(ENGINE_LABELS, _TOKENS), ENGINE_LEGEND)],
             description="How much does each instance generate now? One that is slower with as "
             "many requests has a slower machine, or shares one.",
             stacked=True,
@@ -86,9 +102,9 @@ _INSTANCES: Final = Row(
             unit=Unit.SECONDS,
             queries=[
                 Query(
-                    f"histogram_quantile(0.9, sum by (le, {_INSTANCE}) "
+                    f"histogram_quantile(0.9, sum by (le, {ENGINE_LABELS}) "
                     f"({rate(f'{sglang.TIME_TO_FIRST_TOKEN_SECONDS}_bucket', REQUESTS)}))",
-                    _INSTANCE_LEGEND,
+                    ENGINE_LEGEND,
                 )
             ],
             description="Does one instance make users wait? Compare its queue and its KV pool.",
@@ -98,9 +114,9 @@ _INSTANCES: Final = Row(
             unit=Unit.RATIO,
             queries=[
                 Query(
-                    f"{_by(_INSTANCE, once(rate(sglang.REALTIME_TOKENS_TOTAL, _CACHED)))} / "
-                    f"{_by(_INSTANCE, once(rate(sglang.REALTIME_TOKENS_TOTAL, _PREFILL)))}",
-                    _INSTANCE_LEGEND,
+                    f"{_by(ENGINE_LABELS, once(rate(sglang.REALTIME_TOKENS_TOTAL, CACHED)))} / "
+                    f"{_by(ENGINE_LABELS, once(rate(sglang.REALTIME_TOKENS_TOTAL, PREFILL)))}",
+                    ENGINE_LEGEND,
                 )
             ],
             description="Does each instance know the prefixes of its requests? Low everywhere: "
@@ -167,7 +183,7 @@ _MODELS: Final = Row(
             queries=[
                 Query(
                     "count by (model_name) "
-                    f"(sum by (model_name, {_INSTANCE}) ({sglang.NUM_RUNNING_REQS}{{{TOTALS}}}))",
+                    f"(sum by (model_name, {ENGINE_LABELS}) ({sglang.NUM_RUNNING_REQS}{{{TOTALS}}}))",
                     _MODEL_LEGEND,
                 )
             ],
@@ -210,7 +226,9 @@ _SKEWS: Final = Row(
                 Query(
                     _skew(
                         labels.MODEL,
-                        _by(f"model, {_INSTANCE}", f"{engine_load.RUNNING_REQUESTS}{{{_LOAD}}}"),
+                        _by(
+                            f"model, {ENGINE_LABELS}", f"{engine_load.RUNNING_REQUESTS}{{{_LOAD}}}"
+                        ),
                     ),
                     "{{model}}",
                 )
@@ -223,7 +241,7 @@ _SKEWS: Final = Row(
             unit=Unit.NUMBER,
             queries=[
                 Query(
-                    _skew(labels.MODEL_NAME, _by(f"model_name, {_INSTANCE}", _TOKENS)),
+                    _skew(labels.MODEL_NAME, _by(f"model_name, {ENGINE_LABELS}", _TOKENS)),
                     _MODEL_LEGEND,
                 )
             ],
@@ -234,7 +252,7 @@ _SKEWS: Final = Row(
         Panel(
             title="Skew of tokens between ranks",
             unit=Unit.NUMBER,
-            queries=[Query(_skew(_INSTANCE, _by(_RANK, _TOKENS)), _INSTANCE_LEGEND)],
+            queries=[Query(_skew(ENGINE_LABELS, _by(_RANK, _TOKENS)), ENGINE_LEGEND)],
             description="Is the work of an instance's ranks equal? With data-parallel attention, "
             "all ranks wait for the one with most tokens. 1 with one rank.",
             bad_from=2,
@@ -277,7 +295,7 @@ _MEMBERS: Final = Row(
             title="Pages of the fleet",
             unit=Unit.NUMBER,
             queries=[
-                Query(f'{fleet.UP}{{instance=~"$instance"}}', _INSTANCE_LEGEND),
+                Query(f'{fleet.UP}{{instance=~"$instance"}}', ENGINE_LEGEND),
             ],
             description="Which workers are part of /engine_metrics? 0: the worker was late, and "
             "its series are missing.",
@@ -291,7 +309,7 @@ _MEMBERS: Final = Row(
             queries=[
                 Query(
                     f'time() - {fleet.LAST_SUCCESS_TIMESTAMP_SECONDS}{{instance=~"$instance"}}',
-                    _INSTANCE_LEGEND,
+                    ENGINE_LEGEND,
                 )
             ],
             description="How old is what /engine_metrics shows of each worker? Some seconds; a "

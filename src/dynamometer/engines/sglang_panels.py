@@ -7,6 +7,8 @@ from typing import Final
 from dynamometer.engines.sglang_feature_panels import FEATURES
 from dynamometer.engines.sglang_names import sglang
 from dynamometer.engines.sglang_queries import (
+    CACHED,
+    PREFILL,
     RANKS,
     REQUESTS,
     TOTALS,
@@ -25,8 +27,6 @@ _AVAILABLE, _EVICTABLE, _USED = (
     gauge(family)
     for family in (sglang.KV_AVAILABLE_TOKENS, sglang.KV_EVICTABLE_TOKENS, sglang.KV_USED_TOKENS)
 )
-_PREFILL: Final = f'{RANKS}, mode=~"prefill_.+"'
-_CACHED: Final = f'{RANKS}, mode="prefill_cache"'
 _HITS: Final = f'{RANKS}, mode=~".+_hit"'
 
 _LATENCY: Final = Row(
@@ -177,8 +177,8 @@ _CACHE: Final = Row(
             unit=Unit.RATIO,
             queries=[
                 Query(
-                    f"{total(rate(sglang.REALTIME_TOKENS_TOTAL, _CACHED))}"
-                    f" / {total(rate(sglang.REALTIME_TOKENS_TOTAL, _PREFILL))}",
+                    f"{total(rate(sglang.REALTIME_TOKENS_TOTAL, CACHED))}"
+                    f" / {total(rate(sglang.REALTIME_TOKENS_TOTAL, PREFILL))}",
                     "{{model_name}}",
                 )
             ],

@@ -13,10 +13,13 @@ from dynamometer.engines.sglang_names import sglang
 from dynamometer.names import labels
 from dynamometer.panels import Variable, rate
 
-# Series of requests; series of the ranks that compute them; gauges that may have priorities.
+# Series of requests; series of the ranks that compute them; gauges that may have priorities; of the
+# tokens by mode, all of prompts, and those that the prefix cache had.
 REQUESTS: Final = 'model_name=~"$model", instance=~"$instance"'
 RANKS: Final = f'{REQUESTS}, dp_rank=~"$rank"'
 TOTALS: Final = f'{RANKS}, priority=""'
+PREFILL: Final = f'{RANKS}, mode=~"prefill_.+"'
+CACHED: Final = f'{RANKS}, mode="prefill_cache"'
 
 VARIABLES: Final = (
     Variable("model", "Model", sglang.NUM_RUNNING_REQS, labels.MODEL_NAME),

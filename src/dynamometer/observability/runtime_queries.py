@@ -12,10 +12,6 @@ PROCESS: Final = 'instance=~"$instance"'
 MODEL: Final = f'model=~"$model", {PROCESS}'
 RANK: Final = f'{MODEL}, dp_rank=~"$rank"'
 
-# Several engines share an instance on an exporter's page and on /engine_metrics.
-ENGINE: Final = "instance, worker_id"
-ENGINE_LEGEND: Final = "{{instance}} {{worker_id}}"
-
 FRONTEND_PAGE: Final = frozenset({Page.FRONTEND})
 WORKER_PAGE: Final = frozenset({Page.WORKER})
 PROCESSES: Final = frozenset({Page.FRONTEND, Page.WORKER, Page.EXPORTER})

@@ -12,8 +12,6 @@ from dynamometer.names import (
     work_handler,
 )
 from dynamometer.observability.runtime_queries import (
-    ENGINE,
-    ENGINE_LEGEND,
     FRONTEND_PAGE,
     MODEL,
     RANK,
@@ -21,7 +19,17 @@ from dynamometer.observability.runtime_queries import (
     frontend,
     worker,
 )
-from dynamometer.panels import ENGINE_PAGES, Panel, Query, Row, Unit, quantiles, rate
+from dynamometer.panels import (
+    ENGINE_LABELS,
+    ENGINE_LEGEND,
+    ENGINE_PAGES,
+    Panel,
+    Query,
+    Row,
+    Unit,
+    quantiles,
+    rate,
+)
 
 WORKERS: Final = Row(
     "Workers",
@@ -179,7 +187,7 @@ LIFE: Final = Row(
             unit=Unit.SECONDS,
             queries=[
                 Query(
-                    f"time() - max by ({ENGINE}, dp_rank) "
+                    f"time() - max by ({ENGINE_LABELS}, dp_rank) "
                     f"({engine_state.LAST_PROGRESS_TIMESTAMP_SECONDS}{{{RANK}}})",
                     "{{instance}} {{worker_id}} {{dp_rank}}",
                 )
@@ -194,7 +202,7 @@ LIFE: Final = Row(
             unit=Unit.SECONDS,
             queries=[
                 Query(
-                    f"time() - max by ({ENGINE}) "
+                    f"time() - max by ({ENGINE_LABELS}) "
                     f"({engine_state.LAST_CHANGE_TIMESTAMP_SECONDS}{{{MODEL}}})",
                     ENGINE_LEGEND,
                 )
@@ -208,7 +216,7 @@ LIFE: Final = Row(
             unit=Unit.BYTES,
             queries=[
                 Query(
-                    f"min by ({ENGINE}) ({engine_state.DIRECTORY_AVAILABLE_BYTES}{{{MODEL}}})",
+                    f"min by ({ENGINE_LABELS}) ({engine_state.DIRECTORY_AVAILABLE_BYTES}{{{MODEL}}})",
                     ENGINE_LEGEND,
                 )
             ],
@@ -223,7 +231,7 @@ LIFE: Final = Row(
             unit=Unit.SECONDS,
             queries=[
                 Query(
-                    f"time() - max by ({ENGINE}) ({engine_state.START_TIME_SECONDS}{{{MODEL}}})",
+                    f"time() - max by ({ENGINE_LABELS}) ({engine_state.START_TIME_SECONDS}{{{MODEL}}})",
                     ENGINE_LEGEND,
                 )
             ],
