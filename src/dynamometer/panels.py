@@ -58,7 +58,7 @@ class Mode(Enum):
 # The pages that have an engine's own families.
 ENGINE_PAGES: Final = frozenset({Page.WORKER, Page.EXPORTER, Page.FLEET})
 # Several engines share an instance on an exporter's page and on /engine_metrics.
-ENGINE_LABELS: Final = "instance, worker_id"
+OF_ENGINE: Final = "instance, worker_id"
 ENGINE_LEGEND: Final = "{{instance}} {{worker_id}}"
 
 

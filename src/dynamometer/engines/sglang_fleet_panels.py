@@ -16,8 +16,8 @@ from dynamometer.engines.sglang_queries import (
 )
 from dynamometer.names import build, engine_load, fleet, labels
 from dynamometer.panels import (
-    ENGINE_LABELS,
     ENGINE_LEGEND,
+    OF_ENGINE,
     Dashboard,
     Mode,
     Page,
@@ -28,7 +28,7 @@ from dynamometer.panels import (
     rate,
 )
 
-_RANK: Final = f"{ENGINE_LABELS}, dp_rank"
+_RANK: Final = f"{OF_ENGINE}, dp_rank"
 _RANK_LEGEND: Final = f"{ENGINE_LEGEND} {{{{dp_rank}}}}"
 _MODEL_LEGEND: Final = "{{model_name}}"
 # Values without the delay of SGLang's own gauges: see docs/metrics.md, "Stale values".
@@ -55,9 +55,7 @@ _INSTANCES: Final = Row(
             title="Running requests by instance",
             unit=Unit.REQUESTS,
             queries=[
-                Query(
-                    _by(ENGINE_LABELS, f"{engine_load.RUNNING_REQUESTS}{{{_LOAD}}}"), ENGINE_LEGEND
-                )
+                Query(_by(OF_ENGINE, f"{engine_load.RUNNING_REQUESTS}{{{_LOAD}}}"), ENGINE_LEGEND)
             ],
             description="Does the router spread the load? Instances of one model should have "
             "similar numbers.",
@@ -67,9 +65,7 @@ _INSTANCES: Final = Row(
             title="Queued requests by instance",
             unit=Unit.REQUESTS,
             queries=[
-                Query(
-                    _by(ENGINE_LABELS, f"{engine_load.QUEUED_REQUESTS}{{{_LOAD}}}"), ENGINE_LEGEND
-                )
+                Query(_by(OF_ENGINE, f"{engine_load.QUEUED_REQUESTS}{{{_LOAD}}}"), ENGINE_LEGEND)
             ],
             description="Where do requests wait? One instance with a queue beside others without "
             "one: the router does not see the load. All of them: add instances.",
@@ -80,7 +76,7 @@ _INSTANCES: Final = Row(
             unit=Unit.RATIO,
             queries=[
                 Query(
-                    f"max by ({ENGINE_LABELS}) ({engine_load.KV_USAGE_RATIO}{{{_LOAD}}})",
+                    f"max by ({OF_ENGINE}) ({engine_load.KV_USAGE_RATIO}{{{_LOAD}}})",
                     ENGINE_LEGEND,
                 )
             ],
@@ -92,7 +88,7 @@ _INSTANCES: Final = Row(
         Panel(
             title="Answer tokens by instance",
             unit=Unit.TOKENS_PER_SECOND,
-            queries=[Query(_by(ENGINE_LABELS, _TOKENS), ENGINE_LEGEND)],
+            queries=[Query(_by(OF_ENGINE, _TOKENS), ENGINE_LEGEND)],
             description="How much does each instance generate now? One that is slower with as "
             "many requests has a slower machine, or shares one.",
             stacked=True,
@@ -102,7 +98,7 @@ _INSTANCES: Final = Row(
             unit=Unit.SECONDS,
             queries=[
                 Query(
-                    f"histogram_quantile(0.9, sum by (le, {ENGINE_LABELS}) "
+                    f"histogram_quantile(0.9, sum by (le, {OF_ENGINE}) "
                     f"({rate(f'{sglang.TIME_TO_FIRST_TOKEN_SECONDS}_bucket', REQUESTS)}))",
                     ENGINE_LEGEND,
                 )
@@ -114,8 +110,8 @@ _INSTANCES: Final = Row(
             unit=Unit.RATIO,
             queries=[
                 Query(
-                    f"{_by(ENGINE_LABELS, once(rate(sglang.REALTIME_TOKENS_TOTAL, CACHED)))} / "
-                    f"{_by(ENGINE_LABELS, once(rate(sglang.REALTIME_TOKENS_TOTAL, PREFILL)))}",
+                    f"{_by(OF_ENGINE, once(rate(sglang.REALTIME_TOKENS_TOTAL, CACHED)))} / "
+                    f"{_by(OF_ENGINE, once(rate(sglang.REALTIME_TOKENS_TOTAL, PREFILL)))}",
                     ENGINE_LEGEND,
                 )
             ],
@@ -183,7 +179,7 @@ _MODELS: Final = Row(
             queries=[
                 Query(
                     "count by (model_name) "
-                    f"(sum by (model_name, {ENGINE_LABELS}) ({sglang.NUM_RUNNING_REQS}{{{TOTALS}}}))",
+                    f"(sum by (model_name, {OF_ENGINE}) ({sglang.NUM_RUNNING_REQS}{{{TOTALS}}}))",
                     _MODEL_LEGEND,
                 )
             ],
@@ -226,9 +222,7 @@ _SKEWS: Final = Row(
                 Query(
                     _skew(
                         labels.MODEL,
-                        _by(
-                            f"model, {ENGINE_LABELS}", f"{engine_load.RUNNING_REQUESTS}{{{_LOAD}}}"
-                        ),
+                        _by(f"model, {OF_ENGINE}", f"{engine_load.RUNNING_REQUESTS}{{{_LOAD}}}"),
                     ),
                     "{{model}}",
                 )
@@ -241,7 +235,7 @@ _SKEWS: Final = Row(
             unit=Unit.NUMBER,
             queries=[
                 Query(
-                    _skew(labels.MODEL_NAME, _by(f"model_name, {ENGINE_LABELS}", _TOKENS)),
+                    _skew(labels.MODEL_NAME, _by(f"model_name, {OF_ENGINE}", _TOKENS)),
                     _MODEL_LEGEND,
                 )
             ],
@@ -252,7 +246,7 @@ _SKEWS: Final = Row(
         Panel(
             title="Skew of tokens between ranks",
             unit=Unit.NUMBER,
-            queries=[Query(_skew(ENGINE_LABELS, _by(_RANK, _TOKENS)), ENGINE_LEGEND)],
+            queries=[Query(_skew(OF_ENGINE, _by(_RANK, _TOKENS)), ENGINE_LEGEND)],
             description="Is the work of an instance's ranks equal? With data-parallel attention, "
             "all ranks wait for the one with most tokens. 1 with one rank.",
             bad_from=2,

@@ -20,9 +20,9 @@ from dynamometer.observability.runtime_queries import (
     worker,
 )
 from dynamometer.panels import (
-    ENGINE_LABELS,
     ENGINE_LEGEND,
     ENGINE_PAGES,
+    OF_ENGINE,
     Panel,
     Query,
     Row,
@@ -187,7 +187,7 @@ LIFE: Final = Row(
             unit=Unit.SECONDS,
             queries=[
                 Query(
-                    f"time() - max by ({ENGINE_LABELS}, dp_rank) "
+                    f"time() - max by ({OF_ENGINE}, dp_rank) "
                     f"({engine_state.LAST_PROGRESS_TIMESTAMP_SECONDS}{{{RANK}}})",
                     "{{instance}} {{worker_id}} {{dp_rank}}",
                 )
@@ -202,7 +202,7 @@ LIFE: Final = Row(
             unit=Unit.SECONDS,
             queries=[
                 Query(
-                    f"time() - max by ({ENGINE_LABELS}) "
+                    f"time() - max by ({OF_ENGINE}) "
                     f"({engine_state.LAST_CHANGE_TIMESTAMP_SECONDS}{{{MODEL}}})",
                     ENGINE_LEGEND,
                 )
@@ -216,7 +216,7 @@ LIFE: Final = Row(
             unit=Unit.BYTES,
             queries=[
                 Query(
-                    f"min by ({ENGINE_LABELS}) ({engine_state.DIRECTORY_AVAILABLE_BYTES}{{{MODEL}}})",
+                    f"min by ({OF_ENGINE}) ({engine_state.DIRECTORY_AVAILABLE_BYTES}{{{MODEL}}})",
                     ENGINE_LEGEND,
                 )
             ],
@@ -231,7 +231,7 @@ LIFE: Final = Row(
             unit=Unit.SECONDS,
             queries=[
                 Query(
-                    f"time() - max by ({ENGINE_LABELS}) ({engine_state.START_TIME_SECONDS}{{{MODEL}}})",
+                    f"time() - max by ({OF_ENGINE}) ({engine_state.START_TIME_SECONDS}{{{MODEL}}})",
                     ENGINE_LEGEND,
                 )
             ],
