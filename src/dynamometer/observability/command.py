@@ -37,7 +37,7 @@ _LONGEST_INTERVAL: Final = 30
 _DESCRIPTION = """\
 Start Prometheus and Grafana for the frontend and the workers of this machine: with their targets,
 rules, alerts and dashboards. A frontend lists the targets, so workers may start and end at any
-time. Both listen on 127.0.0.1 only; Grafana needs no login, and shows without letting edit.
+time. Both listen on 127.0.0.1 only; Grafana needs no login, and its dashboards are read-only.
 """
 
 _EPILOG = f"""\
