@@ -233,6 +233,22 @@ async def test_a_page_with_a_fault_is_omitted_and_logged_once(
     assert len([one for one in caplog.records if worker_id(2) in one.getMessage()]) == 2
 
 
+async def test_selected_families_do_not_end_the_fault_of_a_whole_page(
+    scraped: Scraped, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A page may be too large, and a selection of its families not: this is one fault."""
+    caplog.set_level(logging.INFO, "dynamometer")
+    for _ in range(3):
+        scraped.server.pages[1] = HUGE
+        assert await scraped.up() == {worker_id(1): 0}
+        scraped.server.pages[1] = worker_page(1)
+        assert await scraped.samples("sglang:num_running_reqs")
+    (logged,) = [one for one in caplog.records if worker_id(1) in one.getMessage()]
+    assert "is omitted" in logged.getMessage()
+    assert await scraped.up() == {worker_id(1): 1}
+    assert "can be read again" in caplog.messages[-1]
+
+
 async def test_the_time_of_the_last_success_stays_while_a_page_has_a_fault(
     scraped: Scraped,
 ) -> None:

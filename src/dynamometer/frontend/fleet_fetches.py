@@ -170,7 +170,7 @@ class FleetFetches:
         except RemotePageError as fault:
             error = fault
         else:
-            reader.note_success(record)
+            reader.note_success(record, whole=not query)
             return ProcessPage(
                 record=record,
                 families=found.families,
@@ -178,7 +178,7 @@ class FleetFetches:
                 requested_at=requested_at,
                 last_success=reader.last_success,
             )
-        reader.note_error(record, error)
+        reader.note_error(record, error, whole=not query)
         return ProcessPage(
             record=record,
             requested_at=requested_at,
@@ -220,6 +220,7 @@ class _PageReader:
         # The event loop owns these attributes.
         self.last_success: float | None = None
         self._fault_reason = ""
+        self._fault_of_whole = False
 
     def read(self, page: RemotePage, *, whole: bool, until: float) -> _EngineFamilies:
         """Return the families of engines on a page; runs in the thread that parses.
@@ -253,15 +254,18 @@ class _PageReader:
             for sample in family.samples
         )
 
-    def note_success(self, record: Record) -> None:
-        """Note that a page was read now."""
-        self.last_success = time.time()
-        if self._fault_reason:
-            logger.info("the page of %s %016x can be read again", record.role, record.id)
-        self._fault_reason = ""
+    def note_success(self, record: Record, *, whole: bool) -> None:
+        """Note that a page was read now.
 
-    def note_error(self, record: Record, error: RemotePageError) -> None:
+        Selected families do not end the fault of a whole page, which may be too large.
+        """
+        self.last_success = time.time()
+        if self._fault_reason and (whole or not self._fault_of_whole):
+            logger.info("the page of %s %016x can be read again", record.role, record.id)
+            self._fault_reason = ""
+
+    def note_error(self, record: Record, error: RemotePageError, *, whole: bool) -> None:
         """Note that the page could not be read; log the first such error, and a new reason."""
         if self._fault_reason != error.reason:
-            self._fault_reason = error.reason
+            self._fault_reason, self._fault_of_whole = error.reason, whole
             logger.warning("the page of %s %016x is omitted: %s", record.role, record.id, error)
