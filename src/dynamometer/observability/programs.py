@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import shutil
 import signal
@@ -95,7 +96,8 @@ def find_prometheus(
             executable,
             f"--config.file={directory / PROMETHEUS_FILE}",
             f"--storage.tsdb.path={directory / PROMETHEUS_DATA}",
-            f"--storage.tsdb.retention.time={round(retention_days * 86400)}s",
+            # Prometheus takes 0 s as no limit.
+            f"--storage.tsdb.retention.time={math.ceil(retention_days * 86400)}s",
             f"--storage.tsdb.retention.size={retention_size}B",
             f"--web.listen-address={LOOPBACK}:{port}",
             NO_FOREIGN_PAGES,
