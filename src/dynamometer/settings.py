@@ -334,7 +334,7 @@ def http_url(value: str) -> str:
     except ValueError:
         valid = False
     if not valid or not value.isprintable() or " " in value:
-        raise ValueError("must be a URL such as http://127.0.0.1:8002/sd")
+        raise ValueError("must be a URL that begins with http:// or https:// and a host")
     return value
 
 

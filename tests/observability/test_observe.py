@@ -290,6 +290,11 @@ def test_a_requested_port_that_is_in_use_is_an_error(tmp_path: Path) -> None:
         (("--gpu-exporter", "http://h:1"), "--gpu-exporter: 'http://h:1' must be an address"),
         (("--retention-days", "0"), "--retention-days: '0' must be"),
         (("--retention-size", "2 parsecs"), "--retention-size: '2 parsecs' must be"),
+        (("--retention-size", "2"), "--retention-size: '2' must be at least 100MB"),
+        (
+            ("--write", "x", "--prometheus-url", "nonsense"),
+            "must be a URL that begins with http://",
+        ),
         (("--prometheus-port", "-1"), "--prometheus-port: '-1' must be a port"),
         (("--scrape-interval", "0"), "--scrape-interval: '0' must be 1 to 30"),
         (("--scrape-interval", "31"), "--scrape-interval: '31' must be 1 to 30"),

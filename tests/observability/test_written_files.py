@@ -62,6 +62,8 @@ def test_all_rules_are_loaded_and_all_dashboards_provided(tmp_path: Path) -> Non
         "datasources"
     ]
     assert (source["uid"], source["url"]) == ("dynamometer-prometheus", "http://p")
+    # A Grafana that has a default data source would not start.
+    assert source["isDefault"] is False
 
 
 def test_grafana_replaces_no_variable_in_a_path(tmp_path: Path) -> None:
@@ -137,6 +139,8 @@ def test_a_read_only_directory_is_named() -> None:
     done = observe_once("--write", "/proc/monitoring")
     assert done.returncode == 1
     assert "cannot write /proc/monitoring/prometheus/prometheus.yml" in done.stderr
+    # /proc is not a directory that a user can make writable.
+    assert "No such file or directory; choose another directory" in done.stderr
 
 
 def test_a_file_is_complete_or_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ _DIRECTORY: Final = Path(".observe")
 _SD_URL: Final = f"http://{LOOPBACK}:{DEFAULT_OPS_PORT}/sd"
 # In seconds. A rate over a minute needs two scrapes.
 _LONGEST_INTERVAL: Final = 30
+_LEAST_RETENTION_BYTES: Final = 100 * 10**6
 
 _DESCRIPTION = """\
 Start Prometheus and Grafana for the frontend and the workers of this machine: with their targets,
@@ -144,10 +145,11 @@ def parser(program: str) -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--retention-size",
-        type=arguments.checked(settings.size),
+        type=arguments.checked(_retention_size),
         default=DEFAULT_RETENTION_BYTES,
         metavar="BYTES",
-        help="size from which Prometheus removes its oldest data, such as 500MB (default: 2GB)",
+        help="size from which Prometheus removes its oldest data, such as 500MB; at least 100MB "
+        "(default: 2GB)",
     )
     return result
 
@@ -156,6 +158,13 @@ def _interval(value: str) -> int:
     number = settings.count(value)
     if not 1 <= number <= _LONGEST_INTERVAL:
         raise ValueError(f"must be 1 to {_LONGEST_INTERVAL}: rules need two scrapes in a minute")
+    return number
+
+
+def _retention_size(value: str) -> int:
+    number = settings.size(value)
+    if number < _LEAST_RETENTION_BYTES:
+        raise ValueError("must be at least 100MB: Prometheus' newest data alone needs that much")
     return number
 
 

@@ -159,7 +159,8 @@ def _data_source(url: str, interval: str) -> Config:
         "type": "prometheus",
         "access": "proxy",
         "url": _escaped(url),
-        "isDefault": True,
+        # A Grafana with two default data sources does not start.
+        "isDefault": False,
         "jsonData": {"timeInterval": interval, "httpMethod": "POST"},
     }
     return {"apiVersion": 1, "datasources": [source]}

@@ -31,9 +31,11 @@ def write(directory: Path, files: Mapping[str, bytes]) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             _replace(path, content)
         except OSError as error:
+            advice = (
+                "make the directory writable, or " if isinstance(error, PermissionError) else ""
+            )
             raise DirectoryError(
-                f"cannot write {path}: {error.strerror}; make the directory writable, or choose "
-                "another one"
+                f"cannot write {path}: {error.strerror}; {advice}choose another directory"
             ) from None
 
 
