@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import random
+import time
 import zlib
 from collections.abc import Callable
 
@@ -44,6 +46,23 @@ def test_members_of_gzip_are_one_body_within_one_limit() -> None:
     assert decode(members, "gzip", 6) == b"onetwo"
     with pytest.raises(TooLargeError):
         decode(members, "gzip", 5)
+
+
+@pytest.mark.parametrize("form", COMPRESS)
+def test_a_body_of_many_empty_members_is_refused_at_once(form: str) -> None:
+    encoding = "gzip" if form == "gzip" else "deflate"
+    members = COMPRESS[form](b"") * 380_000
+    started = time.process_time()
+    with pytest.raises(EncodingError, match="more than 1,000 members"):
+        decode(members, encoding, 8 << 20)
+    assert time.process_time() - started < 2
+
+
+def test_a_body_of_a_thousand_members_of_any_size_is_decoded() -> None:
+    assert decode(gzip.compress(b"x") * 1000, "gzip", 1000) == b"x" * 1000
+    large = random.Random(1).randbytes(200_000)
+    members = gzip.compress(large) + gzip.compress(b"") + gzip.compress(large)
+    assert decode(members, "gzip", 400_000) == large + large
 
 
 def test_an_empty_body_is_empty_in_each_encoding() -> None:

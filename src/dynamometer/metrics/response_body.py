@@ -11,6 +11,11 @@ import aiohttp
 # The window bits of zlib for each encoding; servers send deflate with and without zlib's header.
 _WINDOW_BITS: Final = {"gzip": (31,), "x-gzip": (31,), "deflate": (15, -15)}
 
+# More are refused, because empty ones have no limit of their decoded size.
+_MOST_MEMBERS: Final = 1000
+# zlib copies the rest of a slice for each member.
+_SLICE_BYTES: Final = 64 << 10
+
 
 class TooLargeError(ValueError):
     """A body with more bytes than the limit, as received or decoded."""
@@ -59,7 +64,8 @@ def decode(body: bytes, encoding: str, limit: int) -> bytes:
 
     Raises:
         TooLargeError: The decoded body is larger.
-        EncodingError: The encoding is unknown, or the body does not have this encoding.
+        EncodingError: The encoding is unknown, or the body does not have this encoding, or the
+            body has more than 1,000 members.
     """
     try:
         formats = _WINDOW_BITS[encoding]
@@ -77,14 +83,20 @@ def decode(body: bytes, encoding: str, limit: int) -> bytes:
 
 
 def _inflate(body: bytes, window_bits: int, limit: int) -> bytes:
-    pieces, size = [], 0
-    while body:
+    pieces, size, start, members = [], 0, 0, 0
+    view = memoryview(body)
+    while start < len(view):
+        members += 1
+        if members > _MOST_MEMBERS:
+            raise EncodingError(f"the compressed body has more than {_MOST_MEMBERS:,} members")
         decoder = zlib.decompressobj(window_bits)
-        pieces.append(decoder.decompress(body, limit - size + 1))
-        size += len(pieces[-1])
-        if size > limit:
-            raise TooLargeError(limit)
-        if not decoder.eof:
-            raise EncodingError("the compressed body is truncated")
-        body = decoder.unused_data
+        while not decoder.eof:
+            if start == len(view):
+                raise EncodingError("the compressed body is truncated")
+            encoded = view[start : start + _SLICE_BYTES]
+            pieces.append(decoder.decompress(encoded, limit - size + 1))
+            size += len(pieces[-1])
+            if size > limit:
+                raise TooLargeError(limit)
+            start += len(encoded) - len(decoder.unused_data)
     return b"".join(pieces)
