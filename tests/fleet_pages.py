@@ -25,6 +25,7 @@ class FleetServer:
         requested: the id, path and query of each request.
         arrived: set at each request.
         open: cleared to let requests wait.
+        delayed: the seconds before the answers, by id.
     """
 
     def __init__(self, url: str) -> None:
@@ -36,6 +37,7 @@ class FleetServer:
         self.open = asyncio.Event()
         self.open.set()
         self.late: set[int] = set()
+        self.delayed: dict[int, float] = {}
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         id_ = int(request.match_info["id"])
@@ -43,6 +45,7 @@ class FleetServer:
         self.connections.add(request.transport)
         self.arrived.set()
         await self.open.wait()
+        await asyncio.sleep(self.delayed.get(id_, 0))
         if id_ in self.late:
             await asyncio.sleep(60)  # the request is cancelled
         page = self.pages[id_]

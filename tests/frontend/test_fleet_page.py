@@ -286,6 +286,41 @@ async def test_a_page_that_takes_too_long_to_parse_is_late(server: FleetServer) 
         assert time.monotonic() - started < 5
 
 
+@pytest.mark.parametrize("large", [1, 3])
+async def test_large_pages_do_not_delay_the_pages_of_other_workers(
+    server: FleetServer, large: int
+) -> None:
+    """The large pages arrive first, and each takes longer to parse than the deadline allows."""
+    lines = "".join(f'sglang:a{{x="{number}"}} 1\n' for number in range(49_000))
+    server.pages |= {id_: worker_page(id_) for id_ in (1, 2, 3)}
+    server.delayed |= dict.fromkeys(server.pages, 0.05)
+    server.pages |= dict.fromkeys(range(4, 4 + large), lines.encode())
+    async with AsyncExitStack() as stack:
+        scraped = await fleet(stack, server, deadline=0.3, page_bytes=8 << 20)
+        up = await scraped.up()
+        assert {worker: up[worker] for worker in map(worker_id, (1, 2, 3))} == dict.fromkeys(
+            map(worker_id, (1, 2, 3)), 1
+        )
+
+
+async def test_a_large_page_leaves_time_for_another_large_one(server: FleetServer) -> None:
+    lines = "".join(f'sglang:a{{x="{number}"}} 1\n' for number in range(49_000))
+    middle = "".join(f'sglang:a{{x="{number:0250}"}} 1\n' for number in range(1500))
+    server.pages |= {1: lines.encode(), 2: middle.encode()}
+    server.delayed[2] = 0.05
+    async with AsyncExitStack() as stack:
+        scraped = await fleet(stack, server, deadline=0.4, page_bytes=8 << 20)
+        assert (await scraped.up())[worker_id(2)] == 1
+
+
+async def test_a_page_with_too_many_short_lines_is_too_large(
+    scraped: Scraped, caplog: pytest.LogCaptureFixture
+) -> None:
+    scraped.server.pages |= {1: worker_page(1), 2: b"sglang:a 1\n" * 50_001}
+    assert await scraped.up() == {worker_id(1): 1, worker_id(2): 0}
+    assert "more than 50,000 lines" in caplog.text
+
+
 async def test_a_process_without_a_page_or_a_listener_is_down(
     scraped: Scraped, caplog: pytest.LogCaptureFixture
 ) -> None:

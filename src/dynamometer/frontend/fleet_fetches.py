@@ -37,6 +37,10 @@ logger = logging.getLogger(__name__)
 DEADLINE_SECONDS: Final = 0.8
 # A page of 30,000 series. A larger one could not be parsed before the deadline.
 LARGEST_PAGE_BYTES: Final = 8 << 20
+# Short lines take as much time as long ones.
+LARGEST_PAGE_LINES: Final = 50_000
+# A larger page is parsed in another thread, so that the pages of other workers need not wait.
+_LARGEST_SMALL_PAGE_BYTES: Final = 256 << 10
 # A longer query may exceed the longest request line of a worker.
 _LONGEST_QUERY: Final = 4096
 # The families of engines, and those that are derived from them.
@@ -100,13 +104,14 @@ class FleetFetches:
         Args:
             processes: returns the processes whose pages are fetched.
             session: the session that sends the requests.
-            thread: parses the pages.
+            thread: parses the pages, except large ones.
             page_bytes: the largest size of one page in bytes.
             deadline: the longest duration of a fetch in seconds.
         """
         self._processes = processes
         self._session = session
         self._thread = thread
+        self._thread_of_large = BackgroundThread("large pages of the fleet")
         self._page_bytes = page_bytes
         self._deadline = deadline
         self._running: dict[asyncio.Task[FleetPages], frozenset[str]] = {}
@@ -161,10 +166,10 @@ class FleetFetches:
         try:
             async with asyncio.timeout(until - requested_at):
                 page = await self._request(record, query)
-                parse = partial(reader.read, page, whole=not query, until=until)
-                found = await self._thread.submit(parse)
-        except TimeoutError:
-            error = RemotePageError("timeout", f"no page within {self._deadline:g} s")
+                found = await self._parse(page, reader, whole=not query)
+        except TimeoutError as late:
+            message = str(late) or f"no page within {self._deadline:g} s"
+            error = RemotePageError("timeout", message)
         except (ExpositionError, ValueError) as fault:
             error = RemotePageError("invalid", str(fault))
         except RemotePageError as fault:
@@ -186,6 +191,17 @@ class FleetFetches:
             error=error,
         )
 
+    async def _parse(
+        self, page: RemotePage, reader: _PageReader, *, whole: bool
+    ) -> _EngineFamilies:
+        # One large page must leave time for the next one.
+        seconds = self._deadline / 2
+        if len(page.body) > _LARGEST_SMALL_PAGE_BYTES:
+            thread, parser = self._thread_of_large, reader.parser_of_large
+        else:
+            thread, parser = self._thread, reader.parser
+        return await thread.submit(partial(parser.parse, page, whole=whole, seconds=seconds))
+
     async def _request(self, record: Record, query: str) -> RemotePage:
         if record.page_url is None:
             raise RemotePageError("no_page", "the process has no page: its --system-port is -1")
@@ -200,42 +216,37 @@ class _EngineFamilies(NamedTuple):
     label: str
 
 
-class _PageReader:
-    """Reads the pages of one process, and remembers its last success and its state.
-
-    Attributes:
-        last_success: see `ProcessPage`.
-    """
+class _EngineParser:
+    """Parses the pages of one process; belongs to one thread."""
 
     def __init__(self, id_: int) -> None:
-        """Create a reader.
+        """Create a parser.
 
         Args:
             id_: the id of the process.
         """
         self._label = label_text(labels.WORKER_ID, hexadecimal(id_))
-        # The thread that parses owns the parser and the relabelling.
         self._parser = Parser()
         self._relabelling = Relabelling({labels.WORKER_ID: hexadecimal(id_)})
-        # The event loop owns these attributes.
-        self.last_success: float | None = None
-        self._fault_reason = ""
-        self._fault_of_whole = False
 
-    def read(self, page: RemotePage, *, whole: bool, until: float) -> _EngineFamilies:
-        """Return the families of engines on a page; runs in the thread that parses.
+    def parse(self, page: RemotePage, *, whole: bool, seconds: float) -> _EngineFamilies:
+        """Return the families of engines on a page.
 
         Args:
             page: the page.
             whole: True if the families of the page were not selected by name.
-            until: see `Parser.parse`.
+            seconds: the time after which the parser stops.
 
         Raises:
+            RemotePageError: The page has too many lines.
             ExpositionError: A line of the page is not valid: other lines may be missing.
             TimeoutError: The page cannot be parsed in time.
         """
+        if page.body.count(b"\n") > LARGEST_PAGE_LINES:
+            raise RemotePageError("too_large", f"more than {LARGEST_PAGE_LINES:,} lines")
         # Only the next whole page has the series of this one again.
         parser = self._parser if whole else Parser()
+        until = time.monotonic() + seconds
         parsed = parser.parse(page.body, page.content_type, until=until)
         if parsed.dropped:
             raise ExpositionError(parsed.fault)
@@ -253,6 +264,30 @@ class _PageReader:
             texts[0] in sample.series.text or texts[1] in sample.series.text
             for sample in family.samples
         )
+
+
+class _PageReader:
+    """Remembers the series, the last success and the state of one process.
+
+    The event loop owns the attributes, and each thread its parser.
+
+    Attributes:
+        parser: parses small pages.
+        parser_of_large: parses large pages.
+        last_success: see `ProcessPage`.
+    """
+
+    def __init__(self, id_: int) -> None:
+        """Create a reader.
+
+        Args:
+            id_: the id of the process.
+        """
+        self.parser = _EngineParser(id_)
+        self.parser_of_large = _EngineParser(id_)
+        self.last_success: float | None = None
+        self._fault_reason = ""
+        self._fault_of_whole = False
 
     def note_success(self, record: Record, *, whole: bool) -> None:
         """Note that a page was read now.
