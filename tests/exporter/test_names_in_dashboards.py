@@ -55,7 +55,7 @@ def stored(target: str, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str
     text = f"{interval}scrape_configs:\n{jobs}" + "".join(other for _, _, other in others)
     text = text.replace("scrape_interval: 5s", "scrape_interval: 1s")
     text = text.replace('targets: ["localhost:8081"]}]', f'targets: ["{target}"]}}]', 2)
-    text = re.sub(r"(job_name: sglang(?:-underscores)?)(,|\n)", _at_our_page, text)
+    text = re.sub(r"(job_name: (?:dynamometer|sglang-underscores))(,|\n)", _at_our_page, text)
     text = text.replace("localhost:30000", target)
     text += f'  - {{job_name: as-it-is, static_configs: [{{targets: ["{target}"]}}]}}\n'
     with running_prometheus(text, place) as server:
@@ -78,9 +78,9 @@ def _at_our_page(match: re.Match[str]) -> str:
 def test_our_names_have_colons_and_sglangs_own_page_underscores(
     stored: Mapping[str, set[str]],
 ) -> None:
-    assert "sglang:num_running_reqs" in stored["sglang"]
+    assert "sglang:num_running_reqs" in stored["dynamometer"]
     assert "sglang_num_running_reqs" in stored["as-it-is"]
-    assert all(name.startswith("sglang:") for name in stored["sglang"])
+    assert all(name.startswith("sglang:") for name in stored["dynamometer"])
     assert all(name.startswith("sglang_") for name in stored["as-it-is"])
 
 
@@ -88,8 +88,8 @@ def test_the_documented_jobs_have_the_names_of_the_other_kind(
     stored: Mapping[str, set[str]],
 ) -> None:
     assert stored["sglang-underscores"] == stored["as-it-is"]
-    assert stored["sglang-own-page"] == stored["sglang"]
-    assert len(stored["sglang"]) > 20
+    assert stored["sglang-own-page"] == stored["dynamometer"]
+    assert len(stored["dynamometer"]) > 20
 
 
 def test_promtool_takes_the_documented_jobs(tmp_path: Path) -> None:
