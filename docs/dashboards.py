@@ -51,7 +51,7 @@ def render(dashboard: Dashboard) -> str:
 def _dashboard(dashboard: Dashboard) -> build.Dashboard:
     others = build.DashboardLink("Dynamometer").type(model.DashboardLinkType.DASHBOARDS)
     built = (
-        build.Dashboard(dashboard.title)
+        build.Dashboard(f"Dynamometer {dashboard.title}")
         .uid(dashboard.uid)
         .description(dashboard.description)
         .tags([TAG])
@@ -174,15 +174,29 @@ _ON_A_CPU = """\
 ## Empty on a CPU
 
 Without a GPU, SGLang does not have the features that these panels need. Every other panel has data
-on a CPU: tests/observability/test_panels.py evaluates all queries in a real Prometheus, after
-requests and faults of a real SGLang.
+on a CPU if its page is scraped; panels that need /engine_metrics among the targets are empty under
+`dyno observe`, which scrapes the workers instead. tests/observability/test_panels.py evaluates all
+queries in a real Prometheus, after requests and faults of a real SGLang.
+"""
+
+_ON_THE_SIMULATED_ENGINE = """\
+## Empty with the simulated engine
+
+The simulated engine (`dyno sglang --engine mocker`) has only the families of load, tokens, and the
+times to the first token and to the end. Panels of other families stay empty with it, such as
+inter-token latency, HTTP responses, the KV pool, memory, and the scheduler.
 """
 
 
 def page() -> str:
     """Return docs/dashboards.md."""
     return "\n".join(
-        [_HEADER, *(_section(dashboard) for dashboard in DASHBOARDS), _empty_on_a_cpu()]
+        [
+            _HEADER,
+            *(_section(dashboard) for dashboard in DASHBOARDS),
+            _empty_on_a_cpu(),
+            _ON_THE_SIMULATED_ENGINE,
+        ]
     )
 
 

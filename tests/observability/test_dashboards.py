@@ -93,6 +93,12 @@ def grafana_replaced(expr: str) -> str:
     return expr.replace("$__rate_interval", "20s").replace("$__range", "15m")
 
 
+@every_dashboard
+def test_a_title_names_dynamometer_in_every_folder(dashboard: Dashboard) -> None:
+    written = json.loads(path(dashboard).read_text(encoding="utf-8"))
+    assert written["title"] == f"Dynamometer {dashboard.title}"
+
+
 @every_panel
 def test_every_family_exists(panel: Panel) -> None:
     for query in panel.queries:

@@ -127,8 +127,9 @@ USERS: Final = Row(
                     "prompt {{model}}",
                 ),
             ],
-            description="How many tokens did users pay for? Counted at a request's end, so long "
-            "answers appear as peaks: the dashboard Engine shows tokens while they are computed.",
+            description="How many tokens do prompts and answers have? Counted at a request's end, "
+            "so long answers appear as peaks: the dashboard Engine shows tokens while they are "
+            "computed.",
             pages=FRONTEND_PAGE,
         ),
         Panel(
@@ -214,7 +215,7 @@ STAGES: Final = Row(
             title="Delay of the event loop",
             unit=Unit.SECONDS,
             queries=quantiles(frontend(frontend_perf.EVENT_LOOP_DELAY_SECONDS), PROCESS),
-            description="Is the frontend itself the bottleneck? Delays delay every request. p99 "
+            description="Is the frontend itself the bottleneck? Every request waits this long. p99 "
             "above 50 ms: add processes (--processes), or look for other load on the machine.",
             pages=FRONTEND_PAGE,
             bad_from=0.05,

@@ -34,8 +34,9 @@ _HEALTH: Final = Row(
             queries=[
                 Query(f"max by (instance) (scrape_duration_seconds{{{PROCESS}}})", "{{instance}}")
             ],
-            description="What does a scrape cost? A few milliseconds. Near the timeout (10 s by "
-            "default) a page will be missing: look at its number of series.",
+            description="What does a scrape cost? A few milliseconds. A page that takes longer "
+            "than Prometheus' scrape_timeout (5 s with dyno observe) is missing: look at its "
+            "number of series.",
             pages=PROCESSES | {Page.FLEET},
             bad_from=1,
         ),
