@@ -235,6 +235,23 @@ async def test_a_process_with_the_id_of_a_vanished_one_replaces_it(
     assert await discovery.processes() == Processes()
 
 
+@pytest.mark.parametrize("noticed", [True, False])
+async def test_a_process_at_the_address_of_a_vanished_one_replaces_it(
+    discovery: Discovery, spawn: Callable[[Record], subprocess.Popen[str]], noticed: bool
+) -> None:
+    one = record(system_url="http://127.0.0.1:8081")
+    other = record(system_url="http://127.0.0.1:8082")
+    for process in (spawn(one), spawn(other)):
+        process.kill()
+        process.wait()
+    if noticed:
+        assert set(await vanished(discovery)) == {one, other}
+    successor = record()
+    async with discovery.register(successor) as registration:
+        await registration.update(replace(successor, system_url=one.system_url))
+    assert await discovery.processes() == Processes(frozenset(), (other,))
+
+
 async def test_a_frozen_process_is_live(
     discovery: Discovery, spawn: Callable[[Record], subprocess.Popen[str]]
 ) -> None:

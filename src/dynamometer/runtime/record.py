@@ -56,6 +56,7 @@ Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 VERSION: Final = 3
 MAX_BYTES: Final = 1 << 20
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
 class Role(StrEnum):
@@ -133,6 +134,16 @@ class Record:
     def page_url(self) -> str | None:
         """The URL of the metrics page; None for a process without a page."""
         return None if self.system_url is None else f"{self.system_url}{self.metrics_path}"
+
+    @property
+    def page_address(self) -> str | None:
+        """The `host:port` of the page, with brackets around an IPv6 address; None without a page."""
+        if self.system_url is None:
+            return None
+        parts = urlsplit(self.system_url)
+        host = parts.hostname or ""
+        host = f"[{host}]" if ":" in host else host
+        return f"{host}:{parts.port or _DEFAULT_PORTS[parts.scheme]}"
 
     @property
     def unusable_reason(self) -> str | None:

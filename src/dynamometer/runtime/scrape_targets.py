@@ -22,7 +22,6 @@ from dynamometer.variables import DEFAULT_NAMESPACE
 
 META: Final = "__meta_dynamometer_"
 _DEFAULT_PATH: Final = "/metrics"
-_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
 def target_groups(processes: Processes) -> list[Json]:
@@ -49,11 +48,11 @@ def metrics_endpoints(processes: Processes) -> Json:
 
 def with_pages(processes: Processes) -> list[Record]:
     """Return the processes that have a page, without those whose address a later process has."""
-    found = [record for record in processes.live if record.system_url is not None]
-    taken = {_address(record) for record in found}
+    found = [record for record in processes.live if record.page_address is not None]
+    taken = {record.page_address for record in found}
     for record in reversed(processes.vanished):
-        if record.system_url is not None and _address(record) not in taken:
-            taken.add(_address(record))
+        if record.page_address is not None and record.page_address not in taken:
+            taken.add(record.page_address)
             found.append(record)
     return sorted(found, key=lambda record: (record.role, record.id))
 
@@ -66,7 +65,7 @@ def _group(record: Record) -> Json:
         labels["__metrics_path__"] = path
     if parts.scheme != "http":
         labels["__scheme__"] = parts.scheme
-    return {"targets": [_address(record)], "labels": labels}
+    return {"targets": [record.page_address], "labels": labels}
 
 
 def _known(record: Record) -> Iterator[tuple[str, str]]:
@@ -85,11 +84,3 @@ def _known(record: Record) -> Iterator[tuple[str, str]]:
 def _namespace(record: Record) -> str:
     """Return the namespace; a frontend that serves all of them belongs to the default one."""
     return record.namespace or (DEFAULT_NAMESPACE if record.role == Role.FRONTEND else "")
-
-
-def _address(record: Record) -> str:
-    """Return `host:port`, with brackets around an IPv6 address."""
-    parts = urlsplit(record.system_url or "")
-    host = parts.hostname or ""
-    host = f"[{host}]" if ":" in host else host
-    return f"{host}:{parts.port or _DEFAULT_PORTS[parts.scheme]}"

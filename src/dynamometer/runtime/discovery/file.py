@@ -31,7 +31,7 @@ from dynamometer.process.descriptors import close_in_child
 from dynamometer.process.tasks import restarting
 from dynamometer.runtime.discovery.interface import Processes
 from dynamometer.runtime.discovery.locks import directory_lock, locked, same_file, write_locked
-from dynamometer.runtime.discovery.vanished import SUFFIX, VanishedFiles, mark
+from dynamometer.runtime.discovery.vanished import SUFFIX, VanishedFiles, forget_at, mark
 from dynamometer.runtime.identity import hexadecimal
 from dynamometer.runtime.record import MAX_BYTES, Record
 
@@ -334,6 +334,8 @@ class FileRegistration:
                 fd = write_locked(self._path, content)
                 if self._fd is None:
                     self._path.with_suffix(SUFFIX).unlink(missing_ok=True)
+                if record.page_address is not None:
+                    forget_at(self._path.parent, record.page_address)
         except OSError as error:
             raise DiscoveryError(
                 f"discovery: cannot write {self._path}: {error.strerror}"

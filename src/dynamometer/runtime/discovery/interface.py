@@ -25,7 +25,8 @@ class Processes:
         live: the records of all live processes.
         vanished: the last records of the processes that ended without withdrawing their records
             during the last `VANISHED_SECONDS`, in the order of their ends. A process whose id
-            another live process has is not among them.
+            another live process has, or whose page's address another process had later, is not
+            among them.
     """
 
     live: frozenset[Record] = frozenset()

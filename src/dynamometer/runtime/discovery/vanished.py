@@ -3,7 +3,9 @@
 The file of such a process is renamed from `ID.json` to `ID.vanished`: by the process itself if it
 ended with an error, otherwise by the first reader that finds the file unlocked. The modification
 time of the renamed file is the time of the end, or of its detection. Readers remove the file after
-`VANISHED_SECONDS`, and a process that has the id again removes it at its start.
+`VANISHED_SECONDS`, and a process that has the id again removes it at its start. A process that has
+the page's address removes it, too: otherwise the address would be listed again after the clean end
+of the new process.
 """
 
 from __future__ import annotations
@@ -19,11 +21,13 @@ from typing import Final
 
 from dynamometer.errors import DiscoveryError
 from dynamometer.runtime.discovery.interface import VANISHED_SECONDS
-from dynamometer.runtime.discovery.locks import directory_lock
+from dynamometer.runtime.discovery.locks import directory_lock, locked
 from dynamometer.runtime.record import MAX_BYTES, Record
 
 SUFFIX: Final = ".vanished"
 _NAME: Final = re.compile(r"[0-9a-f]{16}\.vanished")
+
+_ANY_NAME: Final = re.compile(r"[0-9a-f]{16}\.(?:json|vanished)")
 
 _Stamp = tuple[int, int, int]
 
@@ -40,6 +44,27 @@ def mark(path: Path, fd: int) -> None:
     """
     os.utime(fd)
     path.replace(path.with_suffix(SUFFIX))
+
+
+def forget_at(directory: Path, address: str) -> None:
+    """Remove the files of all ended processes whose page had `address`.
+
+    This includes a file that no reader has renamed yet. The caller has locked the directory. A file
+    that cannot be read or removed stays.
+    """
+    for path in directory.iterdir():
+        if _ANY_NAME.fullmatch(path.name):
+            with suppress(OSError, DiscoveryError):
+                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                try:
+                    if not locked(fd) and _page_address(fd) == address:
+                        path.unlink()
+                finally:
+                    os.close(fd)
+
+
+def _page_address(fd: int) -> str | None:
+    return Record.from_json(os.pread(fd, MAX_BYTES + 1, 0)).page_address
 
 
 class VanishedFiles:
