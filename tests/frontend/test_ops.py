@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -16,7 +19,8 @@ from dynamometer.errors import DiscoveryError
 from dynamometer.frontend import ops
 from dynamometer.frontend.ops import OpsListener
 from dynamometer.runtime.discovery.file import FileDiscovery
-from dynamometer.runtime.discovery.interface import Discovery, Processes
+from dynamometer.runtime.discovery.interface import RESTORE_SECONDS, Discovery, Processes
+from dynamometer.runtime.discovery.locks import write_locked
 from dynamometer.runtime.record import Record, Role
 from processes import PYTHON, Process, refusing_port, running
 from stack import eventually, http, ops_url
@@ -94,6 +98,41 @@ async def test_the_last_known_targets_stay_while_discovery_cannot_be_read(
         discovery.outcome = seen(OWN)
         async with session.get(url + route) as answer:
             assert await answer.json() != known
+
+
+async def test_a_live_process_stays_a_target_after_the_registry_was_emptied(tmp_path: Path) -> None:
+    discovery = FileDiscovery(tmp_path)
+    path = discovery.directory / f"{WORKER.id:016x}.json"
+    fd = write_locked(path, WORKER.to_json())
+    try:
+        async with discovery.register(OWN), listening(discovery) as (url, session):
+            assert await addresses_at(session, url) == ["127.0.0.1:8000", "127.0.0.1:8081"]
+            for file in discovery.directory.iterdir():
+                file.unlink()
+            async with asyncio.timeout(5):
+                while OWN not in await discovery.records():
+                    await asyncio.sleep(0.02)
+            assert await discovery.records() == {OWN}  # the worker has not written its record yet
+            assert await addresses_at(session, url) == ["127.0.0.1:8000", "127.0.0.1:8081"]
+    finally:
+        os.close(fd)
+
+
+async def test_a_process_that_is_not_restored_is_no_target_later(tmp_path: Path) -> None:
+    discovery = Scripted(tmp_path)
+    discovery.outcome = seen(OWN, WORKER)
+    async with listening(discovery) as (url, session):
+        assert len(await addresses_at(session, url)) == 2
+        discovery.outcome = seen(OWN)
+        discovery.restored_at = time.monotonic()
+        assert len(await addresses_at(session, url)) == 2
+        discovery.restored_at -= RESTORE_SECONDS
+        assert len(await addresses_at(session, url)) == 1
+
+
+async def addresses_at(session: aiohttp.ClientSession, url: str) -> list[str]:
+    async with session.get(f"{url}/sd") as answer:
+        return [address for group in await answer.json() for address in group["targets"]]
 
 
 async def test_an_unknown_path_is_answered_with_the_routes(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
@@ -22,7 +23,7 @@ from dynamometer.http.handlers import scrapes_by
 from dynamometer.http.messages import Refusal, Response
 from dynamometer.metrics.page_limit import DEFAULT_MAX_PAGE_BYTES
 from dynamometer.process.background import BackgroundThread
-from dynamometer.runtime.discovery.interface import Discovery, Processes
+from dynamometer.runtime.discovery.interface import RESTORE_SECONDS, Discovery, Processes
 from dynamometer.runtime.record import Json, Record, Role
 from dynamometer.runtime.scrape_targets import metrics_endpoints, target_groups, with_pages
 from dynamometer.variables import DEFAULT_OPS_PORT
@@ -159,7 +160,8 @@ class KnownProcesses:
         """Return the processes.
 
         A registry without this frontend was emptied, or was not written yet: other processes are
-        missing there, too.
+        missing there, too. They can still be missing when this frontend has restored its record, so
+        they stay until `RESTORE_SECONDS` later.
 
         Raises:
             DiscoveryError: Discovery could not be read since the start of the frontend.
@@ -172,6 +174,8 @@ class KnownProcesses:
             if self._last is None:
                 raise
         else:
+            if time.monotonic() - self._discovery.restored_at < RESTORE_SECONDS and self._last:
+                now = _with_missing(now, self._last)
             self._last = now
         return self._last
 
@@ -185,6 +189,13 @@ class KnownProcesses:
         without_page = [record for record in processes.live if record.system_url is None]
         found = (*with_pages(processes), *without_page)
         return [record for record in found if record.role != Role.FRONTEND]
+
+
+def _with_missing(now: Processes, before: Processes) -> Processes:
+    """Return `now` with those live processes of `before` that are not in it."""
+    ids = {record.id for record in (*now.live, *now.vanished)}
+    missing = {record for record in before.live if record.id not in ids}
+    return Processes(now.live | missing, now.vanished)
 
 
 def _shows(known: KnownProcesses, content: Callable[[Processes], Json]) -> Handler:

@@ -137,7 +137,7 @@ class Record:
 
     @property
     def page_address(self) -> str | None:
-        """The `host:port` of the page, with brackets around an IPv6 address; None without a page."""
+        """The `host:port` of the page, with brackets around IPv6; None without a page."""
         if self.system_url is None:
             return None
         parts = urlsplit(self.system_url)

@@ -14,11 +14,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import re
 import stat
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -60,6 +61,7 @@ class FileDiscovery:
     Attributes:
         directory: the directory of the records.
         fault: see `Discovery.fault`.
+        restored_at: see `Discovery.restored_at`.
     """
 
     def __init__(self, directory: Path | None = None) -> None:
@@ -86,6 +88,8 @@ class FileDiscovery:
         self._current: dict[str, Record | None] = {}
         self._vanished = VanishedFiles(self.directory)
         self._last = Processes()
+        # The thread sets this time, the event loop reads it.
+        self.restored_at = -math.inf
         # The event loop owns these attributes.
         self.fault = ""
         self._reading: _Reading | None = None
@@ -94,7 +98,8 @@ class FileDiscovery:
     @asynccontextmanager
     async def register(self, record: Record) -> AsyncIterator[FileRegistration]:
         """See `Discovery.register`."""
-        registration = FileRegistration(self.directory / _file_name(record), self._thread)
+        path = self.directory / _file_name(record)
+        registration = FileRegistration(path, self._thread, on_restore=self._note_restore)
         end = registration.withdraw
         try:
             await registration.update(record)
@@ -234,6 +239,9 @@ class FileDiscovery:
             if same_file(path, fd):
                 mark(Path(path), fd)
 
+    def _note_restore(self) -> None:
+        self.restored_at = time.monotonic()
+
     def _report(self, name: str, message: str) -> None:
         """Log a fault, unless the last message about this file was the same."""
         if self._faults.get(name) != message:
@@ -252,15 +260,19 @@ class _Reading:
 class FileRegistration:
     """The record of this process, in its locked file."""
 
-    def __init__(self, path: Path, thread: BackgroundThread) -> None:
+    def __init__(
+        self, path: Path, thread: BackgroundThread, *, on_restore: Callable[[], None]
+    ) -> None:
         """Store the arguments; `update` writes the file.
 
         Args:
             path: the path of the record.
             thread: runs all file-system calls.
+            on_restore: called in the thread before a removed file is written again.
         """
         self._path = path
         self._thread = thread
+        self._on_restore = on_restore
         # The thread owns these attributes.
         self._fd: int | None = None
         self._record: Record | None = None
@@ -311,6 +323,7 @@ class FileRegistration:
                 return
             if self._fd is not None and same_file(self._path, self._fd):
                 return
+            self._on_restore()
             private_directories.create(self._path.parent.parent)
             private_directories.create(self._path.parent)
             self._write(self._record)

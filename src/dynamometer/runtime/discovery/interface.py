@@ -11,6 +11,8 @@ from dynamometer.runtime.record import Record
 
 # The time for which discovery remembers a process that ended without withdrawing its record.
 VANISHED_SECONDS: Final = 900.0
+# The time within which live processes write their records again after the registry was emptied.
+RESTORE_SECONDS: Final = 2.0
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,14 @@ class Discovery(Protocol):
     @property
     def fault(self) -> str:
         """The error of the last reading, which names the registry; empty if there was none."""
+
+    @property
+    def restored_at(self) -> float:
+        """The time, by `time.monotonic`, when this process last restored a removed record.
+
+        Records of other live processes can be missing until `RESTORE_SECONDS` later. The time is
+        `-inf` if no record was removed.
+        """
 
     def register(self, record: Record) -> AbstractAsyncContextManager[Registration]:
         """Keep `record` visible while the context is open and the process lives.
