@@ -146,6 +146,35 @@ async def test_an_unknown_path_is_answered_with_the_routes(tmp_path: Path) -> No
                 assert body["routes"] == list(ROUTES)
 
 
+@pytest.mark.parametrize("route", [*ROUTES, "/other"])
+async def test_a_web_page_whose_name_resolves_to_loopback_reads_nothing(
+    tmp_path: Path, route: str
+) -> None:
+    discovery = Scripted(tmp_path)
+    discovery.outcome = seen(OWN)
+    async with listening(discovery) as (url, session):
+        for host in ("evil.example", "evil.example:8002", "127.0.0.1.evil.example", "[", "@:x"):
+            async with session.get(url + route, headers={"Host": host}) as answer:
+                assert answer.status == 403
+                assert f"the host {host!r} is not allowed" in (await answer.json())["error"]
+
+
+async def test_addresses_and_names_of_this_machine_are_allowed(tmp_path: Path) -> None:
+    discovery = Scripted(tmp_path)
+    discovery.outcome = seen(OWN)
+    own = socket.gethostname()
+    async with listening(discovery) as (url, session):
+        for host in ("127.0.0.1", "localhost:9", "LOCALHOST.", "[::1]:8002", "10.0.0.7:80", own):
+            async with session.get(f"{url}/sd", headers={"Host": host}) as answer:
+                assert answer.status == 200
+
+
+def test_a_listener_for_other_machines_allows_the_name_of_a_service() -> None:
+    with socket.socket() as bound:
+        bound.bind(("0.0.0.0", 0))  # without listening
+        assert ops.allowed_names(bound, "0.0.0.0") is None
+
+
 async def test_only_get_and_head_are_allowed(tmp_path: Path) -> None:
     discovery = Scripted(tmp_path)
     discovery.outcome = seen(OWN)

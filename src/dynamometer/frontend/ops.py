@@ -6,12 +6,15 @@ of several processes has one ops listener, in its supervisor.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import logging
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
+from urllib.parse import urlsplit
 
 from dynamometer.errors import DiscoveryError
 from dynamometer.frontend.fleet_fetches import FleetFetches
@@ -57,7 +60,7 @@ class OpsListener:
         self._listener = addresses.listen_optionally(
             host, port, default=DEFAULT_OPS_PORT, settings=_SETTINGS
         )
-        self._routes = OpsRoutes()
+        self._routes = OpsRoutes(allowed_names(self._listener, host))
         self.url = None if self._listener is None else addresses.url(self._listener)
 
     @asynccontextmanager
@@ -108,8 +111,14 @@ class OpsListener:
 class OpsRoutes:
     """The handlers of GET by path; errors are JSON objects that name the routes."""
 
-    def __init__(self) -> None:
-        """Create an empty table."""
+    def __init__(self, names: frozenset[str] | None = None) -> None:
+        """Create an empty table.
+
+        Args:
+            names: the host names in a request's `Host`, in lower case; addresses are always
+                allowed. None for any name.
+        """
+        self._names = names
         self._handlers: dict[str, Handler] = {}
 
     @property
@@ -123,6 +132,10 @@ class OpsRoutes:
 
     async def answer(self, request: Request) -> Response | None:
         """Answer one request; see `Application.answer`."""
+        host = request.headers.get(b"host").decode("latin-1")
+        if self._names is not None and not _is_allowed(host, self._names):
+            error = f"the host {host[:200]!r} is not allowed: use the address, or localhost"
+            return _json({"error": error}, 403)
         handler = self._handlers.get(request.path)
         if handler is None:
             error = f"no such route: {request.path[:200]}"
@@ -145,6 +158,28 @@ class OpsRoutes:
     def refuse(self, refusal: Refusal) -> Response:
         """Return the response to a request that cannot be read."""
         return _json({"error": str(refusal)}, refusal.status)
+
+
+def allowed_names(listener: socket.socket | None, host: str) -> frozenset[str] | None:
+    """Return the names that a request's `Host` may have; None if `listener` is for other machines.
+
+    A web page whose own name is made to resolve to 127.0.0.1 (DNS rebinding) must not read the
+    routes. Other machines may have any name for this one, such as that of a service.
+    """
+    if listener is None or not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
+        return None
+    return frozenset({"localhost", socket.gethostname().lower(), host.lower()})
+
+
+def _is_allowed(host: str, names: frozenset[str]) -> bool:
+    """Return whether a `Host` is an address, is one of `names`, or is missing (HTTP/1.0)."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        if name.removesuffix(".") not in names:
+            ipaddress.ip_address(name)
+    except ValueError:
+        return not host
+    return True
 
 
 class KnownProcesses:
