@@ -19,6 +19,8 @@ from dynamometer.observability.configuration import JOB, ROLE
 Content = TypeVar("Content")
 SCRAPE_SECONDS: Final = 60.0
 _DEADLINE: Final = aiohttp.ClientTimeout(total=5)
+# About 10,000 targets.
+_MOST_BYTES: Final = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Target:
     """A page that Prometheus scrapes.
 
     Attributes:
-        name: the role and the address, such as `worker 127.0.0.1:8081`.
+        name: the role and the address, such as `worker 127.0.0.1:8081`, with the path if it is not
+            `/metrics`. Other targets have other names.
         health: `up`, `down`, or `unknown` before the first scrape.
         error: the error of the last scrape; empty if it succeeded.
         scraped: the time of the last scrape, as text.
@@ -48,6 +51,7 @@ class Sample:
 
 class _Target(msgspec.Struct, rename="camel"):
     labels: dict[str, str]
+    scrape_url: str
     health: str
     last_error: str
     last_scrape: str
@@ -95,7 +99,7 @@ class PrometheusApi:
         answer = await _fetch(self._session, url, _TargetsAnswer)
         found = [
             Target(
-                f"{one.labels.get(ROLE, 'target')} {one.labels['instance']}",
+                _name(one),
                 one.health,
                 one.last_error,
                 one.last_scrape,
@@ -136,8 +140,17 @@ class PrometheusApi:
         """
         url = f"{self._url}/api/v1/query"
         answer = await _fetch(self._session, url, _VectorAnswer, query=promql)
-        found = [Sample(one.metric, float(one.value[1])) for one in answer.data.result]
+        try:
+            found = [Sample(one.metric, float(one.value[1])) for one in answer.data.result]
+        except ValueError as error:
+            raise ObserveError(f"{url} returned another format: {error}") from None
         return [sample for sample in found if not math.isnan(sample.value)]
+
+
+def _name(target: _Target) -> str:
+    role, instance = target.labels.get(ROLE, "target"), target.labels.get("instance", "?")
+    _, _, page = target.scrape_url.partition("://")[2].partition("/")
+    return f"{role} {instance}" + ("" if page == "metrics" else f"/{page}")
 
 
 async def answers(session: aiohttp.ClientSession, url: str) -> bool:
@@ -163,7 +176,7 @@ async def _fetch(
 ) -> Content:
     try:
         async with session.get(url, params=query, timeout=_DEADLINE) as response:
-            body = await response.read()
+            body = await _read(response)
             if response.status != 200:
                 reason = body.decode("utf-8", "replace").strip()[:200]
                 raise ObserveError(f"{url} returned {response.status}: {reason or 'no reason'}")
@@ -173,5 +186,15 @@ async def _fetch(
         raise ObserveError(f"no server answers at {url} ({reason})") from None
     except (aiohttp.ClientError, TimeoutError) as error:
         raise ObserveError(f"{url} did not answer: {error or 'timeout'}") from None
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    # Text that is not UTF-8, and deep nesting, raise the last two errors.
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ObserveError(f"{url} returned another format: {error}") from None
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for piece in response.content.iter_any():
+        body += piece
+        if len(body) > _MOST_BYTES:
+            raise ObserveError(f"{response.url} returned more than {_MOST_BYTES >> 20} MiB")
+    return bytes(body)
