@@ -218,6 +218,21 @@ def test_a_program_that_fails_is_reported_with_the_end_of_its_log(
     assert "Traceback" not in done.stderr
 
 
+def test_a_log_that_is_a_link_is_replaced_not_followed(tmp_path: Path) -> None:
+    programs = program(tmp_path / "bin", "prometheus", FAILS).parent
+    flags = "--directory", str(tmp_path / "observe"), *NO_SD
+    path = f"{programs}{os.pathsep}/usr/bin{os.pathsep}/bin"
+    log = tmp_path / "observe/prometheus/prometheus.log"
+    observe_once(*flags, PATH=path, within=60)
+    (tmp_path / "mine").write_text("mine")
+    log.unlink()
+    log.symlink_to(tmp_path / "mine")
+    observe_once(*flags, PATH=path, within=60)
+    assert "no space left" in log.read_text()
+    assert not log.is_symlink()
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
 @needs_prometheus
 def test_a_prometheus_that_is_killed_ends_the_command(tmp_path: Path) -> None:
     with observing(tmp_path / "observe", *NO_SD) as process:

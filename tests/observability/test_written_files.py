@@ -115,6 +115,28 @@ def test_a_file_of_another_origin_is_never_replaced(tmp_path: Path, name: str) -
     assert snapshot(tmp_path) == {name: b"mine"}
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["prometheus/prometheus.log", "prometheus/data/x", "grafana/grafana.log", "grafana/data/x"],
+)
+def test_data_of_another_origin_is_never_used(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_text("mine")
+    done = observe_once("--directory", str(tmp_path), PATH="")
+    assert done.returncode == 1
+    assert f"{tmp_path / name.removesuffix('/x')} exists and was not written by" in done.stderr
+    assert snapshot(tmp_path) == {name: b"mine"}
+
+
+def test_a_pipe_or_a_link_is_never_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    (tmp_path / "directory").mkdir()
+    for name in ("pipe", "link", "directory"):
+        with pytest.raises(DirectoryError, match=f"/{name} exists and was not written by"):
+            written_files.write(tmp_path, {name: MARK.encode()})
+
+
 def test_a_dashboard_of_another_origin_is_never_replaced(tmp_path: Path) -> None:
     name = "grafana/dashboards/dynamometer-engine.json"
     (tmp_path / name).parent.mkdir(parents=True)
@@ -150,7 +172,7 @@ def test_a_file_is_complete_or_old(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(DirectoryError, match="No space left on device"):
+    with pytest.raises(DirectoryError, match="No space left on device; free some space, or"):
         written_files.write(tmp_path, {"a": MARK.encode() + b"new"})
     assert snapshot(tmp_path) == {"a": MARK.encode() + b"old"}
 

@@ -205,6 +205,7 @@ def main(argv: Sequence[str], program: str = "dyno observe") -> int:
 
 def _run(own: argparse.Namespace, directory: Path, targets: Targets) -> None:
     """Write the files, and run what is installed."""
+    written_files.check_data(directory)
     prometheus_port = _choose_port("Prometheus", own.prometheus_port, DEFAULT_PROMETHEUS_PORT)
     grafana_port = _choose_port("Grafana", own.grafana_port, DEFAULT_GRAFANA_PORT)
     _write(directory, targets, f"http://{LOOPBACK}:{prometheus_port}")

@@ -24,8 +24,11 @@ MARK: Final = (
 )
 PROMETHEUS_FILE: Final = "prometheus/prometheus.yml"
 PROMETHEUS_DATA: Final = "prometheus/data"
+PROMETHEUS_LOG: Final = "prometheus/prometheus.log"
 ALERTMANAGER_FILE: Final = "alertmanager/alertmanager.yml"
 GRAFANA_FILE: Final = "grafana/grafana.ini"
+GRAFANA_DATA: Final = "grafana/data"
+GRAFANA_LOG: Final = "grafana/grafana.log"
 PROVISIONING: Final = "grafana/provisioning"
 DASHBOARDS: Final = "grafana/dashboards"
 DATA_SOURCE: Final = "dynamometer-prometheus"

@@ -16,15 +16,18 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from dynamometer.errors import ObserveError
 from dynamometer.observability.configuration import (
     DASHBOARDS,
+    GRAFANA_DATA,
     GRAFANA_FILE,
+    GRAFANA_LOG,
     HOME_DASHBOARD,
     PROMETHEUS_DATA,
     PROMETHEUS_FILE,
+    PROMETHEUS_LOG,
     PROVISIONING,
 )
 from dynamometer.process import tasks
@@ -102,7 +105,7 @@ def find_prometheus(
             f"--web.listen-address={LOOPBACK}:{port}",
             NO_FOREIGN_PAGES,
         ),
-        log=directory / "prometheus/prometheus.log",
+        log=directory / PROMETHEUS_LOG,
         url=f"http://{LOOPBACK}:{port}",
         health_path="/-/ready",
     )
@@ -126,7 +129,7 @@ def find_grafana(directory: Path, port: int, *, home: Path | None) -> Program:
             "Grafana's own repository, https://grafana.com/docs/grafana/latest/setup-grafana"
         )
     home = home or _find_home(Path(command[0]))
-    data = directory / "grafana/data"
+    data = directory / GRAFANA_DATA
     settings = {
         "paths_data": data,
         "paths_logs": data / "log",
@@ -145,7 +148,7 @@ def find_grafana(directory: Path, port: int, *, home: Path | None) -> Program:
             *((f"--homepath={home}",) if home else ()),
             f"--config={directory / GRAFANA_FILE}",
         ),
-        log=directory / "grafana/grafana.log",
+        log=directory / GRAFANA_LOG,
         url=f"http://{LOOPBACK}:{port}",
         health_path="/api/health",
         variables=dict.fromkeys(of_user)
@@ -184,12 +187,11 @@ async def started(
         A task that raises `ObserveError`, with the end of the log, if the program ends.
 
     Raises:
-        ObserveError: The program cannot be executed.
+        ObserveError: The log cannot be written, or the program cannot be executed.
     """
     variables = {**os.environ, **program.variables}
-    try:
-        program.log.parent.mkdir(parents=True, exist_ok=True)
-        with program.log.open("wb") as output:
+    with _new_log(program.log) as output:
+        try:
             process = await asyncio.create_subprocess_exec(
                 *program.command,
                 env={name: value for name, value in variables.items() if value is not None},
@@ -199,14 +201,28 @@ async def started(
                 start_new_session=True,
                 preexec_fn=die_with_parent,
             )
-    except OSError as error:
-        raise ObserveError(f"cannot run {program.command[0]}: {error.strerror}") from None
+        except OSError as error:
+            raise ObserveError(f"cannot run {program.command[0]}: {error.strerror}") from None
     ended = asyncio.create_task(_report_end(program, process), name=program.title)
     try:
         yield ended
     finally:
         await tasks.end(ended)
         await _end(process, immediate)
+
+
+def _new_log(path: Path) -> BinaryIO:
+    """Replace the log, without following a symbolic link.
+
+    Raises:
+        ObserveError: The file cannot be replaced; the message names it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        return path.open("xb")
+    except OSError as error:
+        raise ObserveError(f"cannot write {path}: {error.strerror}") from None
 
 
 async def _report_end(program: Program, process: asyncio.subprocess.Process) -> None:
