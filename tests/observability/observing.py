@@ -21,7 +21,7 @@ from pathlib import Path
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(200 if self.path == "/api/health" else 404)
+        self.send_response(200 if self.path in ("/", "/api/health") else 404)
         self.end_headers()
 
 address = os.environ["GF_SERVER_HTTP_ADDR"], int(os.environ["GF_SERVER_HTTP_PORT"])
@@ -65,12 +65,19 @@ def frontend(place: Path, *flags: str) -> Iterator[tuple[str, str]]:
 @contextlib.contextmanager
 def worker(place: Path) -> Iterator[str]:
     """Run a worker around a simulated engine until it is ready, and return its page's address."""
+    with worker_process(place) as (address, _):
+        yield address
+
+
+@contextlib.contextmanager
+def worker_process(place: Path, log: str = "worker.log") -> Iterator[tuple[str, Process]]:
+    """Run a worker as `worker` does, and return the process, too."""
     command = [*DYNO, "sglang", "--engine", "mocker", "--model", "mock", "--enable-metrics"]
     variables = discovery(place) | {"DYN_SYSTEM_PORT": "0"}
-    with running(command, place / "worker.log", variables) as process:
+    with running(command, place / log, variables) as process:
         address = process.wait_for(r"metrics and health: http://(\S+)/metrics", within=20)[1]
         process.wait_for(r"ready", within=30)
-        yield address
+        yield address, process
 
 
 def discovery(place: Path) -> dict[str, str]:

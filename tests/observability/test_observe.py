@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,12 +23,13 @@ from observing import (
     program,
     prometheus_of,
     worker,
+    worker_process,
 )
 
 from dynamometer.http import addresses
 from dynamometer.http.addresses import free_port
 from dynamometer.observability.prometheus_api import PrometheusApi
-from dynamometer.observability.questions import QUESTIONS, ask
+from dynamometer.observability.questions import EXPORTER_QUESTIONS, QUESTIONS, ask
 from processes import Process, refusing_port
 from prometheus import needs_prometheus
 from stack import eventually, http
@@ -157,7 +159,78 @@ def test_grafana_has_its_files_and_no_variable_of_the_user(observed: Observed) -
 def test_a_second_one_on_the_same_directory_is_refused(observed: Observed) -> None:
     done = observe_once("--directory", str(observed.directory))
     assert done.returncode == 1
-    assert f"another dyno observe uses {observed.directory}" in done.stderr
+    (grafana,) = re.findall(r"Grafana answers at (\S+)", observed.process.log)
+    assert (
+        f"another dyno observe uses {observed.directory} "
+        f"(Prometheus at {prometheus_of(observed.process).url}, Grafana at {grafana}): end it first"
+    ) in done.stderr
+
+
+@needs_prometheus
+def test_files_of_a_running_one_are_not_replaced(observed: Observed) -> None:
+    path = observed.directory / "prometheus/prometheus.yml"
+    before = path.read_bytes(), path.stat().st_ino
+    done = observe_once("--write", str(observed.directory))
+    assert done.returncode == 1
+    assert f"another dyno observe uses {observed.directory} (Prometheus at " in done.stderr
+    assert (path.read_bytes(), path.stat().st_ino) == before
+
+
+@needs_prometheus
+def test_every_printed_address_answers(observed: Observed) -> None:
+    printed = set(re.findall(r"http://[\d.]+:\d+[^\s)]*", observed.process.log))
+    assert any(url.endswith("/alerts") and "/api/" not in url for url in printed)
+    assert len(printed) == 3
+    assert {url: http(url).status for url in printed} == dict.fromkeys(printed, 200)
+
+
+@needs_prometheus
+def test_without_a_frontend_the_first_questions_are_about_the_engine(
+    observed: Observed, tmp_path: Path
+) -> None:
+    # The page of a worker has the engine families of an exporter's page, too.
+    with observing(tmp_path / "observe", "--exporter", observed.worker) as process:
+        process.wait_for("running until Ctrl-C", within=60)
+        assert "dynamo_frontend_" not in process.log
+        for question in EXPORTER_QUESTIONS:
+            assert question.promql in process.log
+            prometheus_of(process).wait_for(question.promql)
+
+
+@needs_prometheus
+def test_a_killed_worker_is_a_warning_and_a_clean_end_is_not(tmp_path: Path) -> None:
+    with (
+        frontend(tmp_path) as (_, sd_url),
+        worker_process(tmp_path, "killed.log") as (killed, killed_process),
+        worker_process(tmp_path, "ended.log") as (ended, ended_process),
+        observing(tmp_path / "observe", "--sd-url", sd_url) as observe,
+    ):
+        observe.wait_for("3 of 3 targets are up", within=60)
+        ended_process.signal(signal.SIGTERM)
+        killed_process.signal(signal.SIGKILL)
+        observe.wait_for(f"worker {ended} is no longer a target", within=30)
+        observe.wait_for(f"worker {killed} is down: .*connection refused", within=30)
+        assert f"worker {ended} is down" not in observe.log
+
+
+@needs_prometheus
+def test_alerts_that_fire_and_are_resolved_are_logged(tmp_path: Path) -> None:
+    with observing(tmp_path / "observe", *NO_SD) as process:
+        prometheus_of(process)
+        (prometheus,) = process.descendants()
+        rule = {
+            "alert": "TooLate",
+            "expr": "vector(1)",
+            "labels": {"severity": "page"},
+            "annotations": {"summary": "Answers come late"},
+        }
+        rules = tmp_path / "observe/prometheus/rules/alerts.yml"
+        for fires, says in ((True, "fires"), (False, "is resolved")):
+            group = {"name": "g", "rules": [rule] if fires else []}
+            rules.write_text(json.dumps({"groups": [group]}))  # JSON is YAML
+            prometheus.send_signal(signal.SIGHUP)
+            process.wait_for(rf"alert TooLate \(page\) {says}: Answers come late", within=20)
+        assert process.log.count("alert TooLate") == 2
 
 
 @needs_prometheus

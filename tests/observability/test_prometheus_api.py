@@ -33,8 +33,9 @@ async def test_unexpected_bytes_are_an_error_that_names_the_server(body: bytes) 
         async with aiohttp.ClientSession() as session:
             api = PrometheusApi(session, url)
             for question in (
-                prometheus_api.count_discovered(session, f"{url}/sd"),
+                prometheus_api.discovered(session, f"{url}/sd"),
                 api.targets(),
+                api.firing(),
                 api.query("up"),
             ):
                 with pytest.raises(ObserveError, match=f"{url}.* returned another format: "):
@@ -53,7 +54,7 @@ async def test_a_body_without_an_end_is_not_read_whole() -> None:
     with page_server.serving(lambda *_: ("application/json", b" " * (17 << 20))) as address:
         async with aiohttp.ClientSession() as session:
             with pytest.raises(ObserveError, match="/sd returned more than 16 MiB"):
-                await prometheus_api.count_discovered(session, f"http://{address}/sd")
+                await prometheus_api.discovered(session, f"http://{address}/sd")
 
 
 async def names(*targets: tuple[str, dict[str, str]]) -> list[str]:

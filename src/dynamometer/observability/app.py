@@ -1,11 +1,11 @@
-"""Run Prometheus and Grafana in the foreground, and log the state of the targets."""
+"""Run Prometheus and Grafana in the foreground, and log the state of targets and alerts."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final
@@ -14,9 +14,10 @@ import aiohttp
 
 from dynamometer.errors import ObserveError
 from dynamometer.observability import prometheus_api
+from dynamometer.observability.configuration import Targets
 from dynamometer.observability.programs import Program, started
-from dynamometer.observability.prometheus_api import PrometheusApi, Target
-from dynamometer.observability.questions import QUESTIONS
+from dynamometer.observability.prometheus_api import Alert, PrometheusApi, Target
+from dynamometer.observability.questions import EXPORTER_QUESTIONS, QUESTIONS
 from dynamometer.process import tasks
 from dynamometer.process.signals import Stop
 
@@ -35,12 +36,12 @@ class Programs:
     Attributes:
         prometheus: None if it is not installed.
         grafana: None if it is not installed.
-        sd_url: the frontend's list of targets; empty without a frontend.
+        targets: the pages that Prometheus scrapes.
     """
 
     prometheus: Program | None
     grafana: Program | None
-    sd_url: str
+    targets: Targets
 
 
 async def serve(programs: Programs) -> None:
@@ -86,34 +87,43 @@ async def _report(session: aiohttp.ClientSession, programs: Programs) -> None:
         await _wait_until_ready(session, program)
         logger.info("%s answers at %s", program.title, program.url)
     if programs.prometheus is None:
-        _announce(programs)
+        _announce(programs, "")
         await asyncio.Event().wait()
     else:
         api = PrometheusApi(session, programs.prometheus.url)
-        log = _TargetLog(session, api, programs.sd_url)
+        log = _TargetLog(session, api, programs.targets)
+        alerts = _AlertLog(api)
         first_seen: float | None = None
         announced = False
         while True:
             await log.update()
+            await alerts.update()
             if log.targets and not announced:
                 first_seen = first_seen or time.monotonic()
                 if log.complete or time.monotonic() - first_seen > _TARGETS_SECONDS:
                     announced = True
                     up = sum(target.health == "up" for target in log.targets)
                     logger.info("%d of %d targets are up", up, len(log.targets))
-                    _announce(programs)
+                    _announce(programs, await _find_alerts(session, programs.prometheus.url))
             await asyncio.sleep(_CHECK_SECONDS)
 
 
-def _announce(programs: Programs) -> None:
+async def _find_alerts(session: aiohttp.ClientSession, url: str) -> str:
+    """Return the address of the alerts: Debian's Prometheus has another page than others."""
+    for path in ("/alerts", "/classic/alerts"):
+        if await prometheus_api.answers(session, url + path):
+            return url + path
+    return f"{url}/api/v1/alerts"
+
+
+def _announce(programs: Programs, alerts_url: str) -> None:
     if programs.prometheus:
-        url = programs.prometheus.url
-        logger.info("Prometheus: %s (alerts: %s/alerts)", url, url)
+        logger.info("Prometheus: %s (alerts: %s)", programs.prometheus.url, alerts_url)
     if programs.grafana:
         logger.info("Grafana: %s (folder Dynamometer, without a login)", programs.grafana.url)
     if programs.prometheus:
         logger.info("to start, with promtool query instant %s 'QUERY':", programs.prometheus.url)
-        for question in QUESTIONS:
+        for question in QUESTIONS if programs.targets.sd_url else EXPORTER_QUESTIONS:
             logger.info("  %s (%s)", question.promql, question.title)
     logger.info("running until Ctrl-C")
 
@@ -126,20 +136,29 @@ class _TargetLog:
         complete: all targets are known, and up.
     """
 
-    def __init__(self, session: aiohttp.ClientSession, api: PrometheusApi, sd_url: str) -> None:
+    def __init__(
+        self, session: aiohttp.ClientSession, api: PrometheusApi, configured: Targets
+    ) -> None:
         self._session = session
         self._api = api
-        self._sd_url = sd_url
-        self._listed = 0
+        self._configured = configured
+        # The addresses in the frontend's list, at its last answer.
+        self._listed: Sequence[str] = ()
         self._problem = ""
+        # The health and the error of each target, as logged.
+        self._logged: dict[str, tuple[str, str]] = {}
+        # The targets that were down at the last update.
+        self._down: Set[str] = frozenset()
         self.targets: Sequence[Target] = ()
         self.complete = False
 
     async def update(self) -> None:
         problem = ""
         try:
-            if self._sd_url:
-                self._listed = await prometheus_api.count_discovered(self._session, self._sd_url)
+            if self._configured.sd_url:
+                self._listed = await prometheus_api.discovered(
+                    self._session, self._configured.sd_url
+                )
         except ObserveError as error:
             problem = f"{error}; waiting for dyno frontend, or for the one that --sd-url names"
         try:
@@ -149,24 +168,59 @@ class _TargetLog:
         if problem and problem != self._problem:
             logger.warning("%s", problem)
         elif self._problem and not problem:
-            logger.info("%s lists targets: %d", self._sd_url, self._listed)
+            logger.info("%s lists targets: %d", self._configured.sd_url, len(self._listed))
         self._problem = problem
         self._log_changes(targets)
         self.targets = targets
         self.complete = (
             not problem
-            and len(targets) >= max(self._listed, 1)
+            and len(targets) >= max(len(self._listed), 1)
             and all(target.health == "up" for target in targets)
         )
 
     def _log_changes(self, targets: Sequence[Target]) -> None:
-        before = {target.name: (target.health, target.error) for target in self.targets}
         for target in targets:
-            if before.pop(target.name, None) == (target.health, target.error):
+            state = target.health, target.error
+            if self._logged.get(target.name) == state:
                 continue
+            if target.health == "down" and not self._stays_down(target):
+                continue
+            self._logged[target.name] = state
             if target.health == "up":
                 logger.info("%s is up", target.name)
             elif target.health == "down":
                 logger.warning("%s is down: %s", target.name, target.error)
-        for name in before:
+        for name in self._logged.keys() - {target.name for target in targets}:
+            del self._logged[name]
             logger.info("%s is no longer a target", name)
+        self._down = {target.name for target in targets if target.health == "down"}
+
+    def _stays_down(self, target: Target) -> bool:
+        """Return whether a target is down for the second time, and still in its list.
+
+        A process that ends cleanly disappears from the frontend's list before Prometheus reads that
+        list again.
+        """
+        listed = target.address in self._listed or target.address in self._configured.exporters
+        return listed and target.name in self._down
+
+
+class _AlertLog:
+    """Logs each alert that starts to fire or is resolved."""
+
+    def __init__(self, api: PrometheusApi) -> None:
+        self._api = api
+        self._firing: Mapping[frozenset[tuple[str, str]], Alert] = {}
+
+    async def update(self) -> None:
+        try:
+            firing = {frozenset(one.labels.items()): one for one in await self._api.firing()}
+        except ObserveError:
+            return  # the log of the targets has the error
+        for key, alert in firing.items():
+            if key not in self._firing:
+                logger.warning("alert %s fires: %s", alert.title, alert.summary)
+        for key, alert in self._firing.items():
+            if key not in firing:
+                logger.info("alert %s is resolved: %s", alert.title, alert.summary)
+        self._firing = firing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from dynamometer.errors import DirectoryError, ObserveError
 from dynamometer.http import addresses
 from dynamometer.observability import configuration, written_files
 from dynamometer.observability.app import Programs, serve
-from dynamometer.observability.configuration import Targets
+from dynamometer.observability.configuration import ADDRESSES_FILE, MARK, Targets
 from dynamometer.observability.programs import (
     DEFAULT_GRAFANA_PORT,
     DEFAULT_PROMETHEUS_PORT,
@@ -24,7 +25,7 @@ from dynamometer.observability.programs import (
     find_prometheus,
 )
 from dynamometer.process import event_loop, private_directories
-from dynamometer.process.locked_directories import locked
+from dynamometer.process.locked_directories import is_locked, locked
 from dynamometer.variables import DEFAULT_OPS_PORT, LOOPBACK
 
 logger = logging.getLogger(__name__)
@@ -190,17 +191,30 @@ def main(argv: Sequence[str], program: str = "dyno observe") -> int:
     if own.write:
         port = own.prometheus_port or DEFAULT_PROMETHEUS_PORT
         url = own.prometheus_url or f"http://{LOOPBACK}:{port}"
-        _write(own.write.absolute(), targets, url)
+        directory = own.write.absolute()
+        if is_locked(directory):
+            raise _in_use(directory)
+        _write(directory, targets, url)
         return 0
     directory = own.directory.absolute()
     try:
         with locked(directory, wait=False):
             _run(own, directory, targets)
     except BlockingIOError:
-        raise DirectoryError(
-            f"another dyno observe uses {directory}: end it first, or choose another --directory"
-        ) from None
+        raise _in_use(directory) from None
     return 0
+
+
+def _in_use(directory: Path) -> DirectoryError:
+    """Return the error for a directory that a running dyno observe uses, with its addresses."""
+    lines: Sequence[str] = ()
+    with contextlib.suppress(OSError):
+        content = (directory / ADDRESSES_FILE).read_text(encoding="utf-8", errors="replace")
+        lines = content.removeprefix(MARK).splitlines()
+    where = f" ({', '.join(lines)})" if lines else ""
+    return DirectoryError(
+        f"another dyno observe uses {directory}{where}: end it first, or choose another directory"
+    )
 
 
 def _run(own: argparse.Namespace, directory: Path, targets: Targets) -> None:
@@ -223,12 +237,17 @@ def _run(own: argparse.Namespace, directory: Path, targets: Targets) -> None:
         grafana=_if_installed(
             missing, lambda: find_grafana(directory, grafana_port, home=own.grafana_home)
         ),
-        sd_url=targets.sd_url,
+        targets=targets,
     )
     if len(missing) == 2:
         raise ObserveError("; ".join(map(str, missing)))
     for error in missing:
         logger.warning("%s", error)
+    found = "".join(
+        f"{program.title} at {program.url}\n"
+        for program in filter(None, (programs.prometheus, programs.grafana))
+    )
+    written_files.write(directory, {ADDRESSES_FILE: (MARK + found).encode()})
     event_loop.run(serve(programs), use_uvloop=False)
 
 

@@ -22,6 +22,8 @@ from dynamometer.runtime.scrape_targets import META
 MARK: Final = (
     "# Written by dyno observe, which replaces this file at its next start: change a copy.\n"
 )
+# The addresses of a running dyno observe, for messages.
+ADDRESSES_FILE: Final = "addresses"
 PROMETHEUS_FILE: Final = "prometheus/prometheus.yml"
 PROMETHEUS_DATA: Final = "prometheus/data"
 PROMETHEUS_LOG: Final = "prometheus/prometheus.log"

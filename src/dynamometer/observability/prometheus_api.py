@@ -30,15 +30,35 @@ class Target:
     Attributes:
         name: the role and the address, such as `worker 127.0.0.1:8081`, with the path if it is not
             `/metrics`. Other targets have other names.
+        address: the address alone.
         health: `up`, `down`, or `unknown` before the first scrape.
         error: the error of the last scrape; empty if it succeeded.
         scraped: the time of the last scrape, as text.
     """
 
     name: str
+    address: str
     health: str
     error: str
     scraped: str
+
+
+@dataclass(frozen=True)
+class Alert:
+    """An alert that fires.
+
+    Attributes:
+        labels: all labels, which distinguish the alert from others.
+        summary: one sentence; its figures may change while the alert fires.
+    """
+
+    labels: Mapping[str, str]
+    summary: str
+
+    @property
+    def title(self) -> str:
+        """The name and the severity."""
+        return f"{self.labels.get('alertname', '?')} ({self.labels.get('severity', 'no severity')})"
 
 
 @dataclass(frozen=True)
@@ -68,6 +88,20 @@ class _Series(msgspec.Struct):
 
 class _Vector(msgspec.Struct):
     result: list[_Series]
+
+
+class _Alert(msgspec.Struct):
+    labels: dict[str, str]
+    annotations: dict[str, str]
+    state: str
+
+
+class _Alerts(msgspec.Struct):
+    alerts: list[_Alert]
+
+
+class _AlertsAnswer(msgspec.Struct):
+    data: _Alerts
 
 
 class _TargetsAnswer(msgspec.Struct):
@@ -100,6 +134,7 @@ class PrometheusApi:
         found = [
             Target(
                 _name(one),
+                one.labels.get("instance", ""),
                 one.health,
                 one.last_error,
                 one.last_scrape,
@@ -108,6 +143,19 @@ class PrometheusApi:
             if one.labels.get("job") == JOB
         ]
         return sorted(found, key=lambda target: target.name)
+
+    async def firing(self) -> Sequence[Alert]:
+        """Return the alerts that fire.
+
+        Raises:
+            ObserveError: Prometheus does not answer as expected.
+        """
+        answer = await _fetch(self._session, f"{self._url}/api/v1/alerts", _AlertsAnswer)
+        return [
+            Alert(one.labels, one.annotations.get("summary", ""))
+            for one in answer.data.alerts
+            if one.state == "firing"
+        ]
 
     async def wait_for_scrapes(self, *, targets: int) -> None:
         """Wait until a scrape has started and ended for each of at least `targets` targets.
@@ -162,13 +210,14 @@ async def answers(session: aiohttp.ClientSession, url: str) -> bool:
         return False
 
 
-async def count_discovered(session: aiohttp.ClientSession, sd_url: str) -> int:
-    """Return the number of targets that the frontend lists.
+async def discovered(session: aiohttp.ClientSession, sd_url: str) -> Sequence[str]:
+    """Return the addresses of the targets that the frontend lists.
 
     Raises:
         ObserveError: No frontend answers at `sd_url`, or it is not ready yet.
     """
-    return sum(len(one.targets) for one in await _fetch(session, sd_url, list[_Group]))
+    groups = await _fetch(session, sd_url, list[_Group])
+    return [address for group in groups for address in group.targets]
 
 
 async def _fetch(

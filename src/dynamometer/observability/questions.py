@@ -32,6 +32,11 @@ def _rate(family: str, by: str = "") -> str:
     return f"sum{by}(rate({family}[1m]))"
 
 
+_GENERATION: Final = Question(
+    "generated tokens per second, mean of the last minute",
+    _rate(engine_load.GENERATION_TOKENS_TOTAL),
+    unit="tokens/s",
+)
 QUESTIONS: Final[Sequence[Question]] = (
     Question(
         "time to first token, p99 of the last minute",
@@ -40,17 +45,21 @@ QUESTIONS: Final[Sequence[Question]] = (
         + ")",
         unit="s",
     ),
-    Question(
-        "generated tokens per second, mean of the last minute",
-        _rate(engine_load.GENERATION_TOKENS_TOTAL),
-        unit="tokens/s",
-    ),
+    _GENERATION,
     Question(
         "requests by status",
         f"sum by ({labels.STATUS}) ({_FRONTEND}_{frontend_service.REQUESTS_TOTAL})",
         label=labels.STATUS,
         unit="requests",
     ),
+)
+
+# Without a frontend, the pages of exporters have an engine's load and not the requests of users.
+EXPORTER_QUESTIONS: Final[Sequence[Question]] = (
+    _GENERATION,
+    Question("requests that run now", f"sum({engine_load.RUNNING_REQUESTS})", unit="requests"),
+    Question("requests that wait now", f"sum({engine_load.QUEUED_REQUESTS})", unit="requests"),
+    Question("the fullest KV cache, from 0 to 1", f"max({engine_load.KV_USAGE_RATIO})"),
 )
 
 

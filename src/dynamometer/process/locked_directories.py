@@ -92,6 +92,21 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
             lock.close()
 
 
+def is_locked(path: Path) -> bool:
+    """Return whether a process holds the lock of the directory `path`, which may be missing."""
+    try:
+        lock = Descriptor(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock.number, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        lock.close()
+    return False
+
+
 def _clear_leftovers(base: Path, leftovers: re.Pattern[str], clear: Callable[[Path], None]) -> None:
     for path in base.iterdir():
         if leftovers.fullmatch(path.name):
