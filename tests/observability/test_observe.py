@@ -30,7 +30,7 @@ from dynamometer.http import addresses
 from dynamometer.http.addresses import free_port
 from dynamometer.observability.prometheus_api import PrometheusApi
 from dynamometer.observability.questions import EXPORTER_QUESTIONS, QUESTIONS, ask
-from processes import Process, refusing_port
+from processes import PYTHON, Process, refusing_port
 from prometheus import needs_prometheus
 from stack import eventually, http
 
@@ -39,6 +39,33 @@ NO_SD = ("--sd-url", f"http://127.0.0.1:{refusing_port()}/sd")
 HANGS = "#!/bin/sh\ntrap '' TERM\necho hanging\nsleep 300\n"
 WAITS = "#!/bin/sh\nexec sleep 300\n"
 FAILS = "#!/bin/sh\necho 'err=\"no space left\"'\nexit 3\n"
+# A Prometheus with two workers at one address that are down, and a third one after a while.
+DOWN = f"""\
+#!{PYTHON}
+import json, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+answers = 0
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        global answers
+        found = {{"alerts": []}}
+        if "/targets" in self.path:
+            answers += 1
+            labels = {{"job": "dynamometer", "role": "worker", "instance": "h:9"}}
+            found["activeTargets"] = [
+                {{"labels": labels, "scrapeUrl": f"http://h:9/{{name}}", "health": "down",
+                 "lastError": "refused", "lastScrape": ""}}
+                for name in ("a", "b", "c")[: 2 + (answers > 4)]
+            ]
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({{"data": found}}).encode())
+
+(address,) = [flag for flag in sys.argv if "listen-address" in flag]
+HTTPServer(("127.0.0.1", int(address.rpartition(":")[2])), Handler).serve_forever()
+"""
 
 
 @dataclass(frozen=True)
@@ -329,6 +356,19 @@ def test_a_frontend_that_starts_later_is_found(tmp_path: Path) -> None:
         with frontend(tmp_path, "--ops-port", str(port)):
             process.wait_for(r"frontend \S+ is up", within=40)
             process.wait_for("1 of 1 targets are up", within=10)
+
+
+def test_each_target_is_reported_once_while_grafana_hangs(tmp_path: Path) -> None:
+    program(tmp_path / "bin", "prometheus", DOWN)
+    program(tmp_path / "bin", "grafana-server", WAITS)
+    path = {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    flags = "--exporter", "h:9"
+    with observing(tmp_path / "observe", *flags, environment=path) as process:
+        process.wait_for("worker h:9/c is down: refused", within=30)
+        for name in "ab":
+            assert process.log.count(f"worker h:9/{name} is down: refused") == 1
+        assert "no longer a target" not in process.log
+        assert "Grafana answers" not in process.log
 
 
 @needs_prometheus

@@ -69,8 +69,10 @@ async def serve(programs: Programs) -> None:
                 task.result()
 
 
-async def _wait_until_ready(session: aiohttp.ClientSession, program: Program) -> None:
-    """Wait until a started program answers: with much data, Prometheus takes minutes."""
+async def _wait_until_ready(session: aiohttp.ClientSession, program: Program | None) -> None:
+    """Log when a started program answers: with much data, Prometheus takes minutes."""
+    if program is None:
+        return
     url = program.url + program.health_path
     started_at = reported = time.monotonic()
     while not await prometheus_api.answers(session, url):
@@ -79,33 +81,48 @@ async def _wait_until_ready(session: aiohttp.ClientSession, program: Program) ->
             seconds = reported - started_at
             logger.warning("%s does not answer after %.0f s: see its log", program.title, seconds)
         await asyncio.sleep(0.1)
+    logger.info("%s answers at %s", program.title, program.url)
 
 
 async def _report(session: aiohttp.ClientSession, programs: Programs) -> None:
     """Log addresses, and each change of a target, until cancelled."""
-    for program in filter(None, (programs.prometheus, programs.grafana)):
-        await _wait_until_ready(session, program)
-        logger.info("%s answers at %s", program.title, program.url)
-    if programs.prometheus is None:
-        _announce(programs, "")
-        await asyncio.Event().wait()
-    else:
-        api = PrometheusApi(session, programs.prometheus.url)
-        log = _TargetLog(session, api, programs.targets)
-        alerts = _AlertLog(api)
-        first_seen: float | None = None
-        announced = False
-        while True:
-            await log.update()
-            await alerts.update()
-            if log.targets and not announced:
-                first_seen = first_seen or time.monotonic()
-                if log.complete or time.monotonic() - first_seen > _TARGETS_SECONDS:
-                    announced = True
-                    up = sum(target.health == "up" for target in log.targets)
-                    logger.info("%d of %d targets are up", up, len(log.targets))
-                    _announce(programs, await _find_alerts(session, programs.prometheus.url))
-            await asyncio.sleep(_CHECK_SECONDS)
+    grafana = asyncio.create_task(_wait_until_ready(session, programs.grafana))
+    try:
+        await _wait_until_ready(session, programs.prometheus)
+        if programs.prometheus is None:
+            await grafana
+            _announce(programs, "")
+            await asyncio.Event().wait()
+        else:
+            await _report_targets(session, programs, programs.prometheus, grafana)
+    finally:
+        await tasks.end(grafana)
+
+
+async def _report_targets(
+    session: aiohttp.ClientSession,
+    programs: Programs,
+    prometheus: Program,
+    grafana: asyncio.Task[None],
+) -> None:
+    """Log each change of a target, and the addresses when all targets and Grafana are ready."""
+    api = PrometheusApi(session, prometheus.url)
+    log = _TargetLog(session, api, programs.targets)
+    alerts = _AlertLog(api)
+    first_seen: float | None = None
+    announced = False
+    while True:
+        await log.update()
+        await alerts.update()
+        if log.targets and not announced:
+            first_seen = first_seen or time.monotonic()
+            complete = log.complete and grafana.done()
+            if complete or time.monotonic() - first_seen > _TARGETS_SECONDS:
+                announced = True
+                up = sum(target.health == "up" for target in log.targets)
+                logger.info("%d of %d targets are up", up, len(log.targets))
+                _announce(programs, await _find_alerts(session, prometheus.url))
+        await asyncio.sleep(_CHECK_SECONDS)
 
 
 async def _find_alerts(session: aiohttp.ClientSession, url: str) -> str:
