@@ -32,6 +32,7 @@ def test_a_wheel_of_the_sdist_installs_without_the_engine(tmp_path: Path) -> Non
         "py.typed",
         "engines/sglang_cpu/requirements.txt",
         "engines/sglang_cpu/checkpoint.py",
+        "observability/files/runbooks.md",
         *(f"observability/files/dashboards/{path(one).name}" for one in DASHBOARDS),
     ):
         assert f"dynamometer/{needed}" in names

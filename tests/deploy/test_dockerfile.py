@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 from conftest import ROOT
@@ -26,13 +27,17 @@ def test_the_package_is_built_from_what_is_copied_and_no_more(tmp_path: Path) ->
         for name in names:
             where = tmp_path / destination.lstrip("/")
             if (ROOT / name).is_dir():
-                shutil.copytree(ROOT / name, where, ignore=shutil.ignore_patterns("__pycache__"))
+                ignored = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(ROOT / name, where, ignore=ignored, symlinks=True)
             else:
                 where.mkdir(exist_ok=True)
                 shutil.copy(ROOT / name, where)
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path)]
     subprocess.run([*build, str(source)], check=True, capture_output=True)
-    assert list(tmp_path.glob("dynamometer-*.whl"))
+    (wheel,) = tmp_path.glob("dynamometer-*.whl")
+    with zipfile.ZipFile(wheel) as files:
+        runbooks = files.read("dynamometer/observability/files/runbooks.md")
+    assert runbooks == (ROOT / "docs" / "runbooks.md").read_bytes()
 
 
 def test_what_it_starts_is_an_exporter_that_others_reach(tmp_path: Path) -> None:

@@ -66,6 +66,16 @@ def test_all_rules_are_loaded_and_all_dashboards_provided(tmp_path: Path) -> Non
     assert source["isDefault"] is False
 
 
+def test_runbook_urls_lead_to_sections_in_the_directory(tmp_path: Path) -> None:
+    written_files.write(tmp_path, files(tmp_path, Targets(sd_url=SD), prometheus_url="http://p"))
+    groups = yaml.safe_load((tmp_path / "prometheus/rules/alerts.yml").read_text())["groups"]
+    urls = [rule["annotations"]["runbook_url"] for group in groups for rule in group["rules"]]
+    assert urls
+    for url in urls:
+        path, _, anchor = url.partition("#")
+        assert f"## {anchor}" in (tmp_path / path).read_text(encoding="utf-8").lower()
+
+
 def test_grafana_replaces_no_variable_in_a_path(tmp_path: Path) -> None:
     place = tmp_path / "a$HOME"
     written = files(place, Targets(sd_url=SD), prometheus_url="http://p")

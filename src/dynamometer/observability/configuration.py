@@ -1,7 +1,7 @@
 """The files of `dyno observe`: the configuration of Prometheus and Grafana, rules and dashboards.
 
-Rules, dashboards, alertmanager.yml and grafana.ini are files of this package (`files/`). The rest
-has addresses and paths, and is made here.
+Rules, dashboards, runbooks, alertmanager.yml and grafana.ini are files of this package (`files/`).
+The rest has addresses and paths, and is made here.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ ADDRESSES_FILE: Final = "addresses"
 PROMETHEUS_FILE: Final = "prometheus/prometheus.yml"
 PROMETHEUS_DATA: Final = "prometheus/data"
 PROMETHEUS_LOG: Final = "prometheus/prometheus.log"
+# The path that `runbook_url` of the alerts has.
+RUNBOOKS_FILE: Final = "docs/runbooks.md"
 ALERTMANAGER_FILE: Final = "alertmanager/alertmanager.yml"
 GRAFANA_FILE: Final = "grafana/grafana.ini"
 GRAFANA_DATA: Final = "grafana/data"
@@ -78,6 +80,7 @@ def files(directory: Path, targets: Targets, *, prometheus_url: str) -> dict[str
     return {
         PROMETHEUS_FILE: _yaml(_prometheus(targets, rules)),
         **{f"prometheus/rules/{name}": MARK.encode() + text for name, text in rules.items()},
+        RUNBOOKS_FILE: MARK.encode() + _packaged("", ".md")["runbooks.md"],
         ALERTMANAGER_FILE: MARK.encode() + _packaged("", ".yml")["alertmanager.yml"],
         GRAFANA_FILE: MARK.encode() + _packaged("", ".ini")["grafana.ini"],
         **{f"{PROVISIONING}/{kind}/{JOB}.yaml": _yaml(it) for kind, it in provisioning.items()},
