@@ -25,7 +25,7 @@ from prometheus_client import Metric
 
 from dynamometer import arguments, names, settings, tiny_model
 from dynamometer.engines.sglang_names import SGLANG_CATEGORIES
-from dynamometer.errors import AddressError, DynamometerError, EngineError
+from dynamometer.errors import AddressError, DirectoryError, DynamometerError, EngineError
 from dynamometer.http import addresses
 from dynamometer.observability import configuration, written_files
 from dynamometer.observability.configuration import (
@@ -42,6 +42,7 @@ from dynamometer.observability.programs import (
 from dynamometer.observability.prometheus_api import PrometheusApi
 from dynamometer.observability.questions import QUESTIONS, ask
 from dynamometer.process import tasks
+from dynamometer.process.locked_directories import locked
 from dynamometer.variables import (
     DEFAULT_HTTP_PORT,
     DEFAULT_OPS_PORT,
@@ -91,7 +92,17 @@ def main(argv: Sequence[str], program: str = "dyno demo") -> int:
         DynamometerError: A process or a request failed; the message is for the user.
     """
     flags = parser(program).parse_args(list(argv))
-    asyncio.run(_demo(flags.directory, flags.engine_python, observe=flags.observe))
+    observed = flags.directory / "observe"
+    with contextlib.ExitStack() as stack:
+        if flags.observe:
+            try:
+                stack.enter_context(locked(observed, wait=False))
+            except BlockingIOError:
+                raise DirectoryError(
+                    f"another dyno demo or dyno observe uses {observed}: end it first, or choose "
+                    "another --directory"
+                ) from None
+        asyncio.run(_demo(flags.directory, flags.engine_python, observe=flags.observe))
     return 0
 
 

@@ -308,7 +308,7 @@ def size(value: str) -> int:
     number = _whole(value.removesuffix(unit))
     factor = units.get(unit.strip().upper())
     if not number or not factor:
-        raise ValueError("must be a number of bytes above 0, such as 4096, 64MiB or 1GB")
+        raise ValueError("must be a number of bytes above 0, such as 512MiB or 1GB")
     return number * factor
 
 
@@ -342,7 +342,7 @@ def address(value: str) -> str:
     """Parse the address of a server: HOST:PORT, with brackets around an IPv6 address."""
     host, _, number = value.rpartition(":")
     if not re.fullmatch(r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+", host) or port(number) == 0:
-        raise ValueError("must be an address such as 127.0.0.1:8081")
+        raise ValueError("must be an address: HOST:PORT")
     return value
 
 
