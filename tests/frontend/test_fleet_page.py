@@ -385,6 +385,21 @@ async def test_scrapes_at_one_time_share_one_fetch(scraped: Scraped) -> None:
     assert len(server.requested) == 4
 
 
+async def test_scrapes_of_many_different_names_share_three_fetches(scraped: Scraped) -> None:
+    """Each fetch has a connection to every worker."""
+    server = scraped.server
+    server.pages |= {1: worker_page(1), 2: worker_page(2, extra="sglang:n7 7\n")}
+    server.open.clear()
+    scrapes = [asyncio.create_task(scraped.text(f"sglang:n{number}")) for number in range(40)]
+    await until(lambda: len(server.requested) == 6)
+    scrapes.append(asyncio.create_task(scraped.text("sglang:n40")))
+    await run_ready_tasks()
+    server.open.set()
+    pages = await asyncio.gather(*scrapes)
+    assert len(server.requested) == 6
+    assert [number for number, page in enumerate(pages) if "sglang:n" in page] == [7]
+
+
 async def test_a_scraper_that_leaves_does_not_end_the_fetch_of_the_others(
     scraped: Scraped,
 ) -> None:

@@ -43,6 +43,8 @@ LARGEST_PAGE_LINES: Final = 50_000
 _LARGEST_SMALL_PAGE_BYTES: Final = 256 << 10
 # A longer query may exceed the longest request line of a worker.
 _LONGEST_QUERY: Final = 4096
+# Each fetch has a connection to every process, and the number of different queries has no limit.
+_MOST_SELECTIONS: Final = 2
 # The families of engines, and those that are derived from them.
 _ENGINE_FAMILIES: Final = Selection.of(
     prefixes=(*kinds.METRIC_PREFIXES, f"{name_prefix.DYNAMOMETER}_engine_")
@@ -125,6 +127,8 @@ class FleetFetches:
     async def fetch(self, names: frozenset[str] = frozenset()) -> FleetPages:
         """Return the pages of a running fetch that has the families, or else of a new fetch.
 
+        While two fetches run, a third one has all families.
+
         Args:
             names: the names of families or samples, in the legacy character set, that are needed;
                 empty for all.
@@ -138,6 +142,8 @@ class FleetFetches:
         for task, selected in self._running.items():
             if not selected or (names and names <= selected):
                 return await asyncio.shield(task)
+        if len(self._running) >= _MOST_SELECTIONS:
+            names, query = frozenset(), ""
         task = asyncio.create_task(self._fetch(query), name="pages of the fleet")
         self._running[task] = names
         task.add_done_callback(self._forget)
