@@ -171,6 +171,27 @@ async def test_values_that_json_does_not_have_are_missing(loads: Loads) -> None:
     assert figures(worker) == (None, None, None)
 
 
+async def test_a_sum_that_is_too_large_for_a_number_is_missing(loads: Loads) -> None:
+    for id_ in (1, 2):
+        loads.server.pages[id_] = page((f"{id_:016x}", ranks((1e308, 1, 1e308))))
+        loads.records.append(loads.server.record(id_))
+    found = await loads.read()
+    assert figures(found["workers"][0]) == (1e308, 1, 1e308)
+    assert figures(found["total"]) == (None, 2, None)
+
+
+async def test_the_load_that_a_page_shows_for_another_worker_is_omitted(loads: Loads) -> None:
+    loads.server.pages[1] = page((f"{1:016x}", ranks((1, 0, 0.5))), (f"{2:016x}", ranks((9, 0, 1))))
+    loads.server.pages[2] = page((f"{2:016x}", ranks((2, 0, 0.5))))
+    loads.records += [loads.server.record(1), loads.server.record(2)]
+    found = await loads.read()
+    assert [(one["worker_id"], one["running"]) for one in found["workers"]] == [
+        (f"{1:016x}", 1),
+        (f"{2:016x}", 2),
+    ]
+    assert found["total"]["running"] == 3
+
+
 async def test_an_empty_fleet_has_an_empty_total(loads: Loads) -> None:
     found = await loads.read()
     assert found["workers"] == []

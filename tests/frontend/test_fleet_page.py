@@ -182,6 +182,21 @@ async def test_versions_that_disagree_about_the_help_have_one_help(scraped: Scra
     assert re.findall("^# HELP sglang:x .*", page, re.MULTILINE) == ["# HELP sglang:x old"]
 
 
+async def test_a_page_cannot_replace_the_series_of_another_worker(scraped: Scraped) -> None:
+    """Worker 1 has series of worker 2, and worker 2 has one of worker 1."""
+    pages = scraped.server.pages
+    pages[1] = worker_page(1, running=1) + worker_page(2, running=100)
+    pages[2] = worker_page(2, running=2) + worker_page(1, running=200)
+    found = await scraped.samples()
+    for id_ in (1, 2):
+        assert found["sglang:num_running_reqs", worker_id(id_)] == id_
+        assert found["dynamometer_engine_running_requests", worker_id(id_)] == id_
+        assert found["sglang:latency_seconds_count", worker_id(id_)] == 2
+    pages |= {1: worker_page(2, running=100), 2: worker_page(2, running=2)}
+    found = await scraped.samples()
+    assert found["sglang:num_running_reqs", worker_id(2)] == 2
+
+
 async def test_two_exporters_of_one_engine_show_it_once(
     scraped: Scraped, caplog: pytest.LogCaptureFixture
 ) -> None:

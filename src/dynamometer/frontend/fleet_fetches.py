@@ -23,6 +23,7 @@ from dynamometer.exposition.families import Family
 from dynamometer.exposition.filters import Selection
 from dynamometer.exposition.parser import Parser
 from dynamometer.exposition.relabelling import Relabelling
+from dynamometer.exposition.samples import Sample
 from dynamometer.exposition.series import label_text
 from dynamometer.metrics.remote_page import RemotePage, RemotePageError, fetch_page
 from dynamometer.names import labels, name_prefix
@@ -58,8 +59,9 @@ class ProcessPage:
 
     Attributes:
         record: the process.
-        families: the families, all series with the label `worker_id`; empty after an error.
-        label: see `merging.Source`.
+        families: the families, all series with the id of the process as `worker_id`; empty after
+            an error.
+        others: families whose series have another `worker_id`, as those of an exporter.
         requested_at: the time of the monotonic clock at which the page was requested.
         last_success: the Unix time at which the last page was read; None if none was.
         error: the reason why the page could not be read; None after a success.
@@ -67,7 +69,7 @@ class ProcessPage:
 
     record: Record
     families: Sequence[Family] = ()
-    label: str = ""
+    others: Sequence[Family] = ()
     requested_at: float
     last_success: float | None
     error: RemotePageError | None = None
@@ -185,7 +187,7 @@ class FleetFetches:
             return ProcessPage(
                 record=record,
                 families=found.families,
-                label=found.label,
+                others=found.others,
                 requested_at=requested_at,
                 last_success=reader.last_success,
             )
@@ -219,7 +221,7 @@ class _EngineFamilies(NamedTuple):
     """See `ProcessPage`."""
 
     families: Sequence[Family]
-    label: str
+    others: Sequence[Family]
 
 
 class _EngineParser:
@@ -231,7 +233,8 @@ class _EngineParser:
         Args:
             id_: the id of the process.
         """
-        self._label = label_text(labels.WORKER_ID, hexadecimal(id_))
+        label = label_text(labels.WORKER_ID, hexadecimal(id_))
+        self._label_texts = (f",{label}", f"{{{label}")
         self._parser = Parser()
         self._relabelling = Relabelling({labels.WORKER_ID: hexadecimal(id_)})
 
@@ -259,17 +262,27 @@ class _EngineParser:
         families = _ENGINE_FAMILIES.apply(parsed.families)
         unlabelled = [family for family in families if not self._labelled(family)]
         labelled = dict(zip(unlabelled, self._relabelling.apply(unlabelled), strict=True))
-        complete = all(map(self._labelled, labelled.values()))
-        found = [labelled.get(family, family) for family in families]
-        return _EngineFamilies(found, self._label if complete else "")
+        own, others = [], []
+        for family in families:
+            found = labelled.get(family)
+            if found is None or self._labelled(found):
+                own.append(found or family)
+                continue
+            by_owner: dict[bool, list[Sample]] = {True: [], False: []}
+            for sample in found.samples:
+                by_owner[self._is_own(sample)].append(sample)
+            others.append(Family.of_samples(found.metadata, by_owner[False]))
+            if by_owner[True]:
+                own.append(Family.of_samples(found.metadata, by_owner[True]))
+        return _EngineFamilies(own, others)
 
     def _labelled(self, family: Family) -> bool:
-        """Return whether each series has the label `worker_id` with the id of this process."""
-        texts = (f",{self._label}", f"{{{self._label}")
-        return all(
-            texts[0] in sample.series.text or texts[1] in sample.series.text
-            for sample in family.samples
-        )
+        return all(map(self._is_own, family.samples))
+
+    def _is_own(self, sample: Sample) -> bool:
+        """Return whether a series has the label `worker_id` with the id of this process."""
+        text = sample.series.text
+        return self._label_texts[0] in text or self._label_texts[1] in text
 
 
 class _PageReader:

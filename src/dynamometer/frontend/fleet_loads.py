@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Container, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -80,20 +80,30 @@ class FleetLoads:
 
 def _render(fetched: FleetPages) -> bytes:
     now = time.monotonic()
-    loads = [load for page in fetched.pages for load in _loads(page)]
+    known = {hexadecimal(page.record.id) for page in fetched.pages}
+    loads = [load for page in fetched.pages for load in _loads(page, known)]
     body = {"workers": [_worker(load, now) for load in loads], "total": _total(loads, now)}
     return json.dumps(body, allow_nan=False).encode()
 
 
-def _loads(page: ProcessPage) -> Collection[_EngineLoad]:
-    """Return the load of each engine on a page; one without figures if the page has no engine."""
+def _loads(page: ProcessPage, known: Container[str]) -> Collection[_EngineLoad]:
+    """Return the load of each engine on a page; one without figures if the page has no engine.
+
+    Args:
+        page: the page.
+        known: the ids of all processes; each shows its own load.
+    """
     found: dict[tuple[tuple[str, str], ...], _EngineLoad] = {}
-    for family in page.families:
+    own = hexadecimal(page.record.id)
+    for family in (*page.families, *page.others):
         for sample in family.samples:
             name, value = family.name, float(sample.value)
             if name not in _NAMES or not math.isfinite(value):
                 continue
             of_engine = dict(sample.series.labels)
+            worker = of_engine[labels.WORKER_ID]
+            if worker != own and worker in known:
+                continue
             rank = of_engine.pop(labels.DP_RANK, "")
             load = found.setdefault(tuple(of_engine.items()), _EngineLoad(page, of_engine))
             if name in _OF_ENGINE:
@@ -136,6 +146,8 @@ def _total(loads: Collection[_EngineLoad], now: float) -> Json:
     usage = [rank[_USAGE] for load in loads for rank in load.ranks.values() if _USAGE in rank]
     if usage:
         figures[_USAGE] = sum(usage) / len(usage)
+    # A sum may be too large for a number.
+    figures = {name: value for name, value in figures.items() if math.isfinite(value)}
     return {
         "workers": len(loads),
         "answered": sum(load.page.error is None for load in loads),

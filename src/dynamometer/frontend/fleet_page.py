@@ -87,13 +87,7 @@ class FleetPage:
 
     def _assemble(self, fetched: FleetPages) -> Sequence[Family]:
         """Return the families of the page; merge twice if the page's error counts change."""
-        sources = _untype_conflicts(
-            [
-                Source(hexadecimal(page.record.id), page.families, page.label)
-                for page in fetched.pages
-                if page.error is None
-            ]
-        )
+        sources = _untype_conflicts(_sources(fetched.pages))
         if fetched.whole:
             limit = self._limit
         else:  # the page does not show which families fit on the whole page again
@@ -129,6 +123,17 @@ class FleetPage:
                 "worker_id", source, winner,
             )  # fmt: skip
         self._overlapping |= overlapping
+
+
+def _sources(pages: Sequence[ProcessPage]) -> Sequence[Source]:
+    """Return the families of all pages; a page's series of other processes come last."""
+    own, others = [], []
+    for page in pages:
+        id_ = hexadecimal(page.record.id)
+        own.append(Source(id_, page.families, label_text(labels.WORKER_ID, id_)))
+        if page.others:
+            others.append(Source(id_, page.others))
+    return [*own, *others]
 
 
 def _fleet_families(pages: Sequence[ProcessPage]) -> Sequence[Family]:
