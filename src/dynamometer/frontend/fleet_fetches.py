@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -265,6 +266,7 @@ class _EngineParser:
         own, others = [], []
         for family in families:
             found = labelled.get(family)
+            _check_unique(found or family)
             if found is None or self._labelled(found):
                 own.append(found or family)
                 continue
@@ -283,6 +285,14 @@ class _EngineParser:
         """Return whether a series has the label `worker_id` with the id of this process."""
         text = sample.series.text
         return self._label_texts[0] in text or self._label_texts[1] in text
+
+
+def _check_unique(family: Family) -> None:
+    """Raise `ExpositionError` if a family has a series twice."""
+    texts = [sample.series.text for sample in family.samples]
+    if len(set(texts)) < len(texts):
+        twice = next(text for text, count in Counter(texts).items() if count > 1)
+        raise ExpositionError(f"the series {twice[:200]} is twice on the page")
 
 
 class _PageReader:
