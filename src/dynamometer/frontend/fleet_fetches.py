@@ -175,7 +175,7 @@ class FleetFetches:
         try:
             async with asyncio.timeout(until - requested_at):
                 page = await self._request(record, query)
-                found = await self._parse(page, reader, whole=not query)
+                found = await self._parse(page, reader, whole=not query, until=until)
         except TimeoutError as late:
             message = str(late) or f"no page within {self._deadline:g} s"
             error = RemotePageError("timeout", message)
@@ -201,15 +201,15 @@ class FleetFetches:
         )
 
     async def _parse(
-        self, page: RemotePage, reader: _PageReader, *, whole: bool
+        self, page: RemotePage, reader: _PageReader, *, whole: bool, until: float
     ) -> _EngineFamilies:
-        # One large page must leave time for the next one.
-        seconds = self._deadline / 2
         if len(page.body) > _LARGEST_SMALL_PAGE_BYTES:
             thread, parser = self._thread_of_large, reader.parser_of_large
         else:
             thread, parser = self._thread, reader.parser
-        return await thread.submit(partial(parser.parse, page, whole=whole, seconds=seconds))
+        # One large page must leave time for the next one.
+        parse = partial(parser.parse, page, whole=whole, until=until, seconds=self._deadline / 2)
+        return await thread.submit(parse)
 
     async def _request(self, record: Record, query: str) -> RemotePage:
         if record.page_url is None:
@@ -239,13 +239,16 @@ class _EngineParser:
         self._parser = Parser()
         self._relabelling = Relabelling({labels.WORKER_ID: hexadecimal(id_)})
 
-    def parse(self, page: RemotePage, *, whole: bool, seconds: float) -> _EngineFamilies:
+    def parse(
+        self, page: RemotePage, *, whole: bool, until: float, seconds: float
+    ) -> _EngineFamilies:
         """Return the families of engines on a page.
 
         Args:
             page: the page.
             whole: True if the families of the page were not selected by name.
-            seconds: the time after which the parser stops.
+            until: see `Parser.parse`.
+            seconds: the duration after which the parser stops, if this is before `until`.
 
         Raises:
             RemotePageError: The page has too many lines.
@@ -256,7 +259,7 @@ class _EngineParser:
             raise RemotePageError("too_large", f"more than {LARGEST_PAGE_LINES:,} lines")
         # Only the next whole page has the series of this one again.
         parser = self._parser if whole else Parser()
-        until = time.monotonic() + seconds
+        until = min(until, time.monotonic() + seconds)
         parsed = parser.parse(page.body, page.content_type, until=until)
         if parsed.dropped:
             raise ExpositionError(parsed.fault)
