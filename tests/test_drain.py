@@ -158,6 +158,12 @@ def test_a_worker_that_is_killed_or_ends_meanwhile_is_an_error(stack: Stack) -> 
         worker.process.wait_for("SIGTERM: ending", within=5)
         code, output = result(stack, "7", "--undo")
         assert (code, "is ending: it cannot be put back" in output) == (1, True)
+        code, output = result(stack, "7", "--timeout", "0.5")
+        assert (code, "is ending, and its running requests have not finished" in output) == (
+            1,
+            True,
+        )
+        assert "--undo" not in output
         assert draining.running
         worker.process.signal(signal.SIGKILL)
         assert draining.wait(within=10) == 1
@@ -256,6 +262,8 @@ def test_an_error_lists_few_of_many_workers() -> None:
         find([of(number) for number in range(1, 101)], "nowhere")
 
 
-def test_without_workers_the_error_says_so() -> None:
-    with pytest.raises(DrainError, match="discovery shows no workers"):
+def test_without_workers_the_error_names_the_directory() -> None:
+    with pytest.raises(DrainError, match=r"no workers in /some/where .*DYN_FILE_KV"):
+        find((), "7", Path("/some/where"))
+    with pytest.raises(DrainError, match="discovery shows no workers in this user's directory"):
         find((), "7")

@@ -92,6 +92,13 @@ def test_a_whole_number_has_only_ascii_digits(parse: Callable[[str], int], value
         parse(value)
 
 
+def test_a_bound_is_at_least_one() -> None:
+    assert settings.bound("1") == 1
+    for wrong in ("0", "-1", ""):
+        with pytest.raises(ValueError, match="must be a whole number, 1 or more"):
+            settings.bound(wrong)
+
+
 @pytest.mark.parametrize("value", [*(odd for odd in ODD if odd != "9" * 5000), "-1", "1e", "."])
 @pytest.mark.parametrize(
     "parse",

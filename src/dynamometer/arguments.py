@@ -137,11 +137,11 @@ def add_max_series(group: argparse._ActionsContainer, default: int) -> None:
     """
     group.add_argument(
         "--max-series",
-        type=checked(settings.count),
+        type=checked(settings.bound),
         default=default,
         metavar="N",
         help="largest number of series of an engine's files on the page; omitted series are "
-        f"counted and logged (default: {default})",
+        f"counted and logged (at least 1; default: {default})",
     )
 
 
@@ -155,20 +155,20 @@ def add_label_limits(group: argparse._ActionsContainer, *, values: int, value_by
     """
     group.add_argument(
         "--max-label-values",
-        type=checked(settings.count),
+        type=checked(settings.bound),
         default=values,
         metavar="N",
         help="number of values of each label that clients choose, such as the path of a request, "
         f'that keep their series; all later ones count in one series with "other" '
-        f"(default: {values})",
+        f"(at least 1; default: {values})",
     )
     group.add_argument(
         "--max-label-bytes",
-        type=checked(settings.count),
+        type=checked(settings.bound),
         default=value_bytes,
         metavar="BYTES",
         help='length of a label value of the engine; longer ones of clients count in "other", '
-        f"other series are omitted, counted and logged (default: {value_bytes})",
+        f"other series are omitted, counted and logged (at least 1; default: {value_bytes})",
     )
 
 
@@ -181,11 +181,11 @@ def add_max_page_bytes(group: argparse._ActionsContainer, default: int) -> None:
     """
     group.add_argument(
         "--max-page-bytes",
-        type=checked(settings.count),
+        type=checked(settings.bound),
         default=default,
         metavar="BYTES",
         help="size of the page, not compressed; the largest families that do not fit are omitted, "
-        f"counted and logged (default: {default})",
+        f"counted and logged (at least 1; default: {default})",
     )
 
 

@@ -66,7 +66,8 @@ def parser(program: str) -> argparse.ArgumentParser:
         "--timeout",
         type=arguments.checked(settings.seconds),
         metavar="SECONDS",
-        help="longest time to wait for running requests; 0: do not wait (default: no limit)",
+        help="longest time to wait for running requests, after the worker has answered (within "
+        f"{_ANSWER_SECONDS:g} s, or the command fails); 0: do not wait (default: no limit)",
     )
     arguments.add_discovery(result)
     return result
@@ -89,7 +90,7 @@ def main(argv: Sequence[str], program: str = "dyno drain") -> int:
 
 async def _run(instance: str, directory: Path | None, *, undo: bool, timeout: float | None) -> None:
     discovery = await connect(directory)
-    worker = find(await discovery.records(), instance)
+    worker = find(await discovery.records(), instance, directory)
     async with _Control(worker) as control:
         if undo:
             await _undo(control)
@@ -97,8 +98,13 @@ async def _run(instance: str, directory: Path | None, *, undo: bool, timeout: fl
             await _drain(control, timeout)
 
 
-def find(records: Collection[Record], instance: str) -> Record:
+def find(records: Collection[Record], instance: str, directory: Path | None = None) -> Record:
     """Return the worker that a user names by its number, its beginning, or its `--worker-id`.
+
+    Args:
+        records: the processes that discovery shows.
+        instance: the user's text.
+        directory: the directory of discovery, for messages; None for this user's default.
 
     Raises:
         DrainError: No worker or several workers have this name.
@@ -126,10 +132,13 @@ def find(records: Collection[Record], instance: str) -> Record:
             f"{instance!r} is not a worker (role: {others[0].role}): only workers can be taken out "
             "of traffic"
         )
-    raise DrainError(
-        f"no worker has the number or name {instance!r}: "
-        + (f"the workers are {_list(workers)}" if workers else "discovery shows no workers")
+    place = "this user's directory" if directory is None else directory
+    known = (
+        f"the workers are {_list(workers)}"
+        if workers
+        else f"discovery shows no workers in {place} (--discovery-directory, DYN_FILE_KV)"
     )
+    raise DrainError(f"no worker has the number or name {instance!r}: {known}")
 
 
 def _list(workers: Sequence[Record]) -> str:
@@ -203,7 +212,9 @@ async def _drain(control: _Control, timeout: float | None) -> None:
     before = await control.request("GET")
     status = await control.request("POST")
     running = f"running requests: {status.running}"
-    if before.drained:
+    if status.ending:
+        _print(f"{control.name} is ending, and does not return into traffic; {running}")
+    elif before.drained:
         _print(f"{control.name} was out of traffic already; {running}")
     else:
         _print(f"{control.name} is out of traffic; {running}")
@@ -220,11 +231,15 @@ async def _drain(control: _Control, timeout: float | None) -> None:
     if timeout == 0:
         return
     if status.running or status.accepts:
+        unfinished = f"its running requests have not finished after {timeout:g} s: {status.running}"
+        if status.ending:
+            raise DrainError(f"{control.name} is ending, and {unfinished}")
         raise DrainError(
-            f"{control.name} stays out of traffic, and its running requests have not finished "
-            f"after {timeout:g} s: {status.running}; put it back with {control.undo_command}"
+            f"{control.name} stays out of traffic, and {unfinished}; put it back with "
+            f"{control.undo_command}"
         )
-    _print(f"no request runs; put the worker back with: {control.undo_command}")
+    undo = f"put the worker back with: {control.undo_command}"
+    _print(f"no request runs; {'the worker is ending' if status.ending else undo}")
 
 
 async def _follow(control: _Control, before: DrainStatus) -> DrainStatus:

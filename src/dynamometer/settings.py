@@ -290,6 +290,14 @@ def count(value: str) -> int:
     return number
 
 
+def bound(value: str) -> int:
+    """Parse a whole number, 1 or more."""
+    number = _whole(value)
+    if not number:
+        raise ValueError("must be a whole number, 1 or more")
+    return number
+
+
 def processes(value: str) -> int:
     """Parse a number of processes, 1 to 512; 0 for `auto`."""
     if value == "auto":

@@ -62,6 +62,23 @@ def test_an_empty_selection_is_logged_once_with_the_families_that_exist(
     )
 
 
+def test_omitted_series_are_logged_once_when_the_model_is_found(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = MmapedDict(str(tmp_path / "gauge_livesum_1.db"))
+    for name in ("app_a", "app_b"):
+        key = mmap_key(name, name, ["model_name"], ["m"], "Busy.")
+        file.write_value(key, 1.0, 0.0)
+    file.close()
+    found = FilesSource("e", constant={}, prefixes=("app_",), max_series=1, members=list)
+    found.liveness = Liveness.ALIVE
+    found.check([str(tmp_path)], read=True)
+    assert [family.name for family in found.families()] == ["app_a"]
+    assert found.model == "m"
+    assert found.errors["max_series"] == 3  # readings: with and without the label, and another
+    assert caplog.text.count("of its series: more than 1 series") == 1
+
+
 def test_checks_and_scrapes_from_two_threads_share_no_unlocked_state(tmp_path: Path) -> None:
     found = source(tmp_path)
     stop = threading.Event()

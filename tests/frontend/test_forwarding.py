@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import struct
@@ -330,6 +331,18 @@ async def test_what_a_client_and_the_page_read_of_a_failure(
     assert found == bench.count("failures_total") == 1
     assert bench.count("requests_total", error_type=failure.error) == 1
     assert bench.count("inflight_requests") == 0
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_the_log_names_the_instance_whose_response_breaks_off(
+    bench: Bench, caplog: pytest.LogCaptureFixture, stream: bool
+) -> None:
+    await bench.worker(breaks_off(b"data: "), id=0xAB)
+    body = {"model": "m", "stream": stream}
+    with contextlib.suppress(aiohttp.ClientPayloadError):
+        async with bench.session.post(bench.url + CHAT, json=body) as answer:
+            await answer.read()
+    assert "the connection to instance 00000000000000ab broke during its response" in caplog.text
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode", "encode"])

@@ -396,3 +396,19 @@ async def test_the_log_says_why_a_process_gets_no_requests(
         caplog.text
     )
     assert "m is not served: 'm' has only prefill workers" in caplog.text
+
+
+def test_the_log_has_the_states_of_the_workers_of_a_model_that_is_not_served(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    follower = Follower(cast("Discovery", Listed()), Fleet())
+    runtime = DistributedRuntime()
+    Frontend(follower=follower, metrics=FrontendMetrics(runtime.registry), page=runtime.page)
+    worker = Record(
+        role=Role.WORKER, id=7, namespace="n", component="c", models=("m",),
+        request_url="http://127.0.0.1:1", state=State.READY,
+    )  # fmt: skip
+    follower.fleet.update([worker])
+    follower.fleet.update([replace(worker, state=State.UNRESPONSIVE)])
+    assert caplog.messages[-1] == "no worker serves m any longer (1 unresponsive)"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from test_metrics_page import Source, errors, families, samples
 
 from dynamometer.exposition import merging
+from dynamometer.exposition.families import Family
 from dynamometer.exposition.rendering import render
 from dynamometer.metrics.instruments import InstrumentRegistry
 from dynamometer.metrics.page import MetricsPage
@@ -20,6 +22,17 @@ from dynamometer.metrics.page_limit import PageLimit
 @pytest.fixture
 def instruments() -> CollectorRegistry:
     return InstrumentRegistry()
+
+
+class DerivedSource:
+    """A source that reads other sources."""
+
+    name = "life"
+    owner = "engine"
+    errors: Mapping[str, int] = MappingProxyType({})
+
+    def families(self) -> Sequence[Family]:
+        return families(family_text("state", 2))
 
 
 def family_text(name: str, series: int) -> str:
@@ -69,6 +82,26 @@ def test_the_metrics_of_the_process_itself_are_never_omitted(
     assert errors(samples(page), "one", "page_bytes") == 1
 
 
+def test_the_metrics_of_the_engines_life_are_never_omitted(instruments: CollectorRegistry) -> None:
+    page = MetricsPage(instruments)
+    page.limit_size(1)
+    page.add(Source("files", lambda: families(family_text("a", 2))))
+    page.add_derived(DerivedSource())
+    found = samples(page)
+    assert found["state|n=1"] == 1
+    assert errors(found, "files", "page_bytes") == 1
+
+
+def test_the_log_names_a_family_as_the_page_does(
+    instruments: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    page = MetricsPage(instruments)
+    page.limit_size(1)
+    page.add(Source("one", lambda: families("# TYPE tokens_total counter\ntokens_total 1\n")))
+    page.refresh()
+    assert "tokens_total of one is not on the page" in caplog.text
+
+
 @given(st.lists(st.lists(st.integers(1, 60), max_size=5), max_size=4), st.integers(0, 8000))
 def test_what_is_left_fits_and_is_the_smallest(sizes: Sequence[Sequence[int]], most: int) -> None:
     limit = PageLimit()
@@ -80,8 +113,8 @@ def test_what_is_left_fits_and_is_the_smallest(sizes: Sequence[Sequence[int]], m
         )
         for number, parts in enumerate(sizes)
     ]
-    kept = limit.apply(sources, whole="")
-    assert limit.apply(sources, whole="") is kept
+    kept = limit.apply(sources, whole=())
+    assert limit.apply(sources, whole=()) is kept
     left = [family for source in kept for family in source.families]
     gone = [family for source in sources for family in source.families if family not in left]
     assert len(limit.omitted) == len(gone)

@@ -387,7 +387,9 @@ def test_more_series_than_allowed_are_left_out_and_said(
     found = values(ours.render())
     assert found == {f'c_total{{x="{n}"}}': 2.0 * n for n in range(20)}
     assert ours.errors == {"max_series": 2}
-    assert "30 of its series: more than 20 series" in caplog.text
+    assert "30 of its series: more than 20 series (--max-series" in caplog.text
+    assert "is not complete on the page (max_series)" in caplog.text
+    assert "has a fault" not in caplog.text
     histogram = MmapedDict(str(tmp_path / "histogram_1.db"))
     histogram.write_value(mmap_key("h", "h_sum", [], [], "h"), 1.0, 0.0)
     assert values(ours.render()) == found

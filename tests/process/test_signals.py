@@ -41,6 +41,15 @@ async def test_the_last_request_ends_the_wait(stop: Stop) -> None:
     assert in_flight.count == 0
 
 
+async def test_requests_that_are_broken_off_are_logged(
+    stop: Stop, caplog: pytest.LogCaptureFixture
+) -> None:
+    in_flight = InFlight()
+    with in_flight, in_flight:
+        await in_flight.drain(stop, 0)
+    assert caplog.messages == ["requests broken off: 2"]
+
+
 async def test_a_second_signal_ends_the_wait(stop: Stop) -> None:
     in_flight = InFlight()
     with in_flight:

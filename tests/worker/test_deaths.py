@@ -115,7 +115,8 @@ def test_a_worker_without_restarts_ends_with_its_engine(stack: Stack) -> None:
         worker.wait_until_ready().engine.kill()
         assert worker.process.wait(within=10) == 1
         last = worker.process.log.strip().splitlines()[-1]
-        assert last == "error: the engine ended: it was killed by signal 9 (SIGKILL)"
+        reason = "the engine ended: it was killed by signal 9 (SIGKILL)"
+        assert last == f"error: {reason} (--restart-limit 0)"
 
 
 def test_an_engine_that_dies_again_and_again_is_given_up(stack: Stack) -> None:

@@ -144,8 +144,8 @@ def check_hang(worker: Worker, title: str, kind: str, reason: str) -> None:
         for one in requests:
             one.join(60)
             assert (one.ended, one.status) == (True, 200)
-    again = "the engine answers again"
-    eventually(lambda: again in worker.process.log[before:], within=10, what="log")
+    again = r"the engine answers again, after \d+ s as unresponsive"
+    eventually(lambda: re.search(again, worker.process.log[before:]), within=10, what="log")
     log = worker.process.log[before:]
     assert f"the engine is unresponsive: {reason} (asked for {HANG_SECONDS} s)" in log
     assert content["state"] == "unresponsive"

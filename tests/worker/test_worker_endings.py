@@ -94,6 +94,9 @@ def test_a_second_signal_ends_a_worker_at_once(
             worker.process.signal(number)
             assert worker.process.wait(within=5) == 0
         assert not [process for process in started if alive(process)]
+        assert "requests broken off: 1" in worker.process.log
+        assert "killing the engine" in worker.process.log
+        assert "Ctrl-C again kills" not in worker.process.log
     assert states(stack) == []
 
 
@@ -103,6 +106,7 @@ def test_streams_that_exceed_the_drain_timeout_are_ended(stack: Stack) -> None:
         with stream(worker, 10_000):
             worker.process.signal(signal.SIGTERM)
             assert worker.process.wait(within=15) == 0
+        assert "requests broken off: 1" in worker.process.log
 
 
 def test_an_engine_that_dies_while_its_worker_ends_is_not_started_again(stack: Stack) -> None:

@@ -209,6 +209,7 @@ class FilesSource:
         self._constant[labels.MODEL] = self.model = model
         paths, before = self._directory.paths, self._directory
         self._directory = self._open(paths)
+        self._directory.continue_faults(before)
         before.close()
         return self._directory.families()
 

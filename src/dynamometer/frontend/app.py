@@ -361,7 +361,8 @@ class Frontend:
         for model in sorted(change.served):
             logger.info("serving %s", model)
         for model in sorted(change.unserved):
-            logger.info("no worker serves %s any longer", model)
+            states = self.fleet.describe_other_states(model)
+            logger.info("no worker serves %s any longer%s", model, states)
         for model in sorted(change.models - self.fleet.models.keys() - change.unserved):
             logger.warning("%s is not served: %s", model, self.fleet.missing_reason(model))
 

@@ -42,12 +42,14 @@ class Accepted:
     """A request that a worker has accepted.
 
     Attributes:
+        instance: the worker.
         reply: the worker's response.
         route: the route of its engine.
         samples: the number of answers to each prompt, by SGLang's own route.
         hide_usage: whether the stream has a usage chunk that the client did not request.
     """
 
+    instance: Record
     reply: Reply
     route: Route
     samples: int
@@ -211,7 +213,7 @@ class Dispatcher:
             if reply.headers.get(relay.RETRY_HEADER):
                 return _NOT_TAKEN
             held.push(carried.pop_all())
-        return Accepted(reply, route, body.samples, add_usage)
+        return Accepted(instance, reply, route, body.samples, add_usage)
 
     async def _edit(self, body: RequestBody, name: str | None, *, add_usage: bool) -> None:
         """Edit the body for a worker: `name` as the model, no labels, and a request for usage."""

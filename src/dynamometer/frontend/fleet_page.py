@@ -112,7 +112,7 @@ class FleetPage:
         counts = Source(_SOURCE, errors, label_text(labels.WORKER_ID, self._own_id))
         # Whole families are limited: one without the series of some workers would be misleading.
         merged = Source(_SOURCE, merger.merge([counts, *sources]))
-        limited = limit.apply([Source("", own), merged], whole="")
+        limited = limit.apply([Source("", own), merged], whole={""})
         return [family for source in limited for family in source.families], merger.omissions
 
     def _log_overlaps(self, omissions: Sequence[Omission]) -> None:

@@ -218,7 +218,8 @@ class Forwarder:
             await relay.pass_on(reply, stream, take)
             if metrics.waiting:  # the response has no body
                 metrics.record_first_bytes(time.perf_counter())
-        except BrokenError:
+        except BrokenError as error:
+            _log_broken(accepted, error)
             metrics.record_failure(failures.BROKEN_OFF)
             return  # the response stays unfinished: the server closes the connection
         finally:
@@ -260,16 +261,28 @@ class Forwarder:
                 if reader.complete:
                     metrics.record_stream_end(reader.error_code)
                 elif reply.status < 400:
-                    logger.warning("a stream of %s ended before its last event", request.path)
+                    logger.warning(
+                        "a stream of %s ended before its last event (instance %016x)",
+                        request.path,
+                        accepted.instance.id,
+                    )
                     metrics.record_sent_error(failures.BROKEN_OFF)
             except BrokenError as error:
-                logger.warning("the connection to a worker broke during a stream: %s", error)
+                _log_broken(accepted, error)
                 if not (reader.successful and reader.complete):
                     stream.write(openai_errors.event(openai_errors.ENGINE_DIED, "engine_error"))
                     metrics.record_sent_error(failures.BROKEN_OFF)
             stream.end()
         finally:
             metrics.record_stream(reader)
+
+
+def _log_broken(accepted: Accepted, error: BrokenError) -> None:
+    logger.warning(
+        "the connection to instance %016x broke during its response: %s",
+        accepted.instance.id,
+        error,
+    )
 
 
 def _refuse(metrics: RequestMetrics, failure: Failure, answer: Response) -> Response:

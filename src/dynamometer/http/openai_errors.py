@@ -74,7 +74,7 @@ def engine_died() -> Response:
     return response(502, ENGINE_DIED, "server_error", "engine_error")
 
 
-ENGINE_DIED: Final = "The engine ended while it worked on this request"
+ENGINE_DIED: Final = "The worker or its engine ended during this request"
 
 
 def event(message: str, code: str) -> bytes:

@@ -92,7 +92,10 @@ class MetricsPage:
         self._add_derived(derivation, DerivedSource(derivation, self.current_sources))
 
     def add_derived(self, source: MetricsSource) -> None:
-        """Add a source that reads `current_sources`, and so is read after the other sources."""
+        """Add a source that reads `current_sources`, and so is read after the other sources.
+
+        Its families stay on a page that is too large.
+        """
         self._add_derived(source, source)
 
     def _add_derived(self, key: object, source: MetricsSource) -> None:
@@ -211,7 +214,8 @@ class MetricsPage:
         runtime = self._runtime_source.source.name
         counts = Source(runtime, self._errors.families)
         sources = [counts, *(Source(one.source.name, one.current) for one in shown)]
-        self._merger.merge(self._limit.apply(sources, whole=runtime))
+        kept = {one.source.name for key, one in self._derived_sources.items() if key is one.source}
+        self._merger.merge(self._limit.apply(sources, whole={runtime, *kept}))
 
     def _count_omissions(self) -> bool:
         """Count and log the unexpected omissions of the last merge; return whether any exist."""

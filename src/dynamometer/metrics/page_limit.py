@@ -6,7 +6,7 @@ A page of tens of megabytes delays or ends the program that scrapes it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Final, NamedTuple
 
 from dynamometer.exposition.families import Family
@@ -40,12 +40,12 @@ class PageLimit:
         self._sizes: dict[int, FamilyMap[int]] = {}  # by the place of the source
         self._last: tuple[Sequence[Source], Sequence[Source]] = ((), ())
 
-    def apply(self, sources: Sequence[Source], *, whole: str) -> Sequence[Source]:
+    def apply(self, sources: Sequence[Source], *, whole: Container[str]) -> Sequence[Source]:
         """Return the sources with the families that fit; the same families if nothing changed.
 
         Args:
             sources: all sources of the page.
-            whole: the name of the source whose families are never omitted.
+            whole: the names of the sources whose families are never omitted.
         """
         before, result = self._last
         if not _same(sources, before):
@@ -53,7 +53,9 @@ class PageLimit:
             self._last = sources, result
         return result
 
-    def _without_largest(self, sources: Sequence[Source], whole: str) -> Sequence[Source]:
+    def _without_largest(
+        self, sources: Sequence[Source], whole: Container[str]
+    ) -> Sequence[Source]:
         sizes = [
             self._sizes.setdefault(place, FamilyMap(_size)).apply(source.families)
             for place, source in enumerate(sources)
@@ -64,7 +66,7 @@ class PageLimit:
                 (size, place, number)
                 for place, source in enumerate(sources)
                 for number, size in enumerate(sizes[place])
-                if source.name != whole
+                if source.name not in whole
             ),
             reverse=True,
         )
@@ -75,7 +77,10 @@ class PageLimit:
             omitted.add((place, number))
             excess -= size
         self._note_omitted(
-            [OversizedFamily(sources[p].name, sources[p].families[n].name) for p, n in omitted]
+            [
+                OversizedFamily(sources[p].name, sources[p].families[n].metadata.text_name)
+                for p, n in omitted
+            ]
         )
         if not omitted:
             return sources

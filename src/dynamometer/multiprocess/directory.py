@@ -120,6 +120,13 @@ class MultiprocessDirectory:
             self._read()
             return self._reader.families
 
+    def continue_faults(self, former: MultiprocessDirectory) -> None:
+        """Continue the `errors` of `former`, which read the same files; do not log them again.
+
+        Call this method before the first reading, and do not read `former` afterwards.
+        """
+        self._reader.continue_faults(former._reader)
+
     def current_families(self) -> tuple[Family, ...]:
         """Return the families of the last reading. Does not wait."""
         return self._reader.families

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from types import MappingProxyType
+from typing import Final
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,10 @@ class Reason(StrEnum):
     MAX_SERIES = "max_series"  # more series than the page may have
     LABEL_BYTES = "label_bytes"  # a label value is too long
     NOT_REMOVED = "not_removed"  # the file of an ended process cannot be removed
+
+
+# Bounds of a page: a file with such series has no fault.
+_BOUNDS: Final = frozenset({Reason.MAX_SERIES, Reason.LABEL_BYTES})
 
 
 class FileFault(Exception):  # noqa: N818  # caught in this package, where it is counted
@@ -92,7 +97,11 @@ class FaultLog:
             if (path, reason) not in self._known:
                 # Each file is empty for a moment after its creation.
                 level = logging.INFO if reason is Reason.EMPTY else logging.WARNING
-                logger.log(level, "metrics file %s has a fault (%s): %s", path, reason, text)
+                state = "is not complete on the page" if reason in _BOUNDS else "has a fault"
+                logger.log(level, "metrics file %s %s (%s): %s", path, state, reason, text)
         for path, reason in self._known.keys() - present.keys():
-            logger.info("metrics file %s no longer has the fault (%s)", path, reason)
+            if reason in _BOUNDS:
+                logger.info("metrics file %s is complete on the page again (%s)", path, reason)
+            else:
+                logger.info("metrics file %s no longer has the fault (%s)", path, reason)
         self._known = present

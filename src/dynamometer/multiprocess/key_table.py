@@ -277,7 +277,7 @@ class KeyTable:
         return text
 
     def _too_many_series(self) -> OmittedError:
-        text = f"more than {self._max_series} series; a larger max_series shows more"
+        text = f"more than {self._max_series} series (--max-series, or the argument max_series)"
         return OmittedError(Reason.MAX_SERIES, text)
 
 

@@ -104,6 +104,10 @@ class Reader:
             if process not in self._retired.names
         }
 
+    def continue_faults(self, former: Reader) -> None:
+        """Continue the counts of a former reader of the same files, and do not log them again."""
+        self._faults = former._faults
+
     def read(self) -> None:
         """Read the files, and bring `families` and `errors` up to date."""
         self._kept.begin_reading()

@@ -76,6 +76,8 @@ class InFlight:
     async def drain(self, stop: Stop, timeout: float) -> None:
         """Wait until no request is in flight, `timeout` has passed, or a second signal arrives.
 
+        The log has the number of the requests that are still in flight then.
+
         Args:
             stop: the signals.
             timeout: the longest time to wait, in seconds.
@@ -95,3 +97,5 @@ class InFlight:
             pass
         finally:
             await tasks.end(finished)
+        if self.count:
+            logger.warning("requests broken off: %d", self.count)

@@ -199,14 +199,14 @@ class Fleet:
                 subject = (
                     "no worker is ready" if model is None else f"no worker serves {model!r} now"
                 )
-                return subject + self._other_states(model)
+                return subject + self.describe_other_states(model)
             subject = "this deployment has"
         else:
             others, subject = sorted(self._workers[model]), f"{model!r} has"
         modes = " and ".join(others)
         return f"{subject} only {modes} workers, which cannot answer a request alone"
 
-    def _other_states(self, model: str | None) -> str:
+    def describe_other_states(self, model: str | None) -> str:
         """Return the numbers of workers of each state other than ready, for a message."""
         states = Counter(
             record.state

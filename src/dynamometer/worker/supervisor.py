@@ -195,8 +195,9 @@ class Supervisor:
             f"{self._policy.stable_seconds / 60:g} minutes between any two of these ends "
             "(--restart-limit)"
         )
-        counted = limit > 0 and self.lifecycle.ever_ready
-        return EngineError(f"{ended.description}{given_up if counted else ''}")
+        if not self.lifecycle.ever_ready:
+            return EngineError(ended.description)
+        return EngineError(f"{ended.description}{given_up if limit else ' (--restart-limit 0)'}")
 
     async def _start(self) -> EngineRun:
         """Start the engine.
@@ -230,7 +231,9 @@ class Supervisor:
 
     async def _end_run(self, run: EngineRun) -> None:
         grace = 0 if self._died else END_GRACE_SECONDS
-        if grace:
+        if grace and self._kill_now():
+            logger.info("killing the engine")
+        elif grace:
             logger.info("ending the engine, for up to %.0f s; Ctrl-C again kills it", grace)
         await run.end(grace=grace, kill_now=self._kill_now)
 

@@ -116,7 +116,8 @@ class Watchdog:
                 self._start("hang", lambda: self._on_hang(reason))
         else:
             self._lifecycle.note_ready(time.time())
-            logger.warning("the engine answers again, after %.0f s", now - self._silent_since)
+            seconds = now - self._silent_since
+            logger.warning("the engine answers again, after %.0f s as unresponsive", seconds)
         await self._on_change()
 
     def _start(self, name: str, work: Callable[[], Coroutine[None, None, None]]) -> None:
