@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dynamometer.exposition.families import Family
 from dynamometer.exposition.filters import Selection
+from dynamometer.exposition.parser import Parsed, Parser
 from dynamometer.frontend.fleet_fetches import FleetFetches
 from dynamometer.frontend.fleet_page import FleetPage
 from dynamometer.http.aiohttp_adapter import session
@@ -315,31 +316,40 @@ async def test_a_page_that_takes_too_long_to_parse_is_late(server: FleetServer) 
         assert time.monotonic() - started < 5
 
 
-@pytest.mark.parametrize("large", [1, 3])
-async def test_large_pages_do_not_delay_the_pages_of_other_workers(
-    server: FleetServer, large: int
-) -> None:
-    """The large pages arrive first, and each takes longer to parse than the deadline allows."""
-    lines = "".join(f'sglang:a{{x="{number}"}} 1\n' for number in range(49_000))
-    server.pages |= {id_: worker_page(id_) for id_ in (1, 2, 3)}
-    server.delayed |= dict.fromkeys(server.pages, 0.05)
-    server.pages |= dict.fromkeys(range(4, 4 + large), lines.encode())
+async def test_large_pages_do_not_delay_the_pages_of_other_workers(server: FleetServer) -> None:
+    large = f'sglang:a{{x="{"x" * 300_000}"}} 1\n'.encode()
+    server.pages |= {1: worker_page(1), 2: large, 3: worker_page(3)}
+    end = threading.Event()
     async with AsyncExitStack() as stack:
-        scraped = await fleet(stack, server, deadline=0.3, page_bytes=8 << 20)
-        up = await scraped.up()
-        assert {worker: up[worker] for worker in map(worker_id, (1, 2, 3))} == dict.fromkeys(
-            map(worker_id, (1, 2, 3)), 1
-        )
-
-
-async def test_a_large_page_leaves_time_for_another_large_one(server: FleetServer) -> None:
-    lines = "".join(f'sglang:a{{x="{number}"}} 1\n' for number in range(49_000))
-    middle = "".join(f'sglang:a{{x="{number:0250}"}} 1\n' for number in range(1500))
-    server.pages |= {1: lines.encode(), 2: middle.encode()}
-    server.delayed[2] = 0.05
-    async with AsyncExitStack() as stack:
-        scraped = await fleet(stack, server, deadline=0.4, page_bytes=8 << 20)
+        scraped = await fleet(stack, server, deadline=2.0)
+        busy = scraped.fetches._thread_of_large.submit(end.wait)
+        try:
+            up = await scraped.up()
+        finally:
+            end.set()
+        assert up == {worker_id(1): 1, worker_id(2): 0, worker_id(3): 1}
+        await busy
         assert (await scraped.up())[worker_id(2)] == 1
+
+
+async def test_a_large_page_leaves_time_for_another_large_one(
+    server: FleetServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.pages |= {id_: f'sglang:a{{x="{str(id_) * 300_000}"}} 1\n'.encode() for id_ in (1, 2)}
+    server.delayed[2] = 0.05
+    parse_page = Parser.parse
+
+    def parse_slowly(
+        parser: Parser, page: bytes, content_type: str = "", *, until: float
+    ) -> Parsed:
+        if b"111" in page:
+            time.sleep(max(0.0, until - time.monotonic()))
+        return parse_page(parser, page, content_type, until=until)
+
+    monkeypatch.setattr(Parser, "parse", parse_slowly)
+    async with AsyncExitStack() as stack:
+        scraped = await fleet(stack, server, deadline=3.0)
+        assert await scraped.up() == {worker_id(1): 0, worker_id(2): 1}
 
 
 async def test_a_page_with_too_many_short_lines_is_too_large(
