@@ -142,7 +142,7 @@ def test_totals_go_on_and_gauges_go_over_the_engines_life(tiny_model: Path, plac
             exporters.await_totals(3)
             for kind in exporters.all:
                 assert len(gauges(exporters.page(kind))) > 10
-                assert len(loads(exporters.page(kind))) == 3
+                assert len(loads(exporters.page(kind))) == 6  # of the engine, and of its rank
             first.kill()
             killed = time.monotonic()
             exporters.assert_gone(3, killed)
