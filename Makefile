@@ -26,7 +26,10 @@ logged = $(1) >$(VENV)/setup.log 2>&1 || { cat $(VENV)/setup.log >&2; exit 1; }
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
+# The modules are compiled as pip compiles those of an installed package: a faster start, and less memory, also
+# where PYTHONDONTWRITEBYTECODE is set.
 setup: $(VENV)/.engine $(VENV)/.project system-packages ## create .venv with the CPU build of SGLang, this package, and the tools for tests
+	@$(BIN)/python -m compileall -q src
 
 $(VENV)/bin/python $(DYNAMO_VENV)/bin/python $(ROUTER_VENV)/bin/python:
 	@echo "==> creating a virtual environment in $(@:/bin/python=)"
@@ -42,7 +45,6 @@ $(VENV)/.engine: $(ENGINE_PACKAGES) | $(VENV)/bin/python
 $(VENV)/.project: pyproject.toml src/dynamometer/__init__.py requirements-dev.txt $(VENV)/.engine
 	@echo "==> installing dynamometer and its development tools"
 	@$(call logged,$(PIP) install -r requirements-dev.txt -e .)
-	@$(BIN)/python -m compileall -q src # as pip does for an installed package: a faster start, and less memory
 	@touch $@
 
 # Prometheus and promtool, and the checkers of the recipes in deploy/ (this old docker-compose works without
