@@ -50,6 +50,13 @@ async def test_an_odd_value_of_a_query_is_an_error() -> None:
                 await PrometheusApi(session, f"http://{address}").query("up")
 
 
+async def test_a_host_without_an_address_is_named_with_the_resolvers_reason() -> None:
+    async with aiohttp.ClientSession() as session:
+        with pytest.raises(ObserveError, match=r"no server answers at .*invalid") as caught:
+            await prometheus_api.discovered(session, "http://frontend.invalid:8002/sd")
+    assert "Unknown error" not in str(caught.value)
+
+
 async def test_a_body_without_an_end_is_not_read_whole() -> None:
     with page_server.serving(lambda *_: ("application/json", b" " * (17 << 20))) as address:
         async with aiohttp.ClientSession() as session:

@@ -6,20 +6,16 @@ writes its metrics into multiprocess files, and returns the supervisor's page.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import astuple, dataclass
-from typing import Final
 
 from dynamometer.frontend.channel import ProcessEnd
+from dynamometer.process.parent_death import die_with_parent
 from dynamometer.variables import FRONTEND_MEMBER
-
-# <linux/prctl.h>
-_PR_SET_PDEATHSIG: Final = 1
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ async def joined(membership: Membership) -> AsyncIterator[Member]:
     Args:
         membership: the values from the supervisor.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    die_with_parent()
     if os.getppid() != membership.supervisor:  # the supervisor ended before the call
         os.kill(os.getpid(), signal.SIGKILL)
     listener = socket.socket(fileno=membership.listener)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import random
@@ -16,11 +15,11 @@ from typing import Final, Literal
 
 from dynamometer.engines.sglang_names import sglang
 from dynamometer.names import labels
+from dynamometer.process.parent_death import die_with_parent
 
 _BOUNDS: Final = tuple(0.001 * 2**n for n in range(14))
 # The bounds, +Inf, the sum and the count.
 _HISTOGRAM_LINES: Final = len(_BOUNDS) + 3
-_PR_SET_PDEATHSIG: Final = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +72,9 @@ def write(series: SimulatedSeries, rank: int, server: int) -> None:
         rank: the number of this rank.
         server: the pid of the parent.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # at Ctrl-C, the server ends its processes
-    if os.getppid() != server:  # the server ended before the call of prctl
+    if os.getppid() != server:  # the server ended before the call
         return
     # Not imported at the top: prometheus_client reads the variable when it is imported.
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram

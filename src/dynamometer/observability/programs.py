@@ -31,7 +31,7 @@ from dynamometer.observability.configuration import (
     PROVISIONING,
 )
 from dynamometer.process import tasks
-from dynamometer.process.children import die_with_parent
+from dynamometer.process.parent_death import die_with_parent
 from dynamometer.variables import LOOPBACK
 
 DEFAULT_PROMETHEUS_PORT: Final = 9090

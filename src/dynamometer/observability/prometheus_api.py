@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import aiohttp
 import msgspec
 
 from dynamometer.errors import ObserveError
+from dynamometer.metrics.remote_page import connection_fault
 from dynamometer.observability.configuration import JOB, ROLE
 
 Content = TypeVar("Content")
@@ -231,8 +231,7 @@ async def _fetch(
                 raise ObserveError(f"{url} returned {response.status}: {reason or 'no reason'}")
         return msgspec.json.decode(body, type=form)
     except aiohttp.ClientConnectorError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise ObserveError(f"no server answers at {url} ({reason})") from None
+        raise ObserveError(f"no server answers at {url} ({connection_fault(error)})") from None
     except (aiohttp.ClientError, TimeoutError) as error:
         raise ObserveError(f"{url} did not answer: {error or 'timeout'}") from None
     # Text that is not UTF-8, and deep nesting, raise the last two errors.

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import signal
 from collections.abc import Iterable, Set
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import psutil
 
 from dynamometer.errors import DirectoryError
-
-# <linux/prctl.h>
-_PR_SET_PDEATHSIG: Final = 1
-_libc: Final = ctypes.CDLL(None)
 
 
 class ProcessIdentity(NamedTuple):
@@ -82,11 +76,6 @@ def environment(process: psutil.Process) -> Set[tuple[str, str]]:
         return process.environ().items()
     except (psutil.Error, OSError):
         return frozenset()
-
-
-def die_with_parent() -> None:
-    """Let the kernel kill this process when its parent dies; a `preexec_fn` of a child."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def kill(process: psutil.Process) -> None:

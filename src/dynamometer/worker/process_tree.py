@@ -25,11 +25,11 @@ from dynamometer.process.blocking import BlockingCalls, HangError
 from dynamometer.process.children import (
     alive,
     descendants,
-    die_with_parent,
     environment,
     kill,
     session,
 )
+from dynamometer.process.parent_death import die_with_parent
 from dynamometer.runtime.identity import WORKER_MARK
 
 # <linux/prctl.h>

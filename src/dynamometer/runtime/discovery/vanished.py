@@ -26,7 +26,6 @@ from dynamometer.runtime.record import MAX_BYTES, Record
 
 SUFFIX: Final = ".vanished"
 _NAME: Final = re.compile(r"[0-9a-f]{16}\.vanished")
-
 _ANY_NAME: Final = re.compile(r"[0-9a-f]{16}\.(?:json|vanished)")
 
 _Stamp = tuple[int, int, int]
