@@ -8,14 +8,11 @@ from __future__ import annotations
 import argparse
 import csv
 import fnmatch
-import http.client
 import importlib
-import json
 import os
 import sys
 import tempfile
 import tomllib
-import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,13 +108,13 @@ def main() -> None:
     if "dashboards" in wanted:
         dashboards.write()
         print(f"wrote {dashboards.PAGE.name}, and the JSON of the dashboards")
-    if "integrations" in wanted:
-        integrations.PAGE.write_text(integrations.page(published()), encoding="utf-8")
-        print(f"wrote {integrations.PAGE.name}")
     if "metrics" in wanted:
         print("starting a frontend and a worker around the real SGLang (half a minute)", flush=True)
         METRICS.write_text(metrics(*live_pages()), encoding="utf-8")
         print(f"wrote {METRICS.name}")
+    if "integrations" in wanted:
+        integrations.PAGE.write_text(integrations.page(published()), encoding="utf-8")
+        print(f"wrote {integrations.PAGE.name}")
 
 
 # docs/configuration.md
@@ -172,9 +169,11 @@ def _help(module: str, command: str) -> str:
 def live_pages() -> tuple[str, str, str]:
     """Return the pages of a frontend, a worker around the real engine, and the fleet.
 
-    The worker has answered requests.
+    SGLang creates some families at their first event. The worker has had each that a CPU can show:
+    answers, errors, a request that was aborted, evicted and retracted tokens.
     """
     from dynamometer import tiny_model
+    from observability.traffic import SMALL_POOL, Traffic
     from stack import Stack, eventually, ops_url
     from stack import http as fetch
 
@@ -183,39 +182,25 @@ def live_pages() -> tuple[str, str, str]:
         model = temporary / "tiny"
         tiny_model.create(model, engine_python=sys.executable)
         stack = Stack(temporary, model, temporary / "discovery")
+        flags = ("--model", str(model), "--enable-metrics", *SMALL_POOL)
         with (
             stack.run_frontend() as (frontend, url),
-            stack.run_worker("--model", str(model), "--enable-metrics", system_port=0) as worker,
+            stack.run_worker(*flags, system_port=0) as worker,
         ):
             worker.wait_until_ready()
-            body = {
-                "model": str(model),
-                "messages": [{"role": "user", "content": "hello"}],
-                "max_tokens": 16,
-                "ignore_eos": True,
-            }
-            for stream in (False, True, True):
-                fetch(f"{url}/v1/chat/completions", body | {"stream": stream})
-            _abort(url, body | {"stream": True, "max_tokens": 1800})
-            eventually(lambda: _ABORTED in worker.page(), within=30, what="the engine aborts it")
-            proof = engine_state.LAST_PROGRESS_TIMESTAMP_SECONDS
-            eventually(lambda: proof in worker.page(), within=30, what=proof)
+            Traffic(url, str(model)).send_all()
+            for name in _AFTER_AN_EVENT:
+                eventually(lambda name=name: name in worker.page(), within=30, what=name)
             pages = (f"{url}/metrics", f"{ops_url(frontend)}/engine_metrics")
             of_frontend, of_fleet = (fetch(page).body.decode() for page in pages)
             return of_frontend, worker.page(), of_fleet
 
 
-_ABORTED = "sglang:num_aborted_requests_total"
-
-
-def _abort(url: str, body: Mapping[str, object]) -> None:
-    """Close the connection in the middle of a stream."""
-    address = urllib.parse.urlsplit(url)
-    client = http.client.HTTPConnection(address.hostname or "", address.port, timeout=30)
-    headers = {"Content-Type": "application/json"}
-    client.request("POST", "/v1/chat/completions", json.dumps(body), headers)
-    client.getresponse().read(300)
-    client.close()
+_AFTER_AN_EVENT = (
+    "sglang:num_aborted_requests_total",
+    "sglang:evicted_tokens_total",
+    engine_state.LAST_PROGRESS_TIMESTAMP_SECONDS,
+)
 
 
 def metrics(frontend: str, worker: str, fleet: str) -> str:

@@ -10,12 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 from stack import http as ask
 
-# The flags of an engine whose pool of KV cache is full with a few requests, so that it must evict,
-# retract and queue, and of its optional families.
-FLAGS = (
+# A pool of KV cache that a few requests fill, so that the engine evicts, retracts and queues.
+SMALL_POOL = (
     *("--max-total-tokens", "1024", "--max-running-requests", "4"),
-    *("--schedule-conservativeness", "0.01", "--enable-mfu-metrics"),
+    *("--schedule-conservativeness", "0.01"),
 )
+# The flags of an engine with its optional families too.
+FLAGS = (*SMALL_POOL, "--enable-mfu-metrics")
 LONG_TOKENS = 256
 REQUESTS = 6
 
