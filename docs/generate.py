@@ -21,7 +21,8 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
+_TESTS = HERE.parent / "tests"
+sys.path[:0] = [str(HERE), str(_TESTS), str(_TESTS / "observability")]
 
 
 import dashboards
@@ -172,8 +173,9 @@ def live_pages() -> tuple[str, str, str]:
     SGLang creates some families at their first event. The worker has had each that a CPU can show:
     answers, errors, a request that was aborted, evicted and retracted tokens.
     """
+    from traffic import SMALL_POOL, Traffic
+
     from dynamometer import tiny_model
-    from observability.traffic import SMALL_POOL, Traffic
     from stack import Stack, eventually, ops_url
     from stack import http as fetch
 
@@ -189,8 +191,11 @@ def live_pages() -> tuple[str, str, str]:
         ):
             worker.wait_until_ready()
             Traffic(url, str(model)).send_all()
-            for name in _AFTER_AN_EVENT:
-                eventually(lambda name=name: name in worker.page(), within=30, what=name)
+            eventually(
+                lambda: all(name in worker.page() for name in _AFTER_AN_EVENT),
+                within=30,
+                what=f"families {_AFTER_AN_EVENT}",
+            )
             pages = (f"{url}/metrics", f"{ops_url(frontend)}/engine_metrics")
             of_frontend, of_fleet = (fetch(page).body.decode() for page in pages)
             return of_frontend, worker.page(), of_fleet
