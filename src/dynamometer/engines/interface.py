@@ -45,6 +45,20 @@ class Usage(Enum):
     GENERATE = "generate"
 
 
+class Pairing(Enum):
+    """The workers that answer a route where prefill and decode are apart.
+
+    Attributes:
+        PAIR: a prefill and a decode worker together; the answer is that of the decode worker.
+        ALONE: a decode worker alone, because the answer needs no forward pass.
+        NONE: none.
+    """
+
+    PAIR = "pair"
+    ALONE = "alone"
+    NONE = "none"
+
+
 @dataclass(frozen=True)
 class Route:
     """An inference route: its path, its `endpoint` label, and the dialect of its answers."""
@@ -52,6 +66,7 @@ class Route:
     path: str
     name: str
     usage: Usage = Usage.NONE
+    pairing: Pairing = Pairing.NONE
 
     @property
     def counts_tokens(self) -> bool:
@@ -92,6 +107,10 @@ class Launch:
         model_path: the model as the command line names it.
         sources: the sources of the engine's families.
         mode: all of the work, or only its prefill or decode phase; see `Record.mode`.
+        bootstrap: the address of a prefill engine's bootstrap server; see `Record.bootstrap`.
+        nodes: the number of nodes of the engine, each with a worker of its own.
+        node_rank: the number of this node, from 0; only node 0 answers requests.
+        group: a name that the workers of all nodes of one engine share; see `Record.group`.
         stream_usage: True if every stream ends with its usage; see `Record.stream_usage`.
         labels_header: the header by which clients set labels; see `Record.labels_header`.
         api_key: the bearer token that the engine's routes require.
@@ -107,6 +126,10 @@ class Launch:
     port_flags: tuple[str, ...] = ()
     sources: MetricSources = MetricSources()
     mode: str = AGGREGATED
+    bootstrap: str | None = None
+    nodes: int = 1
+    node_rank: int = 0
+    group: str = ""
     stream_usage: bool = False
     labels_header: str = ""
     api_key: str | None = None

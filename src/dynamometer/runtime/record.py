@@ -16,7 +16,13 @@ of each field; a field without a default is required.
   metrics, in lower case, if it is not the default of the engine's kind.
 - `request_url`, `system_url`: http(s) URL, null; address of inference requests, and of `/metrics`.
 - `metrics_path`: string, `/metrics`; path of the metrics page below `system_url`.
-- `bootstrap`: string, null; bootstrap address of a prefill worker.
+- `bootstrap`: string `HOST:PORT`, null; address of a prefill worker's bootstrap server, with
+  brackets around an IPv6 address.
+- `nodes`, `node_rank`: integers, 1 and 0; number of the nodes of the engine, and of this node. Only
+  the worker of node 0 gets requests.
+- `group`: string, `""`; name that the workers of all nodes of one engine share, and no others.
+- `epoch`: integer, 0; number of the run of the engine, the same on all nodes. It rises at each
+  restart.
 - `gpu_uuids`: array of strings, `[]`; names of a worker's visible NVIDIA devices.
 - `model_info`: object, `{}`; maps each model to its entry in the engine's `/v1/models`.
 - `engine_info`: object, `{}`; properties of the engine: strings, and numbers from 0 to 2^63; other
@@ -118,6 +124,10 @@ class Record:
     system_url: str | None = None
     metrics_path: str = "/metrics"
     bootstrap: str | None = None
+    nodes: int = 1
+    node_rank: int = 0
+    group: str = ""
+    epoch: int = 0
     gpu_uuids: tuple[str, ...] = ()
     model_info: Mapping[str, Json] = field(default_factory=lambda: MappingProxyType({}))
     engine_info: Mapping[str, Json] = field(default_factory=lambda: MappingProxyType({}))
@@ -319,8 +329,24 @@ def _path(value: Json) -> str:
     return text
 
 
-def _optional_name(value: Json) -> str | None:
-    return None if value is None else _name(value)
+def _address(value: Json) -> str | None:
+    if value is None:
+        return None
+    text = _text(value)
+    try:
+        parts = urlsplit(f"//{text}")
+        usable = parts.netloc == text and bool(parts.hostname) and bool(parts.port)
+    except ValueError:
+        usable = False
+    if not usable or "@" in text or re.search(r"\s", text):
+        raise _FieldError(f"must be null or HOST:PORT, not {_shown(text)}")
+    return text
+
+
+def _count(value: Json) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _LARGEST:
+        return value
+    raise _FieldError(f"must be an integer from 0 to 2^63-1, not {_shown(value)}")
 
 
 def _cards(value: Json) -> Mapping[str, Json]:
@@ -396,7 +422,11 @@ _FIELDS: Final[Mapping[str, Callable[[Json], object]]] = {
     "request_url": _url,
     "system_url": _url,
     "metrics_path": _path,
-    "bootstrap": _optional_name,
+    "bootstrap": _address,
+    "nodes": _count,
+    "node_rank": _count,
+    "group": _text,
+    "epoch": _count,
     "gpu_uuids": _names,
     "model_info": _cards,
     "engine_info": _facts,
