@@ -12,7 +12,7 @@ from dynamometer.http import addresses
 from dynamometer.http.aiohttp_adapter import serving
 from dynamometer.metrics.page import MetricsPage
 from dynamometer.metrics.scraping import Scrapes
-from dynamometer.names import engine_load, labels
+from dynamometer.names import build, engine_load, labels
 from dynamometer.runtime.identity import hexadecimal
 from dynamometer.runtime.record import Record, Role, State
 
@@ -90,6 +90,8 @@ def worker_page(id_: int, *, running: float = 0, extra: str = "") -> bytes:
         f"sglang:latency_seconds_count{{{own}}} 2\n"
         f"# TYPE {engine_load.RUNNING_REQUESTS} gauge\n"
         f"{engine_load.RUNNING_REQUESTS}{{{own}}} {running}\n"
+        f"# TYPE {build.WORKER_INFO} gauge\n"
+        f'{build.WORKER_INFO}{{{labels.MODE}="prefill",{own}}} 1\n'
         f"# TYPE dynamo_component_requests_total counter\n"
         f"dynamo_component_requests_total{{{own}}} 7\n"
     ).encode() + extra.encode()

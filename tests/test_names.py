@@ -19,8 +19,9 @@ SOURCE = Path(__file__).parent.parent / "src" / "dynamometer"
 OF_NAMES = {"names.py", "sglang_names.py"}
 MODULES = sorted(path for path in SOURCE.rglob("*.py") if path.name not in OF_NAMES)
 OURS = re.compile(r"(sglang:|dynamo_|dynamometer_)[a-zA-Z0-9_]+")
-# A member of an answer's usage that is spelled like a family, and the name of a variable.
-FIELDS = {"cached_tokens", names.frontend_service.METRICS_PREFIX_ENV}
+# A member of an answer's usage that is spelled like a family, a field of a record that is spelled
+# like a label, and the name of a variable.
+FIELDS = {"cached_tokens", "node_rank", names.frontend_service.METRICS_PREFIX_ENV}
 # Classes whose constants are names of families; the others hold labels, their values, prefixes.
 FAMILIES = {
     "frontend_service",

@@ -65,6 +65,9 @@ class labels:  # noqa: N801
     KIND: Final = "kind"
     INDEX: Final = "index"
     UUID: Final = "uuid"
+    # The place of a worker in an engine that runs on several nodes.
+    NODE_RANK: Final = "node_rank"
+    NODES: Final = "nodes"
 
 
 class frontend_service:  # noqa: N801
@@ -232,6 +235,7 @@ class build:  # noqa: N801
     """Families that describe the software and the hardware: full names."""
 
     INFO: Final = "dynamometer_build_info"
+    WORKER_INFO: Final = "dynamometer_worker_info"
     ACCELERATOR_INFO: Final = "dynamometer_accelerator_info"
 
 

@@ -111,6 +111,7 @@ async def test_the_engine_families_of_all_workers_are_on_one_page(scraped: Scrap
         assert found["sglang:num_running_reqs", worker_id(id_)] == id_
         assert found["sglang:latency_seconds_sum", worker_id(id_)] == 3.5
         assert found["dynamometer_engine_running_requests", worker_id(id_)] == id_
+        assert found["dynamometer_worker_info", worker_id(id_)] == 1
         assert found["dynamometer_fleet_up", worker_id(id_)] == 1
     assert not [name for name, _ in found if name.startswith("dynamo_component")]
     headers = re.findall("^# (?:HELP|TYPE) \\S+", text, re.MULTILINE)

@@ -73,6 +73,13 @@ def test_what_runs_is_said(worker: Worker) -> None:
     assert load.value > 0
 
 
+def test_the_page_shows_the_workers_part(worker: Worker) -> None:
+    (sample,) = families(worker)["dynamometer_worker_info"].samples
+    part = {"mode": "aggregated", "node_rank": "0", "nodes": "1"}
+    (inflight,) = families(worker)["dynamo_component_inflight_requests"].samples
+    assert (sample.labels, sample.value) == ({**inflight.labels, **part}, 1)
+
+
 def test_the_first_page_has_the_counters_at_zero(worker: Worker) -> None:
     found = families(worker)
     for name in ("requests", "request_bytes", "response_bytes", "cancellation", "errors"):
@@ -112,6 +119,8 @@ def test_a_worker_of_the_prefill_phase_is_called_so(
     with stack.run_worker(*FLAGS, "--disaggregation-mode", "prefill", *flags) as worker:
         (sample,) = families(worker)["dynamo_component_inflight_requests"].samples
         assert sample.labels["dynamo_component"] == component
+        (part,) = families(worker)["dynamometer_worker_info"].samples
+        assert part.labels == {**sample.labels, "mode": "prefill", "node_rank": "0", "nodes": "1"}
         instance = worker.process.wait_for(r"instance ([0-9a-f]{16})", within=20)[1]
         path = stack.discovery / "instances" / f"{instance}.json"
         record = Record.from_json(path.read_bytes())

@@ -27,7 +27,7 @@ from dynamometer.exposition.relabelling import Relabelling
 from dynamometer.exposition.samples import Sample
 from dynamometer.exposition.series import label_text
 from dynamometer.metrics.remote_page import RemotePage, RemotePageError, fetch_page
-from dynamometer.names import labels, name_prefix
+from dynamometer.names import build, labels, name_prefix
 from dynamometer.process import tasks
 from dynamometer.process.background import BackgroundThread
 from dynamometer.runtime.identity import hexadecimal
@@ -47,9 +47,9 @@ _LARGEST_SMALL_PAGE_BYTES: Final = 256 << 10
 _LONGEST_QUERY: Final = 4096
 # Each fetch has a connection to every process, and the number of different queries has no limit.
 _MOST_SELECTIONS: Final = 2
-# The families of engines, and those that are derived from them.
+# The families of engines, those that are derived from them, and the phase and node of each.
 _ENGINE_FAMILIES: Final = Selection.of(
-    prefixes=(*kinds.METRIC_PREFIXES, f"{name_prefix.DYNAMOMETER}_engine_")
+    prefixes=(*kinds.METRIC_PREFIXES, f"{name_prefix.DYNAMOMETER}_engine_", build.WORKER_INFO)
 )
 Processes = Callable[[], Awaitable[Iterable[Record]]]
 

@@ -220,7 +220,8 @@ class _Worker:
             runtime.level({labels.COMPONENT: options.component}),
             runtime.registry,
             engine=engine.name,
-            model=launch.model,
+            launch=launch,
+            worker=every_label,
         )
         self.endpoint = Endpoint(
             engine_url=launch.url,

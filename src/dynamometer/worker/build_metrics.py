@@ -1,13 +1,15 @@
-"""The metrics of versions, accelerators, and the time to load the model."""
+"""The metrics of versions, accelerators, the worker's part, and the time to load the model."""
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Gauge
 
 from dynamometer import __version__
 from dynamometer.engines import accelerators
+from dynamometer.engines.interface import Launch
 from dynamometer.metrics.hierarchy import Metrics
 from dynamometer.names import build, labels, model_info
 
@@ -16,7 +18,13 @@ class BuildMetrics:
     """Families whose values stay the same while the engine runs."""
 
     def __init__(
-        self, component: Metrics, registry: CollectorRegistry, *, engine: str, model: str
+        self,
+        component: Metrics,
+        registry: CollectorRegistry,
+        *,
+        engine: str,
+        launch: Launch,
+        worker: Mapping[str, str],
     ) -> None:
         """Register the families whose values are known before the engine runs.
 
@@ -25,7 +33,8 @@ class BuildMetrics:
                 Dynamo.
             registry: the registry of the other families.
             engine: the name of the engine.
-            model: the name of the model.
+            launch: the engine's model, mode and nodes.
+            worker: the labels of all series about this worker.
         """
         self._engine = engine
         self._info = Gauge(
@@ -36,7 +45,8 @@ class BuildMetrics:
         )
         self._set_engine_version("")
         self._component = component
-        self._model = model
+        self._model = launch.model
+        _show_worker(registry, launch, worker)
         _show_accelerators(registry)
 
     def show_loaded(self, load_seconds: float, *, engine_version: str) -> None:
@@ -59,6 +69,20 @@ class BuildMetrics:
         self._info.labels(__version__, self._engine, engine_version, platform.python_version()).set(
             1
         )
+
+
+def _show_worker(registry: CollectorRegistry, launch: Launch, worker: Mapping[str, str]) -> None:
+    part = {
+        labels.MODE: launch.mode,
+        labels.NODE_RANK: str(launch.node_rank),
+        labels.NODES: str(launch.nodes),
+    }
+    Gauge(
+        build.WORKER_INFO,
+        "The phase of requests that the worker computes (aggregated: both), and its node",
+        (*worker, *part),
+        registry=registry,
+    ).labels(**worker, **part).set(1)
 
 
 def _show_accelerators(registry: CollectorRegistry) -> None:
