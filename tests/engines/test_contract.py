@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from dynamometer.engines import answers, kinds, requests, streams
-from dynamometer.engines.interface import Engine, MetricSources, ModelCards, StartableEngine, Usage
+from dynamometer.engines.interface import (
+    Engine,
+    MetricSources,
+    ModelCards,
+    Pairing,
+    StartableEngine,
+    Usage,
+)
 from dynamometer.engines.mocker import Mocker
 from dynamometer.engines.sglang import SGLang
 from dynamometer.errors import SettingsError
@@ -47,6 +54,32 @@ def test_its_paths_are_absolute_and_a_path_has_one_name_at_all_engines(engine: E
         assert path not in engine.routes
     assert all(engine.metric_prefixes)
     assert engine.title
+
+
+@EVERY
+def test_a_path_needs_the_same_workers_at_all_engines(engine: Engine) -> None:
+    for path, route in engine.routes.items():
+        assert kinds.ROUTES[path].pairing is route.pairing
+    paired = {path for path, route in engine.routes.items() if route.pairing is Pairing.PAIR}
+    alone = {path for path, route in engine.routes.items() if route.pairing is Pairing.ALONE}
+    assert {"/v1/chat/completions", "/v1/completions"} <= paired
+    # An answer that generates tokens counts them; a prompt that is only tokenized does not.
+    assert all(engine.routes[path].counts_tokens for path in paired)
+    assert not any(engine.routes[path].counts_tokens for path in alone)
+
+
+@EVERY
+def test_the_members_of_a_pair_are_refused_from_clients_and_never_repeated(engine: Engine) -> None:
+    found = [engine.pair_members("prefill.example:8998") for _ in range(100)]
+    assert all(members.keys() <= engine.pairing_fields.members for members in found)
+    assert len({json.dumps(members) for members in found}) == 100
+    assert engine.pair_members("[::1]:1").keys() == found[0].keys()
+
+
+@EVERY
+def test_headers_that_only_a_frontend_may_set_are_in_lower_case(engine: Engine) -> None:
+    fields = engine.pairing_fields
+    assert all(name == name.lower() for name in fields.headers | fields.pair_headers)
 
 
 @EVERY

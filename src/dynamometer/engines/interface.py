@@ -80,6 +80,23 @@ class Route:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PairingFields:
+    """The members and headers of a request that select the engines of a pair, or their ranks.
+
+    Attributes:
+        members: members at the top level of a body that no client may set, in any mode.
+        pair_members: further members that no client may set where prefill and decode are apart.
+        headers: headers that are removed from each request, in lower case.
+        pair_headers: further headers that are removed where prefill and decode are apart.
+    """
+
+    members: frozenset[str]
+    pair_members: frozenset[str]
+    headers: frozenset[bytes]
+    pair_headers: frozenset[bytes]
+
+
+@dataclass(frozen=True, kw_only=True)
 class MetricSources:
     """The sources of an engine's families: none, one, or both.
 
@@ -221,6 +238,7 @@ class Engine(Protocol):
         labels_header: the header by which clients set labels of its series, unless a record names
             another one.
         request_totals: the totals that only requests change.
+        pairing_fields: the members and headers of a request that only the frontend may set.
     """
 
     name: str
@@ -234,6 +252,16 @@ class Engine(Protocol):
     client_labels: ClientLabels
     labels_header: str
     request_totals: RequestTotals
+    pairing_fields: PairingFields
+
+    def pair_members(self, bootstrap: str) -> Mapping[str, Json]:
+        """Return the members of a request that a prefill and a decode engine answer together.
+
+        Both engines receive the members. The members are other ones at each call.
+
+        Args:
+            bootstrap: see `Record.bootstrap`.
+        """
 
     def read_models(self, answer: Json) -> ModelCards:
         """Return the models in an answer of `models_path`; none if the answer is invalid."""

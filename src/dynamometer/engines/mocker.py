@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from dynamometer.engines import sglang, sglang_flags
+from dynamometer.engines import sglang, sglang_flags, sglang_pairing
 from dynamometer.engines.interface import (
     CommandFacts,
     CommandHelp,
@@ -36,11 +36,13 @@ class Mocker:
     info_path = sglang.SGLang.info_path
     metric_prefixes: Sequence[str] = sglang.SGLang.metric_prefixes
     request_totals = sglang.SGLang.request_totals
+    pairing_fields = sglang_pairing.FIELDS
     client_labels = sglang.SGLang.client_labels
     labels_header = sglang.SGLang.labels_header
     help: CommandHelp = sglang.SGLang.help
     probes: Probes | None = None
 
+    pair_members = staticmethod(sglang_pairing.pair_members)
     read_models = staticmethod(model_cards)
     request_name = staticmethod(request_name)
     read_info = staticmethod(engine_info)

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Final
 
 from dynamometer import names
-from dynamometer.engines import accelerators, sglang_flags
+from dynamometer.engines import accelerators, sglang_flags, sglang_pairing
 from dynamometer.engines.interface import (
     CommandFacts,
     CommandHelp,
     Launch,
     MetricSources,
+    Pairing,
     Probes,
     Route,
     Usage,
@@ -59,27 +60,27 @@ CPU_FLAGS: Final = {
 }
 
 _ROUTES: Final = (
-    Route("/v1/chat/completions", "chat_completions", Usage.OPENAI),
-    Route("/v1/completions", "completions", Usage.OPENAI),
+    Route("/v1/chat/completions", "chat_completions", Usage.OPENAI, Pairing.PAIR),
+    Route("/v1/completions", "completions", Usage.OPENAI, Pairing.PAIR),
     Route("/v1/embeddings", "embeddings", Usage.OPENAI),
-    Route("/v1/responses", "responses", Usage.RESPONSES),
-    Route("/v1/messages", "anthropic_messages", Usage.MESSAGES),
-    Route("/v1/messages/count_tokens", "anthropic_count_tokens"),
+    Route("/v1/responses", "responses", Usage.RESPONSES, Pairing.PAIR),
+    Route("/v1/messages", "anthropic_messages", Usage.MESSAGES, Pairing.PAIR),
+    Route("/v1/messages/count_tokens", "anthropic_count_tokens", pairing=Pairing.ALONE),
     Route("/v1/score", "score", Usage.OPENAI),
     Route("/v1/rerank", "rerank"),
     Route("/v1/classify", "classify", Usage.OPENAI),
     Route("/v1/decisions", "decisions"),
-    Route("/v1/tokenize", "tokenize"),
-    Route("/v1/detokenize", "detokenize"),
+    Route("/v1/tokenize", "tokenize", pairing=Pairing.ALONE),
+    Route("/v1/detokenize", "detokenize", pairing=Pairing.ALONE),
     Route("/v1/audio/transcriptions", "audio_transcriptions", Usage.OPENAI),
-    Route("/tokenize", "tokenize"),
-    Route("/detokenize", "detokenize"),
-    Route("/generate", "generate", Usage.GENERATE),
+    Route("/tokenize", "tokenize", pairing=Pairing.ALONE),
+    Route("/detokenize", "detokenize", pairing=Pairing.ALONE),
+    Route("/generate", "generate", Usage.GENERATE, Pairing.PAIR),
     Route("/encode", "encode"),
     Route("/classify", "classify"),
-    Route("/separate_reasoning", "separate_reasoning"),
-    Route("/parse_function_call", "parse_function_call"),
-    Route("/invocations", "invocations", Usage.OPENAI),
+    Route("/separate_reasoning", "separate_reasoning", pairing=Pairing.ALONE),
+    Route("/parse_function_call", "parse_function_call", pairing=Pairing.ALONE),
+    Route("/invocations", "invocations", Usage.OPENAI, Pairing.PAIR),
 )
 
 
@@ -125,9 +126,11 @@ class SGLang:
     client_labels = _CLIENT_LABELS
     labels_header = sglang_flags.LABELS_HEADER
     request_totals = REQUEST_TOTALS
+    pairing_fields = sglang_pairing.FIELDS
     help = _HELP
     probes: Probes | None = PROBES
 
+    pair_members = staticmethod(sglang_pairing.pair_members)
     read_models = staticmethod(model_cards)
     request_name = staticmethod(request_name)
     read_info = staticmethod(engine_info)
