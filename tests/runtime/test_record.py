@@ -28,6 +28,108 @@ def test_a_record_survives_json() -> None:
     assert Record.from_json(RECORD.to_json()) == RECORD
 
 
+PARTS = replace(
+    RECORD, mode="prefill", bootstrap="[::1]:8998", nodes=2, node_rank=1, group="blue", epoch=3
+)
+
+
+def test_a_record_of_one_side_or_node_survives_json() -> None:
+    assert Record.from_json(PARTS.to_json()) == PARTS
+
+
+def test_a_record_without_pairs_and_nodes_is_of_the_only_node() -> None:
+    content = json.loads(PARTS.to_json())
+    for name in ("mode", "bootstrap", "nodes", "node_rank", "group", "epoch"):
+        del content[name]
+    record = Record.from_json(json.dumps(content).encode())
+    assert record == replace(RECORD, mode="aggregated")
+    assert (record.bootstrap, record.nodes, record.node_rank) == (None, 1, 0)
+    assert (record.group, record.epoch) == ("", 0)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [None, "127.0.0.1:8998", "[::1]:1", "[fe80::1]:65535", "prefill-0.svc:8998", "a_b:80"],
+)
+def test_an_address_has_a_host_and_a_port(address: str | None) -> None:
+    record = replace(RECORD, bootstrap=address)
+    assert Record.from_json(record.to_json()).bootstrap == address
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "127.0.0.1",
+        "127.0.0.1:",
+        ":8998",
+        "127.0.0.1:0",
+        "127.0.0.1:65536",
+        "127.0.0.1:-1",
+        "127.0.0.1:+1",
+        "127.0.0.1:1_0",
+        "127.0.0.1: 80",
+        "127.0.0.1:٨",
+        "127.0.0.1:port",
+        "::1:8998",
+        "[::1]",
+        "[::1:8998",
+        "[::1]8998",
+        "[]:8998",
+        "[127.0.0.1]:8998",
+        "a:b:80",
+        "http://127.0.0.1:8998",
+        "127.0.0.1:8998/",
+        "127.0.0.1:8998?a",
+        "127.0.0.1:8998#a",
+        "user@127.0.0.1:8998",
+        "a b:8998",
+        "a\\b:80",
+        "a..b:80",
+        f"{'a' * 70}:80",
+        7,
+        ["127.0.0.1:8998"],
+        {"host": "127.0.0.1"},
+        True,
+    ],
+    ids=ascii,
+)
+def test_an_invalid_address_is_named(address: object) -> None:
+    content = json.loads(RECORD.to_json()) | {"bootstrap": address}
+    with pytest.raises(DiscoveryError, match="bootstrap must be"):
+        Record.from_json(json.dumps(content).encode())
+
+
+@pytest.mark.parametrize("name", ["nodes", "node_rank", "epoch"])
+@pytest.mark.parametrize("value", [-1, 1.0, 1.5, "1", True, None, [], 2**63, 10**400])
+def test_an_invalid_count_is_named(name: str, value: object) -> None:
+    content = json.loads(RECORD.to_json()) | {name: value}
+    with pytest.raises(DiscoveryError, match=f"{name} must be an integer"):
+        Record.from_json(json.dumps(content).encode())
+
+
+@pytest.mark.parametrize("value", [None, 3, "a\nb", "\ud800", ["g"]])
+def test_an_invalid_group_is_named(value: object) -> None:
+    content = json.loads(RECORD.to_json()) | {"group": value}
+    with pytest.raises(DiscoveryError, match="group must be a string"):
+        Record.from_json(json.dumps(content).encode())
+
+
+@pytest.mark.parametrize(
+    ("nodes", "rank", "message"),
+    [
+        (0, 0, "nodes must be an integer from 1"),
+        (1, 1, "node_rank must be below the number of nodes, 1: 1"),
+        (2, 2, "node_rank must be below the number of nodes, 2: 2"),
+        (2, 7, "node_rank must be below the number of nodes, 2: 7"),
+    ],
+)
+def test_a_node_has_a_rank_below_the_number_of_nodes(nodes: int, rank: int, message: str) -> None:
+    content = json.loads(RECORD.to_json()) | {"nodes": nodes, "node_rank": rank}
+    with pytest.raises(DiscoveryError, match=message):
+        Record.from_json(json.dumps(content).encode())
+
+
 def test_unknown_fields_of_a_later_version_are_ignored() -> None:
     content = json.loads(RECORD.to_json()) | {"zone": "a"}
     assert Record.from_json(json.dumps(content).encode()) == RECORD

@@ -85,6 +85,8 @@ class State(StrEnum):
 
 
 AGGREGATED: Final = "aggregated"
+PREFILL: Final = "prefill"
+DECODE: Final = "decode"
 
 # Names in `Record.engine_info`. The numbers describe the whole worker: if each data-parallel rank
 # of the engine has its own number, the record has the sum.
@@ -92,6 +94,7 @@ ENGINE_VERSION: Final = "version"
 CONTEXT_LENGTH: Final = "context_length"
 TOTAL_KV_BLOCKS: Final = "total_kv_blocks"
 KV_BLOCK_SIZE: Final = "kv_block_size"
+KV_CACHE_DTYPE: Final = "kv_cache_dtype"
 MAX_SEQUENCES: Final = "max_sequences"
 MAX_BATCHED_TOKENS: Final = "max_batched_tokens"
 _LARGEST: Final = 2**63
@@ -195,6 +198,9 @@ class Record:
                     if too_new and known.name not in _IDENTITY:
                         continue
                     raise _FieldError(f"{known.name} {error}") from None
+            nodes, rank = values.get("nodes", 1), values.get("node_rank", 0)
+            if rank >= nodes and not too_new:  # type: ignore[operator]  # checked by _FIELDS
+                raise _FieldError(f"node_rank must be below the number of nodes, {nodes}: {rank}")
             for name, kind in (("role", Role), ("state", State)):
                 if name in values:
                     values[name] = _member(kind, name, str(values[name]), allow_unknown=newer)
@@ -309,17 +315,25 @@ def _url(value: Json) -> str | None:
         parts = urlsplit(text)
         usable = (
             parts.scheme in ("http", "https")
-            and bool(parts.hostname)
+            and _resolvable(parts.hostname)
             and parts.port != 0
             and parts.username is None
             and not re.search(r"[\s?#\\]", text)
-            and bool((parts.hostname or "").encode("idna"))  # as the resolver encodes the name
         )
     except ValueError:
         usable = False
     if not usable:
         raise _FieldError(f"{wanted}, not {_shown(text)}")
     return text.rstrip("/")  # paths are appended
+
+
+def _resolvable(host: str | None) -> bool:
+    """Return whether a name can be resolved.
+
+    Raises:
+        ValueError: The resolver cannot encode the name.
+    """
+    return bool((host or "").encode("idna"))
 
 
 def _path(value: Json) -> str:
@@ -335,10 +349,10 @@ def _address(value: Json) -> str | None:
     text = _text(value)
     try:
         parts = urlsplit(f"//{text}")
-        usable = parts.netloc == text and bool(parts.hostname) and bool(parts.port)
+        usable = parts.netloc == text and _resolvable(parts.hostname) and bool(parts.port)
     except ValueError:
         usable = False
-    if not usable or "@" in text or re.search(r"\s", text):
+    if not usable or re.search(r"[\s@\\]", text):
         raise _FieldError(f"must be null or HOST:PORT, not {_shown(text)}")
     return text
 
@@ -347,6 +361,13 @@ def _count(value: Json) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _LARGEST:
         return value
     raise _FieldError(f"must be an integer from 0 to 2^63-1, not {_shown(value)}")
+
+
+def _nodes(value: Json) -> int:
+    count = _count(value)
+    if count == 0:
+        raise _FieldError("must be an integer from 1 to 2^63-1, not 0")
+    return count
 
 
 def _cards(value: Json) -> Mapping[str, Json]:
@@ -423,7 +444,7 @@ _FIELDS: Final[Mapping[str, Callable[[Json], object]]] = {
     "system_url": _url,
     "metrics_path": _path,
     "bootstrap": _address,
-    "nodes": _count,
+    "nodes": _nodes,
     "node_rank": _count,
     "group": _text,
     "epoch": _count,
