@@ -4,6 +4,7 @@ import heapq
 import random
 import time
 from collections import Counter
+from collections.abc import Collection
 from contextlib import ExitStack
 
 import pytest
@@ -278,6 +279,134 @@ def test_a_lora_adapter_is_a_model_of_its_workers() -> None:
     assert record is not None
     assert record.id == 2
     assert list(table.fleet.models) == ["m", "m-lora"]
+
+
+def prefill(number: int, **changes: object) -> Record:
+    return worker(number, **{"mode": "prefill", "bootstrap": f"127.0.0.1:{number}"} | changes)
+
+
+def decode(number: int, **changes: object) -> Record:
+    return worker(number, mode="decode", **changes)
+
+
+def sides(mode: RouterMode, prefills: int, decodes: int, *, processes: int = 1) -> Router:
+    """Return a router with prefill workers from number 1, and decode workers from number 101."""
+    made = Router(mode, Fleet(), processes=processes)
+    made.fleet.update(
+        [
+            *(prefill(number) for number in range(1, prefills + 1)),
+            *(decode(number) for number in range(101, decodes + 101)),
+        ]
+    )
+    return made
+
+
+def chosen_pair(table: Router, without: Collection[int] = ()) -> tuple[Record, Record]:
+    last = table.choose("m", "decode", without=without)
+    assert last is not None
+    first = table.choose("m", "prefill", without=without, fitting=last)
+    assert first is not None
+    return first, last
+
+
+@pytest.mark.parametrize("mode", RouterMode)
+@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize(("prefills", "decodes"), [(1, 1), (1, 3), (3, 1), (2, 2), (3, 2)])
+def test_pairs_reach_all_workers_of_both_sides(
+    mode: RouterMode, processes: int, prefills: int, decodes: int
+) -> None:
+    table = sides(mode, prefills, decodes, processes=processes)
+    assert table.choose("m") is None
+    counts: Counter[int] = Counter()
+    for _ in range(600):
+        first, last = chosen_pair(table)
+        assert (first.mode, last.mode) == ("prefill", "decode")
+        counts.update((first.id, last.id))
+    for number, workers in ((prefills, range(1, 101)), (decodes, range(101, 201))):
+        found = [counts[id_] for id_ in workers if counts[id_]]
+        assert len(found) == number
+        if mode is not RouterMode.RANDOM:
+            assert set(found) == {600 // number}
+
+
+def test_each_side_is_chosen_by_its_own_load() -> None:
+    table = sides(RouterMode.LEAST_LOADED, 2, 2)
+    table.report(1, 2.0)
+    table.report(102, 3.0)
+    with table.carrying(prefill(2)):
+        assert {chosen_pair(table) for _ in range(6)} == {(prefill(2), decode(101))}
+        with table.carrying(prefill(2)), table.carrying(decode(101)):
+            assert Counter(first.id for first, _ in (chosen_pair(table) for _ in range(8))) == {
+                1: 4,
+                2: 4,
+            }
+            assert {chosen_pair(table)[1].id for _ in range(6)} == {101}
+    table.report(102, None)
+    assert {chosen_pair(table)[1].id for _ in range(6)} == {101, 102}
+
+
+@pytest.mark.parametrize("mode", RouterMode)
+@pytest.mark.parametrize("avoided", [1, 101])
+def test_avoidance_of_one_side_leaves_the_other(mode: RouterMode, avoided: int) -> None:
+    table = sides(mode, 2, 2)
+    table.avoid(prefill(1) if avoided == 1 else decode(101))
+    pairs = [chosen_pair(table) for _ in range(300)]
+    assert {worker.id for pair in pairs for worker in pair} == {1, 2, 101, 102} - {avoided}
+    table.avoid(prefill(2) if avoided == 1 else decode(102))
+    pairs = [chosen_pair(table) for _ in range(300)]
+    assert {worker.id for pair in pairs for worker in pair} == {1, 2, 101, 102}
+
+
+@pytest.mark.parametrize("mode", RouterMode)
+def test_a_pair_without_a_tried_worker_has_another_one(mode: RouterMode) -> None:
+    table = sides(mode, 2, 2)
+    assert {chosen_pair(table, {1})[0].id for _ in range(20)} == {2}
+    assert {chosen_pair(table, {1})[1].id for _ in range(200)} == {101, 102}
+    assert {chosen_pair(table, {1, 102}) for _ in range(20)} == {(prefill(2), decode(101))}
+    assert table.choose("m", "decode", without={101, 102}) is None
+    assert table.choose("m", "prefill", without={1, 2}) is None
+    assert table.choose("m", "decode", without={1, 2}) is None
+
+
+@pytest.mark.parametrize("mode", RouterMode)
+def test_workers_of_a_pair_fit(mode: RouterMode) -> None:
+    """Three prefill workers of one namespace, one of another, and decode workers of both."""
+    table = Router(mode, Fleet())
+    here, there = {"namespace": "a"}, {"namespace": "b"}
+    table.fleet.update(
+        [
+            *(prefill(number, **here) for number in (1, 3, 4)),
+            prefill(2, **there),
+            decode(101, **here),
+            decode(102, **there),
+            decode(103, namespace="c"),
+        ]
+    )
+    pairs = [chosen_pair(table) for _ in range(600)]
+    assert {(first.id, last.id) for first, last in pairs} == {
+        (1, 101), (3, 101), (4, 101), (2, 102),
+    }  # fmt: skip
+    if mode is RouterMode.ROUND_ROBIN:
+        assert Counter(first.id for first, _ in pairs) == {1: 100, 2: 300, 3: 100, 4: 100}
+    # A decode worker whose prefill worker was tried or is avoided can serve no request.
+    assert {chosen_pair(table, {2})[1].id for _ in range(20)} == {101}
+    table.avoid(prefill(2, **there))
+    assert {chosen_pair(table)[1].id for _ in range(20)} == {101}
+    assert {chosen_pair(table, {101}) for _ in range(20)} == {
+        (prefill(2, **there), decode(102, **there))
+    }
+
+
+@pytest.mark.parametrize("mode", RouterMode)
+def test_a_model_with_an_aggregated_worker_is_not_served_in_pairs(mode: RouterMode) -> None:
+    table = sides(mode, 1, 1)
+    both = [prefill(1), decode(101)]
+    table.fleet.update([*both, worker(50)])
+    assert table.choose("m", "decode") is table.choose("m", "prefill") is None
+    assert chosen(table) == 50
+    table.fleet.update(both)
+    assert table.choose("m") is None
+    assert chosen_pair(table) == (prefill(1), decode(101))
 
 
 @pytest.mark.parametrize("mode", [RouterMode.ROUND_ROBIN, RouterMode.LEAST_LOADED])

@@ -11,11 +11,16 @@ from contextlib import contextmanager
 from enum import StrEnum
 from typing import Final
 
+from dynamometer.runtime.disaggregation import FitKey, fit_key
 from dynamometer.runtime.fleet import Change, Fleet
-from dynamometer.runtime.record import Record
+from dynamometer.runtime.record import AGGREGATED, DECODE, PREFILL, Record
 
 # Longer than discovery needs to show the end of a worker.
 AVOID_SECONDS: Final = 1.0
+
+
+# A model, a mode, and the values that the workers fit.
+_TurnKey = tuple[str, str, FitKey | None]
 
 
 class RouterMode(StrEnum):
@@ -33,6 +38,9 @@ class Router:
     of requests from others in the worker's last report. Of several processes of one frontend, each
     knows its own requests only. Since the report, each process assumes that the others have started
     and ended as many as itself, or all of them would choose the same worker until the next report.
+
+    The prefill and the decode workers of a model are chosen separately, each by their own turns and
+    loads: first a decode worker, then a prefill worker that fits it.
 
     A worker that has refused a request is avoided for `AVOID_SECONDS`, or until its record changes:
     it is chosen only if all other workers are avoided, too.
@@ -52,12 +60,13 @@ class Router:
         self.fleet = fleet
         self._mode = mode
         self._other_processes = processes - 1
-        self._turns: dict[str, int] = {}
+        self._turns: dict[_TurnKey, int] = {}
         self._in_flight: Counter[int] = Counter()
         self._others: dict[int, float] = {}
         # This process's requests in flight at the last report, where other processes matter.
         self._reported: dict[int, int] = {}
-        self._by_load: dict[str, _ByLoad] = {}
+        # The heap of each model and mode.
+        self._by_load: dict[tuple[str, str], _ByLoad] = {}
         # The time at which the avoidance of a worker ends, by id; only of workers in the fleet.
         self._avoided: dict[int, float] = {}
         fleet.on_change(self._changed)
@@ -69,7 +78,8 @@ class Router:
         for record in (*change.left, *change.changed):
             self._avoided.pop(record.id, None)
         for model in change.unserved:
-            self._by_load.pop(model, None)
+            for mode in (AGGREGATED, PREFILL, DECODE):
+                self._by_load.pop((model, mode), None)
 
     def report(self, id_: int, others: float | None) -> None:
         """Set the number of requests from others that an instance has.
@@ -105,19 +115,32 @@ class Router:
         if self.fleet.records.get(instance.id) == instance:
             self._avoided[instance.id] = time.monotonic() + AVOID_SECONDS
 
-    def choose(self, model: str, *, without: Collection[int] = ()) -> Record | None:
+    def choose(
+        self,
+        model: str,
+        mode: str = AGGREGATED,
+        *,
+        without: Collection[int] = (),
+        fitting: Record | None = None,
+    ) -> Record | None:
         """Return a worker that serves `model`; None without such a worker.
 
         Args:
             model: a registered name.
-            without: the ids of workers that must not be chosen.
+            mode: the mode of the worker; `PREFILL` and `DECODE` for a model served in pairs.
+            without: the ids of workers that must not be chosen. A decode worker is not chosen
+                either if all prefill workers that fit it are among them.
+            fitting: for `PREFILL`, the decode worker that the prefill worker must fit; None for any
+                decode worker.
         """
-        workers = self.fleet.workers(model)
+        workers = self._candidates(model, mode, fitting)
         if not workers:
             return None
-        skipped = self._with_avoided(workers, without) if self._avoided else without
+        if mode == DECODE:
+            without = self._with_unpaired(model, without)
+        skipped = self._with_avoided(model, mode, workers, without) if self._avoided else without
         if self._mode is RouterMode.LEAST_LOADED:
-            return self._least_loaded(model, workers, skipped)
+            return self._least_loaded(model, mode, workers, skipped)
         if self._mode is RouterMode.RANDOM or without:
             # A second choice for a request takes no turn: with two workers, each request would
             # else begin at the one that refused the request before.
@@ -125,29 +148,61 @@ class Router:
         else:
             # Or all processes would send their first request to one worker.
             first = random.randrange(len(workers)) if self._other_processes else 0  # noqa: S311
-            start = self._turns.setdefault(model, first)
-            self._turns[model] += 1
+            key = (model, mode, None if fitting is None else fit_key(fitting))
+            start = self._turns.setdefault(key, first)
+            self._turns[key] += 1
         worker = workers[start % len(workers)]
         if worker.id not in skipped:
             return worker
         others = [worker for worker in workers if worker.id not in skipped]
         return random.choice(others) if others else None  # noqa: S311
 
+    def _candidates(
+        self, model: str, mode: str, fitting: Record | None = None
+    ) -> tuple[Record, ...]:
+        """Return the workers of a mode that serve `model`; the same object until they change."""
+        if mode == AGGREGATED:
+            return self.fleet.workers(model)
+        pairs = self.fleet.pairs(model)
+        if pairs is None:
+            return ()
+        if mode == DECODE:
+            return pairs.decode
+        return pairs.prefill if fitting is None else pairs.prefill_for(fitting)
+
+    def _with_unpaired(self, model: str, ids: Collection[int]) -> Collection[int]:
+        """Return `ids`, and the decode workers whose fitting prefill workers are all in `ids`."""
+        pairs = self.fleet.pairs(model) if ids else None
+        if pairs is None:
+            return ids
+        unpaired = {
+            worker.id
+            for worker in pairs.decode
+            if all(one.id in ids for one in pairs.prefill_for(worker))
+        }
+        return {*ids, *unpaired}
+
     def _with_avoided(
-        self, workers: tuple[Record, ...], without: Collection[int]
+        self, model: str, mode: str, workers: tuple[Record, ...], without: Collection[int]
     ) -> Collection[int]:
         """Return `without` and the avoided ids; only `without` if no worker is in neither."""
         now = time.monotonic()
         self._avoided = {id_: end for id_, end in self._avoided.items() if now < end}
-        skipped = {*without, *self._avoided}
+        skipped: Collection[int] = {*without, *self._avoided}
+        if mode == DECODE:
+            skipped = self._with_unpaired(model, skipped)
         return skipped if any(worker.id not in skipped for worker in workers) else without
 
     def _least_loaded(
-        self, model: str, workers: tuple[Record, ...], without: Collection[int]
+        self, model: str, mode: str, workers: tuple[Record, ...], without: Collection[int]
     ) -> Record | None:
-        by_load = self._by_load.get(model)
-        if by_load is None or by_load.workers is not workers:
-            by_load = self._by_load[model] = _ByLoad(workers, self._load, by_load)
+        everyone = self._candidates(model, mode)
+        by_load = self._by_load.get((model, mode))
+        if by_load is None or by_load.workers is not everyone:
+            by_load = self._by_load[model, mode] = _ByLoad(everyone, self._load, by_load)
+        if workers is not everyone and len(workers) < len(everyone):
+            fitting = {worker.id for worker in workers}
+            without = {*without, *(one.id for one in everyone if one.id not in fitting)}
         return by_load.choose(without)
 
     @contextmanager
@@ -171,8 +226,8 @@ class Router:
     def _load_changed(self, id_: int) -> None:
         record = self.fleet.records.get(id_) if self._by_load else None
         for model in record.models if record else ():
-            if model in self._by_load:
-                self._by_load[model].load_changed(id_)
+            if by_load := self._by_load.get((model, record.mode)):
+                by_load.load_changed(id_)
 
 
 class _ByLoad:

@@ -7,11 +7,12 @@ A fleet does no input or output. One event loop owns a fleet; `discovery.followe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from dynamometer.runtime.record import AGGREGATED, Json, Record, Role, State
+from dynamometer.runtime.disaggregation import Pairs, misfit_reason
+from dynamometer.runtime.record import AGGREGATED, DECODE, PREFILL, Json, Record, Role, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,9 @@ _Workers = dict[str, dict[str, tuple[Record, ...]]]
 class Fleet:
     """All processes, indexed by id, and the ready workers, indexed by model and mode.
 
+    A model is served by its aggregated workers; without one, by prefill and decode workers that fit
+    each other.
+
     Attributes:
         fault: returns the reason why the records may be out of date; empty if they are not. The
             follower sets this function.
@@ -62,6 +66,7 @@ class Fleet:
         self._records: dict[int, Record] = {}
         self._ready: tuple[Record, ...] = ()
         self._workers: _Workers = {}
+        self._pairs: dict[str, Pairs] = {}
         self._models: dict[str, Json] = {}
         self._registered: set[str] = set()
         self._listeners: list[Listener] = []
@@ -103,20 +108,36 @@ class Fleet:
             model: {mode: tuple(workers) for mode, workers in modes.items()}
             for model, modes in found.items()
         }
-        changed = set()
-        for model in before.keys() | self._workers.keys():
-            if before.get(model) == self._workers.get(model):
+        for model, modes in self._workers.items():
+            for mode, workers in modes.items():
+                known = before.get(model, {}).get(mode)
                 # `workers` returns the same object as before.
-                self._workers[model] = before[model]
-            else:
-                changed.add(model)
+                modes[mode] = known if known is not None and known == workers else workers
+        models = before.keys() | self._workers.keys()
+        changed = {model for model in models if before.get(model) != self._workers.get(model)}
         self._registered |= self._workers.keys()
+        self._pairs = dict(self._paired(changed))
         self._models = {
-            model: _card(modes[AGGREGATED][-1], model)
+            model: _card(workers[-1], model)
             for model, modes in self._workers.items()
-            if AGGREGATED in modes
+            if (workers := modes.get(AGGREGATED) or self._decode(model))
         }
         return frozenset(changed)
+
+    def _paired(self, changed: Collection[str]) -> Iterator[tuple[str, Pairs]]:
+        """Return the pairs of each model that has pairs, the same objects for unchanged models."""
+        for model, modes in self._workers.items():
+            if AGGREGATED in modes:
+                continue
+            pairs = self._pairs.get(model)
+            if model in changed:
+                pairs = Pairs.of(modes.get(PREFILL, ()), modes.get(DECODE, ()))
+            if pairs is not None:
+                yield model, pairs
+
+    def _decode(self, model: str) -> tuple[Record, ...]:
+        pairs = self._pairs.get(model)
+        return () if pairs is None else pairs.decode
 
     def _serves(self, record: Record) -> bool:
         """Return whether the process is a worker that gets requests once its state is ready."""
@@ -124,6 +145,7 @@ class Fleet:
             record.role is Role.WORKER
             and self.unusable_reason(record) is None
             and record.request_url is not None
+            and record.node_rank == 0
             and self._namespace in (None, record.namespace)
         )
 
@@ -164,6 +186,16 @@ class Fleet:
         """
         return self._workers.get(model, {}).get(mode, ())
 
+    def pairs(self, model: str) -> Pairs | None:
+        """Return the workers that serve a model in pairs; None for a model that others serve.
+
+        The returned object stays the same until a ready worker of the model changes.
+
+        Args:
+            model: a name that workers register; see `resolve`.
+        """
+        return self._pairs.get(model)
+
     def resolve(self, model: str) -> str | None:
         """Return the registered name for the `model` of a request.
 
@@ -193,28 +225,52 @@ class Fleet:
 
     def _known_reason(self, model: str | None) -> str:
         """Return the reason by the known records; see `missing_reason`."""
-        if model is None or model not in self._workers:
-            others = sorted({record.mode for record in self._ready})
-            if self._models or not others:
-                subject = (
-                    "no worker is ready" if model is None else f"no worker serves {model!r} now"
-                )
-                return subject + self.describe_other_states(model)
-            subject = "this deployment has"
-        else:
-            others, subject = sorted(self._workers[model]), f"{model!r} has"
-        modes = " and ".join(others)
-        return f"{subject} only {modes} workers, which cannot answer a request alone"
+        if model is not None and model in self._workers:
+            ready = [record for record in self._ready if model in record.models]
+            return self._alone_reason(f"{model!r} has", ready, model)
+        if self._ready and not self._models:
+            return self._alone_reason("this deployment has", self._ready, None)
+        subject = "no worker is ready" if model is None else f"no worker serves {model!r} now"
+        return subject + self.describe_other_states(model)
 
-    def describe_other_states(self, model: str | None) -> str:
-        """Return the numbers of workers of each state other than ready, for a message."""
-        states = Counter(
-            record.state
-            for record in self.workers_of_any_state
-            if record.state is not State.READY and (model is None or model in record.models)
+    def _alone_reason(self, subject: str, ready: Sequence[Record], model: str | None) -> str:
+        """Return why ready workers that cannot answer alone cannot serve together, either."""
+        prefill, decode = (
+            [record for record in ready if record.mode == mode] for mode in (PREFILL, DECODE)
         )
-        shown = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
-        return f" ({shown})" if shown else ""
+        if prefill and decode:
+            sides = f"{_counted(prefill)} and {_counted(decode)}"
+            return f"{subject} {sides} that do not fit: {misfit_reason(prefill, decode)}"
+        missing = PREFILL if decode else DECODE
+        states = self.describe_other_states(model, mode=missing)
+        if states and (prefill or decode):
+            return f"{subject} {_counted(prefill or decode)} and no ready {missing} worker{states}"
+        modes = " and ".join(sorted({record.mode for record in ready}))
+        return f"{subject} only {modes} workers, which cannot answer a request alone{states}"
+
+    def describe_other_states(self, model: str | None, *, mode: str = AGGREGATED) -> str:
+        """Return the numbers of workers of each state other than ready, for a message.
+
+        Args:
+            model: the model of the workers; None for all models.
+            mode: the mode of workers that the message already names.
+        """
+        states: dict[str, Counter[str]] = {}
+        for record in self.workers_of_any_state:
+            if record.state is not State.READY and (model is None or model in record.models):
+                states.setdefault(record.mode, Counter())[record.state] += 1
+        shown = {
+            name: ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
+            for name, counts in sorted(states.items())
+        }
+        if shown.keys() == {mode}:
+            return f" ({shown[mode]})"
+        return f" ({'; '.join(f'{name}: {text}' for name, text in shown.items())})" if shown else ""
+
+
+def _counted(ready: Sequence[Record]) -> str:
+    plural = "" if len(ready) == 1 else "s"
+    return f"{len(ready)} ready {ready[0].mode} worker{plural}"
 
 
 def _card(record: Record, model: str) -> Json:
