@@ -174,6 +174,38 @@ SHAPES = {
         ],
         running=1, queued=9,
     ),
+    "a prefill engine, whose last batch is in the in-flight queue, but for one chunk": Shape(
+        [
+            'num_running_reqs{engine_type="prefill"} 3',
+            'num_queue_reqs{engine_type="prefill"} 1',
+            'num_prefill_bootstrap_queue_reqs{engine_type="prefill"} 5',
+            'num_prefill_inflight_queue_reqs{engine_type="prefill"} 2',
+        ],
+        running=1, queued=8,
+    ),
+    "a prefill engine with two data-parallel ranks": Shape(
+        [
+            'num_running_reqs{dp_rank="0",engine_type="prefill"} 3',
+            'num_running_reqs{dp_rank="1",engine_type="prefill"} 1',
+            'num_prefill_inflight_queue_reqs{dp_rank="0",engine_type="prefill"} 4',
+            'num_prefill_inflight_queue_reqs{dp_rank="1",engine_type="prefill"} 0',
+        ],
+        running=1, queued=4,
+    ),
+    "a decode engine": Shape(
+        [
+            'num_running_reqs{engine_type="decode"} 3',
+            'num_decode_transfer_queue_reqs{engine_type="decode"} 4',
+        ],
+        running=3, queued=4,
+    ),
+    "an engine that changes its role": Shape(
+        [
+            'num_running_reqs{engine_type="dynamic"} 3',
+            'num_prefill_inflight_queue_reqs{engine_type="dynamic"} 4',
+        ],
+        running=3, queued=4,
+    ),
     "nothing written yet but a constant": Shape(
         ["max_total_num_tokens{} 8192", "page_size{} 1"], blocks={"0": 8192}
     ),
@@ -237,6 +269,9 @@ RANKS = {
     },
     "priorities": {"running/0": 6, "queued/0": 5},
     "a prefill engine": {"running/0": 1, "queued/0": 9},
+    "a prefill engine with two data-parallel ranks": {
+        "running/0": 0, "running/1": 1, "queued/0": 4, "queued/1": 0,
+    },
     "nothing written yet but a constant": {},
     "nonsense beside what is right": {"running/1": 2},
 }  # fmt: skip

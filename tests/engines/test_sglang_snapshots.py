@@ -8,15 +8,20 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from test_load_signals import CONSTANT, page, shown
 
 from dynamometer.engines.load_signals import EngineLoad
 from dynamometer.engines.sglang_snapshots import LoadSnapshots
+from dynamometer.exposition.families import Family
 
 SLOT = 16 * 1024
 NO_QUEUES = ["null", 0, 0, 0, 0, 0, 0.0, 0.0]
@@ -185,3 +190,152 @@ def test_an_engine_without_load_is_not_searched() -> None:
 
     load = EngineLoad("sglang", dict, pids=pids)
     assert shown(load.families(page("num_running_reqs{} 0", "page_size{} 1")))
+
+
+def frozen(phase: str, **gauges: int) -> tuple[Family, ...]:
+    """Return the page of an engine of one phase whose gauges stand still."""
+    constant = f'max_total_num_tokens{{engine_type="{phase}"}} 8192'
+    names = {"running": "num_running_reqs", "waiting": "num_queue_reqs"}
+    lines = [
+        f'{names.get(name, f"num_{phase}_{name}_queue_reqs")}{{engine_type="{phase}"}} {value}'
+        for name, value in gauges.items()
+    ]
+    return page(constant, *lines)
+
+
+def snapshot(phase: str, *queues: int, running: int = 0, waiting: int = 0) -> dict[str, object]:
+    """Return a snapshot as SGLang writes it.
+
+    Args:
+        phase: the mode.
+        queues: the lengths of the queues, in the order of the snapshot.
+        running: the requests in the running batch, which prefill workers do not have.
+        waiting: the requests in the queue of those that wait for a batch.
+    """
+    bootstrap, _inflight, *of_decode = queues
+    all_waiting = waiting + bootstrap + sum(of_decode)
+    counts = {"num_running_reqs": running, "num_waiting_reqs": all_waiting}
+    return (
+        IDLE
+        | {name: count for name, count in counts.items() if count}
+        | {"disaggregation": [phase, *queues, 0.0, 0.0], "num_total_tokens": 9}
+    )
+
+
+def load_of(engine: Engine, families: tuple[Family, ...]) -> tuple[float, float]:
+    load = EngineLoad("sglang", dict, pids=lambda: [engine.process.pid])
+    found = shown(load.families(families))
+    return found["running_requests"], found["queued_requests"]
+
+
+@pytest.mark.parametrize(
+    ("gauges", "now", "expected"),
+    [
+        # No batch has run since the start: all gauges are 0, or there are none.
+        ({"running": 0, "waiting": 0, "bootstrap": 0, "inflight": 0}, [7, 0], (0, 7)),
+        # The transfers of the last batch stand still, and other requests came.
+        ({"running": 3, "waiting": 0, "bootstrap": 0, "inflight": 3}, [2, 3], (0, 5)),
+        # They ended, and all requests since wait for a decode worker.
+        ({"running": 3, "waiting": 0, "bootstrap": 0, "inflight": 3}, [4, 0], (0, 4)),
+        # A long prompt in chunks is in no queue.
+        ({"running": 1, "waiting": 0, "bootstrap": 0, "inflight": 0}, [0, 2], (1, 2)),
+    ],
+)
+def test_requests_of_a_prefill_engine_that_waits_are_counted_once(
+    engine: Engine, gauges: dict[str, int], now: list[int], expected: tuple[int, int]
+) -> None:
+    engine.write(snapshot("prefill", *now, 0, 0, 0))
+    assert load_of(engine, frozen("prefill", **gauges)) == expected
+
+
+@pytest.mark.parametrize(
+    ("gauges", "now", "expected"),
+    [
+        ({"running": 0, "waiting": 0, "prealloc": 0, "transfer": 0}, {"queues": [5, 0, 0]}, (0, 5)),
+        # The running requests ended, and others wait for a prefill worker.
+        ({"running": 4, "waiting": 1, "prealloc": 0, "transfer": 1}, {"queues": [2, 3, 0]}, (0, 5)),
+        # Retracted requests are in no gauge.
+        (
+            {"running": 4, "waiting": 0, "prealloc": 0, "transfer": 0},
+            {"queues": [0, 0, 2], "running": 3, "waiting": 1},
+            (3, 3),
+        ),
+    ],
+)
+def test_requests_of_a_decode_engine_that_waits_are_counted_once(
+    engine: Engine, gauges: dict[str, int], now: dict[str, Any], expected: tuple[int, int]
+) -> None:
+    engine.write(snapshot("decode", 0, 0, *now.pop("queues"), **now))
+    assert load_of(engine, frozen("decode", **gauges)) == expected
+
+
+counts = st.integers(0, 9)
+
+
+@given(st.sampled_from(["prefill", "decode"]), st.lists(counts, min_size=7, max_size=7))
+def test_a_snapshot_has_each_request_of_a_side_once(phase: str, numbers: list[int]) -> None:
+    running, waiting, *queues = numbers
+    zeros = (2, 3, 4) if phase == "prefill" else (0, 1)
+    queues = [0 if index in zeros else value for index, value in enumerate(queues)]
+    running = 0 if phase == "prefill" else running
+    written = msgspec.msgpack.encode(snapshot(phase, *queues, running=running, waiting=waiting))
+    content = struct.pack("<4sHHI", b"SLNS", 2, 1, SLOT) + struct.pack("<I", len(written)) + written
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        snapshots = LoadSnapshots(tuple)
+        snapshots._path = file.name
+        (values,) = snapshots.queues().values()
+    assert sum(values.values()) == running + waiting + sum(queues)
+
+
+def test_each_rank_of_a_side_has_its_own_queues(engine: Engine) -> None:
+    load = EngineLoad("sglang", dict, ranks=True, pids=lambda: [engine.process.pid])
+    engine.write(snapshot("decode", 0, 0, 1, 2, 0, running=3), snapshot("decode", 0, 0, 0, 0, 0))
+    series = 'engine_type="decode"'
+    found = shown(
+        load.families(
+            page(
+                f'num_running_reqs{{dp_rank="0",{series}}} 8',
+                f'num_running_reqs{{dp_rank="1",{series}}} 5',
+                f'num_queue_reqs{{dp_rank="0",{series}}} 4',
+                f'num_queue_reqs{{dp_rank="1",{series}}} 4',
+            )
+        )
+    )
+    assert (found["rank_running_requests/0"], found["rank_running_requests/1"]) == (3, 0)
+    assert (found["rank_queued_requests/0"], found["rank_queued_requests/1"]) == (3, 0)
+    assert (found["running_requests"], found["queued_requests"]) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        None,
+        "prefill",
+        ["prefill"],
+        ["prefill", 1, 2],
+        ["prefill", 1, 2, None, 0, 0],
+        ["prefill", "1", 2, 0, 0, 0],
+        ["another", 1, 2, 3, 4, 5],
+        NO_QUEUES,
+    ],
+    ids=str,
+)
+def test_a_snapshot_without_valid_queues_leaves_the_gauges(engine: Engine, array: object) -> None:
+    engine.write(IDLE | {"disaggregation": array, "num_total_tokens": 9})
+    gauges = frozen("prefill", running=0, waiting=1, bootstrap=2, inflight=3)
+    assert load_of(engine, gauges) == (0, 6)
+
+
+def test_values_of_prefill_and_decode_follow_the_snapshot(engine: Engine) -> None:
+    load = EngineLoad("sglang", dict, pids=lambda: [engine.process.pid])
+    gauges = frozen("prefill", running=0, waiting=0, bootstrap=0, inflight=0)
+    engine.write(IDLE | {"disaggregation": ["prefill", 0, 0, 0, 0, 0, 0.0, 0.0]})
+    before = load.families(gauges)
+    assert shown(before)["queued_requests"] == 0
+    assert load.families(gauges) is before
+    engine.write(snapshot("prefill", 2, 0, 0, 0, 0))
+    assert shown(load.families(gauges))["queued_requests"] == 2
+    engine.end()
+    assert shown(load.families(gauges))["queued_requests"] == 0

@@ -7,7 +7,9 @@ import contextlib
 import logging
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -125,6 +127,31 @@ async def test_fewer_requests_than_own_are_none_of_others(
         page.running.set(1)  # the engine has not seen the other one yet
         await poller.poll()
     assert choices(router) == {BUSY, IDLE}
+
+
+async def test_each_side_of_a_pair_has_the_load_of_its_own_page(
+    page: WorkerPage, poller: LoadPoller, router: Router
+) -> None:
+    """Of two nodes of one engine, the page of the second has no load of requests to choose by."""
+    side: dict[str, Any] = {"bootstrap": "127.0.0.1:1", "mode": "prefill"}
+    follower = replace(worker(5, page.url), request_url=None, nodes=2, node_rank=1)
+    router.fleet.update(
+        [
+            replace(worker(BUSY, page.url), **side),
+            replace(worker(IDLE, None), **side),
+            replace(worker(3, page.url), mode="decode"),
+            replace(worker(4, None), mode="decode"),
+            follower,
+        ]
+    )
+    page.queued.set(2)
+    page.running.set(0)
+    await poller.poll()
+    assert len(page.asked) == 2
+    decode = [router.choose("m", "decode") for _ in range(4)]
+    prefill = [router.choose("m", "prefill", fitting=one) for one in decode]
+    assert {one.id for one in decode if one} == {4}
+    assert {one.id for one in prefill if one} == {IDLE}
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 A router, an autoscaler or a dashboard can use these values without knowledge of the engine. The
 values are derived from the engine's own families of the same page. The gauges of a rank without
-requests count as 0, because the engine may leave the values of its last batch there.
+requests count as 0, because the engine may leave the values of its last batch there. The gauges of
+prefill and decode workers, which stand still while requests wait for the other side, are replaced
+by the values in the engine's snapshots where it writes them.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Final
 
 from dynamometer.engines.ranks import LeadingSeries, RankValue
 from dynamometer.engines.sglang_names import sglang
-from dynamometer.engines.sglang_snapshots import LoadSnapshots
+from dynamometer.engines.sglang_snapshots import DECODE, PREFILL, LoadSnapshots
 from dynamometer.exposition.families import Family, Metadata
 from dynamometer.exposition.numbers import format_number
 from dynamometer.exposition.ordering import sort_key
@@ -149,8 +151,10 @@ class EngineLoad:
         self._counters_started: set[str] = set()
         self._counters_seen: set[str] = set()
         self._snapshots = LoadSnapshots(pids)
-        self._last: tuple[Sequence[Family] | None, Mapping[str, str], bool, Set[str]]
-        self._last = (None, {}, False, frozenset())
+        self._families: Sequence[Family] | None = None
+        self._last: tuple[Mapping[str, str], bool, Set[str], Mapping[str, Mapping[str, float]]]
+        self._last = ({}, False, frozenset(), {})
+        self._phase = ""
         self._by_name: Mapping[str, Family] = {}
         self._gauges: Mapping[str, Sequence[RankValue]] = {}
         self._derived: tuple[Family, ...] = ()
@@ -162,23 +166,38 @@ class EngineLoad:
 
     def families(self, families: Sequence[Family]) -> Sequence[Family]:
         """See `Derivation.families`."""
-        constant, complete = self._constant_labels(), self._complete()
-        if families is not self._last[0]:
+        inputs = dict(self._constant_labels()), self._complete()
+        changed = families is not self._families
+        if changed:
+            self._families = families
             self._by_name = {family.metadata.sample_name: family for family in families}
+            self._phase = _phase(self._by_name.values())
             self._gauges = {
                 name: reader.read(self._by_name.get(name)) for name, reader in self._readers.items()
             }
-        busy = any(one.value for name in _LOAD for one in self._gauges[name])
+        busy = self._phase or any(one.value for name in _LOAD for one in self._gauges[name])
         idle = self._snapshots.idle_ranks() if busy else frozenset()
-        if families is not self._last[0] or (constant, complete, idle) != self._last[1:]:
-            self._last = (families, dict(constant), complete, idle)
-            self._derived = self._unchanged.reuse(self._derive(constant, complete, idle))
+        queues = self._snapshots.queues() if self._phase else {}
+        if changed or (*inputs, idle, queues) != self._last:
+            self._last = (*inputs, idle, queues)
+            self._derived = self._unchanged.reuse(self._derive(*self._last))
         return self._derived
 
-    def _derive(self, constant: Mapping[str, str], complete: bool, idle: Set[str]) -> list[Family]:
+    def _derive(
+        self,
+        constant: Mapping[str, str],
+        complete: bool,
+        idle: Set[str],
+        queues: Mapping[str, Mapping[str, float]],
+    ) -> list[Family]:
+        gauges = dict(self._gauges)
+        if self._phase == PREFILL:
+            gauges[sglang.NUM_RUNNING_REQS] = _without_inflight(gauges)
         found = {
-            name: _without_stale(values, idle) if name in _LOAD else values
-            for name, values in self._gauges.items()
+            name: _without_stale(_with_queues(values, name, queues), idle)
+            if name in _LOAD
+            else values
+            for name, values in gauges.items()
         }
         derived = []
         # A missing value is omitted: a load of 0 would attract all requests.
@@ -210,6 +229,39 @@ class EngineLoad:
         if self._component:
             derived += _component_families(found, constant)
         return derived
+
+
+def _phase(families: Iterable[Family]) -> str:
+    """Return `PREFILL` or `DECODE` for the families of such an engine; else an empty string."""
+    for family in families:
+        if family.metadata.sample_name in _GAUGES and family.samples:
+            phase = family.samples[0].series.labels.get(labels.ENGINE_TYPE, "")
+            return phase if phase in (PREFILL, DECODE) else ""
+    return ""
+
+
+def _without_inflight(gauges: Mapping[str, Sequence[RankValue]]) -> Sequence[RankValue]:
+    """Return the running requests of a prefill worker, each of which is in no queue.
+
+    SGLang reports the requests of a batch as running at the end of the batch, when those that are
+    complete are in the in-flight queue, too.
+    """
+    inflight = _by_rank(gauges[sglang.NUM_PREFILL_INFLIGHT_QUEUE_REQS])
+    return [
+        replace(one, value=max(0.0, one.value - inflight.get(one.dp_rank or _ONLY_RANK, 0.0)))
+        for one in gauges[sglang.NUM_RUNNING_REQS]
+    ]
+
+
+def _with_queues(
+    values: Sequence[RankValue], name: str, queues: Mapping[str, Mapping[str, float]]
+) -> Sequence[RankValue]:
+    """Return the values of a gauge, replaced where the snapshot of a rank has a value."""
+    current = {rank: gauges[name] for rank, gauges in queues.items() if name in gauges}
+    if not current:
+        return values
+    others = [one for one in values if (one.dp_rank or _ONLY_RANK) not in current]
+    return [*others, *(RankValue(rank, value) for rank, value in current.items())]
 
 
 def _without_stale(values: Sequence[RankValue], idle: Set[str]) -> Sequence[RankValue]:

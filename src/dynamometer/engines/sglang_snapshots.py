@@ -1,8 +1,10 @@
-"""SGLang's load snapshots: the ranks that have no request.
+"""SGLang's load snapshots: the ranks that have no request, and the queues of prefill and decode.
 
 SGLang updates its gauges when it logs a batch, and may leave the values of the last batch when it
-becomes idle. Each data-parallel rank also writes a snapshot of its load into a file in /dev/shm,
-always at the moment when it becomes idle. The format is that of SGLang 0.5.23
+becomes idle, or when all of its requests wait for the KV cache of another worker, or for a worker
+that takes theirs. Each data-parallel rank also writes a snapshot of its load into a file in
+/dev/shm: at the end of a batch, at the moment when it becomes idle, and every 50 ms while requests
+wait without a batch. The format is that of SGLang 0.5.23
 (`sglang/srt/managers/load_snapshot.py`):
 
     header: "SLNS", uint16 version, uint16 number of ranks, uint32 bytes of a slot
@@ -16,12 +18,13 @@ import os
 import re
 import struct
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from dynamometer.engines import messagepack
+from dynamometer.engines.sglang_names import sglang
 
 _MAPPING: Final = re.compile(r" (/dev/shm/sglang_loads_\S+\.shm)$", re.MULTILINE)
 _HEADER: Final = struct.Struct("<4sHHI")
@@ -36,10 +39,15 @@ _SEARCH_SECONDS: Final = 4.0
 # The members of a snapshot that every version of SGLang since 0.5.23 writes; they are never 0.
 _ESSENTIAL: Final = ("timestamp", "max_total_num_tokens")
 # A request in its prefill has tokens only.
-_LOAD: Final = ("num_running_reqs", "num_waiting_reqs", "num_total_tokens")
+_RUNNING: Final = "num_running_reqs"
+_WAITING: Final = "num_waiting_reqs"
+_LOAD: Final = (_RUNNING, _WAITING, "num_total_tokens")
 # The array of prefill and decode: the mode, and the lengths of five queues.
 _DISAGGREGATION: Final = "disaggregation"
 _QUEUES: Final = slice(1, 6)
+# The values of SGLang's label `engine_type`, and of the mode in a snapshot.
+PREFILL: Final = "prefill"
+DECODE: Final = "decode"
 
 
 class LoadSnapshots:
@@ -61,16 +69,27 @@ class LoadSnapshots:
         Empty if the engine writes no snapshots (another version, another machine), or if this
         process may not read them.
         """
+        ranks = self._snapshots()
+        idle = {str(rank) for rank, snapshot in enumerate(ranks) if _idle(snapshot)}
+        return frozenset(idle | {""} if idle and len(idle) == len(ranks) else idle)
+
+    def queues(self) -> Mapping[str, Mapping[str, float]]:
+        """Return the current values of gauges of prefill or decode, by rank and name.
+
+        A rank without a valid snapshot, or of an engine that is neither, has no values.
+        """
+        found = {str(rank): _queues(snapshot) for rank, snapshot in enumerate(self._snapshots())}
+        return {rank: values for rank, values in found.items() if values}
+
+    def _snapshots(self) -> list[messagepack.Value]:
+        """Return the snapshot of each rank; an empty list without a file that can be read."""
         ranks = self._read()
         if ranks is None and time.monotonic() - self._searched_at >= _SEARCH_SECONDS:
             self._searched_at = time.monotonic()
             with suppress(OSError):
                 self._path = _find(self._pids())
             ranks = self._read()
-        if not ranks:
-            return frozenset()
-        idle = {str(rank) for rank, snapshot in enumerate(ranks) if _idle(snapshot)}
-        return frozenset(idle | {""} if len(idle) == len(ranks) else idle)
+        return ranks or []
 
     def _read(self) -> list[messagepack.Value] | None:
         """Return the snapshot of each rank; None without a file."""
@@ -132,3 +151,36 @@ def _idle(snapshot: messagepack.Value) -> bool:
     queues = snapshot.get(_DISAGGREGATION)
     waiting = isinstance(queues, list) and any(queues[_QUEUES])
     return not waiting and not any(map(snapshot.get, _LOAD))
+
+
+def _queues(snapshot: messagepack.Value) -> Mapping[str, float]:
+    """Return the values of gauges that a snapshot of prefill or decode has.
+
+    The waiting requests of a snapshot include those in the other queues, except the queue of
+    requests whose KV cache a prefill worker sends. Decode's waiting requests include the retracted
+    ones, which no gauge has.
+    """
+    if not isinstance(snapshot, dict) or not all(map(snapshot.get, _ESSENTIAL)):
+        return {}
+    array = snapshot.get(_DISAGGREGATION)
+    counts = [snapshot.get(_RUNNING, 0), snapshot.get(_WAITING, 0)]
+    if not isinstance(array, list) or len(array) < _QUEUES.stop:
+        return {}
+    numbers = [value for value in (*counts, *array[_QUEUES]) if isinstance(value, int | float)]
+    if len(numbers) != len(counts) + _QUEUES.stop - _QUEUES.start:
+        return {}
+    running, waiting, bootstrap, inflight, prealloc, transfer, _ = numbers
+    if array[0] == PREFILL:
+        return {
+            sglang.NUM_QUEUE_REQS: max(0, waiting - bootstrap),
+            sglang.NUM_PREFILL_BOOTSTRAP_QUEUE_REQS: bootstrap,
+            sglang.NUM_PREFILL_INFLIGHT_QUEUE_REQS: inflight,
+        }
+    if array[0] == DECODE:
+        return {
+            sglang.NUM_RUNNING_REQS: running,
+            sglang.NUM_QUEUE_REQS: max(0, waiting - prealloc - transfer),
+            sglang.NUM_DECODE_PREALLOC_QUEUE_REQS: prealloc,
+            sglang.NUM_DECODE_TRANSFER_QUEUE_REQS: transfer,
+        }
+    return {}
