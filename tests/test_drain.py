@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import urllib.parse
@@ -255,6 +256,25 @@ def test_a_worker_is_named_by_its_number_its_beginning_or_its_name(
 def test_a_name_of_no_worker_or_of_several_is_an_error(instance: str, message: str) -> None:
     with pytest.raises(DrainError, match=message):
         find(WORKERS, instance)
+
+
+def test_only_the_first_node_of_an_engine_can_be_drained() -> None:
+    first, second, other = (
+        Record(
+            role=Role.WORKER, id=number, namespace="n", component="c", models=("m",),
+            nodes=2, node_rank=rank, group=group, state=State.READY,
+        )
+        for number, rank, group in ((0xAAAA << 48, 0, "g"), (0xBBBB << 48, 1, "g"), (7, 0, "h"))
+    )  # fmt: skip
+    assert find([first, second, other], "aaaa") == first
+    message = (
+        "worker bbbb000000000000 is node 1 of 2 of an engine; only the worker of node 0 gets "
+        "requests: drain that one, aaaa000000000000 (ready, m)"
+    )
+    with pytest.raises(DrainError, match=re.escape(message)):
+        find([first, second, other], "bbbb")
+    with pytest.raises(DrainError, match=r"only the worker of node 0 gets requests$"):
+        find([second, other], "bbbb")
 
 
 def test_an_error_lists_few_of_many_workers() -> None:

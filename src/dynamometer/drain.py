@@ -107,7 +107,8 @@ def find(records: Collection[Record], instance: str, directory: Path | None = No
         directory: the directory of discovery, for messages; None for this user's default.
 
     Raises:
-        DrainError: No worker or several workers have this name.
+        DrainError: No worker or several workers have this name, or the worker is of another node
+            than the first.
     """
     workers = sorted(
         (record for record in records if record.role is Role.WORKER), key=lambda one: one.id
@@ -123,6 +124,7 @@ def find(records: Collection[Record], instance: str, directory: Path | None = No
         worker for worker in workers if named and hexadecimal(worker.id).startswith(beginning)
     ]
     if len(found) == 1:
+        _check_first_node(found[0], workers)
         return found[0]
     if found:
         raise DrainError(f"{instance!r} is the beginning of several workers: {_list(found)}")
@@ -139,6 +141,18 @@ def find(records: Collection[Record], instance: str, directory: Path | None = No
         else f"discovery shows no workers in {place} (--discovery-directory, DYN_FILE_KV)"
     )
     raise DrainError(f"no worker has the number or name {instance!r}: {known}")
+
+
+def _check_first_node(worker: Record, workers: Sequence[Record]) -> None:
+    """Raise `DrainError` for a worker to which no requests are sent, because of its node."""
+    if not worker.node_rank:
+        return
+    first = [one for one in workers if one.group == worker.group and not one.node_rank]
+    known = f": drain that one, {_list(first)}" if worker.group and first else ""
+    raise DrainError(
+        f"worker {hexadecimal(worker.id)} is node {worker.node_rank} of {worker.nodes} of an "
+        f"engine; only the worker of node 0 gets requests{known}"
+    )
 
 
 def _list(workers: Sequence[Record]) -> str:

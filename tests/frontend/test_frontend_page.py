@@ -412,3 +412,11 @@ def test_the_log_has_the_states_of_the_workers_of_a_model_that_is_not_served(
     follower.fleet.update([worker])
     follower.fleet.update([replace(worker, state=State.UNRESPONSIVE)])
     assert caplog.messages[-1] == "no worker serves m any longer (1 unresponsive)"
+    prefill = replace(worker, mode="prefill", bootstrap="127.0.0.1:1")
+    decode = replace(worker, id=8, mode="decode")
+    follower.fleet.update([prefill, decode])
+    assert caplog.messages[-1] == "serving m"
+    follower.fleet.update([prefill, replace(decode, state=State.RESTARTING)])
+    assert caplog.messages[-1] == (
+        "m is not served: 'm' has 1 ready prefill worker and no ready decode worker (1 restarting)"
+    )

@@ -147,6 +147,53 @@ async def test_one_model_is_ready_when_it_can_be_served(site: Site) -> None:
     assert (status, body["reason"]) == (503, "no worker serves 'unknown' now")
 
 
+SIDES = [None, *State]
+
+
+@pytest.mark.parametrize("prefill", SIDES)
+@pytest.mark.parametrize("decode", SIDES)
+async def test_a_model_served_in_pairs_is_ready_with_both_sides(
+    site: Site, prefill: State | None, decode: State | None
+) -> None:
+    records = []
+    if prefill is not None:
+        records.append(worker(1, mode="prefill", bootstrap="127.0.0.1:1", state=prefill))
+    if decode is not None:
+        records.append(worker(2, mode="decode", state=decode))
+    site.show(*records)
+    served = prefill is decode is State.READY
+    for query in ("", "?model=m", "?model=m:adapter"):
+        status, body = await site.get(READY + query)
+        assert (status, body["status"]) == ((200, "ready") if served else (503, "notready"))
+        assert body["models"] == (["m"] if served else [])
+        assert ("reason" in body) is not served
+
+
+async def test_readiness_names_the_side_that_is_missing(site: Site) -> None:
+    prefill = worker(1, mode="prefill", bootstrap="127.0.0.1:1")
+    decode = worker(2, mode="decode")
+    site.show(prefill)
+    _, body = await site.get(READY)
+    assert body["reason"] == (
+        "this deployment has only prefill workers, which cannot answer a request alone"
+    )
+    site.show(replace(prefill, state=State.STARTING), decode, worker(3, mode="decode"))
+    _, body = await site.get(f"{READY}?model=m")
+    assert body["reason"] == (
+        "'m' has 2 ready decode workers and no ready prefill worker (1 starting)"
+    )
+    site.show(prefill, replace(decode, namespace="other"))
+    _, body = await site.get(f"{READY}?model=m")
+    assert body["reason"] == (
+        "'m' has 1 ready prefill worker and 1 ready decode worker that do not fit: namespace is "
+        f"'dynamo' at prefill worker {1:016x} and 'other' at decode worker {2:016x}"
+    )
+    site.show(prefill, decode)
+    assert await site.get(READY) == (200, {"status": "ready", "models": ["m"]})
+    site.show(prefill, decode, worker(3, "n", state=State.STARTING))
+    assert (await site.get(f"{READY}?model=m&model=n"))[0] == 503
+
+
 async def test_an_empty_name_of_a_model_is_not_any_model(site: Site) -> None:
     site.show(worker(1))
     for query in ("?model=", "?model", "?model=m&model="):

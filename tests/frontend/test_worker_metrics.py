@@ -93,6 +93,45 @@ def test_workers_are_counted_by_model_mode_and_state(
     }
 
 
+def test_decode_workers_that_a_prefill_worker_fits_answer_for_a_model(
+    registry: CollectorRegistry, fleet: Fleet
+) -> None:
+    prefill = replace(worker(1, {**INFO, "max_sequences": 2}), mode="prefill", bootstrap="h:1")
+    decode = replace(worker(2), mode="decode")
+    other = replace(worker(3, {**INFO, "kv_block_size": 1}), mode="decode")
+    fleet.update([prefill, decode, other])
+    assert shown(registry) == SHOWN
+    assert states(registry) == {("m", "prefill", "ready"): 1, ("m", "decode", "ready"): 2}
+    fleet.update([prefill, replace(decode, state=State.RESTARTING)])
+    assert shown(registry) == {"model_ready": 0, "model_workers": 0}
+    assert states(registry) == {
+        ("m", "prefill", "ready"): 1,
+        ("m", "decode", "ready"): 0,
+        ("m", "decode", "restarting"): 1,
+    }
+
+
+def test_each_ready_worker_of_a_pair_has_last_values_once_they_are_set(
+    registry: CollectorRegistry,
+) -> None:
+    fleet, metrics = Fleet(), WorkerMetrics(registry)
+    fleet.on_change(lambda change: metrics.update(fleet, change))
+    prefill = replace(worker(1), mode="prefill", bootstrap="h:1")
+    fleet.update([prefill, replace(worker(2), mode="decode")])
+    last = metrics.last_values(2)
+    assert last is not None
+    last.set(0.5, 0.25, 7)
+    series = [
+        sample.labels["worker_id"]
+        for family in registry.collect()
+        for sample in family.samples
+        if "worker_last" in sample.name
+    ]
+    assert series == ["2"] * 3
+    fleet.update([prefill])
+    assert metrics.last_values(2) is None
+
+
 def test_state_that_occurred_once_is_shown_at_0(registry: CollectorRegistry, fleet: Fleet) -> None:
     assert states(registry) == {}
     fleet.update([replace(worker(1), state=State.STARTING)])

@@ -199,11 +199,13 @@ def test_an_aggregated_worker_serves_its_model_alone() -> None:
     sides = [side(1, "prefill"), side(2, "decode", model_info={"m": {"id": "m", "in": "pairs"}})]
     fleet.update([*sides, worker(3)])
     assert fleet.pairs("m") is None
+    assert ids(fleet.answering("m")) == [3]
     assert fleet.models == {"m": {"id": "m", "object": "model"}}
     fleet.update([*sides, worker(3, state=State.DRAINING)])
     pairs = fleet.pairs("m")
     assert pairs is not None
     assert (ids(pairs.prefill), ids(pairs.decode)) == ([1], [2])
+    assert ids(fleet.answering("m")) == [2]
     assert fleet.models == {"m": {"id": "m", "in": "pairs"}}
     fleet.update(sides[:1])
     assert [(change.served, change.unserved) for change in changes] == [

@@ -77,6 +77,32 @@ def test_a_process_that_gets_no_requests_is_a_target(changes: dict[str, Any]) ->
     assert addresses(replace(WORKER, **changes)) == ["127.0.0.1:8081"]
 
 
+def test_all_nodes_of_both_sides_are_targets() -> None:
+    workers = [
+        replace(
+            WORKER,
+            id=number,
+            mode=mode,
+            nodes=2,
+            node_rank=rank,
+            group=mode,
+            request_url=None if rank else WORKER.request_url,
+            system_url=f"http://127.0.0.1:{8081 + number}",
+        )
+        for number, (mode, rank) in enumerate(
+            [("prefill", 0), ("prefill", 1), ("decode", 0), ("decode", 1)]
+        )
+    ]
+    found = groups(*workers)
+    assert [group["labels"]["__meta_dynamometer_mode"] for group in found] == [
+        "prefill", "prefill", "decode", "decode",
+    ]  # fmt: skip
+    assert [group["targets"] for group in found] == [
+        [f"127.0.0.1:{port}"] for port in (8081, 8082, 8083, 8084)
+    ]
+    assert len(metrics_endpoints(Processes(frozenset(workers)))["data"]) == 4  # type: ignore[index, call-overload, arg-type]
+
+
 def test_a_process_without_a_system_server_is_not_a_target() -> None:
     assert groups(replace(WORKER, system_url=None)) == []
 

@@ -43,7 +43,7 @@ from dynamometer.runtime.discovery.follower import Follower
 from dynamometer.runtime.discovery.interface import Discovery, Registration
 from dynamometer.runtime.distributed import DistributedRuntime
 from dynamometer.runtime.fleet import Change, Fleet
-from dynamometer.runtime.record import Record, Role, State
+from dynamometer.runtime.record import DECODE, PREFILL, Record, Role, State
 from dynamometer.variables import (
     FRONTEND_PATHS,
     HTTP_HEALTH_PATH,
@@ -360,11 +360,13 @@ class Frontend:
                 logger.warning("instance %016x receives no requests: %s", record.id, reason)
         for model in sorted(change.served):
             logger.info("serving %s", model)
-        for model in sorted(change.unserved):
-            states = self.fleet.describe_other_states(model)
-            logger.info("no worker serves %s any longer%s", model, states)
-        for model in sorted(change.models - self.fleet.models.keys() - change.unserved):
-            logger.warning("%s is not served: %s", model, self.fleet.missing_reason(model))
+        for model in sorted(change.models - self.fleet.models.keys()):
+            one_side = any(self.fleet.workers(model, mode) for mode in (PREFILL, DECODE))
+            if one_side or model not in change.unserved:
+                logger.warning("%s is not served: %s", model, self.fleet.missing_reason(model))
+            else:
+                states = self.fleet.describe_other_states(model)
+                logger.info("no worker serves %s any longer%s", model, states)
 
     def handlers(self, forwarder: Forwarder, origins: Origins | None = None) -> Handlers:
         """Return the handlers; every other route is answered with 404.

@@ -36,7 +36,7 @@ class Probes:
         self.draining = False
 
     async def health(self, _: Request) -> Response:
-        """Return the workers that get requests, in the form of NVIDIA Dynamo."""
+        """Return the ready workers of every mode, in the form of NVIDIA Dynamo."""
         instances = [
             {
                 "namespace": worker.namespace,

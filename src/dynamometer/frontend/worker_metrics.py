@@ -54,7 +54,10 @@ class WorkerMetrics:
         self._ready = by_model(
             family.MODEL_READY, "Whether a worker serves the model now (1 = ready, 0 = not ready)"
         )
-        self._workers = by_model(family.MODEL_WORKERS, "Number of workers that serve the model now")
+        self._workers = by_model(
+            family.MODEL_WORKERS,
+            "Number of workers that serve the model now (with pairs: the decode workers)",
+        )
         self._states = RemovableGauge(
             frontend_resilience.WORKERS,
             "Number of workers of the model in discovery, by mode and state",
@@ -109,7 +112,7 @@ class WorkerMetrics:
         """
         self._show_states(fleet)
         for model in change.models:
-            self._show(model, fleet.workers(model))
+            self._show(model, fleet.answering(model))
         ids = {worker.id for worker in fleet.ready}
         for gone in self._last.keys() - ids:
             self._last.pop(gone).remove()

@@ -119,8 +119,8 @@ class Fleet:
         self._pairs = dict(self._paired(changed))
         self._models = {
             model: _card(workers[-1], model)
-            for model, modes in self._workers.items()
-            if (workers := modes.get(AGGREGATED) or self._decode(model))
+            for model in self._workers
+            if (workers := self.answering(model))
         }
         return frozenset(changed)
 
@@ -134,10 +134,6 @@ class Fleet:
                 pairs = Pairs.of(modes.get(PREFILL, ()), modes.get(DECODE, ()))
             if pairs is not None:
                 yield model, pairs
-
-    def _decode(self, model: str) -> tuple[Record, ...]:
-        pairs = self._pairs.get(model)
-        return () if pairs is None else pairs.decode
 
     def _serves(self, record: Record) -> bool:
         """Return whether the process is a worker that gets requests once its state is ready."""
@@ -185,6 +181,14 @@ class Fleet:
             mode: the mode of the workers; only aggregated workers answer a request alone.
         """
         return self._workers.get(model, {}).get(mode, ())
+
+    def answering(self, model: str) -> tuple[Record, ...]:
+        """Return the ready workers whose responses clients of a model get, ordered by id.
+
+        These are the aggregated workers, or else the decode workers that a prefill worker fits.
+        """
+        pairs = self._pairs.get(model)
+        return self.workers(model) if pairs is None else pairs.decode
 
     def pairs(self, model: str) -> Pairs | None:
         """Return the workers that serve a model in pairs; None for a model that others serve.
