@@ -132,7 +132,7 @@ async def test_fewer_requests_than_own_are_none_of_others(
 async def test_each_side_of_a_pair_has_the_load_of_its_own_page(
     page: WorkerPage, poller: LoadPoller, router: Router
 ) -> None:
-    """Of two nodes of one engine, the page of the second has no load of requests to choose by."""
+    """Read the pages of both sides, and not of the second node of an engine."""
     side: dict[str, Any] = {"bootstrap": "127.0.0.1:1", "mode": "prefill"}
     follower = replace(worker(5, page.url), request_url=None, nodes=2, node_rank=1)
     router.fleet.update(
