@@ -47,18 +47,24 @@ $(VENV)/.project: pyproject.toml src/dynamometer/__init__.py requirements-dev.tx
 	@$(call logged,$(PIP) install -r requirements-dev.txt -e .)
 	@touch $@
 
-# Prometheus and promtool, and the checkers of the recipes in deploy/ (this old docker-compose works without
-# a Docker engine). Debian's packages must not start their services.
-SYSTEM_PACKAGES := prometheus systemd docker-compose
+# Debian's package of each program: Prometheus and promtool, and the checkers of the recipes in deploy/ (this
+# old docker-compose works without a Docker engine); and of each library that Mooncake needs, by which prefill
+# and decode engines transfer KV caches. The packages must not start their services.
+SYSTEM_PROGRAMS := promtool:prometheus systemd-analyze:systemd docker-compose:docker-compose
+SYSTEM_LIBRARIES := libcurl.so.4:libcurl4 libibverbs.so.1:libibverbs1 libnuma.so.1:libnuma1 librdmacm.so.1:librdmacm1
 system-packages:
-	@command -v promtool >/dev/null && command -v systemd-analyze >/dev/null && \
-	command -v docker-compose >/dev/null || { \
-	  echo "==> installing Debian's $(SYSTEM_PACKAGES)"; \
+	@missing=""; libraries="$$(/sbin/ldconfig -p 2>/dev/null || true)"; \
+	for program in $(SYSTEM_PROGRAMS); do \
+	  command -v "$${program%:*}" >/dev/null || missing+=" $${program#*:}"; done; \
+	for library in $(SYSTEM_LIBRARIES); do \
+	  [[ "$$libraries" == *"$${library%:*}"* ]] || missing+=" $${library#*:}"; done; \
+	[ -z "$$missing" ] || { \
+	  echo "==> installing Debian's$$missing"; \
 	  if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
 	    echo "    not root: install these packages, or the tests that need them fail"; \
 	  else \
 	    export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1; \
-	    $(call logged,apt-get update -qq && apt-get install -y -qq --no-install-recommends $(SYSTEM_PACKAGES)); fi; }
+	    $(call logged,apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing); fi; }
 
 # OBSERVE=1 starts Prometheus, too, and prints its answers to three questions.
 demo: setup ## start frontend, worker and real SGLang, send requests, print a part of the page

@@ -89,6 +89,7 @@ class Settings:
     system_port: int | None = None
     health: HealthSettings = HealthSettings()
     health_check: HealthCheckSettings = HealthCheckSettings()
+    transfer_host: str = LOOPBACK
     http_host: str = LOOPBACK
     http_port: int = DEFAULT_HTTP_PORT
     ops_host: str = LOOPBACK
@@ -128,6 +129,7 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
                 HealthCheckSettings.request_seconds,
             ),
         ),
+        transfer_host=env.get("DYN_TRANSFER_HOST", str, Settings.transfer_host),
         http_host=env.get("DYN_HTTP_HOST", str, Settings.http_host),
         http_port=env.get("DYN_HTTP_PORT", port, Settings.http_port),
         ops_host=env.get("DYN_OPS_HOST", str, Settings.ops_host),

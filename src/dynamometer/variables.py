@@ -167,6 +167,11 @@ VARIABLES: Final[Mapping[str, Variable]] = {
         "least 1",
         "3",
     ),
+    "DYN_TRANSFER_HOST": Variable(
+        "address at which the engine of a worker transfers KV caches, with `--disaggregation-mode`",
+        f"`{LOOPBACK}`",
+        "`--transfer-host`",
+    ),
     "DYN_HTTP_HOST": Variable("address of the frontend", f"`{LOOPBACK}`", "`--http-host`"),
     "DYN_HTTP_PORT": Variable(
         "port of the frontend; 0: any free port", f"{DEFAULT_HTTP_PORT}", "`--http-port`"
@@ -238,6 +243,16 @@ OTHERS: Final[Mapping[str, str]] = {
     "HF_HUB_OFFLINE": "1: the engine does not contact a model hub; the error for a missing model "
     "mentions it",
     "SGLANG_RUST_SERVER": "1: SGLang uses its Rust server, whose own page is fetched as well",
+    "SGLANG_HOST_IP": "address at which SGLang transfers KV caches; a worker sets the variable to "
+    "its `--transfer-host`, unless it is set",
+    "SGLANG_DISAGG_PREFILL_EARLY_SEND_CACHED_PREFIX": "a worker sets 0 for a prefill or decode "
+    "engine on a CPU, unless it is set: the early transfer needs CUDA",
+    "MOONCAKE_PROTOCOL": "protocol of KV transfers; a worker sets `tcp` for a prefill or decode "
+    "engine on a CPU, unless it is set",
+    "MC_FORCE_TCP": "1: Mooncake uses TCP; a worker sets 1 for a prefill or decode engine on a "
+    "CPU, unless it is set",
+    "SGLANG_CPU_OMP_THREADS_BIND": "CPUs of each rank on a machine without a GPU; a worker sets "
+    "the variable for an engine of several ranks, unless it is set",
     "CUDA_VISIBLE_DEVICES": "empty or -1: a worker ignores NVIDIA devices",
     "HIP_VISIBLE_DEVICES": "empty or -1: a worker ignores AMD devices",
     "ROCR_VISIBLE_DEVICES": "empty or -1: a worker ignores AMD devices",

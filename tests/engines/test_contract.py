@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from dynamometer.engines import answers, kinds, requests, streams
 from dynamometer.engines.interface import (
     Engine,
+    Launch,
     MetricSources,
     ModelCards,
     Pairing,
@@ -256,6 +258,39 @@ def test_a_restart_has_other_ports_and_the_same_flags(
     assert again.url == "http://127.0.0.1:1"
     assert again.environment == launch.environment
     assert replace(again, command=launch.command, url=launch.url) == launch
+
+
+@STARTED
+def test_a_restart_moves_the_bootstrap_server_of_a_prefill_engine(
+    engine: StartableEngine, tmp_path: Path
+) -> None:
+    flags = ["--model", "m", "--disaggregation-mode", "prefill"]
+    launch = engine.plan(flags, directory=tmp_path, python=sys.executable)
+    assert launch.mode == "prefill"
+    assert launch.bootstrap is not None
+    assert launch.bootstrap.rpartition(":")[2] in launch.command
+    ports = iter(range(1, 10))
+    again = launch.with_other_ports(lambda: next(ports))
+    assert again.bootstrap in {f"127.0.0.1:{port}" for port in range(1, 10)}
+    assert again.bootstrap.rpartition(":")[2] in again.command
+
+
+@STARTED
+def test_an_engine_on_two_nodes_is_started_by_two_workers(
+    engine: StartableEngine, tmp_path: Path
+) -> None:
+    def plan(*flags: str) -> Launch:
+        directory = Path(tempfile.mkdtemp(dir=tmp_path))
+        return engine.plan(["--model", "m", *flags], directory=directory, python=sys.executable)
+
+    two = ("--nnodes", "2", "--dist-init-addr", "h:7")
+    found = [plan(*two, "--node-rank", str(rank)) for rank in (0, 1)]
+    assert [(launch.nodes, launch.node_rank) for launch in found] == [(2, 0), (2, 1)]
+    assert len({launch.group for launch in found}) == 1
+    assert plan("--dist-init-addr", "h:7").group == ""
+    for wrong in (("--node-rank", "1"), two[:2], (*two, "--node-rank", "2")):
+        with pytest.raises(SettingsError, match=r"--node-rank|--dist-init-addr"):
+            plan(*wrong)
 
 
 def test_a_restart_keeps_a_port_that_the_user_chose(

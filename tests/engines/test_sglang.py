@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -8,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from dynamometer.engines import accelerators
-from dynamometer.engines.interface import MetricSources
+from dynamometer.engines.interface import Launch, MetricSources
 from dynamometer.engines.sglang import CPU_FLAGS, SGLang, exit_reason
 from dynamometer.engines.sglang_cpu import SWITCH
-from dynamometer.errors import SettingsError
+from dynamometer.errors import AddressError, SettingsError
+from dynamometer.http.addresses import free_port
 
 
 def plan(tmp_path: Path, *arguments: str):  # type: ignore[no-untyped-def]
@@ -136,6 +138,243 @@ def test_a_missing_model_is_an_error_that_names_the_flag(tmp_path: Path, acceler
         plan(tmp_path, "--model")
 
 
+PREFILL = ("--model", "m", "--disaggregation-mode", "prefill")
+DECODE = ("--model", "m", "--disaggregation-mode", "decode")
+TWO_NODES = ("--nnodes", "2", "--tp-size", "2", "--dist-init-addr", "127.0.0.1:25000")
+ALL_RANKS = "--enable-metrics-for-all-schedulers"
+
+
+def value(launch: Launch, flag: str) -> str | None:
+    """Return the last value of a flag; None if the command does not have the flag."""
+    command = list(launch.command)
+    return command[len(command) - command[::-1].index(flag)] if flag in command else None
+
+
+@pytest.fixture
+def no_host_ip(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SGLANG_HOST_IP", "SGLANG_RUST_SERVER"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("accelerator", "no_host_ip")
+def test_a_prefill_engine_has_a_bootstrap_port_of_its_own(tmp_path: Path) -> None:
+    launch = plan(tmp_path, *PREFILL)
+    port = value(launch, "--disaggregation-bootstrap-port")
+    assert port not in (None, value(launch, "--port"), value(launch, "--nccl-port"))
+    assert launch.bootstrap == f"127.0.0.1:{port}"
+    assert launch.environment["SGLANG_HOST_IP"] == "127.0.0.1"
+    assert not any("transfers KV caches" in note for note in launch.notes)
+    ports = iter(range(1, 10))
+    again = launch.with_other_ports(lambda: next(ports))
+    assert again.bootstrap == f"127.0.0.1:{value(again, '--disaggregation-bootstrap-port')}"
+    assert again.bootstrap != launch.bootstrap
+
+
+@pytest.mark.usefixtures("accelerator", "no_host_ip")
+def test_a_bootstrap_port_that_the_user_chose_stays_at_a_restart(tmp_path: Path) -> None:
+    port = free_port()
+    launch = plan(tmp_path, *PREFILL, f"--disaggregation-bootstrap-port={port}")
+    assert launch.bootstrap == f"127.0.0.1:{port}"
+    assert launch.with_other_ports(lambda: 5).bootstrap == launch.bootstrap
+    assert "--disaggregation-bootstrap-port" not in launch.port_flags
+
+
+@pytest.mark.usefixtures("accelerator", "no_host_ip")
+def test_a_bootstrap_port_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
+    """SGLang would serve without a bootstrap server."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(AddressError, match=rf"{port}.*in use.*--disaggregation-bootstrap-port"):
+            plan(tmp_path, *PREFILL, "--disaggregation-bootstrap-port", str(port))
+    for wrong in ("0", "65536", "-1"):
+        with pytest.raises(
+            SettingsError, match=f"--disaggregation-bootstrap-port {wrong}: must be"
+        ):
+            plan(tmp_path, *PREFILL, "--disaggregation-bootstrap-port", wrong)
+
+
+@pytest.mark.usefixtures("accelerator", "no_host_ip")
+def test_the_bootstrap_server_of_the_rust_server_is_at_its_api(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SGLANG_RUST_SERVER", "1")
+    launch = plan(tmp_path, *PREFILL)
+    assert value(launch, "--disaggregation-bootstrap-port") is None
+    assert launch.bootstrap == launch.url.removeprefix("http://")
+    again = launch.with_other_ports(lambda: 5)
+    assert (again.url, again.bootstrap) == ("http://127.0.0.1:5", "127.0.0.1:5")
+
+
+@pytest.mark.usefixtures("accelerator", "no_host_ip")
+def test_other_engines_have_no_bootstrap_server(tmp_path: Path) -> None:
+    for flags in (DECODE, ("--model", "m"), (*PREFILL, *TWO_NODES, "--node-rank", "1")):
+        launch = plan(tmp_path, *flags)
+        assert launch.bootstrap is None
+        assert "--disaggregation-bootstrap-port" not in launch.command
+        assert ("SGLANG_HOST_IP" in launch.environment) is (launch.mode != "aggregated")
+
+
+@pytest.mark.usefixtures("accelerator", "no_host_ip")
+def test_both_sides_transfer_at_the_transfer_host(tmp_path: Path) -> None:
+    """Another address of the loopback network stands for one that other machines reach."""
+    for flags, listens in ((PREFILL, "127.0.0.2"), (DECODE, "127.0.0.1")):
+        launch = SGLang().plan(
+            flags, directory=tmp_path, python="python9", transfer_host="127.0.0.2"
+        )
+        assert launch.environment["SGLANG_HOST_IP"] == "127.0.0.2"
+        assert value(launch, "--host") == listens
+        assert launch.url.startswith(f"http://{listens}:")
+    flags = (*PREFILL, "--enable-metrics")
+    launch = SGLang().plan(flags, directory=tmp_path, python="python9", transfer_host="127.0.0.2")
+    assert launch.bootstrap is not None
+    assert launch.bootstrap.startswith("127.0.0.2:")
+
+
+@pytest.mark.usefixtures("accelerator", "no_host_ip")
+def test_an_address_in_sglangs_variable_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other programs, too, use HOST_IP, which SGLang reads only without a variable of its own."""
+    monkeypatch.setenv("HOST_IP", "10.0.0.2")
+    assert plan(tmp_path, *DECODE).environment["SGLANG_HOST_IP"] == "127.0.0.1"
+    monkeypatch.setenv("SGLANG_HOST_IP", "10.0.0.1")
+    assert plan(tmp_path, *DECODE).environment["SGLANG_HOST_IP"] == "10.0.0.1"
+
+
+@pytest.mark.usefixtures("accelerator", "no_host_ip")
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1", "a b"])
+def test_a_transfer_host_that_is_not_an_address_of_this_machine_is_refused(
+    tmp_path: Path, host: str
+) -> None:
+    with pytest.raises(SettingsError, match="--transfer-host, DYN_TRANSFER_HOST"):
+        SGLang().plan(PREFILL, directory=tmp_path, python="python9", transfer_host=host)
+    SGLang().plan(["--model", "m"], directory=tmp_path, python="python9", transfer_host=host)
+
+
+@pytest.mark.usefixtures("accelerator", "no_host_ip")
+def test_a_node_has_the_address_of_all_nodes_and_no_port_of_its_own(tmp_path: Path) -> None:
+    for rank in (0, 1):
+        launch = plan(tmp_path, "--model", "m", *TWO_NODES, "--node-rank", str(rank))
+        assert (launch.nodes, launch.node_rank) == (2, rank)
+        assert launch.group == "127.0.0.1:25000"
+        assert launch.port_flags == ("--port",)
+    assert plan(tmp_path, "--model", "m").group == ""
+
+
+@pytest.mark.usefixtures("accelerator", "no_host_ip")
+def test_the_bootstrap_server_of_several_nodes_is_where_they_register(tmp_path: Path) -> None:
+    launch = plan(tmp_path, *PREFILL, *TWO_NODES)
+    assert launch.bootstrap is not None
+    assert launch.bootstrap.startswith("127.0.0.1:")
+    with pytest.raises(SettingsError, match=r"--transfer-host.* must be 127\.0\.0\.2"):
+        plan(tmp_path, *PREFILL, *TWO_NODES, "--dist-init-addr", "127.0.0.2:25000")
+    with pytest.raises(SettingsError, match=r"--dist-init-addr: the host 'no\.such\.invalid'"):
+        plan(tmp_path, *PREFILL, *TWO_NODES, "--dist-init-addr", "no.such.invalid:25000")
+
+
+@pytest.mark.usefixtures("accelerator")
+@pytest.mark.parametrize(
+    ("flags", "added"),
+    [
+        ((), False),
+        (("--tp-size", "2"), False),
+        (("--pp-size", "2"), False),
+        (("--dp-size", "2"), True),
+        (("--attn-dp-size", "2", "--tp-size", "2"), True),
+        (("--dp-size", "2", "--tp-size", "2", "--enable-dp-attention"), True),
+        (TWO_NODES, False),
+        ((*TWO_NODES, "--node-rank", "1"), True),
+        ((*TWO_NODES, "--attn-dp-size", "2"), True),
+    ],
+)
+def test_each_rank_that_is_not_a_copy_of_another_one_has_series(
+    tmp_path: Path, flags: tuple[str, ...], added: bool
+) -> None:
+    assert ALL_RANKS not in plan(tmp_path, "--model", "m", *flags).command
+    launch = plan(tmp_path, "--model", "m", "--enable-metrics", *flags)
+    assert (ALL_RANKS in launch.command) is added
+    assert any(ALL_RANKS in note for note in launch.notes) is added
+
+
+@pytest.mark.usefixtures("accelerator")
+def test_series_of_all_ranks_that_the_user_requested_are_requested_once(tmp_path: Path) -> None:
+    launch = plan(tmp_path, "--model", "m", "--enable-metrics", "--dp-size", "2", ALL_RANKS)
+    assert list(launch.command).count(ALL_RANKS) == 1
+
+
+MOONCAKE_VARIABLES = {
+    "MOONCAKE_PROTOCOL": "tcp",
+    "MC_FORCE_TCP": "1",
+    "SGLANG_DISAGG_PREFILL_EARLY_SEND_CACHED_PREFIX": "0",
+}
+
+
+@pytest.mark.usefixtures("no_accelerator", "no_host_ip")
+@pytest.mark.parametrize(
+    ("flags", "backend", "backup", "variables"),
+    [
+        (("--model", "m"), None, None, False),
+        (PREFILL, "mooncake", None, True),
+        (DECODE, "mooncake", "cpu_tensor", True),
+        ((*DECODE, "--disaggregation-transfer", "mooncake_tcp"), None, "cpu_tensor", True),
+        ((*DECODE, "--disaggregation-transfer-backend=fake"), None, "cpu_tensor", False),
+        ((*DECODE, "--disaggregation-decode-retraction-backup=none"), "mooncake", None, True),
+    ],
+)
+def test_a_side_on_a_cpu_transfers_by_mooncake_over_tcp(
+    tmp_path: Path,
+    flags: tuple[str, ...],
+    backend: str | None,
+    backup: str | None,
+    variables: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in MOONCAKE_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    launch = plan(tmp_path, *flags)
+    assert value(launch, "--disaggregation-transfer-backend") == backend
+    assert value(launch, "--disaggregation-decode-retraction-backup") == backup
+    assert (MOONCAKE_VARIABLES.items() <= launch.environment.items()) is variables
+    assert ("MC_FORCE_TCP" in launch.environment) is variables
+
+
+@pytest.mark.usefixtures("no_accelerator", "no_host_ip")
+def test_variables_of_the_user_stay_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOONCAKE_PROTOCOL", "rdma")
+    monkeypatch.setenv("SGLANG_CPU_OMP_THREADS_BIND", "0-3|4-7")
+    launch = plan(tmp_path, *PREFILL, "--tp-size", "2")
+    assert launch.environment["MOONCAKE_PROTOCOL"] == "rdma"
+    assert launch.environment["SGLANG_CPU_OMP_THREADS_BIND"] == "0-3|4-7"
+
+
+@pytest.mark.usefixtures("no_accelerator")
+@pytest.mark.parametrize(
+    ("cpus", "flags", "expected"),
+    [
+        ({0, 1}, (), None),
+        ({0, 1}, ("--tp-size", "2"), "0|1"),
+        ({0, 1}, ("--dp-size", "2"), "0|1"),
+        ({4, 5, 6, 9, 10}, ("--pp-size", "2"), "4,5|6,9"),
+        ({0}, ("--tp-size", "2"), "0|0"),
+        ({0, 1}, ("--tp-size", "2", "--dp-size", "2"), "0|1|0|1"),
+        ({0, 1}, TWO_NODES, "0,1"),
+    ],
+)
+def test_each_rank_on_a_cpu_has_cores(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cpus: set[int],
+    flags: tuple[str, ...],
+    expected: str | None,
+) -> None:
+    monkeypatch.delenv("SGLANG_CPU_OMP_THREADS_BIND", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: cpus)
+    launch = plan(tmp_path, "--model", "m", *flags)
+    assert launch.environment.get("SGLANG_CPU_OMP_THREADS_BIND") == expected
+
+
 LOGS = {
     "an exception": (
         ["[2026-01-31 12:00:00] Load weight begin.", "Traceback (most recent call last):",
@@ -201,6 +440,46 @@ def test_a_missing_model_is_in_the_message(
     assert "HF_HUB_OFFLINE is set" in engine.describe_exit(log, 1, launch)
     launch = plan(tmp_path, "--model", str(tmp_path))
     assert engine.describe_exit(log, 1, launch).endswith("(exit code 1)")
+
+
+NO_FILE = "cannot open shared object file: No such file or directory"
+IMPORT_ERROR = "ImportError: Please install mooncake by following the instructions at https://x "
+
+
+@pytest.mark.parametrize(
+    ("cause", "hint"),
+    [
+        (
+            f"ImportError: libibverbs.so.1: {NO_FILE}",
+            "; the shared library libibverbs.so.1 is missing: install Debian's package libibverbs1",
+        ),
+        (
+            f"ImportError: libnuma.so.1: {NO_FILE}",
+            "; the shared library libnuma.so.1 is missing: install Debian's package libnuma1",
+        ),
+        (
+            f"ImportError: libx.so: {NO_FILE}",
+            "; the shared library libx.so is missing",
+        ),
+        (
+            "ModuleNotFoundError: No module named 'mooncake'",
+            "; install mooncake-transfer-engine, without a GPU mooncake-transfer-engine-non-cuda",
+        ),
+        ("ValueError: x", ""),
+    ],
+)
+def test_a_library_that_mooncake_needs_is_in_the_message(
+    tmp_path: Path, accelerator: None, cause: str, hint: str
+) -> None:
+    log = [
+        "[2026-01-31 12:00:00] Scheduler hit an exception: Traceback (most recent call last):",
+        "    from mooncake.engine import TransferEngine", cause, "",
+        "The above exception was the direct cause of the following exception:", "",
+        "Traceback (most recent call last):", '  File "x.py", line 1, in init', IMPORT_ERROR, "",
+        "[2026-01-31 12:00:00] Received sigquit from a child process.",
+    ]  # fmt: skip
+    message = SGLang().describe_exit(log, -9, plan(tmp_path, "--model", str(tmp_path)))
+    assert message == f"{IMPORT_ERROR.strip()} (signal 9){hint}"
 
 
 def test_progress_is_not_a_warning() -> None:

@@ -25,6 +25,7 @@ def answer(**changed: Json) -> dict[str, Json]:
         "version": "0.5.23",
         "context_length": None,
         "page_size": 4,
+        "kv_cache_dtype": "auto",
         "max_total_num_tokens": 8192,
         "max_running_requests": 9,
         "max_prefill_tokens": 16384,
@@ -40,6 +41,7 @@ ONE = {
     "context_length": 2048,
     "total_kv_blocks": 2048,
     "kv_block_size": 4,
+    "kv_cache_dtype": "auto",
     "max_sequences": 9,
     "max_batched_tokens": 16384,
 }

@@ -95,6 +95,30 @@ def test_every_line_shows_that_it_is_simulated(mocker: tuple[Process, str]) -> N
         assert not line.startswith("# HELP") or "Simulated: " in line or "Multiprocess" in line
 
 
+@pytest.mark.parametrize(("mode", "tokens"), [("prefill", 1), ("decode", 5)])
+def test_one_side_of_a_pair_demands_a_room(tmp_path: Path, mode: str, tokens: int) -> None:
+    command = [PYTHON, "-m", "dynamometer.mocker", "--port", "0", "--disaggregation-mode", mode]
+    with running(command, tmp_path / "log", {}) as process:
+        url = process.wait_for(r"serving mock at (\S+);", within=20)[1]
+        body = {"prompt": "hi", "max_tokens": 5}
+        refused = http(f"{url}/v1/completions", body)
+        assert refused.status == 400
+        assert "without bootstrap room" in refused.json()["message"]
+        answer = http(f"{url}/v1/completions", body | {"bootstrap_room": 1 << 40})
+        assert answer.json()["usage"]["completion_tokens"] == tokens
+
+
+def test_a_node_that_is_not_the_first_has_only_its_health_and_its_page(tmp_path: Path) -> None:
+    command = [PYTHON, "-m", "dynamometer.mocker", "--port", "0", "--nnodes", "2"]
+    command += ["--node-rank", "1", "--dist-init-addr", "127.0.0.1:1"]
+    with running(command, tmp_path / "log", {}) as process:
+        url = process.wait_for(r"serving mock at (\S+);", within=20)[1]
+        found = {
+            path: http(f"{url}{path}").status for path in ("/health", "/metrics", "/v1/models")
+        }
+        assert found == {"/health": 200, "/metrics": 200, "/v1/models": 404}
+
+
 def test_usage_that_an_engine_always_sends_reaches_the_client(tmp_path: Path) -> None:
     """The frontend reads the engine's flag in the worker's record."""
     stack = Stack(tmp_path, Path("mock"), tmp_path / "discovery")

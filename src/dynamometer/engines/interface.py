@@ -21,6 +21,7 @@ from dynamometer.exposition.label_bounds import ClientLabels
 from dynamometer.metrics.derivation import Derivation
 from dynamometer.runtime.engine_metrics import RequestTotals
 from dynamometer.runtime.record import AGGREGATED, Json
+from dynamometer.variables import LOOPBACK
 
 PREFILL: Final = "prefill"
 DECODE: Final = "decode"
@@ -164,18 +165,23 @@ class Launch:
         Args:
             choose: returns a free port at each call.
         """
-        if not self.port_flags:
-            return self
-        command = list(self.command)
-        ports = [str(choose()) for _ in self.port_flags]
-        for flag, port in zip(self.port_flags, ports, strict=True):
-            command[len(command) - command[::-1].index(flag)] = port  # the last such flag
-        url = f"{self.url.rpartition(':')[0]}:{ports[0]}"
-        sources = self.sources
+        command, changed = list(self.command), {}
+        for flag in self.port_flags:
+            place = len(command) - command[::-1].index(flag)  # after the last such flag
+            port = changed[command[place]] = str(choose())
+            command[place] = port
+
+        def moved(address: str) -> str:
+            """Return an address, or the beginning of a URL, with its new port."""
+            host, _, port = address.rpartition(":")
+            return f"{host}:{changed.get(port, port)}"
+
+        url, sources = moved(self.url), self.sources
         if sources.page_url is not None:
             page_url = url + sources.page_url.removeprefix(self.url)
             sources = replace(sources, page_url=page_url)
-        return replace(self, command=command, url=url, sources=sources)
+        bootstrap = self.bootstrap and moved(self.bootstrap)
+        return replace(self, command=command, url=url, sources=sources, bootstrap=bootstrap)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -390,16 +396,26 @@ class StartableEngine(Engine, Protocol):
     help: CommandHelp
     probes: Probes | None
 
-    def plan(self, arguments: Sequence[str], *, directory: Path, python: str) -> Launch:
+    def plan(
+        self,
+        arguments: Sequence[str],
+        *,
+        directory: Path,
+        python: str,
+        transfer_host: str = LOOPBACK,
+    ) -> Launch:
         """Return the command that starts the engine with the user's flags.
 
         Args:
             arguments: the engine's flags, without the worker's own.
             directory: the worker's run directory, for metrics files.
             python: the interpreter in which the engine is installed.
+            transfer_host: the address of this machine at which a prefill and a decode engine
+                transfer KV caches.
 
         Raises:
             SettingsError: A required flag is missing or wrong; the message names it.
+            AddressError: A port that the user chose is in use.
         """
 
     def describe_exit(self, log: Sequence[str], exit_code: int, launch: Launch) -> str:

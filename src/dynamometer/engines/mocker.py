@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dynamometer.engines import sglang, sglang_flags, sglang_pairing
 from dynamometer.engines.interface import (
+    PREFILL,
     CommandFacts,
     CommandHelp,
     Launch,
@@ -64,12 +65,21 @@ class Mocker:
             arguments, environment=environment, directory=directory
         )
 
-    def plan(self, arguments: Sequence[str], *, directory: Path, python: str) -> Launch:
+    def plan(
+        self,
+        arguments: Sequence[str],
+        *,
+        directory: Path,
+        python: str,
+        transfer_host: str = LOOPBACK,  # noqa: ARG002  # the contract's parameter
+    ) -> Launch:
         """See `interface.StartableEngine.plan`."""
         flags = sglang_flags.parse(arguments)
         if flags.model is None:
             raise SettingsError("--model is missing: any name is valid for the mocker")
+        mode, node = sglang_flags.mode(flags), sglang_flags.node(flags)
         port = free_port()
+        serves_pairs = mode == PREFILL and node.rank == 0
         metrics = directory / "metrics"
         metrics.mkdir(mode=0o700)
         notes = ["the engine is a simulation: --engine mocker"]
@@ -86,7 +96,11 @@ class Mocker:
             model=label_value(flags.served_model_name or flags.model),
             model_path=flags.model,
             sources=MetricSources(directory=metrics if flags.enable_metrics else None),
-            mode=sglang_flags.mode(flags),
+            mode=mode,
+            bootstrap=f"{LOOPBACK}:{port}" if serves_pairs else None,
+            nodes=node.count,
+            node_rank=node.rank,
+            group=node.group,
             stream_usage=flags.stream_usage,
             labels_header=sglang_flags.labels_header(flags),
             client_labels=sglang.client_labels(flags),

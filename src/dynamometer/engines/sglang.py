@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Final
 
 from dynamometer import names
-from dynamometer.engines import accelerators, sglang_flags, sglang_pairing
+from dynamometer.engines import accelerators, sglang_flags, sglang_pairing, sglang_transfer
 from dynamometer.engines.interface import (
+    PREFILL,
     CommandFacts,
     CommandHelp,
     Launch,
@@ -38,6 +39,7 @@ from dynamometer.engines.sglang_probes import PROBES
 from dynamometer.errors import SettingsError
 from dynamometer.exposition.label_bounds import ClientLabels
 from dynamometer.http.addresses import free_port
+from dynamometer.runtime.record import AGGREGATED
 from dynamometer.variables import LOOPBACK
 
 # The beginning of the titles of SGLang's processes, such as "sglang::scheduler".
@@ -45,8 +47,10 @@ TITLE: Final = "sglang::"
 WITHOUT_METRICS: Final = (
     "--enable-metrics is missing: the page will have no sglang: families, only the runtime's own"
 )
+METRICS_OF_ALL_RANKS: Final = "--enable-metrics-for-all-schedulers"
+_THREADS: Final = "SGLANG_CPU_OMP_THREADS_BIND"
 # Flags that SGLang needs on a CPU; without any of them, it does not start or serve there.
-CPU_FLAGS: Final = {
+CPU_FLAGS: Final[Mapping[str, str | None]] = {
     "--device": "cpu",
     "--attention-backend": "torch_native",
     "--sampling-backend": "pytorch",
@@ -106,6 +110,7 @@ Every flag that is not listed here is passed to SGLang unchanged; `python -m sgl
   dyno sglang --model ./tiny --enable-metrics
   DYN_SYSTEM_PORT=9090 dyno sglang --model Qwen/Qwen3-8B --enable-metrics --tp-size 2
   dyno sglang --engine-python /opt/sglang/bin/python --model ./tiny --port 30000
+  dyno sglang --model ./tiny --enable-metrics --disaggregation-mode prefill    # and another: decode
 """,
     component="backend; with --disaggregation-mode prefill: prefill",
 )
@@ -161,52 +166,74 @@ class SGLang:
             client_labels=client_labels(flags),
         )
 
-    def plan(self, arguments: Sequence[str], *, directory: Path, python: str) -> Launch:
+    def plan(
+        self,
+        arguments: Sequence[str],
+        *,
+        directory: Path,
+        python: str,
+        transfer_host: str = LOOPBACK,
+    ) -> Launch:
         """See `interface.StartableEngine.plan`."""
         all_arguments = sglang_flags.with_config_file(arguments)
         flags = sglang_flags.parse(all_arguments)
         if flags.model is None:
             raise SettingsError("--model is missing: give a directory, or a name on a model hub")
-        engine_port = free_port()
-        command = [python, "-m", sglang_flags.MODULE_NAME, *arguments]
-        command += ["--host", LOOPBACK, "--port", str(engine_port)]
-        port_flags = ["--port"]
-        # Each data-parallel rank needs a port of its own, which SGLang chooses itself.
-        if flags.nccl_port is None and flags.dp_size in (None, "1"):
-            command += ["--nccl-port", str(free_port())]
-            port_flags.append("--nccl-port")
-        environment = dict(os.environ)
-        environment["PYTHONUNBUFFERED"] = "1"
-        # The cache must outlive the temporary directory that the worker gives the engine.
-        cache = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
-        environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
-        notes: list[str] = []
+        mode, node = sglang_flags.mode(flags), sglang_flags.node(flags)
+        environment = _environment()
+        rust = page_has_more(environment)
+        ports = {"--port": free_port()}
+        # All nodes use the port of --dist-init-addr. Each data-parallel rank needs a port of its
+        # own, which SGLang chooses itself.
+        if flags.nccl_port is None and flags.dp_size == 1 and node.count == 1:
+            ports["--nccl-port"] = free_port()
+        host, bootstrap, notes = LOOPBACK, None, list[str]()
+        if mode != AGGREGATED:
+            address = sglang_transfer.address(transfer_host)
+            sglang_transfer.set_address(environment, address)
+            notes += sglang_transfer.exposure(flags, mode, address)
+            if mode == PREFILL:
+                host = address  # the bootstrap server listens where the API does
+                bootstrap = sglang_transfer.bootstrap(flags, node, address, ports, rust=rust)
+        command = [python, "-m", sglang_flags.MODULE_NAME, *arguments, "--host", host]
+        for flag, port in ports.items():
+            command += [flag, str(port)]
         if _on_cpu(flags.device):
-            added = sglang_flags.missing(CPU_FLAGS, all_arguments)
+            added = sglang_flags.missing(
+                {**CPU_FLAGS, **sglang_transfer.cpu_flags(mode)}, all_arguments
+            )
             command += added
             overlay.enable(environment, directory / "plugin")
+            for variable, value in _cpu_variables(flags, mode, node).items():
+                environment.setdefault(variable, value)
             reason = "--device cpu was given" if flags.device else "no accelerator was found"
             shown = " ".join(added) or "none"
             notes.append(f"{reason}: SGLang runs on the CPU, with these flags added: {shown}")
-        url = f"http://{LOOPBACK}:{engine_port}"
+        url = f"http://{sglang_transfer.bracketed(host)}:{ports['--port']}"
         sources = MetricSources()
         if flags.enable_metrics:
             metrics = directory / "metrics"
             metrics.mkdir(mode=0o700)
             environment["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
-            rust = page_has_more(environment)
             sources = MetricSources(directory=metrics, page_url=f"{url}/metrics" if rust else None)
+            if _needs_metrics_of_all_ranks(flags, node):
+                command.append(METRICS_OF_ALL_RANKS)
+                notes.append(f"{METRICS_OF_ALL_RANKS} was added: each rank has series of its own")
         else:
             notes.append(WITHOUT_METRICS)
         return Launch(
             command=command,
             environment=environment,
             url=url,
-            port_flags=tuple(port_flags),
+            port_flags=tuple(ports),
             model=names.label_value(flags.served_model_name or flags.model),
             model_path=flags.model,
             sources=sources,
-            mode=sglang_flags.mode(flags),
+            mode=mode,
+            bootstrap=bootstrap,
+            nodes=node.count,
+            node_rank=node.rank,
+            group=node.group,
             stream_usage=flags.stream_usage,
             labels_header=sglang_flags.labels_header(flags),
             api_key=flags.api_key,
@@ -216,7 +243,9 @@ class SGLang:
 
     def describe_exit(self, log: Sequence[str], exit_code: int, launch: Launch) -> str:
         """See `interface.StartableEngine.describe_exit`."""
-        return exit_reason(log, exit_code) + _hint(launch)
+        return exit_reason(log, exit_code) + (
+            sglang_transfer.missing_prerequisite(log) or _hint(launch)
+        )
 
     def public_lines(self) -> Callable[[str], str | None]:
         """See `interface.StartableEngine.public_lines`."""
@@ -236,6 +265,43 @@ def client_labels(flags: argparse.Namespace) -> ClientLabels:
 def page_has_more(environment: Mapping[str, str]) -> bool:
     """Return whether SGLang uses its Rust server, whose own page alone has request metrics."""
     return environment.get("SGLANG_RUST_SERVER", "0").lower() in ("1", "true", "yes")
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of an engine, before the variables that depend on its flags."""
+    environment = dict(os.environ)
+    environment["PYTHONUNBUFFERED"] = "1"
+    # The cache must outlive the temporary directory that the worker gives the engine.
+    cache = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
+    environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    return environment
+
+
+def _needs_metrics_of_all_ranks(flags: argparse.Namespace, node: sglang_flags.Node) -> bool:
+    """Return whether ranks would be missing on the page without the flag.
+
+    Not for tensor parallelism on one node: all ranks report the same values, which a sum over the
+    series would add up.
+    """
+    parallel = sglang_flags.data_parallel_ranks(flags) > 1 or node.rank > 0
+    return parallel and not flags.metrics_of_all_ranks
+
+
+def _cpu_variables(
+    flags: argparse.Namespace, mode: str, node: sglang_flags.Node
+) -> Mapping[str, str]:
+    variables = dict(sglang_transfer.cpu_variables(flags, mode))
+    if (ranks := sglang_flags.ranks(flags)) > 1:
+        variables[_THREADS] = _thread_bindings(max(1, ranks // node.count))
+    return variables
+
+
+def _thread_bindings(ranks: int) -> str:
+    """Return a set of CPUs for each rank; without one, SGLang needs a NUMA node for each rank."""
+    cpus = sorted(os.sched_getaffinity(0))
+    share = max(1, len(cpus) // ranks)
+    starts = [rank * share % len(cpus) for rank in range(ranks)]
+    return "|".join(",".join(map(str, cpus[start : start + share])) for start in starts)
 
 
 def _on_cpu(device: str | None) -> bool:

@@ -1,7 +1,7 @@
 """Recognise a command line that starts SGLang (`launch_arguments`), and read some of its flags.
 
 SGLang itself receives and checks all flags. A worker and an exporter read only the few flags that
-they need: the model, the address, and what the engine reports.
+they need: the model, the address, the nodes and ranks, and what the engine reports.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Final
+from typing import Final, NoReturn
 
 from dynamometer import settings
 from dynamometer.engines.interface import DECODE, PREFILL
@@ -21,9 +22,35 @@ MODULE_NAME: Final = "sglang.launch_server"
 DEFAULT_PORT: Final = 30000
 LABELS_HEADER: Final = "x-custom-labels"
 _SERVE: Final = ("sglang", "serve")
+_SIZES: Final = (
+    ("--tp-size", "--tensor-parallel-size"),
+    ("--pp-size", "--pipeline-parallel-size"),
+    ("--dp-size", "--data-parallel-size"),
+    ("--attn-dp-size", "--attention-data-parallel-size"),
+)
 # RFC 9110, 5.6.2. No request has a header of another name.
 _HEADER_NAME: Final = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,256}")
 _LARGEST_FILE_BYTES: Final = 1 << 20
+_HOST_PORT: Final = re.compile(
+    r"(?P<host>[a-z0-9._-]+|\[[a-z0-9:.%]*:[a-z0-9:.%]*\]):(?P<port>[0-9]{1,5})", re.IGNORECASE
+)
+_LARGEST_PORT: Final = 65535
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """One of the nodes of an engine, as `interface.Launch` describes it."""
+
+    count: int = 1
+    rank: int = 0
+    group: str = ""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that accepts unique beginnings of flags, as SGLang's does, and raises its errors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(message)
 
 
 def launch_arguments(command: Sequence[str]) -> Sequence[str] | None:
@@ -88,20 +115,32 @@ def _flag(key: str, value: object) -> list[str]:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the flags of SGLang that are used here, and ignore all others.
 
+    A flag of SGLang that is not read here must not be the beginning of one that is.
+
     Raises:
-        SettingsError: The value of a flag is missing.
+        SettingsError: The value of a flag is missing or not a number, or a flag is ambiguous.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser = _Parser(add_help=False)
     parser.add_argument("--model", "--model-path", dest="model")
     parser.add_argument("--served-model-name")
     parser.add_argument("--device")
     parser.add_argument("--host")
     parser.add_argument("--port")
     parser.add_argument("--nccl-port")
-    parser.add_argument("--dp-size", "--data-parallel-size", dest="dp_size")
+    for flag, *other in _SIZES:
+        parser.add_argument(flag, *other, type=int, default=1)
+    parser.add_argument("--enable-dp-attention", action="store_true")
+    parser.add_argument("--nnodes", type=int, default=1)
+    parser.add_argument("--node-rank", type=int, default=0)
+    parser.add_argument("--dist-init-addr", "--nccl-init-addr", dest="dist_init_addr")
     parser.add_argument("--api-key")
     parser.add_argument("--disaggregation-mode")
+    parser.add_argument("--disaggregation-transfer-backend", dest="transfer_backend")
+    parser.add_argument("--disaggregation-bootstrap-port", dest="bootstrap_port", type=int)
     parser.add_argument("--enable-metrics", action="store_true")
+    parser.add_argument(
+        "--enable-metrics-for-all-schedulers", dest="metrics_of_all_ranks", action="store_true"
+    )
     parser.add_argument(
         "--stream-response-default-include-usage", dest="stream_usage", action="store_true"
     )
@@ -111,16 +150,71 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--tokenizer-metrics-custom-labels-header", dest="labels_header", default=""
     )
-    try:
-        return parser.parse_known_args(list(arguments))[0]
-    except argparse.ArgumentError as error:
-        raise SettingsError(str(error)) from None
+    return parser.parse_known_args(list(arguments))[0]
 
 
 def mode(flags: argparse.Namespace) -> str:
     """Return the `Record.mode` of `--disaggregation-mode`; SGLang itself refuses invalid modes."""
     phase: str = flags.disaggregation_mode
     return phase if phase in (PREFILL, DECODE) else AGGREGATED
+
+
+def node(flags: argparse.Namespace) -> Node:
+    """Return the node that the flags start.
+
+    Raises:
+        SettingsError: The flags contradict each other. With most of these faults, SGLang waits for
+            other nodes until a timeout.
+    """
+    count: int = flags.nnodes
+    rank: int = flags.node_rank
+    if count < 1:
+        raise SettingsError(f"--nnodes {count}: must be 1 or more")
+    if not 0 <= rank < count:
+        allowed = f"from 0 to {count - 1}" if count > 1 else "0"
+        raise SettingsError(f"--node-rank {rank}: must be {allowed}, because --nnodes is {count}")
+    if count == 1:
+        return Node()
+    if flags.dist_init_addr is None:
+        raise SettingsError(
+            f"--dist-init-addr is missing: with --nnodes {count}, give all nodes the same "
+            "HOST:PORT, a free port of node 0"
+        )
+    host, address_port = rendezvous(flags)
+    return Node(count=count, rank=rank, group=f"{host}:{address_port}")
+
+
+def rendezvous(flags: argparse.Namespace) -> tuple[str, int]:
+    """Return the host and the port of `--dist-init-addr`.
+
+    Raises:
+        SettingsError: The address is not valid.
+    """
+    address: str = flags.dist_init_addr
+    match = _HOST_PORT.fullmatch(address)
+    if match is None or not 1 <= int(match["port"]) <= _LARGEST_PORT:
+        raise SettingsError(
+            f"--dist-init-addr {address!r}: must be HOST:PORT, with brackets around an IPv6 address"
+        )
+    return match["host"].lower(), int(match["port"])
+
+
+def data_parallel_ranks(flags: argparse.Namespace) -> int:
+    """Return the number of ranks that serve different requests."""
+    ranks: int = flags.dp_size * flags.attn_dp_size
+    return ranks
+
+
+def ranks(flags: argparse.Namespace) -> int:
+    """Return the number of scheduler processes on all nodes.
+
+    Data-parallel attention divides the tensor-parallel ranks. `--enable-dp-attention` gives the
+    number of its ranks by `--dp-size`, unless `--attn-dp-size` does.
+    """
+    attention = flags.enable_dp_attention and flags.attn_dp_size == 1
+    replicas: int = 1 if attention else flags.dp_size
+    processes: int = replicas * flags.tp_size * flags.pp_size
+    return processes
 
 
 def labels_header(flags: argparse.Namespace) -> str:
@@ -138,7 +232,15 @@ def port(flags: argparse.Namespace) -> int:
 
 
 def missing(flags: Mapping[str, str | None], arguments: Sequence[str]) -> list[str]:
-    """Return the part of `flags` that `arguments` does not contain, as command line words."""
-    present = {word.split("=", 1)[0].replace("_", "-") for word in arguments}
-    added = ((flag, value) for flag, value in flags.items() if flag not in present)
+    """Return the part of `flags` that `arguments` does not contain, as command line words.
+
+    SGLang accepts a unique beginning of a flag as the flag.
+    """
+    words = {word.split("=", 1)[0].replace("_", "-") for word in arguments}
+    given = tuple(word for word in words if word.startswith("--") and word != "--")
+    added = (
+        (flag, value)
+        for flag, value in flags.items()
+        if not any(flag.startswith(word) for word in given)
+    )
     return [word for pair in added for word in pair if word is not None]

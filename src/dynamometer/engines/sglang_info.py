@@ -9,6 +9,7 @@ members of `/server_info` are used:
                                     the KV cache of each data-parallel rank, tokens
     max_total_num_tokens            the KV cache of one of the `dp_size` ranks, tokens
     page_size                       the tokens in one block of the cache
+    kv_cache_dtype                  the type of the cache's values; `auto` for the model's own type
     internal_states[].effective_max_running_requests_per_dp
                                     the largest number of requests that a rank runs at a time
     max_running_requests            the requested value of this limit; null by default
@@ -25,6 +26,7 @@ from dynamometer.runtime.record import (
     CONTEXT_LENGTH,
     ENGINE_VERSION,
     KV_BLOCK_SIZE,
+    KV_CACHE_DTYPE,
     MAX_BATCHED_TOKENS,
     MAX_SEQUENCES,
     TOTAL_KV_BLOCKS,
@@ -52,12 +54,12 @@ def engine_info(answer: Json, models: ModelCards) -> dict[str, Json]:
     sequences = _sum(rank.get("effective_max_running_requests_per_dp") for rank in ranks)
     card = next(iter(models.cards.values()), None)
     length = _positive(answer.get("context_length")) or _positive(_member(card, "max_model_len"))
-    version = answer.get("version")
     found: Mapping[str, Json] = {
-        ENGINE_VERSION: label_value(version) if isinstance(version, str) else None,
+        ENGINE_VERSION: _text(answer.get("version")),
         CONTEXT_LENGTH: length,
         TOTAL_KV_BLOCKS: tokens // block if tokens and block else None,
         KV_BLOCK_SIZE: block,
+        KV_CACHE_DTYPE: _text(answer.get("kv_cache_dtype")),
         MAX_SEQUENCES: sequences or _positive(answer.get("max_running_requests")),
         MAX_BATCHED_TOKENS: _positive(answer.get("max_prefill_tokens")),
     }
@@ -82,6 +84,10 @@ def model_cards(answer: Json) -> ModelCards:
 
 def _member(content: Json, name: str) -> Json:
     return content.get(name) if isinstance(content, dict) else None
+
+
+def _text(value: Json) -> str | None:
+    return label_value(value) if isinstance(value, str) else None
 
 
 def _positive(value: Json) -> int | None:

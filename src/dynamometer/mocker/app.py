@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from dynamometer.engines.interface import PREFILL
+from dynamometer.runtime.record import AGGREGATED
+
 if TYPE_CHECKING:  # the module is imported when its variable is set
     from dynamometer.mocker.simulated_metrics import SimulatedMetrics
 
@@ -29,6 +32,8 @@ class Options:
         max_running_requests: the limit that `/server_info` reports; not enforced.
         kv_tokens: the capacity of the simulated KV cache, tokens.
         page_size: the tokens in one block of the cache.
+        mode: all of the work, or only its prefill or decode phase; see `Record.mode`.
+        node_rank: the number of the node; a node other than 0 answers no requests.
     """
 
     model: str
@@ -39,6 +44,8 @@ class Options:
     max_running_requests: int = 256
     kv_tokens: int = 8 * 32768
     page_size: int = 1
+    mode: str = AGGREGATED
+    node_rank: int = 0
 
 
 class SimulatedEngine:
@@ -51,16 +58,18 @@ class SimulatedEngine:
     def application(self) -> web.Application:
         """Return the application with all routes."""
         app = web.Application(client_max_size=2**30)
+        for path in ("/health", "/health_generate", "/ready"):
+            app.router.add_get(path, self._health)
+        app.router.add_get("/metrics", self._page)
+        if self._options.node_rank > 0:
+            return app
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/v1/completions", self._completions)
         app.router.add_get("/v1/models", self._models)
-        for path in ("/health", "/health_generate", "/ready"):
-            app.router.add_get(path, self._health)
         for path in ("/server_info", "/get_server_info"):
             app.router.add_get(path, self._server_info)
         for path in ("/get_model_info", "/model_info"):
             app.router.add_get(path, self._model_info)
-        app.router.add_get("/metrics", self._page)
         return app
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
@@ -79,8 +88,11 @@ class SimulatedEngine:
             if not 1 <= count <= self._options.context_length:
                 raise ValueError("max_tokens is out of range")
         except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
-            message = {"object": "error", "message": "invalid request", "code": 400}
-            return web.json_response(message, status=400)
+            return _bad_request("invalid request")
+        if self._options.mode != AGGREGATED and not isinstance(body.get("bootstrap_room"), int):
+            return _bad_request("Disaggregated request received without bootstrap room id")
+        if self._options.mode == PREFILL:
+            count = 1
         prompt = len(json.dumps(body.get("messages") or body.get("prompt") or "").split())
         answer = _Answer(self._options.model, chat=chat, prompt=prompt)
         start = time.perf_counter()
@@ -216,6 +228,11 @@ class _Answer:
         return (
             b"data: " + json.dumps({**self._common, "object": kind, **content}).encode() + b"\n\n"
         )
+
+
+def _bad_request(reason: str) -> web.Response:
+    message = {"object": "error", "message": reason, "code": 400}
+    return web.json_response(message, status=400)
 
 
 def _word(number: int) -> str:

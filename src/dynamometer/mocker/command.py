@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from dynamometer import arguments, logs, settings
+from dynamometer.engines import sglang_flags
 from dynamometer.http import addresses
 from dynamometer.http.aiohttp_adapter import serving
 from dynamometer.mocker.app import Options, SimulatedEngine
@@ -26,6 +27,13 @@ Run a simulated engine: it answers chats and completions with dummy text at a gi
 writes multiprocess files of a given size and rate of change, as SGLang's processes do. Use the
 simulated engine to test at scale or to work on dashboards. All its output is marked as simulated.
 """
+
+_WITHOUT_EFFECT = (
+    "--nnodes",
+    "--dist-init-addr",
+    "--disaggregation-bootstrap-port",
+    "--disaggregation-transfer-backend",
+)
 
 _EPILOG = """\
 examples:
@@ -97,8 +105,17 @@ def parser(program: str) -> argparse.ArgumentParser:
         "--disaggregation-mode",
         choices=["null", "prefill", "decode"],
         default="null",
-        help="accepted for SGLang's command lines; has no effect here",
+        help="prefill: answer with one token; with both phases, a request needs a bootstrap room",
     )
+    result.add_argument(
+        "--node-rank",
+        type=arguments.checked(settings.count),
+        default=0,
+        metavar="RANK",
+        help="number of the node; only node 0 answers requests (default: 0)",
+    )
+    for flag in _WITHOUT_EFFECT:
+        result.add_argument(flag, help="accepted for SGLang's command lines; has no effect here")
     result.add_argument(
         "--stream-response-default-include-usage",
         action="store_true",
@@ -121,6 +138,8 @@ def main(argv: Sequence[str], program: str = "dyno mocker") -> int:
         tokens_per_second=flags.tokens_per_second,
         first_token_seconds=flags.first_token_seconds,
         stream_usage=flags.stream_response_default_include_usage,
+        mode=sglang_flags.mode(flags),
+        node_rank=flags.node_rank,
     )
     series = SimulatedSeries(
         model=options.model,

@@ -37,6 +37,7 @@ from dynamometer.runtime.identity import hexadecimal, new_id
 from dynamometer.runtime.lifecycle import DEFAULT_POLICY
 from dynamometer.runtime.record import ENGINE_VERSION, Json, Record, Role, State
 from dynamometer.settings import HealthCheckSettings, HealthSettings
+from dynamometer.variables import LOOPBACK
 from dynamometer.worker.build_metrics import BuildMetrics
 from dynamometer.worker.control import controlled
 from dynamometer.worker.endpoint import Endpoint, engine_client
@@ -72,6 +73,7 @@ class WorkerOptions:
 
     arguments: Sequence[str]
     engine_python: str
+    transfer_host: str = LOOPBACK
     host: str
     port: int
     system_host: str
@@ -163,11 +165,15 @@ def _plan(options: WorkerOptions, engine: StartableEngine, directory: RunDirecto
 
     Raises:
         SettingsError: A flag of the engine is missing or has a wrong value.
+        AddressError: A port that the user chose for the engine is in use.
         DirectoryError: `directory` cannot be written to.
     """
     try:
         launch = engine.plan(
-            options.arguments, directory=directory.path, python=options.engine_python
+            options.arguments,
+            directory=directory.path,
+            python=options.engine_python,
+            transfer_host=options.transfer_host,
         )
     except OSError as error:
         raise DirectoryError(

@@ -47,6 +47,12 @@ def parser(program: str, engines: Sequence[StartableEngine]) -> argparse.Argumen
         help=f"the engine to start: the real one or a simulated one (default: {default.name})",
     )
     arguments.add_engine_python(engine, default.title)
+    engine.add_argument(
+        "--transfer-host",
+        help="address of this machine at which the engine transfers KV caches, with "
+        "--disaggregation-mode prefill or decode; a prefill engine listens for requests there, too "
+        f"(DYN_TRANSFER_HOST; default: {LOOPBACK}, which only engines on this machine reach)",
+    )
     arguments.add_drain_delay(engine, "new requests are still accepted")
     arguments.add_drain_timeout(engine)
     engine.add_argument(
@@ -124,6 +130,7 @@ def main(argv: Sequence[str], program: str, engines: Sequence[StartableEngine]) 
     options = WorkerOptions(
         arguments=engine_flags,
         engine_python=flags.engine_python,
+        transfer_host=flags.transfer_host or environment.transfer_host,
         host=flags.host,
         port=flags.port,
         system_host=flags.system_host or environment.system_host,

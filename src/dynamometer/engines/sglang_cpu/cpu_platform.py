@@ -6,6 +6,8 @@ Out-of-tree platforms dispatch to SGLang's `native` forwards, which need neither
 
 from __future__ import annotations
 
+import os
+
 from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.interface import PlatformEnum, SRTPlatform
 
@@ -24,3 +26,10 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]  # sglang 
     def is_pin_memory_available(self, device: object = None) -> bool:  # noqa: ARG002  # SGLang passes it
         """Return False: without a device, pinned memory has no use."""
         return False
+
+    def init_backend(self) -> None:
+        """Let Mooncake, where it transfers without a GPU, not use pinned memory."""
+        if os.environ.get("MC_FORCE_TCP") == "1":
+            from sglang.srt.disaggregation.mooncake.conn import MooncakeKVSender
+
+            MooncakeKVSender.supports_host_tensor_indices = False
