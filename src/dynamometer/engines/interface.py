@@ -15,16 +15,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
 from dynamometer.exposition.label_bounds import ClientLabels
 from dynamometer.metrics.derivation import Derivation
 from dynamometer.runtime.engine_metrics import RequestTotals
-from dynamometer.runtime.record import AGGREGATED, Json
+from dynamometer.runtime.record import AGGREGATED, PREFILL, Json
 from dynamometer.variables import LOOPBACK
-
-PREFILL: Final = "prefill"
-DECODE: Final = "decode"
 
 
 class Usage(Enum):

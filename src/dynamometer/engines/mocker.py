@@ -8,7 +8,6 @@ from pathlib import Path
 
 from dynamometer.engines import sglang, sglang_flags, sglang_pairing
 from dynamometer.engines.interface import (
-    PREFILL,
     CommandFacts,
     CommandHelp,
     Launch,
@@ -22,6 +21,7 @@ from dynamometer.engines.sglang_log import PublicLines
 from dynamometer.errors import SettingsError
 from dynamometer.http.addresses import free_port
 from dynamometer.names import label_value
+from dynamometer.runtime.record import PREFILL
 from dynamometer.variables import LOOPBACK
 
 

@@ -20,7 +20,6 @@ from typing import Final
 from dynamometer import names
 from dynamometer.engines import accelerators, sglang_flags, sglang_pairing, sglang_transfer
 from dynamometer.engines.interface import (
-    PREFILL,
     CommandFacts,
     CommandHelp,
     Launch,
@@ -39,7 +38,7 @@ from dynamometer.engines.sglang_probes import PROBES
 from dynamometer.errors import SettingsError
 from dynamometer.exposition.label_bounds import ClientLabels
 from dynamometer.http.addresses import free_port
-from dynamometer.runtime.record import AGGREGATED
+from dynamometer.runtime.record import AGGREGATED, PREFILL
 from dynamometer.variables import LOOPBACK
 
 # The beginning of the titles of SGLang's processes, such as "sglang::scheduler".

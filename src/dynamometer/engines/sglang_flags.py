@@ -14,9 +14,8 @@ from pathlib import Path, PurePath
 from typing import Final, NoReturn
 
 from dynamometer import settings
-from dynamometer.engines.interface import DECODE, PREFILL
 from dynamometer.errors import SettingsError
-from dynamometer.runtime.record import AGGREGATED
+from dynamometer.runtime.record import AGGREGATED, DECODE, PREFILL
 
 MODULE_NAME: Final = "sglang.launch_server"
 DEFAULT_PORT: Final = 30000

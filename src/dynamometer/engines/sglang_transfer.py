@@ -14,10 +14,9 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from dynamometer.engines import sglang_flags
-from dynamometer.engines.interface import DECODE, PREFILL
 from dynamometer.errors import SettingsError
 from dynamometer.http import addresses
-from dynamometer.runtime.record import AGGREGATED
+from dynamometer.runtime.record import AGGREGATED, DECODE, PREFILL
 
 _HOST_SETTING: Final = "--transfer-host, DYN_TRANSFER_HOST"
 _BOOTSTRAP_FLAG: Final = "--disaggregation-bootstrap-port"

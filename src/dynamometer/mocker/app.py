@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from dynamometer.engines.interface import PREFILL
-from dynamometer.runtime.record import AGGREGATED
+from dynamometer.runtime.record import AGGREGATED, PREFILL
 
 if TYPE_CHECKING:  # the module is imported when its variable is set
     from dynamometer.mocker.simulated_metrics import SimulatedMetrics
