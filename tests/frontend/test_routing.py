@@ -27,6 +27,14 @@ def worker(number: int, *models: str, state: State = State.READY, **changes: obj
     return Record(**(values | changes))  # type: ignore[arg-type]
 
 
+def prefill(number: int, **changes: object) -> Record:
+    return worker(number, **{"mode": "prefill", "bootstrap": f"127.0.0.1:{number}"} | changes)
+
+
+def decode(number: int, **changes: object) -> Record:
+    return worker(number, mode="decode", **changes)
+
+
 def router(mode: RouterMode = RouterMode.ROUND_ROBIN) -> Router:
     made = Router(mode, Fleet())
     made.fleet.update([worker(1), worker(2), worker(3)])
@@ -216,12 +224,15 @@ def test_late_refusal_of_an_earlier_record_avoids_no_worker(mode: RouterMode) ->
     assert {chosen(table) for _ in range(200)} == {1, 2, 3}
 
 
-def test_least_loaded_is_exact_among_many() -> None:
+@pytest.mark.parametrize("mode", ["aggregated", "prefill", "decode"])
+def test_least_loaded_is_exact_among_many(mode: str) -> None:
     """Compare with a plain search, over requests that start and end, and reports."""
     chance = random.Random(7)
     table = Router(RouterMode.LEAST_LOADED, Fleet())
-    workers = [worker(number) for number in range(1, 41)]
-    table.fleet.update(workers)
+    made = {"aggregated": worker, "prefill": prefill, "decode": decode}[mode]
+    workers = [made(number) for number in range(1, 41)]
+    others_side = {"prefill": [decode(101)], "decode": [prefill(101)]}.get(mode, [])
+    table.fleet.update([*workers, *others_side])
     loads = {record.id: 0.0 for record in workers}
     others: dict[int, float] = {}
     open_requests: list[tuple[int, ExitStack]] = []
@@ -238,7 +249,7 @@ def test_least_loaded_is_exact_among_many() -> None:
             loads[id_] -= 1
         else:
             without = set(chance.sample(range(1, 41), chance.choice((0, 0, 1))))
-            record = table.choose("m", without=without)
+            record = table.choose("m", mode, without=without)
             assert record is not None
             assert record.id not in without
             least = min(load for id_, load in loads.items() if id_ not in without)
@@ -279,14 +290,6 @@ def test_a_lora_adapter_is_a_model_of_its_workers() -> None:
     assert record is not None
     assert record.id == 2
     assert list(table.fleet.models) == ["m", "m-lora"]
-
-
-def prefill(number: int, **changes: object) -> Record:
-    return worker(number, **{"mode": "prefill", "bootstrap": f"127.0.0.1:{number}"} | changes)
-
-
-def decode(number: int, **changes: object) -> Record:
-    return worker(number, mode="decode", **changes)
 
 
 def sides(mode: RouterMode, prefills: int, decodes: int, *, processes: int = 1) -> Router:
