@@ -1,0 +1,87 @@
+"""Prefill and decode workers that can serve a request together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dynamometer.runtime.disaggregation import Pairs, misfit_reason
+from dynamometer.runtime.record import Json, Record, Role, State
+
+
+def side(number: int, mode: str, *, bootstrap: str | None = None, **values: Json) -> Record:
+    """Return a ready worker; values that are not fields of a record are about its engine."""
+    return Record(
+        role=Role.WORKER,
+        id=number,
+        namespace=str(values.pop("namespace", "dynamo")),
+        component="backend",
+        engine=str(values.pop("engine", "sglang")),
+        models=("m",),
+        mode=mode,
+        request_url=f"http://127.0.0.1:{number}",
+        bootstrap=bootstrap,
+        engine_info={name: value for name, value in values.items() if value is not None},
+        state=State.READY,
+    )
+
+
+def fit(prefill: Record, decode: Record) -> bool:
+    """Return whether two workers fit, by their properties alone."""
+    same = (prefill.namespace, prefill.engine) == (decode.namespace, decode.engine)
+    infos = prefill.engine_info, decode.engine_info
+    return (
+        same
+        and prefill.bootstrap is not None
+        and all(
+            infos[0][name] == infos[1][name]
+            for name in ("kv_block_size", "kv_cache_dtype")
+            if name in infos[0] and name in infos[1]
+        )
+    )
+
+
+properties = st.fixed_dictionaries(
+    {
+        "namespace": st.sampled_from(["a", "b"]),
+        "engine": st.sampled_from(["sglang", "mocker"]),
+        "kv_block_size": st.sampled_from([None, 1, 16]),
+        "kv_cache_dtype": st.sampled_from([None, "auto", "fp8_e4m3"]),
+    }
+)
+
+
+@given(
+    st.lists(st.tuples(properties, st.sampled_from([None, "127.0.0.1:1"])), max_size=5),
+    st.lists(properties, max_size=5),
+)
+def test_pairs_are_all_workers_that_fit_another_one(
+    first: Sequence[tuple[dict[str, Json], str | None]], second: Sequence[dict[str, Json]]
+) -> None:
+    prefill = [
+        side(number, "prefill", bootstrap=bootstrap, **values)
+        for number, (values, bootstrap) in enumerate(first, 1)
+    ]
+    decode = [side(number, "decode", **values) for number, values in enumerate(second, 101)]
+    pairs = Pairs.of(prefill, decode)
+    fitting = {one.id: tuple(other for other in prefill if fit(other, one)) for one in decode}
+    if pairs is None:
+        assert not any(fitting.values())
+        assert bool(misfit_reason(prefill, decode)) is bool(prefill and decode)
+        return
+    assert {one.id: pairs.prefill_for(one) for one in decode} == fitting
+    assert pairs.decode == tuple(one for one in decode if fitting[one.id])
+    paired = {other.id for others in fitting.values() for other in others}
+    assert pairs.prefill == tuple(other for other in prefill if other.id in paired)
+
+
+def test_decode_workers_that_fit_the_same_workers_share_them() -> None:
+    pairs = Pairs.of(
+        [side(1, "prefill", bootstrap="127.0.0.1:1")],
+        [side(101, "decode"), side(102, "decode")],
+    )
+    assert pairs is not None
+    first, second = pairs.decode
+    assert pairs.prefill_for(first) is pairs.prefill_for(second)
