@@ -18,6 +18,7 @@ class Unit(Enum):
 
     NUMBER = "short"
     SECONDS = "s"
+    MILLISECONDS = "ms"
     RATIO = "percentunit"
     PERCENT = "percent"
     PER_SECOND = "cps"
@@ -28,7 +29,9 @@ class Unit(Enum):
     BYTES = "bytes"
     BYTES_PER_SECOND = "binBps"
     MEBIBYTES = "mbytes"
+    MEBIBYTES_PER_SECOND = "MiBs"
     GIBIBYTES = "gbytes"
+    GIBIBYTES_PER_SECOND = "GiBs"
     WATTS = "watt"
     CELSIUS = "celsius"
     MEGAHERTZ = "megahertz"
@@ -51,6 +54,7 @@ class Mode(Enum):
     CACHE_STORAGE = "a storage backend of the hierarchical cache"
     SPECULATIVE = "speculative decoding"
     LORA = "LoRA adapters"
+    DISAGGREGATION = "prefill and decode apart"
     GPU = "NVIDIA GPUs and dcgm-exporter"
     FLEET_PAGE = "/engine_metrics among the targets"
 
@@ -170,19 +174,20 @@ def rate(family: str, matchers: str) -> str:
     return f"rate({family}{{{matchers}}}[$__rate_interval])"
 
 
-def quantiles(family: str, matchers: str, *, by: str = "") -> Sequence[Query]:
+def quantiles(family: str, matchers: str, *, by: str = "", excluded: str = "") -> Sequence[Query]:
     """Return the median, the 90th and the 99th percentile of a histogram.
 
     Args:
         family: the histogram.
         matchers: the selected series.
         by: a label whose values have their own quantiles.
+        excluded: an operator that excludes series, such as `unless on (instance) x`.
     """
     labels, legend = (f"le, {by}", f" {{{{{by}}}}}") if by else ("le", "")
+    rates = " ".join([rate(f"{family}_bucket", matchers), excluded]).rstrip()
     return [
         Query(
-            f"histogram_quantile({quantile}, "
-            f"sum by ({labels}) ({rate(f'{family}_bucket', matchers)}))",
+            f"histogram_quantile({quantile}, sum by ({labels}) ({rates}))",
             f"p{quantile * 100:.0f}{legend}",
         )
         for quantile in (0.5, 0.9, 0.99)

@@ -40,7 +40,7 @@ OF_ACCELERATORS = {build.ACCELERATOR_INFO: {labels.KIND, labels.INDEX, labels.UU
 PROMETHEUS_OWN = {"up", "scrape_duration_seconds", "scrape_samples_scraped"}
 # Labels of every target; labels that a worker adds to the engine's series; labels of all ranks.
 OF_TARGETS = {"instance", "job", "role"}
-OF_WORKERS = {"worker_id", "model"}
+OF_WORKERS = {"worker_id", "model", "node_rank"}
 OF_RANKS = {"model_name", "engine_type", "tp_rank", "pp_rank", "moe_ep_rank"}
 # Labels that a rank has in some modes only.
 SOMETIMES = {"dp_rank", "priority", "pid"}

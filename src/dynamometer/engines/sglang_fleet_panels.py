@@ -7,12 +7,14 @@ from typing import Final
 from dynamometer.engines.sglang_names import sglang
 from dynamometer.engines.sglang_queries import (
     CACHED,
+    EXCEPT_PREFILL,
     PREFILL,
     RANKS,
     REQUESTS,
     TOTALS,
     VARIABLES,
     once,
+    with_side,
 )
 from dynamometer.names import build, engine_load, fleet, labels
 from dynamometer.panels import (
@@ -36,6 +38,7 @@ _LOAD: Final = 'model=~"$model", instance=~"$instance"'
 _RANK_LOAD: Final = f'{_LOAD}, dp_rank=~"$rank"'
 _ANSWERS: Final = f'{RANKS}, mode="decode"'
 
+_USAGE: Final = with_side(f"{engine_load.KV_USAGE_RATIO}{{{_LOAD}}}")
 _TOKENS: Final = once(rate(sglang.REALTIME_TOKENS_TOTAL, _ANSWERS))
 
 
@@ -191,16 +194,17 @@ _MODELS: Final = Row(
             unit=Unit.REQUESTS,
             queries=[
                 Query(
-                    _by(labels.MODEL, f"{engine_load.RUNNING_REQUESTS}{{{_LOAD}}}"),
+                    _by("model", f"{engine_load.RUNNING_REQUESTS}{{{_LOAD}}} {EXCEPT_PREFILL}"),
                     "running {{model}}",
                 ),
                 Query(
-                    _by(labels.MODEL, f"{engine_load.QUEUED_REQUESTS}{{{_LOAD}}}"),
+                    _by("model", f"{engine_load.QUEUED_REQUESTS}{{{_LOAD}}} {EXCEPT_PREFILL}"),
                     "queued {{model}}",
                 ),
             ],
             description="Which model needs more instances? The one with a queue: its requests "
-            "wait although all of its instances work.",
+            "wait although all of its instances work. With prefill and decode apart, those of the "
+            "decode side, which has each request from its start to its end.",
         ),
         Panel(
             title="Answer tokens by model",
@@ -221,10 +225,10 @@ _SKEWS: Final = Row(
             queries=[
                 Query(
                     _skew(
-                        labels.MODEL,
-                        _by(f"model, {OF_ENGINE}", f"{engine_load.RUNNING_REQUESTS}{{{_LOAD}}}"),
+                        "model, engine_type",
+                        with_side(f"{engine_load.RUNNING_REQUESTS}{{{_LOAD}}}"),
                     ),
-                    "{{model}}",
+                    "{{model}} {{engine_type}}",
                 )
             ],
             description="Is the load of a model's instances equal? 1: equal; 2: one instance has "
@@ -256,9 +260,9 @@ _SKEWS: Final = Row(
             unit=Unit.RATIO,
             queries=[
                 Query(
-                    f"max by (model) ({engine_load.KV_USAGE_RATIO}{{{_LOAD}}}) - "
-                    f"min by (model) ({engine_load.KV_USAGE_RATIO}{{{_LOAD}}})",
-                    "{{model}}",
+                    f"max by (model, engine_type) ({_USAGE}) - "
+                    f"min by (model, engine_type) ({_USAGE})",
+                    "{{model}} {{engine_type}}",
                 )
             ],
             description="Is one instance full while another has room? A large gap with queued "

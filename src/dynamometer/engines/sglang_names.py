@@ -16,6 +16,7 @@ class sglang:  # noqa: N801
 
     CACHED_TOKENS_TOTAL: Final = "sglang:cached_tokens_total"
     CACHE_HIT_RATE: Final = "sglang:cache_hit_rate"
+    DECODE_DEFERRED_KV_RELEASE_TOTAL: Final = "sglang:decode_deferred_kv_release_total"
     E2E_REQUEST_LATENCY_SECONDS: Final = "sglang:e2e_request_latency_seconds"
     EVICTED_TOKENS_TOTAL: Final = "sglang:evicted_tokens_total"
     GENERATION_TOKENS_HISTOGRAM: Final = "sglang:generation_tokens_histogram"
@@ -34,6 +35,8 @@ class sglang:  # noqa: N801
     KV_AVAILABLE_TOKENS: Final = "sglang:kv_available_tokens"
     KV_CACHE_MEMORY_USAGE_GB: Final = "sglang:kv_cache_memory_usage_gb"
     KV_EVICTABLE_TOKENS: Final = "sglang:kv_evictable_tokens"
+    KV_TRANSFER_ALLOC_MS: Final = "sglang:kv_transfer_alloc_ms"
+    KV_TRANSFER_BOOTSTRAP_MS: Final = "sglang:kv_transfer_bootstrap_ms"
     KV_TRANSFER_LATENCY_MS: Final = "sglang:kv_transfer_latency_ms"
     KV_TRANSFER_SPEED_GB_S: Final = "sglang:kv_transfer_speed_gb_s"
     KV_TRANSFER_TOTAL_MB: Final = "sglang:kv_transfer_total_mb"
@@ -45,6 +48,8 @@ class sglang:  # noqa: N801
     MAX_TOTAL_NUM_TOKENS: Final = "sglang:max_total_num_tokens"
     NEW_TOKEN_RATIO: Final = "sglang:new_token_ratio"
     NUM_ABORTED_REQUESTS_TOTAL: Final = "sglang:num_aborted_requests_total"
+    NUM_BOOTSTRAP_FAILED_REQS_TOTAL: Final = "sglang:num_bootstrap_failed_reqs_total"
+    NUM_DECODE_DEFERRED_KV_RELEASE_REQS: Final = "sglang:num_decode_deferred_kv_release_reqs"
     NUM_DECODE_PREALLOC_QUEUE_REQS: Final = "sglang:num_decode_prealloc_queue_reqs"
     NUM_DECODE_TRANSFER_QUEUE_REQS: Final = "sglang:num_decode_transfer_queue_reqs"
     NUM_GRAMMAR_QUEUE_REQS: Final = "sglang:num_grammar_queue_reqs"
@@ -52,14 +57,17 @@ class sglang:  # noqa: N801
     NUM_PAUSED_REQS: Final = "sglang:num_paused_reqs"
     NUM_PREFILL_BOOTSTRAP_QUEUE_REQS: Final = "sglang:num_prefill_bootstrap_queue_reqs"
     NUM_PREFILL_INFLIGHT_QUEUE_REQS: Final = "sglang:num_prefill_inflight_queue_reqs"
+    NUM_PREFILL_RETRIES_TOTAL: Final = "sglang:num_prefill_retries_total"
     NUM_QUEUE_REQS: Final = "sglang:num_queue_reqs"
     NUM_REQUESTS_TOTAL: Final = "sglang:num_requests_total"
     NUM_RETRACTED_REQS: Final = "sglang:num_retracted_reqs"
     NUM_RETRACTED_REQUESTS_TOTAL: Final = "sglang:num_retracted_requests_total"
     NUM_RUNNING_REQS: Final = "sglang:num_running_reqs"
+    NUM_TRANSFER_FAILED_REQS_TOTAL: Final = "sglang:num_transfer_failed_reqs_total"
     NUM_USED_TOKENS: Final = "sglang:num_used_tokens"
     PAGE_SIZE: Final = "sglang:page_size"
     PER_STAGE_REQ_LATENCY_SECONDS: Final = "sglang:per_stage_req_latency_seconds"
+    PREALLOC_FULL_TOKEN_USAGE: Final = "sglang:prealloc_full_token_usage"
     PREFETCHED_TOKENS_TOTAL: Final = "sglang:prefetched_tokens_total"
     PREFILL_EFFECTIVE_TOKENS_TOTAL: Final = "sglang:prefill_effective_tokens_total"
     PROMPT_TOKENS_HISTOGRAM: Final = "sglang:prompt_tokens_histogram"
@@ -130,5 +138,7 @@ SGLANG_CATEGORIES: Final = {
         sglang.KV_TRANSFER_LATENCY_MS,
         sglang.KV_TRANSFER_SPEED_GB_S,
         sglang.KV_TRANSFER_TOTAL_MB,
+        sglang.KV_TRANSFER_BOOTSTRAP_MS,
+        sglang.KV_TRANSFER_ALLOC_MS,
     ),
 }

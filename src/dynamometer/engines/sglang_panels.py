@@ -7,12 +7,15 @@ from typing import Final
 from dynamometer.engines.sglang_feature_panels import FEATURES
 from dynamometer.engines.sglang_names import sglang
 from dynamometer.engines.sglang_queries import (
+    ANSWERED,
     CACHED,
+    EXCEPT_PREFILL,
     PREFILL,
     RANKS,
     REQUESTS,
     TOTALS,
     VARIABLES,
+    cache_events,
     events,
     gauge,
     once,
@@ -49,14 +52,14 @@ _LATENCY: Final = Row(
         Panel(
             title="End-to-end latency",
             unit=Unit.SECONDS,
-            queries=quantiles(sglang.E2E_REQUEST_LATENCY_SECONDS, REQUESTS),
+            queries=quantiles(sglang.E2E_REQUEST_LATENCY_SECONDS, ANSWERED),
             description="How long does a whole answer take? It depends on the length of answers: "
             "compare with the tokens per request before you call it slow.",
         ),
         Panel(
             title="Time in the queue",
             unit=Unit.SECONDS,
-            queries=quantiles(sglang.QUEUE_TIME_SECONDS, RANKS),
+            queries=quantiles(sglang.QUEUE_TIME_SECONDS, RANKS, by=labels.ENGINE_TYPE),
             description="How long do requests wait before they are computed? Any steady value "
             "means that the engine is full: add an instance, or shorten prompts and answers.",
         ),
@@ -77,11 +80,11 @@ _LATENCY: Final = Row(
             unit=Unit.TOKENS,
             queries=[
                 Query(
-                    mean(sglang.PROMPT_TOKENS_HISTOGRAM, REQUESTS, by=labels.MODEL_NAME),
+                    mean(sglang.PROMPT_TOKENS_HISTOGRAM, ANSWERED, by=labels.MODEL_NAME),
                     "prompt {{model_name}}",
                 ),
                 Query(
-                    mean(sglang.GENERATION_TOKENS_HISTOGRAM, REQUESTS, by=labels.MODEL_NAME),
+                    mean(sglang.GENERATION_TOKENS_HISTOGRAM, ANSWERED, by=labels.MODEL_NAME),
                     "answer {{model_name}}",
                 ),
             ],
@@ -108,7 +111,7 @@ _THROUGHPUT: Final = Row(
             unit=Unit.REQUESTS_PER_SECOND,
             queries=[
                 Query(
-                    f"sum by (model_name) ({rate(sglang.NUM_REQUESTS_TOTAL, REQUESTS)})",
+                    f"sum by (model_name) ({rate(sglang.NUM_REQUESTS_TOTAL, ANSWERED)})",
                     "{{model_name}}",
                 )
             ],
@@ -131,7 +134,8 @@ _THROUGHPUT: Final = Row(
             unit=Unit.REQUESTS_PER_SECOND,
             queries=[
                 Query(
-                    f"sum by (status_code) ({rate(sglang.HTTP_RESPONSES_TOTAL, _SERVER)})",
+                    "sum by (status_code) "
+                    f"({rate(sglang.HTTP_RESPONSES_TOTAL, _SERVER)} {EXCEPT_PREFILL})",
                     "{{status_code}}",
                 )
             ],
@@ -229,7 +233,7 @@ _MEMORY: Final = Row(
             queries=[
                 Query(events(sglang.NUM_RETRACTED_REQUESTS_TOTAL), "retracted {{model_name}}"),
                 Query(
-                    events(sglang.NUM_ABORTED_REQUESTS_TOTAL, REQUESTS), "aborted {{model_name}}"
+                    events(sglang.NUM_ABORTED_REQUESTS_TOTAL, ANSWERED), "aborted {{model_name}}"
                 ),
             ],
             description="Does work go to waste? A retracted request gives its memory back and is "
@@ -264,7 +268,7 @@ _MEMORY: Final = Row(
         Panel(
             title="Evicted tokens per second",
             unit=Unit.TOKENS_PER_SECOND,
-            queries=[Query(events(sglang.EVICTED_TOKENS_TOTAL), "{{model_name}}")],
+            queries=[Query(cache_events(sglang.EVICTED_TOKENS_TOTAL), "{{model_name}}")],
             description="How fast do cached prefixes give way to new requests? Normal for a full "
             "pool. Together with a falling hit rate, prefixes are evicted before requests use "
             "them again.",

@@ -1,8 +1,9 @@
 """Parts of PromQL queries for SGLang's families.
 
 Data-parallel ranks are added up. Ranks of any other parallelism report the same values, so each
-value counts once, as in `ranks`. Of a gauge with priorities, the series without a priority is the
-total.
+value counts once, as in `ranks`; a node whose ranks repeat those of node 0 has the label
+`node_rank`. Where prefill and decode are apart, both engines count a request: it counts where it is
+answered. Of a gauge with priorities, the series without a priority is the total.
 """
 
 from __future__ import annotations
@@ -13,13 +14,22 @@ from dynamometer.engines.sglang_names import sglang
 from dynamometer.names import labels
 from dynamometer.panels import Variable, rate
 
-# Series of requests; series of the ranks that compute them; gauges that may have priorities; of the
-# tokens by mode, all of prompts, and those that the prefix cache had.
-REQUESTS: Final = 'model_name=~"$model", instance=~"$instance"'
+# Series of requests; those of the engines that answer them; series of the ranks that compute them;
+# gauges that may have priorities; of the tokens by mode, all of prompts, and those that the prefix
+# cache had.
+REQUESTS: Final = 'model_name=~"$model", instance=~"$instance", node_rank=""'
+ANSWERED: Final = f'{REQUESTS}, engine_type!="prefill"'
 RANKS: Final = f'{REQUESTS}, dp_rank=~"$rank"'
 TOTALS: Final = f'{RANKS}, priority=""'
+# The caches of ranks, whose families do not have the model.
+CACHES: Final = 'instance=~"$instance", dp_rank=~"$rank", node_rank=""'
 PREFILL: Final = f'{RANKS}, mode=~"prefill_.+"'
 CACHED: Final = f'{RANKS}, mode="prefill_cache"'
+
+# The engine of each series, also on pages with several engines.
+_ENGINE: Final = "instance, worker_id"
+EXCEPT_PREFILL: Final = f'unless on ({_ENGINE}) {sglang.NUM_RUNNING_REQS}{{engine_type="prefill"}}'
+"""An operator that excludes the prefill side from families that do not know sides."""
 
 VARIABLES: Final = (
     Variable("model", "Model", sglang.NUM_RUNNING_REQS, labels.MODEL_NAME),
@@ -36,8 +46,28 @@ def once(expr: str) -> str:
 
 
 def total(expr: str, *, by: str = labels.MODEL_NAME) -> str:
-    """Return the sum over all ranks, by one label."""
+    """Return the sum over all ranks, by one label or several."""
     return f"sum by ({by}) ({once(expr)})"
+
+
+def with_side(expr: str, matchers: str = REQUESTS) -> str:
+    """Return the values of engines with `engine_type`: `prefill`, `decode` or `unified`.
+
+    Args:
+        expr: one series for each engine.
+        matchers: the selected engines.
+    """
+    return _with(labels.ENGINE_TYPE, expr, matchers)
+
+
+def with_model(expr: str) -> str:
+    """Return the values of the engines of the selected models, with `model_name`."""
+    return _with(labels.MODEL_NAME, expr, REQUESTS)
+
+
+def _with(label: str, expr: str, matchers: str) -> str:
+    engines = f"group by ({_ENGINE}, {label}) ({sglang.NUM_RUNNING_REQS}{{{matchers}}})"
+    return f"{expr} * on ({_ENGINE}) group_left ({label}) {engines}"
 
 
 def gauge(family: str, matchers: str = RANKS) -> str:
@@ -48,12 +78,24 @@ def gauge(family: str, matchers: str = RANKS) -> str:
 _PRESENT: Final = gauge(sglang.NUM_RUNNING_REQS, TOTALS)
 
 
-def events(family: str, matchers: str = RANKS, *, present: str = _PRESENT) -> str:
+def events(
+    family: str,
+    matchers: str = RANKS,
+    *,
+    present: str = _PRESENT,
+    by: str = labels.MODEL_NAME,
+) -> str:
     """Return the rate of a counter that SGLang creates at the first event; 0 before.
 
     Args:
         family: the counter.
         matchers: the selected series.
-        present: an expression, by model, that has a value wherever the event can occur.
+        present: an expression, by the same labels, that has a value wherever the event can occur.
+        by: the labels of the result.
     """
-    return f"{total(rate(family, matchers))} or 0 * {present}"
+    return f"{total(rate(family, matchers), by=by)} or 0 * {present}"
+
+
+def cache_events(family: str, *, present: str = _PRESENT) -> str:
+    """Return the same for a counter of the ranks' caches, by model."""
+    return f"{total(with_model(rate(family, CACHES)))} or 0 * {present}"

@@ -13,6 +13,7 @@ from dynamometer.names import (
     work_handler,
 )
 from dynamometer.observability.runtime_queries import (
+    EXCEPT_PREFILL,
     FRONTEND_PAGE,
     MODEL,
     PROCESS,
@@ -206,9 +207,10 @@ STAGES: Final = Row(
             queries=quantiles(
                 f"{name_prefix.WORK_HANDLER}_{work_handler.TIME_TO_FIRST_RESPONSE_SECONDS}",
                 PROCESS,
+                excluded=EXCEPT_PREFILL,
             ),
             description="How long does the engine take, up to the first byte? The difference to "
-            "the frontend's value is the network.",
+            "the frontend's value is the network. Without prefill workers.",
             pages=WORKER_PAGE,
         ),
         Panel(

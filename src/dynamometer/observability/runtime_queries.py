@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Final
 
-from dynamometer.names import name_prefix
+from dynamometer.names import build, name_prefix
 from dynamometer.panels import Page
 
 # Series of a process; of a model in it; of a data-parallel rank of the model's engine.
 PROCESS: Final = 'instance=~"$instance"'
 MODEL: Final = f'model=~"$model", {PROCESS}'
 RANK: Final = f'{MODEL}, dp_rank=~"$rank"'
+
+# Where prefill and decode are apart, the prefill worker has each request, too.
+EXCEPT_PREFILL: Final = f'unless on (instance) {build.WORKER_INFO}{{mode="prefill"}}'
 
 FRONTEND_PAGE: Final = frozenset({Page.FRONTEND})
 WORKER_PAGE: Final = frozenset({Page.WORKER})

@@ -12,6 +12,7 @@ from dynamometer.names import (
     work_handler,
 )
 from dynamometer.observability.runtime_queries import (
+    EXCEPT_PREFILL,
     FRONTEND_PAGE,
     MODEL,
     RANK,
@@ -119,9 +120,11 @@ WORKERS: Final = Row(
         Panel(
             title="Request duration at workers",
             unit=Unit.SECONDS,
-            queries=quantiles(worker(work_handler.REQUEST_DURATION_SECONDS), MODEL),
+            queries=quantiles(
+                worker(work_handler.REQUEST_DURATION_SECONDS), MODEL, excluded=EXCEPT_PREFILL
+            ),
             description="How long do requests stay at a worker? About the frontend's durations: a "
-            "gap is time at the frontend or on the network.",
+            "gap is time at the frontend or on the network. Without prefill workers.",
             pages=WORKER_PAGE,
         ),
         Panel(
