@@ -174,6 +174,27 @@ SHAPES = {
         ],
         running=1, queued=9,
     ),
+    "a prefill engine, which counts one token of each answer, too": Shape(
+        (
+            'num_running_reqs{engine_type="prefill"} 0',
+            'generation_tokens_total{engine_type="prefill"} 5',
+            'prompt_tokens_total{engine_type="prefill"} 70',
+            'cached_tokens_total{engine_type="prefill",cache_source="device"} 30',
+        ),
+        running=0,
+        prompt=70,
+        cached=30,
+    ),
+    "a decode engine, which counts the prompts, too": Shape(
+        (
+            'num_running_reqs{engine_type="decode"} 0',
+            'generation_tokens_total{engine_type="decode"} 90',
+            'prompt_tokens_total{engine_type="decode"} 70',
+            'cached_tokens_total{engine_type="decode",cache_source="device"} 30',
+        ),
+        running=0,
+        generated=90,
+    ),
     "a prefill engine, whose last batch is in the in-flight queue, but for one chunk": Shape(
         [
             'num_running_reqs{engine_type="prefill"} 3',

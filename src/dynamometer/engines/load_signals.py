@@ -81,18 +81,27 @@ _COUNTERS: Final = {
     sglang.GENERATION_TOKENS_TOTAL: Metadata(
         engine_load.GENERATION_TOKENS_TOTAL.removesuffix("_total"),
         "counter",
-        "Tokens that the engine has generated, counted at the end of each request",
+        "Tokens that the engine has generated, counted at the end of each request; 0 of a prefill "
+        "engine",
     ),
     sglang.PROMPT_TOKENS_TOTAL: Metadata(
         engine_load.PROMPT_TOKENS_TOTAL.removesuffix("_total"),
         "counter",
-        "Tokens of prompts, counted at the end of each request",
+        "Tokens of prompts, counted at the end of each request; 0 of a decode engine",
     ),
     sglang.CACHED_TOKENS_TOTAL: Metadata(
         engine_load.CACHED_PROMPT_TOKENS_TOTAL.removesuffix("_total"),
         "counter",
-        "Tokens of prompts that a prefix cache had, counted at the end of each request",
+        "Tokens of prompts that a prefix cache had, counted at the end of each request; 0 of a "
+        "decode engine",
     ),
+}
+# Where prefill and decode are apart, both engines count the tokens of a request. Each token counts
+# in the engine that computes it.
+_COUNTED_ELSEWHERE: Final = {
+    sglang.GENERATION_TOKENS_TOTAL: PREFILL,
+    sglang.PROMPT_TOKENS_TOTAL: DECODE,
+    sglang.CACHED_TOKENS_TOTAL: DECODE,
 }
 _BLOCKS: Final = Metadata(
     f"{name_prefix.COMPONENT}_{kvstats.TOTAL_BLOCKS}",
@@ -147,7 +156,10 @@ class EngineLoad:
         self._complete = complete
         self._readers = {name: LeadingSeries(totals_by_priority=True) for name in _GAUGES}
         # In a counter, the series with an empty priority counts the requests without a priority.
-        self._counters = {name: LeadingSeries(totals_by_priority=False) for name in _COUNTERS}
+        self._counters = {
+            name: LeadingSeries(totals_by_priority=False, ignored_type=_COUNTED_ELSEWHERE[name])
+            for name in _COUNTERS
+        }
         self._counters_started: set[str] = set()
         self._counters_seen: set[str] = set()
         self._snapshots = LoadSnapshots(pids)

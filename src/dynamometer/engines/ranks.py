@@ -38,14 +38,16 @@ class RankValue:
 class LeadingSeries:
     """A reader of one family, which selects the series again only if the series have changed."""
 
-    def __init__(self, *, totals_by_priority: bool) -> None:
+    def __init__(self, *, totals_by_priority: bool, ignored_type: str = "") -> None:
         """Create a reader.
 
         Args:
             totals_by_priority: True if a series with an empty `priority` is the total of the
                 series that differ only in this label; False if it is one of them.
+            ignored_type: the `engine_type` of series that are not selected.
         """
         self._totals_by_priority = totals_by_priority
+        self._ignored_type = ignored_type
         self._family: Family | None = None
         self._values: Sequence[RankValue] = ()
         self._series: Sequence[Series] = ()
@@ -78,6 +80,8 @@ class LeadingSeries:
         leading: dict[tuple[tuple[str, str], ...], tuple[SortKey, int, dict[str, str]]] = {}
         for index, series in enumerate(all_series):
             if series.name != name:
+                continue
+            if self._ignored_type and series.labels.get(labels.ENGINE_TYPE) == self._ignored_type:
                 continue
             kept = {
                 label: value for label, value in series.labels.items() if not _is_shared_rank(label)

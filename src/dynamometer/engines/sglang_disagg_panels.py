@@ -139,12 +139,11 @@ _SIDES: Final = Row(
                 "prefill",
                 bootstrap=sglang.NUM_PREFILL_BOOTSTRAP_QUEUE_REQS,
                 queued=sglang.NUM_QUEUE_REQS,
-                running=sglang.NUM_RUNNING_REQS,
                 transfer=sglang.NUM_PREFILL_INFLIGHT_QUEUE_REQS,
             ),
             "Which step of the prefill side is slow? bootstrap waits for room on the decode side, "
             "queued for the prefill itself, transfer for the end of the transfer. SGLang updates "
-            "these gauges with its batches only: they may stand still while requests wait.",
+            "these gauges with its batches: they may stand still while all requests wait.",
             stacked=True,
         ),
         _panel(
