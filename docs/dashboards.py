@@ -175,8 +175,8 @@ _ON_A_CPU = """\
 
 Without a GPU, SGLang does not have the features that these panels need. Every other panel has data
 on a CPU if its page is scraped; panels that need /engine_metrics among the targets are empty under
-`dyno observe`, which scrapes the workers instead, and the dashboard Disaggregation needs a prefill and
-a decode worker ([disaggregation.md](disaggregation.md)). tests/observability/test_panels.py and
+`dyno observe`, which scrapes the workers instead, and the dashboard Disaggregation needs a prefill
+and a decode worker ([disaggregation.md](disaggregation.md)). tests/observability/test_panels.py and
 tests/disagg/test_panels_of_a_pair.py evaluate all queries in a real Prometheus, after requests and
 faults of a real SGLang.
 """
