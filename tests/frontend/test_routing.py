@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Collection
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 
@@ -28,11 +29,11 @@ def worker(number: int, *models: str, state: State = State.READY, **changes: obj
 
 
 def prefill(number: int, **changes: object) -> Record:
-    return worker(number, **{"mode": "prefill", "bootstrap": f"127.0.0.1:{number}"} | changes)
+    return replace(worker(number, mode="prefill", bootstrap=f"127.0.0.1:{number}"), **changes)  # type: ignore[arg-type]
 
 
 def decode(number: int, **changes: object) -> Record:
-    return worker(number, mode="decode", **changes)
+    return replace(worker(number, mode="decode"), **changes)  # type: ignore[arg-type]
 
 
 def router(mode: RouterMode = RouterMode.ROUND_ROBIN) -> Router:
@@ -229,8 +230,7 @@ def test_least_loaded_is_exact_among_many(mode: str) -> None:
     """Compare with a plain search, over requests that start and end, and reports."""
     chance = random.Random(7)
     table = Router(RouterMode.LEAST_LOADED, Fleet())
-    made = {"aggregated": worker, "prefill": prefill, "decode": decode}[mode]
-    workers = [made(number) for number in range(1, 41)]
+    workers = [replace(worker(number), mode=mode, bootstrap="h:1") for number in range(1, 41)]
     others_side = {"prefill": [decode(101)], "decode": [prefill(101)]}.get(mode, [])
     table.fleet.update([*workers, *others_side])
     loads = {record.id: 0.0 for record in workers}

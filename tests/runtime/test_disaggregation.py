@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,19 +11,21 @@ from dynamometer.runtime.disaggregation import Pairs, misfit_reason
 from dynamometer.runtime.record import Json, Record, Role, State
 
 
-def side(number: int, mode: str, *, bootstrap: str | None = None, **values: Json) -> Record:
-    """Return a ready worker; values that are not fields of a record are about its engine."""
+def side(
+    number: int, mode: str, info: Mapping[str, Json], *, bootstrap: str | None = None
+) -> Record:
+    """Return a ready worker; `info` also has its namespace and the kind of its engine."""
     return Record(
         role=Role.WORKER,
         id=number,
-        namespace=str(values.pop("namespace", "dynamo")),
+        namespace=str(info.get("namespace")),
         component="backend",
-        engine=str(values.pop("engine", "sglang")),
+        engine=str(info.get("engine")),
         models=("m",),
         mode=mode,
         request_url=f"http://127.0.0.1:{number}",
         bootstrap=bootstrap,
-        engine_info={name: value for name, value in values.items() if value is not None},
+        engine_info={name: value for name, value in info.items() if value is not None},
         state=State.READY,
     )
 
@@ -61,10 +63,10 @@ def test_pairs_are_all_workers_that_fit_another_one(
     first: Sequence[tuple[dict[str, Json], str | None]], second: Sequence[dict[str, Json]]
 ) -> None:
     prefill = [
-        side(number, "prefill", bootstrap=bootstrap, **values)
-        for number, (values, bootstrap) in enumerate(first, 1)
+        side(number, "prefill", info, bootstrap=bootstrap)
+        for number, (info, bootstrap) in enumerate(first, 1)
     ]
-    decode = [side(number, "decode", **values) for number, values in enumerate(second, 101)]
+    decode = [side(number, "decode", info) for number, info in enumerate(second, 101)]
     pairs = Pairs.of(prefill, decode)
     fitting = {one.id: tuple(other for other in prefill if fit(other, one)) for one in decode}
     if pairs is None:
@@ -79,8 +81,8 @@ def test_pairs_are_all_workers_that_fit_another_one(
 
 def test_decode_workers_that_fit_the_same_workers_share_them() -> None:
     pairs = Pairs.of(
-        [side(1, "prefill", bootstrap="127.0.0.1:1")],
-        [side(101, "decode"), side(102, "decode")],
+        [side(1, "prefill", {}, bootstrap="127.0.0.1:1")],
+        [side(101, "decode", {}), side(102, "decode", {})],
     )
     assert pairs is not None
     first, second = pairs.decode

@@ -208,7 +208,7 @@ def test_an_aggregated_worker_serves_its_model_alone() -> None:
     assert ids(fleet.answering("m")) == [2]
     assert fleet.models == {"m": {"id": "m", "in": "pairs"}}
     fleet.update(sides[:1])
-    assert [(change.served, change.unserved) for change in changes] == [
+    assert [(set(change.served), set(change.unserved)) for change in changes] == [
         ({"m"}, set()),
         (set(), set()),
         (set(), {"m"}),

@@ -225,7 +225,9 @@ class Router:
 
     def _load_changed(self, id_: int) -> None:
         record = self.fleet.records.get(id_) if self._by_load else None
-        for model in record.models if record else ():
+        if record is None:
+            return
+        for model in record.models:
             if by_load := self._by_load.get((model, record.mode)):
                 by_load.load_changed(id_)
 
