@@ -172,6 +172,20 @@ def dying_engine(site: Site) -> None:
     assert "RestartLoop" in site.fired(model="dying") <= {"RestartLoop", "ModelNotReady"}
 
 
+def missing_side(site: Site) -> None:
+    """Start a prefill worker alone, and its decode worker after the alert."""
+    model = "sided"
+    engine = ("--engine", "mocker", "--model", model, "--enable-metrics")
+    with site.stack.run_worker(*engine, "--disaggregation-mode", "prefill") as prefill:
+        prefill.wait_until_ready()
+        site.wait_until_fires("DynamometerSideMissing", model=model, mode="prefill")
+        with site.stack.run_worker(*engine, "--disaggregation-mode", "decode") as decode:
+            decode.wait_until_ready()
+            site.wait_until_resolved("DynamometerSideMissing", model=model)
+            site.prometheus.wait_for(f'dynamometer:model_ready{{model="{model}"}} == 1')
+    assert site.fired(model=model) == {"SideMissing"}
+
+
 def calm_worker(site: Site) -> None:
     """Serve requests while all faults happen."""
     with site.worker("calm") as worker, site.traffic("calm"):
@@ -186,6 +200,7 @@ FAULTS = (
     frozen_engine_beside_an_exporter,
     stopped_worker,
     dying_engine,
+    missing_side,
     calm_worker,
 )
 
