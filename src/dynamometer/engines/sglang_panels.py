@@ -40,7 +40,8 @@ _LATENCY: Final = Row(
             unit=Unit.SECONDS,
             queries=quantiles(sglang.TIME_TO_FIRST_TOKEN_SECONDS, REQUESTS),
             description="How long do users wait for the first token? If p99 grows and p50 does "
-            "not, long prompts or a queue delay some requests: compare with the time in the queue.",
+            "not, long prompts or a queue delay some requests: compare with the time in the queue. "
+            "With prefill and decode apart, the dashboard Disaggregation has the steps of both.",
         ),
         Panel(
             title="Inter-token latency",

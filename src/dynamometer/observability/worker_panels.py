@@ -45,7 +45,8 @@ WORKERS: Final = Row(
                 )
             ],
             description="How many workers does each model have, and can they serve? Only ready "
-            "ones get requests; draining ones are on their way out.",
+            "ones get requests; draining ones are on their way out. With prefill and decode apart, "
+            "a model needs a ready one of both: see the dashboard Disaggregation.",
             pages=FRONTEND_PAGE,
         ),
         Panel(
