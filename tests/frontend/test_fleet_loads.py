@@ -119,6 +119,16 @@ async def test_each_worker_and_each_rank_has_its_load_and_there_is_a_total(loads
     assert all("engine_running_requests" in query for _, query in loads.server.requested)
 
 
+async def test_the_total_counts_a_request_of_two_workers_once(loads: Loads) -> None:
+    """The decode worker has each request of the prefill worker, too."""
+    for id_, lines in ((1, ranks((2, 3, 0.5))), (2, ranks((4, 5, 0.25)))):
+        loads.server.pages[id_] = page((f"{id_:016x}", lines))
+    loads.records += [loads.server.record(1, mode="prefill"), loads.server.record(2, mode="decode")]
+    found = await loads.read()
+    assert [figures(worker) for worker in found["workers"]] == [(2, 3, 0.5), (4, 5, 0.25)]
+    assert figures(found["total"]) == (4, 5, 0.375)
+
+
 async def test_a_worker_that_does_not_answer_is_named_with_the_reason(loads: Loads) -> None:
     loads.server.pages[1] = page((f"{1:016x}", ranks((3, 0, 0.5))))
     loads.server.pages[2] = b"half a li"

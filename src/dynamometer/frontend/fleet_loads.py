@@ -18,7 +18,7 @@ from dynamometer.frontend.fleet_fetches import FleetFetches, FleetPages, Process
 from dynamometer.names import engine_load, labels
 from dynamometer.process.background import BackgroundThread
 from dynamometer.runtime.identity import hexadecimal
-from dynamometer.runtime.record import Json
+from dynamometer.runtime.record import PREFILL, Json
 
 _RUNNING: Final = "running"
 _QUEUED: Final = "queued"
@@ -136,10 +136,14 @@ def _worker(load: _EngineLoad, now: float) -> Json:
 
 
 def _total(loads: Collection[_EngineLoad], now: float) -> Json:
-    """Return the sums, the mean KV usage of all ranks, and the largest age."""
+    """Return the sums, the mean KV usage of all ranks, and the largest age.
+
+    A request that a prefill worker has is in a decode worker, too, where it counts.
+    """
+    counted = [load.figures for load in loads if load.page.record.mode != PREFILL]
     # A missing value is omitted: a load of 0 would attract all requests.
     of_engines = {
-        name: [load.figures[name] for load in loads if name in load.figures]
+        name: [figures[name] for figures in counted if name in figures]
         for name in (_RUNNING, _QUEUED)
     }
     figures = {name: sum(values) for name, values in of_engines.items() if values}
