@@ -104,20 +104,18 @@ def scheduler(
     """Return the families of the engine's ranks, and the load that is derived from them."""
     own = labels_of(fleet, worker_id)
     rank = {**labels_of(fleet, worker_id, engine_type), "tp_rank": "0", **further}
-    computes = {"unified": ("prefill_compute", "prefill_cache", "decode")}
-    computes |= {"prefill": ("prefill_compute", "prefill_cache"), "decode": ("decode",)}
-    tokens = {"prefill_compute": "0+6x40", "prefill_cache": CACHED, "decode": ANSWER}
+    tokens: dict[str, str] = {}
+    if engine_type != "decode":
+        tokens |= {"prefill_compute": "0+6x40", "prefill_cache": CACHED}
+    if engine_type != "prefill":
+        tokens |= {"decode": ANSWER}
     yield "sglang:num_running_reqs", rank, f"{running}x40"
     yield "sglang:num_queue_reqs", rank, "0x40" if engine_type == "prefill" else "3x40"
-    for mode in computes[engine_type]:
-        yield "sglang:realtime_tokens_total", {**rank, "mode": mode}, tokens[mode]
-    cache = {
-        key: rank[key]
-        for key in ("instance", "worker_id", "model", "tp_rank", "node_rank")
-        if key in rank
-    }
+    for mode, values in tokens.items():
+        yield "sglang:realtime_tokens_total", {**rank, "mode": mode}, values
     if engine_type != "decode":
-        yield "sglang:evicted_tokens_total", {**cache, "dp_rank": "0"}, CACHED
+        cache = {"tp_rank": "0", **further, "dp_rank": "0"}
+        yield "sglang:evicted_tokens_total", {**own, **cache}, CACHED
     if engine_type != "prefill":
         yield "sglang:num_retracted_requests_total", rank, ONCE
     if derived:
