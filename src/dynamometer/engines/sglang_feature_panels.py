@@ -6,9 +6,16 @@ from collections.abc import Sequence
 from typing import Final
 
 from dynamometer.engines.sglang_names import sglang
-from dynamometer.engines.sglang_queries import RANKS, events, gauge, total
-from dynamometer.names import labels
-from dynamometer.panels import Mode, Panel, Query, Row, Unit, mean, rate
+from dynamometer.engines.sglang_queries import (
+    CACHES,
+    RANKS,
+    cache_events,
+    events,
+    gauge,
+    total,
+    with_model,
+)
+from dynamometer.panels import Mode, Panel, Query, Row, Unit, rate
 
 # The host pool exists only with a hierarchical cache; the number of drafts is 0 without drafts.
 _HOST_POOL: Final = gauge(sglang.HICACHE_HOST_TOTAL_TOKENS)
@@ -16,11 +23,11 @@ _DRAFTS: Final = f"max by (model_name) ({sglang.SPEC_NUM_DRAFT_TOKENS}{{{RANKS}}
 
 
 def _cache_rate(family: str) -> str:
-    return events(family, present=_HOST_POOL)
+    return cache_events(family, present=_HOST_POOL)
 
 
 def _rate(family: str) -> str:
-    return total(rate(family, RANKS))
+    return total(with_model(rate(family, CACHES)))
 
 
 _HIERARCHICAL_CACHE: Final = Row(
@@ -59,7 +66,7 @@ _HIERARCHICAL_CACHE: Final = Row(
             unit=Unit.SECONDS,
             queries=[
                 Query(
-                    mean(family, RANKS, by=labels.MODEL_NAME),
+                    f"{_rate(f'{family}_sum')} / {_rate(f'{family}_count')}",
                     f"{direction} {{{{model_name}}}}",
                 )
                 for family, direction in (

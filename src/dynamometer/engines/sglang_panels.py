@@ -13,6 +13,7 @@ from dynamometer.engines.sglang_queries import (
     REQUESTS,
     TOTALS,
     VARIABLES,
+    cache_events,
     events,
     gauge,
     once,
@@ -264,7 +265,7 @@ _MEMORY: Final = Row(
         Panel(
             title="Evicted tokens per second",
             unit=Unit.TOKENS_PER_SECOND,
-            queries=[Query(events(sglang.EVICTED_TOKENS_TOTAL), "{{model_name}}")],
+            queries=[Query(cache_events(sglang.EVICTED_TOKENS_TOTAL), "{{model_name}}")],
             description="How fast do cached prefixes give way to new requests? Normal for a full "
             "pool. Together with a falling hit rate, prefixes are evicted before requests use "
             "them again.",

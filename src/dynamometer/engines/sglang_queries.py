@@ -18,6 +18,8 @@ from dynamometer.panels import Variable, rate
 REQUESTS: Final = 'model_name=~"$model", instance=~"$instance"'
 RANKS: Final = f'{REQUESTS}, dp_rank=~"$rank"'
 TOTALS: Final = f'{RANKS}, priority=""'
+# The caches of ranks, whose families do not have the model.
+CACHES: Final = 'instance=~"$instance", dp_rank=~"$rank"'
 PREFILL: Final = f'{RANKS}, mode=~"prefill_.+"'
 CACHED: Final = f'{RANKS}, mode="prefill_cache"'
 
@@ -40,6 +42,18 @@ def total(expr: str, *, by: str = labels.MODEL_NAME) -> str:
     return f"sum by ({by}) ({once(expr)})"
 
 
+def with_model(expr: str) -> str:
+    """Return the values of the engines of the selected models, with `model_name`.
+
+    Args:
+        expr: series of families that have the engine, but not its model.
+    """
+    engines = (
+        f"group by (instance, worker_id, model_name) ({sglang.NUM_RUNNING_REQS}{{{REQUESTS}}})"
+    )
+    return f"{expr} * on (instance, worker_id) group_left (model_name) {engines}"
+
+
 def gauge(family: str, matchers: str = RANKS) -> str:
     """Return the sum of a gauge over all ranks, by model."""
     return total(f"{family}{{{matchers}}}")
@@ -57,3 +71,8 @@ def events(family: str, matchers: str = RANKS, *, present: str = _PRESENT) -> st
         present: an expression, by model, that has a value wherever the event can occur.
     """
     return f"{total(rate(family, matchers))} or 0 * {present}"
+
+
+def cache_events(family: str, *, present: str = _PRESENT) -> str:
+    """Return the same for a counter of the ranks' caches, by model."""
+    return f"{total(with_model(rate(family, CACHES)))} or 0 * {present}"
