@@ -150,7 +150,9 @@ def check_hang(worker: Worker, title: str, kind: str, reason: str) -> None:
     assert f"the engine is unresponsive: {reason} (asked for {HANG_SECONDS} s)" in log
     assert content["state"] == "unresponsive"
     assert str(content["reason"]).startswith(reason)
-    (path,) = re.findall(r"wrote the stacks of the engine to (\S+)", log)
+    paths = re.findall(r"wrote the stacks of the engine to (\S+)", log)
+    assert len(paths) == 1, log
+    path = paths[0]
     assert path in str(content["attempts"])
     check_stacks(Path(path), reason)
 
