@@ -75,10 +75,12 @@ def test_a_canary_is_for_one_rank() -> None:
 
 
 @pytest.mark.parametrize("mode", ["prefill", "decode"])
-def test_a_canary_transfers_no_kv_cache(mode: str) -> None:
-    canary = PROBES.canary(1, ranks=2, mode=mode)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_canary_transfers_no_kv_cache(mode: str, rank: int) -> None:
+    """A prefill engine sends it to the rank with the number of the room, modulo the ranks."""
+    canary = PROBES.canary(rank, ranks=2, mode=mode)
     assert isinstance(canary, dict)
-    assert (canary["bootstrap_host"], canary["bootstrap_room"]) == ("2.2.2.2", 1)
+    assert (canary["bootstrap_host"], canary["bootstrap_room"]) == ("2.2.2.2", rank)
 
 
 PREFILL = (

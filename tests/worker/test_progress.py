@@ -99,6 +99,18 @@ class Engine:
         (1, ".." + "rb" * 40, ""),
         # A queue does not excuse a scheduler.
         (1, ".." + "w" * 15, SCHEDULER),
+        # Prefill and decode are apart, and the other side is dead for 300 s. Requests wait in the
+        # queue of the bootstrap, the preallocation or the transfer, and so may the canary.
+        (1, "a" * 50 + ".." + "q" * 300, ""),
+        (2, "a" * 50 + ".." + "q" * 300, ""),
+        (1, ".." + "q" * 300 + "w" * 16, ""),
+        (1, ".." + "q" * 300 + "w" * 17, SCHEDULER),
+        (2, ".." + "q" * 300 + "w" * 17, BOTH),
+        (1, ".." + "q" * 300 + "." * 17, SERVER),
+        # They wait where the engine does not count them, after their prefill: the canary passes.
+        (1, "a" * 50 + "..bc" * 75, ""),
+        # The other side is there again.
+        (1, ".." + "q" * 300 + "bcaa", ""),
         # A server that answers requests, and does not report its ranks any longer.
         (2, "ae" * 50, ""),
         (1, ".." + "e" * 15, OUTPUT),
