@@ -141,5 +141,7 @@ class Stack:
             variables["DYN_SYSTEM_PORT"] = str(system_port)
         with running(command, self._log("worker"), variables) as process:
             system = process.wait_for(r"metrics and health: (\S+)/metrics", within=20)[1]
-            requests = process.wait_for(r"requests: (\S+) ", within=20)[1]
-            yield Worker(process, system, requests)
+            requests = process.wait_for(r"requests: (\S+) |node 0 serves the requests", within=20)[
+                1
+            ]
+            yield Worker(process, system, requests or "")

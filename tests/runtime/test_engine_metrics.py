@@ -26,7 +26,7 @@ TOTALS = RequestTotals(
 class Engine:
     """An engine whose life and sources a test changes, and its families."""
 
-    def __init__(self, *, empty_at_start: bool = True) -> None:
+    def __init__(self, *, empty_at_start: bool = True, nodes: int = 1) -> None:
         self.life = Lifecycle(0.0, RestartPolicy(limit=1))
         self.sources: Sequence[Source] = ()
         self.now = 1000.0
@@ -40,6 +40,7 @@ class Engine:
             totals=TOTALS,
             directories=lambda: self.directories,
             empty_at_start=empty_at_start,
+            nodes=nodes,
             clock=lambda: self.now,
         )
 
@@ -133,6 +134,18 @@ def test_every_reason_of_a_restart_starts_at_0() -> None:
     engine.life.note_exit(2.0, KILLED)
     engine.life.note_started(3.0)
     assert engine.shown("restarts_total", "reason") == {**reasons, "signal": 1}
+
+
+def test_only_an_engine_on_several_nodes_can_lose_one() -> None:
+    assert "node_lost" not in Engine().shown("restarts_total", "reason")
+    engine = Engine(nodes=2)
+    assert engine.shown("restarts_total", "reason")["node_lost"] == 0
+    engine.life.note_exit(
+        2.0, EngineExit(code=None, cause=ExitCause.NODE_LOST, description="node 1 is lost")
+    )
+    engine.life.note_started(3.0)
+    assert engine.shown("restarts_total", "reason")["node_lost"] == 1
+    assert "last_exit_code" not in {f.name for f in engine.metrics.families()}
 
 
 def test_values_that_are_unknown_are_absent() -> None:

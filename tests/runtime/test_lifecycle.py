@@ -133,6 +133,16 @@ def test_an_engine_that_was_never_ready_is_not_started_again() -> None:
     assert (life.state, life.reason) == (FAILED, "exit code 1")
 
 
+def test_the_loss_of_another_node_is_not_a_fault_of_this_engines_start() -> None:
+    life = engine(STARTING, limit=1)
+    lost = EngineExit(code=None, cause=ExitCause.NODE_LOST, description="node 1 is lost")
+    assert life.note_exit(200.0, lost) is not None
+    assert life.state is RESTARTING
+    life.note_started(201.0)
+    assert life.note_exit(202.0, lost) is None
+    assert (life.state, life.reason) == (FAILED, "node 1 is lost")
+
+
 def test_an_engine_that_fails_while_it_restarts_is_started_again() -> None:
     life = engine(RESTARTING)
     life.note_started(101.0)

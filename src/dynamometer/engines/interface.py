@@ -125,6 +125,8 @@ class Launch:
         bootstrap: the address of a prefill engine's bootstrap server; see `Record.bootstrap`.
         nodes: the number of nodes of the engine, each with a worker of its own.
         node_rank: the number of this node, from 0; only node 0 answers requests.
+        repeats_node_0: the ranks of this node work on the same requests as those of node 0, so that
+            a sum over both counts each request twice.
         group: a name that the workers of all nodes of one engine share; see `Record.group`.
         stream_usage: True if every stream ends with its usage; see `Record.stream_usage`.
         labels_header: the header by which clients set labels; see `Record.labels_header`.
@@ -144,12 +146,18 @@ class Launch:
     bootstrap: str | None = None
     nodes: int = 1
     node_rank: int = 0
+    repeats_node_0: bool = False
     group: str = ""
     stream_usage: bool = False
     labels_header: str = ""
     api_key: str | None = None
     client_labels: ClientLabels = field(default_factory=ClientLabels)
     notes: tuple[str, ...] = ()
+
+    @property
+    def answers_requests(self) -> bool:
+        """True if this node has the engine's HTTP API, which the other nodes do not have."""
+        return self.node_rank == 0
 
     @property
     def component(self) -> str:

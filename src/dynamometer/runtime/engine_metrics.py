@@ -16,7 +16,7 @@ from dynamometer.exposition.series import Series
 from dynamometer.metrics.directory_space import DirectorySpace
 from dynamometer.metrics.sources import NO_ERRORS
 from dynamometer.names import engine_state, labels
-from dynamometer.runtime.lifecycle import Lifecycle
+from dynamometer.runtime.lifecycle import ExitCause, Lifecycle
 
 _STATE: Final = Metadata(
     engine_state.STATE,
@@ -102,6 +102,7 @@ class EngineMetrics:
         totals: RequestTotals,
         directories: Callable[[], Sequence[str]],
         empty_at_start: bool,
+        nodes: int = 1,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Create the families of one engine; `MetricsPage.add_derived` shows them.
@@ -114,6 +115,7 @@ class EngineMetrics:
             totals: the totals that only requests change.
             directories: returns the directories of the engine's metrics files.
             empty_at_start: the engine has no values yet, so that its first ones are a change.
+            nodes: the number of nodes of the engine; one node cannot lose another.
             clock: returns the Unix time.
         """
         self.name = f"{owner}_state"
@@ -123,6 +125,7 @@ class EngineMetrics:
         self._current_sources = current_sources
         self._changes = _Changes(totals, empty_at_start=empty_at_start)
         self._space = DirectorySpace(directories)
+        self._causes = [c for c in ExitCause if nodes > 1 or c is not ExitCause.NODE_LOST]
         self._clock = clock
         self._progress: Mapping[str, float] = {}  # replaced by the event loop
         # The page's thread owns these: the families, and what each was made from.
@@ -162,7 +165,7 @@ class EngineMetrics:
         code = life.last_exit.code if life.last_exit is not None else None
         return {
             _STATE: {(labels.STATE, one): one is state for one in {*life.past_states, state}},
-            _RESTARTS: {(labels.REASON, cause): count for cause, count in life.restarts.items()},
+            _RESTARTS: {(labels.REASON, cause): life.restarts[cause] for cause in self._causes},
             _PROGRESS: {(labels.DP_RANK, rank): at for rank, at in self._progress.items()},
             _CHANGE: {} if change is None else {None: change},
             _START: {} if life.started_at is None else {None: life.started_at},

@@ -39,6 +39,8 @@ class ExitCause(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     # The worker ended an unresponsive engine.
     HANG = "hang"
+    # The worker ended its part of an engine that has lost another of its nodes.
+    NODE_LOST = "node_lost"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +226,9 @@ class Lifecycle:
         self._leave_ready()
         self._exits_in_row += 1
         policy = self._policy
-        if not self.ever_ready or self._exits_in_row > policy.limit:
+        # Only the fault of another node may pass without a change of this node's flags.
+        failed_at_start = not self.ever_ready and exit_.cause is not ExitCause.NODE_LOST
+        if failed_at_start or self._exits_in_row > policy.limit:
             self._enter(now, State.FAILED, exit_.description)
             return None
         self._enter(now, State.RESTARTING, exit_.description)

@@ -6,11 +6,10 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from contextlib import AsyncExitStack, nullcontext
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 from aiohttp import web
@@ -18,35 +17,36 @@ from aiohttp import web
 from dynamometer.engines import accelerators
 from dynamometer.engines.interface import Launch, StartableEngine
 from dynamometer.errors import DirectoryError, DiscoveryError, DynamometerError, SettingsError
-from dynamometer.exposition.label_bounds import LabelBounds, LabelLimits
+from dynamometer.exposition.label_bounds import LabelBounds
 from dynamometer.http import addresses, aiohttp_adapter, server
 from dynamometer.http.aiohttp_adapter import serving
 from dynamometer.http.messages import LONGEST_HEAD
 from dynamometer.http.origins import Origins
-from dynamometer.metrics.page_limit import DEFAULT_MAX_PAGE_BYTES
 from dynamometer.names import labels
 from dynamometer.process import children, private_directories, tasks
 from dynamometer.process.blocking import entered
 from dynamometer.process.signals import Stop
 from dynamometer.runtime import system
 from dynamometer.runtime.discovery import connect
-from dynamometer.runtime.discovery.interface import Registration
+from dynamometer.runtime.discovery.interface import Discovery, Registration
 from dynamometer.runtime.distributed import DistributedRuntime
 from dynamometer.runtime.engine_metrics import EngineMetrics
 from dynamometer.runtime.identity import hexadecimal, new_id
 from dynamometer.runtime.lifecycle import DEFAULT_POLICY
 from dynamometer.runtime.record import ENGINE_VERSION, Json, Record, Role, State
-from dynamometer.settings import HealthCheckSettings, HealthSettings
-from dynamometer.variables import LOOPBACK
 from dynamometer.worker.build_metrics import BuildMetrics
 from dynamometer.worker.control import controlled
 from dynamometer.worker.endpoint import Endpoint, engine_client
 from dynamometer.worker.endpoint_metrics import EndpointMetrics
 from dynamometer.worker.engine_client import EngineClient
 from dynamometer.worker.engine_sources import EngineSources
+from dynamometer.worker.incidents import Incidents
+from dynamometer.worker.node_watchdog import NodeWatchdog
+from dynamometer.worker.nodes import Nodes
+from dynamometer.worker.options import WorkerOptions
 from dynamometer.worker.run_directory import RunDirectory, run_directory
 from dynamometer.worker.stacks import write_stacks
-from dynamometer.worker.supervisor import Supervisor
+from dynamometer.worker.supervisor import END_GRACE_SECONDS, OnChange, Supervisor
 from dynamometer.worker.traffic import Traffic
 from dynamometer.worker.watchdog import Watchdog
 
@@ -55,47 +55,6 @@ logger = logging.getLogger(__name__)
 # Creating the directory includes removing the leftovers of killed workers.
 _DIRECTORY_SECONDS: Final = 20.0
 _STACKS_SECONDS: Final = 10.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerOptions:
-    """The options of a worker, from flags and variables. Port 0 is any free port.
-
-    Attributes:
-        arguments: the engine's flags.
-        system_port: -1 for no system server; None if no port was requested: 8081, or any free
-            port if 8081 is in use.
-        restart_limit: see `RestartPolicy.limit`.
-        hang_restart: seconds after which an unresponsive engine is restarted; 0: never.
-        component: empty if no component was requested: the component of the engine's mode.
-        worker_id: the instance number; None for a random one.
-    """
-
-    arguments: Sequence[str]
-    engine_python: str
-    transfer_host: str = LOOPBACK
-    host: str
-    port: int
-    system_host: str
-    system_port: int | None
-    health: HealthSettings
-    health_check: HealthCheckSettings
-    hang_timeout: float
-    namespace: str
-    component: str
-    endpoint: str
-    runtime_labels: bool
-    worker_id: int | None
-    drain_delay: float
-    drain_timeout: float
-    max_body_size: int
-    max_series: int
-    label_limits: LabelLimits = field(default_factory=LabelLimits)
-    max_page_bytes: int = DEFAULT_MAX_PAGE_BYTES
-    discovery_directory: Path | None
-    restart_limit: int = DEFAULT_POLICY.limit
-    hang_restart: float = 0.0
-    allowed_origins: Sequence[str] = ()
 
 
 async def serve(options: WorkerOptions, engine: StartableEngine) -> None:
@@ -125,15 +84,15 @@ async def serve(options: WorkerOptions, engine: StartableEngine) -> None:
         launch = await asyncio.to_thread(_plan, options, engine, directory)
         options = replace(options, component=options.component or launch.component)
         listener = system.listen(options.system_host, options.system_port)
-        request_socket = addresses.listen(
-            options.host, options.port, setting="--port", host_setting="--host"
-        )
         worker = _Worker(options, engine, launch, instance_id, directory)
-        worker.record = replace(
-            worker.record,
-            request_url=addresses.url(request_socket),
-            gpu_uuids=await asyncio.to_thread(accelerators.visible_nvidia_uuids),
-        )
+        request_socket = None
+        if launch.answers_requests:
+            request_socket = addresses.listen(
+                options.host, options.port, setting="--port", host_setting="--host"
+            )
+            worker.record = replace(worker.record, request_url=addresses.url(request_socket))
+        gpu_uuids = await asyncio.to_thread(accelerators.visible_nvidia_uuids)
+        worker.record = replace(worker.record, gpu_uuids=gpu_uuids)
         await stack.enter_async_context(worker.session)
         if listener is not None:
             worker.record = replace(worker.record, system_url=addresses.url(listener))
@@ -144,20 +103,28 @@ async def serve(options: WorkerOptions, engine: StartableEngine) -> None:
         discovery = await connect(options.discovery_directory)
         registration = await stack.enter_async_context(discovery.register(worker.record))
         stack.callback(worker.client.close)
-        await stack.enter_async_context(
-            server.serving(
-                worker.endpoint.handlers(Origins(options.allowed_origins)),
-                request_socket,
-                # A frontend with the same limits adds a few bytes to a head and to a body.
-                limits=server.Limits(
-                    body_bytes=options.max_body_size + 1024, head_bytes=LONGEST_HEAD + 1024
-                ),
+        if request_socket is None:
+            logger.info(
+                "node %d of %d: node 0 serves the requests (instance %016x)",
+                launch.node_rank,
+                launch.nodes,
+                instance_id,
             )
-        )
-        logger.info("requests: %s (instance %016x)", worker.record.request_url, instance_id)
+        else:
+            await stack.enter_async_context(
+                server.serving(
+                    worker.endpoint.handlers(Origins(options.allowed_origins)),
+                    request_socket,
+                    # A frontend with the same limits adds a few bytes to a head and to a body.
+                    limits=server.Limits(
+                        body_bytes=options.max_body_size + 1024, head_bytes=LONGEST_HEAD + 1024
+                    ),
+                )
+            )
+            logger.info("requests: %s (instance %016x)", worker.record.request_url, instance_id)
         for note in launch.notes:
             logger.info("%s", note)
-        await worker.run(registration, stop)
+        await worker.run(discovery, registration, stop)
 
 
 def _plan(options: WorkerOptions, engine: StartableEngine, directory: RunDirectory) -> Launch:
@@ -214,6 +181,24 @@ class _Worker:
         # For probes: each has a connection of its own.
         self.session = aiohttp_adapter.session(keepalive_seconds=None)
         self._engine_client = EngineClient(self.session, engine, launch)
+        self.record = Record(
+            role=Role.WORKER,
+            id=instance_id,
+            namespace=options.namespace,
+            component=options.component,
+            endpoint=options.endpoint,
+            models=(launch.model,),
+            mode=launch.mode,
+            bootstrap=launch.bootstrap,
+            nodes=launch.nodes,
+            node_rank=launch.node_rank,
+            group=launch.group,
+            engine=engine.name,
+            stream_usage=launch.stream_usage,
+            labels_header=launch.labels_header,
+            since=time.time(),
+        )
+        self._nodes = Nodes(self.record) if launch.nodes > 1 else None
         self._supervisor = Supervisor(
             engine,
             launch,
@@ -221,6 +206,7 @@ class _Worker:
             directory,
             policy=replace(DEFAULT_POLICY, limit=options.restart_limit),
             hang_restart=options.hang_restart,
+            group=None if self._nodes is None else self._nodes.group,
         )
         self._build = BuildMetrics(
             runtime.level({labels.COMPONENT: options.component}),
@@ -243,6 +229,8 @@ class _Worker:
             self._supervisor.lifecycle, self.endpoint.in_flight, delay=options.drain_delay
         )
         own = every_label if options.runtime_labels else {}
+        if own and launch.repeats_node_0:
+            own = own | {labels.NODE_RANK: str(launch.node_rank)}
         self._label_bounds = LabelBounds(launch.client_labels, options.label_limits)
         self._sources = EngineSources(
             endpoint,
@@ -253,15 +241,16 @@ class _Worker:
             max_series=options.max_series,
             label_bounds=self._label_bounds,
         )
-        runtime.page.derive(
-            engine.load_signals(
-                engine.name,
-                lambda: every_label,
-                component=True,
-                ranks=True,
-                pids=children.descendant_pids,
+        if not launch.repeats_node_0:
+            runtime.page.derive(
+                engine.load_signals(
+                    engine.name,
+                    lambda: every_label,
+                    component=True,
+                    ranks=True,
+                    pids=children.descendant_pids,
+                )
             )
-        )
         self._engine_metrics = EngineMetrics(
             engine.name,
             self._supervisor.lifecycle,
@@ -270,21 +259,9 @@ class _Worker:
             totals=engine.request_totals,
             directories=self._sources.directories,
             empty_at_start=True,
+            nodes=launch.nodes,
         )
         runtime.page.add_derived(self._engine_metrics)
-        self.record = Record(
-            role=Role.WORKER,
-            id=instance_id,
-            namespace=options.namespace,
-            component=options.component,
-            endpoint=options.endpoint,
-            models=(launch.model,),
-            mode=launch.mode,
-            engine=engine.name,
-            stream_usage=launch.stream_usage,
-            labels_header=launch.labels_header,
-            since=time.time(),
-        )
 
     def system_application(self) -> web.Application:
         """Return the application of the system server."""
@@ -312,14 +289,17 @@ class _Worker:
         report = self._supervisor.lifecycle.report(log.clean)
         if self._supervisor.state is not State.READY:
             report["log"] = list(log.lines)
+        if self._nodes is not None:
+            report["group"] = self._nodes.group.report()
         return report
 
     def _use(self, launch: Launch) -> None:
         """Send the next requests to the engine that `launch` starts."""
         self.endpoint.engine_url = launch.url
         self._sources.use(launch)
+        self.record = replace(self.record, bootstrap=launch.bootstrap)
 
-    async def run(self, registration: Registration, stop: Stop) -> None:
+    async def run(self, discovery: Discovery, registration: Registration, stop: Stop) -> None:
         """Run the engine until a signal, and keep the record in discovery current.
 
         Raises:
@@ -329,22 +309,13 @@ class _Worker:
         async def publish() -> None:
             await self._publish(registration)
 
-        watchdog = Watchdog(
-            self._supervisor.lifecycle,
-            self._engine_client,
-            self._options.health_check,
-            hang_seconds=self._options.hang_timeout,
-            take_progress=self.endpoint.take_progress,
-            on_progress=lambda rank: self._engine_metrics.note_progress(str(rank), time.time()),
-            on_change=publish,
-            on_hang=self._write_stacks,
-        )
         async with (
             controlled(self._directory, self._traffic, publish),
+            nullcontext() if self._nodes is None else self._nodes.following(discovery),
             self._supervisor.running(
                 publish, stop.immediate.is_set, on_start=self._use, on_end=self._sources.retire
             ) as ended,
-            tasks.restarting(watchdog.run, name="the watchdog of the engine"),
+            tasks.restarting(self._watchdog(publish).run, name="the watchdog of the engine"),
             tasks.restarting(
                 partial(self._sources.fetch, self._supervisor.ready),
                 name="the fetching of the engine's page",
@@ -359,8 +330,34 @@ class _Worker:
             self._supervisor.stop_restarts()
             self._traffic.end("the worker is ending")
             await publish()
+            if self._nodes is not None and self.record.node_rank:
+                limit = self._options.drain_delay + self._options.drain_timeout + END_GRACE_SECONDS
+                await self._nodes.let_node_0_finish(stop, ended, within=limit)
+                return
             await stop.delay(self._traffic.delay_left)
             await self.endpoint.in_flight.drain(stop, self._options.drain_timeout)
+
+    def _watchdog(self, publish: OnChange) -> Watchdog | NodeWatchdog:
+        """Return the object that watches the engine, or its processes if it is not asked."""
+        lifecycle = self._supervisor.lifecycle
+        if self._nodes is not None and self.record.node_rank:
+            return NodeWatchdog(
+                lifecycle,
+                Incidents(lifecycle, publish, self._write_stacks),
+                enabled=self._options.health_check.enabled,
+                hang_seconds=self._options.hang_timeout,
+                group=self._nodes.group,
+            )
+        return Watchdog(
+            lifecycle,
+            self._engine_client,
+            self._options.health_check,
+            hang_seconds=self._options.hang_timeout,
+            take_progress=self.endpoint.take_progress,
+            on_progress=lambda rank: self._engine_metrics.note_progress(str(rank), time.time()),
+            on_change=publish,
+            on_hang=self._write_stacks,
+        )
 
     async def _write_stacks(self, reason: str) -> None:
         """Write the stacks of the engine's processes to a file, and log its path."""
@@ -393,6 +390,7 @@ class _Worker:
             models=supervisor.models.names or self.record.models,
             model_info=dict(supervisor.models.cards),
             engine_info=supervisor.info,
+            epoch=0 if self._nodes is None else self._nodes.group.epoch,
         )
         try:
             await registration.update(self.record)

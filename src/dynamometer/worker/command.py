@@ -18,7 +18,8 @@ from dynamometer.process import event_loop
 from dynamometer.runtime import identity
 from dynamometer.runtime.lifecycle import DEFAULT_POLICY
 from dynamometer.variables import DEFAULT_NAMESPACE, LOOPBACK
-from dynamometer.worker.app import WorkerOptions, serve
+from dynamometer.worker.app import serve
+from dynamometer.worker.options import WorkerOptions
 
 _EPILOG = """\
 examples:

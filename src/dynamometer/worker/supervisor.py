@@ -29,6 +29,7 @@ from dynamometer.worker.accelerator_memory import AcceleratorMemory
 from dynamometer.worker.engine_client import EngineClient
 from dynamometer.worker.engine_log import EngineLog
 from dynamometer.worker.engine_run import EngineRun
+from dynamometer.worker.group import Group
 from dynamometer.worker.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ END_GRACE_SECONDS: Final = 8.0
 _POLL_SECONDS: Final = 0.5
 _PROGRESS_SECONDS: Final = 5.0
 _HANG_CHECK_SECONDS: Final = 1.0
+_LOSS_CHECK_SECONDS: Final = 0.1
 # An engine answers a request for facts about itself in milliseconds. If the first request fails,
 # the worker becomes ready without the facts, and repeats the request later.
 _INFO_SECONDS: Final = 1.0
@@ -73,6 +75,7 @@ class Supervisor:
         *,
         policy: RestartPolicy = DEFAULT_POLICY,
         hang_restart: float = 0.0,
+        group: Group | None = None,
     ) -> None:
         """Prepare; `running` starts the engine.
 
@@ -83,12 +86,14 @@ class Supervisor:
             directory: the directories of the worker.
             policy: the limits of restarts.
             hang_restart: the seconds after which an unresponsive engine counts as ended; 0: never.
+            group: the other nodes of the engine; None for an engine on one node.
         """
         self._engine = engine
         self._client = client
         self._directory = directory
         self._policy = policy
         self._hang_restart = hang_restart
+        self._group = group
         self._memory = AcceleratorMemory()
         self._starting: asyncio.Task[EngineRun] | None = None
         self._run: EngineRun | None = None  # until all of its processes have ended
@@ -163,6 +168,8 @@ class Supervisor:
         while True:
             self.ready.clear()
             self._died = True
+            if self._group is not None:
+                self._group.end_run()
             pause = self.lifecycle.note_exit(time.time(), ended)
             restart_at = time.monotonic() + (pause or 0)
             if pause is not None:
@@ -190,12 +197,13 @@ class Supervisor:
 
     def _error(self, ended: EngineExit) -> EngineError:
         limit = self._policy.limit
+        node_lost = ended.cause is ExitCause.NODE_LOST
         given_up = (
             f"; it ended {limit + 1} times, and was not ready for "
             f"{self._policy.stable_seconds / 60:g} minutes between any two of these ends "
             "(--restart-limit)"
         )
-        if not self.lifecycle.ever_ready:
+        if not self.lifecycle.ever_ready and not node_lost:
             return EngineError(ended.description)
         return EngineError(f"{ended.description}{given_up if limit else ' (--restart-limit 0)'}")
 
@@ -206,6 +214,8 @@ class Supervisor:
             EngineError: The program is missing, or cannot be executed.
         """
         await self._memory.measure()
+        if self._group is not None:
+            self._group.start_run()
         self._client.use(self.launch)
         if self._on_start is not None:
             self._on_start(self.launch)
@@ -230,7 +240,9 @@ class Supervisor:
             self._run = None
 
     async def _end_run(self, run: EngineRun) -> None:
-        grace = 0 if self._died else END_GRACE_SECONDS
+        # Only node 0 ends after SIGTERM; the others wait until it has ended.
+        ends_itself = self.launch.answers_requests and not self._died
+        grace = END_GRACE_SECONDS if ends_itself else 0
         if grace and self._kill_now():
             logger.info("killing the engine")
         elif grace:
@@ -253,6 +265,9 @@ class Supervisor:
                 ends = {group.create_task(run.exited(log), name="engine exit")}
                 if self._hang_restart:
                     ends.add(group.create_task(self._wait_for_hang(), name="engine hang"))
+                if self._group is not None:
+                    loss = self._wait_for_loss(self._group)
+                    ends.add(group.create_task(loss, name="loss of a node"))
                 done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
                 for task in (log, start, *ends):
                     task.cancel()
@@ -279,19 +294,32 @@ class Supervisor:
             f"{self.lifecycle.reason}",
         )
 
+    async def _wait_for_loss(self, group: Group) -> EngineExit:
+        """Return the end of an engine that has lost another of its nodes."""
+        while not group.loss:
+            await asyncio.sleep(_LOSS_CHECK_SECONDS)
+        return EngineExit(code=None, cause=ExitCause.NODE_LOST, description=group.loss)
+
     async def _wait_until_ready(self, run: EngineRun) -> None:
+        await self._on_change()  # each run has other addresses
+        launch = self.launch
         started = time.monotonic()
         models = await self._wait_for_models(run, started)
         run.note_ready()
         self.models = models
         self.load_seconds = time.monotonic() - started
-        self.info = await self._client.fetch_info(models, timeout=_INFO_SECONDS)
+        part = f"running node {launch.node_rank} of {launch.nodes}"
+        if launch.answers_requests:
+            part = f"serving {', '.join(models.names)}"
+            self.info = await self._client.fetch_info(models, timeout=_INFO_SECONDS)
         self.lifecycle.note_ready(time.time())
         self.ready.set()
-        logger.info("ready after %.1f s: serving %s", self.load_seconds, ", ".join(models.names))
+        logger.info("ready after %.1f s: %s", self.load_seconds, part)
         await self._on_change()
         while not await run.record():
             await asyncio.sleep(_PROGRESS_SECONDS)
+        if not launch.answers_requests:
+            return
         try:
             await self._fetch_missing_info()
         except Exception:
@@ -299,14 +327,14 @@ class Supervisor:
             logger.exception("cannot request facts about the engine")
 
     async def _wait_for_models(self, run: EngineRun, started: float) -> ModelCards:
-        """Return the models once the engine answers."""
+        """Return the models once the engine answers; none if this node does not serve them."""
         logged = started
         while True:
-            models = ModelCards()
-            if await self._client.check_health():
-                models = await self._client.fetch_models()
+            healthy = await self._client.check_health()
+            serves = self.launch.answers_requests
+            models = await self._client.fetch_models() if healthy and serves else ModelCards()
             await run.record()
-            if models.cards:
+            if models.cards or (healthy and not serves):
                 return models
             if time.monotonic() - logged >= _PROGRESS_SECONDS:
                 logged = time.monotonic()

@@ -8,21 +8,14 @@ requests is not asked.
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Final
 
 from dynamometer.process import tasks
 from dynamometer.runtime.lifecycle import Lifecycle
-from dynamometer.runtime.record import State
 from dynamometer.settings import HealthCheckSettings
 from dynamometer.worker.engine_client import CanaryResult, EngineClient, UnknownRouteError
+from dynamometer.worker.incidents import WATCHED, Incidents
 from dynamometer.worker.progress import TICK_SECONDS, Progress
-
-logger = logging.getLogger(__name__)
-
-_WATCHED: Final = (State.READY, State.UNRESPONSIVE)
 
 
 class Watchdog:
@@ -59,17 +52,15 @@ class Watchdog:
         self._hang_seconds = hang_seconds
         self._take_progress = take_progress
         self._on_progress = on_progress
-        self._on_change = on_change
-        self._on_hang = on_hang
+        self._incidents = Incidents(lifecycle, on_change, on_hang)
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._silent_since = 0.0  # valid while a reason is reported
 
     async def run(self) -> None:
         """Watch each engine process while it is ready or unresponsive, until cancelled."""
         try:
             while self._settings.enabled:
                 await asyncio.sleep(TICK_SECONDS)
-                if self._lifecycle.engine_state in _WATCHED:
+                if self._lifecycle.engine_state in WATCHED:
                     await self._watch(self._lifecycle.started_at)
                     await self._end_tasks()
         finally:
@@ -82,8 +73,6 @@ class Watchdog:
         )
         questions = _Questions(progress, self._client, self._settings)
         clock = asyncio.get_running_loop().time
-        unresponsive = self._lifecycle.engine_state is State.UNRESPONSIVE  # a fault ended this task
-        reported = self._lifecycle.reason if unresponsive else ""
         before = clock()
         while True:
             if self._take_progress():
@@ -97,28 +86,11 @@ class Watchdog:
                 self._start("canary", questions.send_canary)
             for rank in progress.take_proven_ranks():
                 self._on_progress(rank)
-            if (reason := progress.silent_reason) != reported:
-                await self._report(reason, incident=not reported)
-                reported = reason
+            await self._incidents.report(progress.silent_reason)
             await asyncio.sleep(TICK_SECONDS)
             lifecycle = self._lifecycle
-            if lifecycle.engine_state not in _WATCHED or lifecycle.started_at != started_at:
+            if lifecycle.engine_state not in WATCHED or lifecycle.started_at != started_at:
                 return
-
-    async def _report(self, reason: str, *, incident: bool) -> None:
-        now = asyncio.get_running_loop().time()
-        if reason:
-            if incident:
-                self._silent_since = now
-            self._lifecycle.note_silent(time.time(), reason)
-            logger.error("the engine is unresponsive: %s", reason)
-            if incident:
-                self._start("hang", lambda: self._on_hang(reason))
-        else:
-            self._lifecycle.note_ready(time.time())
-            seconds = now - self._silent_since
-            logger.warning("the engine answers again, after %.0f s as unresponsive", seconds)
-        await self._on_change()
 
     def _start(self, name: str, work: Callable[[], Coroutine[None, None, None]]) -> None:
         """Start `work` in a task, unless the previous task of this name still runs."""
@@ -129,6 +101,7 @@ class Watchdog:
             self._running[name] = asyncio.create_task(work(), name=name)
 
     async def _end_tasks(self) -> None:
+        await self._incidents.close()
         for task in self._running.values():
             await tasks.end(task)
         self._running.clear()

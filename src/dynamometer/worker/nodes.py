@@ -1,0 +1,77 @@
+"""The other nodes of an engine: read from discovery, and considered when this worker ends."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+from dynamometer.errors import DiscoveryError, EngineError
+from dynamometer.process import tasks
+from dynamometer.process.signals import Stop
+from dynamometer.runtime.discovery.interface import RESTORE_SECONDS, Discovery
+from dynamometer.runtime.record import Record, State
+from dynamometer.worker.group import Group
+
+_READ_SECONDS: Final = 0.25
+# A service manager that ends all nodes sends the signals one after the other.
+_SIGNALS_SECONDS: Final = 1.0
+
+
+class Nodes:
+    """The nodes of an engine, of which the worker of this process runs one.
+
+    Attributes:
+        group: the nodes as discovery shows them.
+    """
+
+    def __init__(self, own: Record) -> None:
+        """Start without other nodes.
+
+        Args:
+            own: the record of this worker.
+        """
+        self.group = Group(own)
+        self._own = own
+
+    @asynccontextmanager
+    async def following(self, discovery: Discovery) -> AsyncIterator[None]:
+        """Keep the group current while the context is open; it is current at the start."""
+        await self._read(discovery)
+
+        async def follow() -> None:
+            while True:
+                await asyncio.sleep(_READ_SECONDS)
+                await self._read(discovery)
+
+        async with tasks.restarting(follow, name="the nodes of the engine"):
+            yield
+
+    async def _read(self, discovery: Discovery) -> None:
+        """Read discovery; while it cannot be read or is incomplete, keep the last nodes."""
+        with suppress(DiscoveryError):  # the discovery logs it
+            records = await discovery.records()
+            restored = time.monotonic() - discovery.restored_at < RESTORE_SECONDS
+            if not restored and any(record.id == self._own.id for record in records):
+                self.group.update(records)
+
+    async def let_node_0_finish(
+        self, stop: Stop, ended: asyncio.Task[EngineError], *, within: float
+    ) -> None:
+        """Wait until node 0 has answered its requests and ended its engine, if it is ending too.
+
+        Args:
+            stop: the signals; the second one ends the wait.
+            ended: done when this node's part of the engine has ended.
+            within: the longest time to wait, in seconds.
+        """
+        started = time.monotonic()
+        while not (stop.immediate.is_set() or ended.done()):
+            passed = time.monotonic() - started
+            leader = self.group.leader
+            finishing = leader is not None and leader.state is State.DRAINING
+            if passed > (within if finishing else min(_SIGNALS_SECONDS, within)):
+                return
+            await asyncio.sleep(0.05)
