@@ -297,6 +297,24 @@ def test_each_rank_that_is_not_a_copy_of_another_one_has_series(
 
 
 @pytest.mark.usefixtures("accelerator")
+@pytest.mark.parametrize(
+    ("flags", "repeats"),
+    [
+        ((), False),
+        (TWO_NODES, False),
+        ((*TWO_NODES, "--node-rank", "1"), True),
+        ((*TWO_NODES, "--pp-size", "2", "--node-rank", "1"), True),
+        ((*TWO_NODES, "--attn-dp-size", "2", "--node-rank", "1"), False),
+        ((*TWO_NODES, "--dp-size", "2", "--enable-dp-attention", "--node-rank", "1"), False),
+    ],
+)
+def test_only_data_parallel_ranks_of_other_nodes_have_requests_of_their_own(
+    tmp_path: Path, flags: tuple[str, ...], repeats: bool
+) -> None:
+    assert plan(tmp_path, "--model", "m", *flags).repeats_node_0 is repeats
+
+
+@pytest.mark.usefixtures("accelerator")
 def test_series_of_all_ranks_that_the_user_requested_are_requested_once(tmp_path: Path) -> None:
     launch = plan(tmp_path, "--model", "m", "--enable-metrics", "--dp-size", "2", ALL_RANKS)
     assert list(launch.command).count(ALL_RANKS) == 1

@@ -87,6 +87,14 @@ def test_a_follower_serves_no_requests_and_names_its_leader(stack: Stack) -> Non
         assert total(leader, "dynamo_component_requests_total{") == 3
         assert total(follower, "dynamometer_engine_state{", 'state="ready"') == 1
         assert "running node 1 of 2" in follower.process.log
+        # Its ranks repeat those of node 0.
+        series = [line for line in follower.page().splitlines() if line.startswith("sglang:")]
+        assert series
+        assert all(',node_rank="1"' in line for line in series)
+        assert "dynamometer_engine_running_requests" not in follower.page()
+        assert "dynamometer_engine_running_requests{" in leader.page()
+        own = [line for line in leader.page().splitlines() if line.startswith("sglang:")]
+        assert not any("node_rank" in line for line in own)
 
 
 @pytest.mark.parametrize("rank", [0, 1])

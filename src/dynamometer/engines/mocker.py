@@ -100,6 +100,7 @@ class Mocker:
             bootstrap=f"{LOOPBACK}:{port}" if serves_pairs else None,
             nodes=node.count,
             node_rank=node.rank,
+            repeats_node_0=node.rank > 0,
             group=node.group,
             stream_usage=flags.stream_usage,
             labels_header=sglang_flags.labels_header(flags),

@@ -232,6 +232,8 @@ class SGLang:
             bootstrap=bootstrap,
             nodes=node.count,
             node_rank=node.rank,
+            # Only data-parallel ranks have requests of their own.
+            repeats_node_0=node.rank > 0 and sglang_flags.data_parallel_ranks(flags) == 1,
             group=node.group,
             stream_usage=flags.stream_usage,
             labels_header=sglang_flags.labels_header(flags),
