@@ -206,7 +206,7 @@ class _Worker:
             directory,
             policy=replace(DEFAULT_POLICY, limit=options.restart_limit),
             hang_restart=options.hang_restart,
-            group=None if self._nodes is None else self._nodes.group,
+            nodes=self._nodes,
         )
         self._build = BuildMetrics(
             runtime.level({labels.COMPONENT: options.component}),

@@ -35,22 +35,27 @@ class Nodes:
         """
         self.group = Group(own)
         self._own = own
+        self._discovery: Discovery | None = None
 
     @asynccontextmanager
     async def following(self, discovery: Discovery) -> AsyncIterator[None]:
         """Keep the group current while the context is open; it is current at the start."""
-        await self._read(discovery)
+        self._discovery = discovery
+        await self.refresh()
 
         async def follow() -> None:
             while True:
                 await asyncio.sleep(_READ_SECONDS)
-                await self._read(discovery)
+                await self.refresh()
 
         async with tasks.restarting(follow, name="the nodes of the engine"):
             yield
 
-    async def _read(self, discovery: Discovery) -> None:
+    async def refresh(self) -> None:
         """Read discovery; while it cannot be read or is incomplete, keep the last nodes."""
+        discovery = self._discovery
+        if discovery is None:
+            return
         with suppress(DiscoveryError):  # the discovery logs it
             records = await discovery.records()
             restored = time.monotonic() - discovery.restored_at < RESTORE_SECONDS

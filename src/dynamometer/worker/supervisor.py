@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Final
 
 from dynamometer import logs
@@ -29,7 +30,7 @@ from dynamometer.worker.accelerator_memory import AcceleratorMemory
 from dynamometer.worker.engine_client import EngineClient
 from dynamometer.worker.engine_log import EngineLog
 from dynamometer.worker.engine_run import EngineRun
-from dynamometer.worker.group import Group
+from dynamometer.worker.nodes import Nodes
 from dynamometer.worker.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class Supervisor:
         *,
         policy: RestartPolicy = DEFAULT_POLICY,
         hang_restart: float = 0.0,
-        group: Group | None = None,
+        nodes: Nodes | None = None,
     ) -> None:
         """Prepare; `running` starts the engine.
 
@@ -86,14 +87,14 @@ class Supervisor:
             directory: the directories of the worker.
             policy: the limits of restarts.
             hang_restart: the seconds after which an unresponsive engine counts as ended; 0: never.
-            group: the other nodes of the engine; None for an engine on one node.
+            nodes: the nodes of the engine; None for an engine on one node.
         """
         self._engine = engine
         self._client = client
         self._directory = directory
         self._policy = policy
         self._hang_restart = hang_restart
-        self._group = group
+        self._nodes = nodes
         self._memory = AcceleratorMemory()
         self._starting: asyncio.Task[EngineRun] | None = None
         self._run: EngineRun | None = None  # until all of its processes have ended
@@ -168,8 +169,9 @@ class Supervisor:
         while True:
             self.ready.clear()
             self._died = True
-            if self._group is not None:
-                self._group.end_run()
+            if self._nodes is not None:
+                ended = await self._find_first_end(ended, self._nodes)
+                self._nodes.group.end_run()
             pause = self.lifecycle.note_exit(time.time(), ended)
             restart_at = time.monotonic() + (pause or 0)
             if pause is not None:
@@ -214,8 +216,8 @@ class Supervisor:
             EngineError: The program is missing, or cannot be executed.
         """
         await self._memory.measure()
-        if self._group is not None:
-            self._group.start_run()
+        if self._nodes is not None:
+            self._nodes.group.start_run()
         self._client.use(self.launch)
         if self._on_start is not None:
             self._on_start(self.launch)
@@ -265,8 +267,8 @@ class Supervisor:
                 ends = {group.create_task(run.exited(log), name="engine exit")}
                 if self._hang_restart:
                     ends.add(group.create_task(self._wait_for_hang(), name="engine hang"))
-                if self._group is not None:
-                    loss = self._wait_for_loss(self._group)
+                if self._nodes is not None:
+                    loss = self._wait_for_loss(self._nodes)
                     ends.add(group.create_task(loss, name="loss of a node"))
                 done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
                 for task in (log, start, *ends):
@@ -294,11 +296,24 @@ class Supervisor:
             f"{self.lifecycle.reason}",
         )
 
-    async def _wait_for_loss(self, group: Group) -> EngineExit:
+    async def _wait_for_loss(self, nodes: Nodes) -> EngineExit:
         """Return the end of an engine that has lost another of its nodes."""
-        while not group.loss:
+        while not nodes.group.loss:
             await asyncio.sleep(_LOSS_CHECK_SECONDS)
-        return EngineExit(code=None, cause=ExitCause.NODE_LOST, description=group.loss)
+        return EngineExit(code=None, cause=ExitCause.NODE_LOST, description=nodes.group.loss)
+
+    async def _find_first_end(self, ended: EngineExit, nodes: Nodes) -> EngineExit:
+        """Return the end of this node's part of the engine, or the loss of a node that caused it.
+
+        Most engines end by themselves when the connection to another node closes.
+        """
+        if ended.cause in (ExitCause.EXIT, ExitCause.SIGNAL):
+            await nodes.refresh()
+            if nodes.group.loss:
+                logger.info("%s", ended.description)
+                loss = nodes.group.loss
+                return replace(ended, cause=ExitCause.NODE_LOST, description=loss)
+        return ended
 
     async def _wait_until_ready(self, run: EngineRun) -> None:
         await self._on_change()  # each run has other addresses
