@@ -17,6 +17,7 @@ from dynamometer.http import addresses, aiohttp_adapter
 from dynamometer.http.aiohttp_adapter import serving
 from dynamometer.runtime.identity import new_id
 from dynamometer.runtime.record import Json, State
+from dynamometer.variables import LOOPBACK
 from dynamometer.worker.engine_client import EngineClient
 from dynamometer.worker.run_directory import run_directory
 from dynamometer.worker.supervisor import Supervisor
@@ -58,7 +59,14 @@ class Scripted(Mocker):
     def __init__(self, behaviour: str) -> None:
         self._behaviour = behaviour
 
-    def plan(self, arguments: Sequence[str], *, directory: Path, python: str) -> Launch:
+    def plan(
+        self,
+        arguments: Sequence[str],
+        *,
+        directory: Path,
+        python: str,
+        transfer_host: str = LOOPBACK,
+    ) -> Launch:
         port = addresses.free_port()
         return Launch(
             command=[python, "-c", ENGINE, str(port), self._behaviour],

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from dynamometer.names import labels
 from dynamometer.runtime.identity import hexadecimal
 from dynamometer.runtime.record import Json, Record, State
 
@@ -76,14 +77,14 @@ class Group:
         own = self._own
         leader = own if own.node_rank == 0 else self.leader
         return {
-            "node_rank": own.node_rank,
-            "nodes": own.nodes,
+            labels.NODE_RANK: own.node_rank,
+            labels.NODES: own.nodes,
             "epoch": self.epoch,
             "leader": None if leader is None else hexadecimal(leader.id),
             "others": [
                 {
-                    "node_rank": record.node_rank,
-                    "worker_id": hexadecimal(record.id),
+                    labels.NODE_RANK: record.node_rank,
+                    labels.WORKER_ID: hexadecimal(record.id),
                     "state": record.state,
                     "epoch": record.epoch,
                 }

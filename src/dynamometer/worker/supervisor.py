@@ -316,7 +316,8 @@ class Supervisor:
         return ended
 
     async def _wait_until_ready(self, run: EngineRun) -> None:
-        await self._on_change()  # each run has other addresses
+        if self._nodes is not None or self.lifecycle.last_exit is not None:
+            await self._on_change()  # the addresses and the epoch of this run
         launch = self.launch
         started = time.monotonic()
         models = await self._wait_for_models(run, started)
