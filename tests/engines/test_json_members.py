@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynamometer.engines.json_members import set_member
+from dynamometer.engines.json_members import set_member, set_members
 
 NAMES = ("a", "b", "stream_options", "include_usage", "é", "")
 spaces = st.sampled_from(["", " ", "\n", "\t \r\n"])
@@ -77,10 +77,30 @@ def test_a_nested_member_is_set_in_the_object_that_counts(
     assert edited == before | {outer: (options or {}) | {inner: True}}
 
 
+@given(top, st.dictionaries(st.sampled_from(NAMES), values, min_size=1), spaces)
+def test_several_members_are_set_as_one_after_the_other(
+    members: list[tuple[str, str, str, str, str]], changed: dict[str, str], after: str
+) -> None:
+    text = "{" + ",".join(f"{a}{n}{b}:{v}{c}" for n, a, b, v, c in members) + "}" + after
+    wanted = text.encode()
+    for name, value in changed.items():
+        wanted = set_member(wanted, (name,), value.encode())
+    encoded = {name: value.encode() for name, value in changed.items()}
+    assert set_members(text.encode(), encoded) == wanted
+
+
+def test_no_name_is_added_twice() -> None:
+    text = rb'{"room":null,"x":{"host":1},"ho\u0073t":null}'
+    edited = set_members(text, {"host": b'"h"', "port": b"1", "room": b"7"})
+    assert edited == rb'{"room":7,"x":{"host":1},"ho\u0073t":"h","port":1}'
+
+
 @pytest.mark.parametrize("text", [b"", b"[]", b"1", b'{"a":1,}', b'{"a"}', b"\xef\xbb\xbf{}"])
 def test_text_that_is_not_an_object_is_refused(text: bytes) -> None:
     with pytest.raises(msgspec.DecodeError):
         set_member(text, ("a",), b"1")
+    with pytest.raises(msgspec.DecodeError):
+        set_members(text, {"a": b"1", "b": b"2"})
 
 
 def test_deep_nesting_is_refused_and_crashes_nothing() -> None:
@@ -96,3 +116,7 @@ def test_sixteen_mebibytes_take_less_than_a_second(part: bytes) -> None:
     edited = set_member(body, ("a", "b"), b"true")
     assert time.perf_counter() - begun < 1
     assert edited == body.removesuffix(b"null}") + b'{"b":true}}'
+    begun = time.perf_counter()
+    edited = set_members(body, {"b": b"1", "c": b"2", "a": b"3"})
+    assert time.perf_counter() - begun < 1
+    assert edited == body.removesuffix(b"null}") + b'3,"b":1,"c":2}'
