@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -251,3 +252,131 @@ def test_a_form_with_another_boundary_is_refused() -> None:
 def test_the_number_of_answers_to_a_prompt(parameters: object, samples: int) -> None:
     content = json.dumps({"text": "x", "sampling_params": parameters}).encode()
     assert parse(content, "application/json").samples == samples
+
+
+REFUSED = (
+    "bootstrap_host",
+    "bootstrap_port",
+    "bootstrap_room",
+    "bootstrap_pair_key",
+    "disagg_prefill_dp_rank",
+    "decode_tp_size",
+)
+
+
+others = texts.filter(lambda name: name != "model")
+
+
+def escaped(name: str) -> str:
+    return f"\\u{ord(name[0]):04x}{name[1:]}"
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("value", ["0", '""', '"h"', "false", "[]", "[null]", "{}", "7"])
+def test_members_that_only_a_frontend_may_set_are_refused(name: str, value: str) -> None:
+    for text in (
+        f'{{"model":"m","{name}":{value}}}',
+        f'{{"model":"m","{escaped(name)}":{value}}}',
+        f'{{"{name}":null,"{name}":{value}}}',
+        f'{{"{escaped(name)}" : null , "model":"m", "{name}" : {value}\n}}',
+    ):
+        assert parse(text.encode(), JSON).refused == name
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_null_and_nested_members_are_not_refused(name: str) -> None:
+    for text in (
+        f'{{"{name}": null }}',
+        f'{{"{name}":1,"{name}":null}}',  # the engine reads the last one
+        f'{{"sampling_params":{{"{name}":1}},"x":"{name}"}}',
+    ):
+        assert parse(text.encode(), JSON).refused is None
+
+
+@given(st.dictionaries(others | st.sampled_from(REFUSED), values), st.randoms())
+def test_no_body_with_a_refused_member_passes(content: dict[str, object], random: Random) -> None:
+    def written(name: str) -> str:
+        return (
+            escaped(name) if name in REFUSED and random.random() < 0.5 else json.dumps(name)[1:-1]
+        )
+
+    members = (f'"{written(name)}":{json.dumps(value)}' for name, value in content.items())
+    found = parse(f"{{{','.join(members)}}}".encode(), JSON).refused
+    assert found == next((name for name in REFUSED if content.get(name) is not None), None)
+
+
+@pytest.mark.parametrize(
+    ("content", "member"),
+    [
+        ({}, None),
+        ({"n": 1, "best_of": None, "background": False, "routed_dp_rank": None}, None),
+        ({"n": 1.0}, None),
+        ({"n": 2}, "n"),
+        ({"n": 0}, "n"),
+        ({"n": "2"}, "n"),
+        ({"n": [2]}, "n"),
+        ({"best_of": 2}, "best_of"),
+        ({"sampling_params": {"n": 1, "x": {"n": 2}}}, None),
+        ({"sampling_params": {"n": 2}}, "sampling_params.n"),
+        ({"sampling_params": {"n": 2, "beam_width": 4}}, "sampling_params.n"),
+        ({"sampling_params": [{}, {"n": 1}]}, None),
+        ({"sampling_params": [{"n": 1}, {"n": 2}]}, "sampling_params.n"),
+        ({"sampling_params": [{"n": 3}] * 3}, "sampling_params.n"),
+        ({"sampling_params": []}, None),
+        ({"sampling_params": "x"}, None),
+        ({"sampling_params": None, "n": None}, None),
+        ({"routed_dp_rank": 0}, "routed_dp_rank"),
+        ({"data_parallel_rank": 1}, "data_parallel_rank"),
+        ({"background": True}, "background"),
+        ({"background": "yes"}, "background"),
+        ({"x": {"n": 2, "background": True, "routed_dp_rank": 1}}, None),
+    ],
+)
+def test_a_pair_of_workers_supports_one_answer_to_a_prompt(
+    content: dict[str, object], member: str | None
+) -> None:
+    fault = parse(json.dumps(content).encode(), JSON).refused_in_pairs()
+    assert (fault and fault[0]) == member
+
+
+def test_the_last_member_of_a_name_counts_for_a_pair() -> None:
+    for text in (b'{"n":1,"n":2}', rb'{"n":1,"\u006e":2}', b'{"sampling_params":{"n":1,"n":2}}'):
+        assert parse(text, JSON).refused_in_pairs()
+    assert parse(b'{"n":2,"n":1}', JSON).refused_in_pairs() is None
+
+
+def test_a_pair_of_workers_supports_no_form() -> None:
+    for preamble in (b"", b"{}", b"[" * 100_000):
+        body = parse(
+            preamble + b"\r\n" + form((field("model"), b"m")), "multipart/form-data; boundary=x"
+        )
+        fault = body.refused_in_pairs()
+        assert fault is not None
+        assert fault[0] is None
+
+
+def test_a_form_that_begins_like_json_stays_unchanged() -> None:
+    text = b"{}\r\n" + form((field("model"), b"m"))
+    body = parse(text, "multipart/form-data; boundary=x")
+    body.set_model("other")
+    assert body.content == text
+
+
+@given(st.dictionaries(others | st.sampled_from(REFUSED[:3]), st.none() | values))
+def test_a_room_is_the_only_change(content: dict[str, object]) -> None:
+    text = json.dumps(content).encode()
+    body = parse(text, JSON)
+    for room in (2**32, 2**62 - 1):  # and again for a retry
+        body.join("[::1]:8998", room)
+        members = {"bootstrap_host": "[::1]", "bootstrap_port": 8998, "bootstrap_room": room}
+        assert json.loads(body.content) == content | members
+        pairs = json.loads(body.content, object_pairs_hook=list)
+        assert len({name for name, _ in pairs}) == len(pairs)
+
+
+def test_a_request_without_a_stream_differs_in_that_member_only() -> None:
+    text = b'{"stream": 1 , "stream_options":{"include_usage":true},"x":1.10}'
+    assert parse(text, JSON).without_stream() == text.replace(b"1 ,", b"false ,")
+    plain = b'{"stream":false, "x":1.10}'
+    body = parse(plain, JSON)
+    assert body.without_stream() is body.content

@@ -1,8 +1,9 @@
 """Read the members of a request's body that routing and metrics need, and add usage if needed.
 
-`model`, `stream`, `stream_options`, `sampling_params` and `custom_labels` are read from the top
-level of the body, by the engine's rules. To read another member, add a field to `_Request` and to
-`RequestBody`. Only the engine validates the request; all other bytes are forwarded unchanged.
+The members are read from the top level of the body, by the engine's rules. To read another member,
+add a field to `_Request` and to `RequestBody`, or to `_PairedRequest` if only requests to a prefill
+and a decode worker need it. Only the engine validates the request; all other bytes are forwarded
+unchanged.
 
 A body may be large and hostile: msgspec checks JSON without creating objects for members that are
 not read (3 to 10 ms for 16 MiB, at most 30 ms). In a form, only two short fields are searched.
@@ -12,13 +13,14 @@ from __future__ import annotations
 
 import email.parser
 import email.policy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from email.message import Message
 from typing import Final
 
 import msgspec
 
-from dynamometer.engines.json_members import set_member
+from dynamometer.engines.json_members import set_member, set_members
 
 # The strings that pydantic, and so the engine, accepts as true ("Conversion Table", lax mode).
 _TRUE: Final = frozenset({"1", "true", "t", "yes", "y", "on"})
@@ -29,6 +31,24 @@ _LONGEST_FIELD: Final = 2048
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _NULL: Final = msgspec.Raw(b"null")
 
+# Headers that replace members of the body, if SGLang has SGLANG_ENABLE_REQUEST_HEADER_OVERRIDES
+# (`_HEADER_OVERRIDES` of request_headers).
+REMOVED_HEADERS: Final = frozenset(
+    b"x-override-" + name
+    for name in (
+        b"rid",
+        b"bootstrap-host",
+        b"bootstrap-port",
+        b"bootstrap-room",
+        b"conversation-id",
+        b"routed-dp-rank",
+        b"disagg-prefill-dp-rank",
+        b"priority",
+    )
+)
+# SGLang chooses the data-parallel ranks of a pair: a prefill worker fails on another rank.
+REMOVED_FROM_PAIRS: Final = frozenset({b"x-data-parallel-rank"})
+
 
 class _Request(msgspec.Struct):
     model: msgspec.Raw = _NULL
@@ -36,6 +56,26 @@ class _Request(msgspec.Struct):
     stream_options: msgspec.Raw = _NULL
     sampling_params: msgspec.Raw = _NULL
     custom_labels: msgspec.Raw = _NULL
+    # The members that only a frontend may set: see `REFUSED`.
+    bootstrap_host: msgspec.Raw = _NULL
+    bootstrap_port: msgspec.Raw = _NULL
+    bootstrap_room: msgspec.Raw = _NULL
+    bootstrap_pair_key: msgspec.Raw = _NULL
+    disagg_prefill_dp_rank: msgspec.Raw = _NULL
+    decode_tp_size: msgspec.Raw = _NULL
+
+
+# A request that joins the room of another one can end the engines of both.
+REFUSED: Final = _Request.__struct_fields__[5:]
+
+
+class _PairedRequest(msgspec.Struct):
+    n: msgspec.Raw = _NULL
+    best_of: msgspec.Raw = _NULL
+    sampling_params: msgspec.Raw = _NULL
+    routed_dp_rank: msgspec.Raw = _NULL
+    data_parallel_rank: msgspec.Raw = _NULL
+    background: msgspec.Raw = _NULL
 
 
 class _StreamOptions(msgspec.Struct):
@@ -75,6 +115,8 @@ class RequestBody:
         samples: the number of answers to each prompt; above 1 only on SGLang's own route.
         custom_labels: True if the body sets labels of the engine's metrics, which SGLang's own
             route reads.
+        refused: the name of a member that clients must not send; None without such a member.
+        form: True if the content is a form, and not JSON.
     """
 
     content: bytes
@@ -83,6 +125,8 @@ class RequestBody:
     add_usage: bool = False
     samples: int = 1
     custom_labels: bool = False
+    refused: str | None = None
+    form: bool = False
 
     def remove_custom_labels(self) -> None:
         """Set no labels of the engine's metrics."""
@@ -91,13 +135,58 @@ class RequestBody:
 
     def set_model(self, name: str) -> None:
         """Request another model; a form stays unchanged."""
-        if name != self.model and self.content[:_LONGEST_FIELD].lstrip().startswith(b"{"):
+        if name != self.model and not self.form:
             self.content = set_member(self.content, ("model",), msgspec.json.encode(name))
             self.model = name
 
     def with_usage(self) -> bytes:
         """Return the content with `stream_options.include_usage` set to true."""
         return set_member(self.content, ("stream_options", "include_usage"), b"true")
+
+    def join(self, bootstrap: str, room: int) -> None:
+        """Let a prefill and a decode worker find each other.
+
+        Args:
+            bootstrap: the address of the prefill worker's bootstrap server; see `Record.bootstrap`.
+            room: the number of the request; of a batch of N prompts, the first of N numbers.
+        """
+        host, _, port = bootstrap.rpartition(":")
+        members = {
+            "bootstrap_host": msgspec.json.encode(host),
+            "bootstrap_port": port.encode(),
+            "bootstrap_room": b"%d" % room,
+        }
+        self.content = set_members(self.content, members)
+
+    def without_stream(self) -> bytes:
+        """Return the content as a request for an answer that is not streamed."""
+        return set_member(self.content, ("stream",), b"false") if self.stream else self.content
+
+    def refused_in_pairs(self) -> tuple[str | None, str] | None:
+        """Return why a prefill and a decode worker together do not support the request.
+
+        SGLang gives all samples of a prompt the same room; its schedulers then hang or end.
+
+        Returns:
+            The name of the member at fault, None for the whole body, and the reason; None if the
+            request is supported.
+        """
+        if self.form:
+            return None, "the body must be a JSON object"
+        request = msgspec.json.decode(self.content, type=_PairedRequest)
+        counts = (("n", request.n), ("best_of", request.best_of))
+        for name, value in (*counts, *_sample_counts(request.sampling_params)):
+            if not _is_one(value):
+                return name, f"{name} must be 1"
+        for name, value in (
+            ("routed_dp_rank", request.routed_dp_rank),
+            ("data_parallel_rank", request.data_parallel_rank),
+        ):
+            if bytes(value) != b"null":
+                return name, f"{name} must not be set"
+        if _is_true(request.background):
+            return "background", "background must be false"
+        return None
 
 
 def parse(content: bytes, content_type: str) -> RequestBody:
@@ -130,7 +219,22 @@ def parse(content: bytes, content_type: str) -> RequestBody:
         add_usage=add_usage,
         samples=_samples(bytes(request.sampling_params)),
         custom_labels=bytes(request.custom_labels) != b"null",
+        refused=_refused(request),
     )
+
+
+def _refused(request: _Request) -> str | None:
+    """Return the name of a member of `REFUSED` that is not null; None if all are."""
+    if (
+        request.bootstrap_host
+        is request.bootstrap_port
+        is request.bootstrap_room
+        is request.bootstrap_pair_key
+        is request.disagg_prefill_dp_rank
+        is request.decode_tp_size
+    ):  # all are missing
+        return None
+    return next((name for name in REFUSED if bytes(getattr(request, name)) != b"null"), None)
 
 
 def _model(value: msgspec.Raw) -> str | None:
@@ -178,6 +282,21 @@ def _samples(parameters: bytes) -> int:
         return 1
 
 
+def _sample_counts(parameters: msgspec.Raw) -> Iterator[tuple[str, msgspec.Raw]]:
+    """Return `n` of SGLang's `sampling_params`, with its name: one for all prompts, or of each."""
+    try:
+        read = msgspec.json.decode(parameters, type=_Sampling | list[_Sampling] | None)
+    except msgspec.ValidationError:  # SGLang refuses it
+        return
+    for sampling in read if isinstance(read, list) else [read] if read else []:
+        yield "sampling_params.n", sampling.n
+
+
+def _is_one(value: msgspec.Raw) -> bool:
+    """Return whether a number of samples is missing, null or 1."""
+    return len(bytes(value)) <= _LONGEST_VALUE and msgspec.json.decode(value) in (None, 1)
+
+
 def _parse_form(content: bytes, content_type: str) -> RequestBody:
     """Parse `model` and `stream` of a form; of several fields with one name, the last is used."""
     header = Message()
@@ -202,7 +321,7 @@ def _parse_form(content: bytes, content_type: str) -> RequestBody:
             if name in ("model", "stream"):
                 fields[name] = content[head_end + 4 : place].decode("utf-8", "replace")
     stream = fields.get("stream", "").lower() in _TRUE
-    return RequestBody(content=content, model=fields.get("model"), stream=stream)
+    return RequestBody(content=content, model=fields.get("model"), stream=stream, form=True)
 
 
 def _field_name(head: bytes) -> str | None:
