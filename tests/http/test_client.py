@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import select
 import socket
 import struct
 import threading
@@ -406,6 +407,86 @@ async def test_a_request_cancelled_after_its_reply_does_not_close_the_connection
         with pytest.raises(asyncio.CancelledError):
             await first
         assert taken[0].usable
+
+
+async def test_an_opened_connection_sends_nothing_and_can_be_released(client: Client) -> None:
+    server = Server()
+    async with running(server.serve) as url:
+        for _ in range(3):
+            opened = await client.open(url)
+            opened.release()
+        assert await ask(client, url) == b"ok"
+        assert (server.connections, len(server.requests)) == (1, 1)
+        # A kept connection that another request opened is not shared.
+        both = [await client.open(url) for _ in range(2)]
+        for connection in both:
+            assert await read(await connection.send(b"/", Headers(), b"x")) == b"ok"
+        assert (server.connections, len(server.requests)) == (2, 3)
+
+
+async def test_an_opened_connection_is_not_closed_as_an_idle_one() -> None:
+    client = Client(idle_seconds=0.05)
+    server = Server()
+    async with running(server.serve) as url:
+        for _ in range(2):  # a new connection, and a kept one
+            opened = await client.open(url)
+            await asyncio.sleep(0.1)
+            assert await read(await opened.send(b"/", Headers(), b"x")) == b"ok"
+        assert server.connections == 1
+        (await client.open(url)).release()
+        while client._open:
+            await asyncio.sleep(0.01)
+    client.close()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+async def test_a_connection_that_was_closed_before_its_request_is_replaced_if_it_was_kept(
+    client: Client, kept: bool
+) -> None:
+    writers: list[asyncio.StreamWriter] = []
+    server = Server()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        await server.serve(reader, writer)
+
+    async with running(serve) as url:
+        if kept:
+            assert await ask(client, url) == b"ok"
+        opened = await client.open(url)
+        while not writers:
+            await asyncio.sleep(0.01)
+        writers[0].close()
+        while opened.usable:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)  # the client reads the end of the connection
+        if kept:
+            assert await read(await opened.send(b"/", Headers(), b"x")) == b"ok"
+            assert server.connections == 2
+        else:
+            with pytest.raises(NotReachedError):
+                await opened.send(b"/", Headers(), b"x")
+            assert server.connections == 1
+
+
+async def test_a_released_connection_that_its_server_has_reset_fails_no_request() -> None:
+    """A server may close a connection without requests while the first request arrives."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    client = Client(idle_seconds=5)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    (await client.open(url)).release()
+    first, _ = listener.accept()
+    asking = asyncio.create_task(ask(client, url))
+    while not select.select([first], [], [], 0)[0]:  # the request arrives, and stays unread
+        await asyncio.sleep(0.01)
+    first.close()
+    second, _ = await asyncio.to_thread(listener.accept)
+    await asyncio.to_thread(second.recv, 65536)
+    second.sendall(OK)
+    assert await asking == b"ok"
+    second.close()
+    listener.close()
+    client.close()
 
 
 async def test_a_failed_sink_ends_the_reading_with_its_error(client: Client) -> None:

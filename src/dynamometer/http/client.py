@@ -13,7 +13,7 @@ import ssl
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 import httptools
@@ -27,7 +27,7 @@ _LONGEST_HEAD: Final = 2**18
 
 
 class NotReachedError(Exception):
-    """No byte of the request was sent, because no connection was made."""
+    """No byte of the request was sent, because no connection was made, or because it was closed."""
 
 
 class _NotReadError(Exception):
@@ -62,6 +62,29 @@ def _tls_context() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
+class Connection(Protocol):
+    """An open connection, for one request; either `send` or `release` is called once."""
+
+    async def send(self, target: bytes, headers: Headers, body: bytes) -> Reply:
+        """Send a request, and return the reply when its head was received.
+
+        A request that a kept connection did not read is sent again, on a new connection. The
+        cancellation of this call closes the connection.
+
+        Args:
+            target: path and query.
+            headers: without `Host` and `Content-Length`.
+            body: the whole body.
+
+        Raises:
+            NotReachedError: The connection was closed before the request was sent.
+            BrokenError: The connection broke before the reply; the next hop may have the request.
+        """
+
+    def release(self) -> None:
+        """Keep the connection for another request: this request is not sent."""
+
+
 class Client:
     """Connections to the next hops, by their URLs. All state belongs to the event loop."""
 
@@ -88,30 +111,33 @@ class Client:
             NotReachedError: No connection was made, or it was closed before the request was sent.
             BrokenError: The connection broke before the reply; the next hop may have the request.
         """
-        address = _address(base)
-        head = request_head(b"POST", address.path + target, address.header, headers, len(body))
-        connection = self._take_idle(base)
-        if connection is not None:
-            try:
-                return await connection.send(head, body)
-            except _NotReadError:  # the request is sent again, on a new connection
-                pass
-        connection = await self._connect(base, address)
-        try:
-            return await connection.send(head, body)
-        except _NotReadError as error:
-            raise NotReachedError(str(error)) from error
+        return await (await self.open(base)).send(target, headers, body)
+
+    async def open(self, base: str) -> Connection:
+        """Return an idle connection to a next hop, or a new one.
+
+        Raises:
+            NotReachedError: No connection was made.
+        """
+        return self._take_idle(base) or await self.connect(base)
 
     def _take_idle(self, base: str) -> _Connection | None:
         idle = self._idle.get(base)
         while idle:
             connection = idle.pop()
             if connection.usable:
+                connection.take()
                 return connection
             connection.close()
         return None
 
-    async def _connect(self, base: str, address: _Address) -> _Connection:
+    async def connect(self, base: str) -> _Connection:
+        """Return a new connection to a next hop.
+
+        Raises:
+            NotReachedError: No connection was made.
+        """
+        address = _address(base)
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
@@ -169,7 +195,7 @@ class _Connection(asyncio.Protocol):
         self._head_size = 0
         self._in_head = False
         self._parts: list[bytes] = []
-        self._used = self._received = self._complete = self._keep = False
+        self._was_idle = self._received = self._complete = self._keep = False
 
     @property
     def usable(self) -> bool:
@@ -180,17 +206,31 @@ class _Connection(asyncio.Protocol):
         poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
         return not poll.poll(0)
 
-    async def send(self, head: bytes, body: bytes) -> Reply:
-        """Send a request, and return the reply when its head was received.
-
-        Raises:
-            _NotReadError: The connection was closed before the request was sent; or it is a kept
-                connection, which the other side closed before it read the request.
-            BrokenError: The connection broke.
-        """
+    def take(self) -> None:
+        """Stop the timer that closes an idle connection."""
         if self._idle_timer is not None:
             self._idle_timer.cancel()
             self._idle_timer = None
+
+    def release(self) -> None:
+        """Keep the connection for another request; see `Connection`."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._was_idle = True
+            self._idle_timer = self._client.keep(self, self._base)
+
+    async def send(self, target: bytes, headers: Headers, body: bytes) -> Reply:
+        """Send a request; see `Connection`."""
+        address = _address(self._base)
+        head = request_head(b"POST", address.path + target, address.header, headers, len(body))
+        try:
+            return await self._send(head, body)
+        except _NotReadError as error:
+            if not self._was_idle:
+                raise NotReachedError(str(error)) from error
+        connection = await self._client.connect(self._base)
+        return await connection.send(target, headers, body)
+
+    async def _send(self, head: bytes, body: bytes) -> Reply:
         if self._transport is None or self._transport.is_closing():
             raise _NotReadError("the connection was closed as soon as it was made")
         self._received = False
@@ -268,7 +308,7 @@ class _Connection(asyncio.Protocol):
         if self._reply is not None and self._ends_with_connection(self._reply, exc):
             self._reply.end()
         else:
-            unread = self._used and not self._received and isinstance(exc, ConnectionError)
+            unread = self._was_idle and not self._received and isinstance(exc, ConnectionError)
             text = connection_fault(exc) if exc else "Server disconnected"
             self._fail(_NotReadError(text) if unread else BrokenError(text))
         self._transport = self._parser = None  # the parser and this object refer to each other
@@ -311,7 +351,7 @@ class _Connection(asyncio.Protocol):
         """Keep the connection after a complete reply, or close it."""
         self._reply = self._head = None
         self._complete = False
-        self._used = True
+        self._was_idle = True
         reply.end()
         transport = self._transport
         if transport is None or transport.is_closing():
