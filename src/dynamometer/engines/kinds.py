@@ -30,6 +30,11 @@ METRIC_PREFIXES: Final = tuple(
 )
 """The prefixes of all engines' family names."""
 
+PAIRING_MEMBERS: Final = tuple(
+    sorted({name for engine in ENGINES.values() for name in engine.pairing_fields.members})
+)
+"""The members of a body that no client may set; see `PairingFields.members`."""
+
 
 def find(kind: str) -> Engine | None:
     """Return the engine of this kind; `DEFAULT` for an empty kind, None for an unknown one."""

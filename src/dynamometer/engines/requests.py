@@ -13,14 +13,18 @@ from __future__ import annotations
 
 import email.parser
 import email.policy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from email.message import Message
+from functools import lru_cache
+from operator import attrgetter
 from typing import Final
 
 import msgspec
 
 from dynamometer.engines.json_members import set_member, set_members
+from dynamometer.engines.kinds import PAIRING_MEMBERS
+from dynamometer.runtime.record import Json
 
 # The strings that pydantic, and so the engine, accepts as true ("Conversion Table", lax mode).
 _TRUE: Final = frozenset({"1", "true", "t", "yes", "y", "on"})
@@ -31,24 +35,6 @@ _LONGEST_FIELD: Final = 2048
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _NULL: Final = msgspec.Raw(b"null")
 
-# Headers that replace members of the body, if SGLang has SGLANG_ENABLE_REQUEST_HEADER_OVERRIDES
-# (`_HEADER_OVERRIDES` of request_headers).
-REMOVED_HEADERS: Final = frozenset(
-    b"x-override-" + name
-    for name in (
-        b"rid",
-        b"bootstrap-host",
-        b"bootstrap-port",
-        b"bootstrap-room",
-        b"conversation-id",
-        b"routed-dp-rank",
-        b"disagg-prefill-dp-rank",
-        b"priority",
-    )
-)
-# SGLang chooses the data-parallel ranks of a pair: a prefill worker fails on another rank.
-REMOVED_FROM_PAIRS: Final = frozenset({b"x-data-parallel-rank"})
-
 
 class _Request(msgspec.Struct):
     model: msgspec.Raw = _NULL
@@ -56,25 +42,20 @@ class _Request(msgspec.Struct):
     stream_options: msgspec.Raw = _NULL
     sampling_params: msgspec.Raw = _NULL
     custom_labels: msgspec.Raw = _NULL
-    # The members that only a frontend may set: see `REFUSED`.
-    bootstrap_host: msgspec.Raw = _NULL
-    bootstrap_port: msgspec.Raw = _NULL
-    bootstrap_room: msgspec.Raw = _NULL
-    bootstrap_pair_key: msgspec.Raw = _NULL
-    disagg_prefill_dp_rank: msgspec.Raw = _NULL
-    decode_tp_size: msgspec.Raw = _NULL
 
 
-# A request that joins the room of another one can end the engines of both.
-REFUSED: Final = _Request.__struct_fields__[5:]
+# A request with the members that no client may set.
+_full: Final = msgspec.defstruct(
+    "_FullRequest", [(name, msgspec.Raw, _NULL) for name in PAIRING_MEMBERS], bases=(_Request,)
+)
+_pairing_members: Final = attrgetter(*PAIRING_MEMBERS)
+_ALL_MISSING: Final = (_NULL,) * len(PAIRING_MEMBERS)
 
 
 class _PairedRequest(msgspec.Struct):
     n: msgspec.Raw = _NULL
     best_of: msgspec.Raw = _NULL
     sampling_params: msgspec.Raw = _NULL
-    routed_dp_rank: msgspec.Raw = _NULL
-    data_parallel_rank: msgspec.Raw = _NULL
     background: msgspec.Raw = _NULL
 
 
@@ -93,14 +74,20 @@ class _FirstSampling(msgspec.Struct, array_like=True):
     first: _Sampling
 
 
-_decoder: Final = msgspec.json.Decoder(_Request)
+_decoder: Final[msgspec.json.Decoder[_Request]] = msgspec.json.Decoder(_full)
+
+
+@lru_cache(maxsize=8)
+def _paired_decoder(members: frozenset[str]) -> msgspec.json.Decoder[_PairedRequest]:
+    fields = [(name, msgspec.Raw, _NULL) for name in members]
+    return msgspec.json.Decoder(msgspec.defstruct("_Paired", fields, bases=(_PairedRequest,)))
 
 
 class BadBodyError(Exception):
     """The body cannot be parsed; the message is for the client."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class RequestBody:
     """A request's body, with the members that were read.
 
@@ -143,29 +130,22 @@ class RequestBody:
         """Return the content with `stream_options.include_usage` set to true."""
         return set_member(self.content, ("stream_options", "include_usage"), b"true")
 
-    def join(self, bootstrap: str, room: int) -> None:
-        """Let a prefill and a decode worker find each other.
-
-        Args:
-            bootstrap: the address of the prefill worker's bootstrap server; see `Record.bootstrap`.
-            room: the number of the request; of a batch of N prompts, the first of N numbers.
-        """
-        host, _, port = bootstrap.rpartition(":")
-        members = {
-            "bootstrap_host": msgspec.json.encode(host),
-            "bootstrap_port": port.encode(),
-            "bootstrap_room": b"%d" % room,
-        }
-        self.content = set_members(self.content, members)
+    def set_members(self, members: Mapping[str, Json]) -> None:
+        """Set members at the top level; the body is not a form."""
+        encoded = {name: msgspec.json.encode(value) for name, value in members.items()}
+        self.content = set_members(self.content, encoded)
 
     def without_stream(self) -> bytes:
         """Return the content as a request for an answer that is not streamed."""
         return set_member(self.content, ("stream",), b"false") if self.stream else self.content
 
-    def refused_in_pairs(self) -> tuple[str | None, str] | None:
-        """Return why a prefill and a decode worker together do not support the request.
+    def unsupported(self, members: frozenset[str]) -> tuple[str | None, str] | None:
+        """Return why a prefill and a decode engine together do not support the request.
 
         SGLang gives all samples of a prompt the same room; its schedulers then hang or end.
+
+        Args:
+            members: see `PairingFields.pair_members`.
 
         Returns:
             The name of the member at fault, None for the whole body, and the reason; None if the
@@ -173,16 +153,13 @@ class RequestBody:
         """
         if self.form:
             return None, "the body must be a JSON object"
-        request = msgspec.json.decode(self.content, type=_PairedRequest)
+        request = _paired_decoder(members).decode(self.content)
         counts = (("n", request.n), ("best_of", request.best_of))
         for name, value in (*counts, *_sample_counts(request.sampling_params)):
             if not _is_one(value):
                 return name, f"{name} must be 1"
-        for name, value in (
-            ("routed_dp_rank", request.routed_dp_rank),
-            ("data_parallel_rank", request.data_parallel_rank),
-        ):
-            if bytes(value) != b"null":
+        for name in sorted(members):
+            if bytes(getattr(request, name)) != b"null":
                 return name, f"{name} must not be set"
         if _is_true(request.background):
             return "background", "background must be false"
@@ -219,22 +196,14 @@ def parse(content: bytes, content_type: str) -> RequestBody:
         add_usage=add_usage,
         samples=_samples(bytes(request.sampling_params)),
         custom_labels=bytes(request.custom_labels) != b"null",
-        refused=_refused(request),
+        refused=None if _pairing_members(request) == _ALL_MISSING else _refused(request),
     )
 
 
 def _refused(request: _Request) -> str | None:
-    """Return the name of a member of `REFUSED` that is not null; None if all are."""
-    if (
-        request.bootstrap_host
-        is request.bootstrap_port
-        is request.bootstrap_room
-        is request.bootstrap_pair_key
-        is request.disagg_prefill_dp_rank
-        is request.decode_tp_size
-    ):  # all are missing
-        return None
-    return next((name for name in REFUSED if bytes(getattr(request, name)) != b"null"), None)
+    """Return the first member that is not null of those that no client may set."""
+    given = zip(PAIRING_MEMBERS, _pairing_members(request), strict=True)
+    return next((name for name, value in given if bytes(value) != b"null"), None)
 
 
 def _model(value: msgspec.Raw) -> str | None:
