@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynamometer.engines.requests import BadBodyError, parse
+from dynamometer.runtime.record import Json
 
 JSON = "application/json"
 texts = st.text(st.characters(exclude_categories=["Cs"]))
@@ -371,7 +372,8 @@ def test_the_members_of_a_pair_are_the_only_change(content: dict[str, object]) -
     text = json.dumps(content).encode()
     body = parse(text, JSON)
     for room in (2**32, 2**62 - 1):  # and again for a retry
-        members = {"bootstrap_host": "::1", "bootstrap_port": 8998, "bootstrap_room": room}
+        members: dict[str, Json] = {"bootstrap_host": "::1", "bootstrap_port": 8998}
+        members["bootstrap_room"] = room
         body.set_members(members)
         assert json.loads(body.content) == content | members
         pairs = json.loads(body.content, object_pairs_hook=list)

@@ -78,6 +78,11 @@ class Bench:
         self._records = [record if one.id == record.id else one for one in self._records]
         self._show()
 
+    def remove(self, record: Record) -> None:
+        """Remove an instance."""
+        self._records = [one for one in self._records if one.id != record.id]
+        self._show()
+
     def forget(self) -> None:
         self._records.clear()
         self._show()

@@ -1,5 +1,7 @@
 """The dispatch of a request: the choice of an instance, and at most one retry at another one.
 
+Where prefill and decode are apart, `pairing` sends the request to an instance of each mode.
+
 A request that an engine may have taken is never sent to another one, because a request that ends
 engines must not end all of them. Only two outcomes prove that no engine has the request: no
 connection to the worker was made, or the worker's response has the header `relay.RETRY_HEADER`.
@@ -7,82 +9,42 @@ connection to the worker was made, or the worker's response has the header `rela
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
 
 from dynamometer.engines import kinds
-from dynamometer.engines.interface import Route
+from dynamometer.engines.interface import Engine, Pairing, Route
 from dynamometer.engines.requests import RequestBody
-from dynamometer.frontend import failures
+from dynamometer.frontend import failures, outcomes
 from dynamometer.frontend.body import BodyThreads
-from dynamometer.frontend.failures import Failure
+from dynamometer.frontend.outcomes import Accepted, Unanswered
+from dynamometer.frontend.pairing import Pair, PairSender
 from dynamometer.frontend.request_metrics import RequestMetrics
 from dynamometer.frontend.retries import RetryBudget, RetryMetrics
+from dynamometer.frontend.rewriting import Rewriter, request_name
 from dynamometer.frontend.routing import Router
 from dynamometer.http import openai_errors, relay
 from dynamometer.http.client import Client, NotReachedError
 from dynamometer.http.exchange import Request
-from dynamometer.http.messages import Response
-from dynamometer.http.reply import BrokenError, Reply
+from dynamometer.http.reply import BrokenError
 from dynamometer.names import retry_reason
-from dynamometer.runtime.record import Record
-
-logger = logging.getLogger(__name__)
+from dynamometer.runtime.disaggregation import Pairs
+from dynamometer.runtime.record import AGGREGATED, DECODE, PREFILL, Record
 
 _ATTEMPTS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
-    """A request that a worker has accepted.
-
-    Attributes:
-        instance: the worker.
-        reply: the worker's response.
-        route: the route of its engine.
-        samples: the number of answers to each prompt, by SGLang's own route.
-        hide_usage: whether the stream has a usage chunk that the client did not request.
-    """
+class _Choice:
+    """The instance of a request, with its engine and route, and the prefill worker of a pair."""
 
     instance: Record
-    reply: Reply
+    engine: Engine
     route: Route
-    samples: int
-    hide_usage: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Unanswered:
-    """A request that no worker has answered.
-
-    Attributes:
-        failure: the failure to count.
-        answer: returns the response to the client.
-        retry_reason: the reason to try another instance, a value of `retry_reason`; empty if an
-            engine may have the request.
-    """
-
-    failure: Failure
-    answer: Callable[[], Response]
-    retry_reason: str = ""
-
-
-_NOT_TAKEN: Final = Unanswered(
-    failures.NO_WORKER,
-    lambda: openai_errors.unavailable("no worker can accept the request now"),
-    retry_reason.WORKER_NOT_READY,
-)
-_NOT_REACHED: Final = Unanswered(
-    failures.NOT_REACHED,
-    lambda: openai_errors.unavailable("no worker accepts a connection"),
-    retry_reason.CANNOT_CONNECT,
-)
-_LOST: Final = Unanswered(failures.WORKER_LOST, openai_errors.engine_died)
+    prefill: Record | None = None
 
 
 class Dispatcher:
@@ -112,7 +74,8 @@ class Dispatcher:
         self._client = client
         self._threads = threads
         self._metrics = metrics
-        self._forward_custom_labels = forward_custom_labels
+        self._rewriter = Rewriter(threads, forward_custom_labels=forward_custom_labels)
+        self._pairs = PairSender(router=router, client=client, rewriter=self._rewriter)
         self._budgets: defaultdict[str, RetryBudget] = defaultdict(
             lambda: RetryBudget(time.monotonic())
         )
@@ -135,22 +98,30 @@ class Dispatcher:
             held: receives what must be released when an accepted request is over.
         """
         self._budgets[model].add_request(time.monotonic())
+        mode = AGGREGATED
+        refused: Unanswered | None = None
+        if (pairs := self._fleet.pairs(model)) is not None:
+            mode = DECODE
+            if refused := await self._refuse(request.path, body, model, pairs):
+                return refused
         registered = body.model == model  # else an adapter of the model, or no name
         tried: set[int] = set()
-        refused: Unanswered | None = None
         for _ in range(_ATTEMPTS):
             metrics.start_routing()
-            chosen = self._choose(model, request.path, tried)
+            chosen = self._choose(model, mode, request.path, tried)
             if chosen is None or (refused and not self._may_retry(model, refused.retry_reason)):
                 break
-            instance, route = chosen
-            metrics.start_dispatch(instance.id)
-            name = _request_name(instance, model) if registered else None
-            outcome = await self._attempt(request, body, name, instance, route, held)
-            if isinstance(outcome, Accepted) or not outcome.retry_reason:
+            metrics.start_dispatch(chosen.instance.id)
+            name = request_name(chosen.instance, model) if registered else None
+            outcome = await self._attempt(request, body, name, chosen, held)
+            if isinstance(outcome, Accepted):
+                return outcome
+            for instance in outcome.refused_by:
+                self._router.avoid(instance)
+                tried.add(instance.id)
+            if not outcome.retry_reason:
                 return outcome
             refused = outcome
-            self._router.avoid(instance)
         if refused is not None:
             return refused
         if tried:  # no engine of the model has the route
@@ -160,19 +131,43 @@ class Dispatcher:
         reason = self._fleet.missing_reason(model)
         return Unanswered(failures.NO_WORKER, lambda: openai_errors.unavailable(reason))
 
-    def _choose(self, model: str, path: str, tried: set[int]) -> tuple[Record, Route] | None:
-        """Return an instance whose engine has the route, and add it to `tried`; None without one.
+    async def _refuse(
+        self, path: str, body: RequestBody, model: str, pairs: Pairs
+    ) -> Unanswered | None:
+        """Return the refusal of a request that pairs of workers do not support."""
+        route, engine = kinds.ROUTES[path], kinds.find(pairs.decode[0].engine)
+        if route.pairing is Pairing.NONE:
+            return Unanswered(failures.NOT_FOUND, lambda: openai_errors.not_in_pairs(path, model))
+        if route.pairing is Pairing.ALONE or engine is None:
+            return None
+        members = engine.pairing_fields.pair_members
+        fault = await self._threads.run(lambda: body.unsupported(members), size=len(body.content))
+        if fault is None:
+            return None
+        member, reason = fault
+        message = f"{reason}: prefill and decode workers serve {model!r} together"
+        return Unanswered(failures.REFUSED, lambda: openai_errors.invalid(message, member))
+
+    def _choose(self, model: str, mode: str, path: str, tried: set[int]) -> _Choice | None:
+        """Return an instance whose engine has the route; None without one.
 
         Args:
             model: the registered name of the request's model.
+            mode: the mode of the instance.
             path: the path of the request.
-            tried: the ids of instances that must not be chosen; receives those that were examined.
+            tried: the ids of instances that must not be chosen; receives those of instances whose
+                engine does not have the route.
         """
-        while (instance := self._router.choose(model, without=tried)) is not None:
-            tried.add(instance.id)
+        while (instance := self._router.choose(model, mode, without=tried)) is not None:
             engine = kinds.find(instance.engine)
-            if engine is not None and path in engine.routes:
-                return instance, engine.routes[path]
+            if engine is None or path not in engine.routes:
+                tried.add(instance.id)
+                continue
+            route = engine.routes[path]
+            if mode == AGGREGATED or route.pairing is not Pairing.PAIR:
+                return _Choice(instance, engine, route)
+            prefill = self._router.choose(model, PREFILL, without=tried, fitting=instance)
+            return None if prefill is None else _Choice(instance, engine, route, prefill)
         return None
 
     def _may_retry(self, model: str, reason: str) -> bool:
@@ -186,66 +181,33 @@ class Dispatcher:
         request: Request,
         body: RequestBody,
         name: str | None,
-        instance: Record,
-        route: Route,
+        chosen: _Choice,
         held: ExitStack,
     ) -> Accepted | Unanswered:
-        """Send a request to one instance, with `name` as the model if the client's name differs.
+        """Send a request to one instance or to two, with `name` as the model if it differs.
 
         `held` keeps what an accepted request needs.
         """
+        instance, route = chosen.instance, chosen.route
+        if chosen.prefill is not None:
+            pair = Pair(chosen.prefill, instance)
+            return await self._pairs.send(request, body, name, pair, chosen.engine, route, held)
         add_usage = body.add_usage and route.takes_stream_options and not instance.stream_usage
-        await self._edit(body, name, add_usage=add_usage)
+        await self._rewriter.edit(body, name, add_usage=add_usage)
         url, target = instance.request_url or "", relay.target(request)
-        without = frozenset() if self._forward_custom_labels else _label_headers(instance)
-        headers = relay.request_headers(request.headers, read=True, without=without)
+        headers = self._rewriter.headers(request, instance)
         with ExitStack() as carried:
             carried.enter_context(self._router.carrying(instance))
             try:
                 reply = await self._client.post(url, target, headers, body.content)
             except NotReachedError as error:
-                _log_failure(instance, error)
-                return _NOT_REACHED
+                outcomes.log_failure(instance, error)
+                return outcomes.not_reached(instance)
             except BrokenError as error:
-                _log_failure(instance, error)
-                return _LOST
+                outcomes.log_failure(instance, error)
+                return outcomes.lost()
             carried.callback(reply.close)
             if reply.headers.get(relay.RETRY_HEADER):
-                return _NOT_TAKEN
+                return outcomes.not_taken(instance)
             held.push(carried.pop_all())
         return Accepted(instance, reply, route, body.samples, add_usage)
-
-    async def _edit(self, body: RequestBody, name: str | None, *, add_usage: bool) -> None:
-        """Edit the body for a worker: `name` as the model, no labels, and a request for usage."""
-
-        def edit() -> None:
-            if body.custom_labels:
-                body.remove_custom_labels()
-            if name is not None:
-                body.set_model(name)
-            if add_usage:
-                body.content = body.with_usage()
-
-        await self._threads.run(edit, size=len(body.content))
-
-
-def _request_name(instance: Record, model: str) -> str:
-    """Return the name that an instance's engine expects for a model in its list."""
-    engine = kinds.find(instance.engine)
-    return engine.request_name(model, instance.model_info.get(model)) if engine else model
-
-
-def _label_headers(instance: Record) -> frozenset[bytes]:
-    """Return the headers by which clients could set labels of the metrics of an instance."""
-    engine = kinds.find(instance.engine)
-    names = {instance.labels_header, engine.labels_header if engine else ""}
-    return frozenset(name.lower().encode() for name in names)
-
-
-def _log_failure(instance: Record, error: Exception) -> None:
-    logger.warning(
-        "the connection to instance %016x at %s failed: %s",
-        instance.id,
-        instance.request_url,
-        error,
-    )

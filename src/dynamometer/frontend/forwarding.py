@@ -14,8 +14,9 @@ from dynamometer.engines.requests import BadBodyError, RequestBody
 from dynamometer.engines.streams import StreamReader
 from dynamometer.frontend import failures
 from dynamometer.frontend.body import BodyThreads, TooLargeError, read
-from dynamometer.frontend.dispatch import Accepted, Dispatcher
+from dynamometer.frontend.dispatch import Dispatcher
 from dynamometer.frontend.failures import Failure
+from dynamometer.frontend.outcomes import Accepted
 from dynamometer.frontend.probes import ENDING
 from dynamometer.frontend.request_metrics import RequestMetrics
 from dynamometer.frontend.routing import Router
@@ -130,6 +131,9 @@ class Forwarder:
             return _refuse(metrics, failures.UNREADABLE, openai_errors.invalid(str(error)))
         model = await self._resolve(body.model)
         metrics.record_body(model, stream=body.stream)
+        if body.refused is not None:
+            message = f"{body.refused} must not be set: only the frontend pairs workers"
+            return _refuse(metrics, failures.REFUSED, openai_errors.invalid(message, body.refused))
         served = self._fleet.models
         if self.draining:
             answer = _unavailable(metrics, ENDING)

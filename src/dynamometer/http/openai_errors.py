@@ -9,6 +9,7 @@ from dynamometer.http import relay
 from dynamometer.http.messages import Refusal, Response
 
 RETRY_AFTER_SECONDS: Final = b"2"
+ENGINE_DIED: Final = "The worker or its engine ended during this request"
 
 
 def body(message: str, kind: str, code: str | None, param: str | None = None) -> dict[str, object]:
@@ -55,6 +56,12 @@ def no_route(path: str, model: str) -> Response:
     return response(404, message, "invalid_request_error", "not_found")
 
 
+def not_in_pairs(path: str, model: str) -> Response:
+    """Return 404: the workers that serve the model are prefill and decode workers."""
+    message = f"The prefill and decode workers that serve {model!r} do not have the route {path}"
+    return response(404, message, "invalid_request_error", "not_found")
+
+
 def unavailable(why: str, *, retry: bool = False) -> Response:
     """Return 503 with `Retry-After`.
 
@@ -69,12 +76,9 @@ def unavailable(why: str, *, retry: bool = False) -> Response:
     return answer
 
 
-def engine_died() -> Response:
-    """Return 502: the engine ended, or broke the connection, during the request."""
-    return response(502, ENGINE_DIED, "server_error", "engine_error")
-
-
-ENGINE_DIED: Final = "The worker or its engine ended during this request"
+def engine_died(message: str = ENGINE_DIED) -> Response:
+    """Return 502: the engine ended, broke the connection, or was lost during the request."""
+    return response(502, message, "server_error", "engine_error")
 
 
 def event(message: str, code: str) -> bytes:

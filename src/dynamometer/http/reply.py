@@ -36,11 +36,12 @@ class Reply:
         reason: the reason phrase.
         headers: the headers, as received.
         length: the length of the body in bytes; None if the head does not contain it.
+        error: the error that ended the body; None without an error.
     """
 
     __slots__ = (
-        "_connection", "_ended", "_error", "_parts", "_sink", "_waiter",
-        "headers", "length", "reason", "status",
+        "_connection", "_ended", "_parts", "_sink", "_waiter",
+        "error", "headers", "length", "reason", "status",
     )  # fmt: skip
 
     def __init__(self, connection: Receiver, status: int, reason: bytes, headers: Headers) -> None:
@@ -49,7 +50,7 @@ class Reply:
         self._sink: Sink | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._ended = False
-        self._error: BaseException | None = None
+        self.error: BaseException | None = None
         self.status = status
         self.reason = reason
         self.headers = headers
@@ -67,10 +68,17 @@ class Reply:
         if parts:
             sink(b"".join(parts))
         if not self._ended:
+            await self.ended()
+        if self.error is not None:
+            raise self.error
+
+    def ended(self) -> asyncio.Future[None]:
+        """Return a future that is done at the end of the body, which may be broken."""
+        if self._waiter is None:
             self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        if self._error is not None:
-            raise self._error
+            if self._ended:
+                self._waiter.set_result(None)
+        return self._waiter
 
     def receive(self, data: bytes) -> None:
         """Pass a piece of the body to the sink; keep it until there is a sink."""
@@ -88,7 +96,7 @@ class Reply:
         if self._ended:
             return
         self._ended = True
-        self._error = error
+        self.error = error
         self._sink = _ignore
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)

@@ -1,0 +1,292 @@
+"""A request to two workers: a prefill worker computes the prompt, and a decode worker answers.
+
+Both receive the request at the same time, because the answer of the prefill worker comes only after
+the decode worker has taken the KV cache. The client receives the response of the decode worker when
+the prefill worker has answered, so that each earlier error of one of the two has an HTTP status.
+
+If one of the two fails, the connection to the other one is closed at once, because its engine would
+wait for minutes. For the same reason, the request ends when one of the two is no longer ready in
+discovery before the prefill worker has answered. A worker that drains finishes the request.
+
+Only two outcomes prove that neither engine has the request: one of the workers accepts no
+connection before anything was sent, or both answer with the header `relay.RETRY_HEADER`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from dynamometer.engines.interface import Engine, Route
+from dynamometer.engines.requests import RequestBody
+from dynamometer.frontend import outcomes
+from dynamometer.frontend.outcomes import Accepted, Unanswered
+from dynamometer.frontend.rewriting import Rewriter
+from dynamometer.frontend.routing import Router
+from dynamometer.http import openai_errors, relay
+from dynamometer.http.client import Client, Connection, NotReachedError
+from dynamometer.http.exchange import Request
+from dynamometer.http.reply import BrokenError, Reply
+from dynamometer.runtime.fleet import Change
+from dynamometer.runtime.record import Record, State
+
+logger = logging.getLogger(__name__)
+
+# A worker refuses a request within milliseconds: after this time, the other one has taken it.
+_REFUSAL_SECONDS: Final = 0.5
+
+_Side = asyncio.Task[Reply | Unanswered]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The two workers of a request."""
+
+    prefill: Record
+    decode: Record
+
+
+class PairSender:
+    """Sends requests to pairs of workers. All state belongs to the event loop."""
+
+    def __init__(self, *, router: Router, client: Client, rewriter: Rewriter) -> None:
+        """Store the arguments, and follow the states of workers.
+
+        Args:
+            router: counts the requests in flight to each worker.
+            client: sends requests to the workers.
+            rewriter: edits requests.
+        """
+        self._router = router
+        self._fleet = router.fleet
+        self._client = client
+        self._rewriter = rewriter
+        # The requests that end when a worker is lost, by the id of the worker.
+        self._watched: dict[int, set[asyncio.Future[Unanswered]]] = {}
+        router.fleet.on_change(self._changed)
+
+    def _changed(self, change: Change) -> None:
+        for record in change.left:
+            self._end_requests(record, "ended")
+        for record in change.changed:
+            if not _finishes_requests(record):
+                self._end_requests(record, f"became {record.state}")
+
+    def _end_requests(self, record: Record, event: str) -> None:
+        watched = [lost for lost in self._watched.get(record.id, ()) if not lost.done()]
+        if watched:
+            logger.warning(
+                "%s worker %016x %s: requests that wait for both workers of their pair end: %d",
+                record.mode,
+                record.id,
+                event,
+                len(watched),
+            )
+        text = f"The {record.mode} worker {event} during this request"
+        for lost in watched:
+            lost.set_result(outcomes.lost(lambda: openai_errors.engine_died(text)))
+
+    @contextmanager
+    def _watching(self, pair: Pair) -> Iterator[asyncio.Future[Unanswered]]:
+        """Return the outcome of a request whose worker is lost, while the context is open."""
+        lost: asyncio.Future[Unanswered] = asyncio.get_running_loop().create_future()
+        ids = (pair.prefill.id, pair.decode.id)
+        for id_ in ids:
+            self._watched.setdefault(id_, set()).add(lost)
+        try:
+            yield lost
+        finally:
+            for id_ in ids:
+                self._watched[id_].discard(lost)
+                if not self._watched[id_]:
+                    del self._watched[id_]
+
+    async def send(
+        self,
+        request: Request,
+        body: RequestBody,
+        name: str | None,
+        pair: Pair,
+        engine: Engine,
+        route: Route,
+        held: ExitStack,
+    ) -> Accepted | Unanswered:
+        """Send a request to two workers.
+
+        Args:
+            request: the client's request.
+            body: its body.
+            name: the model's name at the engines; None to keep the client's.
+            pair: the workers.
+            engine: the kind of their engines.
+            route: the route of their engines.
+            held: receives what must be released when an accepted request is over.
+        """
+        prefill, decode = pair.prefill, pair.decode
+        add_usage = body.add_usage and route.takes_stream_options and not decode.stream_usage
+        members = engine.pair_members(prefill.bootstrap or "")
+        prompt = await self._rewriter.edit_pair(body, name, members, add_usage=add_usage)
+        target = relay.target(request)
+        with ExitStack() as prefilling, ExitStack() as decoding:
+            prefilling.enter_context(self._router.carrying(prefill))
+            decoding.enter_context(self._router.carrying(decode))
+            opened = await self._open(pair)
+            if isinstance(opened, Unanswered):
+                return opened
+            first, second = opened
+            sent = first.send(target, self._rewriter.headers(request, prefill), prompt)
+            computing = asyncio.create_task(_compute(prefill, sent, prefilling))
+            sent = second.send(target, self._rewriter.headers(request, decode), body.content)
+            answering = asyncio.create_task(_reply(decode, sent))
+            outcome: Reply | Unanswered | None = None
+            try:
+                with self._watching(pair) as lost:
+                    outcome = await _outcome(decode, computing, answering, lost)
+            finally:
+                await _end(computing, answering, kept=outcome)
+            if isinstance(outcome, Unanswered):
+                return outcome
+            held.callback(outcome.close)
+            if answering.cancelled() or outcome is not answering.result():
+                return Accepted(prefill, outcome, route, body.samples, hide_usage=False)
+            held.push(decoding.pop_all())
+        return Accepted(decode, outcome, route, body.samples, add_usage)
+
+    async def _open(self, pair: Pair) -> tuple[Connection, Connection] | Unanswered:
+        """Return connections to both workers, or the outcome if one of them is not available."""
+        with ExitStack() as unused:
+            connections = []
+            for instance in (pair.prefill, pair.decode):
+                try:
+                    connection = await self._client.open(instance.request_url or "")
+                except NotReachedError as error:
+                    outcomes.log_failure(instance, error)
+                    return outcomes.not_reached(instance)
+                unused.callback(connection.release)
+                connections.append(connection)
+            for instance in (pair.prefill, pair.decode):
+                if not _finishes_requests(self._fleet.records.get(instance.id)):
+                    return outcomes.not_taken(instance)
+            unused.pop_all()
+        return connections[0], connections[1]
+
+
+def _finishes_requests(record: Record | None) -> bool:
+    """Return whether a worker answers the requests that it has, by its record in discovery."""
+    return record is not None and record.state in (State.READY, State.DRAINING)
+
+
+async def _reply(instance: Record, sent: Awaitable[Reply]) -> Reply | Unanswered:
+    """Return the reply of a worker, or the outcome if the worker has not answered.
+
+    Args:
+        instance: the worker.
+        sent: sends the request; see `Connection.send`.
+    """
+    try:
+        reply = await sent
+    except NotReachedError as error:
+        outcomes.log_failure(instance, error)
+        return outcomes.not_reached(instance)
+    except BrokenError as error:
+        outcomes.log_failure(instance, error)
+        return outcomes.lost()
+    if reply.headers.get(relay.RETRY_HEADER):
+        reply.close()
+        return outcomes.not_taken(instance)
+    return reply
+
+
+async def _compute(
+    instance: Record, sent: Awaitable[Reply], carried: ExitStack
+) -> Reply | Unanswered:
+    """Return the reply of a prefill worker after its end; an error at once, for the client.
+
+    Args:
+        instance: the worker.
+        sent: sends the request; see `Connection.send`.
+        carried: is left when the worker has answered.
+    """
+    with carried:
+        reply = await _reply(instance, sent)
+        if isinstance(reply, Unanswered) or reply.status >= 400:
+            return reply
+        try:
+            await reply.read_into(lambda _: None)
+        except BrokenError as error:
+            outcomes.log_failure(instance, error)
+            return outcomes.lost()
+        finally:
+            reply.close()
+        return reply
+
+
+async def _outcome(
+    decode: Record, computing: _Side, answering: _Side, lost: asyncio.Future[Unanswered]
+) -> Reply | Unanswered:
+    """Return the reply for the client, or the outcome without a reply, as soon as it is known.
+
+    Args:
+        decode: the decode worker.
+        computing: the reply of the prefill worker; see `_compute`.
+        answering: the reply of the decode worker.
+        lost: the outcome when one of the workers is lost.
+    """
+    timeout: float | None = None
+    while True:
+        ended = await _wait(computing, answering, lost, timeout=timeout)
+        results = [side.result() for side in (computing, answering) if side.done()]
+        refusals = []
+        for result in results:
+            if isinstance(result, Unanswered):
+                if not result.retry_reason:
+                    return result
+                refusals.append(result)
+            elif result.status >= 400:
+                return result
+            elif result.error is not None:  # the client has received nothing yet
+                outcomes.log_failure(decode, result.error)
+                return outcomes.lost()
+        if lost.done() and not computing.done():
+            return lost.result()
+        if len(refusals) == 2:
+            instances = (*refusals[0].refused_by, *refusals[1].refused_by)
+            return replace(refusals[0], refused_by=instances)
+        if len(results) == 2 or (refusals and not ended):
+            return refusals[0].final() if refusals else answering.result()
+        timeout = _REFUSAL_SECONDS if refusals else None
+
+
+async def _wait(
+    computing: _Side,
+    answering: _Side,
+    lost: asyncio.Future[Unanswered],
+    *,
+    timeout: float | None,
+) -> bool:
+    """Wait for an event that may decide the outcome; return False at the timeout."""
+    waiting: set[asyncio.Future[Any]] = set()
+    if not computing.done():
+        waiting |= {computing, lost}
+    if not answering.done():
+        waiting.add(answering)
+    elif isinstance(reply := answering.result(), Reply) and not reply.ended().done():
+        waiting.add(reply.ended())
+    done, _ = await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    return bool(done)
+
+
+async def _end(*sides: _Side, kept: Reply | Unanswered | None) -> None:
+    """Close the connections to both workers, except that of the reply for the client."""
+    for side in sides:
+        if not side.done():
+            side.cancel()  # closes the connection
+        elif side.exception() is None:
+            reply = side.result()
+            if isinstance(reply, Reply) and reply is not kept:
+                reply.close()
+    await asyncio.gather(*sides, return_exceptions=True)
