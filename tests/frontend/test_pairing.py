@@ -258,6 +258,7 @@ async def test_a_long_answer_of_the_prefill_worker_is_not_kept(pairing: Pairing)
             await first._writer.drain()
         first.end()
         assert (await asked).status == 200
+        await left(pairing, pairing.prefill)
         most = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -347,11 +348,16 @@ async def test_an_error_of_the_prefill_worker_after_the_head_of_the_decode_worke
     """SGLang sends the head of a stream of /generate at once."""
     asked = asking(pairing.bench, "/generate", stream=True)
     first, second = await pairing.both()
-    second.begin()
-    second.write(b"x")
+    await begun(second)
     first.answer(b'{"error": {"message": "no room"}}', 500)
     await second.closed()
     assert (await asked).status == 500
+
+
+async def begun(exchange: Exchange) -> None:
+    """Send the head of a stream, and let the frontend read it."""
+    exchange.begin()
+    await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("mode", [PREFILL, DECODE])
@@ -363,15 +369,59 @@ async def test_a_connection_that_breaks_ends_the_request_at_both(
     failing, other = failing_and_other(pairing, mode, await pairing.both())
     others = await another_pair(pairing)
     if phase != "before its head":
-        answering = failing if phase == "after its head" else other
-        answering.begin()
-        answering.write(b"x")
-        await asyncio.sleep(0.05)  # the connection would else break before the head is read
+        await begun(failing if phase == "after its head" else other)
     failing.break_off()
     await other.closed()
     answer = await asked
     assert (answer.status, answer.error["code"]) == (502, "engine_error")
     await failed_once(pairing, others, failures.WORKER_LOST)
+
+
+@pytest.mark.parametrize("event", ["answers", "fails", "refuses", "breaks off", "is lost", "none"])
+async def test_no_event_at_the_prefill_worker_changes_an_answer_that_has_content(
+    pairing: Pairing, event: str
+) -> None:
+    """A prefill worker behind a long prompt answers later than the decode worker."""
+    bench = pairing.bench
+    body = {"model": "m", "stream": True}
+    asked = asyncio.create_task(bench.session.post(bench.url + CHAT, json=body))
+    first, second = await pairing.both()
+    second.begin()
+    parts = EVENTS.split(b"\n\n")
+    second.write(parts[0] + b"\n\n")
+    async with asyncio.timeout(SECONDS), await asked as answer:
+        assert answer.status == 200
+        assert await answer.content.readexactly(len(parts[0]) + 2) == parts[0] + b"\n\n"
+        if event == "answers":
+            first.answer(ANSWER)
+        elif event == "fails":
+            first.answer(b"{}", 500)
+        elif event == "refuses":
+            first.refuse()
+        elif event == "breaks off":
+            first.break_off()
+        elif event == "is lost":
+            show(bench, pairing.prefill, State.UNRESPONSIVE)
+        if event not in ("is lost", "none"):
+            await left(pairing, pairing.prefill)
+        second.write(b"\n\n".join(parts[1:]))
+        second.end()
+        assert await answer.read() == parts[2] + b"\n\n"
+    await nothing_in_flight(bench, pairing.decode)
+    assert bench.count("requests_total") == bench.count("requests_total", status="success") == 1
+    assert bench.count("output_tokens_total", model="m") == 9
+    assert bench.count("failures_total") == 0
+    if event in ("is lost", "none"):
+        # The prefill worker still has the request, and its connection is kept after its answer.
+        assert bench.router.in_flight(pairing.prefill.record.id) == 1
+        first.answer()
+        await left(pairing, pairing.prefill)
+        show(bench, pairing.prefill, State.READY)
+        asked_again = asking(bench)
+        for exchange in await pairing.both():
+            exchange.answer()
+        assert (await asked_again).status == 200
+        assert pairing.prefill.connections == 1
 
 
 async def test_a_decode_worker_that_breaks_before_its_head_after_the_prefill_is_lost(
@@ -578,7 +628,9 @@ async def test_a_kept_connection_that_did_not_read_the_request_is_replaced_for_i
 # The client.
 
 
-@pytest.mark.parametrize("phase", ["at both", "after the prefill", "after the head", "in a stream"])
+@pytest.mark.parametrize(
+    "phase", ["at both", "after the prefill", "after the head", "in a stream", "in an early stream"]
+)
 async def test_a_client_that_closes_ends_the_request_at_both(pairing: Pairing, phase: str) -> None:
     bench = pairing.bench
     host, port = bench.url.removeprefix("http://").split(":")
@@ -590,15 +642,15 @@ async def test_a_client_that_closes_ends_the_request_at_both(pairing: Pairing, p
     if phase in ("after the prefill", "in a stream"):
         first.answer()
         await left(pairing, pairing.prefill)
-    if phase in ("after the head", "in a stream"):
-        second.begin()
-    if phase == "in a stream":
+    if phase in ("after the head", "in a stream", "in an early stream"):
+        await begun(second)
+    if phase in ("in a stream", "in an early stream"):
         second.write(EVENTS.split(b"\n\n")[0] + b"\n\n")
         async with asyncio.timeout(SECONDS):
             await reader.readuntil(b"}}]}\n\n")
     writer.close()
     await second.closed()
-    if phase in ("at both", "after the head"):
+    if phase not in ("after the prefill", "in a stream"):
         await first.closed()
     await nothing_in_flight(bench, pairing.prefill, pairing.decode)
     assert bench.count("requests_total", error_type="cancelled") == 1

@@ -1,12 +1,13 @@
 """A request to two workers: a prefill worker computes the prompt, and a decode worker answers.
 
-Both receive the request at the same time, because the answer of the prefill worker comes only after
-the decode worker has taken the KV cache. The client receives the response of the decode worker when
-the prefill worker has answered, so that each earlier error of one of the two has an HTTP status.
+Both receive the request at the same time, because the prefill worker answers only after the decode
+worker has taken the KV cache. The client receives the response of the decode worker as soon as it
+has content, or the prefill worker has answered: each earlier error of one of the two has an HTTP
+status. The prefill worker may answer later than the decode worker, and its answer is dropped.
 
-If one of the two fails, the connection to the other one is closed at once, because its engine would
-wait for minutes. For the same reason, the request ends when one of the two is no longer ready in
-discovery before the prefill worker has answered. A worker that drains finishes the request.
+If one of the two fails before that, the connection to the other one is closed at once, because its
+engine would wait for minutes. For the same reason, the request then ends when one of the two is no
+longer ready in discovery. A worker that drains finishes the request.
 
 Only two outcomes prove that neither engine has the request: one of the workers accepts no
 connection before anything was sent, or both answer with the header `relay.RETRY_HEADER`.
@@ -67,6 +68,9 @@ class PairSender:
         self._rewriter = rewriter
         # The requests that end when a worker is lost, by the id of the worker.
         self._watched: dict[int, set[asyncio.Future[Unanswered]]] = {}
+        # The replies of prefill workers that are later than those of the decode workers. The close
+        # of the client's connections ends them.
+        self._late: set[_Side] = set()
         router.fleet.on_change(self._changed)
 
     def _changed(self, change: Change) -> None:
@@ -139,7 +143,7 @@ class PairSender:
                 return opened
             first, second = opened
             sent = first.send(target, self._rewriter.headers(request, prefill), prompt)
-            computing = asyncio.create_task(_compute(prefill, sent, prefilling))
+            computing = asyncio.create_task(_compute(prefill, sent, prefilling.pop_all()))
             sent = second.send(target, self._rewriter.headers(request, decode), body.content)
             answering = asyncio.create_task(_reply(decode, sent))
             outcome: Reply | Unanswered | None = None
@@ -147,11 +151,11 @@ class PairSender:
                 with self._watching(pair) as lost:
                     outcome = await _outcome(decode, computing, answering, lost)
             finally:
-                await _end(computing, answering, kept=outcome)
+                await self._end(computing, answering, outcome, held)
             if isinstance(outcome, Unanswered):
                 return outcome
             held.callback(outcome.close)
-            if answering.cancelled() or outcome is not answering.result():
+            if outcome is not _result(answering):
                 return Accepted(prefill, outcome, route, body.samples, hide_usage=False)
             held.push(decoding.pop_all())
         return Accepted(decode, outcome, route, body.samples, add_usage)
@@ -173,6 +177,41 @@ class PairSender:
                     return outcomes.not_taken(instance)
             unused.pop_all()
         return connections[0], connections[1]
+
+    async def _end(
+        self,
+        computing: _Side,
+        answering: _Side,
+        outcome: Reply | Unanswered | None,
+        held: ExitStack,
+    ) -> None:
+        """Close the connections to both workers, except those that the client's answer needs.
+
+        Args:
+            computing: the reply of the prefill worker.
+            answering: the reply of the decode worker.
+            outcome: see `_outcome`; None if the client has disconnected.
+            held: receives what must be released when the request is over.
+        """
+        if isinstance(outcome, Reply) and outcome is _accepted(answering):
+            if not computing.done():
+                self._late.add(computing)
+                computing.add_done_callback(self._drop)
+                held.callback(lambda: outcome.complete or computing.cancel())
+            return
+        for side in (computing, answering):
+            reply = _result(side)
+            if not side.done():
+                side.cancel()  # closes the connection
+            elif isinstance(reply, Reply) and reply is not outcome:
+                reply.close()
+        await asyncio.gather(computing, answering, return_exceptions=True)
+
+    def _drop(self, computing: _Side) -> None:
+        """Drop the late answer of a prefill worker."""
+        self._late.discard(computing)
+        if isinstance(reply := _result(computing), Reply):
+            reply.close()
 
 
 def _finishes_requests(record: Record | None) -> bool:
@@ -239,18 +278,22 @@ async def _outcome(
     timeout: float | None = None
     while True:
         ended = await _wait(computing, answering, lost, timeout=timeout)
-        results = [side.result() for side in (computing, answering) if side.done()]
+        reply = _accepted(answering)
+        if reply is not None and reply.started().done():
+            if reply.error is None:
+                return reply
+            outcomes.log_failure(decode, reply.error)
+            return outcomes.lost()
         refusals = []
+        results = [side.result() for side in (computing, answering) if side.done()]
         for result in results:
-            if isinstance(result, Unanswered):
-                if not result.retry_reason:
+            if isinstance(result, Reply):
+                if result.status >= 400:
                     return result
+            elif result.retry_reason:
                 refusals.append(result)
-            elif result.status >= 400:
+            else:
                 return result
-            elif result.error is not None:  # the client has received nothing yet
-                outcomes.log_failure(decode, result.error)
-                return outcomes.lost()
         if lost.done() and not computing.done():
             return lost.result()
         if len(refusals) == 2:
@@ -274,19 +317,19 @@ async def _wait(
         waiting |= {computing, lost}
     if not answering.done():
         waiting.add(answering)
-    elif isinstance(reply := answering.result(), Reply) and not reply.ended().done():
-        waiting.add(reply.ended())
+    elif reply := _accepted(answering):
+        waiting.add(reply.started())
     done, _ = await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
     return bool(done)
 
 
-async def _end(*sides: _Side, kept: Reply | Unanswered | None) -> None:
-    """Close the connections to both workers, except that of the reply for the client."""
-    for side in sides:
-        if not side.done():
-            side.cancel()  # closes the connection
-        elif side.exception() is None:
-            reply = side.result()
-            if isinstance(reply, Reply) and reply is not kept:
-                reply.close()
-    await asyncio.gather(*sides, return_exceptions=True)
+def _result(side: _Side) -> Reply | Unanswered | None:
+    """Return the result of a task; None if the task is running, was cancelled, or has failed."""
+    failed = not side.done() or side.cancelled() or side.exception() is not None
+    return None if failed else side.result()
+
+
+def _accepted(side: _Side) -> Reply | None:
+    """Return the reply of a worker if it is there and not an error."""
+    reply = _result(side)
+    return reply if isinstance(reply, Reply) and reply.status < 400 else None

@@ -40,7 +40,7 @@ class Reply:
     """
 
     __slots__ = (
-        "_connection", "_ended", "_parts", "_sink", "_waiter",
+        "_connection", "_ended", "_parts", "_sink", "_start", "_waiter",
         "error", "headers", "length", "reason", "status",
     )  # fmt: skip
 
@@ -48,6 +48,7 @@ class Reply:
         self._connection = connection
         self._parts: list[bytes] = []
         self._sink: Sink | None = None
+        self._start: asyncio.Future[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._ended = False
         self.error: BaseException | None = None
@@ -68,22 +69,29 @@ class Reply:
         if parts:
             sink(b"".join(parts))
         if not self._ended:
-            await self.ended()
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
         if self.error is not None:
             raise self.error
 
-    def ended(self) -> asyncio.Future[None]:
-        """Return a future that is done at the end of the body, which may be broken."""
-        if self._waiter is None:
-            self._waiter = asyncio.get_running_loop().create_future()
-            if self._ended:
-                self._waiter.set_result(None)
-        return self._waiter
+    def started(self) -> asyncio.Future[None]:
+        """Return a future that is done when a piece of the body was received, or the body ended."""
+        if self._start is None:
+            self._start = asyncio.get_running_loop().create_future()
+            if self._parts or self._ended:
+                self._start.set_result(None)
+        return self._start
+
+    @property
+    def complete(self) -> bool:
+        """True if the whole body was received."""
+        return self._ended and self.error is None
 
     def receive(self, data: bytes) -> None:
         """Pass a piece of the body to the sink; keep it until there is a sink."""
         if self._sink is None:
             self._parts.append(data)
+            self._show_start()
             return
         try:
             self._sink(data)
@@ -98,8 +106,13 @@ class Reply:
         self._ended = True
         self.error = error
         self._sink = _ignore
+        self._show_start()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def _show_start(self) -> None:
+        if self._start is not None and not self._start.done():
+            self._start.set_result(None)
 
     def pause(self) -> None:
         """Stop reading from the connection."""
