@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 from collections.abc import Iterator
@@ -103,9 +104,9 @@ def test_one_side_of_a_pair_demands_a_room(tmp_path: Path, mode: str, tokens: in
         body = {"prompt": "hi", "max_tokens": 5}
         refused = http(f"{url}/v1/completions", body)
         assert refused.status == 400
-        assert "without bootstrap room" in refused.json()["message"]
+        assert b"without bootstrap room" in refused.body
         answer = http(f"{url}/v1/completions", body | {"bootstrap_room": 1 << 40})
-        assert answer.json()["usage"]["completion_tokens"] == tokens
+        assert json.loads(answer.body)["usage"]["completion_tokens"] == tokens
 
 
 def test_a_node_that_is_not_the_first_has_only_its_health_and_its_page(tmp_path: Path) -> None:

@@ -69,15 +69,17 @@ def bracketed(transfer_address: str) -> str:
 
 
 def exposure(flags: argparse.Namespace, mode: str, transfer_address: str) -> Sequence[str]:
-    """Return a note for the user if other machines reach the engine; empty if not."""
-    if ipaddress.ip_address(transfer_address).is_loopback:
-        return ()
-    note = f"the engine transfers KV caches at {transfer_address}, without encryption"
-    if mode == PREFILL:
-        note += ", and also listens for requests there"
-        if flags.api_key is None:
-            note += ": give --api-key, so that requests need a key"
-    return (note,)
+    """Return notes for the user about the ports that other machines reach."""
+    notes = []
+    if flags.transfer_backend in _MOONCAKE:
+        notes.append(
+            "Mooncake transfers KV caches without a key, and listens at all addresses of this "
+            f"machine, not only at {transfer_address}: let only engines reach its ports"
+        )
+    if mode == PREFILL and not ipaddress.ip_address(transfer_address).is_loopback:
+        advice = "" if flags.api_key else ": give --api-key, so that requests need a key"
+        notes.append(f"the engine also listens for requests at {transfer_address}{advice}")
+    return notes
 
 
 def bootstrap(
