@@ -126,7 +126,8 @@ async def test_only_the_decode_worker_streams(pairing: Pairing) -> None:
     asked = asking(pairing.bench, stream=True)
     first, second = await pairing.both()
     room = {name: first.body[name] for name in first.body if name.startswith("bootstrap")}
-    assert first.body == {"model": "m", "stream": False} | room
+    # SGLang's Rust server refuses options without a stream.
+    assert first.body == {"model": "m", "stream": False, "stream_options": None} | room
     usage = {"stream_options": {"include_usage": True}}
     assert second.body == {"model": "m", "stream": True} | usage | room
     second.begin()
@@ -138,6 +139,18 @@ async def test_only_the_decode_worker_streams(pairing: Pairing) -> None:
     # Without the usage that the client did not request.
     assert answer.body == EVENTS.replace(EVENTS.split(b"\n\n")[1] + b"\n\n", b"")
     await nothing_in_flight(pairing.bench, pairing.prefill, pairing.decode)
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/messages", "/v1/responses"])
+async def test_routes_without_stream_options_get_none(pairing: Pairing, path: str) -> None:
+    asked = asking(pairing.bench, path, stream=True)
+    first, second = await pairing.both()
+    assert second.body["stream"] is True
+    assert first.body == second.body | {"stream": False}
+    assert "stream_options" not in first.body
+    first.answer()
+    second.answer()
+    assert (await asked).status == 200
 
 
 async def test_a_stream_arrives_while_it_is_computed(pairing: Pairing) -> None:

@@ -135,9 +135,17 @@ class RequestBody:
         encoded = {name: msgspec.json.encode(value) for name, value in members.items()}
         self.content = set_members(self.content, encoded)
 
-    def without_stream(self) -> bytes:
-        """Return the content as a request for an answer that is not streamed."""
-        return set_member(self.content, ("stream",), b"false") if self.stream else self.content
+    def without_stream(self, *, options: bool) -> bytes:
+        """Return the content as a request for an answer that is not streamed.
+
+        Args:
+            options: remove `stream_options`, too: SGLang's Rust server accepts it only for streams.
+        """
+        if not self.stream:
+            return self.content
+        return set_members(
+            self.content, {"stream": b"false"} | ({"stream_options": b"null"} if options else {})
+        )
 
     def unsupported(self, members: frozenset[str]) -> tuple[str | None, str] | None:
         """Return why a prefill and a decode engine together do not support the request.

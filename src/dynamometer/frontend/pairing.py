@@ -131,9 +131,12 @@ class PairSender:
             held: receives what must be released when an accepted request is over.
         """
         prefill, decode = pair.prefill, pair.decode
-        add_usage = body.add_usage and route.takes_stream_options and not decode.stream_usage
+        options = route.takes_stream_options
+        add_usage = body.add_usage and options and not decode.stream_usage
         members = engine.pair_members(prefill.bootstrap or "")
-        prompt = await self._rewriter.edit_pair(body, name, members, add_usage=add_usage)
+        prompt = await self._rewriter.edit_pair(
+            body, name, members, stream_options=options, add_usage=add_usage
+        )
         target = relay.target(request)
         with ExitStack() as prefilling, ExitStack() as decoding:
             prefilling.enter_context(self._router.carrying(prefill))

@@ -59,6 +59,7 @@ class Rewriter:
         name: str | None,
         members: Mapping[str, Json],
         *,
+        stream_options: bool,
         add_usage: bool,
     ) -> bytes:
         """Edit a body for a decode worker, and return the body for a prefill worker.
@@ -69,13 +70,14 @@ class Rewriter:
             body: see `edit`.
             name: see `edit`.
             members: the members by which the two engines find each other.
+            stream_options: whether the route has `stream_options`, which are only for streams.
             add_usage: see `edit`.
         """
 
         def edit() -> bytes:
             _set_name(body, name)
             body.set_members(members)
-            prefill = body.without_stream()
+            prefill = body.without_stream(options=stream_options)
             if add_usage:
                 body.content = body.with_usage()
             return prefill
