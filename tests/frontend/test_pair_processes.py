@@ -17,7 +17,6 @@ from stack import Answer, Stack, Worker, eventually, http
 
 WORKER = ("--engine", "mocker", "--model", "mock", "--processes", "0", "--hang-timeout", "1")
 SLOW = ("--first-token-seconds", "60")
-QUICK_QUESTIONS = {"DYN_CANARY_WAIT_TIME": "0.2", "DYN_HEALTH_CHECK_REQUEST_TIMEOUT": "0.3"}
 
 
 @dataclass
@@ -28,8 +27,14 @@ class Running:
     def page(self) -> str:
         return http(f"{self.url}/metrics").body.decode()
 
-    def in_flight(self, side: str) -> float:
-        return value(self.workers[side].page(), "dynamo_component_inflight_requests")
+    def wait_for_requests(self, side: str, number: int) -> None:
+        """Wait until a worker has this number of requests in flight."""
+
+        def reached() -> bool:
+            page = self.workers[side].page()
+            return value(page, "dynamo_component_inflight_requests") == number
+
+        eventually(reached, within=10, what=f"{number} requests at {side}")
 
 
 @contextmanager
@@ -62,8 +67,7 @@ def test_each_request_reaches_both_workers_and_is_counted_once(tmp_path: Path) -
         for side, worker in running.workers.items():
             requests = value(worker.page(), "dynamo_component_requests_total")
             assert requests == 10, side
-            eventually(lambda s=side: running.in_flight(s) == 0, within=5, what=f"{side} is idle")
-        # The page of one process of two has all its counts.
+            running.wait_for_requests(side, 0)
         page = running.page()
         assert value(page, "dynamo_frontend_requests_total", status="success") == 10
         assert value(page, "dynamo_frontend_output_tokens_total") == 40
@@ -88,7 +92,7 @@ def test_no_request_stays_at_the_other_worker_when_one_dies_or_hangs(
             http, f"{running.url}/v1/completions", {"model": "mock", "prompt": "x"}
         )
         for one in running.workers:
-            eventually(lambda s=one: running.in_flight(s), within=10, what=f"the request at {one}")
+            running.wait_for_requests(one, 1)
         worker = running.workers[side]
         engine = worker.engine
         if event == "worker killed":
@@ -105,7 +109,7 @@ def test_no_request_stays_at_the_other_worker_when_one_dies_or_hangs(
         assert (answer.status, error["code"]) == (502, "engine_error")
         if event == "engine stopped":
             assert error["message"] == f"The {side} worker became unresponsive during this request"
-        eventually(lambda: not running.in_flight(other), within=5, what="nothing waits there")
+        running.wait_for_requests(other, 0)
         page = running.page()
         assert value(page, "dynamo_frontend_requests_total") == 1
         assert value(page, "dynamometer_frontend_retries_total") == 0
