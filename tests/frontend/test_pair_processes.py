@@ -44,7 +44,14 @@ def pair(directory: Path, *engine: str, processes: int = 1) -> Iterator[Running]
         _, url = running.enter_context(stack.run_frontend("--processes", str(processes)))
         workers = {
             side: running.enter_context(
-                stack.run_worker(*WORKER, "--disaggregation-mode", side, *engine, **QUICK_QUESTIONS)
+                stack.run_worker(
+                    *WORKER,
+                    "--disaggregation-mode",
+                    side,
+                    *engine,
+                    DYN_CANARY_WAIT_TIME="0.2",
+                    DYN_HEALTH_CHECK_REQUEST_TIMEOUT="0.3",
+                )
             )
             for side in ("prefill", "decode")
         }
