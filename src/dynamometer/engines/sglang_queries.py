@@ -12,7 +12,7 @@ from typing import Final
 
 from dynamometer.engines.sglang_names import sglang
 from dynamometer.names import labels
-from dynamometer.panels import Variable, rate
+from dynamometer.panels import OF_ENGINE, Variable, rate
 
 # Series of requests; those of the engines that answer them; series of the ranks that compute them;
 # gauges that may have priorities; of the tokens by mode, all of prompts, and those that the prefix
@@ -26,9 +26,9 @@ CACHES: Final = 'instance=~"$instance", dp_rank=~"$rank", node_rank=""'
 PREFILL: Final = f'{RANKS}, mode=~"prefill_.+"'
 CACHED: Final = f'{RANKS}, mode="prefill_cache"'
 
-# The engine of each series, also on pages with several engines.
-_ENGINE: Final = "instance, worker_id"
-EXCEPT_PREFILL: Final = f'unless on ({_ENGINE}) {sglang.NUM_RUNNING_REQS}{{engine_type="prefill"}}'
+EXCEPT_PREFILL: Final = (
+    f'unless on ({OF_ENGINE}) {sglang.NUM_RUNNING_REQS}{{engine_type="prefill"}}'
+)
 """An operator that excludes the prefill side from families that do not know sides."""
 
 VARIABLES: Final = (
@@ -66,8 +66,8 @@ def with_model(expr: str) -> str:
 
 
 def _with(label: str, expr: str, matchers: str) -> str:
-    engines = f"group by ({_ENGINE}, {label}) ({sglang.NUM_RUNNING_REQS}{{{matchers}}})"
-    return f"{expr} * on ({_ENGINE}) group_left ({label}) {engines}"
+    engines = f"group by ({OF_ENGINE}, {label}) ({sglang.NUM_RUNNING_REQS}{{{matchers}}})"
+    return f"{expr} * on ({OF_ENGINE}) group_left ({label}) {engines}"
 
 
 def gauge(family: str, matchers: str = RANKS) -> str:
@@ -97,5 +97,5 @@ def events(
 
 
 def cache_events(family: str, *, present: str = _PRESENT) -> str:
-    """Return the same for a counter of the ranks' caches, by model."""
+    """Return the rate of a counter of the ranks' caches, by model; see `events`."""
     return f"{total(with_model(rate(family, CACHES)))} or 0 * {present}"
