@@ -522,6 +522,24 @@ async def test_a_worker_that_drains_finishes_the_request_and_gets_no_other(
     assert (pairing.prefill.requests, pairing.decode.requests) == (1, 1)
 
 
+async def test_a_prefill_worker_that_never_answers_does_not_keep_the_request(
+    pairing: Pairing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream of /generate reports errors as events, also those before the transfer."""
+    monkeypatch.setattr("dynamometer.frontend.pairing._LATE_SECONDS", 0.05)
+    asked = asking(pairing.bench, "/generate", stream=True)
+    first, second = await pairing.both()
+    second.begin()
+    second.write(
+        b'data: {"error": {"message": "transfer failed", "code": 500}}\n\ndata: [DONE]\n\n'
+    )
+    second.end()
+    assert b"transfer failed" in (await asked).body
+    await first.closed()
+    await nothing_in_flight(pairing.bench, pairing.prefill, pairing.decode)
+    assert pairing.bench.count("requests_total", error_type="internal") == 1
+
+
 @pytest.mark.parametrize("mode", [PREFILL, DECODE])
 async def test_after_the_prefill_no_state_in_discovery_ends_the_request(
     pairing: Pairing, mode: str

@@ -12,8 +12,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from dynamometer.engines import kinds
 from dynamometer.engines.interface import Engine, Pairing, Route
@@ -37,8 +36,7 @@ from dynamometer.runtime.record import AGGREGATED, DECODE, PREFILL, Record
 _ATTEMPTS: Final = 2
 
 
-@dataclass(frozen=True, slots=True)
-class _Choice:
+class _Choice(NamedTuple):
     """The instance of a request, with its engine and route, and the prefill worker of a pair."""
 
     instance: Record

@@ -40,6 +40,10 @@ logger = logging.getLogger(__name__)
 # A worker refuses a request within milliseconds: after this time, the other one has taken it.
 _REFUSAL_SECONDS: Final = 0.5
 
+# A prefill worker that has sent the KV cache answers when its current batch is computed. After an
+# error event of the decode worker, it would wait for minutes.
+_LATE_SECONDS: Final = 5.0
+
 _Side = asyncio.Task[Reply | Unanswered]
 
 
@@ -68,8 +72,8 @@ class PairSender:
         self._rewriter = rewriter
         # The requests that end when a worker is lost, by the id of the worker.
         self._watched: dict[int, set[asyncio.Future[Unanswered]]] = {}
-        # The replies of prefill workers that are later than those of the decode workers. The close
-        # of the client's connections ends them.
+        # The replies of prefill workers that are later than those of the decode workers. `_limit`
+        # ends them.
         self._late: set[_Side] = set()
         router.fleet.on_change(self._changed)
 
@@ -200,7 +204,7 @@ class PairSender:
             if not computing.done():
                 self._late.add(computing)
                 computing.add_done_callback(self._drop)
-                held.callback(lambda: outcome.complete or computing.cancel())
+                held.callback(_limit, computing, outcome)
             return
         for side in (computing, answering):
             reply = _result(side)
@@ -215,6 +219,12 @@ class PairSender:
         self._late.discard(computing)
         if isinstance(reply := _result(computing), Reply):
             reply.close()
+
+
+def _limit(computing: _Side, answer: Reply) -> None:
+    """End the reply of a prefill worker at the end of a request: soon after a complete answer."""
+    seconds = _LATE_SECONDS if answer.complete else 0
+    asyncio.get_running_loop().call_later(seconds, computing.cancel)
 
 
 def _finishes_requests(record: Record | None) -> bool:
