@@ -110,6 +110,21 @@ def test_a_stream_ends_with_an_error_when_its_engine_dies(stack: Stack) -> None:
             assert b'"code": "engine_error"' in response.read()
 
 
+def test_a_restarted_prefill_engine_has_another_bootstrap_address(stack: Stack) -> None:
+    def address() -> str | None:
+        (record,) = asyncio.run(FileDiscovery(stack.discovery).records())
+        return record.bootstrap
+
+    with stack.run_worker(*FLAGS, "--disaggregation-mode", "prefill") as worker:
+        first = worker.wait_until_ready().engine_url
+        assert address() == first.removeprefix("http://")
+        worker.engine.kill()
+        eventually(lambda: states(stack) == ["restarting"], within=2, what="the record")
+        eventually(lambda: states(stack) == ["ready"], within=20, what="the restart")
+        assert worker.engine_url != first
+        assert address() == worker.engine_url.removeprefix("http://")
+
+
 def test_a_worker_without_restarts_ends_with_its_engine(stack: Stack) -> None:
     with stack.run_worker(*FLAGS, "--restart-limit", "0") as worker:
         worker.wait_until_ready().engine.kill()
