@@ -21,7 +21,7 @@ export HF_HUB_OFFLINE := 1
 # output only after a failure.
 logged = $(1) >$(VENV)/setup.log 2>&1 || { cat $(VENV)/setup.log >&2; exit 1; }
 
-.PHONY: help setup system-packages demo test test-quick lint format bench-metrics bench-fleet bench-exporter bench-latency bench-serving bench-dynamo docs dashboards fuzz load clean
+.PHONY: help setup system-packages demo demo-disagg test test-quick lint format bench-metrics bench-fleet bench-exporter bench-latency bench-serving bench-dynamo docs dashboards fuzz load clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -69,6 +69,9 @@ system-packages:
 # OBSERVE=1 starts Prometheus, too, and prints its answers to three questions.
 demo: setup ## start frontend, worker and real SGLang, send requests, print a part of the page
 	@$(BIN)/dyno demo $(if $(OBSERVE),--observe)
+
+demo-disagg: setup ## the same with prefill and decode apart: two real SGLangs, and the KV cache between them
+	@$(BIN)/dyno demo --disaggregated $(if $(OBSERVE),--observe)
 
 test: setup ## run the tests, with the real engine; with CI=true also the slow tests
 	@$(BIN)/python -m pytest $(if $(filter true,$(CI)),,-m "not slow") $(PYTEST_FLAGS)

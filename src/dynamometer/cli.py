@@ -33,7 +33,7 @@ COMMANDS = {
     "mocker": ("dynamometer.mocker.command", "a simulated engine, for tests and dashboards"),
     "tiny-model": ("dynamometer.tiny_model", "create a tiny random model, for demos and tests"),
     "demo": (
-        "dynamometer.demo",
+        "dynamometer.demo.command",
         "start frontend, worker and engine, and show a part of their pages",
     ),
 }

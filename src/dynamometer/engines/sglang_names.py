@@ -16,6 +16,7 @@ class sglang:  # noqa: N801
 
     CACHED_TOKENS_TOTAL: Final = "sglang:cached_tokens_total"
     CACHE_HIT_RATE: Final = "sglang:cache_hit_rate"
+    DECODE_DEFERRED_KV_RELEASE_SECONDS: Final = "sglang:decode_deferred_kv_release_seconds"
     DECODE_DEFERRED_KV_RELEASE_TOTAL: Final = "sglang:decode_deferred_kv_release_total"
     E2E_REQUEST_LATENCY_SECONDS: Final = "sglang:e2e_request_latency_seconds"
     EVICTED_TOKENS_TOTAL: Final = "sglang:evicted_tokens_total"
@@ -50,6 +51,7 @@ class sglang:  # noqa: N801
     NUM_ABORTED_REQUESTS_TOTAL: Final = "sglang:num_aborted_requests_total"
     NUM_BOOTSTRAP_FAILED_REQS_TOTAL: Final = "sglang:num_bootstrap_failed_reqs_total"
     NUM_DECODE_DEFERRED_KV_RELEASE_REQS: Final = "sglang:num_decode_deferred_kv_release_reqs"
+    NUM_DECODE_HOST_RECEIVE_QUEUE_REQS: Final = "sglang:num_decode_host_receive_queue_reqs"
     NUM_DECODE_PREALLOC_QUEUE_REQS: Final = "sglang:num_decode_prealloc_queue_reqs"
     NUM_DECODE_TRANSFER_QUEUE_REQS: Final = "sglang:num_decode_transfer_queue_reqs"
     NUM_GRAMMAR_QUEUE_REQS: Final = "sglang:num_grammar_queue_reqs"
@@ -66,6 +68,7 @@ class sglang:  # noqa: N801
     NUM_TRANSFER_FAILED_REQS_TOTAL: Final = "sglang:num_transfer_failed_reqs_total"
     NUM_USED_TOKENS: Final = "sglang:num_used_tokens"
     PAGE_SIZE: Final = "sglang:page_size"
+    PENDING_PREALLOC_TOKEN_USAGE: Final = "sglang:pending_prealloc_token_usage"
     PER_STAGE_REQ_LATENCY_SECONDS: Final = "sglang:per_stage_req_latency_seconds"
     PREALLOC_FULL_TOKEN_USAGE: Final = "sglang:prealloc_full_token_usage"
     PREFETCHED_TOKENS_TOTAL: Final = "sglang:prefetched_tokens_total"
@@ -110,8 +113,8 @@ REQUEST_TOTALS: Final = RequestTotals(
     parts={sglang.REALTIME_TOKENS_TOTAL: 'mode="decode"'},
 )
 
-# The families that `dyno demo` shows, by the categories of SGLang's documentation. Only a
-# disaggregated engine has those of the last category.
+# The families that `dyno demo` shows, by the categories of SGLang's documentation. Those of the
+# last category change only where prefill and decode are apart; each side has its own.
 SGLANG_CATEGORIES: Final = {
     "throughput": (
         sglang.GEN_THROUGHPUT,
@@ -135,10 +138,22 @@ SGLANG_CATEGORIES: Final = {
         sglang.QUEUE_TIME_SECONDS,
     ),
     "disaggregation": (
+        sglang.NUM_PREFILL_BOOTSTRAP_QUEUE_REQS,
+        sglang.NUM_PREFILL_INFLIGHT_QUEUE_REQS,
+        sglang.NUM_DECODE_PREALLOC_QUEUE_REQS,
+        sglang.NUM_DECODE_TRANSFER_QUEUE_REQS,
+        sglang.NUM_DECODE_HOST_RECEIVE_QUEUE_REQS,
+        sglang.NUM_DECODE_DEFERRED_KV_RELEASE_REQS,
+        sglang.PENDING_PREALLOC_TOKEN_USAGE,
+        sglang.KV_TRANSFER_BOOTSTRAP_MS,
+        sglang.KV_TRANSFER_ALLOC_MS,
         sglang.KV_TRANSFER_LATENCY_MS,
         sglang.KV_TRANSFER_SPEED_GB_S,
         sglang.KV_TRANSFER_TOTAL_MB,
-        sglang.KV_TRANSFER_BOOTSTRAP_MS,
-        sglang.KV_TRANSFER_ALLOC_MS,
+        sglang.DECODE_DEFERRED_KV_RELEASE_SECONDS,
+        sglang.DECODE_DEFERRED_KV_RELEASE_TOTAL,
+        sglang.NUM_BOOTSTRAP_FAILED_REQS_TOTAL,
+        sglang.NUM_TRANSFER_FAILED_REQS_TOTAL,
+        sglang.NUM_PREFILL_RETRIES_TOTAL,
     ),
 }

@@ -1,0 +1,1 @@
+"""`dyno demo`: everything at once, on real requests."""
