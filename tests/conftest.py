@@ -37,6 +37,14 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     session.config.stash[orphans] = end_orphans_afterwards()
 
 
+# Tests that start two engines of their own, which must not run beside the engine of `stack`.
+_BEFORE_STACK = {"disagg", "nodes", "demo"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.parent.name not in _BEFORE_STACK)
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """End the processes that tests left behind. In CI, fail the run for a skipped test: a
     prerequisite is missing.
