@@ -56,7 +56,8 @@ def stopped(process: psutil.Process) -> Iterator[None]:
     try:
         yield
     finally:
-        process.send_signal(signal.SIGCONT)
+        with contextlib.suppress(psutil.NoSuchProcess):  # a test may kill it
+            process.send_signal(signal.SIGCONT)
 
 
 class Client:

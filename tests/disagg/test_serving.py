@@ -14,6 +14,10 @@ from stack import Answer, eventually, http
 pytestmark = pytest.mark.engine
 
 
+def engine_requests(pair: Pair) -> list[float]:
+    return [value(worker.page(), "sglang:num_requests_total") for worker in pair.workers]
+
+
 @pytest.mark.parametrize("name", REQUESTS)
 def test_answers_are_those_of_one_engine(
     pair: Pair, aggregated_answers: Mapping[str, Answer], name: str
@@ -53,21 +57,18 @@ def test_a_request_is_counted_once_at_the_frontend_and_once_on_each_side(pair: P
     }
     frontend = f"{pair.url}/metrics"
     before = {name: value(http(frontend).body.decode(), name) for name in counted}
-    sides = [value(worker.page(), "sglang:num_requests_total") for worker in pair.workers]
+    sides = engine_requests(pair)
     answer = send(pair.url, REQUESTS["streamed chat"])
     (prompt,) = [fact for name, fact in outcome(answer).facts if name == "prompt_tokens"]
     assert isinstance(prompt, int)
     counted["dynamo_frontend_input_sequence_tokens_sum"] = prompt
     page = http(frontend).body.decode()
     assert {name: value(page, name) - before[name] for name in counted} == counted
-    for worker, requests in zip(pair.workers, sides, strict=True):
-        eventually(
-            lambda worker=worker, requests=requests: (
-                value(worker.page(), "sglang:num_requests_total") == requests + 1
-            ),
-            within=10,
-            what="a request is counted on each side",
-        )
+    eventually(
+        lambda: engine_requests(pair) == [number + 1 for number in sides],
+        within=10,
+        what="each side counts the request",
+    )
 
 
 def test_the_pages_show_the_transfer_and_the_side(pair: Pair) -> None:
