@@ -7,7 +7,7 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -93,11 +93,16 @@ class Worker:
 
 @dataclass
 class Stack:
-    """The processes of the main job, and functions that start more of them."""
+    """The processes of the main job, and functions that start more of them.
+
+    Attributes:
+        variables: environment variables of all processes.
+    """
 
     directory: Path
     model: Path
     discovery: Path
+    variables: Mapping[str, str] = field(default_factory=dict)
     frontend_url: str = ""
     frontend: Process | None = None
     worker: Worker | None = None
@@ -105,7 +110,7 @@ class Stack:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"DYN_FILE_KV": str(self.discovery), "HF_HUB_OFFLINE": "1"}
+        return {"DYN_FILE_KV": str(self.discovery), "HF_HUB_OFFLINE": "1", **self.variables}
 
     def _log(self, name: str) -> Path:
         self._count.append(1)

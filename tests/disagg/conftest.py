@@ -33,12 +33,12 @@ def pair(
     aggregated_answers: Mapping[str, Answer],  # its engine must not run beside these two
 ) -> Iterator[Pair]:
     directory = tmp_path_factory.mktemp("pair")
-    stack = Stack(directory, tiny_model, directory / "discovery")
+    stack = Stack(directory, tiny_model, directory / "discovery", LIMITS)
     flags = ("--model", str(tiny_model), *FLAGS)
     with (
         stack.run_frontend() as (frontend, url),
-        stack.run_worker(*flags, "--disaggregation-mode", "prefill", **LIMITS) as prefill,
-        stack.run_worker(*flags, "--disaggregation-mode", "decode", **LIMITS) as decode,
+        stack.run_worker(*flags, "--disaggregation-mode", "prefill") as prefill,
+        stack.run_worker(*flags, "--disaggregation-mode", "decode") as decode,
     ):
         prefill.wait_until_ready()
         decode.wait_until_ready()

@@ -20,7 +20,6 @@ from dynamometer import tiny_model
 from dynamometer.demo import steps
 from dynamometer.demo.output import on_terminal, say
 from dynamometer.demo.steps import Deployment, Worker
-from dynamometer.engines.interface import DECODE, PREFILL
 from dynamometer.errors import AddressError
 from dynamometer.http import addresses
 from dynamometer.observability import configuration, written_files
@@ -36,6 +35,7 @@ from dynamometer.observability.programs import (
     started,
 )
 from dynamometer.process import tasks
+from dynamometer.runtime.record import DECODE, PREFILL
 from dynamometer.variables import (
     DEFAULT_HTTP_PORT,
     DEFAULT_OPS_PORT,
@@ -70,8 +70,8 @@ async def run(directory: Path, engine_python: str, *, disaggregated: bool, obser
         "DYN_OPS_PORT": str(ops_port),
     }
     stopped = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(signal_number, stopped.set)
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(aiohttp.ClientSession())
         await _start(stack, "the frontend", directory / "frontend.log", environment, "frontend")

@@ -11,6 +11,7 @@ from prometheus_client import Metric
 
 from dynamometer import names
 from dynamometer.engines.sglang_names import SGLANG_CATEGORIES
+from dynamometer.names import labels
 
 # The engine has the families of this category in every mode, with values in two of them only.
 _DISAGGREGATION: Final = "disaggregation"
@@ -39,11 +40,11 @@ def show_engine(page: Sequence[Metric], *, disaggregated: bool) -> None:
         disaggregated: also print the families about the two phases of a request.
     """
     engine = [m for m in page if m.name.startswith(names.name_prefix.SGLANG)]
-    types = sorted({s.labels.get("engine_type", "") for m in engine for s in m.samples} - {""})
+    types = sorted({s.labels.get(labels.ENGINE_TYPE, "") for m in engine for s in m.samples} - {""})
     series = sum(len(metric.samples) for metric in engine)
     print(
-        f"  {len(engine)} sglang: families, {series} series, engine_type {' and '.join(types)}; "
-        "such as"
+        f"  {len(engine)} sglang: families, {series} series, "
+        f"{labels.ENGINE_TYPE} {' and '.join(types)}; such as"
     )
     for category, members in SGLANG_CATEGORIES.items():
         if disaggregated or category != _DISAGGREGATION:
