@@ -21,7 +21,7 @@ export HF_HUB_OFFLINE := 1
 # output only after a failure.
 logged = $(1) >$(VENV)/setup.log 2>&1 || { cat $(VENV)/setup.log >&2; exit 1; }
 
-.PHONY: help setup system-packages demo demo-disagg test test-quick lint format bench-metrics bench-fleet bench-exporter bench-latency bench-serving bench-dynamo docs dashboards fuzz load clean
+.PHONY: help setup system-packages demo demo-disagg test test-quick lint format bench-metrics bench-fleet bench-exporter bench-latency bench-serving bench-dynamo docs sglang-runs dashboards fuzz load clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -123,6 +123,9 @@ $(DYNAMO_VENV)/.ready: $(ENGINE_PACKAGES) $(DYNAMO_PACKAGES) pyproject.toml src/
 
 docs: setup ## generate docs/configuration.md, docs/metrics.md and the dashboards from the code and from live pages
 	@$(BIN)/python docs/generate.py
+
+sglang-runs: setup ## run SGLang in each mode, and write docs/sglang-metrics.md from its pages: RUNS="plain prefill"
+	@$(BIN)/python docs/sglang_runs.py $(RUNS)
 
 dashboards: setup ## write Grafana's JSON of the dashboards, and docs/dashboards.md
 	@$(BIN)/python docs/generate.py dashboards

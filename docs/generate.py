@@ -27,13 +27,14 @@ sys.path[:0] = [str(HERE), str(_TESTS), str(_TESTS / "observability")]
 
 import dashboards
 import integrations
+import sglang_page
 
 from dynamometer.cli import COMMANDS
 from dynamometer.frontend import failures
 from dynamometer.names import engine_state, labels
 from dynamometer.variables import OTHERS, VARIABLES
 
-PAGES = ["configuration", "dashboards", "integrations", "metrics"]
+PAGES = ["configuration", "dashboards", "integrations", "metrics", "sglang-metrics"]
 CONFIGURATION, METRICS = HERE / "configuration.md", HERE / "metrics.md"
 DYNAMO_FAMILIES = HERE.parent / "tests" / "samples" / "dynamo-metrics.tsv"
 COLUMNS = "| family | type | labels | unit | changes | buckets |\n" + 6 * "| --- " + "|"
@@ -116,6 +117,9 @@ def main() -> None:
     if "integrations" in wanted:
         integrations.PAGE.write_text(integrations.page(published()), encoding="utf-8")
         print(f"wrote {integrations.PAGE.name}")
+    if "sglang-metrics" in wanted:
+        sglang_page.PAGE.write_text(sglang_page.page(), encoding="utf-8")
+        print(f"wrote {sglang_page.PAGE.name}")
 
 
 # docs/configuration.md

@@ -5,7 +5,6 @@ These rules need no Prometheus server; other tests evaluate the queries on real 
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import subprocess
@@ -25,8 +24,8 @@ sys.path.insert(0, str(ROOT / "docs"))
 
 import dashboards as writer
 import generate
+import sglang_page
 
-FACTS = ROOT / "tests" / "samples" / "sglang-0.5.23" / "families.tsv"
 # Families in dcgm-exporter's default list (NVIDIA/dcgm-exporter 00d6d34, etc/default-counters.csv).
 DCGM = """
     DCGM_FI_DEV_FB_FREE DCGM_FI_DEV_FB_USED DCGM_FI_DEV_GPU_TEMP DCGM_FI_DEV_GPU_UTIL
@@ -38,10 +37,9 @@ OF_DCGM = {"gpu", "UUID", "pci_bus_id", "device", "modelName", "Hostname"}
 OF_ACCELERATORS = {build.ACCELERATOR_INFO: {labels.KIND, labels.INDEX, labels.UUID}}
 # Series that Prometheus adds for each target.
 PROMETHEUS_OWN = {"up", "scrape_duration_seconds", "scrape_samples_scraped"}
-# Labels of every target; labels that a worker adds to the engine's series; labels of all ranks.
+# Labels of every target; labels that a worker adds to the engine's series.
 OF_TARGETS = {"instance", "job", "role"}
 OF_WORKERS = {"worker_id", "model", "node_rank"}
-OF_RANKS = {"model_name", "engine_type", "tp_rank", "pp_rank", "moe_ep_rank"}
 # Labels that a rank has in some modes only.
 SOMETIMES = {"dp_rank", "priority", "pid"}
 # A selector of series; a matcher in it; labels of an operator; a label in a legend.
@@ -64,16 +62,14 @@ every_panel = pytest.mark.parametrize(
 def facts() -> dict[str, tuple[set[str], bool]]:
     """Return the labels of each family, and whether a plain stack on a CPU has it."""
     known = {}
-    with FACTS.open(encoding="utf-8") as file:
-        for row in csv.DictReader(file, delimiter="\t"):
-            own = set(re.findall(r"\w+", row["labels"]))
-            found = own | (OF_RANKS | SOMETIMES if "common" in own else set())
-            known[row["name"]] = (found | OF_WORKERS, row["seen on a CPU"] == "yes")
+    for name, own in sglang_page.labels().items():
+        ranked = SOMETIMES if "tp_rank" in own else set()
+        known[name] = ({*own, *ranked, *OF_WORKERS}, False)
     for name in PROMETHEUS_OWN:
         known[name] = (set(), True)
     known |= dict.fromkeys(DCGM.split(), (OF_DCGM, False))
     known |= {name: (own, False) for name, own in OF_ACCELERATORS.items()}
-    for name, family in generate.read():  # more precise than the engine's source
+    for name, family in generate.read():  # the families of a plain stack
         ranked = SOMETIMES if "tp_rank" in family.labels else set()
         known[name] = (set(family.labels) | ranked | OF_WORKERS, True)
     return known

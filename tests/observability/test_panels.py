@@ -7,7 +7,6 @@ panel must be empty, or its declaration is wrong.
 from __future__ import annotations
 
 import csv
-import importlib.util
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -48,7 +47,6 @@ RUNS = {
 ELSEWHERE = {Mode.DISAGGREGATION}
 # The choice of a rank has options only for data-parallel engines.
 OFTEN_EMPTY = {"variable rank"}
-ENGINE_FAMILIES = ROOT / "tests" / "samples" / "sglang-0.5.23" / "families.tsv"
 PUBLISHED = Path(__file__).with_name("published_queries.tsv")
 EVERY_DASHBOARD = pytest.mark.parametrize(
     "dashboard", dashboards.DASHBOARDS, ids=lambda dashboard: dashboard.uid
@@ -128,20 +126,6 @@ def test_published_queries_have_data_unless_the_table_has_a_reason(
         if (found.outcome == "data") == bool(reason)
     ]
     assert not wrong, "\n".join(wrong)
-
-
-def test_the_families_that_panels_may_name_are_those_of_the_installed_engine() -> None:
-    """Compare the list that test_dashboards uses, which has panels without data, too."""
-    found = importlib.util.find_spec("sglang")
-    assert found is not None
-    assert found.submodule_search_locations
-    (package,) = found.submodule_search_locations
-    names: set[str] = set()
-    for path in Path(package, "srt").rglob("*.py"):
-        names |= {*re.findall(r"[\"'](sglang:\w+)[\"']", path.read_text(encoding="utf-8"))}
-    with ENGINE_FAMILIES.open(encoding="utf-8") as file:
-        listed = {row["name"] for row in csv.DictReader(file, delimiter="\t")}
-    assert {counted(name) for name in listed} == {counted(name) for name in names}
 
 
 @pytest.mark.engine

@@ -19,6 +19,7 @@ from dynamometer.names import labels
 sys.path.insert(0, str(ROOT / "docs"))
 
 import generate
+import sglang_page
 
 CASES = sorted((Path(__file__).parent / "rules").glob("*.yml"))
 RUNBOOKS = (ROOT / "docs" / "runbooks.md").read_text(encoding="utf-8")
@@ -38,12 +39,6 @@ def cases(alert: str, result: str) -> list[dict[str, Any]]:
     """Return promtool's cases in which an alert `fires`, or `does not fire`."""
     found = load(Path(__file__).parent / "rules" / f"{alert}.yml")["tests"]
     return [case for case in found if case["name"].startswith(f"{result}: ")]
-
-
-def engine_families() -> set[str]:
-    """Return all families in the source of SGLang."""
-    lines = (ROOT / "tests" / "samples" / "sglang-0.5.23" / "families.tsv").read_text().splitlines()
-    return {line.split("\t")[0] for line in lines[1:]}
 
 
 def test_promtool_accepts_the_rules() -> None:
@@ -126,7 +121,7 @@ def test_the_runbooks_list_every_objective_with_its_default() -> None:
 
 def known_names() -> set[str]:
     recorded = {rule["record"] for rule in rules() if "record" in rule}
-    return recorded | {name for name, _ in generate.read()} | engine_families()
+    return recorded | {name for name, _ in generate.read()} | {*sglang_page.labels()}
 
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.get("alert") or rule["record"])
