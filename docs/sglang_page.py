@@ -20,7 +20,7 @@ PAGE, DATA = HERE / "sglang-metrics.md", HERE / "sglang-metrics.tsv"
 DESCRIPTIONS = tomllib.loads((HERE / "sglang-families.toml").read_text(encoding="utf-8"))
 # The run of the main job: one engine with one rank, and no optional feature.
 PLAIN = "plain"
-# Labels of each family that a rank exports.
+# Labels of a rank's families, in the order of their names.
 COMMON = ("engine_type", "model_name", "moe_ep_rank", "pp_rank", "tp_rank")
 _NO_LABELS = "-"
 T = TypeVar("T")
@@ -65,7 +65,7 @@ class Unseen:
     Attributes:
         type: the type in the text format.
         labels: the labels in the source.
-        because: the reason; its subject is the families.
+        because: the reason; a family is the subject.
     """
 
     type: str
@@ -117,9 +117,8 @@ def unseen() -> Mapping[str, Unseen]:
     for group in DESCRIPTIONS["unseen"]:
         for line in group["families"].strip().splitlines():
             name, kind, *own = line.split()
-            labels = {label for label in own if label != "common"}
-            labels |= set(COMMON) if "common" in own else set()
-            found[name] = Unseen(kind, frozenset(labels), group["because"])
+            labels = frozenset(group.get("labels", "").split()) | set(own)
+            found[name] = Unseen(kind, labels, group["because"])
     return found
 
 
@@ -228,5 +227,5 @@ documentation. Many gauges are on every page, at 0 without their feature.
 _UNSEEN = """
 ## Not seen
 
-| family | type | labels | category | not seen, because such families |
+| family | type | labels | category | reason |
 | --- | --- | --- | --- | --- |"""

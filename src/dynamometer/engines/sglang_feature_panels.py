@@ -9,6 +9,7 @@ from dynamometer.engines.sglang_names import sglang
 from dynamometer.engines.sglang_queries import (
     CACHES,
     RANKS,
+    REQUESTS,
     cache_events,
     events,
     gauge,
@@ -154,7 +155,10 @@ _SPECULATIVE: Final = Row(
             title="Verifications per second",
             unit=Unit.PER_SECOND,
             queries=[
-                Query(events(sglang.SPEC_VERIFY_CALLS_TOTAL, present=_DRAFTS), "{{model_name}}")
+                Query(
+                    events(sglang.SPEC_VERIFY_CALLS_TOTAL, REQUESTS, present=_DRAFTS),
+                    "{{model_name}}",
+                )
             ],
             description="Are drafts in use at all? 0 under traffic: speculative decoding was "
             "turned off, for example for large batches.",
