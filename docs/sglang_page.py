@@ -145,7 +145,7 @@ def page() -> str:
         [
             _PAGE.format(seen=len(shown), all=len(shown) + len(missing), runs=len(RUNS)),
             *runs,
-            _SEEN.format(common=_words(COMMON)),
+            _SEEN.format(common=_words(COMMON), sometimes=_sometimes(shown)),
             *(_row(name, one.type, _label_cell(one), _where(one)) for name, one in _sorted(shown)),
             _UNSEEN,
             *(
@@ -172,18 +172,39 @@ def _row(name: str, kind: str, label_names: str, last: str) -> str:
 
 
 def _where(seen: Seen) -> str:
-    return "all" if len(seen.labels) == len(RUNS) else ", ".join(seen.labels)
+    """Return the runs; where few are missing, the missing ones."""
+    missing = [run for run in RUNS if run not in seen.labels]
+    if not missing:
+        return "all"
+    return f"all except {', '.join(missing)}" if len(missing) <= 3 else ", ".join(seen.labels)
 
 
 def _label_cell(seen: Seen) -> str:
-    """Return the labels, `common` for those of each rank; in brackets, labels of some runs only."""
-    always = frozenset.intersection(*seen.labels.values())
-    some = frozenset().union(*seen.labels.values()) - always
-    cells = [_labels(always)] if always else []
-    for label in sorted(some):
-        where = [run for run, found in seen.labels.items() if label in found]
-        cells.append(f"[`{label}`: {', '.join(where)}]")
-    return " ".join(cells)
+    """Return the labels; in brackets, those that only some runs have."""
+    cells = [_labels(_always(seen)), *(f"[`{label}`]" for label in sorted(_some(seen)))]
+    return " ".join(filter(None, cells))
+
+
+def _always(seen: Seen) -> frozenset[str]:
+    return frozenset.intersection(*seen.labels.values())
+
+
+def _some(seen: Seen) -> frozenset[str]:
+    return frozenset().union(*seen.labels.values()) - _always(seen)
+
+
+def _sometimes(families: Mapping[str, Seen]) -> str:
+    """Return the labels that only some runs have, each with these runs."""
+    runs: dict[str, set[str]] = {}
+    for seen in families.values():
+        for label in _some(seen):
+            runs.setdefault(label, set()).update(
+                run for run, found in seen.labels.items() if label in found
+            )
+    return ", ".join(
+        f"`{label}` ({', '.join(run for run in RUNS if run in runs[label])})"
+        for label in sorted(runs)
+    )
 
 
 def _labels(found: frozenset[str]) -> str:
@@ -217,8 +238,8 @@ their buckets. `make sglang-runs` runs the engines again and writes this page.
 _SEEN = """
 ## Seen
 
-`common` stands for the labels of each rank: {common}. A label in brackets exists in the named runs
-only. Each series also has the labels of the worker: `dynamo_namespace`, `dynamo_component`,
+`common` stands for the labels of each rank: {common}. Labels in brackets exist in some runs only:
+{sometimes}. Each series also has the labels of the worker: `dynamo_namespace`, `dynamo_component`,
 `dynamo_endpoint`, `model` and `worker_id`. The first four categories are those of SGLang's
 documentation. Many gauges are on every page, at 0 without their feature.
 

@@ -35,6 +35,7 @@ from stack import Stack, Worker, eventually, http
 _SETTLED_SECONDS = 3
 # Rooms below this number are those of the engine's own requests.
 _ROOM = 1 << 40
+_MOST_RANKS = 2
 
 
 def main() -> None:
@@ -84,13 +85,14 @@ def _worker(stack: Stack, run: Run, port: int) -> contextlib.AbstractContextMana
 def _send(url: str, model: str, workers: Mapping[str, Worker]) -> None:
     """Send what changes as many families as possible."""
     traffic = Traffic(url, model)
+    traffic.answers()
+    traffic.leave()
+    with ThreadPoolExecutor(_MOST_RANKS) as pool:  # each rank's cache is full
+        list(pool.map(lambda _: traffic.fill(), range(_MOST_RANKS)))
     if "decode" in workers:
-        traffic.answers()
-        traffic.leave()
-        traffic.fill()
         _fail_transfers(workers["prefill"], workers["decode"])
     else:
-        traffic.send_all()
+        traffic.errors()
     if "options" in workers:
         _use_options(url, model, workers["options"])
 
