@@ -79,7 +79,7 @@ def _worker(stack: Stack, run: Run, port: int) -> contextlib.AbstractContextMana
     environment = dict(pair.split("=", 1) for pair in run.environment.split())
     flags = run.flags.format(port=port).split()
     common = ("--model", str(stack.model), "--enable-metrics", *SMALL_POOL)
-    return stack.run_worker(*common, *flags, **environment)
+    return stack.run_worker(*common, *flags, system_port=0, before=(), **environment)
 
 
 def _send(url: str, model: str, workers: Mapping[str, Worker]) -> None:
@@ -87,12 +87,13 @@ def _send(url: str, model: str, workers: Mapping[str, Worker]) -> None:
     traffic = Traffic(url, model)
     traffic.answers()
     traffic.leave()
-    with ThreadPoolExecutor(_MOST_RANKS) as pool:  # each rank's cache is full
-        list(pool.map(lambda _: traffic.fill(), range(_MOST_RANKS)))
     if "decode" in workers:
+        traffic.fill()
         _fail_transfers(workers["prefill"], workers["decode"])
     else:
         traffic.errors()
+        with ThreadPoolExecutor(_MOST_RANKS) as pool:  # each rank's cache is full
+            list(pool.map(lambda _: traffic.fill(), range(_MOST_RANKS)))
     if "options" in workers:
         _use_options(url, model, workers["options"])
 
