@@ -227,8 +227,8 @@ _PAGE = """\
 # SGLang's families, and where they appear
 
 The source of SGLang 0.5.23 has {all} families. {seen} of them were on workers' pages in {runs} runs
-of the real engine, on two cores without a GPU, with requests that were answered, refused, aborted,
-queued and retracted. The first table lists the runs, the second each family that was
+of the real engine, on two cores without a GPU, with requests that were answered, aborted, queued
+and retracted, and with transfers that failed. The first table lists the runs, the second each family that was
 [seen](#seen), and the last the families that were [not seen](#not-seen), each with the reason.
 [metrics.md](metrics.md#sglang) has SGLang's own description of the families of the plain run, and
 their buckets. `make sglang-runs` runs the engines again and writes this page.

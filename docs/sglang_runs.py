@@ -91,7 +91,6 @@ def _send(url: str, model: str, workers: Mapping[str, Worker]) -> None:
         traffic.fill()
         _fail_transfers(workers["prefill"], workers["decode"])
     else:
-        traffic.errors()
         with ThreadPoolExecutor(_MOST_RANKS) as pool:  # each rank's cache is full
             list(pool.map(lambda _: traffic.fill(), range(_MOST_RANKS)))
     if "options" in workers:
