@@ -35,7 +35,6 @@ from stack import Stack, Worker, eventually, http
 _SETTLED_SECONDS = 3
 # Rooms below this number are those of the engine's own requests.
 _ROOM = 1 << 40
-_MOST_RANKS = 2
 
 
 def main() -> None:
@@ -87,12 +86,9 @@ def _send(url: str, model: str, workers: Mapping[str, Worker]) -> None:
     traffic = Traffic(url, model)
     traffic.answers()
     traffic.leave()
+    traffic.fill()
     if "decode" in workers:
-        traffic.fill()
         _fail_transfers(workers["prefill"], workers["decode"])
-    else:
-        with ThreadPoolExecutor(_MOST_RANKS) as pool:  # each rank's cache is full
-            list(pool.map(lambda _: traffic.fill(), range(_MOST_RANKS)))
     if "options" in workers:
         _use_options(url, model, workers["options"])
 
