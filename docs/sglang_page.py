@@ -226,12 +226,13 @@ _PAGE = """\
 <!-- Generated from docs/sglang-metrics.tsv and docs/sglang-families.toml: do not edit. -->
 # SGLang's families, and where they appear
 
-The source of SGLang 0.5.23 has {all} families. {seen} of them were on workers' pages in {runs} runs
-of the real engine, on two cores without a GPU, with requests that were answered, aborted, queued
-and retracted, and with transfers that failed. The first table lists the runs, the second each family that was
-[seen](#seen), and the last the families that were [not seen](#not-seen), each with the reason.
-[metrics.md](metrics.md#sglang) has SGLang's own description of the families of the plain run, and
-their buckets. `make sglang-runs` runs the engines again and writes this page.
+The source of SGLang 0.5.23 has {all} families. {seen} of them were on workers' pages in {runs}
+runs of the real engine, on two cores without a GPU, with requests that were answered, aborted,
+queued and retracted, and with transfers that failed. The first table lists the runs, the second
+each family that was [seen](#seen), and the last the families that were [not seen](#not-seen),
+each with the reason. [metrics.md](metrics.md#sglang) has SGLang's own description of the families
+of the plain run, and their buckets. `make sglang-runs` runs the engines again and writes this
+page.
 
 | run | meaning | SGLang's variables and flags, besides `--model` and `--enable-metrics` |
 | --- | --- | --- |"""
@@ -239,9 +240,9 @@ _SEEN = """
 ## Seen
 
 `common` stands for the labels of each rank: {common}. Labels in brackets exist in some runs only:
-{sometimes}. Each series also has the labels of the worker: `dynamo_namespace`, `dynamo_component`,
-`dynamo_endpoint`, `model` and `worker_id`. The first four categories are those of SGLang's
-documentation. Many gauges are on every page, at 0 without their feature.
+{sometimes}. Each series also has the labels of the worker: `dynamo_namespace`,
+`dynamo_component`, `dynamo_endpoint`, `model` and `worker_id`. The first four categories are
+those of SGLang's documentation. Many gauges are on every page, at 0 without their feature.
 
 | family | type | labels | category | seen in |
 | --- | --- | --- | --- | --- |"""
