@@ -397,6 +397,14 @@ LOGS = {
         1,
         "ValueError: no memory: raise --mem-fraction (exit code 1)",
     ),
+    "an exception without a message, after one that ended nothing": (
+        ["requests.exceptions.ConnectionError: HTTPConnectionPool(host='127.0.0.1', port=1)",
+         "[2026-01-31 12:00:00 TP0] Scheduler hit an exception: Traceback (most recent call last):",
+         '  File "x.py", line 1, in <module>', "    raise NotImplementedError()",
+         "NotImplementedError", "[2026-01-31 12:00:05] Waiting for CUDA coredumps before exiting."],
+        0,
+        "NotImplementedError (exit code 0)",
+    ),
     "a child's exception": (
         ["torch.OutOfMemoryError: CUDA out of memory", "",
          "[2026-01-31 12:00:00 TP0] Received sigquit from a child process: it failed.",

@@ -315,7 +315,10 @@ def _on_cpu(device: str | None) -> bool:
 _STAMP: Final = re.compile(r"^\[\d{4}-\d\d-\d\d[^\]]*\]\s*")
 # A time stamp, or the margin of an exception group.
 _PREFIX: Final = re.compile(rf"{_STAMP.pattern}|^\s+[|+] ")
-_EXCEPTION: Final = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Refused): \S")
+# An exception may have no message.
+_EXCEPTION: Final = re.compile(
+    r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Refused)(?:: \S|$)"
+)
 _USAGE: Final = re.compile(r"^[\w. -]+: error: (?P<what>.+)")
 _CRASH: Final = re.compile(r"^Subprocess \S+ .*crashed with exit code")
 _LINES_OF_A_CRASH: Final = 60
