@@ -115,7 +115,8 @@ def test_no_request_stays_at_the_other_worker_when_one_dies_or_hangs(
         assert isinstance(error, dict)
         assert (answer.status, error["code"]) == (502, "engine_error")
         if event == "engine stopped":
-            assert error["message"] == f"The {side} worker became unresponsive during this request"
+            changed = f"The state of the {side} worker became unresponsive"
+            assert error["message"] == f"{changed} during this request"
         running.wait_for_requests(other, 0)
         page = running.page()
         assert value(page, "dynamo_frontend_requests_total") == 1

@@ -79,22 +79,22 @@ class PairSender:
 
     def _changed(self, change: Change) -> None:
         for record in change.left:
-            self._end_requests(record, "ended")
+            self._end_requests(record, f"the {record.mode} worker ended")
         for record in change.changed:
             if not _finishes_requests(record):
-                self._end_requests(record, f"became {record.state}")
+                event = f"the state of the {record.mode} worker became {record.state}"
+                self._end_requests(record, event)
 
     def _end_requests(self, record: Record, event: str) -> None:
         watched = [lost for lost in self._watched.get(record.id, ()) if not lost.done()]
         if watched:
             logger.warning(
-                "%s worker %016x %s: requests that wait for both workers of their pair end: %d",
-                record.mode,
-                record.id,
+                "%s (%016x): requests that wait for both workers of their pair end: %d",
                 event,
+                record.id,
                 len(watched),
             )
-        text = f"The {record.mode} worker {event} during this request"
+        text = f"{event.capitalize()} during this request"
         for lost in watched:
             lost.set_result(outcomes.lost(lambda: openai_errors.engine_died(text)))
 
