@@ -1,6 +1,7 @@
 """Generate docs/configuration.md and the dashboards from the code, docs/metrics.md from live pages.
 
-Run with `make docs`; tests/test_docs.py and tests/observability/ check that all are current.
+docs/sglang-metrics.md is written from the families that docs/sglang_runs.py has recorded. Run with
+`make docs`; tests/test_docs.py and tests/observability/ check that all are current.
 """
 
 from __future__ import annotations
