@@ -30,7 +30,9 @@ def test_a_stream_is_requested_by_the_values_that_the_engine_accepts(stream: str
     assert parse(b'{"stream": %s}' % stream.encode(), JSON).stream
 
 
-@pytest.mark.parametrize("stream", ["false", "0", '"off"', "null", "[]", "{}", "2", '"x"', "[1]"])
+@pytest.mark.parametrize(
+    "stream", ["false", "0", '"off"', "null", "[]", "{}", "2", '"x"', "[1]", "1e999", "-1e999"]
+)
 def test_a_stream_is_not_requested_by_other_values(stream: str) -> None:
     body = parse(b'{"stream": %s}' % stream.encode(), JSON)
     assert not body.stream
@@ -342,6 +344,25 @@ def test_a_pair_of_workers_supports_one_answer_to_a_prompt(
     assert (fault and fault[0]) == member
     if member in RANKS:
         assert parse(json.dumps(content).encode(), JSON).unsupported(frozenset()) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "member"),
+    [
+        (b'{"n": %s}', "n"),
+        (b'{"best_of": %s}', "best_of"),
+        (b'{"sampling_params": {"n": %s}}', "sampling_params.n"),
+        (b'{"sampling_params": [{}, {"n": %s}]}', "sampling_params.n"),
+        (b'{"background": %s}', None),
+        (b'{"routed_dp_rank": %s}', "routed_dp_rank"),
+    ],
+)
+@pytest.mark.parametrize("number", [b"1e999", b"-1e999", b"1" + b"0" * 400, b"1" * 70_000])
+def test_a_number_that_is_out_of_range_is_read(
+    text: bytes, member: str | None, number: bytes
+) -> None:
+    fault = parse(text % number, JSON).unsupported(RANKS)
+    assert (fault and fault[0]) == member
 
 
 def test_the_last_member_of_a_name_counts_for_a_pair() -> None:

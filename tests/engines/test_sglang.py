@@ -239,7 +239,10 @@ def test_an_address_in_sglangs_variable_stays(
 
 
 @pytest.mark.usefixtures("accelerator", "no_host_ip")
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1", "a b"])
+@pytest.mark.parametrize(
+    "host",
+    ["0.0.0.0", "::", "::ffff:0.0.0.0", "", "192.0.2.1", "a b", "224.0.0.1", "255.255.255.255"],
+)
 def test_a_transfer_host_that_is_not_an_address_of_this_machine_is_refused(
     tmp_path: Path, host: str
 ) -> None:

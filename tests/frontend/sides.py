@@ -47,9 +47,9 @@ class Exchange:
         found: dict[str, Any] = json.loads(self.content)
         return found
 
-    def begin(self, kind: str = "text/event-stream") -> None:
+    def begin(self, kind: str = "text/event-stream", status: int = 200) -> None:
         """Send the head of a stream."""
-        head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        head = f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nTransfer-Encoding: chunked\r\n\r\n"
         self._writer.write(head.encode())
 
     def write(self, data: bytes) -> None:

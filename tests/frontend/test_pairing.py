@@ -437,6 +437,18 @@ async def test_no_event_at_the_prefill_worker_changes_an_answer_that_has_content
         assert pairing.prefill.connections == 1
 
 
+async def test_an_unfinished_error_that_arrives_with_the_answer_is_closed(pairing: Pairing) -> None:
+    asked = asking(pairing.bench, stream=True)
+    first, second = await pairing.both()
+    second.begin()
+    first.begin("application/json", 500)
+    second.write(EVENTS)
+    second.end()
+    assert (await asked).status == 200
+    await first.closed()
+    await nothing_in_flight(pairing.bench, pairing.prefill, pairing.decode)
+
+
 async def test_a_decode_worker_that_breaks_before_its_head_after_the_prefill_is_lost(
     pairing: Pairing,
 ) -> None:

@@ -65,6 +65,8 @@ def running(*seen: Record, epoch: int = 0) -> Group:
         ([node(1)], [node(1, state=STARTING)], "its worker was restarted"),
         # Engines that have no node in common.
         ([replace(node(1), group="other")], [], ""),
+        ([replace(node(1), namespace="other")], [], ""),
+        ([node(1)], [node(1), replace(node(1, id_=12, epoch=5), namespace="other")], ""),
         ([node(1)], [node(1), replace(node(1, id_=12, epoch=5), group="other")], ""),
         # A second worker of the same node ends with an error of its own.
         ([node(1), node(0, id_=12)], [node(1)], ""),

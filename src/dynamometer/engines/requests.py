@@ -221,11 +221,19 @@ def _model(value: msgspec.Raw) -> str | None:
         raise BadBodyError("model must be a string") from None
 
 
+def _scalar(value: msgspec.Raw) -> Json:
+    """Return a value; an empty object for a long one, and for a number that no float can hold."""
+    if len(bytes(value)) > _LONGEST_VALUE:
+        return {}
+    try:
+        read: Json = msgspec.json.decode(value)
+    except msgspec.ValidationError:
+        return {}
+    return read
+
+
 def _is_true(value: msgspec.Raw) -> bool:
-    text = bytes(value)
-    if len(text) > _LONGEST_VALUE:
-        return False
-    read = msgspec.json.decode(text)
+    read = _scalar(value)
     if isinstance(read, str):
         return read.lower() in _TRUE
     return read == 1 and isinstance(read, bool | int | float)
@@ -271,7 +279,7 @@ def _sample_counts(parameters: msgspec.Raw) -> Iterator[tuple[str, msgspec.Raw]]
 
 def _is_one(value: msgspec.Raw) -> bool:
     """Return whether a number of samples is missing, null or 1."""
-    return len(bytes(value)) <= _LONGEST_VALUE and msgspec.json.decode(value) in (None, 1)
+    return _scalar(value) in (None, 1)
 
 
 def _parse_form(content: bytes, content_type: str) -> RequestBody:

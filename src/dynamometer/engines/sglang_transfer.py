@@ -22,7 +22,7 @@ _HOST_SETTING: Final = "--transfer-host, DYN_TRANSFER_HOST"
 _BOOTSTRAP_FLAG: Final = "--disaggregation-bootstrap-port"
 _ADDRESS_VARIABLE: Final = "SGLANG_HOST_IP"
 _LARGEST_PORT: Final = 65535
-_WILDCARDS: Final = ("0.0.0.0", "::")
+_BROADCAST: Final = ipaddress.ip_address("255.255.255.255")
 _MOONCAKE: Final = (None, "mooncake", "mooncake_tcp")
 # Mooncake without an RDMA device. The early transfer of a cached prefix needs CUDA's events.
 _CPU_VARIABLES: Final = {
@@ -49,7 +49,9 @@ def address(host: str) -> str:
     """
     with addresses.listen(host, 0, setting=_HOST_SETTING, host_setting=_HOST_SETTING) as listener:
         found: str = listener.getsockname()[0]
-    if found in _WILDCARDS:
+    parsed = ipaddress.ip_address(found)
+    parsed = getattr(parsed, "ipv4_mapped", None) or parsed
+    if parsed.is_unspecified or parsed.is_multicast or parsed == _BROADCAST:
         raise SettingsError(
             f"{_HOST_SETTING}: {host!r} is not a single address: give the one at which the "
             "engines of the other side reach this engine"

@@ -157,11 +157,12 @@ class PairSender:
             try:
                 with self._watching(pair) as lost:
                     outcome = await _outcome(decode, computing, answering, lost)
+                if isinstance(outcome, Reply):
+                    held.callback(outcome.close)
             finally:
                 await self._end(computing, answering, outcome, held)
             if isinstance(outcome, Unanswered):
                 return outcome
-            held.callback(outcome.close)
             if outcome is not _result(answering):
                 return Accepted(prefill, outcome, route, body.samples, hide_usage=False)
             held.push(decoding.pop_all())
@@ -201,7 +202,9 @@ class PairSender:
             held: receives what must be released when the request is over.
         """
         if isinstance(outcome, Reply) and outcome is _accepted(answering):
-            if not computing.done():
+            if computing.done():
+                self._drop(computing)
+            else:
                 self._late.add(computing)
                 computing.add_done_callback(self._drop)
                 held.callback(_limit, computing, outcome)
