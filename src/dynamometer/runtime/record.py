@@ -20,7 +20,8 @@ of each field; a field without a default is required.
   brackets around an IPv6 address.
 - `nodes`, `node_rank`: integers, 1 and 0; number of the nodes of the engine, and of this node. Only
   the worker of node 0 gets requests.
-- `group`: string, `""`; name that the workers of all nodes of one engine share, and no others.
+- `group`: string, `""`; name that the workers of all nodes of one engine share, and no other worker
+  of their namespace.
 - `epoch`: integer, 0; number of the run of the engine, the same on all nodes. It rises at each
   restart.
 - `gpu_uuids`: array of strings, `[]`; names of a worker's visible NVIDIA devices.
