@@ -82,6 +82,16 @@ class Worker:
         return first
 
     @property
+    def scheduler(self) -> psutil.Process:
+        """The only scheduler of the engine."""
+        (found,) = [
+            child
+            for child in self.engine.children(recursive=True)
+            if child.cmdline()[:1] == ["sglang::scheduler"]
+        ]
+        return found
+
+    @property
     def engine_url(self) -> str:
         words = self.engine.cmdline()
         ports = [words[i + 1] for i, word in enumerate(words) if word == "--port"]

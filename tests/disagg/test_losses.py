@@ -16,6 +16,7 @@ import pytest
 from disagg.pair import HANG_SECONDS, TEXT, Pair, queued, running
 from page_values import value
 from stack import Answer, Worker, eventually
+from stack import http as fetch
 
 pytestmark = pytest.mark.engine
 
@@ -25,6 +26,14 @@ DETECTED_SECONDS = HANG_SECONDS + 5
 IDLE_SECONDS = 8
 READY_SECONDS = 60
 SIDES = ("prefill", "decode")
+# A request that either engine answers alone, by SGLang's own fake transfer.
+WITHOUT_TRANSFER = {
+    "text": "hi",
+    "sampling_params": {"max_new_tokens": 1},
+    "bootstrap_host": "2.2.2.2",
+    "bootstrap_room": 0,
+}
+ABORTED = "sglang:num_aborted_requests_total"
 
 
 @pytest.fixture(autouse=True)
@@ -41,27 +50,18 @@ def sides(pair: Pair, lost: str) -> tuple[Worker, Worker]:
     return pair.workers if lost == "prefill" else (pair.decode, pair.prefill)
 
 
-def scheduler(worker: Worker) -> psutil.Process:
-    (found,) = [
-        child
-        for child in worker.engine.children(recursive=True)
-        if child.cmdline()[:1] == ["sglang::scheduler"]
-    ]
-    return found
-
-
 @contextlib.contextmanager
-def stopped(process: psutil.Process) -> Iterator[None]:
+def stopped(process: psutil.Process) -> Iterator[psutil.Process]:
     process.send_signal(signal.SIGSTOP)
     try:
-        yield
+        yield process
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):  # a test may kill it
             process.send_signal(signal.SIGCONT)
 
 
 class Client:
-    """A stream on a connection of its own."""
+    """A stream on a connection of its own, which a context closes."""
 
     def __init__(self, pair: Pair, **members: object) -> None:
         address = urllib.parse.urlsplit(pair.url)
@@ -71,15 +71,22 @@ class Client:
         body = {**TEXT, "prompt": "on and on", "max_tokens": 900, "stream": True, **members}
         headers = {"Content-Type": "application/json"}
         self._connection.request("POST", "/v1/completions", json.dumps(body), headers)
+        self._response: http.client.HTTPResponse | None = None
 
     def read_some(self) -> bytes:
+        """Return the first bytes of the response."""
         self._response = self._connection.getresponse()
         return self._response.read1(300)
 
     def read_rest(self) -> bytes:
+        """Return the other bytes of the response."""
+        assert self._response is not None
         return self._response.read()
 
     def close(self) -> None:
+        """Close the connection, whatever it waits for."""
+        if self._response is not None:
+            self._response.close()
         self._connection.close()
 
 
@@ -112,20 +119,41 @@ def check_error(answer: Answer | None) -> None:
 
 
 def test_a_client_that_leaves_a_stream_leaves_no_request(pair: Pair) -> None:
-    client = Client(pair)
-    assert client.read_some()
-    assert running(pair.decode) == 1
-    client.close()
+    before = value(pair.decode.page(), ABORTED)
+    with contextlib.closing(Client(pair, max_tokens=1800)) as client:
+        assert client.read_some()
+    eventually(
+        lambda: value(pair.decode.page(), ABORTED) == before + 1,
+        within=IDLE_SECONDS,
+        what="the engine ends the stream",
+    )
     pair.wait_until_idle(within=IDLE_SECONDS)
+
+
+@pytest.mark.parametrize(
+    ("lost", "queue"),
+    [
+        ("decode", "sglang:num_prefill_bootstrap_queue_reqs"),
+        ("prefill", "sglang:num_decode_transfer_queue_reqs"),
+    ],
+)
+def test_a_request_that_waits_is_in_a_queue_of_the_other_side(
+    pair: Pair, lost: str, queue: str
+) -> None:
+    hung, other = sides(pair, lost)
+    with stopped(hung.scheduler), contextlib.closing(Client(pair)):
+        eventually(lambda: queued(other) == 1, within=5, what="the other side waits")
+        # SGLang updates its own gauges only with a batch: one without a transfer is enough.
+        assert fetch(f"{other.engine_url}/generate", WITHOUT_TRANSFER).status == 200
+        eventually(lambda: value(other.page(), queue) == 1, within=5, what=queue)
 
 
 @pytest.mark.parametrize("lost", SIDES)
 def test_a_client_that_leaves_a_request_that_waits_leaves_no_request(pair: Pair, lost: str) -> None:
     hung, other = sides(pair, lost)
-    with stopped(scheduler(hung)):
-        client = Client(pair)
-        eventually(lambda: queued(other) == 1, within=5, what="the other side waits")
-        client.close()
+    with stopped(hung.scheduler):
+        with contextlib.closing(Client(pair)):
+            eventually(lambda: queued(other) == 1, within=5, what="the other side waits")
         eventually(lambda: queued(other) == 0, within=IDLE_SECONDS, what="nothing waits")
         assert hung.ready()
 
@@ -134,7 +162,7 @@ def test_a_client_that_leaves_a_request_that_waits_leaves_no_request(pair: Pair,
 def test_a_side_that_hangs_ends_the_request_on_both_sides(pair: Pair, lost: str) -> None:
     hung, other = sides(pair, lost)
     log = len(other.process.log)
-    with stopped(scheduler(hung)):
+    with stopped(hung.scheduler):
         question = Question(pair)
         eventually(lambda: queued(other) == 1, within=5, what="the other side waits")
         question.join(DETECTED_SECONDS)
@@ -155,20 +183,18 @@ def test_a_side_that_hangs_ends_the_request_on_both_sides(pair: Pair, lost: str)
 def test_a_side_that_dies_restarts_alone(pair: Pair, lost: str) -> None:
     dead, other = sides(pair, lost)
     engine, log = other.engine.pid, len(other.process.log)
-    client = Client(pair)
-    assert client.read_some()
-    with stopped(scheduler(dead)):
-        question = Question(pair)
-        eventually(lambda: queued(other) + running(other) > 0, within=5, what="a request")
-        scheduler(dead).kill()
-        question.join(20)
-    check_error(question.answer)
-    eventually(lambda: pair.ready().status == 503, within=5, what="one side is missing")
-    assert lost in str(pair.ready().json()["reason"])
-    if lost == "decode":
-        assert b'"error"' in client.read_rest()
-    else:
-        assert b'"finish_reason":"length"' in client.read_rest()
+    with contextlib.closing(Client(pair)) as client:
+        assert client.read_some()
+        with stopped(dead.scheduler) as process:
+            question = Question(pair)
+            eventually(lambda: queued(other) + running(other) > 0, within=5, what="a request")
+            process.kill()
+            question.join(20)
+        check_error(question.answer)
+        eventually(lambda: pair.ready().status == 503, within=5, what="one side is missing")
+        assert lost in str(pair.ready().json()["reason"])
+        end = client.read_rest()
+        assert (b'"error"' if lost == "decode" else b'"finish_reason":"length"') in end
     dead.wait_until_ready()
     eventually(lambda: pair.ready().status == 200, within=5, what="both sides")
     assert pair.complete().status == 200

@@ -120,18 +120,9 @@ def _change_everything(
     with running(drain, stack.directory / "drain.log", stack.environment) as process:
         assert process.wait(within=30) == 0, process.log
     eventually(lambda: traffic.fail() == 503, within=10, what="a request without a worker")
-    _kill_scheduler(worker)
+    worker.scheduler.kill()
     eventually(lambda: value(worker.page(), RESTARTS) == 1, within=60, what="the engine restarts")
     _wait_for_scrapes(servers)
-
-
-def _kill_scheduler(worker: Worker) -> None:
-    (scheduler,) = [
-        process
-        for process in worker.engine.children(recursive=True)
-        if "sglang::scheduler" in " ".join(process.cmdline())
-    ]
-    scheduler.kill()
 
 
 def _wait_for_scrapes(servers: list[Prometheus]) -> None:
