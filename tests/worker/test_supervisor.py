@@ -1,11 +1,26 @@
-"""The life of engines that do not end."""
+"""The life of engines that do not end after SIGTERM, or not at all."""
 
 from __future__ import annotations
 
+import asyncio
+import os
 import subprocess
 import sys
+import time
+from pathlib import Path
+from unittest import mock
 
+import psutil
 import pytest
+
+from dynamometer.engines.interface import Launch
+from dynamometer.engines.mocker import Mocker
+from dynamometer.http import aiohttp_adapter
+from dynamometer.runtime.identity import new_id
+from dynamometer.worker.engine_client import EngineClient
+from dynamometer.worker.run_directory import run_directory
+from dynamometer.worker.supervisor import END_GRACE_SECONDS, Supervisor
+from waiting import until
 
 UNDEAD = """
 import asyncio, os, pathlib, sys
@@ -58,3 +73,40 @@ def test_a_worker_names_the_processes_that_do_not_die_and_ends(loop: str) -> Non
     assert done.returncode == 0, done.stderr
     pid = done.stdout.strip()
     assert f"processes of the engine did not end and keep running: {pid}" in done.stderr
+
+
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+
+
+def engines() -> list[psutil.Process]:
+    """Return the child of this process that runs `DEAF`, once it ignores SIGTERM."""
+    found = [child for child in psutil.Process().children() if DEAF in child.cmdline()]
+    return [child for child in found if _ignores_sigterm(child.pid)]
+
+
+def _ignores_sigterm(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    return bool(int(status.split("SigIgn:")[1].split()[0], 16) & 1 << 14)
+
+
+async def test_a_node_that_waits_for_the_end_of_node_0_is_killed_at_once() -> None:
+    launch = Launch(
+        command=[sys.executable, "-c", DEAF],
+        environment=dict(os.environ),
+        url="http://127.0.0.1:9",
+        model="m",
+        model_path="m",
+        nodes=2,
+        node_rank=1,
+    )
+    session = aiohttp_adapter.session(keepalive_seconds=None)
+    with run_directory(new_id()) as directory:
+        async with session, asyncio.timeout(30):
+            client = EngineClient(session, Mocker(), launch)
+            supervisor = Supervisor(Mocker(), launch, client, directory)
+            async with supervisor.running(mock.AsyncMock(), lambda: False):
+                await until(lambda: bool(engines()))
+                (child,) = engines()
+                ending_at = time.monotonic()
+            assert time.monotonic() - ending_at < END_GRACE_SECONDS / 2
+            assert not child.is_running()
