@@ -81,7 +81,7 @@ def test_the_members_of_a_pair_are_refused_from_clients_and_never_repeated(engin
 @EVERY
 def test_headers_that_only_a_frontend_may_set_are_in_lower_case(engine: Engine) -> None:
     fields = engine.pairing_fields
-    assert all(name == name.lower() for name in fields.headers | fields.pair_headers)
+    assert all(name == name.lower() for name in fields.headers | fields.rank_headers)
 
 
 @EVERY

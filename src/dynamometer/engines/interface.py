@@ -83,15 +83,16 @@ class PairingFields:
 
     Attributes:
         members: members at the top level of a body that no client may set, in any mode.
-        pair_members: further members that no client may set where prefill and decode are apart.
+        rank_members: further members that no client may set where prefill and decode are apart,
+            because both engines derive the rank from the other members.
         headers: headers that are removed from each request, in lower case.
-        pair_headers: further headers that are removed where prefill and decode are apart.
+        rank_headers: further headers that are removed where prefill and decode are apart.
     """
 
     members: frozenset[str]
-    pair_members: frozenset[str]
+    rank_members: frozenset[str]
     headers: frozenset[bytes]
-    pair_headers: frozenset[bytes]
+    rank_headers: frozenset[bytes]
 
 
 @dataclass(frozen=True, kw_only=True)

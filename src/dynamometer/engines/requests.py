@@ -45,7 +45,7 @@ class _Request(msgspec.Struct):
 
 
 # A request with the members that no client may set.
-_full: Final = msgspec.defstruct(
+_FullRequest: Final = msgspec.defstruct(
     "_FullRequest", [(name, msgspec.Raw, _NULL) for name in PAIRING_MEMBERS], bases=(_Request,)
 )
 _pairing_members: Final = attrgetter(*PAIRING_MEMBERS)
@@ -74,7 +74,7 @@ class _FirstSampling(msgspec.Struct, array_like=True):
     first: _Sampling
 
 
-_decoder: Final[msgspec.json.Decoder[_Request]] = msgspec.json.Decoder(_full)
+_decoder: Final[msgspec.json.Decoder[_Request]] = msgspec.json.Decoder(_FullRequest)
 
 
 @lru_cache(maxsize=8)
@@ -153,7 +153,7 @@ class RequestBody:
         SGLang gives all samples of a prompt the same room; its schedulers then hang or end.
 
         Args:
-            members: see `PairingFields.pair_members`.
+            members: see `PairingFields.rank_members`.
 
         Returns:
             The name of the member at fault, None for the whole body, and the reason; None if the

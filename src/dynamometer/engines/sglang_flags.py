@@ -33,7 +33,7 @@ _LARGEST_FILE_BYTES: Final = 1 << 20
 _HOST_PORT: Final = re.compile(
     r"(?P<host>[a-z0-9._-]+|\[[a-z0-9:.%]*:[a-z0-9:.%]*\]):(?P<port>[0-9]{1,5})", re.IGNORECASE
 )
-_LARGEST_PORT: Final = 65535
+LARGEST_PORT: Final = 65535
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +191,7 @@ def rendezvous(flags: argparse.Namespace) -> tuple[str, int]:
     """
     address: str = flags.dist_init_addr
     match = _HOST_PORT.fullmatch(address)
-    if match is None or not 1 <= int(match["port"]) <= _LARGEST_PORT:
+    if match is None or not 1 <= int(match["port"]) <= LARGEST_PORT:
         raise SettingsError(
             f"--dist-init-addr {address!r}: must be HOST:PORT, with brackets around an IPv6 address"
         )

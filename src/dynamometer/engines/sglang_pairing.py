@@ -30,7 +30,7 @@ FIELDS: Final = PairingFields(
             "decode_tp_size",
         }
     ),
-    pair_members=frozenset({"routed_dp_rank", "data_parallel_rank"}),
+    rank_members=frozenset({"routed_dp_rank", "data_parallel_rank"}),
     # With SGLANG_ENABLE_REQUEST_HEADER_OVERRIDES, SGLang sets members from these.
     headers=frozenset(
         {
@@ -44,7 +44,7 @@ FIELDS: Final = PairingFields(
             b"x-override-priority",
         }
     ),
-    pair_headers=frozenset({b"x-data-parallel-rank"}),
+    rank_headers=frozenset({b"x-data-parallel-rank"}),
 )
 
 

@@ -21,7 +21,6 @@ from dynamometer.runtime.record import AGGREGATED, DECODE, PREFILL
 _HOST_SETTING: Final = "--transfer-host, DYN_TRANSFER_HOST"
 _BOOTSTRAP_FLAG: Final = "--disaggregation-bootstrap-port"
 _ADDRESS_VARIABLE: Final = "SGLANG_HOST_IP"
-_LARGEST_PORT: Final = 65535
 _BROADCAST: Final = ipaddress.ip_address("255.255.255.255")
 _MOONCAKE: Final = (None, "mooncake", "mooncake_tcp")
 # Mooncake without an RDMA device. The early transfer of a cached prefix needs CUDA's events.
@@ -160,8 +159,10 @@ def _require_free_port(port: int, transfer_address: str) -> None:
         SettingsError: The value is not a port.
         AddressError: The port is in use.
     """
-    if not 1 <= port <= _LARGEST_PORT:
-        raise SettingsError(f"{_BOOTSTRAP_FLAG} {port}: must be a port from 1 to {_LARGEST_PORT}")
+    if not 1 <= port <= sglang_flags.LARGEST_PORT:
+        raise SettingsError(
+            f"{_BOOTSTRAP_FLAG} {port}: must be a port from 1 to {sglang_flags.LARGEST_PORT}"
+        )
     addresses.listen(
         transfer_address, port, setting=_BOOTSTRAP_FLAG, host_setting=_HOST_SETTING
     ).close()

@@ -138,7 +138,7 @@ class Dispatcher:
             return Unanswered(failures.NOT_FOUND, lambda: openai_errors.not_in_pairs(path, model))
         if route.pairing is Pairing.ALONE or engine is None:
             return None
-        members = engine.pairing_fields.pair_members
+        members = engine.pairing_fields.rank_members
         fault = await self._threads.run(lambda: body.unsupported(members), size=len(body.content))
         if fault is None:
             return None

@@ -115,5 +115,5 @@ def _removed_headers(kind: str, labels_header: str | None, *, paired: bool) -> f
     if engine is not None:
         removed |= engine.pairing_fields.headers
         if paired:
-            removed |= engine.pairing_fields.pair_headers
+            removed |= engine.pairing_fields.rank_headers
     return frozenset(removed)
