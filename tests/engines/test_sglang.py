@@ -194,10 +194,11 @@ def test_a_bootstrap_port_that_cannot_be_used_is_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("accelerator", "no_host_ip")
+@pytest.mark.parametrize("enabled", ["1", "true", "Yes", "y"])
 def test_the_bootstrap_server_of_the_rust_server_is_at_its_api(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, enabled: str
 ) -> None:
-    monkeypatch.setenv("SGLANG_RUST_SERVER", "1")
+    monkeypatch.setenv("SGLANG_RUST_SERVER", enabled)
     launch = plan(tmp_path, *PREFILL)
     assert value(launch, "--disaggregation-bootstrap-port") is None
     assert launch.bootstrap == launch.url.removeprefix("http://")

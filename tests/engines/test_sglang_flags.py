@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import pytest
 
 from dynamometer.engines import sglang_flags
+from dynamometer.engines.sglang_cpu import SWITCH
 from dynamometer.engines.sglang_flags import Node, launch_arguments
 from dynamometer.errors import SettingsError
 
@@ -210,8 +212,11 @@ def test_flags_that_the_user_gave_are_not_added(given: list[str], added: list[st
 @pytest.mark.engine
 def test_no_flag_of_sglang_is_read_as_the_beginning_of_another_one() -> None:
     command = [sys.executable, "-m", "sglang.launch_server", "--help"]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    values = {flag: vars(parse(flag, "7")) for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", text)}
+    wide = os.environ | {SWITCH: "1", "COLUMNS": "1000"}
+    done = subprocess.run(command, env=wide, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    options = " ".join(re.findall(r"^  (-.*?)(?:  |$)", done.stdout, re.MULTILINE))
+    values = {flag: vars(parse(flag, "7")) for flag in re.findall(r"--[a-z][\w-]*", options)}
     read = {flag for flag, value in values.items() if value != vars(parse())}
     assert {"--tp-size", "--tensor-parallel-size", "--nnodes", "--dist-init-addr"} <= read
     assert [

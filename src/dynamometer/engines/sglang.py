@@ -265,7 +265,7 @@ def client_labels(flags: argparse.Namespace) -> ClientLabels:
 
 def page_has_more(environment: Mapping[str, str]) -> bool:
     """Return whether SGLang uses its Rust server, whose own page alone has request metrics."""
-    return environment.get("SGLANG_RUST_SERVER", "0").lower() in ("1", "true", "yes")
+    return environment.get("SGLANG_RUST_SERVER", "0").lower() in ("1", "true", "yes", "y")
 
 
 def _environment() -> dict[str, str]:
