@@ -26,9 +26,8 @@ from dynamometer.frontend.retries import RetryBudget, RetryMetrics
 from dynamometer.frontend.rewriting import Rewriter, request_name
 from dynamometer.frontend.routing import Router
 from dynamometer.http import openai_errors, relay
-from dynamometer.http.client import Client, NotReachedError
+from dynamometer.http.client import Client
 from dynamometer.http.exchange import Request
-from dynamometer.http.reply import BrokenError
 from dynamometer.names import retry_reason
 from dynamometer.runtime.disaggregation import Pairs
 from dynamometer.runtime.record import AGGREGATED, DECODE, PREFILL, Record
@@ -196,16 +195,10 @@ class Dispatcher:
         headers = self._rewriter.headers(request, instance)
         with ExitStack() as carried:
             carried.enter_context(self._router.carrying(instance))
-            try:
-                reply = await self._client.post(url, target, headers, body.content)
-            except NotReachedError as error:
-                outcomes.log_failure(instance, error)
-                return outcomes.not_reached(instance)
-            except BrokenError as error:
-                outcomes.log_failure(instance, error)
-                return outcomes.lost()
+            sent = self._client.post(url, target, headers, body.content)
+            reply = await outcomes.receive(instance, sent)
+            if isinstance(reply, Unanswered):
+                return reply
             carried.callback(reply.close)
-            if reply.headers.get(relay.RETRY_HEADER):
-                return outcomes.not_taken(instance)
             held.push(carried.pop_all())
         return Accepted(instance, reply, route, body.samples, add_usage)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from dynamometer.engines.interface import Route
 from dynamometer.frontend import failures
 from dynamometer.frontend.failures import Failure
-from dynamometer.http import openai_errors
+from dynamometer.http import openai_errors, relay
+from dynamometer.http.client import NotReachedError
 from dynamometer.http.messages import Response
-from dynamometer.http.reply import Reply
+from dynamometer.http.reply import BrokenError, Reply
 from dynamometer.names import retry_reason
 from dynamometer.runtime.record import Record
 
@@ -57,6 +58,27 @@ class Unanswered:
     def final(self) -> Unanswered:
         """Return the outcome if another instance may have the request: it is not sent again."""
         return replace(self, retry_reason="")
+
+
+async def receive(instance: Record, sent: Awaitable[Reply]) -> Reply | Unanswered:
+    """Return the reply of a worker, or the outcome if the worker has not answered.
+
+    Args:
+        instance: the worker.
+        sent: sends the request; raises the errors of `Connection.send`.
+    """
+    try:
+        reply = await sent
+    except NotReachedError as error:
+        log_failure(instance, error)
+        return not_reached(instance)
+    except BrokenError as error:
+        log_failure(instance, error)
+        return lost()
+    if reply.headers.get(relay.RETRY_HEADER):
+        reply.close()
+        return not_taken(instance)
+    return reply
 
 
 def not_taken(instance: Record) -> Unanswered:

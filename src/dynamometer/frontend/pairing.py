@@ -152,7 +152,7 @@ class PairSender:
             sent = first.send(target, self._rewriter.headers(request, prefill), prompt)
             computing = asyncio.create_task(_compute(prefill, sent, prefilling.pop_all()))
             sent = second.send(target, self._rewriter.headers(request, decode), body.content)
-            answering = asyncio.create_task(_reply(decode, sent))
+            answering = asyncio.create_task(outcomes.receive(decode, sent))
             outcome: Reply | Unanswered | None = None
             try:
                 with self._watching(pair) as lost:
@@ -235,27 +235,6 @@ def _finishes_requests(record: Record | None) -> bool:
     return record is not None and record.state in (State.READY, State.DRAINING)
 
 
-async def _reply(instance: Record, sent: Awaitable[Reply]) -> Reply | Unanswered:
-    """Return the reply of a worker, or the outcome if the worker has not answered.
-
-    Args:
-        instance: the worker.
-        sent: sends the request; see `Connection.send`.
-    """
-    try:
-        reply = await sent
-    except NotReachedError as error:
-        outcomes.log_failure(instance, error)
-        return outcomes.not_reached(instance)
-    except BrokenError as error:
-        outcomes.log_failure(instance, error)
-        return outcomes.lost()
-    if reply.headers.get(relay.RETRY_HEADER):
-        reply.close()
-        return outcomes.not_taken(instance)
-    return reply
-
-
 async def _compute(
     instance: Record, sent: Awaitable[Reply], carried: ExitStack
 ) -> Reply | Unanswered:
@@ -263,11 +242,11 @@ async def _compute(
 
     Args:
         instance: the worker.
-        sent: sends the request; see `Connection.send`.
+        sent: see `outcomes.receive`.
         carried: is left when the worker has answered.
     """
     with carried:
-        reply = await _reply(instance, sent)
+        reply = await outcomes.receive(instance, sent)
         if isinstance(reply, Unanswered) or reply.status >= 400:
             return reply
         try:
@@ -294,12 +273,14 @@ async def _outcome(
     timeout: float | None = None
     while True:
         ended = await _wait(computing, answering, lost, timeout=timeout)
+        # With content of the decode worker, no event at the prefill worker matters.
         reply = _accepted(answering)
         if reply is not None and reply.started().done():
             if reply.error is None:
                 return reply
             outcomes.log_failure(decode, reply.error)
             return outcomes.lost()
+        # An error of one worker, or its end, decides. A refusal waits for that of the other worker.
         refusals = []
         results = [side.result() for side in (computing, answering) if side.done()]
         for result in results:
@@ -315,6 +296,7 @@ async def _outcome(
         if len(refusals) == 2:
             instances = (*refusals[0].refused_by, *refusals[1].refused_by)
             return replace(refusals[0], refused_by=instances)
+        # One worker has refused and the other one has the request, or both have answered.
         if len(results) == 2 or (refusals and not ended):
             return refusals[0].final() if refusals else answering.result()
         timeout = _REFUSAL_SECONDS if refusals else None
