@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -35,7 +36,7 @@ from dynamometer.observability.programs import (
     started,
 )
 from dynamometer.process import tasks
-from dynamometer.runtime.record import DECODE, PREFILL
+from dynamometer.runtime.record import AGGREGATED, DECODE, PREFILL
 from dynamometer.variables import (
     DEFAULT_HTTP_PORT,
     DEFAULT_OPS_PORT,
@@ -75,17 +76,14 @@ async def run(directory: Path, engine_python: str, *, disaggregated: bool, obser
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(aiohttp.ClientSession())
         await _start(stack, "the frontend", directory / "frontend.log", environment, "frontend")
-        workers = []
-        for number, mode in enumerate((PREFILL, DECODE) if disaggregated else ("",)):
-            title = f"the {mode} worker" if mode else "the worker"
-            log = directory / f"{mode or 'sglang'}.log"
-            port = _choose_port(DEFAULT_SYSTEM_PORT + number)
-            variables = environment | {"DYN_SYSTEM_PORT": str(port)}
-            flags = ["--model", str(model), "--enable-metrics", "--engine-python", engine_python]
-            flags += ["--disaggregation-mode", mode] if mode else []
-            process = await _start(stack, title, log, variables, "sglang", *flags)
-            url = f"http://{LOOPBACK}:{port}"
-            workers.append(Worker(title=title, url=url, process=process, log=log))
+        flags = ("--model", str(model), "--enable-metrics", "--engine-python", engine_python)
+        modes = (PREFILL, DECODE) if disaggregated else (AGGREGATED,)
+        workers = [
+            await _start_worker(
+                stack, directory, environment, mode, DEFAULT_SYSTEM_PORT + number, flags
+            )
+            for number, mode in enumerate(modes)
+        ]
         ended = []
         if prometheus:
             say(f"$ prometheus --config.file={directory}/observe/{PROMETHEUS_FILE} …")
@@ -145,6 +143,25 @@ def _choose_port(preferred: int) -> int:
         say(f"port {preferred} is in use: using {port} instead")
         return port
     return preferred
+
+
+async def _start_worker(
+    stack: AsyncExitStack,
+    directory: Path,
+    environment: dict[str, str],
+    mode: str,
+    preferred_port: int,
+    flags: Sequence[str],
+) -> Worker:
+    """Start a worker for all of the work or for one phase; it ends with `stack`."""
+    title, log = "the worker", directory / "sglang.log"
+    if mode != AGGREGATED:
+        title, log = f"the {mode} worker", directory / f"{mode}.log"
+        flags = (*flags, "--disaggregation-mode", mode)
+    port = _choose_port(preferred_port)
+    variables = environment | {"DYN_SYSTEM_PORT": str(port)}
+    process = await _start(stack, title, log, variables, "sglang", *flags)
+    return Worker(title=title, url=f"http://{LOOPBACK}:{port}", process=process, log=log)
 
 
 async def _start(
