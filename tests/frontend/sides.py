@@ -14,6 +14,7 @@ from bench import Bench, make_bench
 
 from dynamometer.http.relay import RETRY_HEADER
 from dynamometer.runtime.record import DECODE, PREFILL, Record
+from waiting import until
 
 SECONDS = 10
 
@@ -92,9 +93,7 @@ async def _reset(writer: asyncio.StreamWriter) -> None:
     writer.transport.pause_reading()  # type: ignore[attr-defined]  # of a server: a Transport
     await writer.drain()
     raw = writer.get_extra_info("socket")
-    async with asyncio.timeout(SECONDS):
-        while not select.select([raw.fileno()], [], [], 0)[0]:
-            await asyncio.sleep(0.01)
+    await until(lambda: select.select([raw.fileno()], [], [], 0)[0], within=SECONDS)
     writer.transport.abort()
 
 

@@ -30,6 +30,7 @@ from dynamometer.frontend.routing import AVOID_SECONDS
 from dynamometer.http import openai_errors, relay
 from dynamometer.http.messages import Headers
 from dynamometer.runtime.record import State
+from waiting import until
 
 RETRIES = "dynamometer_frontend_retries_total"
 
@@ -111,7 +112,7 @@ async def test_a_long_answer_is_read_off_the_event_loop(
     monkeypatch.setattr("dynamometer.frontend.forwarding.read_answer", noted)
     await bench.worker(long)
     assert (await bench.ask("/v1/embeddings"))[0] == 200
-    assert bench.count("input_sequence_tokens_sum", model="m") == 7
+    await until(lambda: bench.count("input_sequence_tokens_sum", model="m") == 7)
     assert len(threads) == 1
     assert threading.main_thread() not in threads
 

@@ -23,6 +23,7 @@ from dynamometer.frontend import failures
 from dynamometer.frontend.failures import Failure
 from dynamometer.http import openai_errors
 from dynamometer.runtime.record import DECODE, PREFILL, State
+from waiting import until
 
 RETRIES = "dynamometer_frontend_retries_total"
 PAIRED = [path for path, route in kinds.ROUTES.items() if route.pairing is RoutePairing.PAIR]
@@ -78,9 +79,7 @@ def show(bench: Bench, side: Side, state: str) -> None:
 
 
 async def nothing_in_flight(bench: Bench, *sides: Side) -> None:
-    async with asyncio.timeout(SECONDS):
-        while bench.forwarder.active or bench.count("inflight_requests"):
-            await asyncio.sleep(0.01)
+    await until(lambda: not bench.forwarder.active and not bench.count("inflight_requests"))
     assert [bench.router.in_flight(side.record.id) for side in sides] == [0] * len(sides)
 
 
@@ -293,9 +292,7 @@ async def test_a_request_is_counted_once(pairing: Pairing, stream: bool) -> None
         second.begin()
         second.write(EVENTS)
     first.answer(ANSWER)
-    async with asyncio.timeout(SECONDS):
-        while in_flight(pairing.prefill.record.id):
-            await asyncio.sleep(0.01)
+    await left(pairing, pairing.prefill)
     assert in_flight(pairing.decode.record.id) == 1
     if stream:
         second.end()
@@ -464,9 +461,7 @@ async def test_a_decode_worker_that_breaks_before_its_head_after_the_prefill_is_
 
 async def left(pairing: Pairing, side: Side) -> None:
     """Wait until the frontend has read the answer of a worker."""
-    async with asyncio.timeout(SECONDS):
-        while pairing.bench.router.in_flight(side.record.id):
-            await asyncio.sleep(0.01)
+    await until(lambda: not pairing.bench.router.in_flight(side.record.id))
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -627,9 +622,7 @@ async def test_a_request_that_both_refuse_is_sent_to_another_pair_once(pairing: 
 
 async def arrived(sides: list[Side]) -> tuple[Exchange, Exchange]:
     """Wait for a request at one prefill and one decode worker of several."""
-    async with asyncio.timeout(SECONDS):
-        while sum(side.requests for side in sides) < 2:
-            await asyncio.sleep(0.01)
+    await until(lambda: sum(side.requests for side in sides) == 2)
     found = [side for side in sides if side.requests]
     found.sort(key=lambda side: side.record.mode == DECODE)
     assert [side.record.mode for side in found] == [PREFILL, DECODE]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from dynamometer.http.addresses import free_port
 from dynamometer.runtime.discovery.file import FileDiscovery
 from dynamometer.runtime.record import Record, State
 from dynamometer.runtime.scrape_targets import target_groups
@@ -82,9 +82,7 @@ def engine_series(worker: Worker) -> list[str]:
 def nodes(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     directory = tmp_path_factory.mktemp("nodes")
     stack = Stack(directory, tiny_model, directory / "discovery")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     flags = (
         *("--model", str(tiny_model), "--served-model-name", MODEL, "--enable-metrics"),
         *("--tp-size", "2", "--nnodes", "2", "--dist-init-addr", address),
