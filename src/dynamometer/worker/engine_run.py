@@ -29,9 +29,10 @@ from dynamometer.worker.run_directory import RunDirectory
 logger = logging.getLogger(__name__)
 
 # After the first end of a process: the last lines of the log arrive, and the ends that it caused.
-# Before the engine is ready, the last lines are the reason of its end, and no stream waits.
+# Before the engine is ready, the last lines are the reason of its end, and no stream waits. SGLang
+# kills its own processes one after the other: on a busy machine, for more than a second.
 _SETTLE_SECONDS: Final = 0.1
-_START_SETTLE_SECONDS: Final = 1.0
+_START_SETTLE_SECONDS: Final = 5.0
 # A kill that is older than one to two of these intervals is of another process.
 _KILLS_SECONDS: Final = 60.0
 _FIRST: Final = asyncio.FIRST_COMPLETED
