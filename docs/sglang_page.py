@@ -249,5 +249,9 @@ those of SGLang's documentation. Many gauges are on every page, at 0 without the
 _UNSEEN = """
 ## Not seen
 
+LoRA adapters, the hierarchical cache, speculative decoding and data-parallel attention were tried
+on the CPU: the engine ended, for the reason in the table. Models with experts, hybrid models and
+an encoder server were not tried.
+
 | family | type | labels | category | reason |
 | --- | --- | --- | --- | --- |"""
