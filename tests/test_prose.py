@@ -56,7 +56,7 @@ BANNED = {
     r"\bhalf (?:read|written)\b": "partly read, partly written",
     r"\b(?:come|comes|came|coming) back\b": "restart, reappear",
     r"\btell(?:s|ing)? (?:\w+ ){0,3}apart\b": "distinguish",
-    r"\b(?:leave|leaves|leaving|left) (?:\w+ )?out\b": "omit, skip",
+    r"\b(?:leave|leaves|leaving|left) (?:[\w'-]+ ){0,4}out\b": "omit, skip",
     r"\black(?:s|ed)\b": "do not have; missing",
     r"\bnamesakes?\b": "of the same name",
 }
