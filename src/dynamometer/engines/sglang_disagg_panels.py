@@ -322,8 +322,8 @@ _FAILURES: Final = Row(
                     "transfer {{model_name}} {{engine_type}}",
                 ),
             ],
-            "Do the two sides lose each other? bootstrap: a side did not find the other one in "
-            "time; transfer: the KV cache did not arrive. Clients that cancel count, too. One "
+            "Do requests fail between the two sides? bootstrap: a side did not find the other one "
+            "in time; transfer: the KV cache did not arrive. Clients that cancel count, too. One "
             "request may count on both sides.",
         ),
         _panel(

@@ -210,7 +210,7 @@ STAGES: Final = Row(
                 excluded=EXCEPT_PREFILL,
             ),
             description="How long does the engine take, up to the first byte? The difference to "
-            "the frontend's value is the network. Without prefill workers.",
+            "the frontend's value is the network. Prefill workers are excluded.",
             pages=WORKER_PAGE,
         ),
         Panel(

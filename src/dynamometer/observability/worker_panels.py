@@ -125,7 +125,7 @@ WORKERS: Final = Row(
                 worker(work_handler.REQUEST_DURATION_SECONDS), MODEL, excluded=EXCEPT_PREFILL
             ),
             description="How long do requests stay at a worker? About the frontend's durations: a "
-            "gap is time at the frontend or on the network. Without prefill workers.",
+            "gap is time at the frontend or on the network. Prefill workers are excluded.",
             pages=WORKER_PAGE,
         ),
         Panel(
