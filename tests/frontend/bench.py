@@ -83,6 +83,11 @@ class Bench:
         self._records = [one for one in self._records if one.id != record.id]
         self._show()
 
+    def restore(self, record: Record) -> None:
+        """Show an instance that was removed."""
+        self._records.append(record)
+        self._show()
+
     def forget(self) -> None:
         self._records.clear()
         self._show()

@@ -20,9 +20,10 @@ from dynamometer.engines import kinds
 from dynamometer.engines.interface import Pairing as RoutePairing
 from dynamometer.engines.requests import RequestBody
 from dynamometer.frontend import failures
+from dynamometer.frontend import pairing as pairing_module
 from dynamometer.frontend.failures import Failure
 from dynamometer.http import openai_errors
-from dynamometer.runtime.record import DECODE, PREFILL, State
+from dynamometer.runtime.record import AGGREGATED, DECODE, PREFILL, State
 from waiting import until
 
 RETRIES = "dynamometer_frontend_retries_total"
@@ -517,6 +518,28 @@ async def test_a_worker_that_is_lost_in_discovery_ends_the_request_at_both(
 
 
 @pytest.mark.parametrize("mode", [PREFILL, DECODE])
+@pytest.mark.parametrize("state", [State.READY, State.UNRESPONSIVE])
+async def test_a_record_that_is_removed_and_restored_ends_only_requests_at_a_lost_worker(
+    pairing: Pairing, monkeypatch: pytest.MonkeyPatch, mode: str, state: State
+) -> None:
+    monkeypatch.setattr(pairing_module, "RESTORE_SECONDS", 0.1)
+    asked = asking(pairing.bench, stream=True)
+    first, second = await pairing.both()
+    side = pairing.prefill if mode == PREFILL else pairing.decode
+    passed = asyncio.Event()
+    pairing.bench.remove(side.record)
+    asyncio.get_running_loop().call_later(0.1, passed.set)
+    pairing.bench.restore(replace(side.record, state=state))
+    await passed.wait()
+    if state is State.READY:
+        first.answer()
+        second.begin()
+        second.write(EVENTS)
+        second.end()
+    assert (await asked).status == (200 if state is State.READY else 502)
+
+
+@pytest.mark.parametrize("mode", [PREFILL, DECODE])
 async def test_a_worker_that_drains_finishes_the_request_and_gets_no_other(
     pairing: Pairing, mode: str
 ) -> None:
@@ -755,6 +778,25 @@ async def test_a_form_is_refused_where_a_pair_answers(pairing: Pairing) -> None:
     async with pairing.bench.session.post(pairing.bench.url + CHAT, data=form) as answer:
         assert answer.status == 400
     assert pairing.prefill.connections == 0
+
+
+@pytest.mark.parametrize("modes", [(AGGREGATED,), (PREFILL, DECODE)])
+@pytest.mark.parametrize("member", ["x", "stream_options", "n", "background"])
+async def test_a_body_of_any_depth_is_sent_or_refused(
+    pairing: Pairing, modes: tuple[str, ...], member: str
+) -> None:
+    """Later steps have less of the stack left than the first one."""
+    bench = pairing.bench
+    bench.forget()
+    for mode in modes:
+        bench.register(nobody(), mode=mode, bootstrap="h:1" if mode == PREFILL else None)
+    statuses = set()
+    for depth in range(800, 1000):
+        value = '{"n":' * depth + "1" + "}" * depth
+        text = '{"model":"m","stream":true,"%s":%s}' % (member, value)  # noqa: UP031  # braces
+        async with bench.session.post(bench.url + CHAT, data=text) as answer:
+            statuses.add(answer.status)
+    assert statuses <= {400, 503}
 
 
 # Routes and modes.

@@ -34,6 +34,7 @@ _MOST_PARTS: Final = 1000
 _LONGEST_FIELD: Final = 2048
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _NULL: Final = msgspec.Raw(b"null")
+TOO_DEEP: Final = "The request body is not valid JSON: it is nested too deeply"
 
 
 class _Request(msgspec.Struct):
@@ -194,7 +195,7 @@ def parse(content: bytes, content_type: str) -> RequestBody:
     except msgspec.ValidationError:
         raise BadBodyError("The request body must be a JSON object") from None
     except RecursionError:
-        raise BadBodyError("The request body is not valid JSON: it is nested too deeply") from None
+        raise BadBodyError(TOO_DEEP) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadBodyError(f"The request body is not valid JSON: {error}") from None
     return RequestBody(

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 from dynamometer.engines.answers import Answer, read_answer
 from dynamometer.engines.interface import Route
-from dynamometer.engines.requests import BadBodyError, RequestBody
+from dynamometer.engines.requests import TOO_DEEP, BadBodyError, RequestBody
 from dynamometer.engines.streams import StreamReader
 from dynamometer.frontend import failures
 from dynamometer.frontend.body import BodyThreads, TooLargeError, read
@@ -151,7 +151,10 @@ class Forwarder:
         if model not in served:
             return _unavailable(metrics, self._fleet.missing_reason(model))
         held.enter_context(self.in_flight)
-        outcome = await self._dispatcher.send(request, metrics, body, model, held)
+        try:
+            outcome = await self._dispatcher.send(request, metrics, body, model, held)
+        except RecursionError:  # less of the stack was left than for `_read`
+            return _refuse(metrics, failures.UNREADABLE, openai_errors.invalid(TOO_DEEP))
         if isinstance(outcome, Accepted):
             return outcome
         return _refuse(metrics, outcome.failure, outcome.answer())

@@ -32,6 +32,7 @@ from dynamometer.http import openai_errors, relay
 from dynamometer.http.client import Client, Connection, NotReachedError
 from dynamometer.http.exchange import Request
 from dynamometer.http.reply import BrokenError, Reply
+from dynamometer.runtime.discovery.interface import RESTORE_SECONDS
 from dynamometer.runtime.fleet import Change
 from dynamometer.runtime.record import Record, State
 
@@ -79,13 +80,24 @@ class PairSender:
 
     def _changed(self, change: Change) -> None:
         for record in change.left:
-            self._end_requests(record, f"the {record.mode} worker ended")
+            if record.id in self._watched:
+                # A live process whose record was removed writes it again within this time.
+                loop = asyncio.get_running_loop()
+                loop.call_later(RESTORE_SECONDS, self._end_if_lost, record)
         for record in change.changed:
-            if not _finishes_requests(record):
-                event = f"the state of the {record.mode} worker became {record.state}"
-                self._end_requests(record, event)
+            self._end_if_lost(record)
 
-    def _end_requests(self, record: Record, event: str) -> None:
+    def _end_if_lost(self, record: Record) -> None:
+        """End the requests that wait for a worker, unless it finishes them.
+
+        Args:
+            record: its record, which may be an earlier one.
+        """
+        now = self._fleet.records.get(record.id)
+        if _finishes_requests(now):
+            return
+        worker = f"the {record.mode} worker"
+        event = f"{worker} ended" if now is None else f"the state of {worker} became {now.state}"
         watched = [lost for lost in self._watched.get(record.id, ()) if not lost.done()]
         if watched:
             logger.warning(
