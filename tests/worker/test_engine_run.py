@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import pytest
 from dynamometer.engines.interface import Launch
 from dynamometer.engines.sglang import SGLang
 from dynamometer.errors import EngineError
+from dynamometer.process import tasks
 from dynamometer.process.exits import ProcessExit
 from dynamometer.runtime.lifecycle import EngineExit, ExitCause
 from dynamometer.worker import engine_run
@@ -86,6 +89,49 @@ async def test_a_program_that_cannot_be_run_leaves_no_directory(
             with pytest.raises(EngineError, match="cannot run /nonexistent/python: No such file"):
                 await engine_run.EngineRun.start(SGLang(), launch, directory)
         assert list(directory.temporary.iterdir()) == []
+
+
+# An engine that fails as SGLang does: it kills its processes one after the other, itself last.
+FAILING = """
+import os, pathlib, signal, subprocess, sys, time
+child = subprocess.Popen(
+    ["sglang::detokenizer", "-c", "import time; time.sleep(60)"], executable=sys.executable
+)
+while not pathlib.Path(sys.argv[1]).exists():
+    time.sleep(0.01)
+print("ValueError: no memory", flush=True)
+child.kill()
+os.closerange(1, 3)
+time.sleep(0.3)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+async def test_a_failure_has_its_reason_although_the_log_ends_before_the_first_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    fail = tmp_path / "fail"
+    command = [sys.executable, "-c", FAILING, str(fail)]
+    launch = replace(LAUNCH, command=command, environment=os.environ | {"HF_HUB_OFFLINE": "0"})
+    with run_directory(15) as directory:
+        run = await engine_run.EngineRun.start(SGLang(), launch, directory)
+        log = asyncio.create_task(run.process.read_log(lambda _: None))
+        try:
+            async with asyncio.timeout(20):
+                while not [
+                    child
+                    for child in psutil.Process(run.process.pid).children()
+                    if child.cmdline()[0] == "sglang::detokenizer"
+                ]:
+                    await asyncio.sleep(0.01)
+                await run.record()
+                fail.touch()
+                end = await run.exited(log)
+        finally:
+            await run.end(grace=0, kill_now=lambda: True)
+            await tasks.end(log)
+    assert end.description == "the engine ended: ValueError: no memory (signal 9)"
 
 
 def test_a_process_that_was_killed_from_outside_has_no_reason_in_the_log() -> None:

@@ -80,7 +80,8 @@ DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time
 
 def engines() -> list[psutil.Process]:
     """Return the child of this process that runs `DEAF`, once it ignores SIGTERM."""
-    found = [child for child in psutil.Process().children() if DEAF in child.cmdline()]
+    alive = [child for child in psutil.Process().children() if child.status() != "zombie"]
+    found = [child for child in alive if DEAF in child.cmdline()]
     return [child for child in found if _ignores_sigterm(child.pid)]
 
 

@@ -29,10 +29,9 @@ from dynamometer.worker.run_directory import RunDirectory
 logger = logging.getLogger(__name__)
 
 # After the first end of a process: the last lines of the log arrive, and the ends that it caused.
-# Before the engine is ready, the last lines are the reason of its end, and no stream waits. SGLang
-# kills its own processes one after the other: on a busy machine, for more than a second.
+# Before the engine is ready, the last lines are the reason of its end, and no stream waits.
 _SETTLE_SECONDS: Final = 0.1
-_START_SETTLE_SECONDS: Final = 5.0
+_START_SETTLE_SECONDS: Final = 1.0
 # A kill that is older than one to two of these intervals is of another process.
 _KILLS_SECONDS: Final = 60.0
 _FIRST: Final = asyncio.FIRST_COMPLETED
@@ -144,7 +143,8 @@ class EngineRun:
             ends = {first, other}
             while not (await asyncio.wait(ends, timeout=_KILLS_SECONDS, return_when=_FIRST))[0]:
                 self._kills.append(await asyncio.to_thread(out_of_memory.kills))
-            await asyncio.wait({log}, timeout=self._settle_seconds)
+            # The log ends a moment before the last process that can write to it.
+            await asyncio.wait({log, first}, timeout=self._settle_seconds)
             ended = list(self._exits.found)
             if first.done():
                 ended.insert(0, ProcessExit(self.process.pid, _SERVER, first.result()))
