@@ -80,6 +80,18 @@ async def test_a_removed_registry_is_not_the_loss_of_a_node(tmp_path: Path) -> N
         assert not nodes.group.loss
 
 
+async def test_one_removed_record_is_not_the_loss_of_its_node(tmp_path: Path) -> None:
+    """A program that removes old files may remove the record of one node only."""
+    path = tmp_path / "instances" / f"{LEADER.id:016x}.json"
+    async with FileDiscovery(tmp_path).register(LEADER), seen(tmp_path) as nodes:
+        for _ in range(2):
+            path.unlink()
+            await until(path.exists, within=5)
+            await asyncio.sleep(0.5)
+        assert not nodes.group.loss
+        assert nodes.group.leader == LEADER
+
+
 async def test_node_0_has_time_to_finish(
     tmp_path: Path, running: asyncio.Task[EngineError]
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Final
 from dynamometer.errors import DiscoveryError, EngineError
 from dynamometer.process import tasks
 from dynamometer.process.signals import Stop
-from dynamometer.runtime.discovery.interface import RESTORE_SECONDS, Discovery
+from dynamometer.runtime.discovery.interface import RESTORE_SECONDS, Discovery, Processes
 from dynamometer.runtime.record import Record, State
 from dynamometer.worker.group import Group
 
@@ -36,6 +36,8 @@ class Nodes:
         self.group = Group(own)
         self._own = own
         self._discovery: Discovery | None = None
+        # The last record of each process, and the time when discovery showed it, by id.
+        self._seen: dict[int, tuple[Record, float]] = {}
 
     @asynccontextmanager
     async def following(self, discovery: Discovery) -> AsyncIterator[None]:
@@ -57,10 +59,27 @@ class Nodes:
         if discovery is None:
             return
         with suppress(DiscoveryError):  # the discovery logs it
-            records = await discovery.records()
-            restored = time.monotonic() - discovery.restored_at < RESTORE_SECONDS
-            if not restored and any(record.id == self._own.id for record in records):
-                self.group.update(records)
+            found = await discovery.processes()
+            if any(record.id == self._own.id for record in found.live):
+                self.group.update([*found.live, *self._removed(found)])
+
+    def _removed(self, found: Processes) -> list[Record]:
+        """Return the records that another program may have removed: live processes restore them.
+
+        A process that vanished does not live, and one that ends shows this in its record before.
+        """
+        now = time.monotonic()
+        ended = {record.id for record in (*found.live, *found.vanished)}
+        self._seen = {
+            id_: (record, seen_at)
+            for id_, (record, seen_at) in self._seen.items()
+            if id_ not in ended
+            and record.state not in (State.DRAINING, State.FAILED)
+            and now - seen_at < RESTORE_SECONDS
+        }
+        removed = [record for record, _ in self._seen.values()]
+        self._seen |= {record.id: (record, now) for record in found.live}
+        return removed
 
     async def let_node_0_finish(
         self, stop: Stop, ended: asyncio.Task[EngineError], *, within: float
