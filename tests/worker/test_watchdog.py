@@ -19,6 +19,7 @@ from dynamometer.runtime.record import State
 from dynamometer.settings import HealthCheckSettings
 from dynamometer.worker import progress, watchdog
 from dynamometer.worker.engine_client import EngineClient
+from dynamometer.worker.incidents import Incidents
 from dynamometer.worker.watchdog import Watchdog
 from waiting import until
 
@@ -107,13 +108,12 @@ class Worker:
         async with aiohttp_adapter.session(keepalive_seconds=None) as session:
             found = Watchdog(
                 self.lifecycle,
+                Incidents(self.lifecycle, self._change, self._hang),
                 EngineClient(session, SGLang(), self._launch),
                 HealthCheckSettings(enabled=enabled, wait_seconds=wait, request_seconds=request),
                 hang_seconds=hang,
                 take_progress=lambda: self.answering,
                 on_progress=self.progressed.add,
-                on_change=self._change,
-                on_hang=self._hang,
             )
             task = asyncio.create_task(found.run())
             try:

@@ -340,23 +340,23 @@ class _Worker:
     def _watchdog(self, publish: OnChange) -> Watchdog | NodeWatchdog:
         """Return the object that watches the engine, or its processes if it is not asked."""
         lifecycle = self._supervisor.lifecycle
+        incidents = Incidents(lifecycle, publish, self._write_stacks)
         if self._nodes is not None and self.record.node_rank:
             return NodeWatchdog(
                 lifecycle,
-                Incidents(lifecycle, publish, self._write_stacks),
+                incidents,
                 enabled=self._options.health_check.enabled,
                 hang_seconds=self._options.hang_timeout,
                 group=self._nodes.group,
             )
         return Watchdog(
             lifecycle,
+            incidents,
             self._engine_client,
             self._options.health_check,
             hang_seconds=self._options.hang_timeout,
             take_progress=self.endpoint.take_progress,
             on_progress=lambda rank: self._engine_metrics.note_progress(str(rank), time.time()),
-            on_change=publish,
-            on_hang=self._write_stacks,
         )
 
     async def _write_stacks(self, reason: str) -> None:

@@ -8,7 +8,7 @@ requests is not asked.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 
 from dynamometer.process import tasks
 from dynamometer.runtime.lifecycle import Lifecycle
@@ -24,35 +24,33 @@ class Watchdog:
     def __init__(
         self,
         lifecycle: Lifecycle,
+        incidents: Incidents,
         client: EngineClient,
         settings: HealthCheckSettings,
         *,
         hang_seconds: float,
         take_progress: Callable[[], bool],
         on_progress: Callable[[int], None],
-        on_change: Callable[[], Awaitable[None]],
-        on_hang: Callable[[str], Coroutine[None, None, None]],
     ) -> None:
         """Store the arguments; `run` starts to watch.
 
         Args:
-            lifecycle: the state of the engine, which this object changes.
+            lifecycle: the state of the engine.
+            incidents: changes the state of the engine.
             client: sends the questions.
             settings: the times of the questions.
             hang_seconds: see `Progress`.
             take_progress: returns whether bytes of answers came since its last call.
             on_progress: called with the number of each data-parallel rank that has shown progress,
                 at most once a second.
-            on_change: called and awaited after each change of the state.
-            on_hang: called once in each incident, with its reason, while this object watches on.
         """
         self._lifecycle = lifecycle
+        self._incidents = incidents
         self._client = client
         self._settings = settings
         self._hang_seconds = hang_seconds
         self._take_progress = take_progress
         self._on_progress = on_progress
-        self._incidents = Incidents(lifecycle, on_change, on_hang)
         self._running: dict[str, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
