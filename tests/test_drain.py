@@ -11,6 +11,7 @@ import signal
 import socket
 import urllib.parse
 from collections.abc import Iterator
+from dataclasses import replace
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -272,7 +273,7 @@ def test_only_the_first_node_of_an_engine_can_be_drained() -> None:
         "requests: drain that one, aaaa000000000000 (ready, m)"
     )
     with pytest.raises(DrainError, match=re.escape(message)):
-        find([first, second, other], "bbbb")
+        find([first, second, other, replace(first, id=8, namespace="other")], "bbbb")
     with pytest.raises(DrainError, match=r"only the worker of node 0 gets requests$"):
         find([second, other], "bbbb")
 

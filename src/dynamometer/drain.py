@@ -147,8 +147,8 @@ def _check_first_node(worker: Record, workers: Sequence[Record]) -> None:
     """Raise `DrainError` for a worker to which no requests are sent, because of its node."""
     if not worker.node_rank:
         return
-    first = [one for one in workers if one.group == worker.group and not one.node_rank]
-    known = f": drain that one, {_list(first)}" if worker.group and first else ""
+    first = [one for one in workers if one.shares_engine(worker) and not one.node_rank]
+    known = f": drain that one, {_list(first)}" if first else ""
     raise DrainError(
         f"worker {hexadecimal(worker.id)} is node {worker.node_rank} of {worker.nodes} of an "
         f"engine; only the worker of node 0 gets requests{known}"

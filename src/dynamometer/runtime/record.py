@@ -159,6 +159,10 @@ class Record:
         host = f"[{host}]" if ":" in host else host
         return f"{host}:{parts.port or _DEFAULT_PORTS[parts.scheme]}"
 
+    def shares_engine(self, other: Record) -> bool:
+        """Return whether this worker and another one run nodes of the same engine."""
+        return bool(self.group) and (self.namespace, self.group) == (other.namespace, other.group)
+
     @property
     def unusable_reason(self) -> str | None:
         """The reason why this version cannot use the record, in any state; None if it can."""

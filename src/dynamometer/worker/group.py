@@ -54,8 +54,7 @@ class Group:
         self._others = {
             record.id: record
             for record in records
-            if (record.namespace, record.group) == (own.namespace, own.group)
-            and record.node_rank != own.node_rank
+            if record.shares_engine(own) and record.node_rank != own.node_rank
         }
         self.loss = self.loss or self._find_loss()
         for record in self._others.values():
