@@ -26,10 +26,11 @@ DETECTED_SECONDS = HANG_SECONDS + 5
 IDLE_SECONDS = 8
 READY_SECONDS = 60
 SIDES = ("prefill", "decode")
-# A request that either engine answers alone, by SGLang's own fake transfer.
+# A request that either engine answers alone, by SGLang's own fake transfer. SGLang updates its
+# gauges with a batch of prompts, and every 40 batches of answers.
 WITHOUT_TRANSFER = {
     "text": "hi",
-    "sampling_params": {"max_new_tokens": 1},
+    "sampling_params": {"max_new_tokens": 100, "ignore_eos": True},
     "bootstrap_host": "2.2.2.2",
     "bootstrap_room": 0,
 }
@@ -143,7 +144,6 @@ def test_a_request_that_waits_is_in_a_queue_of_the_other_side(
     hung, other = sides(pair, lost)
     with stopped(hung.scheduler), contextlib.closing(Client(pair)):
         eventually(lambda: queued(other) == 1, within=5, what="the other side waits")
-        # SGLang updates its own gauges only with a batch: one without a transfer is enough.
         assert fetch(f"{other.engine_url}/generate", WITHOUT_TRANSFER).status == 200
         eventually(lambda: value(other.page(), queue) == 1, within=5, what=queue)
 
