@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dynamometer.runtime import disaggregation
 from dynamometer.runtime.disaggregation import Pairs, misfit_reason
 from dynamometer.runtime.record import Json, Record, Role, State
 
@@ -87,3 +89,19 @@ def test_decode_workers_that_fit_the_same_workers_share_them() -> None:
     assert pairs is not None
     first, second = pairs.decode
     assert pairs.prefill_for(first) is pairs.prefill_for(second)
+
+
+def test_workers_that_fit_the_same_ones_are_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each refused request has the reason, so that a large fleet must not make it slow."""
+    compared = []
+
+    def compare(one: Record, other: Record) -> tuple[int, str] | None:
+        compared.append((one.id, other.id))
+        return misfit(one, other)
+
+    misfit = disaggregation._misfit
+    monkeypatch.setattr(disaggregation, "_misfit", compare)
+    prefill = [side(number, "prefill", {"namespace": "a"}) for number in range(1, 51)]
+    decode = [side(number, "decode", {"namespace": "b"}) for number in range(101, 151)]
+    assert f"prefill worker {1:016x}" in misfit_reason(prefill, decode)
+    assert compared == [(1, 101)]

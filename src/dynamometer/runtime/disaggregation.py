@@ -7,7 +7,7 @@ one of the two records does not have is not compared.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -67,8 +67,16 @@ class Pairs:
 
 def misfit_reason(prefill: Sequence[Record], decode: Sequence[Record]) -> str:
     """Return why two of these workers, of which no two fit, do not fit each other."""
-    reasons = (_misfit(first, second) for first in prefill for second in decode)
+    reasons = (_misfit(one, other) for one in _distinct(prefill) for other in _distinct(decode))
     return min((reason for reason in reasons if reason), default=(0, ""))[1]
+
+
+def _distinct(workers: Sequence[Record]) -> Collection[Record]:
+    """Return the first of all workers that fit the same ones: each refused request has a reason."""
+    found: dict[Hashable, Record] = {}
+    for worker in workers:
+        found.setdefault((fit_key(worker), worker.models, worker.bootstrap is None), worker)
+    return found.values()
 
 
 def _misfit(prefill: Record, decode: Record) -> tuple[int, str] | None:
