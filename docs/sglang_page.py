@@ -129,7 +129,7 @@ def labels() -> Mapping[str, frozenset[str]]:
 
 
 def categories(name: str) -> Sequence[str]:
-    """Return the titles of the categories that have a family: one."""
+    """Return the titles of the categories of a family; a test checks that there is one."""
     return [
         title
         for title, patterns in CATEGORIES.items()

@@ -133,8 +133,7 @@ def test_without_restarts_all_nodes_end_with_an_error(stack: Stack, rank: int) -
         assert re.fullmatch(expected, last), last
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("rank", "number"), [(0, signal.SIGKILL), (1, signal.SIGTERM)])
 def test_a_new_worker_takes_the_place_of_one_that_ended(
     stack: Stack, rank: int, number: int
 ) -> None:
