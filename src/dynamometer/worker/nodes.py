@@ -69,11 +69,11 @@ class Nodes:
         A process that vanished does not live, and one that ends shows this in its record before.
         """
         now = time.monotonic()
-        ended = {record.id for record in (*found.live, *found.vanished)}
+        shown = {record.id for record in (*found.live, *found.vanished)}
         self._seen = {
             id_: (record, seen_at)
             for id_, (record, seen_at) in self._seen.items()
-            if id_ not in ended
+            if id_ not in shown
             and record.state not in (State.DRAINING, State.FAILED)
             and now - seen_at < RESTORE_SECONDS
         }
