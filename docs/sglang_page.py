@@ -231,8 +231,9 @@ runs of the real engine, on two cores without a GPU, with requests that were ans
 queued and retracted, and with transfers that failed. The first table lists the runs, the second
 each family that was [seen](#seen), and the last the families that were [not seen](#not-seen),
 each with the reason. [metrics.md](metrics.md#sglang) has SGLang's own description of the families
-of the plain run, and their buckets. `make sglang-runs` runs the engines again and writes this
-page.
+of the plain run, and their buckets. A family can appear on more pages than these runs show:
+[disaggregation.md](disaggregation.md#which-side-each-family-is-about) has the side of each family
+where prefill and decode are apart. `make sglang-runs` runs the engines again and writes this page.
 
 | run | meaning | SGLang's variables and flags, besides `--model` and `--enable-metrics` |
 | --- | --- | --- |"""
