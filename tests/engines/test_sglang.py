@@ -131,6 +131,19 @@ def test_the_disaggregation_mode_is_the_workers_mode(
     assert (launch.mode, launch.component) == (mode, component)
 
 
+@pytest.mark.parametrize("value", ["perfill", "Prefill", "aggregated", "None", ""])
+@pytest.mark.parametrize("in_file", [False, True])
+def test_a_wrong_disaggregation_mode_is_an_error_that_names_the_allowed_values(
+    tmp_path: Path, accelerator: None, value: str, in_file: bool
+) -> None:
+    file = tmp_path / "engine.yaml"
+    file.write_text(f"disaggregation-mode: '{value}'")
+    flags = ("--config", str(file)) if in_file else ("--disaggregation-mode", value)
+    allowed = f"--disaggregation-mode {value}: must be prefill, decode or null"
+    with pytest.raises(SettingsError, match=f"^{allowed}$"):
+        plan(tmp_path, "--model", "m", *flags)
+
+
 def test_a_missing_model_is_an_error_that_names_the_flag(tmp_path: Path, accelerator: None) -> None:
     with pytest.raises(SettingsError, match="--model"):
         plan(tmp_path, "--enable-metrics")

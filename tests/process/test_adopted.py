@@ -1,4 +1,4 @@
-"""Orphans that a process adopts are reaped; the exit codes of its own children are kept."""
+"""Orphans that a process adopts are reaped and cannot end it; its own children are unaffected."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import pytest
 
 SCRIPT = """
-import asyncio, ctypes, os, subprocess, sys
+import asyncio, ctypes, os, signal, subprocess, sys
 import psutil
 from dynamometer.process import adopted, event_loop
 
@@ -35,7 +35,13 @@ async def own_children():
         done = await asyncio.to_thread(subprocess.run, ["sh", "-c", f"exit {number}"])
         assert done.returncode == number
 
+async def receive_sigquit():
+    os.kill(os.getpid(), signal.SIGQUIT)
+    child = await asyncio.create_subprocess_exec("sh", "-c", "kill -QUIT $$")
+    assert await child.wait() == -signal.SIGQUIT  # children do not ignore the signal
+
 async def main():
+    await receive_sigquit()
     orphans = [await orphan() for _ in range(20)]
     await own_children()
     async with asyncio.timeout(20):

@@ -130,6 +130,18 @@ def test_a_worker_that_is_still_starting_ends_at_once(stack: Stack) -> None:
     assert states(stack) == []
 
 
+def test_a_worker_ignores_sigquit_which_orphans_of_its_engine_send(stack: Stack) -> None:
+    with stack.run_worker(*FLAGS) as worker:
+        worker.process.wait_for("engine started", within=10)
+        worker.process.signal(signal.SIGQUIT)
+        worker.wait_until_ready()
+        worker.process.signal(signal.SIGQUIT)
+        assert complete(worker).status == 200
+        assert answers(worker, "/live", "/metrics")
+        worker.process.signal(signal.SIGTERM)
+        assert worker.process.wait(within=10) == 0
+
+
 def worker_ids(worker: Worker) -> set[str]:
     return {
         part.split('"')[1]

@@ -104,6 +104,9 @@ and through the frontend, and /metrics, /health and /live at the system port.
 Every flag that is not listed here is passed to SGLang unchanged; `python -m sglang.launch_server
 --help` lists SGLang's flags, such as --model, --served-model-name and --enable-metrics. Without
 --enable-metrics, the page has no sglang: families.
+
+--disaggregation-mode prefill or decode starts one side of a pair: see docs/disaggregation.md.
+--nnodes starts one node of an engine on several machines: see docs/two-nodes.md.
 """,
     examples="""\
   dyno sglang --model ./tiny --enable-metrics

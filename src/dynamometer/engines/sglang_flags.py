@@ -20,6 +20,8 @@ from dynamometer.runtime.record import AGGREGATED, DECODE, PREFILL
 MODULE_NAME: Final = "sglang.launch_server"
 DEFAULT_PORT: Final = 30000
 LABELS_HEADER: Final = "x-custom-labels"
+# SGLang's default of --disaggregation-mode.
+_NO_PHASE: Final = "null"
 _SERVE: Final = ("sglang", "serve")
 _SIZES: Final = (
     ("--tp-size", "--tensor-parallel-size"),
@@ -133,7 +135,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--node-rank", type=int, default=0)
     parser.add_argument("--dist-init-addr", "--nccl-init-addr", dest="dist_init_addr")
     parser.add_argument("--api-key")
-    parser.add_argument("--disaggregation-mode")
+    parser.add_argument("--disaggregation-mode", default=_NO_PHASE)
     parser.add_argument("--disaggregation-transfer-backend", dest="transfer_backend")
     parser.add_argument("--disaggregation-bootstrap-port", dest="bootstrap_port", type=int)
     parser.add_argument("--enable-metrics", action="store_true")
@@ -153,9 +155,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def mode(flags: argparse.Namespace) -> str:
-    """Return the `Record.mode` of `--disaggregation-mode`; SGLang itself refuses invalid modes."""
+    """Return the `Record.mode` of `--disaggregation-mode`.
+
+    Raises:
+        SettingsError: The value is not one of SGLang's.
+    """
     phase: str = flags.disaggregation_mode
-    return phase if phase in (PREFILL, DECODE) else AGGREGATED
+    if phase not in (PREFILL, DECODE, _NO_PHASE):
+        raise SettingsError(
+            f"--disaggregation-mode {phase}: must be {PREFILL}, {DECODE} or {_NO_PHASE}"
+        )
+    return AGGREGATED if phase == _NO_PHASE else phase
 
 
 def node(flags: argparse.Namespace) -> Node:

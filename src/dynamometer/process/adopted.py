@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -20,6 +21,15 @@ class _Zombie(NamedTuple):
 
     pid: int
     start: bytes
+
+
+def ignore_parents_signal() -> None:
+    """Ignore SIGQUIT, which SGLang's processes send to their parent when they fail.
+
+    When their own parent has ended, they send the signal to the process that adopted them. The
+    handler does nothing: children would inherit SIG_IGN, and could not end by SIGQUIT.
+    """
+    signal.signal(signal.SIGQUIT, lambda *_: None)
 
 
 async def reap_repeatedly() -> None:

@@ -14,7 +14,7 @@ from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
 from dynamometer.errors import SettingsError
-from dynamometer.process.adopted import reap_repeatedly
+from dynamometer.process.adopted import ignore_parents_signal, reap_repeatedly
 from dynamometer.process.blocking import DaemonThreads
 from dynamometer.process.tasks import restarting
 
@@ -40,7 +40,8 @@ def run(
         main: the coroutine to run.
         use_uvloop: run on uvloop, which relays streams faster; asyncio's own event loop needs two
             megabytes less memory.
-        adopts: this process adopts orphans: reap them. As pid 1, a process always does.
+        adopts: this process adopts orphans: reap them, and ignore SIGQUIT, which they may send to
+            it. As pid 1, a process always does.
 
     Raises:
         SettingsError: The limit of open files is too low to start.
@@ -61,6 +62,7 @@ def run(
         try:
             if not adopts and os.getpid() != 1:
                 return runner.run(main)
+            ignore_parents_signal()
             reaping = _run_and_reap(main)
             try:
                 return runner.run(reaping)
