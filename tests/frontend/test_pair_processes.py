@@ -119,6 +119,8 @@ def test_no_request_stays_at_the_other_worker_when_one_dies_or_hangs(
         running.wait_for_requests(other, 0)
         page = running.page()
         assert value(page, "dynamo_frontend_requests_total") == 1
+        reason = "transport.disconnected" if event == "worker killed" else "backend.engine_shutdown"
+        assert value(page, "dynamo_frontend_failures_total", reason=reason) == 1
         assert value(page, "dynamometer_frontend_retries_total") == 0
         states = running.workers[other].page()
         assert value(states, "dynamometer_engine_state", state="ready") == 1

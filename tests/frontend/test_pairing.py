@@ -496,7 +496,7 @@ LOST = [State.UNRESPONSIVE, State.RESTARTING, State.FAILED, State.STARTING, "gon
 @pytest.mark.parametrize("state", LOST)
 @pytest.mark.parametrize("mode", [PREFILL, DECODE])
 async def test_a_worker_that_is_lost_in_discovery_ends_the_request_at_both(
-    pairing: Pairing, mode: str, state: str
+    pairing: Pairing, caplog: pytest.LogCaptureFixture, mode: str, state: str
 ) -> None:
     bench = pairing.bench
     asked = asking(bench, stream=True)
@@ -514,7 +514,12 @@ async def test_a_worker_that_is_lost_in_discovery_ends_the_request_at_both(
     changed = f"The state of the {mode} worker became {state} during this request"
     ended = f"The {mode} worker ended during this request"
     assert answer.error["message"] == (ended if state == "gone" else changed)
-    await failed_once(pairing, others, failures.WORKER_LOST)
+    event = "has left discovery" if state == "gone" else f"is {state}"
+    worker = f"{mode} worker {side.record.id:016x}"
+    assert caplog.messages == [f"{worker} {event}: 1 request to this worker and another one failed"]
+    # A worker whose record is there lives: its engine ended or hangs.
+    failure = failures.WORKER_LOST if state == "gone" else failures.ENGINE_DIED
+    await failed_once(pairing, others, failure)
 
 
 @pytest.mark.parametrize("mode", [PREFILL, DECODE])

@@ -64,11 +64,12 @@ NO_WORKER: Final = Failure(
 NOT_REACHED: Final = Failure(
     failure_class.UNAVAILABLE, failure_reason.CANNOT_CONNECT, error_type.UNAVAILABLE
 )
-# The connection to the worker broke before the response.
+# The connection to the worker broke, or the worker left discovery, before the response.
 WORKER_LOST: Final = Failure(
     failure_class.UNAVAILABLE, failure_reason.DISCONNECTED, error_type.UNAVAILABLE
 )
-# The worker reports that its engine ended before the response.
+# The worker reports that its engine ended before the response. With prefill and decode apart, also:
+# that its engine is not ready.
 ENGINE_DIED: Final = Failure(
     failure_class.UNAVAILABLE, failure_reason.ENGINE_SHUTDOWN, error_type.UNAVAILABLE
 )

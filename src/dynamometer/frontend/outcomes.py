@@ -101,9 +101,9 @@ def not_reached(instance: Record) -> Unanswered:
     )
 
 
-def lost(answer: Callable[[], Response] = openai_errors.engine_died) -> Unanswered:
+def lost() -> Unanswered:
     """Return the outcome if a worker that may have the request does not answer."""
-    return Unanswered(failures.WORKER_LOST, answer)
+    return Unanswered(failures.WORKER_LOST, openai_errors.engine_died)
 
 
 def log_failure(instance: Record, error: BaseException) -> None:

@@ -20,11 +20,12 @@ import logging
 from collections.abc import Awaitable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 from dynamometer.engines.interface import Engine, Route
 from dynamometer.engines.requests import RequestBody
-from dynamometer.frontend import outcomes
+from dynamometer.frontend import failures, outcomes
 from dynamometer.frontend.outcomes import Accepted, Unanswered
 from dynamometer.frontend.rewriting import Rewriter
 from dynamometer.frontend.routing import Router
@@ -34,6 +35,7 @@ from dynamometer.http.exchange import Request
 from dynamometer.http.reply import BrokenError, Reply
 from dynamometer.runtime.discovery.interface import RESTORE_SECONDS
 from dynamometer.runtime.fleet import Change
+from dynamometer.runtime.identity import hexadecimal
 from dynamometer.runtime.record import Record, State
 
 logger = logging.getLogger(__name__)
@@ -96,19 +98,21 @@ class PairSender:
         now = self._fleet.records.get(record.id)
         if _finishes_requests(now):
             return
-        worker = f"the {record.mode} worker"
-        event = f"{worker} ended" if now is None else f"the state of {worker} became {now.state}"
+        worker = f"{record.mode} worker {hexadecimal(record.id)}"
+        if now is None:
+            event, failure = f"The {record.mode} worker ended", failures.WORKER_LOST
+            logged = f"{worker} has left discovery"
+        else:
+            event = f"The state of the {record.mode} worker became {now.state}"
+            failure = failures.ENGINE_DIED  # the worker lives, and reports its engine's state
+            logged = f"{worker} is {now.state}"
         watched = [lost for lost in self._watched.get(record.id, ()) if not lost.done()]
         if watched:
-            logger.warning(
-                "%s (%016x): requests that wait for both workers of their pair end: %d",
-                event,
-                record.id,
-                len(watched),
-            )
-        text = f"{event.capitalize()} during this request"
+            requests = "1 request" if len(watched) == 1 else f"{len(watched)} requests"
+            logger.warning("%s: %s to this worker and another one failed", logged, requests)
+        answer = partial(openai_errors.engine_died, f"{event} during this request")
         for lost in watched:
-            lost.set_result(outcomes.lost(lambda: openai_errors.engine_died(text)))
+            lost.set_result(Unanswered(failure, answer))
 
     @contextmanager
     def _watching(self, pair: Pair) -> Iterator[asyncio.Future[Unanswered]]:
