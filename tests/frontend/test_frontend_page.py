@@ -420,3 +420,34 @@ def test_the_log_has_the_states_of_the_workers_of_a_model_that_is_not_served(
     assert caplog.messages[-1] == (
         "m is not served: 'm' has 1 ready prefill worker and no ready decode worker (1 restarting)"
     )
+
+
+def test_the_log_says_once_that_aggregated_workers_replace_prefill_and_decode_workers(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    follower = Follower(cast("Discovery", Listed()), Fleet())
+    runtime = DistributedRuntime()
+    Frontend(follower=follower, metrics=FrontendMetrics(runtime.registry), page=runtime.page)
+    alone = Record(
+        role=Role.WORKER, id=7, namespace="n", component="c", models=("m",),
+        request_url="http://127.0.0.1:1", state=State.READY,
+    )  # fmt: skip
+    prefill = replace(alone, id=8, mode="prefill", bootstrap="127.0.0.1:1")
+    decodes = [replace(alone, id=id_, mode="decode") for id_ in (9, 10)]
+    update = follower.fleet.update
+    update([alone])
+    assert caplog.messages == []
+    update([alone, prefill])
+    one = "1 prefill worker gets no requests for m: aggregated workers serve the model"
+    assert caplog.messages == [one]
+    caplog.clear()
+    # Another aggregated worker changes nothing for the prefill worker.
+    update([alone, replace(alone, id=11), prefill, *decodes])
+    two = "2 decode workers get no requests for m: aggregated workers serve the model"
+    assert caplog.messages == [two]
+    caplog.clear()
+    update([alone, prefill, decodes[0]])
+    update([prefill, decodes[0]])  # the pair serves the model
+    assert caplog.messages == []
+    update([alone, prefill, decodes[0]])
+    assert caplog.messages == [one, one.replace("prefill", "decode")]

@@ -349,6 +349,8 @@ class Frontend:
         self._paths = paths
         self._refresh = follower.refresh
         self._page = page
+        # The ids of ready workers that get no requests, by model and mode.
+        self._unused: dict[tuple[str, str], frozenset[int]] = {}
         metrics.follow(self.fleet)
         if self.logs_fleet:
             self.fleet.on_change(self._log)
@@ -367,6 +369,24 @@ class Frontend:
             else:
                 states = self.fleet.describe_other_states(model)
                 logger.info("no worker serves %s any longer%s", model, states)
+        for model in sorted(change.models):
+            for mode in (PREFILL, DECODE):
+                self._log_unused(model, mode)
+
+    def _log_unused(self, model: str, mode: str) -> None:
+        """Log that workers of a mode begin to get no requests."""
+        before = self._unused.pop((model, mode), frozenset())
+        unused = frozenset(record.id for record in self.fleet.unused(model, mode))
+        if unused:
+            self._unused[model, mode] = unused
+        if unused - before:
+            workers = f"{mode} worker gets" if len(unused) == 1 else f"{mode} workers get"
+            logger.warning(
+                "%d %s no requests for %s: aggregated workers serve the model",
+                len(unused),
+                workers,
+                model,
+            )
 
     def handlers(self, forwarder: Forwarder, origins: Origins | None = None) -> Handlers:
         """Return the handlers; every other route is answered with 404.

@@ -182,6 +182,11 @@ class Fleet:
         """
         return self._workers.get(model, {}).get(mode, ())
 
+    def unused(self, model: str, mode: str) -> tuple[Record, ...]:
+        """Return the ready workers of a mode that aggregated workers of the model replace."""
+        replaced = mode != AGGREGATED and bool(self.workers(model))
+        return self.workers(model, mode) if replaced else ()
+
     def answering(self, model: str) -> tuple[Record, ...]:
         """Return the ready workers whose responses clients of a model get, ordered by id.
 
