@@ -199,12 +199,14 @@ def test_a_restart_while_the_other_node_waits_is_one_restart() -> None:
 def test_the_report_names_the_leader_and_the_other_nodes() -> None:
     follower = Group(node(1))
     assert follower.report()["leader"] is None
+    assert follower.report()["missing"] == [0]
     follower.update([node(0, state=UNRESPONSIVE)])
     assert follower.report() == {
         "node_rank": 1,
         "nodes": 2,
         "epoch": 0,
         "leader": "000000000000000a",
+        "missing": [],
         "others": [
             {
                 "node_rank": 0,

@@ -73,6 +73,19 @@ def group(system_url: str) -> dict[str, object]:
     return members
 
 
+def test_a_worker_names_its_side_and_its_node_and_the_missing_node(stack: Stack) -> None:
+    side = ("--disaggregation-mode", "prefill")
+    with node(stack, 0, *side) as leader:
+        leader.wait_until_ready()
+        assert group(leader.system_url)["missing"] == [1]
+        leader.process.wait_for(r"serving mock \(prefill, node 0 of 2\)", within=10)
+        with node(stack, 1, *side) as follower:
+            follower.process.wait_for(r"running node 1 of 2 \(prefill\)", within=10)
+            eventually(
+                lambda: group(leader.system_url)["missing"] == [], within=10, what="node 1 is seen"
+            )
+
+
 def test_a_follower_serves_no_requests_and_names_its_leader(stack: Stack) -> None:
     with stack.run_frontend() as (_, url), both(stack) as (leader, follower):
         first, second = records(stack)

@@ -62,6 +62,13 @@ async def test_the_nodes_are_known_before_the_engine_starts(tmp_path: Path) -> N
         assert nodes.group.leader == LEADER
 
 
+async def test_nodes_that_are_not_in_discovery_are_named(tmp_path: Path) -> None:
+    async with seen(tmp_path) as nodes:
+        assert nodes.describe_missing() == "; not in discovery: node 0"
+        async with FileDiscovery(tmp_path).register(LEADER):
+            await until(lambda: not nodes.describe_missing())
+
+
 async def test_a_node_that_ends_is_lost(tmp_path: Path) -> None:
     async with seen(tmp_path) as nodes:
         async with FileDiscovery(tmp_path).register(LEADER):

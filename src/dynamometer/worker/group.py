@@ -12,7 +12,7 @@ does I/O.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from dynamometer.names import labels
 from dynamometer.runtime.identity import hexadecimal
@@ -48,6 +48,12 @@ class Group:
         found = [record for record in self._others.values() if record.node_rank == 0]
         return max(found, key=lambda record: record.epoch, default=None)
 
+    @property
+    def missing(self) -> Sequence[int]:
+        """The numbers of the nodes whose workers are not in discovery."""
+        seen = {self._own.node_rank, *(record.node_rank for record in self._others.values())}
+        return [rank for rank in range(self._own.nodes) if rank not in seen]
+
     def update(self, records: Iterable[Record]) -> None:
         """Replace the other nodes by those in `records`, which are all live processes."""
         own = self._own
@@ -81,6 +87,7 @@ class Group:
             labels.NODES: own.nodes,
             "epoch": self.epoch,
             "leader": None if leader is None else hexadecimal(leader.id),
+            "missing": list(self.missing),
             "others": [
                 {
                     labels.NODE_RANK: record.node_rank,

@@ -53,6 +53,11 @@ class Nodes:
         async with tasks.restarting(follow, name="the nodes of the engine"):
             yield
 
+    def describe_missing(self) -> str:
+        """Return the nodes for which the engine waits, for the end of a message; may be empty."""
+        missing = ", ".join(f"node {rank}" for rank in self.group.missing)
+        return f"; not in discovery: {missing}" if missing else ""
+
     async def refresh(self) -> None:
         """Read discovery; while it cannot be read or is incomplete, keep the last nodes."""
         discovery = self._discovery

@@ -25,7 +25,7 @@ from dynamometer.runtime.lifecycle import (
     Lifecycle,
     RestartPolicy,
 )
-from dynamometer.runtime.record import Json, State
+from dynamometer.runtime.record import AGGREGATED, Json, State
 from dynamometer.worker.accelerator_memory import AcceleratorMemory
 from dynamometer.worker.engine_client import EngineClient
 from dynamometer.worker.engine_log import EngineLog
@@ -324,13 +324,11 @@ class Supervisor:
         run.note_ready()
         self.models = models
         self.load_seconds = time.monotonic() - started
-        part = f"running node {launch.node_rank} of {launch.nodes}"
         if launch.answers_requests:
-            part = f"serving {', '.join(models.names)}"
             self.info = await self._client.fetch_info(models, timeout=_INFO_SECONDS)
         self.lifecycle.note_ready(time.time())
         self.ready.set()
-        logger.info("ready after %.1f s: %s", self.load_seconds, part)
+        logger.info("ready after %.1f s: %s", self.load_seconds, _describe_part(launch, models))
         await self._on_change()
         while not await run.record():
             await asyncio.sleep(_PROGRESS_SECONDS)
@@ -355,8 +353,9 @@ class Supervisor:
             if time.monotonic() - logged >= _PROGRESS_SECONDS:
                 logged = time.monotonic()
                 logger.info(
-                    "waiting for the engine's model to answer, %.0f s so far%s",
+                    "waiting for the engine's model to answer, %.0f s so far%s%s",
                     logged - started,
+                    "" if self._nodes is None else self._nodes.describe_missing(),
                     self._last_line(run),
                 )
             await asyncio.sleep(_POLL_SECONDS)
@@ -385,3 +384,14 @@ class Supervisor:
             return
         self.public_log.add(line)
         engine_log.info("%s", line)
+
+
+def _describe_part(launch: Launch, models: ModelCards) -> str:
+    """Return the models or the node, with the side of a pair, for the log."""
+    side = [] if launch.mode == AGGREGATED else [launch.mode]
+    node = [f"node {launch.node_rank} of {launch.nodes}"] if launch.nodes > 1 else []
+    if launch.answers_requests:
+        text, details = f"serving {', '.join(models.names)}", [*side, *node]
+    else:
+        text, details = f"running {node[0]}", side
+    return f"{text} ({', '.join(details)})" if details else text
