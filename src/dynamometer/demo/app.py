@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import aiohttp
 
 from dynamometer import tiny_model
 from dynamometer.demo import steps
-from dynamometer.demo.output import on_terminal, say
+from dynamometer.demo.output import on_terminal, say, shell_command
 from dynamometer.demo.steps import Deployment, Worker
 from dynamometer.errors import AddressError
 from dynamometer.http import addresses
@@ -64,23 +64,20 @@ async def run(directory: Path, engine_python: str, *, disaggregated: bool, obser
         say(f"creating a tiny model in {model}")
         tiny_model.create(model, engine_python=engine_python)
     http_port = _choose_port(DEFAULT_HTTP_PORT)
-    environment = os.environ | {
-        "HF_HUB_OFFLINE": "1",
-        "DYN_FILE_KV": str((directory / "discovery").resolve()),
-        "DYN_HTTP_PORT": str(http_port),
-        "DYN_OPS_PORT": str(ops_port),
-    }
+    discovery = {"DYN_FILE_KV": str((directory / "discovery").resolve())}
+    ports = {"DYN_HTTP_PORT": str(http_port), "DYN_OPS_PORT": str(ops_port)}
     stopped = asyncio.Event()
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(signal_number, stopped.set)
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(aiohttp.ClientSession())
-        await _start(stack, "the frontend", directory / "frontend.log", environment, "frontend")
+        log = directory / "frontend.log"
+        await _start(stack, "the frontend", log, discovery | ports, "frontend")
         flags = ("--model", str(model), "--enable-metrics", "--engine-python", engine_python)
         modes = (PREFILL, DECODE) if disaggregated else (AGGREGATED,)
         workers = [
             await _start_worker(
-                stack, directory, environment, mode, DEFAULT_SYSTEM_PORT + number, flags
+                stack, directory, discovery, mode, DEFAULT_SYSTEM_PORT + number, flags
             )
             for number, mode in enumerate(modes)
         ]
@@ -148,7 +145,7 @@ def _choose_port(preferred: int) -> int:
 async def _start_worker(
     stack: AsyncExitStack,
     directory: Path,
-    environment: dict[str, str],
+    discovery: Mapping[str, str],
     mode: str,
     preferred_port: int,
     flags: Sequence[str],
@@ -159,25 +156,26 @@ async def _start_worker(
         title, log = f"the {mode} worker", directory / f"{mode}.log"
         flags = (*flags, "--disaggregation-mode", mode)
     port = _choose_port(preferred_port)
-    variables = environment | {"DYN_SYSTEM_PORT": str(port)}
+    variables = {**discovery, "DYN_SYSTEM_PORT": str(port), "HF_HUB_OFFLINE": "1"}
     process = await _start(stack, title, log, variables, "sglang", *flags)
-    return Worker(title=title, url=f"http://{LOOPBACK}:{port}", process=process, log=log)
+    url = f"http://{LOOPBACK}:{port}"
+    return Worker(title=title, mode=mode, url=url, process=process, log=log)
 
 
 async def _start(
     stack: AsyncExitStack,
     title: str,
     log: Path,
-    environment: dict[str, str],
+    variables: Mapping[str, str],
     command: str,
     *flags: str,
 ) -> asyncio.subprocess.Process:
     """Start a command of `dyno`, which ends with `stack`."""
-    say(f"$ {' '.join(('dyno', command, *flags))}   (log: {log})")
+    say(f"$ {shell_command(variables, ('dyno', command, *flags))}   (log: {log})")
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "dynamometer.cli", command, *flags),
-            env=environment,
+            env={**os.environ, **variables},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -27,7 +27,9 @@ def parser(program: str) -> argparse.ArgumentParser:
     Args:
         program: the name of the command in its help.
     """
-    result = arguments.parser(program, _DESCRIPTION, "example:\n  dyno demo\n")
+    result = arguments.parser(
+        program, _DESCRIPTION, "examples:\n  dyno demo\n  dyno demo --disaggregated --observe\n"
+    )
     result.add_argument(
         "--directory",
         type=Path,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +16,9 @@ import prometheus_client.parser
 from prometheus_client import Metric
 
 from dynamometer import names, settings
-from dynamometer.demo.output import on_terminal, say, show_engine, show_own
+from dynamometer.demo.output import on_terminal, say, show_engine, show_own, show_series
 from dynamometer.errors import DynamometerError, EngineError
+from dynamometer.names import build, frontend_resilience, labels
 from dynamometer.observability.prometheus_api import PrometheusApi
 from dynamometer.observability.questions import QUESTIONS, ask
 from dynamometer.variables import HTTP_METRICS_PATH, HTTP_READY_PATH
@@ -33,12 +36,14 @@ class Worker:
 
     Attributes:
         title: its name for the user.
+        mode: the phases of a request that it computes, as in its record.
         url: the base URL of its pages.
         process: its process.
         log: the file with its log.
     """
 
     title: str
+    mode: str
     url: str
     process: asyncio.subprocess.Process
     log: Path
@@ -97,18 +102,29 @@ async def run(demo: Deployment) -> None:
         pages += [f"{worker.url}/metrics", f"{worker.url}/health"]
     for address in pages:
         print(f"  curl {address}")
+    print(f"  {chat_command(demo.frontend, demo.model)}")
     if demo.prometheus:
         print(f"  {demo.prometheus}, Prometheus in a browser")
+
+
+def chat_command(frontend: str, model: str) -> str:
+    """Return a shell command that sends a chat request to a frontend."""
+    messages = [{"role": "user", "content": "hi"}]
+    content = json.dumps({"model": model, "max_tokens": 20, "messages": messages})
+    url = f"{frontend}/v1/chat/completions"
+    return shlex.join(("curl", url, "-H", "Content-Type: application/json", "-d", content))
 
 
 async def _show_pages(demo: Deployment) -> None:
     for worker in demo.workers:
         say(f"a part of {worker.url}/metrics, {worker.title}:")
         page = await _fetch_families(demo.session, f"{worker.url}/metrics")
-        show_engine(page, disaggregated=len(demo.workers) > 1)
+        show_series(page, build.WORKER_INFO, by=[labels.MODE])
+        show_engine(page, worker.mode)
         show_own("dynamo_component_*, the worker", page, names.name_prefix.COMPONENT)
     say(f"a part of {demo.metrics_url}:")
     page = await _fetch_families(demo.session, demo.metrics_url)
+    show_series(page, frontend_resilience.WORKERS, by=[labels.MODE, labels.STATE])
     show_own("dynamo_frontend_*", page, names.name_prefix.FRONTEND)
 
 
