@@ -451,3 +451,33 @@ def test_the_log_says_once_that_aggregated_workers_replace_prefill_and_decode_wo
     assert caplog.messages == []
     update([alone, prefill, decodes[0]])
     assert caplog.messages == [one, one.replace("prefill", "decode")]
+
+
+def test_the_log_says_once_that_a_worker_fits_none_of_those_that_serve_its_model(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    follower = Follower(cast("Discovery", Listed()), Fleet())
+    runtime = DistributedRuntime()
+    Frontend(follower=follower, metrics=FrontendMetrics(runtime.registry), page=runtime.page)
+    decode = Record(
+        role=Role.WORKER, id=9, namespace="n", component="c", models=("m",), mode="decode",
+        request_url="http://127.0.0.1:1", state=State.READY, engine_info={"kv_block_size": 1},
+    )  # fmt: skip
+    prefill = replace(decode, id=8, mode="prefill", bootstrap="127.0.0.1:1")
+    other = replace(prefill, id=7, engine_info={"kv_block_size": 16})
+    follower.fleet.update([prefill, decode])
+    assert caplog.messages == []
+    follower.fleet.update([prefill, decode, other])
+    follower.fleet.update([prefill, decode, other, replace(decode, id=10)])
+    (text,) = caplog.messages
+    assert text == (
+        "1 prefill worker gets no requests for m: kv_block_size is 16 at prefill worker "
+        f"{7:016x} and 1 at decode worker {9:016x}"
+    )
+    caplog.clear()
+    follower.fleet.update([prefill, decode, replace(decode, id=11, namespace="other")])
+    (text,) = caplog.messages
+    assert text == (
+        "1 decode worker gets no requests for m: namespace is 'n' at prefill worker "
+        f"{8:016x} and 'other' at decode worker {11:016x}"
+    )

@@ -376,17 +376,13 @@ class Frontend:
     def _log_unused(self, model: str, mode: str) -> None:
         """Log that workers of a mode begin to get no requests."""
         before = self._unused.pop((model, mode), frozenset())
-        unused = frozenset(record.id for record in self.fleet.unused(model, mode))
+        workers, reason = self.fleet.unused(model, mode)
+        unused = frozenset(record.id for record in workers)
         if unused:
             self._unused[model, mode] = unused
         if unused - before:
-            workers = f"{mode} worker gets" if len(unused) == 1 else f"{mode} workers get"
-            logger.warning(
-                "%d %s no requests for %s: aggregated workers serve the model",
-                len(unused),
-                workers,
-                model,
-            )
+            subject = f"{mode} worker gets" if len(unused) == 1 else f"{mode} workers get"
+            logger.warning("%d %s no requests for %s: %s", len(unused), subject, model, reason)
 
     def handlers(self, forwarder: Forwarder, origins: Origins | None = None) -> Handlers:
         """Return the handlers; every other route is answered with 404.

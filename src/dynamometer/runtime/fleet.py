@@ -182,10 +182,21 @@ class Fleet:
         """
         return self._workers.get(model, {}).get(mode, ())
 
-    def unused(self, model: str, mode: str) -> tuple[Record, ...]:
-        """Return the ready workers of a mode that aggregated workers of the model replace."""
-        replaced = mode != AGGREGATED and bool(self.workers(model))
-        return self.workers(model, mode) if replaced else ()
+    def unused(self, model: str, mode: str) -> tuple[tuple[Record, ...], str]:
+        """Return the ready workers that get no requests although the model is served, and why.
+
+        Args:
+            model: a name that workers register; see `resolve`.
+            mode: `PREFILL` or `DECODE`.
+        """
+        ready, pairs = self.workers(model, mode), self.pairs(model)
+        if pairs is None:
+            return (ready if self.workers(model) else ()), "aggregated workers serve the model"
+        paired = {record.id for record in (*pairs.prefill, *pairs.decode)}
+        others = self.workers(model, DECODE if mode == PREFILL else PREFILL)
+        unused = tuple(record for record in ready if record.id not in paired)
+        sides = (unused, others) if mode == PREFILL else (others, unused)
+        return unused, misfit_reason(*sides)
 
     def answering(self, model: str) -> tuple[Record, ...]:
         """Return the ready workers whose responses clients of a model get, ordered by id.
