@@ -18,7 +18,7 @@ from page_values import value
 from stack import Answer, Worker, eventually
 from stack import http as fetch
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 # A question and a tick are due before and after the time of --hang-timeout.
 DETECTED_SECONDS = HANG_SECONDS + 10

@@ -24,7 +24,7 @@ from evaluation import Result, evaluate, intervals, read
 from recorded import STEP_SECONDS, Recorded
 from shipped_rules import RULES
 
-pytestmark = [pytest.mark.engine, needs_prometheus]
+pytestmark = [pytest.mark.engine, needs_prometheus, pytest.mark.slow]
 
 SCRAPE_SECONDS = 1
 TOKENS = "dynamometer_engine_{}_tokens_total"

@@ -15,7 +15,7 @@ from dynamometer.names import engine_state
 from exporting import Exporter, Sglang, exporter, gauges, sglang, total
 from stack import eventually
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 REQUESTS = "sglang:num_requests_total"
 # Counters and histograms that must equal the number of requests.

@@ -79,6 +79,7 @@ def test_omitted_series_are_logged_once_when_the_model_is_found(
     assert caplog.text.count("of its series: more than 1 series") == 1
 
 
+@pytest.mark.slow
 def test_checks_and_scrapes_from_two_threads_share_no_unlocked_state(tmp_path: Path) -> None:
     found = source(tmp_path)
     stop = threading.Event()

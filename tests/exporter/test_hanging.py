@@ -22,6 +22,8 @@ from stack import eventually, http
 SITECUSTOMIZE = """
 import os, time
 
+pytestmark = pytest.mark.slow
+
 directory, flag = os.environ["HUNG_DIRECTORY"], os.environ["HUNG_FLAG"]
 stat = os.stat
 

@@ -23,6 +23,8 @@ from exporting import Exporter, Page, exporter, imitation
 from processes import PYTHON, running
 from stack import eventually
 
+pytestmark = pytest.mark.slow
+
 PAGE = "# TYPE sglang:running gauge\nsglang:running 1\n"
 
 

@@ -19,6 +19,8 @@ SERVICE = """
 import os
 from prometheus_client import Counter, Gauge
 
+pytestmark = pytest.mark.slow
+
 requests = Counter("shop_requests", "What was asked for.", ["path"])
 busy = Gauge("shop_busy", "Whether it is at work.", multiprocess_mode="all")
 

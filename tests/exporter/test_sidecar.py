@@ -13,6 +13,8 @@ from dynamometer.http.addresses import free_port
 from exporting import Exporter, Page, Writer, exporter, gauges, total
 from stack import eventually
 
+pytestmark = pytest.mark.slow
+
 SIDECAR = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--")
 # A pid of another namespace; a number that is the exporter's own in its namespace; a name.

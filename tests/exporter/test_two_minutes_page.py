@@ -30,7 +30,7 @@ from processes import Process, running
 from recipes import unit_settings, with_a_containers_rights, with_the_units_rights
 from stack import eventually, http
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 PAGE = (ROOT / "docs/two-minutes.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)

@@ -15,6 +15,8 @@ import pytest
 from page_values import value
 from stack import Answer, Stack, Worker, eventually, http
 
+pytestmark = pytest.mark.slow
+
 WORKER = ("--engine", "mocker", "--model", "mock", "--processes", "0", "--hang-timeout", "1")
 SLOW = ("--first-token-seconds", "60")
 

@@ -19,7 +19,7 @@ from processes import PYTHON, Process, running
 from prometheus import Prometheus, needs_prometheus, running_prometheus
 from stack import Stack, Worker, eventually, http, ops_url
 
-pytestmark = needs_prometheus
+pytestmark = [needs_prometheus, pytest.mark.slow]
 
 FLAGS = ("--engine", "mocker", "--model", "mock", "--enable-metrics", "--processes", "1")
 HANGS = {"DYN_CANARY_WAIT_TIME": "0.2", "DYN_HEALTH_CHECK_REQUEST_TIMEOUT": "0.3"}

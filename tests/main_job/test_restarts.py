@@ -21,7 +21,7 @@ from counting import Client, Got, Request
 from onlooker import Onlooker, check_totals, total
 from stack import Stack, Worker, eventually
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 MODEL: Final = "mortal"
 TEXTS: Final = "/v1/completions"

@@ -18,7 +18,7 @@ from expectations import FRONTEND, WORKER, of_answered, of_first_bytes, of_front
 
 from stack import Stack, Worker, eventually, http
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 MODEL = "crowded"
 CHAT, TEXT, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"

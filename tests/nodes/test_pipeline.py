@@ -12,7 +12,7 @@ import pytest
 from page_values import value
 from stack import Stack, Worker, eventually, http
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 STREAMS = 6
 BODY = {"model": "staged", "stream": True, "max_tokens": 80, "ignore_eos": True}

@@ -18,7 +18,7 @@ from dynamometer.runtime.record import Record, State
 from dynamometer.runtime.scrape_targets import target_groups
 from stack import Stack, Worker, eventually, http
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 MODEL = "two"
 # The second end of the engine is the last.

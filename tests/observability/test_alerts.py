@@ -26,7 +26,10 @@ from exporting import exporter, imitation
 from prometheus import Prometheus, running_prometheus, written_configuration
 from stack import Stack, Worker, eventually, http
 
-pytestmark = pytest.mark.skipif(not shutil.which("prometheus"), reason="needs prometheus")
+pytestmark = [
+    pytest.mark.skipif(not shutil.which("prometheus"), reason="needs prometheus"),
+    pytest.mark.slow,
+]
 
 # A fault that is seen in a minute would be an hour without the scale.
 SOON: Final = 60.0

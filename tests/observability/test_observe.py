@@ -45,6 +45,8 @@ DOWN = f"""\
 import json, sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+pytestmark = pytest.mark.slow
+
 answers = 0
 
 class Handler(BaseHTTPRequestHandler):

@@ -22,7 +22,7 @@ from processes import PYTHON, running
 from stack import Stack, Worker, eventually
 from stack import http as request
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 HANG_SECONDS = 4
 # A question and a tick are due before and after the time of --hang-timeout.

@@ -17,6 +17,8 @@ from dynamometer.runtime.record import Record, State
 from processes import PYTHON, refusing_port, running
 from stack import Stack, Worker, eventually, http
 
+pytestmark = pytest.mark.slow
+
 CHAT = {"model": "mock", "prompt": "x", "max_tokens": 1}
 
 
