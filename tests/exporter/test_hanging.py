@@ -17,12 +17,12 @@ from dynamometer.http.addresses import free_port
 from exporting import Exporter, Page, Writer, exporter
 from stack import eventually, http
 
+pytestmark = pytest.mark.slow
+
 # The interpreter runs this at its start. Calls with a path below HUNG_DIRECTORY do not return while
 # HUNG_FLAG exists.
 SITECUSTOMIZE = """
 import os, time
-
-pytestmark = pytest.mark.slow
 
 directory, flag = os.environ["HUNG_DIRECTORY"], os.environ["HUNG_FLAG"]
 stat = os.stat

@@ -15,11 +15,11 @@ from exporting import Exporter, Page, exporter, total
 from processes import PYTHON, Process, running
 from stack import eventually, http
 
+pytestmark = pytest.mark.slow
+
 SERVICE = """
 import os
 from prometheus_client import Counter, Gauge
-
-pytestmark = pytest.mark.slow
 
 requests = Counter("shop_requests", "What was asked for.", ["path"])
 busy = Gauge("shop_busy", "Whether it is at work.", multiprocess_mode="all")

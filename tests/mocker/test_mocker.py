@@ -126,6 +126,8 @@ def test_usage_that_an_engine_always_sends_reaches_the_client(tmp_path: Path) ->
     flags = ("--engine", "mocker", "--model", "mock", "--stream-response-default-include-usage")
     with stack.run_frontend() as (_, frontend), stack.run_worker(*flags) as worker:
         worker.wait_until_ready()
+        ready = f"{frontend}/v1/health/ready?model=mock"
+        eventually(lambda: http(ready).status == 200, within=10, what="the frontend is ready")
         body = {"model": "mock", "prompt": "hi", "max_tokens": 5, "stream": True}
         answer = http(f"{frontend}/v1/completions", body)
         assert b'"choices": [], "usage": {' in answer.body

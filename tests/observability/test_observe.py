@@ -39,13 +39,13 @@ NO_SD = ("--sd-url", f"http://127.0.0.1:{refusing_port()}/sd")
 HANGS = "#!/bin/sh\ntrap '' TERM\necho hanging\nsleep 300\n"
 WAITS = "#!/bin/sh\nexec sleep 300\n"
 FAILS = "#!/bin/sh\necho 'err=\"no space left\"'\nexit 3\n"
+pytestmark = pytest.mark.slow
+
 # A Prometheus with two workers at one address that are down, and a third one after a while.
 DOWN = f"""\
 #!{PYTHON}
 import json, sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
-
-pytestmark = pytest.mark.slow
 
 answers = 0
 
