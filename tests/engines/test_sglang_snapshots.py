@@ -83,7 +83,7 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 
 
 def idle_ranks(engine: Engine) -> frozenset[str]:
-    return LoadSnapshots(lambda: [os.getpid(), engine.process.pid]).idle_ranks()
+    return LoadSnapshots(lambda: [os.getpid(), engine.process.pid]).read().idle_ranks()
 
 
 def test_a_rank_without_requests_is_idle(engine: Engine) -> None:
@@ -144,9 +144,9 @@ def test_a_locked_file_is_not_waited_for(engine: Engine) -> None:
 def test_an_ended_engine_is_not_idle(engine: Engine) -> None:
     engine.write(IDLE)
     snapshots = LoadSnapshots(lambda: [engine.process.pid])
-    assert snapshots.idle_ranks() == {"0", ""}
+    assert snapshots.read().idle_ranks() == {"0", ""}
     engine.end()
-    assert not snapshots.idle_ranks()
+    assert not snapshots.read().idle_ranks()
 
 
 def test_stale_gauges_of_an_idle_rank_are_no_load(engine: Engine) -> None:
@@ -285,7 +285,7 @@ def test_a_snapshot_has_each_request_of_a_side_once(phase: str, numbers: list[in
         file.flush()
         snapshots = LoadSnapshots(tuple)
         snapshots._path = file.name
-        (values,) = snapshots.queues().values()
+        (values,) = snapshots.read().queues().values()
     assert sum(values.values()) == running + waiting + sum(queues)
 
 

@@ -106,7 +106,7 @@ def test_clients_that_leave_the_engine_leave_no_load(stack: Stack) -> None:
     assert address.hostname
     pids = [process.pid for process in worker.engine.children(recursive=True)]
     snapshots = LoadSnapshots(lambda: pids)
-    eventually(lambda: snapshots.idle_ranks() == {"0", ""}, within=5, what="an idle rank")
+    eventually(lambda: snapshots.read().idle_ranks() == {"0", ""}, within=5, what="an idle rank")
     content = {"text": "on and on " * 40, "stream": True}
     body = json.dumps(content | {"sampling_params": {"max_new_tokens": 1000, "ignore_eos": True}})
     with contextlib.ExitStack() as clients:
@@ -115,9 +115,9 @@ def test_clients_that_leave_the_engine_leave_no_load(stack: Stack) -> None:
             clients.enter_context(contextlib.closing(connection))
             connection.request("POST", "/generate", body, {"Content-Type": "application/json"})
         eventually(lambda: load(worker, "queued_requests") > 0, within=30, what="a queue")
-        assert snapshots.idle_ranks() == frozenset()
+        assert snapshots.read().idle_ranks() == frozenset()
     wait_until_idle(worker)
-    eventually(lambda: snapshots.idle_ranks() == {"0", ""}, within=5, what="an idle rank")
+    eventually(lambda: snapshots.read().idle_ranks() == {"0", ""}, within=5, what="an idle rank")
 
 
 def test_the_counters_give_the_true_cache_hit_rate(stack: Stack) -> None:

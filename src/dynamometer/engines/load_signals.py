@@ -15,7 +15,7 @@ from typing import Final
 
 from dynamometer.engines.ranks import LeadingSeries, RankValue
 from dynamometer.engines.sglang_names import sglang
-from dynamometer.engines.sglang_snapshots import DECODE, PREFILL, LoadSnapshots
+from dynamometer.engines.sglang_snapshots import LoadSnapshots, RankLoads
 from dynamometer.exposition.families import Family, Metadata
 from dynamometer.exposition.numbers import format_number
 from dynamometer.exposition.ordering import sort_key
@@ -23,6 +23,7 @@ from dynamometer.exposition.reuse import UnchangedFamilies
 from dynamometer.exposition.samples import Sample
 from dynamometer.exposition.series import Series
 from dynamometer.names import engine_load, kvstats, labels, name_prefix
+from dynamometer.runtime.record import DECODE, PREFILL
 
 # A request is in one of these queues at a time. SGLang's queue of transfers into the host's memory
 # is omitted, because its requests are also in the transfer queue.
@@ -188,8 +189,9 @@ class EngineLoad:
                 name: reader.read(self._by_name.get(name)) for name, reader in self._readers.items()
             }
         busy = self._phase or any(one.value for name in _LOAD for one in self._gauges[name])
-        idle = self._snapshots.idle_ranks() if busy else frozenset()
-        queues = self._snapshots.queues() if self._phase else {}
+        loads = self._snapshots.read() if busy else RankLoads()
+        idle = loads.idle_ranks()
+        queues = loads.queues() if self._phase else {}
         if changed or (*inputs, idle, queues) != self._last:
             self._last = (*inputs, idle, queues)
             self._derived = self._unchanged.reuse(self._derive(*self._last))
@@ -244,7 +246,10 @@ class EngineLoad:
 
 
 def _phase(families: Iterable[Family]) -> str:
-    """Return `PREFILL` or `DECODE` for the families of such an engine; else an empty string."""
+    """Return the mode of a prefill or decode engine by its families; else an empty string.
+
+    SGLang's label `engine_type` has the values of `Record.mode` there.
+    """
     for family in families:
         if family.metadata.sample_name in _GAUGES and family.samples:
             phase = family.samples[0].series.labels.get(labels.ENGINE_TYPE, "")

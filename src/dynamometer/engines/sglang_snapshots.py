@@ -18,13 +18,15 @@ import os
 import re
 import struct
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from dynamometer.engines import messagepack
 from dynamometer.engines.sglang_names import sglang
+from dynamometer.runtime.record import DECODE, PREFILL
 
 _MAPPING: Final = re.compile(r" (/dev/shm/sglang_loads_\S+\.shm)$", re.MULTILINE)
 _HEADER: Final = struct.Struct("<4sHHI")
@@ -45,9 +47,30 @@ _LOAD: Final = (_RUNNING, _WAITING, "num_total_tokens")
 # The array of prefill and decode: the mode, and the lengths of five queues.
 _DISAGGREGATION: Final = "disaggregation"
 _QUEUES: Final = slice(1, 6)
-# The values of SGLang's label `engine_type`, and of the mode in a snapshot.
-PREFILL: Final = "prefill"
-DECODE: Final = "decode"
+
+
+@dataclass(frozen=True)
+class RankLoads:
+    """The loads of all data-parallel ranks at one moment.
+
+    Attributes:
+        ranks: the snapshot of each rank.
+    """
+
+    ranks: Sequence[messagepack.Value] = ()
+
+    def idle_ranks(self) -> frozenset[str]:
+        """Return the data-parallel ranks without a request, and "" if no rank has one."""
+        idle = {str(rank) for rank, snapshot in enumerate(self.ranks) if _idle(snapshot)}
+        return frozenset(idle | {""} if idle and len(idle) == len(self.ranks) else idle)
+
+    def queues(self) -> Mapping[str, Mapping[str, float]]:
+        """Return the values of gauges of prefill or decode, by rank and name.
+
+        A rank without a valid snapshot, or of an engine that is neither, has no values.
+        """
+        found = {str(rank): _queues(snapshot) for rank, snapshot in enumerate(self.ranks)}
+        return {rank: values for rank, values in found.items() if values}
 
 
 class LoadSnapshots:
@@ -63,33 +86,19 @@ class LoadSnapshots:
         self._path: str | None = None
         self._searched_at = float("-inf")
 
-    def idle_ranks(self) -> frozenset[str]:
-        """Return the data-parallel ranks without a request, and "" if no rank has one.
+    def read(self) -> RankLoads:
+        """Return the present loads.
 
-        Empty if the engine writes no snapshots (another version, another machine), or if this
-        process may not read them.
+        Without ranks if the engine writes no snapshots (another version, another machine), or if
+        this process may not read them.
         """
-        ranks = self._snapshots()
-        idle = {str(rank) for rank, snapshot in enumerate(ranks) if _idle(snapshot)}
-        return frozenset(idle | {""} if idle and len(idle) == len(ranks) else idle)
-
-    def queues(self) -> Mapping[str, Mapping[str, float]]:
-        """Return the current values of gauges of prefill or decode, by rank and name.
-
-        A rank without a valid snapshot, or of an engine that is neither, has no values.
-        """
-        found = {str(rank): _queues(snapshot) for rank, snapshot in enumerate(self._snapshots())}
-        return {rank: values for rank, values in found.items() if values}
-
-    def _snapshots(self) -> list[messagepack.Value]:
-        """Return the snapshot of each rank; an empty list without a file that can be read."""
         ranks = self._read()
         if ranks is None and time.monotonic() - self._searched_at >= _SEARCH_SECONDS:
             self._searched_at = time.monotonic()
             with suppress(OSError):
                 self._path = _find(self._pids())
             ranks = self._read()
-        return ranks or []
+        return RankLoads(ranks or ())
 
     def _read(self) -> list[messagepack.Value] | None:
         """Return the snapshot of each rank; None without a file."""
