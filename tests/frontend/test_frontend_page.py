@@ -378,14 +378,20 @@ class Listed:
         return self.shown
 
 
+def logged(discovery: Listed, fleet: Fleet) -> Follower:
+    """Return a follower whose fleet's changes a frontend logs."""
+    follower = Follower(cast("Discovery", discovery), fleet)
+    runtime = DistributedRuntime()
+    Frontend(follower=follower, metrics=FrontendMetrics(runtime.registry), page=runtime.page)
+    return follower
+
+
 async def test_the_log_says_why_a_process_gets_no_requests(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
     discovery = Listed()
-    follower = Follower(cast("Discovery", discovery), Fleet(engines=kinds.ENGINES))
-    runtime = DistributedRuntime()
-    Frontend(follower=follower, metrics=FrontendMetrics(runtime.registry), page=runtime.page)
+    follower = logged(discovery, Fleet(engines=kinds.ENGINES))
     prefill = Record(
         role=Role.WORKER, id=7, namespace="n", component="c", mode="prefill", models=("m",),
         request_url="http://127.0.0.1:1", state=State.READY,
@@ -402,21 +408,19 @@ def test_the_log_has_the_states_of_the_workers_of_a_model_that_is_not_served(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
-    follower = Follower(cast("Discovery", Listed()), Fleet())
-    runtime = DistributedRuntime()
-    Frontend(follower=follower, metrics=FrontendMetrics(runtime.registry), page=runtime.page)
+    fleet = logged(Listed(), Fleet()).fleet
     worker = Record(
         role=Role.WORKER, id=7, namespace="n", component="c", models=("m",),
         request_url="http://127.0.0.1:1", state=State.READY,
     )  # fmt: skip
-    follower.fleet.update([worker])
-    follower.fleet.update([replace(worker, state=State.UNRESPONSIVE)])
+    fleet.update([worker])
+    fleet.update([replace(worker, state=State.UNRESPONSIVE)])
     assert caplog.messages[-1] == "no worker serves m any longer (1 unresponsive)"
     prefill = replace(worker, mode="prefill", bootstrap="127.0.0.1:1")
     decode = replace(worker, id=8, mode="decode")
-    follower.fleet.update([prefill, decode])
+    fleet.update([prefill, decode])
     assert caplog.messages[-1] == "serving m"
-    follower.fleet.update([prefill, replace(decode, state=State.RESTARTING)])
+    fleet.update([prefill, replace(decode, state=State.RESTARTING)])
     assert caplog.messages[-1] == (
         "m is not served: 'm' has 1 ready prefill worker and no ready decode worker (1 restarting)"
     )
@@ -425,16 +429,14 @@ def test_the_log_has_the_states_of_the_workers_of_a_model_that_is_not_served(
 def test_the_log_says_once_that_aggregated_workers_replace_prefill_and_decode_workers(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    follower = Follower(cast("Discovery", Listed()), Fleet())
-    runtime = DistributedRuntime()
-    Frontend(follower=follower, metrics=FrontendMetrics(runtime.registry), page=runtime.page)
+    fleet = logged(Listed(), Fleet()).fleet
     alone = Record(
         role=Role.WORKER, id=7, namespace="n", component="c", models=("m",),
         request_url="http://127.0.0.1:1", state=State.READY,
     )  # fmt: skip
     prefill = replace(alone, id=8, mode="prefill", bootstrap="127.0.0.1:1")
     decodes = [replace(alone, id=id_, mode="decode") for id_ in (9, 10)]
-    update = follower.fleet.update
+    update = fleet.update
     update([alone])
     assert caplog.messages == []
     update([alone, prefill])
@@ -456,26 +458,24 @@ def test_the_log_says_once_that_aggregated_workers_replace_prefill_and_decode_wo
 def test_the_log_says_once_that_a_worker_fits_none_of_those_that_serve_its_model(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    follower = Follower(cast("Discovery", Listed()), Fleet())
-    runtime = DistributedRuntime()
-    Frontend(follower=follower, metrics=FrontendMetrics(runtime.registry), page=runtime.page)
+    fleet = logged(Listed(), Fleet()).fleet
     decode = Record(
         role=Role.WORKER, id=9, namespace="n", component="c", models=("m",), mode="decode",
         request_url="http://127.0.0.1:1", state=State.READY, engine_info={"kv_block_size": 1},
     )  # fmt: skip
     prefill = replace(decode, id=8, mode="prefill", bootstrap="127.0.0.1:1")
     other = replace(prefill, id=7, engine_info={"kv_block_size": 16})
-    follower.fleet.update([prefill, decode])
+    fleet.update([prefill, decode])
     assert caplog.messages == []
-    follower.fleet.update([prefill, decode, other])
-    follower.fleet.update([prefill, decode, other, replace(decode, id=10)])
+    fleet.update([prefill, decode, other])
+    fleet.update([prefill, decode, other, replace(decode, id=10)])
     (text,) = caplog.messages
     assert text == (
         "1 prefill worker gets no requests for m: kv_block_size is 16 at prefill worker "
         f"{7:016x} and 1 at decode worker {9:016x}"
     )
     caplog.clear()
-    follower.fleet.update([prefill, decode, replace(decode, id=11, namespace="other")])
+    fleet.update([prefill, decode, replace(decode, id=11, namespace="other")])
     (text,) = caplog.messages
     assert text == (
         "1 decode worker gets no requests for m: namespace is 'n' at prefill worker "
