@@ -6,8 +6,8 @@ has content, or the prefill worker has answered: each earlier error of one of th
 status. The prefill worker may answer later than the decode worker, and its answer is dropped.
 
 If one of the two fails before that, the connection to the other one is closed at once, because its
-engine would wait for minutes. For the same reason, the request then ends when one of the two is no
-longer ready in discovery. A worker that drains finishes the request.
+engine would wait for minutes. For the same reason, the request then ends when discovery shows that
+one of the two is not ready. A worker that drains finishes the request.
 
 Only two outcomes prove that neither engine has the request: one of the workers accepts no
 connection before anything was sent, or both answer with the header `relay.RETRY_HEADER`.
