@@ -81,15 +81,19 @@ class Worker:
         (first,) = [child for child in children if child.name() != "py-spy"]
         return first
 
-    @property
-    def scheduler(self) -> psutil.Process:
-        """The only scheduler of the engine."""
+    def titled(self, title: str) -> psutil.Process:
+        """Return the only process of the engine with a title, such as `scheduler`."""
         (found,) = [
             child
             for child in self.engine.children(recursive=True)
-            if child.cmdline()[:1] == ["sglang::scheduler"]
+            if child.cmdline()[:1] == [f"sglang::{title}"]
         ]
         return found
+
+    @property
+    def scheduler(self) -> psutil.Process:
+        """The only scheduler of the engine."""
+        return self.titled("scheduler")
 
     @property
     def engine_url(self) -> str:

@@ -107,14 +107,7 @@ def in_flight(worker: Worker) -> float:
 
 def find(worker: Worker, title: str) -> psutil.Process:
     """Return the process of the engine with a title; the first process if the title is `server`."""
-    if title == "server":
-        return worker.engine
-    (found,) = [
-        child
-        for child in worker.engine.children(recursive=True)
-        if child.cmdline()[:1] == [f"sglang::{title}"]
-    ]
-    return found
+    return worker.engine if title == "server" else worker.titled(title)
 
 
 @contextlib.contextmanager
